@@ -1,0 +1,1 @@
+"""pyggml: ggml in pure Python."""

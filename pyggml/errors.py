@@ -1,0 +1,40 @@
+"""The errors that users see: each message is one line that names the culprit and the numbers.
+
+Owns the hierarchy only; knows nothing of who raises what. A failure of our own is an `assert`, never one of these.
+"""
+
+
+class PyggmlError(Exception):
+    """Base of every error that is somebody else's doing: a file, a flag, a message, a peer."""
+
+
+class ShapeError(PyggmlError):
+    """Operands whose types, shapes, strides or parameters do not fit the op."""
+
+
+class UnsupportedError(PyggmlError):
+    """Well-formed, but nothing here computes it."""
+
+
+class GGUFError(PyggmlError):
+    """A model file that is damaged, or not a GGUF file."""
+
+
+class ModelError(PyggmlError):
+    """A model file whose metadata or tensors do not make a model that is known here."""
+
+
+class TokenizerError(PyggmlError):
+    """A vocabulary that is damaged or of an unknown kind, or text that it cannot encode."""
+
+
+class ContextError(PyggmlError):
+    """More tokens than the context holds."""
+
+
+class DeviceError(PyggmlError):
+    """An unknown device, memory that is not there, or a device that failed."""
+
+
+class ComputeError(PyggmlError):
+    """A graph that stopped: an index out of range, or aborted."""
