@@ -1,0 +1,150 @@
+"""What a device must be able to do: the contract between engine, scheduler and every backend.
+
+Owns the abstract classes and the list of devices; knows no kernel and no network. The shape follows
+ggml-backend-impl.h: a Device tells facts and hands out Buffers, a Backend computes on it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from enum import Enum
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyggml.errors import DeviceError, ShapeError, UnsupportedError
+from pyggml.ops import VIEW_OPS, check
+
+if TYPE_CHECKING:
+    from pyggml.graph import Graph
+    from pyggml.tensor import Tensor
+
+Bytes = bytes | bytearray | memoryview | NDArray[np.uint8]
+
+
+class Kind(Enum):
+    """CPU is this machine's own; layers are offloaded to GPU kinds (also remote ones)."""
+
+    CPU = "CPU"
+    GPU = "GPU"
+
+
+class Usage(Enum):
+    ANY = 0
+    WEIGHTS = 1
+    COMPUTE = 2
+
+
+class Buffer(ABC):
+    """`size` bytes of a device's memory. `base` is the address of its first byte in the device's own space."""
+
+    device: Device
+    base: int
+    size: int
+    usage: Usage
+
+    @abstractmethod
+    def set(self, tensor: Tensor, data: Bytes, offset: int = 0) -> None:
+        """Write `data` at `offset` bytes into the tensor."""
+
+    @abstractmethod
+    def get(self, tensor: Tensor, offset: int = 0, size: int | None = None) -> bytes:
+        """Read `size` bytes (all of the tensor) from `offset`."""
+
+    @abstractmethod
+    def memset(self, tensor: Tensor, value: int, offset: int = 0, size: int | None = None) -> None:
+        """Fill `size` bytes of the tensor (all of it) with one byte value."""
+
+    @abstractmethod
+    def clear(self, value: int) -> None:
+        """Fill the whole buffer with one byte value."""
+
+    @abstractmethod
+    def copy(self, src: Tensor, dst: Tensor) -> bool:
+        """Copy src's bytes to dst (which lives here) without passing through the host; False = cannot."""
+
+    @abstractmethod
+    def free(self) -> None:
+        """Give the memory back; twice does nothing."""
+
+    def place(self, tensor: Tensor, offset: int) -> None:
+        """Let the tensor live `offset` bytes from the base."""
+        assert offset >= 0 and offset + tensor.nbytes <= self.size, (tensor, offset, tensor.nbytes, self.size)
+        tensor.buffer = self
+        tensor.data = self.base + offset
+
+
+class Plan:
+    """A graph made ready to run again and again; the tensors' places are fixed, their contents are not."""
+
+
+class Backend(ABC):
+    """A device with what it needs to compute: threads, a stream, a connection."""
+
+    device: Device
+
+    @abstractmethod
+    def plan(self, graph: Graph) -> Plan:
+        """Make ready. All tensors are placed. Raises UnsupportedError naming the node that cannot be computed."""
+
+    @abstractmethod
+    def compute(self, plan: Plan) -> None:
+        """Run to the end, or, where results are only seen through `get`, hand over in order. Raises ComputeError."""
+
+    def synchronize(self) -> None:  # noqa: B027
+        """Return when everything handed over is done. Optional: for backends that compute asynchronously."""
+
+    def abort(self) -> None:  # noqa: B027
+        """Make a running `compute` end early with ComputeError; may be called from another thread. Optional."""
+
+    def close(self) -> None:  # noqa: B027
+        """Give threads and connections back. Optional."""
+
+
+class Device(ABC):
+    name: str
+    description: str
+    kind: Kind
+    alignment: int = 64
+    max_size: int = 2**64 - 1
+
+    @abstractmethod
+    def memory(self) -> tuple[int, int]:
+        """Bytes (free, total)."""
+
+    @abstractmethod
+    def why_not(self, node: Tensor) -> str | None:
+        """Why this well-formed node cannot be computed here; None = it can. Called after ops.check passed."""
+
+    @abstractmethod
+    def alloc_buffer(self, size: int, usage: Usage = Usage.ANY) -> Buffer:
+        """Raises DeviceError when the memory is not there."""
+
+    @abstractmethod
+    def open(self, n_threads: int | None = None) -> Backend:
+        """Raises DeviceError."""
+
+    def alloc_size(self, tensor: Tensor) -> int:
+        """Bytes to set aside for a tensor: at least its nbytes."""
+        return tensor.nbytes
+
+    def supports_op(self, node: Tensor) -> bool:
+        """True exactly when `compute` of this node succeeds."""
+        if node.op in VIEW_OPS:
+            return True
+        try:
+            check(node)
+        except (ShapeError, UnsupportedError):
+            return False
+        return self.why_not(node) is None
+
+
+def extra_devices(kind: str, spec: str) -> list[Device]:
+    """Devices of a backend that another package brings (entry-point group `pyggml.backends`), e.g. kind "rpc"."""
+    found = entry_points(group="pyggml.backends", name=kind)
+    for entry in found:
+        devices: list[Device] = entry.load()(spec)
+        return devices
+    raise DeviceError(f"no backend named {kind!r} is installed")

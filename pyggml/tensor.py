@@ -1,0 +1,161 @@
+"""Tensor: what a node or leaf of a graph is. Owns shapes, strides and views; does no arithmetic and knows no device.
+
+Up to 4 dimensions, `ne[0]` innermost; strides `nb` in bytes; the fields are those of `struct ggml_tensor` (ggml.h).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from enum import IntFlag
+from math import prod
+from typing import TYPE_CHECKING
+
+from pyggml.dtypes import SIZES, GGMLType, row_size
+from pyggml.errors import ShapeError
+
+if TYPE_CHECKING:
+    from pyggml.backend.base import Buffer
+
+MAX_SRC = 10
+MAX_NAME = 64
+OP_PARAMS_BYTES = 64
+NO_PARAMS = bytes(OP_PARAMS_BYTES)
+
+
+class Flag(IntFlag):
+    INPUT = 1
+    OUTPUT = 2
+    PARAM = 4
+    LOSS = 8
+    COMPUTE = 16
+
+
+class Tensor:
+    """`type`, `ne`, `nb`, the op that makes it, and where it lives.
+
+    `data` is an address in the own space of `buffer`'s device; 0 means not placed yet. `view_src` is always the root
+    of a chain of views and `view_offs` the distance from its data in bytes.
+    """
+
+    __slots__ = (
+        "buffer",
+        "data",
+        "flags",
+        "name",
+        "nb",
+        "ne",
+        "op",
+        "op_params",
+        "src",
+        "type",
+        "view_offs",
+        "view_src",
+    )
+
+    def __init__(
+        self,
+        dtype: GGMLType,
+        ne: Sequence[int],
+        nb: tuple[int, int, int, int] | None = None,
+        *,
+        op: int = 0,
+        op_params: bytes = NO_PARAMS,
+        src: Sequence[Tensor | None] = (),
+        view_src: Tensor | None = None,
+        view_offs: int = 0,
+        flags: int = 0,
+        name: str = "",
+    ) -> None:
+        if not 1 <= len(ne) <= 4:
+            raise ShapeError(f"{name or 'tensor'}: {len(ne)} dimensions, 1 to 4 are possible")
+        if any(n < 0 for n in ne):
+            raise ShapeError(f"{name or 'tensor'}: negative dimension in {list(ne)}")
+        a, b, c, d = (*ne, 1, 1, 1)[:4]
+        self.type = dtype
+        self.ne: tuple[int, int, int, int] = (a, b, c, d)
+        self.nb: tuple[int, int, int, int] = nb if nb is not None else contiguous_strides(dtype, self.ne)
+        self.op = op
+        self.op_params = op_params
+        self.flags = flags
+        self.src = tuple(src)
+        self.view_src = view_src
+        self.view_offs = view_offs
+        self.name = name
+        self.buffer: Buffer | None = None
+        self.data = 0
+
+    def __repr__(self) -> str:
+        return f"<Tensor {self.name or '?'} {self.type.name} {list(self.ne)} op {self.op}>"
+
+    @property
+    def nelements(self) -> int:
+        return prod(self.ne)
+
+    @property
+    def nrows(self) -> int:
+        return self.ne[1] * self.ne[2] * self.ne[3]
+
+    @property
+    def n_dims(self) -> int:
+        """Dimensions up to the last one that is not 1, at least 1 (ggml.c: ggml_n_dims)."""
+        return max((i + 1 for i in range(4) if self.ne[i] != 1), default=1)
+
+    @property
+    def nbytes(self) -> int:
+        """Distance from the first byte to the end of the last one, strides included (ggml.c: ggml_nbytes)."""
+        if not all(self.ne):
+            return 0
+        size = SIZES[self.type]
+        rest = sum((n - 1) * b for n, b in zip(self.ne[1:], self.nb[1:], strict=True))
+        if size.block_size == 1:
+            return size.type_size + (self.ne[0] - 1) * self.nb[0] + rest
+        return self.ne[0] * self.nb[0] // size.block_size + rest
+
+    @property
+    def is_contiguous(self) -> bool:
+        return self.is_contiguous_from(0)
+
+    def is_contiguous_from(self, dim: int) -> bool:
+        """Whether elements lie densely, dimensions 1 to `dim` allowed to be padded (ggml.c: ggml_is_contiguous_n)."""
+        size = SIZES[self.type]
+        step = size.type_size
+        if self.ne[0] != size.block_size and self.nb[0] != step:
+            return False
+        step *= self.ne[0] // size.block_size
+        for i in range(1, 4):
+            if i > dim:
+                if self.ne[i] != 1 and self.nb[i] != step:
+                    return False
+                step *= self.ne[i]
+            else:
+                step = self.ne[i] * self.nb[i]
+        return True
+
+    @property
+    def is_transposed(self) -> bool:
+        return self.nb[0] > self.nb[1]
+
+    @property
+    def is_view(self) -> bool:
+        return self.view_src is not None
+
+    def param_i32(self, index: int) -> int:
+        value: int = struct.unpack_from("<i", self.op_params, 4 * index)[0]
+        return value
+
+    def param_f32(self, index: int) -> float:
+        value: float = struct.unpack_from("<f", self.op_params, 4 * index)[0]
+        return value
+
+
+def contiguous_strides(dtype: GGMLType, ne: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    """Strides in bytes of a dense tensor. Raises ShapeError when a row is no whole number of blocks."""
+    nb1 = row_size(dtype, ne[0])
+    nb2 = nb1 * ne[1]
+    return SIZES[dtype].type_size, nb1, nb2, nb2 * ne[2]
+
+
+def pack_params(layout: str, *values: float) -> bytes:
+    """op_params from a struct layout of `i` and `f`, padded with zeros to 64 bytes."""
+    return struct.pack("<" + layout, *values).ljust(OP_PARAMS_BYTES, b"\0")
