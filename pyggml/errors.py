@@ -38,3 +38,7 @@ class DeviceError(PyggmlError):
 
 class ComputeError(PyggmlError):
     """A graph that stopped: an index out of range, or aborted."""
+
+
+class SamplerError(PyggmlError):
+    """A sampling parameter out of its range, an unknown stage, or logits that leave no token to choose."""

@@ -1,0 +1,103 @@
+"""The sampler chain: an ordered list of stages, and the state between tokens.
+
+Owns the order and what goes in and out; must not know any stage's formula.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pyggml.errors import SamplerError
+from pyggml.sampler.candidates import F32, I32, Candidates, softmax
+from pyggml.sampler.params import SamplerParams
+from pyggml.sampler.stages import STAGES, Dist, LogitBias, Stage, samplers_from_names
+
+
+class SamplerChain:
+    """Logits in, token out: llama.cpp's common_sampler (common/sampling.cpp) without the grammar.
+
+    The same parameters, seed and logits give the same tokens. `stages` may be given instead of those that the
+    parameters make; the last one has to select. Raises SamplerError for a biased token outside the vocabulary.
+    """
+
+    def __init__(self, params: SamplerParams, n_vocab: int, stages: Sequence[Stage] | None = None) -> None:
+        self.params = params
+        self.n_vocab = n_vocab
+        self.candidates: Candidates | None = None  # what the last draw left; None before the first
+        self.stages = list(stages) if stages is not None else self._build()
+        self._ids: I32 = np.arange(n_vocab, dtype=np.int32)
+        self._ids.flags.writeable = False
+
+    def _build(self) -> list[Stage]:
+        p = self.params
+        bias = LogitBias.from_params(p)
+        outside = bias.tokens[bias.tokens >= self.n_vocab]
+        if len(outside):
+            raise SamplerError(f"--logit-bias: token {outside[0]} is not in the vocabulary of {self.n_vocab}")
+        ordered = [STAGES[name].from_params(p) for name in samplers_from_names(p.samplers)]
+        return [*([] if bias.disabled else [bias]), *ordered, Dist.from_params(p)]
+
+    def sample(self, logits: F32) -> int:
+        """The next token, accepted. `logits`: (n_vocab,) f32, read only.
+
+        A token whose logit is NaN is never chosen; +inf counts as the largest f32. Raises SamplerError when no token
+        is left (every logit NaN or -inf), or when no stage selects.
+        """
+        token = self.draw(logits)
+        self.accept(token)
+        return token
+
+    def draw(self, logits: F32) -> int:
+        """As `sample`, without accepting the token (the random numbers do advance)."""
+        logits = np.asarray(logits, np.float32)
+        if logits.shape != (self.n_vocab,):
+            raise SamplerError(f"logits of shape {logits.shape} for a vocabulary of {self.n_vocab}")
+        top = logits.max()  # NaN if any is
+        if not np.isfinite(top):
+            logits = np.nan_to_num(logits, nan=-np.inf, posinf=None, neginf=-np.inf)
+            if logits.max() == -np.inf:
+                raise SamplerError(f"no token is left to choose: all {self.n_vocab} logits are NaN or -inf")
+        c = self.candidates = Candidates(self._ids, logits)
+        with np.errstate(all="ignore"):  # inf is a result here: extreme biases and temperatures are the user's choice
+            for stage in self.stages:
+                if not stage.disabled:
+                    stage.apply(c)
+        if c.selected < 0:
+            raise SamplerError(f"no stage of the chain selects a token: {self}")
+        return int(c.ids[c.selected])
+
+    @property
+    def probs(self) -> tuple[I32, F32]:
+        """Token ids and probabilities of the last draw's candidates, the most likely first; p adds up to 1."""
+        assert self.candidates is not None, "nothing drawn yet"
+        c = self.candidates
+        if c.p is None:
+            softmax(c)
+        assert c.p is not None
+        order = np.argsort(-c.p, kind="stable")
+        return c.ids[order], c.p[order]
+
+    @property
+    def seed(self) -> int | None:
+        """The seed in use, also when it was chosen at random; None without a random stage."""
+        return next((stage.seed_cur for stage in reversed(self.stages) if isinstance(stage, Dist)), None)
+
+    def accept(self, token: int) -> None:
+        """Tells the stages of a token of the text: those of the prompt, and any drawn without `sample`."""
+        assert 0 <= token < self.n_vocab, (token, self.n_vocab)
+        for stage in self.stages:
+            stage.accept(token)
+
+    def reset(self) -> None:
+        """As newly made: no history, the random numbers from the start (a random seed is chosen again)."""
+        self.candidates = None
+        for stage in self.stages:
+            stage.reset()
+
+    def clone(self) -> "SamplerChain":
+        """A chain that goes on exactly as this one would, independently of it."""
+        return SamplerChain(self.params, self.n_vocab, [stage.clone() for stage in self.stages])
+
+    def __str__(self) -> str:
+        """llama.cpp's "sampler chain:" line (common_sampler_print); "?" marks a stage that changes nothing."""
+        return " -> ".join(["logits", *map(str, self.stages)])
