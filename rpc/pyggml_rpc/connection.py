@@ -1,0 +1,361 @@
+"""Both ends of one connection as state machines: bytes in, events out. Owns framing, order and lengths.
+
+It must not know a socket, a device, or what a tensor means. The owner loops:
+
+    n = sock.recv_into(connection.space()); connection.received(n)       # n = 0: the peer closed
+    while (event := connection.next_event()) is not None: ...            # None: needs more bytes
+
+`next_event` raises RemoteProtocolError when the peer breaks the rules, and goes on raising it. What is stored is bounded:
+one inbox of fixed size, and one graph of at most `max_graph` bytes whose memory grows only as its bytes arrive. The data
+of a tensor is never stored: its head is an event, and the owner hands over the memory that it belongs in.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from enum import Enum, unique
+from typing import TypeAlias
+
+from pyggml_rpc.errors import RemoteProtocolError
+from pyggml_rpc.wire import (
+    COMMANDS,
+    HELLO_REPLY,
+    PROTOCOL,
+    Command,
+    Record,
+    Rest,
+    Version,
+    pack_header,
+    unpack,
+)
+
+Piece: TypeAlias = bytes | bytearray | memoryview
+
+INBOX = 1 << 16
+FIRST_STEP = 1 << 16  # a graph's memory begins so small and doubles as its bytes arrive
+MAX_GRAPH = 1 << 26
+
+
+@dataclass(frozen=True)
+class Request:
+    """A whole request. For GRAPH_COMPUTE the body includes the ids and records behind its fixed part."""
+
+    command: Command
+    body: Piece
+
+    @property
+    def record(self) -> Record:
+        return unpack(COMMANDS[self.command].request, self.body)
+
+
+@dataclass(frozen=True)
+class TensorHead:
+    """The head of SET_TENSOR: `size` bytes follow; give their memory to `receive_into` before asking for more."""
+
+    record: Record
+    size: int
+    command: Command = Command.SET_TENSOR
+
+
+@dataclass(frozen=True)
+class TensorBody:
+    """The bytes announced by the last TensorHead have arrived where `receive_into` said."""
+
+    command: Command = Command.SET_TENSOR
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer. Bytes of a tensor are not in it: they went into the memory given with the request."""
+
+    command: Command
+    record: Record
+
+
+@dataclass(frozen=True)
+class Closed:
+    """The peer closed between two frames."""
+
+
+@unique
+class State(Enum):
+    HEADER = "a header"
+    BODY = "the body"
+    MEMORY = "the place"  # the owner has not said yet where the data goes
+    DATA = "the data"
+    ENDED = "nothing"
+
+
+class _Receiver:
+    """Where received bytes wait: in a bounded inbox, or already in the memory they belong in."""
+
+    def __init__(self) -> None:
+        self._inbox = memoryview(bytearray(INBOX))
+        self._start = 0
+        self._end = 0
+        self._target: memoryview | None = None
+        self._filled = 0
+        self._direct = False
+        self._eof = False
+        self._error: RemoteProtocolError | None = None
+
+    def space(self) -> memoryview:
+        """Where the next bytes from the peer belong; never empty once `next_event` has returned None."""
+        left = 0 if self._target is None else len(self._target) - self._filled
+        self._direct = self._start == self._end and left >= INBOX // 2
+        if self._direct:
+            assert self._target is not None
+            return self._target[self._filled :]
+        if self._start:
+            waiting = self._end - self._start
+            self._inbox[:waiting] = self._inbox[self._start : self._end]
+            self._start, self._end = 0, waiting
+        return self._inbox[self._end :]
+
+    def received(self, count: int) -> None:
+        """`count` bytes were written to the start of what `space` returned; 0 means that the peer closed."""
+        if count == 0:
+            self._eof = True
+        elif self._direct:
+            self._filled += count
+        else:
+            self._end += count
+            assert self._end <= INBOX, "received more than space() offered"
+
+    def _take(self, count: int) -> bytes | None:
+        if self._end - self._start < count:
+            return None
+        taken = self._inbox[self._start : self._start + count].tobytes()
+        self._start += count
+        return taken
+
+    def _aim(self, target: memoryview | None) -> None:
+        self._target, self._filled = target, 0
+
+    def _fill(self) -> bool:
+        """Move what waits in the inbox to the target; true when the target is full."""
+        assert self._target is not None
+        count = min(self._end - self._start, len(self._target) - self._filled)
+        if count:
+            self._target[self._filled : self._filled + count] = self._inbox[self._start : self._start + count]
+            self._filled += count
+            self._start += count
+        return self._filled == len(self._target)
+
+    @property
+    def _waiting(self) -> int:
+        return self._end - self._start
+
+    def _fail(self, message: str) -> RemoteProtocolError:
+        self._error = RemoteProtocolError(message)
+        return self._error
+
+
+class ServerConnection(_Receiver):
+    """The server's end: requests come out, replies go in. Requests are answered strictly in order."""
+
+    def __init__(self, max_graph: int = MAX_GRAPH) -> None:
+        super().__init__()
+        self._max_graph = max_graph
+        self._state = State.HEADER
+        self._command = Command.HELLO
+        self._length = 0
+        self._greeted = False
+        self._owed: Command | None = None
+
+    def next_event(self) -> Request | TensorHead | TensorBody | Closed | None:
+        if self._error is not None:
+            raise self._error
+        assert self._owed is None, f"{self._owed!r} has not been answered"
+        assert self._state is not State.MEMORY, "receive_into() has not been called"
+        event = self._advance()
+        if event is None and self._eof:
+            if self._state is State.HEADER and not self._waiting:
+                self._state = State.ENDED
+                return Closed()
+            where = self._state.value if self._state is State.HEADER else f"{self._state.value} of {self._command.name}"
+            raise self._fail(f"closed in the middle of {where}")
+        return event
+
+    def _advance(self) -> Request | TensorHead | TensorBody | None:
+        if self._state is State.HEADER and not self._read_header():
+            return None
+        if self._state is State.DATA:
+            if not self._fill():
+                return None
+            self._aim(None)
+            self._state = State.HEADER
+            return TensorBody()
+        if self._state is not State.BODY:
+            return None
+        message = COMMANDS[self._command]
+        if message.request_rest is Rest.GRAPH:
+            graph = self._read_graph()
+            return None if graph is None else Request(self._command, graph)
+        body = self._take(message.request.itemsize)
+        if body is None:
+            return None
+        if message.request_rest is Rest.DATA:
+            self._state = State.MEMORY
+            return TensorHead(unpack(message.request, body), self._length - len(body))
+        self._state = State.HEADER
+        self._owed = self._command if message.reply is not None else None
+        return Request(self._command, body)
+
+    def _read_header(self) -> bool:
+        header = self._take(9)
+        if header is None:
+            # a first byte that is no HELLO is refused at once: its sender may never send eight more
+            if self._waiting and not self._greeted and self._inbox[self._start] != Command.HELLO:
+                raise self._fail(f"the first request is command {self._inbox[self._start]}, not HELLO")
+            return False
+        number, length = header[0], int.from_bytes(header[1:], "little")
+        if not self._greeted and number != Command.HELLO:
+            raise self._fail(f"the first request is command {number}, not HELLO")
+        if number >= len(Command):
+            raise self._fail(f"unknown command {number}")
+        command = Command(number)
+        if command is Command.HELLO and self._greeted:
+            raise self._fail("a second HELLO")
+        message = COMMANDS[command]
+        fixed = message.request.itemsize
+        if command is Command.HELLO and length != fixed:
+            raise self._fail(
+                f"HELLO of {length} bytes, not {fixed}: the client is older than this server's protocol {PROTOCOL}"
+            )
+        if message.request_rest is Rest.NOTHING and length != fixed:
+            raise self._fail(f"{command.name} of {length} bytes, not {fixed}")
+        if message.request_rest is Rest.DATA and length < fixed:
+            raise self._fail(f"{command.name} of {length} bytes, at least {fixed} are needed")
+        if message.request_rest is Rest.GRAPH:
+            if not fixed + 4 <= length <= self._max_graph:
+                raise self._fail(f"{command.name} of {length} bytes, not within {fixed + 4} to {self._max_graph}")
+            self._aim(memoryview(bytearray(min(length, FIRST_STEP))))
+        self._greeted = True
+        self._state, self._command, self._length = State.BODY, command, length
+        return True
+
+    def _read_graph(self) -> memoryview | None:
+        while self._fill():
+            assert self._target is not None
+            done = self._target
+            if len(done) == self._length:
+                self._aim(None)
+                self._state = State.HEADER
+                return done
+            larger = memoryview(bytearray(min(self._length, 2 * len(done))))
+            larger[: len(done)] = done
+            self._target, self._filled = larger, len(done)
+        return None
+
+    def receive_into(self, memory: memoryview) -> None:
+        """Where the bytes announced by the last TensorHead go: exactly as many, writable."""
+        assert self._state is State.MEMORY, "no TensorHead is waiting"
+        memory = memory.cast("B")
+        assert len(memory) == self._length - COMMANDS[self._command].request.itemsize and not memory.readonly
+        self._aim(memory)
+        self._state = State.DATA
+
+    def reply(self, *pieces: Piece) -> list[Piece]:
+        """The frame that answers the last request, as pieces to send in order."""
+        assert self._owed is not None, "nothing to answer"
+        message = COMMANDS[self._owed]
+        length = sum(len(piece) for piece in pieces)
+        assert message.reply is not None
+        assert message.reply_rest is Rest.DATA or length == message.reply.itemsize, (self._owed, length)
+        self._owed = None
+        return [length.to_bytes(8, "little"), *pieces]
+
+
+class ClientConnection(_Receiver):
+    """The client's end: requests go in, replies come out. Any number of requests may be under way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._greeted = False
+        self._pending: deque[tuple[Command, memoryview | None]] = deque()
+        self._in_body = False
+        self.version: Version | None = None  # the server's, once it has answered HELLO
+
+    def request(
+        self, command: Command, body: Piece = b"", data: Piece | None = None, into: memoryview | None = None
+    ) -> list[Piece]:
+        """The frame of a request, as pieces to send in order.
+
+        `data`: what SET_TENSOR carries behind its head (not copied). `into`: the writable memory that GET_TENSOR's
+        reply goes into; its length is the length that the reply must have.
+        """
+        message = COMMANDS[command]
+        assert self._greeted or command is Command.HELLO, "HELLO comes first"
+        assert not (self._greeted and command is Command.HELLO), "HELLO comes once"
+        assert message.request_rest is Rest.GRAPH or len(body) == message.request.itemsize, (command, len(body))
+        assert (data is not None) == (message.request_rest is Rest.DATA)
+        assert (into is not None) == (message.reply_rest is Rest.DATA)
+        self._greeted = True
+        if message.reply is not None:
+            self._pending.append((command, None if into is None else into.cast("B")))
+        size = len(body) + (0 if data is None else len(data))
+        head = pack_header(command, size)
+        if message.request_rest is Rest.GRAPH:
+            return [head, body]
+        return [head + body] if not data else [head + body, data]
+
+    @property
+    def waiting_for(self) -> Command | None:
+        """The oldest request whose reply has not come."""
+        return self._pending[0][0] if self._pending else None
+
+    def next_event(self) -> Reply | Closed | None:
+        if self._error is not None:
+            raise self._error
+        event = self._advance()
+        if event is None and self._eof:
+            if self._pending:
+                command = self._pending[0][0].name
+                raise self._fail(f"the server closed the connection in place of an answer to {command}")
+            return Closed()
+        return event
+
+    def _advance(self) -> Reply | None:
+        if not self._pending:
+            if self._waiting:
+                raise self._fail(f"the server sent {self._waiting} bytes that nobody asked for")
+            return None
+        command, into = self._pending[0]
+        layout = COMMANDS[command].reply
+        assert layout is not None
+        if not self._in_body:
+            header = self._take(8)
+            if header is None:
+                return None
+            expected = layout.itemsize if into is None else len(into)
+            length = int.from_bytes(header, "little")
+            if length != expected:
+                raise self._fail(f"the reply to {command.name} has {length} bytes, not {expected}")
+            self._in_body = True
+            self._aim(into)
+        if into is not None:
+            if not self._fill():
+                return None
+            body = b""
+        else:
+            taken = self._take(layout.itemsize)
+            if taken is None:
+                return None
+            body = taken
+        self._pending.popleft()
+        self._in_body = False
+        self._aim(None)
+        record = unpack(layout, body)
+        if command is Command.HELLO:
+            self._check_version(record)
+        return Reply(command, record)
+
+    def _check_version(self, hello: Record) -> None:
+        assert hello.dtype == HELLO_REPLY
+        major, minor, patch = (int(hello[field][0]) for field in ("major", "minor", "patch"))
+        self.version = Version(major, minor, patch)
+        if self.version != PROTOCOL:
+            older = "the server" if self.version < PROTOCOL else "this client"
+            raise self._fail(
+                f"the server speaks protocol {self.version}, this client {PROTOCOL}: {older} needs an upgrade"
+            )

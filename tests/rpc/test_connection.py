@@ -1,0 +1,344 @@
+"""Framing: every message whole, byte by byte, with trailing bytes, and split anywhere."""
+
+import itertools
+from collections.abc import Iterable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyggml_rpc.connection import (
+    INBOX,
+    ClientConnection,
+    Closed,
+    Reply,
+    Request,
+    ServerConnection,
+    TensorBody,
+    TensorHead,
+)
+from pyggml_rpc.errors import RemoteProtocolError
+from pyggml_rpc.wire import COMMANDS, HELLO_REPLY, PROTOCOL, Command, Rest, pack, pack_header
+
+HELLO = pack_header(Command.HELLO, 24) + bytes(24)
+HELLO_BODY = pack(HELLO_REPLY, major=7)
+
+
+def body_of(command: Command) -> bytes:
+    rng = np.random.default_rng(command)
+    body = rng.integers(0, 256, COMMANDS[command].request.itemsize, np.uint8).tobytes()
+    if command is Command.HELLO:
+        return bytes(24)
+    if COMMANDS[command].request_rest is Rest.NOTHING:
+        return body
+    return body + rng.integers(0, 256, 1000, np.uint8).tobytes()
+
+
+class Owner:
+    """Feeds a server connection in given chunks and does what an owner must: gives memory, answers."""
+
+    def __init__(self, connection: ServerConnection) -> None:
+        self.connection = connection
+        self.seen: list[tuple[Command, bytes]] = []
+        self.head = b""
+        self.memory = bytearray()
+
+    def feed(self, chunks: Iterable[bytes]) -> "Owner":
+        for chunk in chunks:
+            while chunk:
+                space = self.connection.space()
+                assert space, "an undrained connection"
+                count = min(len(space), len(chunk))
+                space[:count] = chunk[:count]
+                self.connection.received(count)
+                chunk = chunk[count:]
+                self.drain()
+        return self
+
+    def drain(self) -> object:
+        while (event := self.connection.next_event()) is not None:
+            if isinstance(event, Closed):
+                return event
+            if isinstance(event, Request):
+                self.seen.append((event.command, bytes(event.body)))
+                message = COMMANDS[event.command]
+                if message.reply is not None:
+                    self.connection.reply(bytes(message.reply.itemsize))
+            elif isinstance(event, TensorHead):
+                self.head = event.record.tobytes()
+                self.memory = bytearray(event.size)
+                self.connection.receive_into(memoryview(self.memory))
+            else:
+                assert isinstance(event, TensorBody)
+                self.seen.append((event.command, self.head + bytes(self.memory)))
+        return None
+
+
+def bytewise(data: bytes) -> list[bytes]:
+    return [data[i : i + 1] for i in range(len(data))]
+
+
+@pytest.mark.parametrize("command", [c for c in Command if c is not Command.HELLO], ids=lambda c: c.name)
+@pytest.mark.parametrize("split", ["whole", "byte by byte", "trailing"])
+def test_request(command: Command, split: str) -> None:
+    body = body_of(command)
+    frame = pack_header(command, len(body)) + body
+    owner = Owner(ServerConnection()).feed([HELLO])
+    if split == "whole":
+        owner.feed([frame])
+    elif split == "byte by byte":
+        owner.feed(bytewise(frame)[:-1])
+        assert len(owner.seen) == 1, "the last byte has not come"
+        owner.feed([frame[-1:]])
+    else:
+        owner.feed([frame + frame[:5]])
+        assert len(owner.seen) == 2
+        owner.feed([frame[5:]])
+        assert owner.seen.pop() == (command, body)
+    assert owner.seen == [(Command.HELLO, bytes(24)), (command, body)]
+
+
+def split_at(data: bytes, cuts: list[int]) -> list[bytes]:
+    ends = sorted({min(c, len(data)) for c in cuts} | {0, len(data)})
+    return [data[a:b] for a, b in itertools.pairwise(ends)]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.sampled_from([c for c in Command if c is not Command.HELLO]), max_size=12), st.data())
+def test_any_sequence_split_anywhere(commands: list[Command], data: st.DataObject) -> None:
+    expected = [(Command.HELLO, bytes(24)), *((c, body_of(c)) for c in commands)]
+    stream = b"".join(pack_header(c, len(body)) + body for c, body in expected)
+    cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=40))
+    owner = Owner(ServerConnection()).feed(split_at(stream, cuts))
+    assert owner.seen == expected
+    owner.connection.received(0)
+    assert owner.drain() == Closed()
+
+
+@pytest.mark.parametrize("size", [0, 1, INBOX - 1, INBOX, INBOX + 1, 5 * INBOX + 17])
+@pytest.mark.parametrize("chunk", [997, INBOX, 1 << 20])
+def test_data_of_any_size_goes_where_it_belongs(size: int, chunk: int) -> None:
+    data = np.random.default_rng(size).integers(0, 256, 305 + size, np.uint8).tobytes()
+    after = pack_header(Command.DEVICE_COUNT, 0)
+    stream = HELLO + pack_header(Command.SET_TENSOR, len(data)) + data + after
+    owner = Owner(ServerConnection()).feed(stream[i : i + chunk] for i in range(0, len(stream), chunk))
+    assert owner.seen[1:] == [(Command.SET_TENSOR, data), (Command.DEVICE_COUNT, b"")]
+
+
+@pytest.mark.parametrize("size", [12, INBOX, 300_001])
+def test_a_large_graph(size: int) -> None:
+    body = np.random.default_rng(size).integers(0, 256, size, np.uint8).tobytes()
+    stream = HELLO + pack_header(Command.GRAPH_COMPUTE, size) + body + pack_header(Command.DEVICE_COUNT, 0)
+    owner = Owner(ServerConnection()).feed([stream])
+    assert owner.seen[1:] == [(Command.GRAPH_COMPUTE, body), (Command.DEVICE_COUNT, b"")]
+
+
+def test_a_large_body_is_received_in_place() -> None:
+    connection = ServerConnection()
+    owner = Owner(connection).feed([HELLO, pack_header(Command.SET_TENSOR, 305 + (1 << 20)) + bytes(305)])
+    memory = owner.memory
+    space = connection.space()
+    assert len(space) == 1 << 20
+    space[:4] = b"abcd"
+    assert memory[:4] == b"abcd", "no copy in between"
+
+
+def test_announced_graph_takes_no_memory_before_its_bytes_come() -> None:
+    import tracemalloc
+
+    connection = ServerConnection(max_graph=1 << 33)
+    owner = Owner(connection).feed([HELLO])
+    tracemalloc.start()
+    try:
+        owner.feed([pack_header(Command.GRAPH_COMPUTE, 1 << 33) + bytes(100)])
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+BROKEN = {
+    "first is no HELLO": (pack_header(Command.DEVICE_COUNT, 0), "the first request is command 15, not HELLO"),
+    "one byte of an http request": (b"G", "the first request is command 71, not HELLO"),
+    "old client": (pack_header(Command.HELLO, 0), "HELLO of 0 bytes, not 24: the client is older than .* 7.0.0"),
+    "long HELLO": (pack_header(Command.HELLO, 25) + bytes(25), "HELLO of 25 bytes, not 24"),
+    "second HELLO": (HELLO + HELLO, "a second HELLO"),
+    "command 18": (HELLO + bytes([18]) + bytes(8), "unknown command 18"),
+    "command 255": (HELLO + b"\xff" * 9, "unknown command 255"),
+    "SET_TENSOR of 304": (HELLO + pack_header(Command.SET_TENSOR, 304), "SET_TENSOR of 304 bytes, at least 305"),
+    "GRAPH_COMPUTE of 11": (HELLO + pack_header(Command.GRAPH_COMPUTE, 11), "GRAPH_COMPUTE of 11 bytes"),
+    "huge GRAPH_COMPUTE": (
+        HELLO + pack_header(Command.GRAPH_COMPUTE, 2**64 - 1),
+        "GRAPH_COMPUTE of 18446744073709551615",
+    ),
+    **{
+        f"{c.name} of {length}": (
+            HELLO + pack_header(c, length),
+            f"{c.name} of {length} bytes, not {COMMANDS[c].request.itemsize}",
+        )
+        for c in Command
+        if COMMANDS[c].request_rest is Rest.NOTHING and c is not Command.HELLO
+        for length in (COMMANDS[c].request.itemsize + 1, 2**64 - 1)
+    },
+}
+
+
+@pytest.mark.parametrize("stream, message", BROKEN.values(), ids=list(BROKEN))
+def test_broken_requests(stream: bytes, message: str) -> None:
+    for chunks in ([stream], bytewise(stream)):
+        owner = Owner(ServerConnection())
+        with pytest.raises(RemoteProtocolError, match=message):
+            owner.feed(chunks)
+        with pytest.raises(RemoteProtocolError, match=message):
+            owner.connection.next_event()
+
+
+@pytest.mark.parametrize(
+    "stream, where",
+    [
+        (HELLO[:4], "a header"),
+        (HELLO + pack_header(Command.GET_TENSOR, 312) + bytes(311), "the body of GET_TENSOR"),
+        (HELLO + pack_header(Command.SET_TENSOR, 405) + bytes(400), "the data of SET_TENSOR"),
+        (HELLO + pack_header(Command.GRAPH_COMPUTE, 400) + bytes(399), "the body of GRAPH_COMPUTE"),
+    ],
+)
+def test_closed_in_the_middle(stream: bytes, where: str) -> None:
+    owner = Owner(ServerConnection()).feed([stream])
+    owner.connection.received(0)
+    with pytest.raises(RemoteProtocolError, match=f"closed in the middle of {where}"):
+        owner.drain()
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.binary(max_size=400), st.booleans())
+def test_garbage_never_raises_anything_else(garbage: bytes, greet: bool) -> None:
+    owner = Owner(ServerConnection())
+    try:
+        owner.feed([HELLO + garbage if greet else garbage])
+        owner.connection.received(0)
+        owner.drain()
+    except RemoteProtocolError as error:
+        assert "\n" not in str(error)
+    except MemoryError:
+        pytest.fail("memory was taken for what a header said")
+    except (OverflowError, ValueError) as error:
+        assert owner.head, error  # this owner, unlike a server, believes the announced size
+
+
+def test_our_own_mistakes_are_assertions() -> None:
+    connection = ServerConnection()
+    with pytest.raises(AssertionError):
+        connection.reply(b"")
+    connection.space()[: len(HELLO)] = HELLO
+    connection.received(len(HELLO))
+    connection.next_event()
+    with pytest.raises(AssertionError, match="has not been answered"):
+        connection.next_event()
+    with pytest.raises(AssertionError):
+        connection.reply(bytes(27))
+
+
+# ---- the client's end
+
+
+def feed_client(client: ClientConnection, data: bytes) -> list[Reply | Closed]:
+    events = []
+    while data:
+        space = client.space()
+        count = min(len(space), len(data))
+        space[:count] = data[:count]
+        client.received(count)
+        data = data[count:]
+        while (event := client.next_event()) is not None:
+            events.append(event)
+    return events
+
+
+def framed(body: bytes) -> bytes:
+    return len(body).to_bytes(8, "little") + body
+
+
+def greeted() -> ClientConnection:
+    client = ClientConnection()
+    assert b"".join(client.request(Command.HELLO, bytes(24))) == HELLO
+    assert len(feed_client(client, framed(HELLO_BODY))) == 1
+    return client
+
+
+def test_client_hello() -> None:
+    assert greeted().version == PROTOCOL
+
+
+@pytest.mark.parametrize("version", [(6, 1, 0), (7, 0, 1), (7, 1, 0), (8, 0, 0), (0, 0, 0)])
+def test_client_accepts_its_own_version_alone(version: tuple[int, int, int]) -> None:
+    client = ClientConnection()
+    client.request(Command.HELLO, bytes(24))
+    major, minor, patch = version
+    with pytest.raises(RemoteProtocolError, match=rf"{major}\.{minor}\.{patch}.*7\.0\.0.*upgrade"):
+        feed_client(client, framed(pack(HELLO_REPLY, major=major, minor=minor, patch=patch)))
+
+
+def test_replies_come_in_the_order_of_requests_however_split() -> None:
+    replies = [bytes(range(8)), bytes(16), b"x" * 70_000, b"", b"\1"]
+    stream = b"".join(framed(r) for r in replies)
+    for step in (1, 7, 4096, len(stream)):
+        client = greeted()
+        memory, nothing = bytearray(70_000), bytearray()
+        client.request(Command.GET_ALIGNMENT, bytes(4))
+        client.request(Command.FREE_BUFFER, bytes(8))  # has no reply
+        client.request(Command.GET_DEVICE_MEMORY, bytes(4))
+        client.request(Command.GET_TENSOR, bytes(312), into=memoryview(memory))
+        client.request(Command.GET_TENSOR, bytes(312), into=memoryview(nothing))
+        client.request(Command.COPY_TENSOR, bytes(592))
+        events = []
+        for i in range(0, len(stream), step):
+            events += feed_client(client, stream[i : i + step])
+        assert [e.command.name for e in events if isinstance(e, Reply)] == [
+            "GET_ALIGNMENT",
+            "GET_DEVICE_MEMORY",
+            "GET_TENSOR",
+            "GET_TENSOR",
+            "COPY_TENSOR",
+        ]
+        assert bytes(memory) == replies[2]
+        assert client.waiting_for is None
+
+
+def test_client_refuses_a_wrong_length_before_its_bytes() -> None:
+    client = greeted()
+    client.request(Command.GET_ALIGNMENT, bytes(4))
+    with pytest.raises(RemoteProtocolError, match="the reply to GET_ALIGNMENT has 9 bytes, not 8"):
+        feed_client(client, (9).to_bytes(8, "little"))
+    client = greeted()
+    client.request(Command.GET_TENSOR, bytes(312), into=memoryview(bytearray(10)))
+    with pytest.raises(RemoteProtocolError, match=f"the reply to GET_TENSOR has {2**64 - 1} bytes, not 10"):
+        feed_client(client, b"\xff" * 8)
+
+
+def test_client_refuses_what_it_did_not_ask_for() -> None:
+    with pytest.raises(RemoteProtocolError, match="1 bytes that nobody asked for"):
+        feed_client(greeted(), b"!")
+
+
+def test_client_names_what_it_waited_for() -> None:
+    client = greeted()
+    client.request(Command.GET_ALIGNMENT, bytes(4))
+    client.received(0)
+    with pytest.raises(RemoteProtocolError, match="closed the connection in place of an answer to GET_ALIGNMENT"):
+        client.next_event()
+    client = greeted()
+    client.received(0)
+    assert client.next_event() == Closed()
+
+
+def test_client_order_is_its_own_duty() -> None:
+    with pytest.raises(AssertionError, match="HELLO comes first"):
+        ClientConnection().request(Command.DEVICE_COUNT)
+    with pytest.raises(AssertionError, match="HELLO comes once"):
+        greeted().request(Command.HELLO, bytes(24))
+
+
+def test_data_is_not_copied_into_the_frame() -> None:
+    data = memoryview(bytearray(1 << 20))
+    pieces = greeted().request(Command.SET_TENSOR, bytes(305), data=data)
+    assert pieces[1] is data
+    assert b"".join(pieces)[:9] == pack_header(Command.SET_TENSOR, 305 + (1 << 20))
