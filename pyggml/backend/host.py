@@ -1,0 +1,109 @@
+"""Memory of this machine as a Buffer, and a tensor in it as a NumPy array. Knows no op and no kernel.
+
+Both backends that compute in host memory use it: their tensors' addresses are real ones.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyggml.backend.base import Buffer, Bytes, Device, Usage
+from pyggml.dtypes import SIZES, GGMLType
+from pyggml.errors import DeviceError
+from pyggml.tensor import Tensor
+
+ALIGNMENT = 64
+
+ELEMENTS: dict[GGMLType, type[np.generic]] = {
+    GGMLType.F32: np.float32,
+    GGMLType.F16: np.float16,
+    GGMLType.BF16: np.uint16,  # NumPy has no bfloat16: the bits
+    GGMLType.F64: np.float64,
+    GGMLType.I8: np.int8,
+    GGMLType.I16: np.int16,
+    GGMLType.I32: np.int32,
+    GGMLType.I64: np.int64,
+}
+
+
+class HostBuffer(Buffer):
+    """`memory` is all of it as bytes, `base` its real address, a multiple of 64 if it was allocated here."""
+
+    def __init__(self, device: Device, memory: NDArray[np.uint8], usage: Usage = Usage.ANY) -> None:
+        assert memory.dtype == np.uint8 and memory.ndim == 1 and memory.flags.c_contiguous
+        self.device = device
+        self.memory = memory
+        self.base = int(memory.ctypes.data)
+        self.size = memory.size
+        self.usage = usage
+
+    @classmethod
+    def alloc(cls, device: Device, size: int, usage: Usage = Usage.ANY) -> HostBuffer:
+        """`size` bytes, all zero. Raises DeviceError when they are not to be had."""
+        assert size >= 0, size
+        try:
+            memory = np.zeros(size + ALIGNMENT, np.uint8)  # pages come into being when they are first written
+        except (MemoryError, ValueError) as error:
+            raise DeviceError(f"{device.name}: cannot allocate {size} bytes") from error
+        start = -memory.ctypes.data % ALIGNMENT
+        return cls(device, memory[start : start + size], usage)
+
+    @classmethod
+    def wrap(cls, device: Device, memory: Bytes, usage: Usage = Usage.WEIGHTS) -> HostBuffer:
+        """Memory that exists already, such as a mapped file, which may be read-only; it is kept alive."""
+        return cls(device, np.frombuffer(memory, np.uint8), usage)
+
+    def bytes_of(self, tensor: Tensor, offset: int = 0, size: int | None = None) -> NDArray[np.uint8]:
+        """`size` bytes (to the end of the tensor) from `offset`, not copied."""
+        size = tensor.nbytes - offset if size is None else size
+        assert offset >= 0 and size >= 0 and offset + size <= tensor.nbytes, (tensor, offset, size)
+        start = tensor.data - self.base + offset
+        assert start >= 0 and start + size <= self.size, (tensor, start, size, self.size)
+        return self.memory[start : start + size]
+
+    def set(self, tensor: Tensor, data: Bytes, offset: int = 0) -> None:
+        content = np.frombuffer(data, np.uint8)
+        self.bytes_of(tensor, offset, content.size)[:] = content
+
+    def get(self, tensor: Tensor, offset: int = 0, size: int | None = None) -> bytes:
+        return self.bytes_of(tensor, offset, size).tobytes()
+
+    def memset(self, tensor: Tensor, value: int, offset: int = 0, size: int | None = None) -> None:
+        self.bytes_of(tensor, offset, size)[:] = value
+
+    def clear(self, value: int) -> None:
+        self.memory[:] = value
+
+    def copy(self, src: Tensor, dst: Tensor) -> bool:
+        if not isinstance(src.buffer, HostBuffer):
+            return False
+        self.bytes_of(dst, 0, src.nbytes)[:] = src.buffer.bytes_of(src)
+        return True
+
+    def free(self) -> None:
+        self.memory = np.zeros(0, np.uint8)  # the bytes go when the last array over them does
+        self.size = 0
+
+
+def view_of(tensor: Tensor) -> NDArray[Any]:
+    """The tensor's elements in place, any strides, writable if its memory is: shape ne reversed.
+
+    Block types give bytes, shape (ne3, ne2, ne1, blocks, bytes a block); BF16 gives its bits as uint16.
+    """
+    buffer = tensor.buffer
+    assert isinstance(buffer, HostBuffer), tensor
+    shape, strides = tensor.ne[::-1], tensor.nb[::-1]
+    start = tensor.data - buffer.base
+    element = ELEMENTS.get(tensor.type)
+    if element is None:
+        size = SIZES[tensor.type]
+        shape = (*shape[:3], tensor.ne[0] // size.block_size, size.type_size)  # type: ignore[assignment]
+        strides = (*strides, 1)  # type: ignore[assignment]
+        element = np.uint8
+    if 0 in shape:
+        return np.zeros(shape, element)
+    assert start >= 0, (tensor, start)
+    return np.ndarray(shape, element, buffer.memory, start, strides)  # checks that all of it lies in the buffer
