@@ -1,0 +1,64 @@
+"""The block types that are computed here, one file each. Owns the registry and the conversion of rows; must not know
+Numba: this is the plain meaning that kernels are tested against.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyggml.dtypes import GGMLType, row_size
+from pyggml.errors import ShapeError, UnsupportedError
+from pyggml.quants.base import Bytes, Floats, Quant
+from pyggml.quants.bf16 import BF16
+from pyggml.quants.f16 import F16
+from pyggml.quants.f32 import F32
+from pyggml.quants.q4_0 import Q4_0
+from pyggml.quants.q4_1 import Q4_1
+from pyggml.quants.q5_0 import Q5_0
+from pyggml.quants.q5_1 import Q5_1
+from pyggml.quants.q8_0 import Q8_0
+from pyggml.quants.q8_1 import Q8_1
+
+__all__ = ["QUANTS", "TYPES", "Quant", "dequantize_row", "quant", "quantize_row"]
+
+TYPES = (F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q8_1)
+
+QUANTS: dict[GGMLType, Quant] = {q.type: q for q in TYPES}
+
+
+def quant(dtype: GGMLType) -> Quant:
+    """Raises UnsupportedError, which lists the types that there are."""
+    found = QUANTS.get(dtype)
+    if found is None:
+        known = ", ".join(t.name for t in QUANTS)
+        raise UnsupportedError(f"{GGMLType(dtype).name} is not supported; these types are: {known}")
+    return found
+
+
+def quantize_row(dtype: GGMLType, values: NDArray[Any]) -> Bytes:
+    """float32 (..., ne0) -> bytes (rows, row size), every row of `values` in order; the bytes that llama-quantize writes.
+
+    Raises ShapeError when ne0 is no whole number of blocks.
+    """
+    q = quant(dtype)
+    ne0 = values.shape[-1]
+    size = row_size(dtype, ne0)
+    blocks = np.ascontiguousarray(values, np.float32).reshape(-1, q.block_size)
+    return q.quantize(blocks).reshape(values.size // ne0 if ne0 else 0, size)
+
+
+def dequantize_row(dtype: GGMLType, data: NDArray[Any] | bytes | bytearray | memoryview, ne0: int) -> Floats:
+    """Bytes of any number of whole rows of `ne0` elements, in any shape -> float32 (rows, ne0).
+
+    Raises ShapeError when the bytes are no whole number of rows.
+    """
+    q = quant(dtype)
+    size = row_size(dtype, ne0)
+    if isinstance(data, np.ndarray):
+        raw = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+    else:
+        raw = np.frombuffer(data, np.uint8)
+    if size == 0 or raw.size % size:
+        raise ShapeError(f"{q.type.name}: {raw.size} bytes are no whole number of rows of {ne0} elements, {size} bytes")
+    return q.dequantize(raw.reshape(-1, q.type_size)).reshape(-1, ne0)
