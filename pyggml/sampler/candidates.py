@@ -105,9 +105,9 @@ def exp_shifted(c: Candidates) -> F32:
     if top == -np.inf:
         raise SamplerError(f"no token is left to choose: all {c.size} candidates have a logit of -inf")
     if top == np.inf:  # overflow in an earlier stage: inf - inf would be NaN
-        return (c.logits == top).astype(np.float32)
-    shifted: F32 = c.logits - top
-    p: F32 = np.exp(shifted.astype(np.float64)).astype(np.float32)
+        p: F32 = np.equal(c.logits, top).astype(np.float32)
+    else:
+        p = np.exp((c.logits - top).astype(np.float64)).astype(np.float32)
     return p
 
 
