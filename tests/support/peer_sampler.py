@@ -3,8 +3,8 @@
 Owns the calls to llama_sampler_*; must not know pyggml. IN holds `jobs` (JSON: a list of {"stages": [[name, *args]],
 "logits": key, "ids": key or null, "history": [token], "draw": bool, "times": n}) and the arrays they name, (rows, n).
 OUT has for job i: size_i, selected_i, sorted_i (rows) and, one row after the other, ids_i, logits_i, p_i; names (JSON).
-One chain lives through all rows, with its random numbers; with "draw" it accepts what it selects. us_i is the median
-time of a whole draw in microseconds, filling the array of candidates included; "times" asks for more draws than rows.
+One chain lives through all rows, with its random numbers; with "draw" it accepts what it selects. us_i are median
+microseconds: of a whole draw, and of it without filling the array of candidates; "times": more draws than rows.
 """
 
 import ctypes
@@ -32,8 +32,9 @@ def apply(chain, ids, logits):
     data["id"], data["logit"], data["p"] = ids, logits, 0
     pointer = ctypes.cast(data.ctypes.data, ctypes.POINTER(lib.llama_token_data))
     array = lib.llama_token_data_array(data=pointer, size=len(data), selected=-1, sorted=False)
+    filled = time.perf_counter()
     lib.llama_sampler_apply(chain, ctypes.byref(array))
-    return data[: array.size], array.selected, array.sorted
+    return filled, data[: array.size], array.selected, array.sorted
 
 
 def main(source, target):
@@ -52,17 +53,18 @@ def main(source, target):
         results, seconds = [], []
         for k in range(max(job.get("times", 0), len(rows))):
             start = time.perf_counter()
-            data, selected, is_sorted = apply(chain, ids, rows[k % len(rows)])
+            filled, data, selected, is_sorted = apply(chain, ids, rows[k % len(rows)])
             if job.get("draw"):
                 lib.llama_sampler_accept(chain, int(data["id"][selected]))
-            seconds.append(time.perf_counter() - start)
+            end = time.perf_counter()
+            seconds.append((end - start, end - filled))
             if k < len(rows):
                 results.append((data, selected, is_sorted))
         lib.llama_sampler_free(chain)
         out[f"size_{i}"] = [len(data) for data, _, _ in results]
         out[f"selected_{i}"] = [selected for _, selected, _ in results]
         out[f"sorted_{i}"] = [is_sorted for _, _, is_sorted in results]
-        out[f"us_{i}"] = np.median(seconds) * 1e6
+        out[f"us_{i}"] = np.median(seconds, axis=0) * 1e6
         for key, field in ("ids", "id"), ("logits", "logit"), ("p", "p"):
             out[f"{key}_{i}"] = np.concatenate([data[field] for data, _, _ in results])
     np.savez(target, names=json.dumps(names), **out)
