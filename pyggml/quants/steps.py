@@ -25,12 +25,11 @@ def largest_signed(x: Floats) -> Floats:
 
 
 def least_and_greatest(x: Floats) -> tuple[Floats, Floats]:
-    """(n, k) -> two of (n, 1). NaNs never win, nor what lies beyond the finite; of -0 and +0 the first is the least."""
+    """(n, k) -> two of (n, 1). NaNs never win, nor what lies beyond the finite; of -0 and +0 the first one does."""
     nan = np.isnan(x)
-    candidates = np.where(nan, FLT_MAX, x)
-    first = candidates.argmin(axis=1, keepdims=True)
-    least = np.take_along_axis(candidates, first, axis=1)
-    greatest = np.where(nan, -FLT_MAX, x).max(axis=1, keepdims=True)
+    low, high = np.where(nan, FLT_MAX, x), np.where(nan, -FLT_MAX, x)
+    least = np.take_along_axis(low, low.argmin(axis=1, keepdims=True), axis=1)
+    greatest = np.take_along_axis(high, high.argmax(axis=1, keepdims=True), axis=1)
     return np.minimum(least, FLT_MAX), np.maximum(greatest, -FLT_MAX)
 
 

@@ -1,0 +1,81 @@
+"""The registry, the sizes and the errors of `pyggml.quants`. Knows no arithmetic."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pyggml.quants
+from pyggml.dtypes import SIZES, GGMLType, row_size
+from pyggml.errors import ShapeError, UnsupportedError
+from pyggml.quants import QUANTS, TYPES, Quant, dequantize_row, quant, quantize_row
+
+HELPERS = {"__init__", "base", "steps"}
+
+
+def test_each_file_is_one_type_and_is_registered():
+    files = {path.stem for path in Path(pyggml.quants.__file__).parent.glob("*.py")} - HELPERS
+    found = []
+    for stem in sorted(files):
+        module = importlib.import_module(f"pyggml.quants.{stem}")
+        own = [v for name, v in vars(module).items() if isinstance(v, Quant) and name == stem.upper()]
+        assert len(own) == 1, f"{stem}.py defines no {stem.upper()}"
+        assert own[0].type.name == stem.upper()
+        found += own
+    assert {id(q) for q in found} == {id(q) for q in TYPES} and len(TYPES) == len(QUANTS) == len(found)
+
+
+@pytest.mark.parametrize("q", TYPES, ids=lambda q: q.type.name)
+def test_layout_and_partner(q):
+    assert q.layout.itemsize == SIZES[q.type].type_size == q.type_size
+    assert not q.layout.isalignedstruct and q.layout.names is not None
+    assert q.partner in QUANTS and QUANTS[q.partner].block_size == q.block_size
+    assert QUANTS[q.partner].partner is q.partner
+
+
+def test_a_layout_of_the_wrong_size_is_refused():
+    with pytest.raises(AssertionError, match=r"Q4_1: 18 bytes"):
+        Quant(GGMLType.Q4_1, QUANTS[GGMLType.Q4_0].layout, lambda x: x, lambda x: x, GGMLType.Q8_1)
+
+
+@pytest.mark.parametrize("q", TYPES, ids=lambda q: q.type.name)
+def test_rows_of_any_number_and_shape(q):
+    x = np.random.default_rng(1).standard_normal((2, 3, 5, 64)).astype(np.float32)
+    blocks = quantize_row(q.type, x)
+    size = row_size(q.type, 64)
+    assert blocks.shape == (30, size) and blocks.dtype == np.uint8
+    whole = dequantize_row(q.type, blocks, 64)
+    assert whole.shape == (30, 64) and whole.dtype == np.float32
+    assert (dequantize_row(q.type, blocks.tobytes(), 64) == whole).all()
+    assert (dequantize_row(q.type, memoryview(blocks.tobytes()), 64) == whole).all()
+    assert (dequantize_row(q.type, blocks.reshape(2, 3, 5, size)[:, 1], 64) == whole.reshape(2, 3, 5, 64)[:, 1].reshape(10, 64)).all()  # fmt: skip
+    unaligned = np.frombuffer(b"\0" + blocks.tobytes(), np.uint8)[1:]
+    assert (dequantize_row(q.type, unaligned, 64) == whole).all()
+    assert quantize_row(q.type, x[:0]).shape == (0, size) and dequantize_row(q.type, b"", 64).shape == (0, 64)
+    assert np.abs(whole - x.reshape(30, 64)).max() < 0.4
+
+
+def test_the_caller_keeps_its_arrays():
+    for q in TYPES:
+        x = np.linspace(-1, 1, 64, dtype=np.float32)[None]
+        blocks = quantize_row(q.type, x)
+        values, kept = dequantize_row(q.type, blocks, 64), blocks.copy()
+        values += 1
+        assert (blocks == kept).all() and (x == np.linspace(-1, 1, 64, dtype=np.float32)).all()
+
+
+def test_errors_name_the_numbers():
+    with pytest.raises(ShapeError, match="33 elements are no whole number of blocks of 32"):
+        quantize_row(GGMLType.Q4_0, np.zeros((1, 33), np.float32))
+    with pytest.raises(ShapeError, match="35 bytes are no whole number of rows of 64 elements, 36 bytes"):
+        dequantize_row(GGMLType.Q4_0, bytes(35), 64)
+    with pytest.raises(UnsupportedError, match="IQ2_XXS is not supported; these types are: F32, F16"):
+        quant(GGMLType.IQ2_XXS)
+
+
+def test_imports_no_numba():
+    script = "import sys, pyggml.quants; sys.exit(any(m in sys.modules for m in ('numba', 'llvmlite', 'gguf')))"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
