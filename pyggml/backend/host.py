@@ -5,6 +5,7 @@ Both backends that compute in host memory use it: their tensors' addresses are r
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,18 @@ class HostBuffer(Buffer):
     def free(self) -> None:
         self.memory = np.zeros(0, np.uint8)  # the bytes go when the last array over them does
         self.size = 0
+
+
+def host_memory() -> tuple[int, int]:
+    """Bytes (free, total) of this machine's memory; what the system can free counts as free."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    total, free = page * os.sysconf("SC_PHYS_PAGES"), page * os.sysconf("SC_AVPHYS_PAGES")
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            free = next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), free)
+    except OSError:
+        pass  # not Linux
+    return free, total
 
 
 def view_of(tensor: Tensor) -> NDArray[Any]:

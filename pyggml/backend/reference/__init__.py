@@ -1,0 +1,87 @@
+"""The reference backend: what every op means, in NumPy and float64. Knows no speed; other backends are held against it.
+
+One file a family of ops, named as the kernels' files. A family's LAWS: op -> (why a node is refused or None, compute).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from pyggml.backend.base import Backend, Device, Kind, Plan, Usage
+from pyggml.backend.host import HostBuffer, host_memory
+from pyggml.backend.reference import attention, copy, elementwise, glu, matmul, norm, rope, rows, soft_max
+from pyggml.dtypes import SIZES
+from pyggml.errors import ComputeError, UnsupportedError
+from pyggml.graph import Graph
+from pyggml.ops import VIEW_OPS, Op, check
+from pyggml.tensor import Flag, Tensor
+
+Law = tuple[Callable[[Tensor], str | None], Callable[[Tensor], None]]
+
+LAWS: dict[Op, Law] = {
+    op: law
+    for family in (attention, copy, elementwise, glu, matmul, norm, rope, rows, soft_max)
+    for op, law in family.LAWS.items()
+}
+
+
+class ReferenceDevice(Device):
+    name = "REF"
+    description = "NumPy, the definition of every op"
+    kind = Kind.CPU
+
+    def memory(self) -> tuple[int, int]:
+        return host_memory()
+
+    def why_not(self, node: Tensor) -> str | None:
+        for t in (node, *node.src):
+            if t is not None and t.ne[0] % SIZES[t.type].block_size:
+                return f"{t.ne[0]} elements of {t.type.name} are no whole number of blocks"
+        refuse, _ = LAWS[Op(node.op)]
+        return refuse(node)
+
+    def alloc_buffer(self, size: int, usage: Usage = Usage.ANY) -> HostBuffer:
+        return HostBuffer.alloc(self, size, usage)
+
+    def open(self, n_threads: int | None = None) -> ReferenceBackend:
+        return ReferenceBackend(self)
+
+
+class ReferencePlan(Plan):
+    def __init__(self, nodes: list[Tensor]) -> None:
+        self.nodes = nodes
+
+
+class ReferenceBackend(Backend):
+    def __init__(self, device: ReferenceDevice) -> None:
+        self.device: ReferenceDevice = device
+        self.aborted = False
+
+    def plan(self, graph: Graph) -> ReferencePlan:
+        """Nodes that were not asked for (no Flag.COMPUTE) or have no elements are left out, as in ggml."""
+        nodes = []
+        for node in graph.nodes:
+            if node.op in VIEW_OPS:
+                continue
+            check(node)
+            reason = self.device.why_not(node)
+            if reason is not None:
+                raise UnsupportedError(f"{Op(node.op).name} {node.name!r} on {self.device.name}: {reason}")
+            if node.flags & Flag.COMPUTE and node.nelements:
+                nodes.append(node)
+        return ReferencePlan(nodes)
+
+    def compute(self, plan: Plan) -> None:
+        assert isinstance(plan, ReferencePlan)
+        self.aborted = False
+        with np.errstate(all="ignore"):  # infinities and NaNs follow IEEE
+            for node in plan.nodes:
+                if self.aborted:
+                    raise ComputeError(f"aborted before {Op(node.op).name} {node.name!r}")
+                _, compute = LAWS[Op(node.op)]
+                compute(node)
+
+    def abort(self) -> None:
+        self.aborted = True
