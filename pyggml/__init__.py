@@ -1,1 +1,16 @@
-"""pyggml: ggml in pure Python."""
+"""pyggml: ggml in pure Python. `from pyggml import Llama`; importing the package alone loads nothing else."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyggml.engine import Llama
+
+__all__ = ["Llama"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Llama":
+        from pyggml.engine import Llama
+
+        return Llama
+    raise AttributeError(f"module 'pyggml' has no attribute {name!r}")

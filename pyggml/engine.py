@@ -1,0 +1,428 @@
+"""The `Llama` class: text in, text out, with the constructor and methods that users of llama-cpp-python know.
+
+Owns the state of one conversation with one model: tokens evaluated, logits, sampler. Must not know how a graph is
+built or computed, nor what a completion's dict looks like (completion.py).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyggml.arguments import (
+    F32,
+    LLAMA_SPLIT_MODE_LAYER,
+    UNSPECIFIED,
+    LogitsProcessor,
+    ParameterError,
+    StoppingCriterion,
+    processed,
+    refuse,
+    sampler_chain,
+    stops,
+)
+from pyggml.backend.base import Device, extra_devices
+from pyggml.completion import create_completion
+from pyggml.dtypes import GGMLType
+from pyggml.errors import ContextError
+from pyggml.model.context import Context
+from pyggml.model.model import Model
+from pyggml.sampler import LLAMA_DEFAULT_SEED, SamplerChain
+from pyggml.tokenizer import Tokenizer
+
+Progress = Callable[[int, int], None]
+"""Called as `progress(bytes done, bytes in all)` while weights travel to their devices."""
+
+
+class Llama:
+    """A model loaded, with one context.
+
+    >>> llm = Llama("SmolLM2-135M-Instruct.Q4_1.gguf")
+    >>> llm("Hello, my name is", max_tokens=8, temperature=0)["choices"][0]["text"]
+
+    Parameters as in llama_cpp.Llama; one that is not implemented raises ParameterError when it asks for something.
+    Besides those there are:
+
+    rpc_servers  "host:port,host:port": servers to offload layers to (then n_gpu_layers defaults to all of them)
+    devices      Device objects instead, in order; layers that are not offloaded stay on this machine's CPU
+    progress     called with (bytes done, bytes in all) while weights are loaded
+
+    Differences: `seed` is random unless given, also for completions; attention is fused unless flash_attn=False;
+    without logits_all, `scores` holds one row, the logits of the last token.
+
+    scores    (n_ctx, n_vocab) f32 with logits_all: row i are the logits after token i; else (1, n_vocab)
+    n_tokens  tokens evaluated; may be set to a smaller number to go back
+    """
+
+    def __init__(
+        self,
+        model_path: str | os.PathLike[str],
+        *,
+        n_gpu_layers: int | None = None,
+        split_mode: int = LLAMA_SPLIT_MODE_LAYER,
+        main_gpu: int = 0,
+        tensor_split: Sequence[float] | None = None,
+        vocab_only: bool = False,
+        use_mmap: bool = True,
+        use_mlock: bool = False,
+        kv_overrides: Mapping[str, bool | int | float | str] | None = None,
+        seed: int = LLAMA_DEFAULT_SEED,
+        n_ctx: int = 512,
+        n_batch: int = 512,
+        n_ubatch: int = 512,
+        n_threads: int | None = None,
+        n_threads_batch: int | None = None,
+        rope_scaling_type: int | None = UNSPECIFIED,
+        pooling_type: int = UNSPECIFIED,
+        attention_type: int = UNSPECIFIED,
+        rope_freq_base: float = 0.0,
+        rope_freq_scale: float = 0.0,
+        yarn_ext_factor: float = -1.0,
+        yarn_attn_factor: float = 1.0,
+        yarn_beta_fast: float = 32.0,
+        yarn_beta_slow: float = 1.0,
+        yarn_orig_ctx: int = 0,
+        logits_all: bool = False,
+        embedding: bool = False,
+        offload_kqv: bool = True,
+        flash_attn: bool = True,
+        op_offload: bool | None = None,
+        swa_full: bool | None = None,
+        no_perf: bool = False,
+        last_n_tokens_size: int = 64,
+        lora_base: str | None = None,
+        lora_scale: float = 1.0,
+        lora_path: str | None = None,
+        numa: bool | int = False,
+        chat_format: str | None = None,
+        chat_handler: Any = None,
+        draft_model: Any = None,
+        tokenizer: Any = None,
+        type_k: int | None = None,
+        type_v: int | None = None,
+        spm_infill: bool = False,
+        verbose: bool = True,
+        rpc_servers: str | None = None,
+        devices: Sequence[Device] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        refuse({**locals(), "rope_scaling_type": UNSPECIFIED if rope_scaling_type is None else rope_scaling_type})
+        if n_threads_batch not in (None, n_threads):
+            raise ParameterError(f"n_threads_batch={n_threads_batch} is not implemented apart from n_threads: one team")
+        if rpc_servers is not None and devices is not None:
+            raise ParameterError("rpc_servers and devices: give one of them")
+        for name, value in (("n_ctx", n_ctx), ("n_batch", n_batch - 1), ("n_ubatch", n_ubatch - 1)):
+            if value < 0:
+                raise ParameterError(f"{name} must be at least {0 if name == 'n_ctx' else 1}")
+        start = time.perf_counter()
+        self.model_path = os.fspath(model_path)
+        self.verbose = verbose
+        self.no_perf = no_perf
+        self.last_n_tokens_size = last_n_tokens_size
+        self.spm_infill = spm_infill
+        self.tensor_split = tensor_split
+        self.seed = LLAMA_DEFAULT_SEED
+        self.set_seed(seed)
+        self._logits_all = logits_all
+        self._context: Context | None = None
+        self._model: Model | None = None
+        if not Path(self.model_path).exists():
+            raise ParameterError(f"Model path does not exist: {self.model_path}")
+        offload = list(devices) if devices is not None else extra_devices("rpc", rpc_servers) if rpc_servers else []
+        n_gpu_layers = (-1 if offload else 0) if n_gpu_layers is None else n_gpu_layers
+        self._model = model = Model.load(
+            self.model_path,
+            devices=offload,
+            n_gpu_layers=n_gpu_layers,
+            tensor_split=tensor_split or (),
+            progress=progress,
+        )
+        self.metadata = {
+            key: str(value).lower() if isinstance(value, bool) else str(value)
+            for key, value in model.file.metadata.items()
+            if isinstance(value, str | int | float)
+        }
+        self._tokenizer = Tokenizer.from_metadata(model.file.metadata)
+        n_ctx = n_ctx or model.config.n_ctx_train
+        self.n_batch = min(n_ctx, n_batch)
+        self._context = context = Context(
+            model,
+            n_ctx=n_ctx,
+            n_batch=self.n_batch,
+            n_ubatch=min(self.n_batch, n_ubatch),
+            type_k=GGMLType.F16 if type_k is None else GGMLType(type_k),
+            type_v=GGMLType.F16 if type_v is None else GGMLType(type_v),
+            flash_attn=flash_attn,
+            n_threads=n_threads,
+        )
+        self.n_tokens = 0
+        self.input_ids: NDArray[np.int32] = np.zeros(context.n_ctx, np.int32)
+        self.scores: F32 = np.zeros((context.n_ctx if logits_all else 1, self.n_vocab()), np.float32)
+        self._scored = -1  # position of the token that the newest logits belong to
+        self._chain: SamplerChain | None = None
+        self._say(f"{self.model_path}: ready in {time.perf_counter() - start:.2f} s")
+
+    def _say(self, text: str) -> None:
+        if self.verbose:
+            print(f"pyggml: {text}", file=sys.stderr)
+
+    # ---- the model's facts
+
+    @property
+    def context(self) -> Context:
+        """The context; raises ContextError after `close`."""
+        if self._context is None:
+            raise ContextError("this Llama is closed")
+        return self._context
+
+    def n_ctx(self) -> int:
+        """Tokens that the context holds."""
+        return self.context.n_ctx
+
+    def n_embd(self) -> int:
+        """Width of the model."""
+        return self.context.model.config.n_embd
+
+    def n_vocab(self) -> int:
+        """Tokens of the vocabulary."""
+        return self._tokenizer.n_vocab
+
+    def token_eos(self) -> int:
+        """The token that ends a text, -1 if there is none."""
+        return _id(self._tokenizer.eos)
+
+    def token_bos(self) -> int:
+        """The token that begins a text, -1 if there is none."""
+        return _id(self._tokenizer.bos)
+
+    def token_nl(self) -> int:
+        """The token of a line feed, -1 if there is none."""
+        return _id(self._tokenizer.nl)
+
+    def is_eog(self, token: int) -> bool:
+        """Whether the token ends a generation."""
+        return self._tokenizer.is_eog(token)
+
+    def fim_tokens(self) -> tuple[int, int, int] | None:
+        """The tokens before a prefix, before a suffix and before the middle, for models trained to fill in."""
+        tok = self._tokenizer
+        if tok.fim_pre is None or tok.fim_suf is None or tok.fim_mid is None:
+            return None
+        return tok.fim_pre, tok.fim_suf, tok.fim_mid
+
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+        """Token ids of UTF-8 text. `add_bos`: BOS and EOS, where the file asks for them; `special`: read their names."""
+        return self._tokenizer.encode(text, add_special=add_bos, parse_special=special)
+
+    def detokenize(
+        self, tokens: Iterable[int], prev_tokens: Sequence[int] | None = None, special: bool = False
+    ) -> bytes:
+        """The bytes of these tokens, the same whatever came before them; of control tokens only with `special`."""
+        return b"".join(self._tokenizer.token_bytes(int(token), special) for token in tokens)
+
+    # ---- evaluating
+
+    @property
+    def _input_ids(self) -> NDArray[np.int32]:
+        return self.input_ids[: self.n_tokens]
+
+    @property
+    def _scores(self) -> F32:
+        return self.scores[: self.n_tokens]
+
+    @property
+    def eval_tokens(self) -> deque[int]:
+        """The tokens evaluated."""
+        return deque(self._input_ids.tolist(), maxlen=self.n_ctx())
+
+    @property
+    def eval_logits(self) -> deque[list[float]]:
+        """Their logits; without logits_all the last row."""
+        return deque(self._scores.tolist(), maxlen=self.n_ctx() if self._logits_all else 1)
+
+    @property
+    def last_logits(self) -> F32:
+        """(n_vocab,): the logits after the last token evaluated."""
+        assert self._scored == self.n_tokens - 1 >= 0, "nothing evaluated since the last reset or step back"
+        row: F32 = self.scores[self._scored if self._logits_all else 0]
+        return row
+
+    def set_seed(self, seed: int) -> None:
+        """The seed of the next draw; -1 is random."""
+        self.seed = LLAMA_DEFAULT_SEED if seed == -1 else seed
+
+    def reset(self) -> None:
+        """Forget the tokens evaluated."""
+        self.n_tokens = 0
+
+    def eval(self, tokens: Sequence[int]) -> None:
+        """Evaluate tokens after those there. Raises ContextError when they do not fit."""
+        context = self.context
+        if self.n_tokens + len(tokens) > context.n_ctx:
+            raise ContextError(f"{self.n_tokens} + {len(tokens)} tokens exceed the context of {context.n_ctx}")
+        if context.n_past > self.n_tokens:
+            context.truncate(self.n_tokens)
+        for at in range(0, len(tokens), self.n_batch):
+            batch = [int(token) for token in tokens[at : at + self.n_batch]]
+            first, end = self.n_tokens, self.n_tokens + len(batch)
+            logits = context.decode(batch, logits="all" if self._logits_all else "last")
+            self.input_ids[first:end] = batch
+            if self._logits_all:
+                self.scores[first:end] = logits
+            else:
+                self.scores[0] = logits[-1]
+            self.n_tokens = end
+            self._scored = end - 1
+
+    # ---- sampling
+
+    def _new_chain(self, logit_bias: Mapping[int, float] | None = None, **sampling: Any) -> SamplerChain:
+        return sampler_chain(
+            self.n_vocab(), seed=self.seed, last_n=self.last_n_tokens_size, logit_bias=logit_bias, **sampling
+        )
+
+    def sample(
+        self,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        typical_p: float = 1.0,
+        temp: float = 0.80,
+        repeat_penalty: float = 1.0,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        tfs_z: float = 1.0,
+        mirostat_mode: int = 0,
+        mirostat_eta: float = 0.1,
+        mirostat_tau: float = 5.0,
+        penalize_nl: bool = True,
+        logits_processor: LogitsProcessor | Iterable[LogitsProcessor] | None = None,
+        grammar: Any = None,
+        idx: int | None = None,
+    ) -> int:
+        """A token after the last one, or after token `idx`. Within `generate` the parameters given there hold."""
+        refuse(locals())
+        if idx is None or idx == self.n_tokens - 1:
+            logits = self.last_logits
+        elif not self._logits_all or not 0 <= idx < self.n_tokens:
+            raise ParameterError(f"idx={idx}: there are no logits of that token (logits_all={self._logits_all})")
+        else:
+            logits = self.scores[idx]
+        chain = self._chain or self._new_chain(
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            temp=temp,
+            repeat_penalty=repeat_penalty,
+            frequency_penalty=frequency_penalty,
+            presence_penalty=presence_penalty,
+        )
+        return chain.sample(processed(logits, self._input_ids, logits_processor))
+
+    def generate(
+        self,
+        tokens: Sequence[int],
+        top_k: int = 40,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        typical_p: float = 1.0,
+        temp: float = 0.80,
+        repeat_penalty: float = 1.0,
+        reset: bool = True,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        tfs_z: float = 1.0,
+        mirostat_mode: int = 0,
+        mirostat_tau: float = 5.0,
+        mirostat_eta: float = 0.1,
+        penalize_nl: bool = True,
+        logits_processor: LogitsProcessor | Iterable[LogitsProcessor] | None = None,
+        stopping_criteria: StoppingCriterion | Iterable[StoppingCriterion] | None = None,
+        grammar: Any = None,
+        logit_bias: Mapping[int, float] | None = None,
+    ) -> Generator[int, Sequence[int] | None, None]:
+        """Tokens after `tokens`, without end: a ContextError when the context is full. What is sent in is evaluated too.
+
+        With `reset` the tokens replace what was evaluated before, and their common prefix is not evaluated again.
+        """
+        refuse(locals())
+        chain = self._new_chain(
+            logit_bias,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            temp=temp,
+            repeat_penalty=repeat_penalty,
+            frequency_penalty=frequency_penalty,
+            presence_penalty=presence_penalty,
+        )
+        pending = [int(token) for token in tokens]
+        if reset:
+            pending = pending[self._reuse(pending) :]
+        if not pending and self._scored != self.n_tokens - 1:
+            raise ParameterError("tokens: there are none to begin with")
+        while True:
+            self.eval(pending)
+            token = chain.sample(processed(self.last_logits, self._input_ids, logits_processor))
+            if stops(np.append(self._input_ids, np.int32(token)), self.last_logits, stopping_criteria):
+                return
+            more = yield token
+            pending = [token, *(more or ())]
+
+    def _reuse(self, tokens: list[int]) -> int:
+        """Go back to what is common with `tokens`, and to where logits can come from; how many are kept."""
+        common = self.longest_token_prefix(self._input_ids.tolist(), tokens)
+        live = common == len(tokens) == self.n_tokens and self._scored == common - 1
+        keep = common if live else min(common, len(tokens) - 1)
+        self.n_tokens = max(keep, 0)
+        if keep > 0:
+            self._say(f"{keep} of {len(tokens)} prompt tokens are already there")
+        return self.n_tokens
+
+    @staticmethod
+    def longest_token_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+        """How many tokens both begin with."""
+        return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+    @staticmethod
+    def logits_to_logprobs(logits: F32 | Sequence[float], axis: int = -1) -> F32:
+        """log softmax in f32."""
+        values = np.asarray(logits, np.float32)
+        shifted = values - values.max(axis=axis, keepdims=True)
+        total: F32 = np.exp(shifted).sum(axis=axis, keepdims=True)
+        logprobs: F32 = shifted - np.log(total)
+        return logprobs
+
+    create_completion = create_completion
+    __call__ = create_completion
+
+    # ---- the end
+
+    def close(self) -> None:
+        """Give memory, threads and connections back; twice does nothing."""
+        for part in (getattr(self, "_context", None), getattr(self, "_model", None)):
+            if part is not None:
+                part.close()
+        self._context = self._model = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _id(token: int | None) -> int:
+    return -1 if token is None else token
