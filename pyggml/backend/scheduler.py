@@ -1,0 +1,247 @@
+"""One graph over several devices: cut into splits, activations carried across, one plan a split, run again and again.
+
+Owns the compute buffers and the copies between devices; which device takes a node is `assign.py`'s business, where its
+result lies `alloc.py`'s. Knows no kernel and no network. Follows ggml-backend.cpp (ggml_backend_sched_*).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyggml.alloc import Arena, Place, Step, place_tensors, root_of
+from pyggml.backend.assign import assign
+from pyggml.backend.base import Backend, Buffer, Plan, Usage
+from pyggml.backend.host import ELEMENTS
+from pyggml.errors import ComputeError, DeviceError
+from pyggml.graph import Graph
+from pyggml.ops import VIEW_OPS
+from pyggml.tensor import Flag, Tensor
+
+
+@dataclass
+class Split:
+    """Nodes that one device computes in a row, and what it needs from others before."""
+
+    device: int
+    nodes: list[Tensor] = field(default_factory=list)
+    copies: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # (original, its copy here)
+    plan: Plan | None = None
+
+
+class Scheduler:
+    """Backends in order of preference, the local CPU last, and one compute buffer on each, shared by all schedules."""
+
+    def __init__(self, backends: Sequence[Backend]) -> None:
+        assert backends
+        self.backends = list(backends)
+        self.devices = [backend.device for backend in backends]
+        self.generation = 0  # grows when a buffer moves: schedules then place their tensors anew
+        self.aborted = False
+        self._buffers: list[Buffer | None] = [None] * len(backends)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of each device's compute buffer."""
+        return [0 if buffer is None else buffer.size for buffer in self._buffers]
+
+    def schedule(self, graph: Graph) -> Schedule:
+        """Make a graph ready to run. It belongs to the schedule then: sources are replaced by their copies.
+
+        Raises UnsupportedError when no device computes a node.
+        """
+        return Schedule(self, graph)
+
+    def reserve(self, sizes: Sequence[int]) -> None:
+        """Make each compute buffer at least so big. What lies in one that grows is lost. Raises DeviceError."""
+        for i, size in enumerate(sizes):
+            old = self._buffers[i]
+            if size <= (0 if old is None else old.size):
+                continue
+            device = self.devices[i]
+            if size > device.max_size:
+                raise DeviceError(f"{device.name}: a compute buffer of {size} bytes, {device.max_size} are possible")
+            self.generation += 1
+            if old is not None:
+                self._buffers[i] = None
+                old.free()
+            self._buffers[i] = device.alloc_buffer(size, Usage.COMPUTE)
+
+    def buffer(self, device: int) -> Buffer:
+        buffer = self._buffers[device]
+        assert buffer is not None, device
+        return buffer
+
+    def abort(self) -> None:
+        """Make a running schedule end early with ComputeError; from any thread."""
+        self.aborted = True
+        for backend in self.backends:
+            backend.abort()
+
+    def close(self) -> None:
+        """Free the compute buffers. The backends are their owner's to close."""
+        for buffer in self._buffers:
+            if buffer is not None:
+                buffer.free()
+        self._buffers = [None] * len(self.backends)
+        self.generation += 1
+
+
+class Schedule:
+    """A graph that runs any number of times: set_input for every input, run, get what is needed.
+
+    splits  what runs where, in order
+    sizes   bytes of compute buffer that each device needs for it
+    """
+
+    def __init__(self, scheduler: Scheduler, graph: Graph) -> None:
+        self.scheduler = scheduler
+        self.splits: list[Split] = []
+        self._inputs: dict[int, list[Tensor]] = {}  # id(input) -> where its bytes are wanted
+        self._input_names = {id(t): t for t in graph.leafs if t.flags & Flag.INPUT}
+        self._views: list[Tensor] = []
+        self._generation = -1
+        home = assign(graph, scheduler.devices)
+        steps = self._cut(graph, home)
+        arenas = [Arena(device.alignment) for device in scheduler.devices]
+        places = place_tensors(
+            steps, arenas, lambda t: home[id(t)], lambda t: scheduler.devices[home[id(t)]].alloc_size(t)
+        )
+        self.sizes = [arena.size for arena in arenas]
+        self._places: list[tuple[Tensor, Place]] = []
+        self._collect(steps, places)
+
+    def _cut(self, graph: Graph, home: dict[int, int]) -> list[Step]:
+        """Fill `splits`, point nodes at copies where a source is elsewhere, and tell the steps of the whole run."""
+        steps: list[Step] = []
+        made: dict[tuple[int, int], Tensor] = {}  # (id(original), device) -> copy
+        for node in graph.nodes:
+            if node.op in VIEW_OPS:
+                continue
+            device = home[id(node)]
+            if not self.splits or self.splits[-1].device != device:
+                self.splits.append(Split(device))
+            split = self.splits[-1]
+            sources: list[Tensor | None] = []
+            for source in node.src:
+                if source is None or home[id(source)] == device:
+                    sources.append(source)
+                    continue
+                copy = made.get((id(source), device))
+                if copy is None:
+                    copy = self._copy(source, device, home)
+                    made[id(source), device] = copy
+                    if not copy.flags & Flag.INPUT:
+                        split.copies.append((source, copy))
+                        steps.append(Step(copy, (source,)))
+                sources.append(copy)
+            node.src = tuple(sources)
+            split.nodes.append(node)
+            steps.append(Step(node, tuple(s for s in sources if s is not None)))
+        return _copies_first(self.splits, steps)
+
+    def _copy(self, source: Tensor, device: int, home: dict[int, int]) -> Tensor:
+        name = f"{self.scheduler.devices[device].name}#{source.name}"
+        is_input = source.flags & Flag.INPUT and source.buffer is None and not source.is_view
+        copy = Tensor(source.type, source.ne, source.nb, name=name, flags=Flag.INPUT if is_input else 0)
+        home[id(copy)] = device
+        if is_input:
+            self._inputs.setdefault(id(source), []).append(copy)
+        return copy
+
+    def _collect(self, steps: list[Step], places: dict[int, Place]) -> None:
+        """List what has to get an address: placed tensors, views of anything, inputs that are read where they are."""
+        seen: set[int] = set()
+        for step in steps:
+            for tensor in (*step.reads, step.result):
+                for t in (root_of(tensor), tensor):
+                    if id(t) in seen:
+                        continue
+                    seen.add(id(t))
+                    if t.is_view:
+                        self._views.append(t)
+                    elif id(t) in places:
+                        self._places.append((t, places[id(t)]))
+                        if id(t) in self._input_names:
+                            self._inputs.setdefault(id(t), []).append(t)
+
+    def bind(self) -> None:
+        """Give every tensor its address and lower the splits; done anew when a compute buffer has grown since."""
+        scheduler = self.scheduler
+        scheduler.reserve(self.sizes)
+        if self._generation == scheduler.generation:
+            return
+        for tensor, place in self._places:
+            scheduler.buffer(place.arena).place(tensor, place.offset)
+        for view in self._views:
+            root = root_of(view)
+            view.buffer = root.buffer
+            view.data = root.data + view.view_offs
+        for split in self.splits:
+            split.plan = scheduler.backends[split.device].plan(_graph_of(split.nodes))
+        self._generation = scheduler.generation
+
+    def set_input(self, tensor: Tensor, values: NDArray[Any]) -> None:
+        """Write an input of the graph to every device that reads it; once before each run."""
+        self.bind()
+        assert id(tensor) in self._input_names, tensor
+        data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        assert data.nbytes == tensor.nbytes, (tensor, values.shape, values.dtype)
+        for target in self._inputs.get(id(tensor), ()):
+            assert target.buffer is not None
+            target.buffer.set(target, data)
+
+    def run(self) -> None:
+        """Compute all splits in order. Raises ComputeError when a node fails or the run is aborted."""
+        self.bind()
+        scheduler = self.scheduler
+        for split in self.splits:
+            for source, copy in split.copies:
+                carry(source, copy)
+            if scheduler.aborted:
+                raise ComputeError("aborted")
+            assert split.plan is not None
+            scheduler.backends[split.device].compute(split.plan)
+
+    def get(self, tensor: Tensor) -> NDArray[Any]:
+        """The elements of a contiguous tensor after a run, shape ne reversed, read-only. It must be flagged OUTPUT,
+        or be one that nothing overwrites."""
+        assert tensor.buffer is not None and tensor.is_contiguous and tensor.type in ELEMENTS, tensor
+        return np.frombuffer(tensor.buffer.get(tensor), ELEMENTS[tensor.type]).reshape(tensor.ne[::-1])
+
+
+def carry(source: Tensor, copy: Tensor) -> None:
+    """Copy bytes between tensors of the same layout on any two devices."""
+    assert source.buffer is not None and copy.buffer is not None
+    if not copy.buffer.copy(source, copy):
+        copy.buffer.set(copy, source.buffer.get(source))
+
+
+def _copies_first(splits: list[Split], steps: list[Step]) -> list[Step]:
+    """The steps in the order in which they happen: a split's copies are all made before its first node."""
+    by_result = {id(step.result): step for step in steps}
+    ordered: list[Step] = []
+    for split in splits:
+        ordered.extend(by_result[id(copy)] for _, copy in split.copies)
+        ordered.extend(by_result[id(node)] for node in split.nodes)
+    return ordered
+
+
+def _graph_of(nodes: list[Tensor]) -> Graph:
+    """A split's nodes as a graph of its own; leafs are what it reads and does not make."""
+    graph = Graph(nodes)
+    known = {id(node) for node in nodes}
+    for node in nodes:
+        for source in node.src:
+            if source is None:
+                continue
+            graph.uses[id(source)] = graph.uses.get(id(source), 0) + 1
+            root = root_of(source)
+            if id(root) not in known:
+                known.add(id(root))
+                graph.leafs.append(root)
+    return graph

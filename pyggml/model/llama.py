@@ -1,0 +1,171 @@
+"""general.architecture = llama: RMS norms, rope on neighbouring pairs, grouped-query attention, SwiGLU.
+
+Owns the names of its weights and the order of its nodes, which is llama.cpp's (models/llama.cpp, llama-graph.cpp);
+knows no device and no address.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pyggml import ops
+from pyggml.dtypes import GGMLType
+from pyggml.errors import ModelError
+from pyggml.graph import build_forward
+from pyggml.model.architecture import INPUT_LAYER, Architecture, Built, Spec, Weights
+from pyggml.model.config import Config, read_config
+from pyggml.model.kv_cache import KVCache
+from pyggml.ops import Op
+from pyggml.tensor import Flag, Tensor
+
+
+class Llama(Architecture):
+    name = "llama"
+
+    def config(self, metadata: Mapping[str, Any]) -> Config:
+        return read_config(metadata, self.name)
+
+    def specs(self, config: Config, tensors: Mapping[str, Any]) -> Iterator[Spec]:
+        embd, n_ff, out = config.n_embd, config.n_ff, config.n_layer
+        n_q, n_k, n_v = config.n_embd_head_k * config.n_head, config.n_embd_k_gqa, config.n_embd_v_gqa
+        n_kqv = config.n_embd_head_v * config.n_head
+        if "token_embd.weight" not in tensors:
+            raise ModelError("tensor token_embd.weight is missing")
+        n_vocab = tensors["token_embd.weight"].ne[1]
+        yield Spec(INPUT_LAYER, "token_embd", "token_embd.weight", (embd, n_vocab), Op.GET_ROWS)
+        yield Spec(out, "output_norm", "output_norm.weight", (embd,), Op.MUL)
+        tied = "output.weight" not in tensors
+        yield Spec(out, "output", "token_embd.weight" if tied else "output.weight", (embd, n_vocab), Op.MUL_MAT)
+        for il in range(config.n_layer):
+            yield Spec(il, "rope_freqs", "rope_freqs.weight", (config.n_rot // 2,), Op.ROPE, required=False)
+            yield Spec(il, "attn_norm", f"blk.{il}.attn_norm.weight", (embd,), Op.MUL)
+            yield Spec(il, "ffn_norm", f"blk.{il}.ffn_norm.weight", (embd,), Op.MUL)
+            for key, ne in {
+                "attn_q": (embd, n_q),
+                "attn_k": (embd, n_k),
+                "attn_v": (embd, n_v),
+                "attn_output": (n_kqv, embd),
+                "ffn_gate": (embd, n_ff),
+                "ffn_up": (embd, n_ff),
+                "ffn_down": (n_ff, embd),
+            }.items():
+                yield Spec(il, key, f"blk.{il}.{key}.weight", ne, Op.MUL_MAT)
+                yield Spec(il, f"{key}_b", f"blk.{il}.{key}.bias", ne[1:], Op.ADD, required=False)
+
+    def build(
+        self, config: Config, weights: Weights, cache: KVCache, n_tokens: int, n_kv: int, n_outputs: int
+    ) -> Built:
+        return _Builder(config, weights, cache, n_tokens, n_kv, n_outputs).build()
+
+
+class _Builder:
+    """Builds one graph; `order` lists the nodes that must be computed in this order, each with all it needs."""
+
+    def __init__(
+        self, config: Config, weights: Weights, cache: KVCache, n_tokens: int, n_kv: int, n_outputs: int
+    ) -> None:
+        assert 0 <= n_outputs <= n_tokens <= n_kv, (n_outputs, n_tokens, n_kv)
+        self.config, self.weights, self.cache = config, weights, cache
+        self.n_tokens, self.n_kv, self.n_outputs = n_tokens, n_kv, n_outputs
+        self.order: list[Tensor] = []
+        self.tokens = _input(GGMLType.I32, "inp_tokens", n_tokens)
+        self.positions = _input(GGMLType.I32, "inp_pos", n_tokens)
+        self.k_rows = _input(GGMLType.I64, "k_rows", n_tokens)
+        self.v_rows = self.k_rows
+        if cache.transposed_v:
+            self.v_rows = _input(GGMLType.I64, "v_rows", cache.v_row_count(n_tokens))
+        mask_type = GGMLType.F32 if cache.transposed_v else GGMLType.F16
+        self.mask = _input(mask_type, "mask", n_kv, n_tokens)
+        # all tokens are outputs, or none is: nothing to pick
+        self.out_ids = _input(GGMLType.I32, "out_ids", n_outputs) if 0 < n_outputs < n_tokens else None
+
+    def build(self) -> Built:
+        cur = ops.get_rows(self.weights.top["token_embd"], self.tokens, name="inp_embd")
+        self.order.append(cur)
+        logits: Tensor | None = None
+        for il, layer in enumerate(self.weights.layers):
+            last = il == self.config.n_layer - 1
+            if last and not self.n_outputs:
+                self.store(il, self.norm(cur, layer["attn_norm"]))  # the cache wants this layer's K and V, no more
+                break
+            cur = self.layer(il, cur, last)
+        else:
+            cur = self.norm(cur, self.weights.top["output_norm"], "result_norm")
+            logits = ops.mul_mat(self.weights.top["output"], cur, name="result_output")
+            logits.flags |= Flag.OUTPUT
+            self.order.append(logits)
+        graph = build_forward(self.order)
+        return Built(
+            graph, self.tokens, self.positions, self.k_rows, self.v_rows, self.mask, self.out_ids, logits
+        )  # fmt: skip
+
+    def layer(self, il: int, residual: Tensor, last: bool) -> Tensor:
+        """(n_embd, n_tokens) -> the same; after the last layer only the outputs' columns."""
+        layer = self.weights.layers[il]
+        cur = self.norm(residual, layer["attn_norm"], f"attn_norm-{il}")
+        head = self.config.n_embd_head_k
+        q = ops.reshape(self.linear(il, "attn_q", cur), head, self.config.n_head, self.n_tokens)
+        self.order.append(q := self.rope(q, il))
+        self.store(il, cur)
+        cur = self.attention(il, q)
+        self.order.append(cur)
+        cur = self.linear(il, "attn_output", cur)
+        if last and self.out_ids is not None:
+            cur = ops.get_rows(cur, self.out_ids)
+            residual = ops.get_rows(residual, self.out_ids)
+        residual = ops.add(cur, residual, name=f"ffn_inp-{il}")
+        cur = self.norm(residual, layer["ffn_norm"], f"ffn_norm-{il}")
+        up = self.linear(il, "ffn_up", cur)
+        cur = ops.swiglu(self.linear(il, "ffn_gate", cur), up, name=f"ffn_swiglu-{il}")
+        return ops.add(self.linear(il, "ffn_down", cur), residual, name=f"l_out-{il}")
+
+    def store(self, il: int, cur: Tensor) -> None:
+        """Project K and V of the tokens and write them to their cells."""
+        config = self.config
+        k = ops.reshape(self.linear(il, "attn_k", cur), config.n_embd_head_k, config.n_head_kv, self.n_tokens)
+        v = ops.reshape(self.linear(il, "attn_v", cur), config.n_embd_head_v, config.n_head_kv, self.n_tokens)
+        k = self.rope(k, il)
+        self.order += [v, k, self.cache.write_k(il, k, self.k_rows), self.cache.write_v(il, v, self.v_rows)]
+
+    def attention(self, il: int, q: Tensor) -> Tensor:
+        """q (head, n_head, n_tokens) -> (head_v * n_head, n_tokens) (llama-graph.cpp: build_attn_mha)."""
+        scale = 1.0 / math.sqrt(self.config.n_embd_head_k)
+        q = ops.permute(q, 0, 2, 1, 3)
+        k, v = self.cache.read_k(il, self.n_kv), self.cache.read_v(il, self.n_kv)
+        if self.cache.transposed_v:
+            kq = ops.mul_mat(k, q, name=f"kq-{il}")
+            kq = ops.soft_max(kq, self.mask, scale, name=f"kq_soft_max-{il}")
+            kqv = ops.permute(ops.mul_mat(v, kq, name=f"kqv-{il}"), 0, 2, 1, 3)
+            return ops.cont(kqv, kqv.ne[0] * kqv.ne[1], self.n_tokens, name=f"kqv_out-{il}")
+        k, v = _as_f16(k), _as_f16(v)
+        cur = ops.flash_attn_ext(q, k, v, self.mask, scale, name=f"fattn-{il}")
+        return ops.reshape(cur, cur.ne[0] * cur.ne[1], self.n_tokens, name=f"kqv_out-{il}")
+
+    def linear(self, il: int, key: str, x: Tensor) -> Tensor:
+        layer = self.weights.layers[il]
+        y = ops.mul_mat(layer[key], x, name=f"{key}-{il}")
+        bias = layer.get(f"{key}_b")
+        return y if bias is None else ops.add(y, bias, name=f"{key}_b-{il}")
+
+    def norm(self, x: Tensor, weight: Tensor, name: str = "") -> Tensor:
+        return ops.mul(ops.rms_norm(x, self.config.rms_eps), weight, name=name)
+
+    def rope(self, x: Tensor, il: int) -> Tensor:
+        c = self.config
+        return ops.rope(
+            x, self.positions, c.n_rot, ops.ROPE_NORMAL, factors=self.weights.layers[il].get("rope_freqs"),
+            n_ctx_orig=c.rope_n_ctx_orig, freq_base=c.rope_freq_base, freq_scale=c.rope_freq_scale,
+            ext_factor=c.rope_ext_factor, attn_factor=c.rope_attn_factor, beta_fast=c.rope_beta_fast,
+            beta_slow=c.rope_beta_slow, name=f"rope-{il}",
+        )  # fmt: skip
+
+
+def _input(dtype: GGMLType, name: str, *ne: int) -> Tensor:
+    return Tensor(dtype, ne, flags=Flag.INPUT, name=name)
+
+
+def _as_f16(t: Tensor) -> Tensor:
+    """Flash attention reads F16: an F32 cache is converted for each run, as llama.cpp does."""
+    return t if t.type == GGMLType.F16 else ops.cpy(t, Tensor(GGMLType.F16, t.ne, name=f"{t.name} (f16)"))

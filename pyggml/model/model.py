@@ -1,0 +1,169 @@
+"""A model file's weights, each on its device: mapped where the local CPU computes, uploaded elsewhere.
+
+Owns the choice of place and the upload; knows no graph and no token.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+from pyggml import ops
+from pyggml.backend.base import Buffer, Device, Usage
+from pyggml.backend.host import HostBuffer
+from pyggml.backend.pack import pack
+from pyggml.dtypes import GGMLType
+from pyggml.errors import ModelError
+from pyggml.gguf import GGUFFile, TensorInfo
+from pyggml.model import architecture_of
+from pyggml.model.architecture import INPUT_LAYER, Architecture, Spec, Weights
+from pyggml.model.config import Config
+from pyggml.model.offload import split_layers
+from pyggml.ops import Op
+from pyggml.quants import QUANTS
+from pyggml.tensor import Tensor
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes uploaded, bytes to upload)."""
+
+
+class Model:
+    """Use `Model.load`; close it when its contexts are closed.
+
+    file           the GGUF file, with the metadata
+    config         hyper-parameters
+    n_vocab        tokens
+    cpu, devices   the local CPU; those that layers were offloaded to
+    layer_devices  of layers 0 to n_layer - 1 and, last, of the output
+    """
+
+    def __init__(self, file: GGUFFile, architecture: Architecture, config: Config, cpu: Device) -> None:
+        self.file = file
+        self.architecture = architecture
+        self.config = config
+        self.cpu = cpu
+        self.devices: list[Device] = []
+        self.layer_devices: list[Device] = []
+        self.weights = Weights(layers=[{} for _ in range(config.n_layer)])
+        self.n_vocab = 0
+        self._buffers: list[Buffer] = []
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        cpu: Device | None = None,
+        devices: Sequence[Device] = (),
+        n_gpu_layers: int = -1,
+        tensor_split: Sequence[float] = (),
+        progress: Progress | None = None,
+    ) -> Model:
+        """Open a file and place its weights.
+
+        n_gpu_layers  how many of the last n_layer + 1 layers (the output counts as one) go to `devices`; negative: all
+        tensor_split  their shares; empty: in proportion to free memory
+        Raises GGUFError, ModelError, DeviceError.
+        """
+        file = GGUFFile.open(path)
+        try:
+            architecture = architecture_of(file.metadata)
+            config = architecture.config(file.metadata)
+            model = cls(file, architecture, config, cpu or _default_cpu())
+            model._spread(devices, n_gpu_layers, tensor_split)
+            model._place(progress or (lambda done, total: None))
+        except ModelError as error:
+            file.close()
+            raise ModelError(f"{os.fspath(path)}: {error}") from None
+        except BaseException:
+            file.close()
+            raise
+        return model
+
+    def _spread(self, devices: Sequence[Device], n_gpu_layers: int, tensor_split: Sequence[float]) -> None:
+        free = []
+        for device in devices:
+            memory = device.memory()
+            free.append(memory[0] if any(memory) else self.cpu.memory()[0])
+        numbers = split_layers(self.config.n_layer, free, n_gpu_layers, tensor_split)
+        self.layer_devices = [self.cpu if n is None else devices[n] for n in numbers]
+        self.devices = [device for i, device in enumerate(devices) if i in numbers]
+
+    def _place(self, progress: Progress) -> None:
+        """Make a tensor for each weight, map or upload it."""
+        uploads: dict[int, tuple[Device, dict[str, Tensor]]] = {id(d): (d, {}) for d in self.devices}
+        for spec in self.architecture.specs(self.config, self.file.tensors):
+            info = self.file.tensors.get(spec.name)
+            if info is None:
+                if spec.required:
+                    raise ModelError(f"tensor {spec.name} is missing")
+                continue
+            weight = _checked(spec, info)
+            device = self.cpu if spec.layer == INPUT_LAYER else self.layer_devices[spec.layer]
+            if device is not self.cpu and not device.supports_op(probe(weight, spec.op)):
+                device = self.cpu
+            if device is self.cpu:
+                why = None if device.supports_op(p := probe(weight, spec.op)) else device.why_not(p)
+                if why is not None:
+                    known = ", ".join(t.name for t in QUANTS)
+                    raise ModelError(f"tensor {spec.name} is {info.type.name}: {why} (known types: {known})")
+                HostBuffer.wrap(device, info.data, Usage.WEIGHTS).place(weight, 0)
+            else:
+                weight = uploads[id(device)][1].setdefault(spec.name, weight)
+            repeating = 0 <= spec.layer < self.config.n_layer
+            (self.weights.layers[spec.layer] if repeating else self.weights.top)[spec.key] = weight
+        self.n_vocab = self.weights.top["token_embd"].ne[1]
+        self._upload([u for u in uploads.values() if u[1]], progress)
+
+    def _upload(self, uploads: list[tuple[Device, dict[str, Tensor]]], progress: Progress) -> None:
+        total = sum(tensor.nbytes for _, tensors in uploads for tensor in tensors.values())
+        done = 0
+        try:
+            for device, tensors in uploads:
+                self._buffers += pack(device, tensors.values(), Usage.WEIGHTS)
+            for _, tensors in uploads:
+                for name, tensor in tensors.items():
+                    assert tensor.buffer is not None
+                    progress(done, total)
+                    tensor.buffer.set(tensor, self.file.tensors[name].data)
+                    done += tensor.nbytes
+            if total:
+                progress(total, total)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Free the weights on devices and close the file."""
+        self.weights = Weights()
+        for buffer in self._buffers:
+            buffer.free()
+        self._buffers = []
+        self.file.close()
+
+
+def probe(weight: Tensor, op: Op) -> Tensor:
+    """A node that uses the weight as the model will: what a device is asked before it gets the weight."""
+    ne0 = weight.ne[0]
+    if op == Op.GET_ROWS:
+        return ops.get_rows(weight, Tensor(GGMLType.I32, (1,)))
+    if op == Op.MUL_MAT:
+        return ops.mul_mat(weight, Tensor(GGMLType.F32, (ne0, 1)))
+    if op == Op.ROPE:
+        return ops.rope(Tensor(GGMLType.F32, (2 * ne0, 1, 1)), Tensor(GGMLType.I32, (1,)), 2 * ne0, factors=weight)
+    assert op in (Op.MUL, Op.ADD), op
+    return (ops.mul if op == Op.MUL else ops.add)(Tensor(GGMLType.F32, (ne0, 1)), weight)
+
+
+def _checked(spec: Spec, info: TensorInfo) -> Tensor:
+    """The weight as a tensor. Raises ModelError when the file's shape is another."""
+    ne = (*spec.ne, 1, 1, 1)[:4]
+    if info.ne != ne:
+        raise ModelError(f"tensor {spec.name} is {list(info.ne)}, must be {list(ne)}")
+    return Tensor(info.type, ne, name=spec.name)
+
+
+def _default_cpu() -> Device:
+    from pyggml.backend.cpu import CPUDevice  # compiles nothing, but loads Numba: only when it is wanted
+
+    return CPUDevice()

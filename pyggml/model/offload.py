@@ -1,0 +1,44 @@
+"""Which layers go to which device. Owns that arithmetic; knows no tensor.
+
+The rule is llama.cpp's (llama-model.cpp: load_tensors), in float32 as there, so that both split a model alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pyggml.errors import DeviceError
+
+
+def split_layers(
+    n_layer: int, free: Sequence[int], n_gpu_layers: int = -1, tensor_split: Sequence[float] = ()
+) -> list[int | None]:
+    """For layers 0 to n_layer - 1 and, last, the output: the number of the device, None = local CPU.
+
+    `n_gpu_layers` of these n_layer + 1, counted from the end, are offloaded (negative: all). They are spread in
+    proportion to `tensor_split`, or, where it is empty or all zero, to `free` (bytes of memory of each device).
+    Raises DeviceError when `tensor_split` does not fit the devices.
+    """
+    n_devices = len(free)
+    if len(tensor_split) > n_devices and any(tensor_split):
+        raise DeviceError(f"a tensor split over {len(tensor_split)} devices, {n_devices} are in use")
+    if any(not np.isfinite(share) or share < 0 for share in tensor_split):
+        raise DeviceError(f"tensor split {list(tensor_split)}: each share must be 0 or more")
+    if not n_devices:
+        return [None] * (n_layer + 1)
+    shares = np.zeros(n_devices, np.float32)
+    shares[: len(tensor_split)] = tensor_split[:n_devices]
+    if not shares.any():
+        shares[:] = free
+    if not shares.any():
+        shares[:] = 1
+    bounds = np.cumsum(shares, dtype=np.float32)
+    bounds /= bounds[-1]
+    wanted = n_layer + 1 if n_gpu_layers < 0 else min(n_gpu_layers, n_layer + 1)
+    start = n_layer + 1 - wanted
+    return [
+        None if il < start else int(np.searchsorted(bounds, np.float32(il - start) / np.float32(wanted), side="right"))
+        for il in range(n_layer + 1)
+    ]
