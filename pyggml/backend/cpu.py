@@ -1,0 +1,251 @@
+"""The CPU backend: graphs are lowered once to a plan of step records, which compiled code then walks.
+
+Owns devices, plans and the lowering's bookkeeping: work memory, barriers, kernels to compile. Knows no single op: each
+family in kernels/cpu lowers its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pyggml import jit
+from pyggml.backend.base import Backend, Device, Kind, Plan, Usage
+from pyggml.backend.host import HostBuffer, host_memory
+from pyggml.backend.team import IndexFault, Team
+from pyggml.errors import ComputeError, UnsupportedError
+from pyggml.graph import Graph
+from pyggml.kernels.cpu import FAMILIES
+from pyggml.ops import VIEW_OPS, Op, check
+from pyggml.steps import MAX_OPERANDS, STEP
+from pyggml.tensor import Flag, Tensor
+
+
+def default_threads() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _family(op: int) -> Any:
+    name = FAMILIES.get(Op(op))
+    return importlib.import_module(f"pyggml.kernels.cpu.{name}") if name else None
+
+
+class CPUDevice(Device):
+    kind = Kind.CPU
+    alignment = 64
+
+    def __init__(self, name: str = "CPU", description: str = "") -> None:
+        self.name = name
+        self.description = description or f"{jit.target()[0]} ({jit.level()})"
+
+    def memory(self) -> tuple[int, int]:
+        return host_memory()
+
+    def alloc_buffer(self, size: int, usage: Usage = Usage.ANY) -> HostBuffer:
+        return HostBuffer.alloc(self, size, usage)
+
+    def why_not(self, node: Tensor) -> str | None:
+        family = _family(node.op)
+        if family is None:
+            return f"the CPU backend has no {Op(node.op).name}"
+        reason: str | None = family.why_not(node)
+        return reason
+
+    def open(self, n_threads: int | None = None) -> CPUBackend:
+        return CPUBackend(self, n_threads or default_threads())
+
+
+class CPUPlan(Plan):
+    def __init__(self, steps: np.ndarray[Any, Any], nodes: list[Tensor], keep: list[Any]) -> None:
+        self.steps = steps
+        self.nodes = nodes  # the node of each step, to name it when it fails
+        self.keep = keep  # memory that the steps point to
+
+
+class CPUBackend(Backend):
+    def __init__(self, device: CPUDevice, n_threads: int) -> None:
+        self.device = device
+        self.n_threads = n_threads
+        self.team = Team(n_threads)
+
+    def plan(self, graph: Graph) -> CPUPlan:
+        builder = Builder(self.n_threads)
+        for node in graph.nodes:
+            if node.op in VIEW_OPS or not node.flags & Flag.COMPUTE or 0 in node.ne:
+                continue
+            check(node)
+            family = _family(node.op)
+            reason = "no such op" if family is None else family.why_not(node)
+            if reason is not None:
+                raise UnsupportedError(f"{self.device.name}: cannot compute {node.name!r}: {reason}")
+            builder.node = node
+            family.lower(builder, node)
+        return builder.finish(self.team.status_address)
+
+    def compute(self, plan: Plan) -> None:
+        assert isinstance(plan, CPUPlan)
+        if not len(plan.steps):
+            return
+        try:
+            self.team.run(plan.steps.ctypes.data, len(plan.steps))
+        except IndexFault as fault:
+            node = plan.nodes[fault.step]
+            raise ComputeError(
+                f"{Op(node.op).name} {node.name!r}: row number {fault.row}, there are {fault.limit} rows"
+            ) from None
+
+    def abort(self) -> None:
+        self.team.abort()
+
+    def close(self) -> None:
+        self.team.close()
+
+
+@dataclass
+class Scratch:
+    """Work memory of `size` bytes that lives from the first step that names it to the last.
+
+    `per_thread`: each thread has a part of its own, so that steps may share it without meeting.
+    """
+
+    size: int
+    per_thread: bool = False
+    first: int = -1
+    last: int = -1
+    address: int = 0
+
+
+@dataclass
+class _Step:
+    spec: jit.Spec
+    node: Tensor
+    dst: Tensor | None
+    src: tuple[Tensor | None, ...]
+    params: bytes
+    ints: tuple[int, ...]
+    scratch: tuple[Scratch, ...]
+    sync: bool = False
+
+
+Span = tuple[int, int]  # addresses [from, to)
+
+
+@dataclass
+class Builder:
+    """What lowering a graph gathers: steps, their work memory, and where threads must meet."""
+
+    n_threads: int
+    steps: list[_Step] = field(default_factory=list)
+    memo: dict[Any, Any] = field(default_factory=dict)
+    node: Tensor | None = None
+    _reads: list[Span] = field(default_factory=list)
+    _writes: list[Span] = field(default_factory=list)
+    _pending: set[int] = field(default_factory=set)
+
+    def step(
+        self,
+        spec: jit.Spec,
+        dst: Tensor | None,
+        src: Sequence[Tensor | None] = (),
+        *,
+        ints: Sequence[int] = (),
+        reads: Sequence[Scratch] = (),
+        writes: Sequence[Scratch] = (),
+    ) -> None:
+        """Add a step. `dst` is written, `src` are read; `writes` + `reads` are at most two pieces of work memory,
+        which the kernel finds in this order in its `scratch`. The threads meet before it only if it needs what a
+        step since their last meeting wrote, or would overwrite what one of those reads."""
+        assert self.node is not None and len(src) <= MAX_OPERANDS and len(ints) <= 8
+        scratch = (*writes, *reads)
+        assert len(scratch) <= 2
+        write = [_span(dst)] if dst is not None else []
+        read = [_span(s) for s in src if s is not None]
+        touched = {id(s) for s in scratch if not s.per_thread}
+        if (
+            touched & self._pending
+            or _overlap(read, self._writes)
+            or _overlap(write, self._writes)
+            or _overlap(write, self._reads)
+        ):
+            self.barrier()
+        self._reads += read
+        self._writes += write
+        self._pending |= {id(s) for s in writes}
+        for s in scratch:
+            s.first = len(self.steps) if s.first < 0 else s.first
+            s.last = len(self.steps)
+        self.steps.append(_Step(spec, self.node, dst, tuple(src), self.node.op_params, tuple(ints), scratch))
+
+    def barrier(self) -> None:
+        """Let the threads meet behind the last step."""
+        if self.steps:
+            self.steps[-1].sync = True
+        self._reads, self._writes, self._pending = [], [], set()
+
+    def thread_scratch(self, size: int) -> Scratch:
+        """`size` bytes for each thread, thread i at i * (size rounded up to 64)."""
+        return Scratch((size + 63) // 64 * 64 * self.n_threads, per_thread=True)
+
+    def finish(self, status: int) -> CPUPlan:
+        jit.ensure(s.spec for s in self.steps)
+        arena = _place(self.steps)
+        records = np.zeros(len(self.steps) * STEP.itemsize + 64, np.uint8)
+        start = -records.ctypes.data % 64
+        table = records[start : start + len(self.steps) * STEP.itemsize].view(STEP)
+        for i, s in enumerate(self.steps):
+            r = table[i]
+            r["kernel"], r["sync"], r["status"], r["index"] = jit.address(s.spec), s.sync, status, i
+            r["params"] = np.frombuffer(s.params, "<i4")
+            r["ints"][: len(s.ints)] = s.ints
+            for j, scratch in enumerate(s.scratch):
+                r["scratch"][j] = arena.ctypes.data + scratch.address
+            if s.dst is not None:
+                _operand(r["dst"], s.dst)
+            for j, t in enumerate(s.src):
+                if t is not None:
+                    _operand(r["src"][j], t)
+        buffers = [t.buffer for s in self.steps for t in (s.dst, *s.src) if t is not None]
+        return CPUPlan(table, [s.node for s in self.steps], [records, arena, list(dict.fromkeys(buffers))])
+
+
+def _operand(record: Any, tensor: Tensor) -> None:
+    record["data"], record["ne"], record["nb"] = tensor.data, tensor.ne, tensor.nb
+
+
+def _span(tensor: Tensor) -> Span:
+    return tensor.data, tensor.data + tensor.nbytes
+
+
+def _overlap(a: list[Span], b: list[Span]) -> bool:
+    return any(x[0] < y[1] and y[0] < x[1] for x in a for y in b)
+
+
+def _place(steps: list[_Step]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Give each piece of work memory an address in one arena. Pieces share memory when the threads meet between the
+    last step of the one and the first step of the other."""
+    meeting = [0]  # barriers before each step
+    for step in steps:
+        meeting.append(meeting[-1] + step.sync)
+    placed: list[Scratch] = []
+    size = 0
+    pieces = {id(s): s for step in steps for s in step.scratch}
+    for piece in sorted(pieces.values(), key=lambda s: s.first):
+        alive = [p for p in placed if meeting[p.last] >= meeting[piece.first]]
+        at = 0
+        for low, high in sorted((p.address, p.address + p.size) for p in alive):
+            if at + piece.size <= low:
+                break
+            at = max(at, (high + 63) // 64 * 64)
+        piece.address = at
+        placed.append(piece)
+        size = max(size, at + piece.size)
+    arena = np.zeros(size + 64, np.uint8)
+    return arena[-arena.ctypes.data % 64 :]

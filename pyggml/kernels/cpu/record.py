@@ -1,0 +1,80 @@
+"""How a kernel reads its step record. Owns the way from field names to loads; imported by factories only (Numba).
+
+A kernel gets the address of the record and walks rows: row number `r` counts through dimensions 1, 2 and 3 of `dst`.
+"""
+
+from pyggml import simd as v
+from pyggml.jit import device
+from pyggml.steps import offset
+
+U = v.U
+_ADDRESSES = ("kernel", "status", "scratch")
+
+
+def field(name, index=0):
+    """-> f(step): the 64-bit word `index` of a field of steps.STEP ("dst.data", "src1.ne", "ints" ...)."""
+    is_address = name.endswith("data") or name in _ADDRESSES
+    return v.reader(offset(name) + 8 * index, "u64" if is_address else "i64")
+
+
+def param_i32(index):
+    """-> f(step): op_params[index] as an integer."""
+    return v.reader(offset("params") + 4 * index, "i32")
+
+
+def param_f32(index):
+    """-> f(step): op_params[index] as a float."""
+    return v.reader(offset("params") + 4 * index, "f32")
+
+
+def rows(name):
+    """-> f(step): number of rows of an operand."""
+    n1, n2, n3 = (field(f"{name}.ne", i) for i in (1, 2, 3))
+
+    @device
+    def count(step):
+        return n1(step) * n2(step) * n3(step)
+
+    return count
+
+
+def element(name):
+    """-> f(step, i0, i1, i2, i3): address of an element (of a block, where i0 counts blocks)."""
+    data = field(f"{name}.data")
+    b0, b1, b2, b3 = (field(f"{name}.nb", i) for i in range(4))
+
+    @device
+    def address(step, i0, i1, i2, i3):
+        return data(step) + U(i0 * b0(step) + i1 * b1(step) + i2 * b2(step) + i3 * b3(step))
+
+    return address
+
+
+def row(name, shape="dst"):
+    """-> f(step, r): address of row r of an operand; r counts through the rows of `shape`."""
+    n1, n2 = field(f"{shape}.ne", 1), field(f"{shape}.ne", 2)
+    at = element(name)
+
+    @device
+    def address(step, r):
+        i1 = r % n1(step)
+        i2 = r // n1(step)
+        return at(step, 0, i1, i2 % n2(step), i2 // n2(step))
+
+    return address
+
+
+def row_repeated(name, shape="dst"):
+    """As `row`, for an operand that is repeated over `shape` in dimensions 1 to 3."""
+    n1, n2 = field(f"{shape}.ne", 1), field(f"{shape}.ne", 2)
+    m1, m2, m3 = (field(f"{name}.ne", i) for i in (1, 2, 3))
+    at = element(name)
+
+    @device
+    def address(step, r):
+        i1 = r % n1(step)
+        i2 = r // n1(step)
+        i3 = i2 // n2(step)
+        return at(step, 0, i1 % m1(step), (i2 % n2(step)) % m2(step), i3 % m3(step))
+
+    return address
