@@ -74,13 +74,13 @@ TENSOR = layout(
     ("ne", U32, (4,)),
     ("nb", U32, (4,)),  # bytes; the reference client cuts strides over 4 GiB
     ("op", U32),
-    ("op_params", I32, (16,)),
+    ("op_params", "V64"),
     ("flags", I32),
     ("src", U64, (MAX_SRC,)),  # ids, 0 = absent
     ("view_src", U64),
     ("view_offs", U64),
     ("data", U64),  # the buffer's base plus something
-    ("name", "V64"),  # NUL-padded, any bytes
+    ("name", "S64"),  # NUL-padded, any bytes
     ("use_count", I32),
 )
 assert {name: TENSOR.fields[name][1] for name in ("buffer", "ne", "op", "src", "data", "name")} == {  # type: ignore[index]

@@ -1,0 +1,246 @@
+"""Tensors and graphs <-> the records that stand for them on the wire.
+
+Owns the meaning of a record's fields and the proof that a foreign tensor lies inside its buffer; it must not know how a
+record travelled. Everything from a peer is checked with Python's own integers, which do not wrap, before a Tensor exists:
+what `read_tensors` returns may be handed to a kernel that checks nothing. Whether the *op* is well-formed is asked later
+(`pyggml.ops.check`).
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from math import gcd, prod
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyggml.backend.base import Buffer
+from pyggml.dtypes import SIZES, GGMLType, TypeSize
+from pyggml.graph import Graph
+from pyggml.ops import VIEW_OPS, Op
+from pyggml.tensor import MAX_NAME, MAX_SRC, Flag, Tensor, contiguous_strides
+from pyggml_rpc.connection import Piece
+from pyggml_rpc.errors import RefusedError
+from pyggml_rpc.wire import GRAPH, TENSOR
+
+Records = NDArray[np.void]
+
+U32_MAX = 2**32 - 1
+BY_NUMBER: dict[int, tuple[GGMLType, TypeSize]] = {int(t): (t, size) for t, size in SIZES.items()}
+
+Place = Callable[[Tensor], tuple[int, int]]
+"""A tensor -> (handle of its buffer, data), or (0, 0) when it lives elsewhere."""
+
+
+# ---- tensors -> records
+
+
+def write_tensors(
+    tensors: Iterable[Tensor], place: Place, ids: Mapping[int, int], uses: Mapping[int, int] | None = None
+) -> Records:
+    """One record each. `ids` gives the wire's number of a tensor by id(); a source without one is sent as absent.
+
+    Strides over 4 GiB lose their upper half, as the reference client's do.
+    """
+    uses = uses or {}
+    rows: list[tuple[Any, ...]] = []
+    for t in tensors:
+        handle, data = place(t)
+        # a source without a number belongs to a graph that was computed before: this tensor is data here
+        src = [0 if s is None else ids.get(id(s), 0) for s in t.src]
+        rows.append(
+            (
+                ids.get(id(t), 1),
+                t.type,
+                handle,
+                t.ne,
+                tuple(b & U32_MAX for b in t.nb),
+                t.op,
+                t.op_params,
+                t.flags,
+                src + [0] * (MAX_SRC - len(src)),
+                0 if t.view_src is None else ids.get(id(t.view_src), 0),
+                t.view_offs,
+                data,
+                t.name.encode()[: MAX_NAME - 1],
+                uses.get(id(t), 0),
+            )
+        )
+    return np.array(rows, TENSOR)
+
+
+def write_tensor(tensor: Tensor, place: Place) -> bytes:
+    return write_tensors([tensor], place, {}).tobytes()
+
+
+def write_graph(device: int, graph: Graph, place: Place) -> bytes:
+    """The body of GRAPH_COMPUTE: the nodes, what they read, and the roots of views; every node is to be computed."""
+    nodes = [node for node in graph.nodes if node.op not in VIEW_OPS]
+    tensors: dict[int, Tensor] = {}
+    for node in nodes:
+        for t in (*node.src, node):
+            if t is not None:
+                if t.view_src is not None:
+                    tensors.setdefault(id(t.view_src), t.view_src)
+                tensors.setdefault(id(t), t)
+    ids = {key: number for number, key in enumerate(tensors, 1)}
+    records = write_tensors(tensors.values(), place, ids, graph.uses)
+    order = np.array([ids[id(node)] for node in nodes], "<u8")
+    if nodes:
+        records["flags"][order.astype(np.intp) - 1] |= int(Flag.COMPUTE)
+    head = np.array([(device, len(nodes))], GRAPH).tobytes()
+    return b"".join((head, order.tobytes(), len(records).to_bytes(4, "little"), records.tobytes()))
+
+
+# ---- records -> tensors
+
+
+@dataclass
+class Lent:
+    """A buffer that a peer may use: its random handle, and the base address that the peer was told."""
+
+    handle: int
+    base: int
+    buffer: Buffer
+    device: int
+    size: int  # as asked for: what counts against the memory on offer
+
+
+class ForeignGraph(NamedTuple):
+    """What GRAPH_COMPUTE says, framing checked, contents not."""
+
+    device: int
+    nodes: list[int]
+    records: Records
+
+
+def read_graph(body: Piece) -> ForeignGraph:
+    """Take the body of GRAPH_COMPUTE apart. Raises RefusedError when its counts do not fill it exactly."""
+    length = len(body)
+    device, n_nodes = (int(field) for field in np.frombuffer(body, GRAPH, 1).item())
+    count_at = GRAPH.itemsize + 8 * n_nodes
+    if count_at + 4 > length:
+        raise RefusedError(f"{n_nodes} nodes do not fit in {length} bytes")
+    n_tensors = int.from_bytes(memoryview(body)[count_at : count_at + 4], "little")
+    if count_at + 4 + n_tensors * TENSOR.itemsize != length:
+        raise RefusedError(f"{n_nodes} nodes and {n_tensors} tensors do not make {length} bytes")
+    nodes: list[int] = np.frombuffer(body, "<u8", n_nodes, GRAPH.itemsize).tolist()
+    return ForeignGraph(device, nodes, np.frombuffer(body, TENSOR, n_tensors, count_at + 4))
+
+
+def read_tensors(records: Records, lent: Mapping[int, Lent] | None) -> list[Tensor]:
+    """Tensors without sources. With `lent`, each lies wholly inside the buffer that it names, or is unplaced.
+
+    Unplaced (`buffer` None, data 0) are those with data 0 in no buffer of this peer. `lent` None asks for shapes alone:
+    every tensor is unplaced. Raises RefusedError naming the tensor and the numbers.
+    """
+    columns = (records[field].tolist() for field in ("type", "buffer", "ne", "nb", "op", "flags", "data", "view_offs"))
+    raw = zip(*columns, records["op_params"].tolist(), records["name"].tolist(), strict=True)
+    tensors = []
+    for type_id, handle, ne, nb, op, flags, data, view_offs, op_params, name in raw:
+        label = name.decode("utf-8", "replace")
+        known = BY_NUMBER.get(type_id)
+        if known is None:
+            raise RefusedError(f"tensor {label!r}: unknown type {type_id}")
+        dtype, size = known
+        if ne[0] % size.block_size:
+            raise RefusedError(
+                f"tensor {label!r}: {ne[0]} elements are no whole blocks of {size.block_size} ({dtype.name})"
+            )
+        tensor = Tensor(
+            dtype, ne, _strides(dtype, ne, nb), op=op, op_params=op_params, flags=flags, view_offs=view_offs, name=label
+        )
+        if lent is not None:
+            _place(tensor, handle, data, lent, size)
+        tensors.append(tensor)
+    return tensors
+
+
+def _strides(dtype: GGMLType, ne: list[int], nb: list[int]) -> tuple[int, int, int, int]:
+    """The strides meant: those of a dense tensor over 4 GiB come without their upper halves."""
+    a, b, c, d = ne
+    dense = contiguous_strides(dtype, (a, b, c, d))
+    if dense[3] > U32_MAX and all(full & U32_MAX == given for full, given in zip(dense, nb, strict=True)):
+        return dense
+    return nb[0], nb[1], nb[2], nb[3]
+
+
+def _place(tensor: Tensor, handle: int, data: int, lent: Mapping[int, Lent], size: TypeSize) -> None:
+    home = lent.get(handle)
+    if home is None:
+        if data:
+            raise RefusedError(
+                f"tensor {tensor.name!r}: data 0x{data:x} in no buffer of this connection (0x{handle:x})"
+            )
+        return
+    where = f"tensor {tensor.name!r} ({tensor.type.name} {list(tensor.ne)}, strides {list(tensor.nb)})"
+    buffer, offset = home.buffer, data - home.base
+    if size.block_size > 1 and tensor.nb[0] != size.type_size:
+        raise RefusedError(f"{where}: blocks are {tensor.nb[0]} bytes apart, not {size.type_size}")
+    extent = tensor.nbytes
+    if not 0 <= offset <= offset + extent <= buffer.size:
+        raise RefusedError(f"{where}: {extent} bytes at offset {offset} lie outside a buffer of {buffer.size}")
+    # elements that share bytes could be more than the buffer holds, and take for ever
+    dense = prod(tensor.ne) // size.block_size * size.type_size
+    if dense > buffer.size:
+        raise RefusedError(f"{where}: {dense} bytes of elements in a buffer of {buffer.size}")
+    step = gcd(size.type_size, buffer.device.alignment)
+    if offset % step or any(n > 1 and b % step for n, b in zip(tensor.ne, tensor.nb, strict=True)):
+        raise RefusedError(f"{where}: offset {offset} or a stride is no multiple of {step}")
+    tensor.buffer = buffer
+    tensor.data = buffer.base + offset
+
+
+def link(graph: ForeignGraph, tensors: list[Tensor]) -> Graph:
+    """The nodes to be computed, in the peer's order, with their sources. `tensors` are those of `graph.records`.
+
+    Left out are nodes that compute nothing: views, those without the COMPUTE flag, those of no elements. Raises
+    RefusedError for an id that is absent, unknown, or there twice, and for a source that lives nowhere.
+    """
+    numbers = graph.records["id"].tolist()
+    by_id = dict(zip(numbers, tensors, strict=True))
+    if len(by_id) != len(tensors) or 0 in by_id:
+        raise RefusedError(
+            f"{len(tensors)} tensors have {len(by_id)} different ids" + (", one is 0" if 0 in by_id else "")
+        )
+    if len(set(graph.nodes)) != len(graph.nodes):
+        raise RefusedError(f"a node stands twice among {len(graph.nodes)}")
+    row_of = {number: row for row, number in enumerate(numbers)}
+    sources, roots = graph.records["src"].tolist(), graph.records["view_src"].tolist()
+    use_counts = graph.records["use_count"].tolist()
+    result = Graph()
+    for number in graph.nodes:
+        row = row_of.get(number)
+        if row is None:
+            raise RefusedError(f"node 0x{number:x} is not among the {len(tensors)} tensors")
+        node = tensors[row]
+        if not node.flags & Flag.COMPUTE or node.op in VIEW_OPS or not node.nelements:
+            continue
+        label = f"node {node.name!r} ({Op(node.op).name if 0 <= node.op < len(Op) else f'op {node.op}'})"
+        src: list[Tensor | None] = []
+        for index, source in enumerate(sources[row]):
+            operand = by_id.get(source) if source else None
+            if source and operand is None:
+                raise RefusedError(f"{label}: source {index}, 0x{source:x}, is not among the {len(tensors)} tensors")
+            if operand is not None and operand.buffer is None:
+                raise RefusedError(f"{label}: source {index}, {operand.name!r}, is in no buffer here")
+            src.append(operand)
+        if node.buffer is None:
+            raise RefusedError(f"{label}: it is in no buffer here")
+        while src and src[-1] is None:
+            src.pop()
+        node.src = tuple(src)
+        if roots[row]:
+            node.view_src = by_id.get(roots[row])
+        result.nodes.append(node)
+        result.uses[id(node)] = use_counts[row]
+    computed = {id(node) for node in result.nodes}
+    leafs = {id(s): s for node in result.nodes for s in node.src if s is not None and id(s) not in computed}
+    result.leafs.extend(leafs.values())
+    return result
+
+
+def check_range(tensor: Tensor, offset: int, size: int) -> None:
+    """Raises RefusedError unless `size` bytes at `offset` lie inside the tensor."""
+    if offset + size > tensor.nbytes:
+        raise RefusedError(f"tensor {tensor.name!r}: {size} bytes at offset {offset} of {tensor.nbytes}")
