@@ -1,0 +1,114 @@
+"""Byte-level BPE (`tokenizer.ggml.model` = gpt2), with the merging done by the `tokenizers` library.
+
+Owns the way from GGUF's lists to that library's model; does not know special tokens, BOS or EOS (base.py does).
+"""
+
+import logging
+from collections.abc import Mapping
+from itertools import chain, filterfalse
+from operator import add
+from typing import TYPE_CHECKING, Any
+
+from pyggml.errors import TokenizerError
+from pyggml.tokenizer.base import Fragment, Tokenizer
+from pyggml.tokenizer.pretokenizers import DEFAULT, PreTokenizer, pre_tokenizer
+from pyggml.tokenizer.vocab import Vocab, boolean, string_list
+
+if TYPE_CHECKING:
+    import tokenizers
+
+log = logging.getLogger(__name__)
+
+
+def _byte_characters() -> list[str]:
+    """The character that stands for each byte: itself where it prints, else one from U+0100 on (GPT-2's encoder.py)."""
+    shown = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    hidden = [b for b in range(256) if b not in shown]
+    return [chr(b) if b in shown else chr(0x100 + hidden.index(b)) for b in range(256)]
+
+
+BYTE_CHARACTERS = _byte_characters()
+_TO_BYTE = {c: b for b, c in enumerate(BYTE_CHARACTERS)}
+
+
+class BPE(Tokenizer):
+    @classmethod
+    def build(cls, metadata: Mapping[str, Any]) -> "BPE":
+        pre = _pre_tokenizer(metadata)
+        vocab = Vocab.from_metadata(metadata, {"bos": 11, "eos": 11} if pre.default_bos else {"eos": 11})
+        return cls(
+            vocab,
+            string_list(metadata, "tokenizer.ggml.merges"),
+            pre,
+            boolean(metadata, "tokenizer.ggml.add_bos_token", pre.add_bos),
+            boolean(metadata, "tokenizer.ggml.add_eos_token", False),
+        )
+
+    def __init__(self, vocab: Vocab, merges: list[str], pre: PreTokenizer, add_bos: bool, add_eos: bool) -> None:
+        super().__init__(vocab, add_bos, add_eos)
+        pairs = [(m[:at], m[at + 1 :]) for m in dict.fromkeys(merges) if (at := m.find(" ", 1)) > 0]
+        self._fallbacks = _fallbacks(vocab.ids, pairs)
+        ids = vocab.ids
+        if self._fallbacks:
+            ids = ids | {text: len(ids) + i for i, text in enumerate(self._fallbacks)}
+        self._tokenizer = _tokenizers_model(ids, pairs, pre)
+        self._fallback_ids = list(self._fallbacks.values())
+
+    def encode_fragments(self, fragments: list[Fragment]) -> list[int]:
+        ids: list[int] = []
+        for fragment in fragments:
+            if isinstance(fragment, int):
+                ids.append(fragment)
+            else:
+                ids += self._tokenizer.encode(fragment, add_special_tokens=False).ids
+        n = len(self.vocab.texts)
+        if self._fallbacks and ids and max(ids) >= n:
+            ids = [j for i in ids for j in ([i] if i < n else self._fallback_ids[i - n])]
+        return ids
+
+    def normal_bytes(self, token: int) -> bytes:
+        """A character that stands for no byte is shown as llama.cpp shows it."""
+        text = self.vocab.texts[token]
+        try:
+            return bytes([_TO_BYTE[c] for c in text])
+        except KeyError:
+            parts = [_TO_BYTE.get(c, c) for c in text]
+            return b"".join(
+                bytes([p]) if isinstance(p, int) else f"[UNK_BYTE_0x{p.encode().hex()}{text}]".encode() for p in parts
+            )
+
+
+def _pre_tokenizer(metadata: Mapping[str, Any]) -> PreTokenizer:
+    name = metadata.get("tokenizer.ggml.pre", "")
+    if not isinstance(name, str):
+        raise TokenizerError(f"tokenizer.ggml.pre must be a string, it is {name!r:.40}")
+    if not name:
+        log.warning("the file names no pre-tokenizer (tokenizer.ggml.pre), the default is used: text may suffer")
+        return DEFAULT
+    return pre_tokenizer(name)
+
+
+def _fallbacks(ids: dict[str, int], pairs: list[tuple[str, str]]) -> dict[str, list[int]]:
+    """Bytes and merged pieces that are no tokens -> the tokens that llama.cpp gives in their place.
+
+    The library wants every piece in its vocabulary, where a damaged or trimmed one may lack some. llama.cpp merges them
+    all the same and then looks up each byte of the piece's UTF-8 on its own, which finds ASCII characters only.
+    """
+    lefts, rights = zip(*pairs, strict=True) if pairs else ((), ())
+    pieces = chain(BYTE_CHARACTERS, lefts, rights, map(add, lefts, rights))
+    missing = dict.fromkeys(filterfalse(ids.__contains__, pieces))
+    return {piece: [ids[c] for c in piece if c.isascii() and c in ids] for piece in missing}
+
+
+def _tokenizers_model(ids: dict[str, int], pairs: list[tuple[str, str]], pre: PreTokenizer) -> "tokenizers.Tokenizer":
+    from tokenizers import Regex, models, pre_tokenizers
+    from tokenizers import Tokenizer as Library
+
+    try:
+        model = Library(models.BPE(vocab=ids, merges=pairs, ignore_merges=pre.ignore_merges))
+    except Exception as e:  # the library raises plain Exception
+        raise TokenizerError(f"the vocabulary and its merges do not fit together: {e}") from None
+    splits: list[Any] = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.patterns]
+    splits.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+    model.pre_tokenizer = pre_tokenizers.Sequence(splits)
+    return model

@@ -1,0 +1,89 @@
+"""How byte-level BPE vocabularies cut text into words before merging: the values of `tokenizer.ggml.pre`.
+
+Owns the patterns (Oniguruma's syntax) and flags, after llm_tokenizer_bpe and llama_vocab::impl::load in
+llama-vocab.cpp; knows nothing of tokens. Each pattern cuts the pieces that the one before left, matches and gaps alike.
+"""
+
+from typing import NamedTuple
+
+from pyggml.errors import TokenizerError
+
+
+class PreTokenizer(NamedTuple):
+    patterns: tuple[str, ...]
+    ignore_merges: bool = False  # a word that is a token needs no merges
+    add_bos: bool = False  # where the file says nothing
+    default_bos: bool = True  # whether the kind's default BOS id holds
+
+
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_CONTRACTIONS = r"'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LLAMA3 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_REST}"
+_QWEN2 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}"
+_QWEN35 = (
+    rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}"
+    r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+# DeepSeek's letters: those with upper and lower case, of some scripts, as code points in hexadecimal.
+_CASED = """
+41-5A 61-7A B5 C0-D6 D8-F6 F8-1BA 1BC-1BF 1C4-293 295-2AF 370-373 376 377 37B-37D 37F 386 388-38A 38C 38E-3A1 3A3-3F5
+3F7-481 48A-52F 531-556 10A0-10C5 13A0-13F5 13F8-13FD 1C90-1CBA 1CBD-1CBF 1D00-1D2B 1D6B-1D77 1D79-1D9A 1E00-1F15
+1F18-1F1D 1F20-1F45 1F48-1F4D 1F50-1F57 1F59 1F5B 1F5D 1F5F-1F7D 1F80-1FB4 1FB6-1FBC 1FBE 1FC2-1FC4 1FC6-1FCC 1FD0-1FD3
+1FD6-1FDB 1FE0-1FEC 1FF2-1FF4 1FF6-1FFC 2102 2107 210A-2113 2115 2119-211D 2124 2126 2128 212A-212D 212F-2134 2139
+213C-213F 2145-2149 214E 2183 2184 2C00-2C7B 2C7E-2CE4 2CEB-2CEE 2CF2 2CF3 A640-A66D A680-A69B A722-A76F A771-A787
+A78B-A78E AB70-ABBF FB00-FB06 FB13-FB17 FF21-FF3A FF41-FF5A 10400-1044F 104B0-104D3 104D8-104FB 10C80-10CB2 10CC0-10CF2
+118A0-118DF 1E900-1E943
+"""
+
+
+def _set(ranges: str) -> str:
+    r"""The inside of a character class: "41-5A B5" becomes \x{41}-\x{5A}\x{B5}."""
+    return "".join("-".join(rf"\x{{{end}}}" for end in r.split("-")) for r in ranges.split())
+
+
+# llama.cpp sees white space beyond ASCII as a vertical tab where a pattern names no category: no class but \s has it.
+_EAST_ASIAN = rf"[{_set('4E00-9FA5 800-4E00 AC00-D7FF')}&&[^\s]]+"
+
+_LLAMA3_WORDS = PreTokenizer((_LLAMA3,), ignore_merges=True, add_bos=True)
+
+DEFAULT = PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"))
+
+_NAMES: list[tuple[str, PreTokenizer]] = [
+    ("default", DEFAULT),
+    ("llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano", _LLAMA3_WORDS),
+    ("dbrx smaug-bpe", PreTokenizer((_LLAMA3,))),
+    ("chatglm-bpe", PreTokenizer((_LLAMA3,), default_bos=False)),
+    ("glm4 glm5", PreTokenizer((_LLAMA3,), default_bos=False, ignore_merges=True)),
+    ("smollm starcoder refact command-r codeshell exaone minerva-7b mellum2", PreTokenizer((r"\p{N}", _GPT2))),
+    ("gpt-2 phi-2 mpt olmo jais trillion granite-docling exaone4 gigachat a.x-4.0 mellum", PreTokenizer((_GPT2,))),
+    ("jina-es jina-de jina-v2-es jina-v2-de jina-v1-en jina-v2-code roberta-bpe modern-bert", PreTokenizer((_GPT2,))),
+    ("qwen2 deepseek-r1-qwen kormo f2llmv2 megrez stablelm2 hunyuan solar-open grok-2", PreTokenizer((_QWEN2,))),
+    ("qwen35", PreTokenizer((_QWEN35,))),
+    ("falcon", PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]"))),
+    (
+        "deepseek-llm",
+        PreTokenizer(
+            (
+                r"[\r\n]",
+                rf"\s?[{_set(_CASED)}]+",
+                rf"\s?[{_set('21-2F 3A-7E FF01-FF0F FF1A-FF5E 2018-201F 3001-3002')}]+",
+                r"\s+\z",
+                _EAST_ASIAN,
+                r"\p{N}+",
+            )
+        ),
+    ),
+    ("deepseek-coder", PreTokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _EAST_ASIAN, r"\p{N}"))),
+]
+PRE_TOKENIZERS = {name: pre for names, pre in _NAMES for name in names.split()}
+
+
+def pre_tokenizer(name: str) -> PreTokenizer:
+    """Raises TokenizerError for a name that is not known."""
+    try:
+        return PRE_TOKENIZERS[name]
+    except KeyError:
+        known = ", ".join(sorted(PRE_TOKENIZERS))
+        raise TokenizerError(f"the file's pre-tokenizer {name!r} is not known; supported are: {known}") from None

@@ -1,0 +1,522 @@
+"""The byte-level BPE tokenizer against llama.cpp's own cases, the stock library, and vocabularies made by hand.
+Knows no model.
+"""
+
+import functools
+import json
+import logging
+import random
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peer import Peer
+
+from pyggml.errors import TokenizerError
+from pyggml.gguf import GGUFFile
+from pyggml.tokenizer import Attr, StreamDecoder, Tokenizer, bpe
+from pyggml.tokenizer.bpe import BYTE_CHARACTERS
+from pyggml.tokenizer.kinds import KINDS
+from pyggml.tokenizer.pretokenizers import PRE_TOKENIZERS
+
+VOCABS = ["command-r", "deepseek-coder", "deepseek-llm", "falcon", "gpt-2", "llama-bpe"]
+VOCABS += ["mpt", "qwen2", "qwen35", "refact", "starcoder"]
+
+# Blocks rather than all of Unicode: the two regex libraries know different versions of it, which shows in code points
+# that were assigned lately.
+BLOCKS = [
+    *[(0x20, 0x7E)] * 4,
+    (0x00, 0x1F),
+    (0x7F, 0x17F),
+    (0x300, 0x36F),
+    (0x370, 0x52F),
+    (0x5D0, 0x5EA),
+    (0x600, 0x6FF),
+    (0x900, 0x97F),
+    (0xE00, 0xE5B),
+    (0x10A0, 0x10FF),
+    (0x1F00, 0x1FFE),
+    (0x2000, 0x206F),
+    (0x2070, 0x20BF),
+    (0x2100, 0x218F),
+    (0x2190, 0x23FF),
+    (0x2460, 0x26FF),
+    (0x3000, 0x30FF),
+    (0x4E00, 0x4EFF),
+    (0x9F80, 0x9FFF),
+    (0xAC00, 0xACFF),
+    (0xE000, 0xE010),
+    (0xFE00, 0xFE0F),
+    (0xFF00, 0xFFEF),
+    (0x10400, 0x1044F),
+    (0x1D400, 0x1D7FF),
+    (0x1F300, 0x1F64F),
+]
+CHARACTERS = st.sampled_from(BLOCKS).flatmap(lambda b: st.integers(*b)).map(chr)
+WORDS = [
+    "'s",
+    "'LL",
+    "'Re",
+    " ",
+    "  ",
+    "\n",
+    "\r\n",
+    "\n\n",
+    "\t",
+    "123",
+    "4567",
+    "don't",
+    "\u3000",
+    "\u00a0",
+    "\u0085",
+]
+WORDS += [
+    "Hello",
+    " world",
+    "été",
+    "日本語",
+    "한국어",
+    "🦙",
+    "👩\u200d👩\u200d👧",
+    "ₓ",
+    "½",
+    "٣٤",
+    "$+<=>^~|`",
+    "...",
+    " !",
+]
+WORDS += ["a\u0301", "ſ", "-", "(", "e", "B", "9"]
+BITS = st.sampled_from(WORDS)
+TEXT = st.lists(st.one_of(BITS, BITS, CHARACTERS), max_size=12).map("".join)
+
+
+@pytest.fixture(scope="session")
+def vocab_file(peer: Peer):
+    return lambda name: peer.vendor / "models" / f"ggml-vocab-{name}.gguf"
+
+
+def load(path: Path) -> Tokenizer:
+    with GGUFFile.open(path) as f:
+        return Tokenizer.from_metadata(f.metadata)
+
+
+@pytest.fixture(scope="session")
+def tokenizers():
+    """load(), each file once."""
+    return functools.cache(load)
+
+
+@pytest.fixture(scope="session")
+def smol(smollm2: Path) -> Tokenizer:
+    return load(smollm2)
+
+
+# llama.cpp's cases
+
+
+@pytest.mark.parametrize("name", VOCABS)
+def test_reference_cases(name: str, vocab_file) -> None:
+    path = vocab_file(name)
+    texts = Path(f"{path}.inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")
+    lines = Path(f"{path}.out").read_text().split("\n")
+    assert len(texts) == len(lines) > 40
+    tokenizer = load(path)
+    for text, line in zip(texts, lines, strict=True):
+        ids = tokenizer.encode(text, add_special=False)
+        assert ids == [int(i) for i in line.split()], text
+        assert tokenizer.decode(ids) == text
+        stream = StreamDecoder(tokenizer)
+        assert "".join(stream.push(i) for i in ids) + stream.finish() == text
+
+
+# The stock library: a process that answers one JSON line with another, so that hypothesis can shrink what differs
+
+STOCK = """
+import ctypes, hashlib, json, sys
+import llama_cpp as lc
+quiet = lc.llama_log_callback(lambda *a: None)
+lc.llama_log_set(quiet, None)
+vocabs, models = {}, []
+
+def vocab(path):
+    if path not in vocabs:
+        p = lc.llama_model_default_params()
+        p.vocab_only = True
+        models.append(lc.llama_model_load_from_file(path.encode(), p))
+        vocabs[path] = lc.llama_model_get_vocab(models[-1])
+    return vocabs[path]
+
+def tokenize(path, text, add_special, parse_special):
+    raw = text.encode()
+    ids = (ctypes.c_int32 * (len(raw) + 8))()
+    n = lc.llama_tokenize(vocab(path), raw, len(raw), ids, len(ids), add_special, parse_special)
+    assert n >= 0
+    return ids[:n]
+
+def describe(path):
+    v = vocab(path)
+    n = lc.llama_vocab_n_tokens(v)
+    buf = ctypes.create_string_buffer(4096)
+    pieces = []
+    for special in (True, False):
+        h = hashlib.sha256()
+        for i in range(n):
+            size = lc.llama_token_to_piece(v, i, buf, 4096, 0, special)
+            h.update(size.to_bytes(4, "little") + buf.raw[:size])
+        pieces.append(h.hexdigest())
+    return {
+        "n": n, "bos": lc.llama_vocab_bos(v), "eos": lc.llama_vocab_eos(v),
+        "sep": lc.llama_vocab_sep(v), "pad": lc.llama_vocab_pad(v), "nl": lc.llama_vocab_nl(v),
+        "add": [lc.llama_vocab_get_add_bos(v), lc.llama_vocab_get_add_eos(v)],
+        "eog": [i for i in range(n) if lc.llama_vocab_is_eog(v, i)],
+        "control": [i for i in range(n) if lc.llama_vocab_is_control(v, i)],
+        "pieces": pieces,
+    }
+
+for line in sys.stdin:
+    function, *args = json.loads(line)
+    print(json.dumps(globals()[function](*args)), flush=True)
+"""
+
+
+class Stock:
+    def __init__(self, peer: Peer) -> None:
+        command = [sys.executable, "-c", STOCK]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=peer.env
+        )
+
+    def __call__(self, function: str, path: Path, *args: Any) -> Any:
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(json.dumps([function, str(path), *args]) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+
+@pytest.fixture(scope="module")
+def stock(peer: Peer):
+    stock = Stock(peer)
+    with stock.process:
+        yield stock
+        stock.process.stdin.close()
+
+
+def describe(tokenizer: Tokenizer) -> dict[str, Any]:
+    import hashlib
+
+    digests = []
+    for special in (True, False):
+        digest = hashlib.sha256()
+        for i in range(tokenizer.n_vocab):
+            piece = tokenizer.token_bytes(i, special)
+            digest.update(len(piece).to_bytes(4, "little") + piece)
+        digests.append(digest.hexdigest())
+    ids = {name: getattr(tokenizer, name) for name in ("bos", "eos", "sep", "pad", "nl")}
+    return {
+        "n": tokenizer.n_vocab,
+        **{name: -1 if i is None else i for name, i in ids.items()},
+        "add": [tokenizer.add_bos, tokenizer.add_eos],
+        "eog": sorted(tokenizer.eog_ids),
+        "control": [i for i in range(tokenizer.n_vocab) if tokenizer.is_control(i)],
+        "pieces": digests,
+    }
+
+
+@pytest.mark.parametrize("name", ["smollm2", *VOCABS, "gpt-neox"])
+def test_special_ids_eog_and_all_pieces_equal_the_peer(name: str, stock: Stock, vocab_file, smollm2: Path) -> None:
+    path = smollm2 if name == "smollm2" else vocab_file(name)
+    assert describe(load(path)) == stock("describe", path)
+
+
+@pytest.mark.parametrize("name", VOCABS)
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_any_text_equals_the_peer(name: str, stock: Stock, vocab_file, tokenizers, data: st.DataObject) -> None:
+    path, text = vocab_file(name), data.draw(TEXT)
+    assert tokenizers(path).encode(text) == stock("tokenize", path, text, True, False)
+
+
+@settings(deadline=None, max_examples=200)
+@given(text=TEXT)
+def test_any_text_with_smollm2_equals_the_peer(smollm2: Path, smol: Tokenizer, stock: Stock, text: str) -> None:
+    ids = smol.encode(text)
+    assert ids == stock("tokenize", smollm2, text, True, False)
+    assert smol.decode(ids) == text
+
+
+SPECIALS = st.sampled_from(
+    ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<repo_name>", "<reponame>", "<file_sep>", "<|im_", "|>", "<", ">"]
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(parts=st.lists(st.one_of(SPECIALS, BITS), max_size=8), add=st.booleans(), parse=st.booleans())
+def test_special_tokens_equal_the_peer(
+    smollm2: Path, smol: Tokenizer, stock: Stock, parts: list[str], add: bool, parse: bool
+) -> None:
+    text = "".join(parts)
+    assert smol.encode(text, add, parse) == stock("tokenize", smollm2, text, add, parse)
+
+
+def test_a_wrong_pattern_is_noticed(smollm2: Path, stock: Stock) -> None:
+    """The comparison has teeth: with another vocabulary's pattern the same texts come out otherwise."""
+    with GGUFFile.open(smollm2) as f:
+        wrong = Tokenizer.from_metadata({**f.metadata, "tokenizer.ggml.pre": "qwen2"})
+    texts = ["  x\n\ny", "1234", "it'S", " \n a"]
+    assert any(wrong.encode(text) != stock("tokenize", smollm2, text, True, False) for text in texts)
+
+
+def renamed(source: Path, pre: str, target: Path) -> Path:
+    """The GPT-2 vocabulary file with another `tokenizer.ggml.pre`."""
+
+    def pair(value: str) -> bytes:
+        texts = ["tokenizer.ggml.pre", value]
+        key, text = (struct.pack("<Q", len(t)) + t.encode() for t in texts)
+        return key + struct.pack("<I", 8) + text
+
+    raw = source.read_bytes()
+    assert raw.count(pair("gpt-2")) == 1
+    target.write_bytes(raw.replace(pair("gpt-2"), pair(pre)))
+    return target
+
+
+@pytest.mark.parametrize("pre", sorted(PRE_TOKENIZERS))
+def test_every_pre_tokenizer_equals_the_peer(pre: str, stock: Stock, vocab_file, tmp_path: Path) -> None:
+    """Each name, on GPT-2's tokens: patterns, whether whole words need no merges, whether a BOS is added."""
+    path = renamed(vocab_file("gpt-2"), pre, tmp_path / "v.gguf")
+    tokenizer = load(path)
+    random_ = random.Random(pre)
+    for _ in range(60):
+        text = "".join(random_.choice(WORDS) for _ in range(random_.randrange(1, 10)))
+        assert tokenizer.encode(text) == stock("tokenize", path, text, True, False), text
+    for word in random_.sample(tokenizer.vocab.texts, 60):  # words that merges alone may not reach
+        text = "".join(chr(BYTE_CHARACTERS.index(c)) if c in BYTE_CHARACTERS else c for c in word)
+        assert tokenizer.encode(text) == stock("tokenize", path, text, True, False), text
+
+
+def test_no_pre_tokenizer_warns_and_takes_the_default(stock: Stock, vocab_file, caplog) -> None:
+    with caplog.at_level(logging.WARNING):
+        tokenizer = load(vocab_file("gpt-neox"))
+    assert "names no pre-tokenizer" in caplog.text
+    for text in ["a+b=1234 <x>", "Hello  world\n\n 12345", "x`y^z"]:
+        assert tokenizer.encode(text) == stock("tokenize", vocab_file("gpt-neox"), text, True, False)
+
+
+# Vocabularies made by hand
+
+
+def made(*more: str, merges: tuple[str, ...] = (), types: dict[str, int] | None = None, **keys: Any) -> dict[str, Any]:
+    """Metadata of a vocabulary with every byte, then `more`; `types` by text, `keys` under tokenizer.ggml."""
+    tokens = [*BYTE_CHARACTERS, *more]
+    types = types or {}
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [types.get(t, 1) for t in tokens],
+        "tokenizer.ggml.merges": list(merges),
+        **{f"tokenizer.ggml.{key}": value for key, value in keys.items()},
+    }
+
+
+CONTROL, USER_DEFINED, UNUSED, BYTE, UNKNOWN = 3, 4, 5, 6, 2
+
+
+def test_merges_in_their_order() -> None:
+    t = Tokenizer.from_metadata(made("ab", "bc", "abc", merges=("b c", "a b", "a bc", "b c")))
+    assert t.encode("abc") == [258] and t.encode("ab") == [256]
+    t = Tokenizer.from_metadata(made("ab", "bc", "abc", merges=("a b", "b c", "a bc")))
+    assert t.encode("abc") == [256, ord("c")] if t.vocab.ids["c"] == ord("c") else [256, t.vocab.ids["c"]]
+
+
+def test_special_texts_in_the_text() -> None:
+    m = made("<s>", "<ss>", "<u>", "<?>", types={"<s>": CONTROL, "<ss>": CONTROL, "<u>": USER_DEFINED, "<?>": UNKNOWN})
+    t = Tokenizer.from_metadata(m)
+    s, ss, u, unknown = (t.vocab.ids[x] for x in ("<s>", "<ss>", "<u>", "<?>"))
+    x = t.vocab.ids["x"]
+    assert t.encode("x<s><u>x<ss><?>", parse_special=True) == [x, s, u, x, ss, unknown]
+    assert t.encode("x<u>x") == [x, u, x]
+    assert s not in t.encode("<s>") and unknown not in t.encode("<?>")
+    assert t.decode([s, x, u, unknown]) == "x<u>" and t.decode([s, x, u, unknown], special=True) == "<s>x<u><?>"
+    assert t.encode("") == [] and t.encode("<s>", parse_special=True) == [s]
+
+
+def test_bos_and_eos(caplog: pytest.LogCaptureFixture) -> None:
+    both = {"bos_token_id": 256, "eos_token_id": 257, "add_bos_token": True, "add_eos_token": True}
+    t = Tokenizer.from_metadata(made("<b>", "<e>", types={"<b>": CONTROL, "<e>": CONTROL}, **both))
+    assert (t.bos, t.eos, t.add_bos, t.add_eos, t.is_eog(257), t.is_eog(256)) == (256, 257, True, True, True, False)
+    assert t.encode("") == [256, 257] and t.encode("", add_special=False) == []
+    assert not caplog.text
+    t.encode("<b>x<e>", parse_special=True)
+    assert "begins with a BOS" in caplog.text and "ends with an EOS" in caplog.text
+    t = Tokenizer.from_metadata(made(pre="llama-bpe"))
+    assert t.add_bos and t.bos == 11  # llama.cpp's default for this kind
+    assert not Tokenizer.from_metadata(made(pre="llama-bpe", add_bos_token=False)).add_bos
+    assert Tokenizer.from_metadata(made(pre="glm4")).bos is None
+
+
+def test_ids_beyond_the_vocabulary_are_ignored(caplog: pytest.LogCaptureFixture) -> None:
+    t = Tokenizer.from_metadata(made(bos_token_id=99999, padding_token_id=1 << 31))
+    assert t.bos == 11 and t.pad is None and "99999" in caplog.text
+
+
+def test_end_of_generation() -> None:
+    t = Tokenizer.from_metadata(made("<|im_end|>", "</s>", "<fim_pad>", "<reponame>", eos_token_id=5))
+    names = {t.vocab.texts[i] for i in t.eog_ids}
+    assert names == {"<|im_end|>", "</s>", "<fim_pad>", "<reponame>", t.vocab.texts[5]}
+    assert t.eot == 256 and t.is_control(256) and t.fim_pad == 258
+    t = Tokenizer.from_metadata(made("<|return|>", "<|call|>", "<|end|>", "<|channel|>"))
+    assert t.vocab.ids["<|end|>"] not in t.eog_ids
+    assert t.vocab.attrs[t.vocab.ids["<|channel|>"]] == Attr.USER_DEFINED == t.vocab.attrs[t.vocab.ids["<|end|>"]]
+    t = Tokenizer.from_metadata(made("<|tool_response>", "</s>"))
+    assert t.vocab.ids["</s>"] not in t.eog_ids and t.vocab.attrs[t.vocab.ids["</s>"]] == Attr.NORMAL
+
+
+def test_white_space_around_special_tokens() -> None:
+    types = {"<a>": CONTROL, "<s>": CONTROL}
+    t = Tokenizer.from_metadata({**made("<a>", "<s>", types=types), "general.name": "Phi-3 mini"})
+    a, s, x, space = (t.vocab.ids[c] for c in ("<a>", "<s>", "x", BYTE_CHARACTERS[32]))
+    assert t.encode("x <a> \n x<s> x", parse_special=True) == [x, space, a, x, s, space, x]
+    t = Tokenizer.from_metadata(made("<mask>", types={"<mask>": CONTROL}, pre="jina-v2-code"))
+    assert t.encode("x <mask> x", parse_special=True) == [x, 256, space, x]
+
+
+def test_bytes_and_odd_tokens() -> None:
+    t = Tokenizer.from_metadata(made("<0xE2>", "a b", "", types={"<0xE2>": BYTE, "z": UNUSED}))
+    assert t.token_bytes(256) == b"\xe2" and t.token_bytes(t.vocab.ids["z"]) == b""
+    assert t.token_bytes(257) == b"a[UNK_BYTE_0x20a b]b"
+    assert t.vocab.texts[258] == "[EMPTY_258]"
+
+
+def test_lone_surrogates_and_bytes() -> None:
+    t = Tokenizer.from_metadata(made())
+    assert t.decode(t.encode("a\udc80b")) == "a\ufffdb"
+    assert t.encode(b"\xe2\x82 \xc3\xa9\xff") == t.encode("\ufffd\ufffd \u00e9\ufffd")
+
+
+def test_a_vocabulary_without_some_bytes_equals_the_peer(stock: Stock, tmp_path: Path) -> None:
+    """Bytes and merged pieces that are no tokens: llama.cpp leaves them out, or finds their letters."""
+    gguf = pytest.importorskip("gguf", reason="the gguf package writes the file")
+    tokens = [c for c in BYTE_CHARACTERS if c not in "qQ\u0120\u010a"] + ["ab", "abcd", "<|x|>"]
+    merges = ["a b", "c d", "ab cd", "x y", "\u0120 a"]
+    path = tmp_path / "v.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([1] * (len(tokens) - 1) + [3])
+    writer.add_token_merges(merges)
+    for key in ("context_length", "embedding_length", "block_count", "feed_forward_length", "attention.head_count"):
+        writer.add_uint32(f"llama.{key}", 32)
+    writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    tokenizer = load(path)
+    for text in ["abcd", "cd", "xyxy", " abq", "a q\nQ ab", "q", "", " a", "<|x|>cd", "\n\n", "é q"]:
+        assert tokenizer.encode(text, parse_special=True) == stock("tokenize", path, text, True, True), text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokenizer.ggml.model": "llama2"}, "tokenizer 'llama2', which is not known; supported are: .*gpt2"),
+        ({"tokenizer.ggml.model": None}, "no tokenizer.ggml.model; supported are"),
+        (
+            {"tokenizer.ggml.pre": "nonsense"},
+            "pre-tokenizer 'nonsense' is not known; supported are: .*llama-bpe.*smollm",
+        ),
+        ({"tokenizer.ggml.pre": 3}, "tokenizer.ggml.pre must be a string, it is 3"),
+        ({"tokenizer.ggml.tokens": None}, "no tokenizer.ggml.tokens"),
+        ({"tokenizer.ggml.tokens": [1, 2]}, "tokenizer.ggml.tokens must be an array of strings"),
+        ({"tokenizer.ggml.merges": None}, "no tokenizer.ggml.merges"),
+        ({"tokenizer.ggml.merges": "a b"}, "tokenizer.ggml.merges must be an array of strings"),
+        ({"tokenizer.ggml.token_type": [1] * 9}, "token_type has 9 entries for 256 tokens"),
+        ({"tokenizer.ggml.token_type": "x"}, "token_type must be an array of integers"),
+        ({"tokenizer.ggml.bos_token_id": "1"}, "bos_token_id must be an integer"),
+        ({"tokenizer.ggml.add_bos_token": 1}, "add_bos_token must be a bool, it is 1"),
+        ({"tokenizer.ggml.tokens": [*BYTE_CHARACTERS[:255], "a"]}, "tokens 97 and 255 .* are the same: 'a'|the same"),
+        ({"tokenizer.ggml.tokens": ["<0xZZ>"], "tokenizer.ggml.token_type": [6]}, "token 0 .* '<0xZZ>' names no byte"),
+        ({"tokenizer.ggml.tokens": ["<0x-1>"], "tokenizer.ggml.token_type": [6]}, "token 0 .* '<0x-1>' names no byte"),
+        (
+            {"tokenizer.ggml.tokens": ["a"], "tokenizer.ggml.token_type": [1], "tokenizer.ggml.add_bos_token": True},
+            "BOS",
+        ),
+    ],
+)
+def test_bad_vocabularies_are_named(change: dict[str, Any], message: str) -> None:
+    metadata = {k: v for k, v in {**made(), **change}.items() if v is not None}
+    with pytest.raises(TokenizerError, match=message) as e:
+        Tokenizer.from_metadata(metadata)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("token", [-1, 256, 1 << 40])
+def test_ids_outside_are_refused(token: int) -> None:
+    t = Tokenizer.from_metadata(made())
+    with pytest.raises(TokenizerError, match=f"token {token} is not in the vocabulary of 256"):
+        t.decode([token])
+    assert not t.is_eog(token)
+
+
+# Streams
+
+
+def test_a_stream_never_splits_a_character(smol: Tokenizer) -> None:
+    text = "🦙 é日本 👩‍👩‍👧 \u0e01"
+    stream = StreamDecoder(smol)
+    pieces = [stream.push(i) for i in smol.encode(text)]
+    assert "".join(pieces) == text and stream.finish() == ""
+    assert "" in pieces and "\ufffd" not in "".join(pieces)
+
+
+@settings(deadline=None, max_examples=200)
+@given(raw=st.one_of(st.binary(max_size=20), TEXT.map(str.encode)))
+def test_a_stream_of_any_bytes_equals_the_whole(raw: bytes) -> None:
+    class Bytes:
+        def token_bytes(self, token: int, special: bool = True) -> bytes:
+            return bytes([token])
+
+    stream = StreamDecoder(Bytes())
+    pieces = [stream.push(b) for b in raw]
+    whole = "".join(pieces) + stream.finish()
+    assert whole == raw.decode("utf-8", "replace")
+    assert stream.push(65) == "A"  # fit for use again
+
+
+def test_a_stream_flushes_what_cannot_be_finished() -> None:
+    t = Tokenizer.from_metadata(made())
+    ids = t.encode("é")
+    stream = StreamDecoder(t)
+    assert stream.push(ids[0]) == "" and stream.finish() == "\ufffd"
+
+
+@settings(deadline=None, max_examples=200)
+@given(text=st.text(max_size=40))
+def test_round_trip(text: str) -> None:
+    t = BYTES_ONLY
+    assert t.decode(t.encode(text)) == text
+
+
+BYTES_ONLY = Tokenizer.from_metadata(made())
+
+
+# Seams
+
+
+def test_importing_is_cheap() -> None:
+    code = "import sys, pyggml.tokenizer; sys.exit(any(m in sys.modules for m in ('tokenizers', 'numba', 'gguf')))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_kind_is_one_line_of_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Other(bpe.BPE):
+        pass
+
+    monkeypatch.setitem(KINDS, "other", Other)
+    assert type(Tokenizer.from_metadata({**made(), "tokenizer.ggml.model": "other"})) is Other
