@@ -7,7 +7,7 @@ A flag takes the argument after it whatever that looks like (`-n -1`), `--a_b` i
 import difflib
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -189,7 +189,7 @@ def listed(text: str) -> list[str]:
     return words
 
 
-def help_text(usage: str, about: str, groups: dict[str, Iterable[Row]], end: str = "") -> str:
+def help_text(usage: str, about: str, groups: Mapping[str, Iterable[Row]], end: str = "") -> str:
     """The page for --help: flags that do something, group by group."""
     lines = [f"usage: {usage}", "", *textwrap.wrap(about, 100)]
     for title, rows in groups.items():

@@ -1,0 +1,214 @@
+"""`pyggml-cli`: continue a text. Its flags are those of llama.cpp's completion tool (completion_flags.py).
+
+Owns the loop from prompt to printed text; must not know how a token is computed or chosen. Everything heavy is
+imported when it is needed, so that --help and mistakes answer at once.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pyggml.errors import PyggmlError, SamplerError
+from pyggml_cli.completion_flags import ABOUT, END, GROUPS, ROWS, unescape
+from pyggml_cli.entry import on_ctrl_c, run
+from pyggml_cli.flags import UsageError, Values, help_text, parse, show_notes
+
+if TYPE_CHECKING:
+    from pyggml.model.context import Context
+    from pyggml.sampler import SamplerChain
+    from pyggml.tokenizer import Tokenizer
+    from pyggml_cli.timings import Timings
+
+SPARE = 4  # tokens that a prompt must leave free, as in llama.cpp's tool
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Exit codes: see entry.run."""
+    return run(_command, argv)
+
+
+def version() -> str:
+    """The version installed."""
+    from importlib.metadata import version
+
+    return f"pyggml {version('pyggml')}"
+
+
+def _command(argv: Sequence[str]) -> int:
+    values = parse(ROWS, argv)
+    if values.help:
+        print(help_text("pyggml-cli [-m FNAME] -p PROMPT [flags]", ABOUT, GROUPS, END), end="")
+        return 0
+    if values.version:
+        print(version())
+        return 0
+    show_notes(values)
+    if values.list_devices:
+        from pyggml_cli.devices import listing, local_devices, offload_devices
+
+        print(listing([*local_devices(), *offload_devices(values.rpc)]))
+        return 0
+    return _complete(values, _prompt(values))
+
+
+def _prompt(values: Values) -> str:
+    """The prompt, whichever flag brought it. Raises UsageError."""
+    given = [name for name in ("prompt", "file", "binary_file") if name in values.seen]
+    if len(given) != 1:
+        raise UsageError("no prompt: give one with -p or -f" if not given else "give one of -p, -f and -bf")
+    if values.prompt is not None:
+        text = values.prompt
+    else:
+        name = values.file or values.binary_file
+        with open(name, "rb") as file:
+            data = file.read()
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError as reason:
+            raise UsageError(f"{name}: not UTF-8 text: byte {data[reason.start]:#04x} at {reason.start}") from None
+        if values.file:
+            text = text.removesuffix("\n")
+    return unescape(text) if values.escape else text
+
+
+def _chain(values: Values, tokenizer: "Tokenizer", n_ctx: int) -> "SamplerChain":
+    """The sampler that the flags ask for. Raises UsageError."""
+    from pyggml.sampler import SamplerChain, SamplerParams, parse_logit_bias, samplers_from_chars, samplers_from_names
+
+    try:
+        stages: dict[str, Any] = {}
+        if values.sampler_seq is not None:
+            stages["samplers"] = samplers_from_chars(values.sampler_seq)
+        if values.samplers is not None:
+            stages["samplers"] = samplers_from_names(name for name in values.samplers.split(";") if name)
+        bias = [parse_logit_bias(text) for text in values.logit_bias]
+        if values.ignore_eos:
+            bias += [(token, float("-inf")) for token in sorted(tokenizer.eog_ids)]
+        params = SamplerParams(
+            seed=values.seed,
+            top_k=values.top_k,
+            top_p=values.top_p,
+            min_p=values.min_p,
+            temp=values.temp,
+            penalty_last_n=values.repeat_last_n if values.repeat_last_n >= 0 else n_ctx,
+            penalty_repeat=values.repeat_penalty,
+            penalty_freq=values.frequency_penalty,
+            penalty_present=values.presence_penalty,
+            logit_bias=bias,
+            **stages,
+        )
+        return SamplerChain(params, tokenizer.n_vocab)
+    except SamplerError as reason:
+        raise UsageError(str(reason)) from None
+
+
+def _complete(values: Values, prompt: str) -> int:
+    from pyggml.model.context import Context
+    from pyggml.tokenizer import Tokenizer
+    from pyggml_cli.devices import offload_devices
+    from pyggml_cli.loading import context_arguments, loaded, model_path, shown_compiling
+    from pyggml_cli.timings import Timings
+
+    timings = Timings()
+    path = model_path(values.model, values.offline)
+    devices = offload_devices(values.rpc, values.device)
+    with shown_compiling(), loaded(path, devices, values.n_gpu_layers, values.tensor_split) as model:
+        tokenizer = Tokenizer.from_metadata(model.file.metadata)
+        tokens = tokenizer.encode(prompt, add_special=True, parse_special=True)
+        if not tokens:
+            raise UsageError("the prompt is empty, and the model has no BOS token to begin with")
+        n_ctx = values.n_ctx or model.config.n_ctx_train
+        if len(tokens) > n_ctx - SPARE:
+            raise UsageError(f"the prompt has {len(tokens)} tokens; a context of {n_ctx} takes at most {n_ctx - SPARE}")
+        chain = _chain(values, tokenizer, n_ctx)
+        if n_ctx > model.config.n_ctx_train:
+            print(f"warning: the model was trained on {model.config.n_ctx_train} tokens, not {n_ctx}", file=sys.stderr)
+        context = Context(model, n_ctx, **context_arguments(values))
+        timings.load = time.perf_counter() - timings.start
+        try:
+            with on_ctrl_c(context.abort):
+                end = _generate(values, tokens, tokenizer, context, chain, timings)
+        except KeyboardInterrupt:
+            _report("", timings if values.perf else None)
+            raise
+        except PyggmlError:
+            _report("", None)
+            raise
+        finally:
+            context.close()
+    _report(end, timings if values.perf else None)
+    return 0
+
+
+def _report(end: str, timings: "Timings | None") -> None:
+    """What follows the text: a line break if it went to a terminal, why it ended, the timings."""
+    if sys.stdout.isatty():
+        print(flush=True)
+    lines = [end] if end else []
+    if timings is not None:
+        lines += ["", *timings.lines()]
+    for line in lines:
+        print(line, file=sys.stderr)
+
+
+def _generate(
+    values: Values,
+    tokens: list[int],
+    tokenizer: "Tokenizer",
+    context: "Context",
+    chain: "SamplerChain",
+    timings: "Timings",
+) -> str:
+    """Print the text; why it ended, "" for the number of tokens wanted."""
+    from pyggml.tokenizer import StreamDecoder
+
+    if "" in values.reverse_prompt:
+        raise UsageError("-r needs a text")
+    stop = [unescape(text) if values.escape else text for text in values.reverse_prompt]
+    out = sys.stdout
+    if hasattr(out, "reconfigure"):
+        out.reconfigure(encoding="utf-8", errors="replace", newline="")
+    decoder = StreamDecoder(tokenizer, values.special)
+    if values.display_prompt:
+        out.write("".join(map(decoder.push, tokens)))
+        out.flush()
+    for token in tokens:
+        chain.accept(token)
+    start = time.perf_counter()
+    logits = context.decode(tokens)[-1]
+    timings.prompt, timings.n_prompt = time.perf_counter() - start, len(tokens)
+
+    end, text, n_left = "", "", values.n_predict
+    while n_left != 0:
+        start = time.perf_counter()
+        token = chain.sample(logits)
+        timings.sample += time.perf_counter() - start
+        timings.n_sample += 1
+        n_left -= 1
+        piece = decoder.push(token)
+        out.write(piece)
+        out.flush()
+        text += piece
+        if tokenizer.is_eog(token):
+            end = "[end of text]"
+            break
+        if any(s in text[-len(piece) - len(s) :] for s in stop):
+            end = "[reverse prompt]"
+            break
+        if n_left == 0:
+            break
+        if context.n_past + 1 >= context.n_ctx:
+            end = f"[context full: {context.n_ctx} tokens]"
+            break
+        start = time.perf_counter()
+        logits = context.decode([token])[-1]
+        timings.eval += time.perf_counter() - start
+        timings.n_eval += 1
+    out.write(decoder.finish())
+    out.flush()
+    return end
+
+
+if __name__ == "__main__":
+    sys.exit(main())

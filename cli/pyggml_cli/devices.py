@@ -1,0 +1,54 @@
+"""Which devices a command may use: this machine's, and those of the servers it was told of.
+
+Owns finding and naming them; must not know how layers are spread over them.
+"""
+
+from collections.abc import Sequence
+
+from pyggml.backend.base import Device, extra_devices
+from pyggml.errors import DeviceError
+
+MIB = 1 << 20
+
+
+def local_devices() -> list[Device]:
+    """What this machine computes on: its CPU."""
+    from pyggml.backend.cpu import CPUDevice
+
+    return [CPUDevice()]
+
+
+def offload_devices(rpc: str | None, names: Sequence[str] | None = None) -> list[Device]:
+    """Devices that layers can be offloaded to: all, or those named in this order; ["none"] are none.
+
+    Connects to the servers. Raises DeviceError, and RpcError for a server that does not answer.
+    """
+    if names is not None and list(names) == ["none"]:
+        return []
+    found = extra_devices("rpc", rpc) if rpc else []
+    if names is None:
+        return found
+    return pick(found, names)
+
+
+def pick(devices: Sequence[Device], names: Sequence[str]) -> list[Device]:
+    """The devices of these names (any case), in this order. Raises DeviceError."""
+    by_name = {device.name.lower(): device for device in devices}
+    for name in names:
+        if name.lower() not in by_name:
+            there = ", ".join(device.name for device in devices) or "none"
+            raise DeviceError(f"no device {name!r} to choose; there are: {there}")
+        if [other.lower() for other in names].count(name.lower()) > 1:
+            raise DeviceError(f"device {name!r} is named twice")
+    return [by_name[name.lower()] for name in names]
+
+
+def describe(device: Device) -> str:
+    """llama.cpp's line of a device: name, description, memory."""
+    free, total = device.memory()
+    return f"{device.name}: {device.description} ({total // MIB} MiB, {free // MIB} MiB free)"
+
+
+def listing(devices: Sequence[Device]) -> str:
+    """What --list-devices prints."""
+    return "\n".join(["Available devices:", *(f"  {describe(device)}" for device in devices)])

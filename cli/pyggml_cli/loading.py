@@ -1,0 +1,74 @@
+"""From a command line's values to a model in memory, with the waiting shown.
+
+Owns that step and the progress of it; must not know what the model is wanted for.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pyggml.backend.base import Device
+from pyggml.dtypes import GGMLType
+from pyggml.model.model import Model
+from pyggml_cli.default_model import default_model
+from pyggml_cli.progress import Meter, meter
+
+
+def model_path(name: str | None, offline: bool = False) -> Path:
+    """The file named, or the default model. Raises DownloadError; OSError for one that cannot be read."""
+    if name is None:
+        return default_model(offline)
+    with open(name, "rb"):  # the system's own words for what is wrong
+        pass
+    return Path(name)
+
+
+@contextlib.contextmanager
+def loaded(
+    path: Path, devices: Sequence[Device], n_gpu_layers: int, tensor_split: Sequence[float] | None
+) -> Iterator[Model]:
+    """The model, closed at the end."""
+    with meter("sending weights") as update:
+        model = Model.load(
+            path, devices=devices, n_gpu_layers=n_gpu_layers, tensor_split=tensor_split or (), progress=update
+        )
+    try:
+        yield model
+    finally:
+        model.close()
+
+
+@contextlib.contextmanager
+def shown_compiling() -> Iterator[None]:
+    """While this lasts, kernels that are compiled for the first time on this machine show a progress bar."""
+    from pyggml import jit
+
+    bars: list[Meter] = []
+
+    def show(done: int, total: int, kernel: str) -> None:
+        if not bars:
+            bars.append(Meter("compiling kernels, once", total, "kernels"))
+        bars[0](done, total)
+        if done == total:
+            bars.pop().close()
+
+    jit.on_compile(show)
+    try:
+        yield
+    finally:
+        jit.on_compile(None)
+        for bar in bars:
+            bar.close()
+
+
+def context_arguments(values: Any) -> dict[str, Any]:
+    """Arguments of Context, from the flags that commands share."""
+    return {
+        "n_batch": values.n_batch,
+        "n_ubatch": values.n_ubatch,
+        "type_k": GGMLType[values.type_k.upper()],
+        "type_v": GGMLType[values.type_v.upper()],
+        "flash_attn": values.flash_attn != "off",
+        "n_threads": values.n_threads if values.n_threads > 0 else None,
+    }

@@ -1,0 +1,41 @@
+"""What a generation took, printed as llama.cpp prints it (common/sampling.cpp, common_perf_print).
+
+Owns the counters and the lines; must not know what is measured.
+"""
+
+import time
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Timings:
+    """Seconds, and how many tokens they were for."""
+
+    start: float = field(default_factory=time.perf_counter)
+    load: float = 0.0
+    prompt: float = 0.0
+    n_prompt: int = 0
+    eval: float = 0.0
+    n_eval: int = 0
+    sample: float = 0.0
+    n_sample: int = 0
+
+    def lines(self) -> list[str]:
+        """One line each for sampling, loading, prompt, generation and all of it."""
+        total = 1e3 * (time.perf_counter() - self.start)
+        tokens = self.n_prompt + self.n_eval
+        return [
+            f"   sampling time = {1e3 * self.sample:10.2f} ms / {self.n_sample:5d} tokens",
+            f"       load time = {1e3 * self.load:10.2f} ms",
+            f"prompt eval time = {1e3 * self.prompt:10.2f} ms / {self.n_prompt:5d} tokens"
+            f" ({_rates(self.prompt, self.n_prompt)})",
+            f"       eval time = {1e3 * self.eval:10.2f} ms / {self.n_eval:5d} runs  "
+            f" ({_rates(self.eval, self.n_eval)})",
+            f"      total time = {total:10.2f} ms / {tokens:5d} tokens",
+        ]
+
+
+def _rates(seconds: float, n: int) -> str:
+    each = 1e3 * seconds / n if n else 0.0
+    rate = n / seconds if seconds else 0.0
+    return f"{each:8.2f} ms per token, {rate:8.2f} tokens per second"
