@@ -6,12 +6,12 @@ import functools
 import json
 import logging
 import random
-import struct
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -227,7 +227,7 @@ def describe(tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("name", ["smollm2", *VOCABS, "gpt-neox"])
+@pytest.mark.parametrize("name", ["smollm2", "gpt-neox", *(v for v in VOCABS if v != "qwen35")])
 def test_special_ids_eog_and_all_pieces_equal_the_peer(name: str, stock: Stock, vocab_file, smollm2: Path) -> None:
     path = smollm2 if name == "smollm2" else vocab_file(name)
     assert describe(load(path)) == stock("describe", path)
@@ -246,7 +246,8 @@ def test_any_text_equals_the_peer(name: str, stock: Stock, vocab_file, tokenizer
 def test_any_text_with_smollm2_equals_the_peer(smollm2: Path, smol: Tokenizer, stock: Stock, text: str) -> None:
     ids = smol.encode(text)
     assert ids == stock("tokenize", smollm2, text, True, False)
-    assert smol.decode(ids) == text
+    kept = bytes(b for b in text.encode() if BYTE_CHARACTERS[b] in smol.vocab.ids)  # the file lacks some control bytes
+    assert smol.decode(ids) == kept.decode()
 
 
 SPECIALS = st.sampled_from(
@@ -271,31 +272,37 @@ def test_a_wrong_pattern_is_noticed(smollm2: Path, stock: Stock) -> None:
     assert any(wrong.encode(text) != stock("tokenize", smollm2, text, True, False) for text in texts)
 
 
-def renamed(source: Path, pre: str, target: Path) -> Path:
-    """The GPT-2 vocabulary file with another `tokenizer.ggml.pre`."""
-
-    def pair(value: str) -> bytes:
-        texts = ["tokenizer.ggml.pre", value]
-        key, text = (struct.pack("<Q", len(t)) + t.encode() for t in texts)
-        return key + struct.pack("<I", 8) + text
-
-    raw = source.read_bytes()
-    assert raw.count(pair("gpt-2")) == 1
-    target.write_bytes(raw.replace(pair("gpt-2"), pair(pre)))
-    return target
+def write_vocab(path: Path, tokens: list[str], merges: list[str], pre: str, types: list[int] | None = None) -> Path:
+    """A vocabulary file with all that llama.cpp wants of a llama model."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    writer.add_token_types(types or [1] * len(tokens))
+    writer.add_token_merges(merges)
+    for key in ("context_length", "embedding_length", "block_count", "feed_forward_length", "attention.head_count"):
+        writer.add_uint32(f"llama.{key}", 32)
+    writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
 
 
 @pytest.mark.parametrize("pre", sorted(PRE_TOKENIZERS))
 def test_every_pre_tokenizer_equals_the_peer(pre: str, stock: Stock, vocab_file, tmp_path: Path) -> None:
-    """Each name, on GPT-2's tokens: patterns, whether whole words need no merges, whether a BOS is added."""
-    path = renamed(vocab_file("gpt-2"), pre, tmp_path / "v.gguf")
+    """Each name, on a part of GPT-2's tokens: patterns, whether whole words need no merges, whether a BOS is added."""
+    with GGUFFile.open(vocab_file("gpt-2")) as f:
+        tokens, merges = (f.get_strings(f"tokenizer.ggml.{key}") for key in ("tokens", "merges"))
+        unmerged = [tokens[i] for i in range(9000, 50000, 500)]  # words that merges do not reach
+        path = write_vocab(tmp_path / "v.gguf", [*tokens[: 256 + 4000], *unmerged], merges[:4000], pre)
     tokenizer = load(path)
     random_ = random.Random(pre)
     for _ in range(60):
         text = "".join(random_.choice(WORDS) for _ in range(random_.randrange(1, 10)))
         assert tokenizer.encode(text) == stock("tokenize", path, text, True, False), text
-    for word in random_.sample(tokenizer.vocab.texts, 60):  # words that merges alone may not reach
-        text = "".join(chr(BYTE_CHARACTERS.index(c)) if c in BYTE_CHARACTERS else c for c in word)
+    for word in unmerged:
+        text = bytes(BYTE_CHARACTERS.index(c) for c in word).decode("utf-8", "replace")
         assert tokenizer.encode(text) == stock("tokenize", path, text, True, False), text
 
 
@@ -401,22 +408,9 @@ def test_lone_surrogates_and_bytes() -> None:
 
 def test_a_vocabulary_without_some_bytes_equals_the_peer(stock: Stock, tmp_path: Path) -> None:
     """Bytes and merged pieces that are no tokens: llama.cpp leaves them out, or finds their letters."""
-    gguf = pytest.importorskip("gguf", reason="the gguf package writes the file")
     tokens = [c for c in BYTE_CHARACTERS if c not in "qQ\u0120\u010a"] + ["ab", "abcd", "<|x|>"]
     merges = ["a b", "c d", "ab cd", "x y", "\u0120 a"]
-    path = tmp_path / "v.gguf"
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([1] * (len(tokens) - 1) + [3])
-    writer.add_token_merges(merges)
-    for key in ("context_length", "embedding_length", "block_count", "feed_forward_length", "attention.head_count"):
-        writer.add_uint32(f"llama.{key}", 32)
-    writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
+    path = write_vocab(tmp_path / "v.gguf", tokens, merges, "gpt-2", [1] * (len(tokens) - 1) + [CONTROL])
     tokenizer = load(path)
     for text in ["abcd", "cd", "xyxy", " abq", "a q\nQ ab", "q", "", " a", "<|x|>cd", "\n\n", "é q"]:
         assert tokenizer.encode(text, parse_special=True) == stock("tokenize", path, text, True, True), text
