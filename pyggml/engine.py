@@ -251,8 +251,9 @@ class Llama:
 
     @property
     def last_logits(self) -> F32:
-        """(n_vocab,): the logits after the last token evaluated."""
-        assert self._scored == self.n_tokens - 1 >= 0, "nothing evaluated since the last reset or step back"
+        """(n_vocab,): the logits after the last token evaluated. Raises ContextError when there is none."""
+        if not self._scored == self.n_tokens - 1 >= 0:
+            raise ContextError("no logits: nothing was evaluated since the last reset or step back")
         row: F32 = self.scores[self._scored if self._logits_all else 0]
         return row
 
@@ -368,8 +369,6 @@ class Llama:
         pending = [int(token) for token in tokens]
         if reset:
             pending = pending[self._reuse(pending) :]
-        if not pending and self._scored != self.n_tokens - 1:
-            raise ParameterError("tokens: there are none to begin with")
         while True:
             self.eval(pending)
             token = chain.sample(processed(self.last_logits, self._input_ids, logits_processor))
