@@ -144,7 +144,7 @@ def graphs(draw):
             node = ops.scale(a, 2.0) if a.nb[0] == 4 else ops.cont(a)
         node.name = f"n{i}"
         made.append(node)
-    outputs = draw(st.lists(st.sampled_from(made), min_size=1, max_size=3)) + [made[-1]] + extra[-1:]
+    outputs = [*draw(st.lists(st.sampled_from(made), min_size=1, max_size=3)), made[-1], *extra[-1:]]
     for output in outputs:
         root_of(output).flags |= Flag.OUTPUT
     return build_forward([*extra, *outputs])
@@ -189,7 +189,7 @@ def test_the_simulation_catches_an_allocator_that_frees_too_early():
     right = steps_of(build_forward([last]).nodes)
     simulate(right, *place(right))
     twin = [Step(s.result, tuple(r for r in s.reads if i < 2 or root_of(r) is not first)) for i, s in enumerate(right)]
-    with pytest.raises(AssertionError, match="overwritten|writes over"):
+    with pytest.raises(AssertionError, match=r"overwritten|writes over"):
         simulate(right, *place(twin))
 
 
@@ -227,9 +227,7 @@ def test_a_source_that_is_read_twice_by_one_node_is_not_its_place():
 
 
 @pytest.mark.parametrize("flash_attn", [False, True])
-def test_compute_buffer_is_at_most_a_fifth_larger_than_llama_cpps(
-    flash_attn: bool, smollm2: Path, peer: Peer
-) -> None:
+def test_compute_buffer_is_at_most_a_fifth_larger_than_llama_cpps(flash_attn: bool, smollm2: Path, peer: Peer) -> None:
     log = peer.generate(smollm2, [1, 2], 1, n_ctx=2048, n_ubatch=512, flash_attn=flash_attn)["log"]
     sizes = re.findall(r"CPU compute buffer size = +([\d.]+) MiB", log)
     assert sizes, log[-4000:]

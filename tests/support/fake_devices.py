@@ -31,6 +31,7 @@ class FakeDevice(ReferenceDevice):
     def __init__(
         self, name: str = "FAKE", free: int = 1 << 30, lacks: Collection[Op] = (), max_size: int = 1 << 40
     ) -> None:
+        super().__init__()
         self.name = name
         self.free = free
         self.lacks = frozenset(lacks)
