@@ -485,35 +485,36 @@ def f16_to_f32(tyctx, v):
     return out(v), lambda ctx, b, sig, a: _f16_to_f32(b, a[0])
 
 
+def _f32_to_f16(b, x):
+    """f32 vector -> i16 vector (bits of f16)."""
+    n = x.type.count
+    out = ir.VectorType(_I16, n)
+    if HAS_F16C:
+        return b.bitcast(b.fptrunc(x, ir.VectorType(ir.HalfType(), n)), out)
+    f, i = ir.VectorType(_F32, n), ir.VectorType(_I32, n)
+
+    def c(x):
+        return _const(i, [x] * n)
+
+    w = b.bitcast(x, i)
+    sign = b.and_(b.lshr(w, c(16)), c(0x8000))
+    w = b.and_(w, c(0x7FFFFFFF))
+    # Below 2^-14 the result is denormal: adding 0.5 lets the FPU round to multiples of 2^-24.
+    tiny = b.sub(b.bitcast(b.fadd(b.bitcast(w, f), ir.Constant(f, [0.5] * n)), i), c(0x3F000000))
+    odd = b.and_(b.lshr(w, c(13)), c(1))
+    normal = b.lshr(b.add(b.add(w, c(0xC8000FFF - (1 << 32))), odd), c(13))
+    is_nan = b.icmp_signed(">", w, c(0x7F800000))
+    payload = b.or_(b.lshr(b.and_(w, c(0x7FFFFF)), c(13)), c(0x7E00))
+    large = b.select(is_nan, payload, c(0x7C00))
+    half = b.select(b.icmp_signed("<", w, c(0x38800000)), tiny, normal)
+    half = b.select(b.icmp_signed(">=", w, c(0x47800000)), large, half)
+    return b.trunc(b.or_(half, sign), out)
+
+
 @intrinsic
 def f32_to_f16(tyctx, v):
     """f32 lanes -> u16 lanes (bits of f16), to the nearest, halves to even."""
-    out = Vec("u16", v.n)
-
-    def codegen(ctx, b, sig, a):
-        n = v.n
-        if HAS_F16C:
-            return b.bitcast(b.fptrunc(a[0], ir.VectorType(ir.HalfType(), n)), out.ir)
-        f, i = ir.VectorType(_F32, n), ir.VectorType(_I32, n)
-
-        def c(x):
-            return _const(i, [x] * n)
-
-        w = b.bitcast(a[0], i)
-        sign = b.and_(b.lshr(w, c(16)), c(0x8000))
-        w = b.and_(w, c(0x7FFFFFFF))
-        # Below 2^-14 the result is denormal: adding 0.5 lets the FPU round to multiples of 2^-24.
-        tiny = b.sub(b.bitcast(b.fadd(b.bitcast(w, f), ir.Constant(f, [0.5] * n)), i), c(0x3F000000))
-        odd = b.and_(b.lshr(w, c(13)), c(1))
-        normal = b.lshr(b.add(b.add(w, c(0xC8000FFF - (1 << 32))), odd), c(13))
-        is_nan = b.icmp_signed(">", w, c(0x7F800000))
-        payload = b.or_(b.lshr(b.and_(w, c(0x7FFFFF)), c(13)), c(0x7E00))
-        large = b.select(is_nan, payload, c(0x7C00))
-        half = b.select(b.icmp_signed("<", w, c(0x38800000)), tiny, normal)
-        half = b.select(b.icmp_signed(">=", w, c(0x47800000)), large, half)
-        return b.trunc(b.or_(half, sign), out.ir)
-
-    return out(v), codegen
+    return Vec("u16", v.n)(v), lambda ctx, b, sig, a: _f32_to_f16(b, a[0])
 
 
 @intrinsic
@@ -559,6 +560,18 @@ def f16_at(tyctx, addr):
     return types.float32(types.uintp), codegen
 
 
+@device
+def bf16_at(addr):
+    """The bf16 at `addr` as f32."""
+    return first(bf16_to_f32(load_u16_part(addr, 1)))
+
+
+@intrinsic
+def first(tyctx, v):
+    """Lane 0 of an f32 vector."""
+    return types.float32(v), lambda ctx, b, sig, a: b.extract_element(a[0], _I32(0))
+
+
 def f16_gather(count, stride, lanes=None):
     """-> f(addr): `count` f16 that lie `stride` bytes apart, as f32 lanes; further lanes are zero.
 
@@ -579,6 +592,140 @@ def f16_gather(count, stride, lanes=None):
         return out(types.uintp), codegen
 
     return gather
+
+
+# ---- elements that lie apart
+
+
+def strided_loader(elem):
+    """-> load(addr, stride, count): `count` <= 16 lanes that lie `stride` bytes apart; zero in the others."""
+    vec = Vec(elem, 16)
+    scalar = _SCALAR[elem]
+
+    @intrinsic
+    def load(tyctx, addr, stride, count):
+        def codegen(ctx, b, sig, a):
+            room = cgutils.alloca_once(b, vec.ir)
+            b.store(ir.Constant(vec.ir, None), room)
+            first = b.bitcast(room, scalar.as_pointer())
+            with cgutils.for_range(b, a[2], intp=_I64) as loop:
+                at = b.add(a[0], b.mul(loop.index, a[1]))
+                b.store(b.load(_ptr(b, at, scalar), align=1), b.gep(first, [loop.index]))
+            return b.load(room)
+
+        return vec(types.uintp, types.int64, types.int64), codegen
+
+    return load
+
+
+@intrinsic
+def store_strided(tyctx, addr, v, stride, count):
+    """Write the lanes below `count`, `stride` bytes apart."""
+
+    def codegen(ctx, b, sig, a):
+        scalar = a[1].type.element
+        room = cgutils.alloca_once(b, a[1].type)
+        b.store(a[1], room)
+        first = b.bitcast(room, scalar.as_pointer())
+        with cgutils.for_range(b, a[3], intp=_I64) as loop:
+            at = b.add(a[0], b.mul(loop.index, a[2]))
+            b.store(b.load(b.gep(first, [loop.index])), _ptr(b, at, scalar), align=1)
+        return ctx.get_dummy_value()
+
+    return types.none(types.uintp, v, types.int64, types.int64), codegen
+
+
+@intrinsic
+def copy_bytes(tyctx, to, source, count):
+    """memmove: the two may overlap."""
+
+    def codegen(ctx, b, sig, a):
+        p = _I8.as_pointer()
+        fnty = ir.FunctionType(ir.VoidType(), [p, p, _I64, _I1])
+        fn = cgutils.get_or_insert_function(b.module, fnty, "llvm.memmove.p0.p0.i64")
+        b.call(fn, [b.inttoptr(a[0], p), b.inttoptr(a[1], p), a[2], _I1(0)])
+        return ctx.get_dummy_value()
+
+    return types.none(types.uintp, types.uintp, types.int64), codegen
+
+
+@intrinsic
+def put_f16(tyctx, addr, x):
+    """Write x rounded to f16; every NaN becomes the quiet one of its sign, as scales of blocks want it."""
+
+    def codegen(ctx, b, sig, a):
+        h = _f32_to_f16(b, b.insert_element(ir.Constant(ir.VectorType(_F32, 8), None), a[1], _I32(0)))
+        h = b.extract_element(h, _I32(0))
+        nan = b.or_(b.and_(h, _I16(-0x8000)), _I16(0x7E00))
+        b.store(b.select(b.fcmp_unordered("uno", a[1], a[1]), nan, h), _ptr(b, a[0], _I16), align=1)
+        return ctx.get_dummy_value()
+
+    return types.none(types.uintp, types.float32), codegen
+
+
+# ---- lanes of other widths, signs, comparisons
+
+
+@intrinsic
+def widen(tyctx, v):
+    """u8, i8, u16 or i16 lanes -> i32, of the same value."""
+    out = Vec("i32", v.n)
+    return out(v), lambda ctx, b, sig, a: (b.zext if v.elem[0] == "u" else b.sext)(a[0], out.ir)
+
+
+@intrinsic
+def low_u8(tyctx, v):
+    """Low byte of each i32 lane."""
+    out = Vec("u8", v.n)
+    return out(v), lambda ctx, b, sig, a: b.trunc(a[0], out.ir)
+
+
+@intrinsic
+def copy_sign(tyctx, x, sign):
+    """|x| with the sign of `sign` (f32), zeros and NaNs too."""
+
+    def codegen(ctx, b, sig, a):
+        bits = ir.VectorType(_I32, x.n)
+        m, s = _const(bits, [0x7FFFFFFF] * x.n), _const(bits, [-0x80000000] * x.n)
+        both = b.or_(b.and_(b.bitcast(a[0], bits), m), b.and_(b.bitcast(a[1], bits), s))
+        return b.bitcast(both, a[0].type)
+
+    return x(x, sign), codegen
+
+
+@intrinsic
+def negative(tyctx, x):
+    """-x, zeros and NaNs too."""
+    return x(x), lambda ctx, b, sig, a: b.fneg(a[0])
+
+
+def _lane_bits(condition):
+    """-> f(x, y): an i64, bit i = whether the condition holds for lane i."""
+
+    @intrinsic
+    def bits_of(tyctx, x, y):
+        def codegen(ctx, b, sig, a):
+            return b.zext(b.bitcast(condition(b, a[0], a[1]), ir.IntType(x.n)), _I64)
+
+        return types.int64(x, y), codegen
+
+    return bits_of
+
+
+equal_bits = _lane_bits(lambda b, x, y: b.fcmp_ordered("==", x, y))
+nan_bits = _lane_bits(lambda b, x, y: b.fcmp_unordered("uno", x, y))
+
+
+@intrinsic
+def lowest_bit(tyctx, x):
+    """Number of the lowest bit that is set; 64 for 0."""
+    return types.int64(types.int64), lambda ctx, b, sig, a: b.cttz(a[0], _I1(0))
+
+
+@intrinsic
+def highest_bit(tyctx, x):
+    """Number of the highest bit that is set; -1 for 0."""
+    return types.int64(types.int64), lambda ctx, b, sig, a: b.sub(_I64(63), b.ctlz(a[0], _I1(0)))
 
 
 # ---- integer dot product: sums of four adjacent products, exact, lane by lane
@@ -615,6 +762,16 @@ def _dot(b, acc, u, s):
     return _dot_generic(b, acc, u, s, unsigned=True)
 
 
+def _dot_signed(b, acc, w, s):
+    if HAS_VNNI:
+        return _dot(b, acc, w, s)
+    if LEVEL == "generic":
+        return _dot_generic(b, acc, w, s, unsigned=False)
+    zero = ir.Constant(w.type, None)  # |w| <= 128 times s with w's sign: two such products fit 16 bits
+    negative = b.icmp_signed("<", w, zero)
+    return _dot(b, acc, b.select(negative, b.sub(zero, w), w), b.select(negative, b.sub(zero, s), s))
+
+
 @intrinsic
 def dot_u8i8(tyctx, acc, u, s):
     """acc (i32 x 16) + sums of 4 adjacent u8 x i8 products of 64. Lanes of u are at most 63 below VNNI."""
@@ -640,17 +797,7 @@ def signed_weights(tyctx, w):
 def dot_weights(tyctx, acc, w, s):
     """acc + sums of 4 adjacent products of `signed_weights` and i8 activations (-127 to 127)."""
 
-    def codegen(ctx, b, sig, a):
-        acc, w, s = a
-        if HAS_VNNI:
-            return _dot(b, acc, w, s)
-        if LEVEL == "generic":
-            return _dot_generic(b, acc, w, s, unsigned=False)
-        zero = ir.Constant(w.type, None)  # |w| <= 128 times s with w's sign: two such products fit 16 bits
-        negative = b.icmp_signed("<", w, zero)
-        return _dot(b, acc, b.select(negative, b.sub(zero, w), w), b.select(negative, b.sub(zero, s), s))
-
-    return acc(acc, w, s), codegen
+    return acc(acc, w, s), lambda ctx, b, sig, a: _dot_signed(b, *a)
 
 
 # ---- exponential
@@ -757,10 +904,11 @@ def call_kernel(tyctx, address, step, ith, nth):
 
 
 def reader(at, kind):
-    """-> f(addr): the scalar `at` bytes further: "i32", "f32", "i64" or an address, "u64"."""
+    """-> f(addr): the scalar `at` bytes further: "i32", "f32", "f64", "i64" or an address, "u64"."""
     llvm_type, numba_type = {
         "i32": (_I32, types.int32),
         "f32": (_F32, types.float32),
+        "f64": (ir.DoubleType(), types.float64),
         "i64": (_I64, types.int64),
         "u64": (_I64, types.uintp),
     }[kind]
@@ -776,3 +924,292 @@ def reader(at, kind):
 
 
 assert LEVEL in LEVELS
+
+
+# ---- pieces of blocks
+
+
+def nibbles(offsets):
+    """-> f(addr): for one or two blocks, whose 16 bytes of nibbles lie at `offsets`: u8 x 64, in each half of 32 first
+    the low nibbles, then the high ones. With one block the upper half is zero."""
+    out = Vec("u8", 64)
+    order = [*range(16), *range(16)]
+
+    @intrinsic
+    def unpack(tyctx, addr):
+        def codegen(ctx, b, sig, a):
+            v16, words = ir.VectorType(_I8, 16), ir.VectorType(_I32, 16)
+            x = [b.load(_ptr(b, b.add(a[0], ir.Constant(a[0].type, o)), v16), align=1) for o in offsets]
+            if len(x) == 1:
+                x.append(ir.Constant(v16, None))
+            twice = b.bitcast(_shuffle(b, x[0], x[1], order + [16 + i for i in order]), words)
+            shifted = b.lshr(twice, _const(words, ([0] * 4 + [4] * 4) * 2))
+            return b.bitcast(b.and_(shifted, _const(words, [0x0F0F0F0F] * 16)), out.ir)
+
+        return out(types.uintp), codegen
+
+    return unpack
+
+
+def bits(offsets, value):
+    """-> f(addr): for one or two words of 32 bits at `offsets`: u8 x 64, `value` where the bit is set, else 0."""
+    out = Vec("u8", 64)
+
+    @intrinsic
+    def unpack(tyctx, addr):
+        def codegen(ctx, b, sig, a):
+            word = ir.Constant(_I64, 0)
+            for i, o in enumerate(offsets):
+                w = b.zext(b.load(_ptr(b, b.add(a[0], ir.Constant(a[0].type, o)), _I32), align=1), _I64)
+                word = b.or_(word, b.shl(w, ir.Constant(_I64, 32 * i)))
+            mask = b.bitcast(word, ir.VectorType(_I1, 64))
+            return b.select(mask, _const(out.ir, [value] * 64), ir.Constant(out.ir, None))
+
+        return out(types.uintp), codegen
+
+    return unpack
+
+
+def bytes_at(offsets):
+    """-> f(addr): for one or two runs of 32 bytes at `offsets`: i8 x 64. With one the upper half is zero."""
+    out = Vec("i8", 64)
+
+    @intrinsic
+    def unpack(tyctx, addr):
+        def codegen(ctx, b, sig, a):
+            v32 = ir.VectorType(_I8, 32)
+            x = [b.load(_ptr(b, b.add(a[0], ir.Constant(a[0].type, o)), v32), align=1) for o in offsets]
+            if len(x) == 1:
+                x.append(ir.Constant(v32, None))
+            return _join(b, x)
+
+        return out(types.uintp), codegen
+
+    return unpack
+
+
+@intrinsic
+def f16_column(tyctx, addr, stride, last):
+    """The f16 at the start of 16 rows, `stride` bytes apart, as f32 lanes; lanes beyond row `last` repeat that row."""
+    out = Vec("f32", 16)
+
+    def codegen(ctx, b, sig, a):
+        at, stride, last = a
+        x = ir.Constant(ir.VectorType(_I16, 16), None)
+        for i in range(16):
+            x = b.insert_element(x, b.load(_ptr(b, at, _I16), align=1), _I32(i))
+            more = b.icmp_signed("<", ir.Constant(_I64, i), last)
+            at = b.add(at, b.select(more, stride, ir.Constant(_I64, 0)))
+        return _f16_to_f32(b, x)
+
+    return out(types.uintp, types.uintp, types.int64), codegen
+
+
+def _transpose(b, rows):
+    """16 vectors of 16 32-bit lanes -> their columns: pairs of lanes, pairs of pairs, then 128-bit pieces."""
+    lo = [i + 4 * j + k for j in range(4) for i in (0, 1) for k in (0, 16)]
+    hi = [i + 4 * j + k for j in range(4) for i in (2, 3) for k in (0, 16)]
+    r = rows
+    s = []
+    for i in range(0, 16, 2):
+        s += [_shuffle(b, r[i], r[i + 1], lo), _shuffle(b, r[i], r[i + 1], hi)]
+    lo = [4 * j + i + k for j in range(4) for k in (0, 16) for i in (0, 1)]
+    hi = [4 * j + i + k for j in range(4) for k in (0, 16) for i in (2, 3)]
+    t = [None] * 16  # t[4 g + c]: rows 4g to 4g+3, column c of each 128-bit piece
+    for g in range(4):
+        a0, a1, b0, b1 = s[4 * g], s[4 * g + 1], s[4 * g + 2], s[4 * g + 3]
+        t[4 * g] = _shuffle(b, a0, b0, lo)
+        t[4 * g + 1] = _shuffle(b, a0, b0, hi)
+        t[4 * g + 2] = _shuffle(b, a1, b1, lo)
+        t[4 * g + 3] = _shuffle(b, a1, b1, hi)
+    out = [None] * 16
+    even = [*range(4), *range(8, 12), *range(16, 20), *range(24, 28)]
+    odd = [i + 4 for i in even]
+    for c in range(4):
+        x0, x1 = _shuffle(b, t[c], t[4 + c], even), _shuffle(b, t[c], t[4 + c], odd)
+        y0, y1 = _shuffle(b, t[8 + c], t[12 + c], even), _shuffle(b, t[8 + c], t[12 + c], odd)
+        out[c], out[8 + c] = _shuffle(b, x0, y0, even), _shuffle(b, x0, y0, odd)
+        out[4 + c], out[12 + c] = _shuffle(b, x1, y1, even), _shuffle(b, x1, y1, odd)
+    return out
+
+
+def transposer(unpack, keep=16):
+    """-> f(dst, src, stride, last): unpack(src + i * stride) for rows i = 0 to 15 (row `last` for those beyond it),
+    taken as 16 lanes of 32 bits each; lane j of all rows is stored at dst + 64 j, for j < `keep`."""
+
+    @intrinsic
+    def store16(tyctx, dst, r0, r1, r2, r3, r4, r5, r6, r7, r8, r9, r10, r11, r12, r13, r14, r15):
+        def codegen(ctx, b, sig, a):
+            words = ir.VectorType(_I32, 16)
+            for j, column in enumerate(_transpose(b, [b.bitcast(x, words) for x in a[1:]])[:keep]):
+                at = b.add(a[0], ir.Constant(a[0].type, 64 * j))
+                b.store(column, _ptr(b, at, words), align=1)
+            return ctx.get_dummy_value()
+
+        return types.none(types.uintp, *[r0] * 16), codegen
+
+    @device
+    def transpose(dst, src, stride, last):
+        # row addresses: at most `last` strides from the first, so that nothing is read behind the last row
+        s0 = src
+        s1 = src + stride * U(min(1, last))
+        s2 = src + stride * U(min(2, last))
+        s3 = src + stride * U(min(3, last))
+        s4 = src + stride * U(min(4, last))
+        s5 = src + stride * U(min(5, last))
+        s6 = src + stride * U(min(6, last))
+        s7 = src + stride * U(min(7, last))
+        s8 = src + stride * U(min(8, last))
+        s9 = src + stride * U(min(9, last))
+        s10 = src + stride * U(min(10, last))
+        s11 = src + stride * U(min(11, last))
+        s12 = src + stride * U(min(12, last))
+        s13 = src + stride * U(min(13, last))
+        s14 = src + stride * U(min(14, last))
+        s15 = src + stride * U(min(15, last))
+        store16(
+            dst, unpack(s0), unpack(s1), unpack(s2), unpack(s3), unpack(s4), unpack(s5), unpack(s6), unpack(s7),
+            unpack(s8), unpack(s9), unpack(s10), unpack(s11), unpack(s12), unpack(s13), unpack(s14), unpack(s15),
+        )  # fmt: skip
+
+    return transpose
+
+
+# ---- register tiles: `count` registers handled as one value
+
+
+class Tile(types.Type):
+    """`count` vectors of 16 lanes; one for each column of a tile of 16 rows."""
+
+    def __init__(self, elem, count):
+        self.elem, self.count = elem, count
+        super().__init__(name=f"tile<{elem}x16x{count}>")
+
+    @property
+    def ir(self):
+        return ir.ArrayType(ir.VectorType(_SCALAR[self.elem], 16), self.count)
+
+
+@register_model(Tile)
+class _TileModel(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        super().__init__(dmm, fe_type, fe_type.ir)
+
+
+def _columns(b, value, count):
+    return [b.extract_value(value, i) for i in range(count)]
+
+
+def _tile(b, vectors):
+    value = ir.Constant(ir.ArrayType(vectors[0].type, len(vectors)), ir.Undefined)
+    for i, v in enumerate(vectors):
+        value = b.insert_value(value, v, i)
+    return value
+
+
+def _splat_from(b, base, at, scalar, n=16):
+    p = _ptr(b, b.add(base, ir.Constant(base.type, at)), scalar)
+    return _splat(b, b.load(p, align=1), n)
+
+
+class TileWords:
+    """The words for tiles of `count` columns. Column t's scalars lie at y + 4 t."""
+
+    def __init__(self, count):
+        i32, f32 = Tile("i32", count), Tile("f32", count)
+        f32v = ir.VectorType(_F32, 16)
+
+        @intrinsic
+        def zero(tyctx):
+            return f32(), lambda ctx, b, sig, a: ir.Constant(f32.ir, None)
+
+        @intrinsic
+        def start(tyctx, y, shift):
+            """i32 columns that begin at (i32 at y + 4 t) << shift."""
+
+            def codegen(ctx, b, sig, a):
+                by = _splat(b, b.trunc(a[1], _I32), 16)
+                return _tile(b, [b.shl(_splat_from(b, a[0], 4 * t, _I32), by) for t in range(count)])
+
+            return i32(types.uintp, types.int64), codegen
+
+        @intrinsic
+        def start_zero(tyctx):
+            return i32(), lambda ctx, b, sig, a: ir.Constant(i32.ir, None)
+
+        def dot_with(dot):
+            @intrinsic
+            def step(tyctx, acc, w, y):
+                """acc + 4 products a lane: 16 rows x 4 weights `w` with the 4 activations of each column at y."""
+
+                def codegen(ctx, b, sig, a):
+                    v64 = ir.VectorType(_I8, 64)
+                    s = [b.bitcast(_splat_from(b, a[2], 4 * t, _I32), v64) for t in range(count)]
+                    return _tile(b, [dot(b, acc, a[1], x) for acc, x in zip(_columns(b, a[0], count), s, strict=True)])
+
+                return acc(acc, w, types.uintp), codegen
+
+            return step
+
+        @intrinsic
+        def scale_add(tyctx, acc, sums, d, y):
+            """acc + f32(sums) * (d * scale of each column at y)."""
+
+            def codegen(ctx, b, sig, a):
+                out = []
+                for t, (x, n) in enumerate(zip(_columns(b, a[0], count), _columns(b, a[1], count), strict=True)):
+                    out.append(_fma(b, b.sitofp(n, f32v), b.fmul(a[2], _splat_from(b, a[3], 4 * t, _F32)), x))
+                return _tile(b, out)
+
+            return acc(acc, sums, d, types.uintp), codegen
+
+        @intrinsic
+        def fma_columns(tyctx, acc, w, y):
+            """acc + w * (f32 of each column at y)."""
+
+            def codegen(ctx, b, sig, a):
+                return _tile(
+                    b, [_fma(b, a[1], _splat_from(b, a[2], 4 * t, _F32), x) for t, x in enumerate(_columns(b, a[0], count))]
+                )
+
+            return acc(acc, w, types.uintp), codegen
+
+        @intrinsic
+        def store_columns(tyctx, acc, addr, stride, rows, columns):
+            """Write lanes below `rows` of the columns below `columns`, column t at addr + t * stride."""
+
+            def codegen(ctx, b, sig, a):
+                acc, addr, stride, rows, columns = a
+                mask = _mask(b, rows, 16)
+                p = f32v.as_pointer()
+                fnty = ir.FunctionType(ir.VoidType(), [f32v, p, _I32, mask.type])
+                fn = cgutils.get_or_insert_function(b.module, fnty, "llvm.masked.store.v16f32.p0")
+                for t, x in enumerate(_columns(b, acc, count)):
+                    with b.if_then(b.icmp_signed("<", ir.Constant(_I64, t), columns)):
+                        b.call(fn, [x, b.inttoptr(addr, p), _I32(1), mask])
+                    addr = b.add(addr, stride)
+                return ctx.get_dummy_value()
+
+            return types.none(acc, types.uintp, types.uintp, types.int64, types.int64), codegen
+
+        self.zero, self.start, self.start_zero = zero, start, start_zero
+        self.dot_u8i8 = dot_with(_dot)
+        self.dot_weights = dot_with(_dot_signed)
+        self.scale_add, self.fma_columns, self.store_columns = scale_add, fma_columns, store_columns
+
+
+def scatter_i32(count, stride):
+    """-> f(addr, v): word i (32 bits) of the register at addr + i * stride, for i < count."""
+
+    @intrinsic
+    def scatter(tyctx, addr, v):
+        def codegen(ctx, b, sig, a):
+            words = b.bitcast(a[1], ir.VectorType(_I32, count))
+            for i in range(count):
+                at = b.add(a[0], ir.Constant(a[0].type, i * stride))
+                b.store(b.extract_element(words, _I32(i)), _ptr(b, at, _I32), align=1)
+            return ctx.get_dummy_value()
+
+        return types.none(types.uintp, v), codegen
+
+    return scatter
