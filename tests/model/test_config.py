@@ -1,0 +1,121 @@
+"""Hyper-parameters and weights of a file: what is read, what is refused, and that the refusal names the culprit."""
+
+import numpy as np
+import pytest
+from fake_devices import FakeDevice
+from tiny_model import write_llama
+
+from pyggml.errors import ModelError
+from pyggml.gguf import GGUFFile
+from pyggml.model import architecture_of
+from pyggml.model.config import read_config
+from pyggml.model.model import Model
+
+META = {
+    "llama.context_length": 2048,
+    "llama.embedding_length": 576,
+    "llama.block_count": 30,
+    "llama.feed_forward_length": 1536,
+    "llama.attention.head_count": 9,
+    "llama.attention.head_count_kv": 3,
+    "llama.attention.layer_norm_rms_epsilon": 1e-5,
+}
+
+
+def config(**changes):
+    changed = {"llama." + key.replace("__", "."): value for key, value in changes.items()}
+    return read_config({k: v for k, v in {**META, **changed}.items() if v is not None}, "llama")
+
+
+def test_defaults():
+    c = config()
+    assert (c.n_embd_head_k, c.n_embd_head_v, c.n_rot, c.n_embd_k_gqa) == (64, 64, 64, 192)
+    assert (c.rope_freq_base, c.rope_freq_scale, c.rope_ext_factor, c.rope_n_ctx_orig) == (10000.0, 1.0, 0.0, 2048)
+
+
+def test_values_of_the_file_win():
+    c = config(attention__key_length=32, attention__value_length=16, rope__dimension_count=8, rope__freq_base=5e5)
+    assert (c.n_embd_head_k, c.n_embd_head_v, c.n_rot, c.rope_freq_base) == (32, 16, 8, 5e5)
+    assert config(attention__head_count_kv=None).n_head_kv == 9
+    assert config(feed_forward_length=np.full(30, 7, np.int32)).n_ff == 7
+
+
+@pytest.mark.parametrize(
+    "changes, scale, ext",
+    [
+        ({"rope__scaling__factor": 4.0}, 0.25, 0.0),
+        ({"rope__scaling__type": "linear", "rope__scaling__factor": 4.0}, 0.25, 0.0),
+        ({"rope__scale_linear": 2.0}, 0.5, 0.0),
+        ({"rope__scale_linear": 2.0, "rope__scaling__factor": 4.0}, 0.25, 0.0),
+        ({"rope__scaling__type": "none", "rope__scaling__factor": 4.0}, 1.0, 0.0),
+        ({"rope__scaling__type": "yarn", "rope__scaling__factor": 4.0}, 0.25, 1.0),
+        ({"rope__scaling__factor": 0.0}, 1.0, 0.0),
+    ],
+)
+def test_rope_scaling(changes, scale, ext):
+    c = config(**changes)
+    assert (c.rope_freq_scale, c.rope_ext_factor) == (scale, ext)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"block_count": None}, "key llama.block_count is missing"),
+        ({"block_count": 0}, "key llama.block_count is 0, must be an integer from 1"),
+        ({"block_count": 10**6}, "key llama.block_count is 1000000, at most 512"),
+        ({"embedding_length": "wide"}, "key llama.embedding_length is 'wide', must be an integer"),
+        ({"embedding_length": True}, "key llama.embedding_length is True, must be an integer"),
+        ({"attention__head_count_kv": 4}, "key llama.attention.head_count_kv is 4, no divisor of the 9 heads"),
+        ({"attention__head_count": np.array([9, 8])}, "key llama.attention.head_count: 2 different values"),
+        ({"attention__layer_norm_rms_epsilon": None}, "key llama.attention.layer_norm_rms_epsilon is missing"),
+        ({"attention__layer_norm_rms_epsilon": float("nan")}, "layer_norm_rms_epsilon is nan, must be a finite number"),
+        ({"rope__freq_base": -1.0}, "key llama.rope.freq_base is -1.0, must be positive"),
+        ({"rope__scaling__factor": -2.0}, "key llama.rope.scaling.factor is -2.0, must not be negative"),
+        ({"rope__scaling__type": "magic"}, "key llama.rope.scaling.type is 'magic', known are none, linear, yarn"),
+        ({"rope__dimension_count": 63}, "key llama.rope.dimension_count is 63, must be even and at most 64"),
+        ({"expert_count": 8}, "key llama.expert_count is not 0"),
+    ],
+)  # fmt: skip
+def test_a_bad_value_names_its_key(changes, message):
+    with pytest.raises(ModelError, match=message.replace(".", r"\.")):
+        config(**changes)
+
+
+def test_unknown_architecture_lists_those_supported():
+    with pytest.raises(ModelError, match="architecture 'mamba' is unknown here; supported: llama"):
+        architecture_of({"general.architecture": "mamba"})
+    with pytest.raises(ModelError, match=r"key general\.architecture is missing"):
+        architecture_of({})
+
+
+def test_smollm2(smollm2):
+    with GGUFFile.open(smollm2) as file:
+        c = architecture_of(file.metadata).config(file.metadata)
+    assert (c.n_layer, c.n_embd, c.n_head, c.n_head_kv, c.n_ff, c.rope_freq_base) == (30, 576, 9, 3, 1536, 1e5)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"leave_out": ("token_embd.weight",)}, r"tensor token_embd\.weight is missing"),
+        ({"leave_out": ("blk.1.ffn_up.weight",)}, r"tensor blk\.1\.ffn_up\.weight is missing"),
+        (
+            {"replace": {"blk.0.attn_k.weight": np.zeros((16, 64), np.float32)}},
+            r"tensor blk\.0\.attn_k\.weight is \[64, 16, 1, 1\], must be \[64, 32, 1, 1\]",
+        ),
+        (
+            {"replace": {"blk.0.attn_k.bias": np.zeros(5, np.float32)}},
+            r"tensor blk\.0\.attn_k\.bias is \[5, 1, 1, 1\], must be \[32, 1, 1, 1\]",
+        ),
+        (
+            {"replace": {"blk.0.attn_k.weight": np.zeros((32, 64), np.int32)}},
+            r"tensor blk\.0\.attn_k\.weight is I32: .* \(known types: F32, .*Q4_0",
+        ),
+        ({"leave_out": ("llama.block_count",)}, r"key llama\.block_count is missing"),
+        ({"arch": "nollama"}, "architecture 'nollama' is unknown here; supported: llama"),
+    ],
+)
+def test_a_file_that_makes_no_model_is_named_with_the_reason(tmp_path, options, message):
+    path = write_llama(tmp_path / "bad.gguf", **options)
+    with pytest.raises(ModelError, match=rf"bad\.gguf: {message}"):
+        Model.load(path, cpu=FakeDevice("CPU"))
