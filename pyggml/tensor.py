@@ -104,13 +104,14 @@ class Tensor:
     @property
     def nbytes(self) -> int:
         """Distance from the first byte to the end of the last one, strides included (ggml.c: ggml_nbytes)."""
-        if not all(self.ne):
+        (n0, n1, n2, n3), (b0, b1, b2, b3) = self.ne, self.nb
+        if not (n0 and n1 and n2 and n3):
             return 0
         size = SIZES[self.type]
-        rest = sum((n - 1) * b for n, b in zip(self.ne[1:], self.nb[1:], strict=True))
+        rest = (n1 - 1) * b1 + (n2 - 1) * b2 + (n3 - 1) * b3
         if size.block_size == 1:
-            return size.type_size + (self.ne[0] - 1) * self.nb[0] + rest
-        return self.ne[0] * self.nb[0] // size.block_size + rest
+            return size.type_size + (n0 - 1) * b0 + rest
+        return n0 * b0 // size.block_size + rest
 
     @property
     def is_contiguous(self) -> bool:

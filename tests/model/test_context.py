@@ -1,5 +1,7 @@
 """A context: micro-batches, the cache, going back, and that the same graph is used again from token to token."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from fake_devices import FakeDevice
@@ -46,7 +48,7 @@ def expected(model):
 def test_micro_batches_give_the_logits_of_one_batch(model, expected, cuts, n_ubatch, flash_attn):
     context = Context(model, n_ctx=256, n_ubatch=n_ubatch, flash_attn=flash_attn)
     edges = sorted({0, *cuts, len(TOKENS)})
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         last = context.decode(TOKENS[start:end])
         np.testing.assert_allclose(last[0], expected[end - 1], rtol=1e-3, atol=2e-3)
     assert context.n_past == len(TOKENS)
