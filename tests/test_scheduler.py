@@ -1,5 +1,6 @@
 """One graph over several devices: who computes what, what is carried across, and that nobody can tell from the result."""
 
+import itertools
 import sys
 import threading
 from collections import Counter
@@ -12,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_model import write_llama
 
+import pyggml.backend.scheduler as scheduler_module
 from pyggml import ops
 from pyggml.backend.base import Plan, Usage
-from pyggml.backend.scheduler import Scheduler
+from pyggml.backend.scheduler import Scheduler, carry
 from pyggml.dtypes import GGMLType
 from pyggml.errors import ComputeError, DeviceError, UnsupportedError
 from pyggml.graph import build_forward
@@ -297,6 +299,15 @@ def test_a_device_that_lacks_an_op_makes_no_difference(model_path, lacks):
     spread, _ = logits(model_path, cpu, [a, b])
     np.testing.assert_array_equal(alone, spread)
     assert a.computed and b.computed and cpu.computed
+
+
+def test_the_comparison_notices_activations_that_are_not_carried(model_path, monkeypatch):
+    """A wrong twin: a scheduler that forgets every other copy between devices."""
+    alone, _ = logits(model_path, FakeDevice("CPU"))
+    count = itertools.count()
+    monkeypatch.setattr(scheduler_module, "carry", lambda a, b: carry(a, b) if next(count) % 2 else None)
+    spread, _ = logits(model_path, FakeDevice("CPU"), [FakeDevice("A"), FakeDevice("B")])
+    assert next(count) > 2 and not np.array_equal(alone, spread)
 
 
 def test_weights_come_in_buffers_of_at_most_the_devices_size(model_path):

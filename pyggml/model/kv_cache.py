@@ -123,7 +123,8 @@ class KVCache:
         """
         dtype = np.float32 if self.transposed_v else np.float16
         mask = np.zeros((cells.size, n_kv), dtype)
-        mask[np.arange(n_kv)[None, :] > cells[:, None]] = -np.inf
+        for row, cell in enumerate(cells.tolist()):
+            mask[row, cell + 1 :] = -np.inf
         return mask
 
     def free(self) -> None:
