@@ -1,0 +1,345 @@
+"""`pyggml-bench`: how fast prompts and generation are, with llama-bench's flags, tests and formats.
+
+Owns the list of tests and the stopwatch; must not know how results are written (bench_output.py).
+"""
+
+import itertools
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyggml_cli.bench_output import PRINTERS, Result
+from pyggml_cli.completion_flags import CACHE_TYPES, layers
+from pyggml_cli.entry import on_ctrl_c, run
+from pyggml_cli.flags import Flag, Ignored, Refused, Row, choice, help_text, parse, proportions, show_notes, whole
+
+if TYPE_CHECKING:
+    from pyggml.backend.base import Device
+    from pyggml.model.context import Context
+    from pyggml.model.model import Model
+    from pyggml.tokenizer import Tokenizer
+
+
+def several(one: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    """Parser of comma-separated values."""
+    return lambda text: [one(part) for part in text.split(",")]
+
+
+def numbers(text: str) -> list[int]:
+    """`512,1024`, and ranges: `1-4`, `1-9+2` (steps), `1-64*2` (factors)."""
+    out: list[int] = []
+    for part in text.split(","):
+        first, dash, rest = part.partition("-")
+        sign = "*" if "*" in rest else "+"
+        last, _, step = rest.partition(sign)
+        try:
+            low, high, by = int(first), int(last if dash else first), int(step or 1)
+        except ValueError:
+            raise ValueError("must be numbers such as 512,1024 or a range such as 1-64*2") from None
+        while low <= high:
+            out.append(low)
+            following = low * by if sign == "*" else low + by
+            if following <= low and low < high:
+                raise ValueError(f"the range {part} never ends")
+            low = max(following, low + 1)
+    return out
+
+
+def pair(text: str) -> tuple[int, int]:
+    """`-pg 512,128`."""
+    values = [whole(1)(part) for part in text.split(",")]
+    if len(values) != 2:
+        raise ValueError("must be two numbers, as in 512,128")
+    return values[0], values[1]
+
+
+def flash(text: str) -> int:
+    """llama.cpp's numbers: 1 on, 0 off, -1 auto."""
+    return {"on": 1, "1": 1, "off": 0, "0": 0, "auto": -1, "-1": -1}[choice("on", "off", "auto", "1", "0", "-1")(text)]
+
+
+def slashed(text: str) -> tuple[str, ...]:
+    """`RPC0/RPC1`."""
+    return tuple(text.split("/"))
+
+
+GENERAL: list[Row] = [
+    Flag(("-h", "--help"), "help", "print this page and exit", default=False),
+    Flag(("--version",), "version", "print the version and exit", default=False),
+    Flag(("--list-devices",), "list_devices", "print the devices (also those of --rpc) and exit", default=False),
+    Flag(("-r", "--repetitions"), "reps", "how often each test is measured (5)", whole(1), "N", 5),
+    Flag(("--delay",), "delay", "seconds to rest before each test (0)", whole(0), "N", 0),
+    Flag(("-o", "--output"), "output", "format on stdout (md)", choice(*PRINTERS), "|".join(PRINTERS), "md"),
+    Flag(("-oe", "--output-err"), "output_err", "format on stderr (none)", choice("none", *PRINTERS), "FORMAT", "none"),
+    Flag(("--progress",), "progress", "say on stderr which test runs", default=False),
+    Flag(("--no-warmup",), "no_warmup", "measure at once, without a run before", default=False),
+    Flag(("-rpc", "--rpc"), "rpc", "servers to offload layers to: host:port, comma-separated", str, "SERVERS"),
+    Flag(("--offline",), "offline", "do not fetch the default model if it is missing", default=False),
+]
+
+TESTS: list[Row] = [
+    Flag(("-m", "--model"), "model", "model file (the default model)", several(str), "FNAME", many=True),
+    Flag(("-p", "--n-prompt"), "n_prompt", "tests of a prompt of n tokens (512; 0: none)", numbers, "N", many=True),
+    Flag(("-n", "--n-gen"), "n_gen", "tests of generating n tokens (128; 0: none)", numbers, "N", many=True),
+    Flag(("-pg",), "n_pg", "test of a prompt and then generation", pair, "PP,TG", many=True),
+    Flag(("-d", "--n-depth"), "n_depth", "tokens that are there before the test (0)", numbers, "N", many=True),
+    Flag(("-b", "--batch-size"), "n_batch", "most tokens handed over at once (2048)", numbers, "N", many=True),
+    Flag(("-ub", "--ubatch-size"), "n_ubatch", "most tokens computed at once (512)", numbers, "N", many=True),
+    Flag(
+        ("-ctk", "--cache-type-k"), "type_k", "type of the cached keys (f16)", several(choice(*CACHE_TYPES)), "T",
+        many=True,
+    ),
+    Flag(
+        ("-ctv", "--cache-type-v"), "type_v", "type of the cached values (f16)", several(choice(*CACHE_TYPES)), "T",
+        many=True,
+    ),
+    Flag(("-t", "--threads"), "n_threads", "CPU threads (one a core)", numbers, "N", many=True),
+    Flag(("-ngl", "--n-gpu-layers"), "n_gpu_layers", "layers to offload (-1: all)", several(layers), "N", many=True),
+    Flag(("-fa", "--flash-attn"), "flash_attn", "fused attention: on, off, auto (auto)", several(flash), "F", many=True),
+    Flag(("-dev", "--device"), "devices", "devices to offload to, slashed", several(slashed), "D0/D1", many=True),
+    Flag(
+        ("-ts", "--tensor-split"), "tensor_split", "share of each device", several(proportions), "T0/T1", many=True
+    ),
+]  # fmt: skip
+
+OTHERS: list[Row] = [
+    Ignored(("-v", "--verbose")),
+    *(Ignored((name,), 1) for name in ("--numa", "--prio", "--cpu-strict", "--poll", "--no-host", "--repack")),
+    *(Ignored(names, 1) for names in (("-C", "--cpu-mask"), ("-ncmoe", "--n-cpu-moe"), ("-mg", "--main-gpu"))),
+    *(Ignored(names, 1) for names in (("-nopo", "--no-op-offload"), ("-lm", "--load-mode"), ("-lzm", "--lazy-mode"))),
+    *(Ignored(names, 1) for names in (("-fitt", "--fit-target"), ("-fitc", "--fit-ctx"))),
+    Refused(("-sm", "--split-mode"), 1, harmless=("layer",)),
+    Refused(("-nkvo", "--no-kv-offload"), 1, harmless=("0",)),
+    Refused(("-embd", "--embeddings"), 1, harmless=("0",)),
+    Refused(("-ot", "--override-tensor"), 1),
+    *(Refused(names, 1) for names in (("-hf", "-hfr", "--hf-repo"), ("-hff", "--hf-file"), ("-hft", "--hf-token"))),
+]
+
+DEFAULTS: dict[str, list[Any]] = {
+    "n_prompt": [512], "n_gen": [128], "n_depth": [0], "n_batch": [2048], "n_ubatch": [512], "type_k": ["f16"],
+    "type_v": ["f16"], "n_threads": [0], "n_gpu_layers": [-1], "flash_attn": [-1], "devices": [None],
+    "tensor_split": [None], "model": [None],
+}  # fmt: skip
+ORDER: tuple[str, ...] = (
+    "model",
+    "n_gpu_layers",
+    "devices",
+    "tensor_split",
+    "n_batch",
+    "n_ubatch",
+    "type_k",
+    "type_v",
+    "flash_attn",
+)
+ORDER += ("n_threads", "n_depth")  # what varies slowest comes first, as in llama-bench
+
+ABOUT = (
+    "Measure prompts (pp) and generation (tg) in tokens a second. Values separated by commas, and flags given again, "
+    "multiply; ranges are first-last, first-last+step or first-last*factor."
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Exit codes: see entry.run."""
+    return run(_command, argv)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One test to run; the fields are columns of the output."""
+
+    model: str | None
+    n_gpu_layers: int
+    devices: tuple[str, ...] | None
+    tensor_split: tuple[float, ...] | None
+    n_batch: int
+    n_ubatch: int
+    type_k: str
+    type_v: str
+    flash_attn: int
+    n_threads: int
+    n_depth: int
+    n_prompt: int = 0
+    n_gen: int = 0
+
+    @property
+    def placing(self) -> tuple[Any, ...]:
+        """Cases of the same placing share one loaded model."""
+        return self.model, self.n_gpu_layers, self.devices, self.tensor_split
+
+
+def cases(values: Any) -> Iterator[Case]:
+    """All tests that the flags ask for."""
+    lists: dict[str, list[Any]] = {}
+    for name, default in DEFAULTS.items():
+        given = getattr(values, name)
+        lists[name] = list(itertools.chain.from_iterable(given)) if given else default
+    lists["tensor_split"] = [tuple(split) if split else None for split in lists["tensor_split"]]
+    for combination in itertools.product(*(lists[name] for name in ORDER)):
+        chosen = dict(zip(ORDER, combination, strict=True))
+        for n in lists["n_prompt"]:
+            if n:
+                yield Case(**chosen, n_prompt=n)
+        for n in lists["n_gen"]:
+            if n:
+                yield Case(**chosen, n_gen=n)
+        for n_prompt, n_gen in values.n_pg:
+            yield Case(**chosen, n_prompt=n_prompt, n_gen=n_gen)
+
+
+def _command(argv: Sequence[str]) -> int:
+    values = parse([*GENERAL, *TESTS, *OTHERS], argv)
+    if values.help:
+        print(help_text("pyggml-bench [flags]", ABOUT, {"general": GENERAL, "tests": TESTS}), end="")
+        return 0
+    if values.version:
+        from pyggml_cli.cli import version
+
+        print(version())
+        return 0
+    show_notes(values)
+    from pyggml_cli.devices import listing, local_devices, offload_devices
+
+    if values.list_devices:
+        print(listing([*local_devices(), *offload_devices(values.rpc)]))
+        return 0
+    return _run(values, list(cases(values)), offload_devices(values.rpc))
+
+
+def _run(values: Any, todo: list[Case], offload: "list[Device]") -> int:
+    from pyggml_cli.devices import pick
+    from pyggml_cli.loading import loaded, model_path, shown_compiling
+
+    printers = [PRINTERS[values.output](sys.stdout.write, values.seen)]
+    if values.output_err != "none":
+        printers.append(PRINTERS[values.output_err](sys.stderr.write, values.seen))
+    n_done = 0
+    with shown_compiling():
+        for placing, group in itertools.groupby(todo, lambda case: case.placing):
+            name, n_gpu_layers, names, split = placing
+            devices = offload if names is None else [] if names == ("none",) else pick(offload, names)
+            path = model_path(name, values.offline)
+            with loaded(path, devices, n_gpu_layers, split) as model:
+                facts = model_facts(model, path, "RPC" if offload else "CPU")
+                for case in group:
+                    n_done += 1
+                    say = f"benchmark {n_done}/{len(todo)}: " if values.progress else ""
+                    result = measure(model, case, facts, values.reps, not values.no_warmup, values.delay, say)
+                    for printer in printers:
+                        printer.add(result)
+                    sys.stdout.flush()
+    for printer in printers:
+        printer.end()
+    return 0
+
+
+def model_facts(model: "Model", path: Path, backends: str) -> dict[str, Any]:
+    """The columns that say what was measured, and where."""
+    from importlib.metadata import version
+
+    tensors = model.file.tensors.values()
+    counts: dict[str, int] = {}
+    for tensor in tensors:
+        n = tensor.ne[0] * tensor.ne[1] * tensor.ne[2] * tensor.ne[3]
+        counts[tensor.type.name] = counts.get(tensor.type.name, 0) + n
+    label = model.file.metadata.get("general.size_label") or f"{sum(counts.values()) / 1e6:.0f}M"
+    return {
+        "build_commit": f"pyggml-{version('pyggml')}",
+        "cpu_info": model.cpu.description,
+        "gpu_info": ", ".join(device.description for device in model.devices),
+        "backends": backends,
+        "model_filename": str(path),
+        "model_type": f"{model.config.architecture} {label} {max(counts, key=lambda name: counts[name])}",
+        "model_size": model.file.n_bytes,
+        "model_n_params": sum(counts.values()),
+    }
+
+
+def measure(
+    model: "Model", case: Case, facts: dict[str, Any], reps: int, warm_up: bool, delay: int, say: str = ""
+) -> Result:
+    """Run one test `reps` times after a warm-up. Raises ContextError, DeviceError, ComputeError."""
+    from pyggml.backend.cpu import default_threads
+    from pyggml.dtypes import GGMLType
+    from pyggml.model.context import Context
+    from pyggml.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.from_metadata(model.file.metadata)
+    n_threads = case.n_threads or default_threads()
+    columns = {name: getattr(case, name) for name in ("n_batch", "n_ubatch", "type_k", "type_v", "n_gpu_layers")}
+    columns |= {name: getattr(case, name) for name in ("flash_attn", "n_prompt", "n_gen", "n_depth")}
+    columns["n_threads"] = n_threads
+    if case.devices is not None:
+        columns["devices"] = "/".join(case.devices)
+    if case.tensor_split is not None:
+        columns["tensor_split"] = "/".join(f"{share:.2f}" for share in case.tensor_split)
+    result = Result({**facts, **columns, "test_time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+    if delay:
+        time.sleep(delay)
+    context = Context(
+        model,
+        case.n_depth + case.n_prompt + case.n_gen,
+        n_batch=case.n_batch,
+        n_ubatch=case.n_ubatch,
+        type_k=GGMLType[case.type_k.upper()],
+        type_v=GGMLType[case.type_v.upper()],
+        flash_attn=case.flash_attn != 0,
+        n_threads=n_threads,
+    )
+    tokens = Tokens(tokenizer)
+
+    def work(what: str, n_prompt: int, n_gen: int) -> None:
+        if say:
+            print(f"{say}{what}", file=sys.stderr)
+        prefill(context, tokens, n_prompt, case.n_batch)
+        for _ in range(n_gen):
+            context.decode(tokens.take(1, context.n_past))
+
+    try:
+        with on_ctrl_c(context.abort):
+            if warm_up:
+                work("warm-up", case.n_prompt, min(case.n_gen, 1))
+                context.clear()
+            if case.n_depth:
+                work("depth", case.n_depth, 0)
+            for i in range(reps):
+                context.truncate(case.n_depth)
+                start = time.perf_counter_ns()
+                work(f"run {i + 1}/{reps}", case.n_prompt, case.n_gen)
+                result.samples_ns.append(time.perf_counter_ns() - start)
+    finally:
+        context.close()
+    return result
+
+
+class Tokens:
+    """Tokens to compute with: any will do, they are drawn from the vocabulary with a fixed seed."""
+
+    def __init__(self, tokenizer: "Tokenizer") -> None:
+        import random
+
+        self._draw = random.Random(0)
+        self._n_vocab = tokenizer.n_vocab
+        self._bos = tokenizer.bos if tokenizer.add_bos else None
+
+    def take(self, n: int, n_past: int) -> list[int]:
+        """`n` tokens for the position `n_past`; a text begins with BOS where the model wants it."""
+        drawn = self._draw.choices(range(self._n_vocab), k=n)
+        if n_past == 0 and self._bos is not None:
+            drawn[0] = self._bos
+        return drawn
+
+
+def prefill(context: "Context", tokens: Tokens, n: int, n_batch: int) -> None:
+    """Evaluate `n` tokens, `n_batch` at a time."""
+    while n > 0:
+        batch = min(n, n_batch)
+        context.decode(tokens.take(batch, context.n_past))
+        n -= batch
+
+
+if __name__ == "__main__":
+    sys.exit(main())
