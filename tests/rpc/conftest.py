@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from pyggml_rpc.connection import ClientConnection, Reply, ServerConnection
-from pyggml_rpc.server import Server, Session
+from pyggml_rpc.server import Server
+from pyggml_rpc.session import Session
 from pyggml_rpc.wire import COMMANDS, GRAPH, TENSOR, Command, Record, pack
 
 from pyggml.backend.base import Backend, Buffer, Bytes, Device, Kind, Plan, Usage
@@ -176,7 +177,7 @@ class Glued:
     """A raw client joined to a session of `server` in memory. An attribute call is a request: `g.alloc(100)`."""
 
     def __init__(self, server: Server, hello: bool = True) -> None:
-        self.session: Session = server.session()
+        self.session = Session(server)
         self.server_end = ServerConnection()
         self.client_end = ClientConnection()
         if hello:

@@ -1,0 +1,254 @@
+"""A remote device as a backend like any other: Device, Buffer and Backend over a connection.
+
+Owns what is asked of a server and when; it must not know a socket or a byte layout. `data` of a tensor is an address in
+the server's own space. Reference: `ggml_backend_rpc_*` in ggml-rpc.cpp.
+"""
+
+import contextlib
+
+import numpy as np
+
+from pyggml.backend.base import Backend, Buffer, Bytes, Device, Kind, Plan, Usage
+from pyggml.dtypes import SIZES
+from pyggml.errors import DeviceError, UnsupportedError
+from pyggml.graph import Graph
+from pyggml.ops import RULES, VIEW_OPS, Op
+from pyggml.tensor import Tensor
+from pyggml_rpc.cache import content_hash
+from pyggml_rpc.client import CONNECT_TIMEOUT, HELLO_TIMEOUT, IO_TIMEOUT, Client, connect
+from pyggml_rpc.errors import RpcError
+from pyggml_rpc.records import write_graph, write_tensor, write_tensors
+from pyggml_rpc.wire import COMMANDS, MAX_SRC, TENSOR, Command, Record, pack, unpack
+
+HASH_ABOVE = 10 * 1024 * 1024  # bytes of weights that are asked for by hash before they are sent
+MAX_SERVERS = 16
+
+# ops that some servers give more room than their result needs (ggml.c: ggml_op_alloc_size_may_expand)
+MAY_EXPAND = frozenset({Op.MUL_MAT, Op.MUL_MAT_ID, Op.FLASH_ATTN_EXT, Op.CUMSUM, Op.ARGSORT, Op.TOP_K})
+
+
+def devices_from_spec(
+    spec: str,
+    *,
+    hash_weights: bool = True,
+    connect_timeout: float = CONNECT_TIMEOUT,
+    hello_timeout: float = HELLO_TIMEOUT,
+    io_timeout: float = IO_TIMEOUT,
+) -> list[Device]:
+    """All devices of the servers in "host:port,host:port", in that order, named RPC0, RPC1 ...
+
+    `hash_weights` False sends large weights without first asking whether the server has them. Times are in seconds.
+    Raises RpcError naming the endpoint.
+    """
+    endpoints = [endpoint.strip() for endpoint in spec.split(",")]
+    devices: list[Device] = []
+    for i, endpoint in enumerate(endpoints):
+        if endpoint in endpoints[:i]:
+            raise RpcError(endpoint, "connect", "it is listed twice")
+        client = connect(endpoint, connect_timeout, hello_timeout, io_timeout)
+        count = int(client.ask(Command.DEVICE_COUNT)["device_count"][0])
+        if not count:
+            raise RpcError(endpoint, Command.DEVICE_COUNT.name, "the server offers no device")
+        devices += [RpcDevice(client, number, f"RPC{len(devices) + number}", hash_weights) for number in range(count)]
+    return devices
+
+
+def _body(command: Command, **fields: object) -> bytes:
+    return pack(COMMANDS[command].request, **fields)
+
+
+def _must_be_asked(tensor: Tensor) -> bool:
+    """Whether a server may want room or padding beyond nbytes for a tensor's own sake."""
+    return SIZES[tensor.type].block_size > 1 and tensor.ne[0] % 512 != 0 and tensor.view_src is None
+
+
+class RpcDevice(Device):
+    kind = Kind.GPU
+
+    def __init__(self, client: Client, number: int, name: str, hash_weights: bool = True) -> None:
+        self.client = client
+        self.number = number
+        self.name = name
+        self.description = client.endpoint
+        self.hash_weights = hash_weights
+        self.alignment = int(self._ask(Command.GET_ALIGNMENT)["alignment"][0])
+        self.max_size = int(self._ask(Command.GET_MAX_SIZE)["max_size"][0])
+        self._alloc_sizes: dict[tuple[object, ...], int] = {}
+        if not self.alignment or self.alignment & (self.alignment - 1):
+            raise RpcError(client.endpoint, "GET_ALIGNMENT", f"{self.alignment} is no power of two")
+
+    def _ask(self, command: Command) -> Record:
+        return self.client.ask(command, _body(command, device=self.number))
+
+    def memory(self) -> tuple[int, int]:
+        answer = self._ask(Command.GET_DEVICE_MEMORY)
+        return int(answer["free"][0]), int(answer["total"][0])
+
+    def why_not(self, node: Tensor) -> str | None:
+        """The protocol has no question for this: a server is taken to compute every op that is known here."""
+        return None if node.op in RULES else f"{Op(node.op).name} cannot be sent"
+
+    def alloc_buffer(self, size: int, usage: Usage = Usage.ANY) -> "RpcBuffer":
+        body = _body(Command.ALLOC_BUFFER, device=self.number, size=size)
+        answer = self.client.ask(Command.ALLOC_BUFFER, body)
+        handle, given = int(answer["remote_ptr"][0]), int(answer["remote_size"][0])
+        if not handle:
+            raise DeviceError(f"{self.name} ({self.client.endpoint}): no room for a buffer of {size} bytes")
+        return RpcBuffer(self, handle, given, usage)
+
+    def alloc_size(self, tensor: Tensor) -> int:
+        if not _must_be_asked(tensor) and tensor.op not in MAY_EXPAND:
+            return tensor.nbytes
+        key = tensor.type, tensor.op, tensor.op_params, tensor.ne, tensor.nb
+        known = self._alloc_sizes.get(key)
+        if known is None:
+            sources = np.zeros(MAX_SRC, TENSOR)
+            present = [s for s in tensor.src if s is not None]
+            if present:
+                sources[: len(present)] = write_tensors(present, self.place, {})
+            body = _body(
+                Command.GET_ALLOC_SIZE,
+                device=self.number,
+                tensor=unpack(TENSOR, write_tensor(tensor, self.place)),
+                srcs=sources,
+            )
+            known = int(self.client.ask(Command.GET_ALLOC_SIZE, body)["alloc_size"][0])
+            self._alloc_sizes[key] = known
+        return max(known, tensor.nbytes)  # strides over 4 GiB arrive cut: the answer may be too small
+
+    def open(self, n_threads: int | None = None) -> "RpcBackend":
+        """The number of threads is the server's own."""
+        return RpcBackend(self)
+
+    def place(self, tensor: Tensor) -> tuple[int, int]:
+        """(handle, data) of a tensor on this endpoint; (0, 0) of all others."""
+        buffer = tensor.buffer
+        if isinstance(buffer, RpcBuffer) and buffer.device.client is self.client:
+            return buffer.handle, tensor.data
+        return 0, 0
+
+
+class RpcBuffer(Buffer):
+    device: RpcDevice
+
+    def __init__(self, device: RpcDevice, handle: int, size: int, usage: Usage) -> None:
+        self.device = device
+        self.client = device.client
+        self.handle = handle
+        self.size = size
+        self.usage = usage
+        self.base = 0
+        body = _body(Command.BUFFER_GET_BASE, remote_ptr=handle)
+        self.base = int(self.client.ask(Command.BUFFER_GET_BASE, body)["base_ptr"][0])
+        self.client.add_user()
+        if self.base % device.alignment or (size and not self.base):
+            raise RpcError(self.client.endpoint, "BUFFER_GET_BASE", f"0x{self.base:x} is no base address")
+
+    def place(self, tensor: Tensor, offset: int) -> None:
+        super().place(tensor, offset)
+        if _must_be_asked(tensor):
+            self.client.tell(Command.INIT_TENSOR, self._record(tensor))
+
+    def set(self, tensor: Tensor, data: Bytes, offset: int = 0) -> None:
+        content = memoryview(data).cast("B") if not isinstance(data, np.ndarray) else data.reshape(-1).data
+        assert offset >= 0 and offset + len(content) <= tensor.nbytes, (tensor, offset, len(content))
+        record = unpack(TENSOR, self._record(tensor))
+        keep = self.usage is Usage.WEIGHTS and len(content) > HASH_ABOVE and self.device.hash_weights
+        if keep and self._has(record, offset, content):
+            return
+        body = _body(Command.SET_TENSOR, tensor=record, cache_flag=keep, offset=offset)
+        self.client.tell(Command.SET_TENSOR, body, content)
+
+    def _has(self, record: Record, offset: int, content: memoryview) -> bool:
+        """Whether the server had these bytes on disk and has put them in place."""
+        body = _body(Command.SET_TENSOR_HASH, tensor=record, offset=offset, hash=content_hash(content))
+        return bool(self.client.ask(Command.SET_TENSOR_HASH, body)["result"][0])
+
+    def get(self, tensor: Tensor, offset: int = 0, size: int | None = None) -> bytes:
+        size = tensor.nbytes - offset if size is None else size
+        assert offset >= 0 and size >= 0 and offset + size <= tensor.nbytes, (tensor, offset, size)
+        memory = bytearray(size)
+        record = unpack(TENSOR, self._record(tensor))
+        body = _body(Command.GET_TENSOR, tensor=record, offset=offset, size=size)
+        self.client.ask(Command.GET_TENSOR, body, into=memoryview(memory))
+        return bytes(memory)
+
+    def memset(self, tensor: Tensor, value: int, offset: int = 0, size: int | None = None) -> None:
+        size = tensor.nbytes - offset if size is None else size
+        assert offset >= 0 and size >= 0 and offset + size <= tensor.nbytes, (tensor, offset, size)
+        record = unpack(TENSOR, self._record(tensor))
+        body = _body(Command.MEMSET_TENSOR, tensor=record, offset=offset, size=size, value=value)
+        self.client.tell(Command.MEMSET_TENSOR, body)
+
+    def clear(self, value: int) -> None:
+        self.client.tell(Command.BUFFER_CLEAR, _body(Command.BUFFER_CLEAR, remote_ptr=self.handle, value=value))
+
+    def copy(self, src: Tensor, dst: Tensor) -> bool:
+        if not isinstance(src.buffer, RpcBuffer) or src.buffer.client is not self.client:
+            return False
+        body = self._record(src) + self._record(dst)
+        return bool(self.client.ask(Command.COPY_TENSOR, body)["result"][0])
+
+    def free(self) -> None:
+        """A stock server then forgets its stored graphs, so the next run sends the whole graph again."""
+        handle, self.handle, self.size = self.handle, 0, 0
+        if not handle:
+            return
+        with self.client.lock:
+            self.client.stored.clear()
+            if not self.client.broken:
+                with contextlib.suppress(RpcError):  # the server is gone, and the buffer with it
+                    self.client.tell(Command.FREE_BUFFER, _body(Command.FREE_BUFFER, remote_ptr=handle), urgent=True)
+            self.client.remove_user()
+
+    def _record(self, tensor: Tensor) -> bytes:
+        return write_tensor(tensor, self.device.place)
+
+
+class RpcPlan(Plan):
+    """The request that computes a graph, ready to be sent."""
+
+    def __init__(self, body: bytes, n_nodes: int) -> None:
+        self.body = body
+        self.n_nodes = n_nodes
+
+
+class RpcBackend(Backend):
+    """Runs what it is given in order; results and refusals show at the next `get`."""
+
+    device: RpcDevice
+
+    def __init__(self, device: RpcDevice) -> None:
+        self.device = device
+        self._open = True
+        device.client.add_user()
+
+    def plan(self, graph: Graph) -> RpcPlan:
+        nodes = [node for node in graph.nodes if node.op not in VIEW_OPS]
+        for node in nodes:
+            reason = self.device.why_not(node)
+            if reason is not None:
+                raise UnsupportedError(f"{self.device.name}: node {node.name!r}: {reason}")
+        return RpcPlan(write_graph(self.device.number, graph, self.device.place), len(nodes))
+
+    def compute(self, plan: Plan) -> None:
+        """Sends four bytes when the device's last graph was this one, and the graph otherwise."""
+        assert isinstance(plan, RpcPlan)
+        if not plan.n_nodes:
+            return
+        number, client = self.device.number, self.device.client
+        with client.lock:
+            if client.stored.get(number) is plan:
+                client.tell(Command.GRAPH_RECOMPUTE, _body(Command.GRAPH_RECOMPUTE, device=number), urgent=True)
+            else:
+                client.tell(Command.GRAPH_COMPUTE, plan.body, urgent=True)
+                client.stored[number] = plan
+
+    def synchronize(self) -> None:
+        """The smallest question: its answer comes after all that was handed over."""
+        self.device.client.ask(Command.DEVICE_COUNT)
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            self.device.client.remove_user()

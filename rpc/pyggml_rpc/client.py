@@ -1,0 +1,196 @@
+"""The client's connection to one endpoint, shared by all its devices.
+
+Owns the order of requests and what a failure is called (RpcError: endpoint, command, reason); it must not know tensors
+or graphs. Requests without a reply wait in an outbox until something makes them urgent, so that what a token needs goes
+out in one system call. Reference: `rpc_dispatcher` in ggml-rpc.cpp.
+"""
+
+import threading
+import weakref
+
+from pyggml_rpc.connection import ClientConnection, Piece, Reply
+from pyggml_rpc.errors import RemoteProtocolError, RpcError
+from pyggml_rpc.transport import Wire, split_endpoint
+from pyggml_rpc.wire import COMMANDS, Command, Record, Version
+
+CONNECT_TIMEOUT = 5.0
+HELLO_TIMEOUT = 10.0
+IO_TIMEOUT = 300.0  # without a single byte: a large prompt may be computing at the other end
+SMALL = 1 << 14  # bytes of data that are copied into the outbox rather than sent at once
+OUTBOX = 1 << 16
+
+_clients: "weakref.WeakValueDictionary[str, Client]" = weakref.WeakValueDictionary()
+_clients_lock = threading.Lock()
+
+
+def connect(
+    endpoint: str,
+    connect_timeout: float = CONNECT_TIMEOUT,
+    hello_timeout: float = HELLO_TIMEOUT,
+    io_timeout: float = IO_TIMEOUT,
+) -> "Client":
+    """The living connection to this endpoint, else a new one: a stock server serves one at a time. Raises RpcError."""
+    with _clients_lock:
+        client = _clients.get(endpoint)
+        if client is None or client.broken:
+            client = _clients[endpoint] = Client(endpoint, connect_timeout, hello_timeout, io_timeout)
+        return client
+
+
+class Client:
+    """Thread-safe.
+
+    `users` are open backends and live buffers: when the last of them goes, the connection is closed, which frees what
+    the server still holds, and the next request opens another. A failure is final (`broken`): what was on the server is
+    lost. `stored` says what the server can compute again, by device; its content is the backend's.
+    """
+
+    def __init__(self, endpoint: str, connect_timeout: float, hello_timeout: float, io_timeout: float) -> None:
+        self.endpoint = endpoint
+        self.lock = threading.RLock()
+        self.broken = False
+        self.users = 0
+        self.stored: dict[int, object] = {}
+        self.bytes_sent = 0
+        self.requests = dict.fromkeys(Command, 0)
+        self._timeouts = connect_timeout, hello_timeout, io_timeout
+        self._timeout = hello_timeout
+        self._wire: Wire | None = None
+        self._connection = ClientConnection()
+        self._outbox: list[Piece] = []
+        self._outbox_size = 0
+        self._last = Command.HELLO
+        self._asked = self._answered = 0
+        self._last_reply: Record | None = None
+        with self.lock:
+            self._open()
+
+    def _open(self) -> None:
+        connect_timeout, hello_timeout, io_timeout = self._timeouts
+        try:
+            host, port = split_endpoint(self.endpoint)
+            wire = Wire(host, port, connect_timeout)
+        except ValueError as error:
+            raise RpcError(self.endpoint, "connect", str(error)) from error
+        except TimeoutError as error:
+            raise RpcError(self.endpoint, "connect", f"no answer within {connect_timeout:g} s") from error
+        except OSError as error:
+            raise RpcError(self.endpoint, "connect", error.strerror or str(error)) from error
+        self._wire = wire
+        weakref.finalize(self, wire.close)
+        self._connection = ClientConnection()
+        self._asked = self._answered = 0
+        self._timeout = hello_timeout
+        wire.set_timeout(hello_timeout)
+        self.ask(Command.HELLO, bytes(COMMANDS[Command.HELLO].request.itemsize))
+        self._timeout = io_timeout
+        wire.set_timeout(io_timeout)
+
+    @property
+    def version(self) -> Version:
+        version = self._connection.version
+        assert version is not None
+        return version
+
+    def ask(self, command: Command, body: Piece = b"", into: memoryview | None = None) -> Record:
+        """Send a request, with all that waits, and return the reply. Raises RpcError."""
+        with self.lock:
+            self._queue(command, body, into=into)
+            ticket = self._asked
+            self._asked += 1
+            self.flush()
+            return self._wait(ticket)
+
+    def tell(self, command: Command, body: Piece, data: Piece | None = None, urgent: bool = False) -> None:
+        """Send a request that has no reply; unless urgent or large it goes with the next one that is.
+
+        `data` may change as soon as this returns. What the server makes of it shows at the next `ask`.
+        """
+        with self.lock:
+            large = data is not None and len(data) > SMALL
+            if data is not None and not large:
+                data = bytes(data)
+            self._queue(command, body, data)
+            if urgent or large or self._outbox_size > OUTBOX:
+                self.flush()
+
+    def flush(self) -> None:
+        """Send what waits."""
+        with self.lock:
+            pieces, size = self._outbox, self._outbox_size
+            self._outbox, self._outbox_size = [], 0
+            if not pieces:
+                return
+            assert self._wire is not None
+            try:
+                self._wire.send(pieces)
+            except TimeoutError as error:
+                raise self._failed(f"nothing was taken within {self._timeout:g} s") from error
+            except OSError as error:
+                raise self._failed(f"the server closed the connection ({error.strerror or error})") from error
+            except BaseException:  # half a request may be out
+                self.broken = True
+                self.close()
+                raise
+            self.bytes_sent += size
+
+    def close(self) -> None:
+        """Leave the server to others."""
+        with self.lock:
+            self._outbox, self._outbox_size = [], 0
+            self.stored.clear()
+            if self._wire is not None:
+                self._wire.close()
+                self._wire = None
+
+    def add_user(self) -> None:
+        with self.lock:
+            self.users += 1
+
+    def remove_user(self) -> None:
+        with self.lock:
+            self.users -= 1
+            if not self.users:
+                self.close()
+
+    def _queue(self, command: Command, body: Piece, data: Piece | None = None, into: memoryview | None = None) -> None:
+        if self.broken:
+            raise RpcError(self.endpoint, command.name, "the connection has ended")
+        if self._wire is None:
+            self._open()
+        pieces = self._connection.request(command, body, data, into)
+        self._last = command
+        self.requests[command] += 1
+        self._outbox += pieces
+        self._outbox_size += sum(len(piece) for piece in pieces)
+
+    def _wait(self, ticket: int) -> Record:
+        connection, wire = self._connection, self._wire
+        assert wire is not None
+        try:
+            while self._answered <= ticket:
+                event = connection.next_event()
+                if isinstance(event, Reply):
+                    self._answered += 1
+                    self._last_reply = event.record
+                else:
+                    connection.received(wire.receive_into(connection.space()))
+        except RemoteProtocolError as error:
+            raise self._failed(str(error)) from error
+        except TimeoutError as error:
+            raise self._failed(self._silence()) from error
+        except OSError as error:
+            raise self._failed(f"the connection broke ({error.strerror or error})") from error
+        assert self._last_reply is not None
+        return self._last_reply
+
+    def _silence(self) -> str:
+        if self._connection.version is None:
+            return f"no answer within {self._timeout:g} s: the server is busy with another client, or is none"
+        return f"no answer within {self._timeout:g} s"
+
+    def _failed(self, reason: str) -> RpcError:
+        command = self._connection.waiting_for or self._last
+        self.broken = True
+        self.close()
+        return RpcError(self.endpoint, command.name, reason)

@@ -1,0 +1,322 @@
+"""What one client owns on a server, and the execution of its requests.
+
+Owns handles, foreign buffers, stored graphs and the refusal of whatever is not provably harmless; it must not know a
+socket. A refusal raises RefusedError (the protocol has no error frame: whoever owns the connection closes it). Facts:
+ggml-rpc.cpp, `rpc_server`; where ours is stricter or kinder is said at the method.
+"""
+
+import logging
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+
+from pyggml.backend.base import Plan
+from pyggml.backend.host import HostBuffer
+from pyggml.errors import DeviceError, PyggmlError
+from pyggml.ops import Op, check
+from pyggml.tensor import Tensor
+from pyggml_rpc.connection import Closed, Piece, Request, ServerConnection, TensorBody, TensorHead
+from pyggml_rpc.errors import RefusedError
+from pyggml_rpc.records import ForeignGraph, Lent, check_range, link, read_graph, read_tensors
+from pyggml_rpc.server import Server, Slot
+from pyggml_rpc.wire import COMMANDS, HELLO_REPLY, PROTOCOL, Command, Record, pack
+
+log = logging.getLogger("pyggml.rpc")
+
+MAX_BUFFERS = 1 << 14  # a connection
+BASE_STEP = 1 << 32  # synthetic base addresses are multiples of it
+
+
+class Session:
+    """All that one client owns. It ends with the connection, and everything of it with it."""
+
+    def __init__(self, server: Server, peer: str = "client") -> None:
+        self.server = server
+        self.peer = peer
+        self.finished = False  # the peer has closed between two requests
+        self.gone = False  # nobody waits for results any more
+        self._lent: dict[int, Lent] = {}
+        self._next_base = BASE_STEP * (1 + secrets.randbelow(1 << 24))
+        self._stored: dict[int, tuple[Plan, frozenset[int]]] = {}
+        self._incoming: tuple[Tensor, int, memoryview, bool] | None = None
+        self._handlers: dict[Command, Callable[[Record], Sequence[Piece] | None]] = {
+            Command.HELLO: self._hello,
+            Command.DEVICE_COUNT: self._device_count,
+            Command.GET_ALIGNMENT: self._get_alignment,
+            Command.GET_MAX_SIZE: self._get_max_size,
+            Command.GET_DEVICE_MEMORY: self._get_device_memory,
+            Command.GET_ALLOC_SIZE: self._get_alloc_size,
+            Command.ALLOC_BUFFER: self._alloc_buffer,
+            Command.BUFFER_GET_BASE: self._buffer_get_base,
+            Command.FREE_BUFFER: self._free_buffer,
+            Command.BUFFER_CLEAR: self._buffer_clear,
+            Command.INIT_TENSOR: self._init_tensor,
+            Command.MEMSET_TENSOR: self._memset_tensor,
+            Command.SET_TENSOR_HASH: self._set_tensor_hash,
+            Command.GET_TENSOR: self._get_tensor,
+            Command.COPY_TENSOR: self._copy_tensor,
+            Command.GRAPH_RECOMPUTE: self._graph_recompute,
+        }
+
+    # ---- the loop's body
+
+    def run(self, connection: ServerConnection) -> Iterator[list[Piece]]:
+        """Execute all requests that have arrived whole, yielding frames to send; sets `finished` when the peer closed.
+
+        Raises RemoteProtocolError or RefusedError: the connection is to be closed, with that line in the log.
+        """
+        while (event := connection.next_event()) is not None:
+            if isinstance(event, Closed):
+                self.finished = True
+                return
+            if isinstance(event, TensorHead):
+                connection.receive_into(self._accept(event))
+            elif isinstance(event, TensorBody):
+                self._store(event)
+            else:
+                reply = self.execute(event)
+                if reply is not None:
+                    yield connection.reply(*reply)
+
+    def execute(self, request: Request) -> Sequence[Piece] | None:
+        """The pieces of the reply's body; None for a command without one."""
+        self.server.counters.add(request.command, len(request.body))
+        try:
+            if request.command is Command.GRAPH_COMPUTE:
+                self._graph_compute(read_graph(request.body))
+                return None
+            return self._handlers[request.command](request.record)
+        except (PyggmlError, MemoryError) as error:
+            raise self._refusal(request.command, error) from error
+
+    def _refusal(self, command: Command, error: Exception) -> RefusedError:
+        self.server.counters.add_refused()
+        return RefusedError(f"{command.name}: {error or type(error).__name__}")
+
+    def abort(self) -> None:
+        """From any thread: the peer is gone, end what is being computed for it."""
+        self.gone = True
+        for slot in self.server.slots:
+            slot.abort(self)
+
+    def close(self) -> None:
+        """Free all that the client left behind."""
+        self.gone = True
+        self._stored.clear()
+        self._incoming = None
+        for handle in list(self._lent):
+            self._give_back(handle)
+
+    # ---- small questions
+
+    def _hello(self, _request: Record) -> list[Piece]:
+        major, minor, patch = PROTOCOL
+        return [pack(HELLO_REPLY, major=major, minor=minor, patch=patch)]
+
+    def _device_count(self, _request: Record) -> list[Piece]:
+        return [_answer(Command.DEVICE_COUNT, device_count=len(self.server.slots))]
+
+    def _get_alignment(self, request: Record) -> list[Piece]:
+        return [_answer(Command.GET_ALIGNMENT, alignment=self._slot(request).device.alignment)]
+
+    def _get_max_size(self, request: Record) -> list[Piece]:
+        return [_answer(Command.GET_MAX_SIZE, max_size=self._slot(request).device.max_size)]
+
+    def _get_device_memory(self, request: Record) -> list[Piece]:
+        free, total = self._slot(request).memory()
+        return [_answer(Command.GET_DEVICE_MEMORY, free=free, total=total)]
+
+    def _get_alloc_size(self, request: Record) -> list[Piece]:
+        """From shapes alone: buffers in these records may be anybody's."""
+        slot = self._slot(request)
+        (tensor,) = read_tensors(request["tensor"], None)
+        present = request["srcs"][0]
+        present = present[present["id"] != 0]
+        tensor.src = tuple(read_tensors(present, None))
+        size = slot.device.alloc_size(tensor)
+        if size >= 1 << 64:
+            raise RefusedError(f"tensor {tensor.name!r}: {size} bytes")
+        return [_answer(Command.GET_ALLOC_SIZE, alloc_size=size)]
+
+    def _slot(self, request: Record) -> Slot:
+        return self._slot_of(int(request["device"][0]))
+
+    def _slot_of(self, device: int) -> Slot:
+        if device >= len(self.server.slots):
+            raise RefusedError(f"device {device} of {len(self.server.slots)}")
+        return self.server.slots[device]
+
+    # ---- buffers
+
+    def _alloc_buffer(self, request: Record) -> list[Piece]:
+        """0/0 when the memory is not there: a stock client dies of a closed connection, but not of that."""
+        device, size = int(request["device"][0]), int(request["size"][0])
+        slot = self._slot_of(device)
+        failed = _answer(Command.ALLOC_BUFFER)
+        if len(self._lent) >= MAX_BUFFERS or not slot.reserve(size):
+            log.warning("%s: no room for a buffer of %d bytes (%d in use)", self.peer, size, slot.used)
+            return [failed]
+        try:
+            buffer = slot.device.alloc_buffer(size)
+        except (DeviceError, MemoryError) as error:
+            slot.release(size)
+            log.warning("%s: %s", self.peer, error)
+            return [failed]
+        handle = secrets.randbelow((1 << 64) - 1) + 1
+        assert handle not in self._lent and buffer.size >= size
+        base = self._next_base if size else 0
+        self._next_base += BASE_STEP * (1 + -(-size // BASE_STEP))
+        self._lent[handle] = Lent(handle, base, buffer, device, size)
+        return [_answer(Command.ALLOC_BUFFER, remote_ptr=handle, remote_size=buffer.size)]
+
+    def _buffer_get_base(self, request: Record) -> list[Piece]:
+        return [_answer(Command.BUFFER_GET_BASE, base_ptr=self._lent_by(request).base)]
+
+    def _buffer_clear(self, request: Record) -> None:
+        self._lent_by(request).buffer.clear(int(request["value"][0]))
+
+    def _free_buffer(self, request: Record) -> None:
+        """Graphs that do not touch this buffer stay: stock clients recompute them."""
+        self._give_back(self._lent_by(request).handle)
+
+    def _lent_by(self, request: Record) -> Lent:
+        handle = int(request["remote_ptr"][0])
+        lent = self._lent.get(handle)
+        if lent is None:
+            raise RefusedError(f"0x{handle:x} is no buffer of this connection")
+        return lent
+
+    def _give_back(self, handle: int) -> None:
+        self._stored = {d: (plan, used) for d, (plan, used) in self._stored.items() if handle not in used}
+        lent = self._lent.pop(handle)
+        lent.buffer.free()
+        self.server.slots[lent.device].release(lent.size)
+
+    # ---- tensors
+
+    def _tensor(self, records: Record) -> Tensor:
+        """A tensor that lies in a buffer of this connection."""
+        (tensor,) = read_tensors(records, self._lent)
+        if tensor.buffer is None:
+            raise RefusedError(f"tensor {tensor.name!r}: in no buffer of this connection")
+        return tensor
+
+    def _accept(self, head: TensorHead) -> memoryview:
+        """The memory that SET_TENSOR's bytes go to: the tensor's own where the device's memory is the host's."""
+        self.server.counters.add(head.command, head.size)
+        try:
+            tensor, offset = self._tensor(head.record["tensor"]), int(head.record["offset"][0])
+            check_range(tensor, offset, head.size)
+            memory = _host_memory(tensor, offset, head.size)
+            if memory is None:
+                memory = memoryview(bytearray(head.size))
+        except (PyggmlError, MemoryError) as error:
+            raise self._refusal(head.command, error) from error
+        self._incoming = tensor, offset, memory, bool(head.record["cache_flag"][0])
+        return memory
+
+    def _store(self, body: TensorBody) -> None:
+        """The bytes are here: send them on if the device's memory is elsewhere, and keep them if that was asked."""
+        assert self._incoming is not None
+        tensor, offset, memory, keep = self._incoming
+        self._incoming = None
+        assert tensor.buffer is not None
+        if not isinstance(tensor.buffer, HostBuffer):
+            try:
+                tensor.buffer.set(tensor, memory, offset)
+            except PyggmlError as error:
+                raise self._refusal(body.command, error) from error
+        if keep and self.server.cache is not None:
+            self.server.cache.store(memory)
+
+    def _set_tensor_hash(self, request: Record) -> list[Piece]:
+        tensor, offset = self._tensor(request["tensor"]), int(request["offset"][0])
+        check_range(tensor, offset, 0)
+        return [_answer(Command.SET_TENSOR_HASH, result=self._from_cache(tensor, offset, int(request["hash"][0])))]
+
+    def _from_cache(self, tensor: Tensor, offset: int, key: int) -> bool:
+        cache = self.server.cache
+        size = cache.size(key) if cache is not None else None
+        if cache is None or size is None or offset + size > tensor.nbytes:
+            return False
+        memory = _host_memory(tensor, offset, size)
+        if memory is not None:
+            return cache.load(key, memory)
+        staging = bytearray(size)
+        if not cache.load(key, memoryview(staging)):
+            return False
+        assert tensor.buffer is not None
+        tensor.buffer.set(tensor, staging, offset)
+        return True
+
+    def _get_tensor(self, request: Record) -> list[Piece]:
+        tensor = self._tensor(request["tensor"])
+        offset, size = int(request["offset"][0]), int(request["size"][0])
+        check_range(tensor, offset, size)
+        memory = _host_memory(tensor, offset, size)
+        assert tensor.buffer is not None
+        return [memory if memory is not None else tensor.buffer.get(tensor, offset, size)]
+
+    def _memset_tensor(self, request: Record) -> None:
+        tensor = self._tensor(request["tensor"])
+        offset, size = int(request["offset"][0]), int(request["size"][0])
+        check_range(tensor, offset, size)
+        assert tensor.buffer is not None
+        tensor.buffer.memset(tensor, int(request["value"][0]), offset, size)
+
+    def _init_tensor(self, request: Record) -> None:
+        """Nothing to prepare: buffers begin zeroed, padding included."""
+        (tensor,) = read_tensors(request["tensor"], self._lent)
+        if tensor.buffer is None:
+            log.debug("%s: INIT_TENSOR of %r, which is in no buffer", self.peer, tensor.name)
+
+    def _copy_tensor(self, request: Record) -> list[Piece]:
+        """All bytes of src to the start of dst, whatever their shapes."""
+        src, dst = self._tensor(request["src"]), self._tensor(request["dst"])
+        if src.nbytes > dst.nbytes:
+            raise RefusedError(f"{src.nbytes} bytes of {src.name!r} do not fit in the {dst.nbytes} of {dst.name!r}")
+        assert src.buffer is not None and dst.buffer is not None
+        if not dst.buffer.copy(src, dst):
+            dst.buffer.set(dst, src.buffer.get(src))
+        return [_answer(Command.COPY_TENSOR, result=1)]
+
+    # ---- graphs
+
+    def _graph_compute(self, foreign: ForeignGraph) -> None:
+        slot = self._slot_of(foreign.device)
+        self._stored.pop(foreign.device, None)
+        tensors = read_tensors(foreign.records, self._lent)
+        graph = link(foreign, tensors)
+        for node in graph.nodes:
+            check(node)
+            for tensor in (node, *node.src):
+                if tensor is not None and tensor.buffer is not None and tensor.buffer.device is not slot.device:
+                    raise RefusedError(f"node {node.name!r}: {tensor.name!r} is in memory of another device")
+            reason = slot.device.why_not(node)
+            if reason is not None:
+                raise RefusedError(f"node {node.name!r} ({Op(node.op).name}): {reason}")
+        plan = slot.backend.plan(graph)
+        buffers = {id(t.buffer) for node in graph.nodes for t in (node, *node.src) if t is not None}
+        used = frozenset(handle for handle, lent in self._lent.items() if id(lent.buffer) in buffers)
+        self._stored[foreign.device] = plan, used
+        slot.compute(plan, self)
+
+    def _graph_recompute(self, request: Record) -> None:
+        device = int(request["device"][0])
+        slot = self._slot_of(device)
+        stored = self._stored.get(device)
+        if stored is None:
+            raise RefusedError(f"no graph is stored for device {device}")
+        slot.compute(stored[0], self)
+
+
+def _answer(command: Command, **fields: int) -> bytes:
+    layout = COMMANDS[command].reply
+    assert layout is not None
+    return pack(layout, **fields)
+
+
+def _host_memory(tensor: Tensor, offset: int, size: int) -> memoryview | None:
+    """The tensor's own bytes, if they are in this machine's memory."""
+    if not isinstance(tensor.buffer, HostBuffer):
+        return None
+    return tensor.buffer.bytes_of(tensor, offset, size).data

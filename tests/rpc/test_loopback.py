@@ -1,0 +1,561 @@
+"""Our client on our server over real sockets."""
+
+import gc
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from pyggml_rpc import client as client_module
+from pyggml_rpc.backend import HASH_ABOVE, RpcDevice, devices_from_spec
+from pyggml_rpc.cache import WeightCache
+from pyggml_rpc.errors import RpcError
+from pyggml_rpc.server import Server
+from pyggml_rpc.transport import Listener
+from pyggml_rpc.wire import COMMANDS, HELLO_REPLY, Command, pack, pack_header
+
+from pyggml import ops
+from pyggml.backend.base import Usage, extra_devices
+from pyggml.dtypes import GGMLType
+from pyggml.errors import DeviceError, UnsupportedError
+from pyggml.graph import Graph, build_forward
+from pyggml.tensor import Tensor
+
+C = Command
+
+
+def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def listener(server: Server) -> Iterator[Listener]:
+    with Listener(server, port=0) as listener:
+        yield listener
+
+
+def device_of(listener: Listener, **options: Any) -> RpcDevice:
+    (device,) = devices_from_spec(listener.endpoint, **options)
+    assert isinstance(device, RpcDevice)
+    return device
+
+
+class Adder:
+    """out = a + b on an RPC device, ready to run."""
+
+    def __init__(self, device: RpcDevice, n: int = 4) -> None:
+        self.device = device
+        self.a, self.b = (Tensor(GGMLType.F32, (n,), name=name) for name in "ab")
+        self.out = ops.add(self.a, self.b, name="out")
+        self.buffer = device.alloc_buffer(3 * 4 * n + 128, Usage.COMPUTE)
+        for i, tensor in enumerate((self.a, self.b, self.out)):
+            self.buffer.place(tensor, i * (4 * n + 63) // 64 * 64)
+        self.backend = device.open()
+        self.graph = build_forward([self.out])
+        self.plan = self.backend.plan(self.graph)
+
+    def run(self, a: float, b: float) -> float:
+        n = self.a.ne[0]
+        self.buffer.set(self.a, np.full(n, a, "<f4").tobytes())
+        self.buffer.set(self.b, np.full(n, b, "<f4").tobytes())
+        self.backend.compute(self.plan)
+        values = np.frombuffer(self.buffer.get(self.out), "<f4")
+        assert values.size == n and (values == values[0]).all()
+        return float(values[0])
+
+    def close(self) -> None:
+        self.backend.close()
+        self.buffer.free()
+
+
+# ---- the ordinary way
+
+
+def test_devices_are_found_through_the_entry_point(listener: Listener) -> None:
+    (device,) = extra_devices("rpc", listener.endpoint)
+    assert isinstance(device, RpcDevice)
+    assert (device.name, device.description) == ("RPC0", listener.endpoint)
+    assert device.memory() == (1 << 28, 1 << 28)
+    assert device.alignment == 64
+
+
+def test_compute(listener: Listener, server: Server, toy: Any) -> None:
+    adder = Adder(device_of(listener))
+    assert adder.run(1, 2) == 3
+    assert adder.run(10, 20) == 30
+    assert toy.computed == 2
+    assert server.counters.requests[C.GRAPH_COMPUTE] == 1
+    assert server.counters.requests[C.GRAPH_RECOMPUTE] == 1
+    assert server.counters.bytes[C.SET_TENSOR] == 64
+    adder.close()
+
+
+def test_a_run_costs_few_bytes_and_one_round_trip(listener: Listener, server: Server) -> None:
+    adder = Adder(device_of(listener))
+    adder.run(1, 2)
+    before, asked = adder.device.client.bytes_sent, dict(adder.device.client.requests)
+    adder.run(3, 4)
+    assert adder.device.client.bytes_sent - before == 2 * (9 + 305 + 16) + 13 + 9 + 312
+    made = {c.name for c in C if adder.device.client.requests[c] != asked[c]}
+    assert made == {"SET_TENSOR", "GRAPH_RECOMPUTE", "GET_TENSOR"}
+    adder.close()
+
+
+def test_the_whole_graph_again_after_any_free(listener: Listener, server: Server) -> None:
+    adder = Adder(device_of(listener))
+    other = adder.device.alloc_buffer(64)
+    adder.run(1, 2)
+    other.free()
+    assert adder.run(1, 5) == 6
+    assert server.counters.requests[C.GRAPH_COMPUTE] == 2
+    assert server.counters.requests[C.GRAPH_RECOMPUTE] == 0
+    adder.close()
+
+
+def test_two_plans_take_turns(listener: Listener, server: Server) -> None:
+    device = device_of(listener)
+    one, two = Adder(device), Adder(device)
+    assert [one.run(1, 2), two.run(3, 4), one.run(5, 6), one.run(7, 8)] == [3, 7, 11, 15]
+    assert server.counters.requests[C.GRAPH_COMPUTE] == 3
+    one.close(), two.close()
+
+
+def test_buffer_operations(listener: Listener) -> None:
+    device = device_of(listener)
+    buffer, other = device.alloc_buffer(1 << 20), device.alloc_buffer(1 << 10)
+    big, small = Tensor(GGMLType.I8, (1 << 20,)), Tensor(GGMLType.I8, (64,))
+    buffer.place(big, 0)
+    other.place(small, 128)
+    data = np.random.default_rng(1).integers(0, 256, 1 << 20, np.uint8)
+    buffer.set(big, data)
+    assert buffer.get(big) == data.tobytes()
+    assert buffer.get(big, 1000, 10) == data[1000:1010].tobytes()
+    assert buffer.get(big, 5, 0) == b""
+    buffer.memset(big, 7, 10, 5)
+    assert buffer.get(big, 9, 7) == bytes([data[9]]) + b"\7" * 5 + bytes([data[15]])
+    other.set(small, b"\1" * 64)
+    assert buffer.copy(small, big)
+    assert buffer.get(big, 0, 65) == b"\1" * 64 + bytes([data[64]])
+    buffer.clear(9)
+    assert set(buffer.get(big)) == {9}
+    elsewhere = Tensor(GGMLType.I8, (64,))
+    assert not buffer.copy(elsewhere, big)
+    buffer.free(), other.free()
+    buffer.free()
+
+
+def test_data_may_change_after_set(listener: Listener) -> None:
+    device = device_of(listener)
+    buffer = device.alloc_buffer(64)
+    tensor = Tensor(GGMLType.I8, (64,))
+    buffer.place(tensor, 0)
+    data = np.zeros(64, np.uint8)
+    buffer.set(tensor, data)
+    data[:] = 1
+    assert buffer.get(tensor) == bytes(64)
+    buffer.free()
+
+
+def test_no_room(listener: Listener) -> None:
+    with pytest.raises(DeviceError, match=f"RPC0 .{listener.endpoint}.: no room for a buffer of 1099511627776 bytes"):
+        device_of(listener).alloc_buffer(1 << 40)
+
+
+def test_alloc_size_is_asked_once_for_each_shape(listener: Listener, server: Server) -> None:
+    device = device_of(listener)
+    product = ops.mul_mat(Tensor(GGMLType.F32, (64, 8)), Tensor(GGMLType.F32, (64, 3)))
+    for _ in range(3):
+        assert device.alloc_size(product) == product.nbytes
+        assert device.alloc_size(Tensor(GGMLType.Q4_0, (576, 4))) == 576 // 32 * 18 * 4
+    assert device.alloc_size(Tensor(GGMLType.F32, (576, 4))) == 576 * 16
+    assert server.counters.requests[C.GET_ALLOC_SIZE] == 2
+
+
+def test_ops_that_cannot_be_sent(listener: Listener) -> None:
+    device = device_of(listener)
+    custom = Tensor(GGMLType.F32, (4,), op=ops.Op.CUSTOM)
+    assert not device.supports_op(custom)
+    with pytest.raises(UnsupportedError, match="CUSTOM cannot be sent"):
+        device.open().plan(Graph([custom]))
+
+
+# ---- one connection
+
+
+def test_one_connection_for_an_endpoint(listener: Listener, server: Server) -> None:
+    one, two = device_of(listener), device_of(listener)
+    assert one.client is two.client and listener.n_clients == 1
+    assert server.counters.requests[C.HELLO] == 1
+
+
+def test_the_last_user_leaves_and_the_next_comes_back(listener: Listener, server: Server) -> None:
+    device = device_of(listener)
+    adder = Adder(device)
+    adder.close()
+    until(lambda: listener.n_clients == 0)
+    assert server.slots[0].used == 0
+    again = Adder(device)
+    assert again.run(1, 1) == 2
+    again.close()
+
+
+def test_a_forgotten_client_leaves(listener: Listener) -> None:
+    device = device_of(listener)
+    assert listener.n_clients == 1
+    del device
+    gc.collect()
+    until(lambda: listener.n_clients == 0)
+
+
+def test_several_servers_and_devices(kit: Any) -> None:
+    with (
+        Listener(Server([kit.ToyDevice(), kit.ToyDevice()]), port=0) as first,
+        Listener(Server([kit.ToyDevice()]), port=0) as second,
+    ):
+        devices = devices_from_spec(f"{first.endpoint}, {second.endpoint}")
+        assert [d.name for d in devices] == ["RPC0", "RPC1", "RPC2"]
+        adders = [Adder(d) for d in devices if isinstance(d, RpcDevice)]
+        assert [a.run(i, 1) for i, a in enumerate(adders)] == [1, 2, 3]
+        assert adders[0].device.client is adders[1].device.client is not adders[2].device.client
+        assert not adders[2].buffer.copy(adders[0].a, adders[2].a), "not through two servers"
+        for adder in adders:
+            adder.close()
+
+
+# ---- weights
+
+
+def test_large_weights_are_asked_for_by_hash(kit: Any, tmp_path: Any) -> None:
+    server = Server([kit.ToyDevice()], cache=WeightCache(tmp_path))
+    data = np.random.default_rng(1).integers(0, 256, HASH_ABOVE + 8, np.uint8)
+    tensor = Tensor(GGMLType.I8, (data.size,))
+    with Listener(server, port=0) as listener:
+        for sent, usage in ((1, Usage.WEIGHTS), (1, Usage.WEIGHTS), (2, Usage.COMPUTE)):
+            buffer = device_of(listener).alloc_buffer(data.size, usage)
+            buffer.place(tensor, 0)
+            buffer.set(tensor, data)
+            assert buffer.get(tensor) == data.tobytes()
+            assert server.counters.requests[C.SET_TENSOR] == sent
+            buffer.free()
+        assert server.counters.requests[C.SET_TENSOR_HASH] == 2
+        buffer = device_of(listener, hash_weights=False).alloc_buffer(data.size, Usage.WEIGHTS)
+        buffer.place(tensor, 0)
+        buffer.set(tensor, data)
+        assert server.counters.requests[C.SET_TENSOR_HASH] == 2
+        buffer.free()
+
+
+def test_small_weights_are_sent(kit: Any, tmp_path: Any) -> None:
+    server = Server([kit.ToyDevice()], cache=WeightCache(tmp_path))
+    with Listener(server, port=0) as listener:
+        buffer = device_of(listener).alloc_buffer(HASH_ABOVE, Usage.WEIGHTS)
+        tensor = Tensor(GGMLType.I8, (HASH_ABOVE,))
+        buffer.place(tensor, 0)
+        buffer.set(tensor, np.zeros(HASH_ABOVE, np.uint8))
+        assert buffer.get(tensor, 0, 1) == b"\0"
+        assert server.counters.requests[C.SET_TENSOR_HASH] == 0
+        buffer.free()
+
+
+# ---- failures have names
+
+
+@pytest.mark.parametrize(
+    "spec", ["nowhere", ":1", "localhost:", "localhost:x", "localhost:0", "localhost:65536", "", "a:1,"]
+)
+def test_bad_specs(spec: str) -> None:
+    with pytest.raises(RpcError, match=r"RPC server .*: connect: "):
+        devices_from_spec(spec)
+
+
+def test_an_endpoint_twice(listener: Listener) -> None:
+    with pytest.raises(RpcError, match="listed twice"):
+        devices_from_spec(f"{listener.endpoint},{listener.endpoint}")
+
+
+def test_nobody_there() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        endpoint = f"127.0.0.1:{probe.getsockname()[1]}"
+    with pytest.raises(RpcError, match=f"^RPC server {endpoint}: connect: Connection refused$") as caught:
+        devices_from_spec(endpoint)
+    assert (caught.value.endpoint, caught.value.command) == (endpoint, "connect")
+
+
+@pytest.fixture
+def fake() -> Iterator[Callable[..., str]]:
+    """A server of canned bytes: fake(b"...") -> endpoint; it answers each thing it hears with the next piece."""
+    sockets: list[socket.socket] = []
+    threads: list[threading.Thread] = []
+
+    def start(*answers: bytes, close: bool = True) -> str:
+        listening = socket.create_server(("127.0.0.1", 0))
+        sockets.append(listening)
+
+        def serve() -> None:
+            conn, _ = listening.accept()
+            sockets.append(conn)
+            for answer in answers:
+                conn.recv(1 << 20)
+                conn.sendall(answer)
+            if close:
+                conn.close()
+
+        threads.append(threading.Thread(target=serve, daemon=True))
+        threads[-1].start()
+        return f"127.0.0.1:{listening.getsockname()[1]}"
+
+    yield start
+    for thread in threads:
+        thread.join(5)
+    for sock in sockets:
+        sock.close()
+
+
+def framed(command: Command, **fields: Any) -> bytes:
+    layout = HELLO_REPLY if command is C.HELLO else COMMANDS[command].reply
+    assert layout is not None
+    return layout.itemsize.to_bytes(8, "little") + pack(layout, **fields)
+
+
+HELLO = framed(C.HELLO, major=7)
+ONE_DEVICE = framed(C.DEVICE_COUNT, device_count=1)
+
+
+@pytest.mark.parametrize(
+    "answers, reason",
+    [
+        ([], "HELLO: the (server closed the connection|connection broke)"),
+        ([framed(C.HELLO, major=6, minor=1)], r"HELLO: the server speaks protocol 6\.1\.0, this client 7\.0\.0"),
+        ([framed(C.HELLO, major=7, minor=1)], r"HELLO: the server speaks protocol 7\.1\.0"),
+        ([b"HTTP/1.1 400 Bad Request\r\n"], "HELLO: the reply to HELLO has .* bytes, not 28"),
+        ([HELLO, framed(C.DEVICE_COUNT)], "DEVICE_COUNT: the server offers no device"),
+        ([HELLO], "DEVICE_COUNT: the (server closed the connection|connection broke)"),
+        (
+            [HELLO, ONE_DEVICE, framed(C.GET_ALIGNMENT, alignment=48), framed(C.GET_MAX_SIZE)],
+            "GET_ALIGNMENT: 48 is no power of two",
+        ),
+        ([HELLO, ONE_DEVICE + b"!"], "GET_ALIGNMENT: "),
+    ],
+)
+def test_servers_of_another_kind(fake: Callable[..., str], answers: list[bytes], reason: str) -> None:
+    endpoint = fake(*answers)
+    with pytest.raises(RpcError, match=f"^RPC server {endpoint}: {reason}"):
+        devices_from_spec(endpoint)
+
+
+def test_a_busy_server(fake: Callable[..., str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as busy:  # accepts into its queue, and says nothing
+        endpoint = f"127.0.0.1:{busy.getsockname()[1]}"
+        with pytest.raises(RpcError, match=r"HELLO: no answer within 0.2 s: the server is busy"):
+            devices_from_spec(endpoint, hello_timeout=0.2)
+
+
+def test_a_silent_server(fake: Callable[..., str]) -> None:
+    endpoint = fake(HELLO, close=False)
+    with pytest.raises(RpcError, match=r"DEVICE_COUNT: no answer within 0.2 s$"):
+        devices_from_spec(endpoint, io_timeout=0.2)
+
+
+def test_a_server_that_dies_is_named(kit: Any, toy: Any) -> None:
+    listener = Listener(Server([toy]), port=0)
+    device = device_of(listener)
+    adder = Adder(device)
+    adder.run(1, 2)
+    toy.gate.clear()
+    toy.entered.clear()
+    threading.Thread(target=lambda: (toy.entered.wait(5), listener.close()), daemon=True).start()
+    with pytest.raises(RpcError, match=f"RPC server {listener.endpoint}: GET_TENSOR: the server closed") as caught:
+        adder.run(3, 4)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(RpcError, match="the connection has ended"):
+        adder.run(3, 4)
+    adder.close()  # quietly: all of it went with the server
+
+
+def test_a_new_connection_after_a_broken_one(kit: Any, toy: Any) -> None:
+    first = Listener(Server([toy]), port=0)
+    device = device_of(first)
+    first.close()
+    with pytest.raises(RpcError):
+        device.memory()
+    with Listener(Server([toy]), port=first.address[1]) as second:
+        assert device_of(second).memory() == (1 << 28, 1 << 28)
+
+
+def test_a_refusal_shows_at_the_next_answer(listener: Listener, caplog: pytest.LogCaptureFixture) -> None:
+    device = device_of(listener)
+    adder = Adder(device)
+    adder.out.type = GGMLType.F16
+    adder.backend.compute(adder.backend.plan(adder.graph))
+    with pytest.raises(RpcError, match=r"DEVICE_COUNT: the (server closed|connection broke)"):
+        adder.backend.synchronize()
+    assert "GRAPH_COMPUTE: ADD 'out': result is F16" in caplog.text
+    adder.close()
+
+
+def test_an_interrupted_wait_does_not_shift_answers(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = device_of(listener)
+    wire = device.client._wire
+    assert wire is not None
+    receive = wire.receive_into
+
+    def interrupt(space: memoryview) -> int:
+        monkeypatch.setattr(wire, "receive_into", receive)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(wire, "receive_into", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        device.memory()
+    assert int(device.client.ask(C.DEVICE_COUNT)["device_count"][0]) == 1
+
+
+# ---- the server among many clients
+
+
+def raw(listener: Listener, hello: bool = True) -> socket.socket:
+    sock = socket.create_connection(listener.address, 5)
+    if hello:
+        sock.sendall(pack_header(C.HELLO, 24) + bytes(24))
+        assert sock.recv(36, socket.MSG_WAITALL) == HELLO
+    return sock
+
+
+def test_silent_and_rude_clients_do_not_hold_up_others(listener: Listener) -> None:
+    silent = [raw(listener, hello=False), raw(listener), raw(listener)]
+    silent[2].sendall(pack_header(C.SET_TENSOR, 1 << 60)[:5])
+    adder = Adder(device_of(listener))
+    assert adder.run(1, 2) == 3
+    adder.close()
+    for sock in silent:
+        sock.close()
+    until(lambda: listener.n_clients == 0)
+
+
+def test_a_client_that_vanishes_frees_everything(listener: Listener, server: Server) -> None:
+    sock = raw(listener)
+    sock.sendall(pack_header(C.ALLOC_BUFFER, 12) + pack(COMMANDS[C.ALLOC_BUFFER].request, device=0, size=4096))
+    sock.recv(24, socket.MSG_WAITALL)
+    assert server.slots[0].used == 4096
+    sock.close()
+    until(lambda: server.slots[0].used == 0)
+
+
+@pytest.mark.skipif(
+    not hasattr(__import__("select"), "epoll"), reason="hang-ups during a computation are seen with epoll"
+)
+def test_a_killed_client_ends_its_computation(listener: Listener, server: Server, toy: Any) -> None:
+    adder = Adder(device_of(listener))
+    adder.run(1, 2)
+    toy.gate.clear()
+    toy.entered.clear()
+    adder.backend.compute(adder.plan)
+    assert toy.entered.wait(5)
+    adder.device.client.close()
+    until(lambda: listener.n_clients == 0)
+    assert server.slots[0].used == 0 and toy.inside == 0
+    toy.gate.set()
+    other = Adder(device_of(listener))
+    assert other.run(2, 2) == 4
+    other.close()
+
+
+def test_two_clients_compute_in_turn(kit: Any) -> None:
+    toy = kit.ToyDevice()
+    with Listener(Server([toy]), port=0) as listener:
+        results: dict[int, list[float]] = {}
+
+        def work(number: int) -> None:
+            client = client_module.Client(listener.endpoint, 5, 5, 30)
+            adder = Adder(RpcDevice(client, 0, f"RPC{number}"), 1000)
+            results[number] = [adder.run(number, i) for i in range(25)]
+            adder.close()
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert results == {n: [float(n + i) for i in range(25)] for n in range(4)}
+        assert toy.computed == 100 and toy.most_inside == 1
+
+
+def test_a_client_that_does_not_read_its_answers(listener: Listener, kit: Any) -> None:
+    sock = raw(listener)
+    sock.sendall(pack_header(C.ALLOC_BUFFER, 12) + pack(COMMANDS[C.ALLOC_BUFFER].request, device=0, size=1 << 26))
+    handle = int.from_bytes(sock.recv(24, socket.MSG_WAITALL)[8:16], "little")
+    sock.sendall(pack_header(C.BUFFER_GET_BASE, 8) + handle.to_bytes(8, "little"))
+    base = int.from_bytes(sock.recv(16, socket.MSG_WAITALL)[8:], "little")
+    record = kit.record((1 << 24,), buffer=handle, data=base)
+    body = pack(COMMANDS[C.GET_TENSOR].request, tensor=record, size=1 << 26)
+    sock.sendall(pack_header(C.GET_TENSOR, len(body)) + body)
+    adder = Adder(device_of(listener))
+    assert adder.run(1, 2) == 3
+    adder.close()
+    sock.close()
+    until(lambda: listener.n_clients == 0)
+
+
+def test_too_many_clients(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    with Listener(server, port=0, max_clients=2) as listener:
+        socks = [raw(listener), raw(listener)]
+        with socket.create_connection(listener.address, 5) as third:
+            assert third.recv(1) == b""
+        until(lambda: "turned away" in caplog.text)
+        for sock in socks:
+            sock.close()
+
+
+def test_idle_clients_are_dropped_only_when_asked(server: Server) -> None:
+    with Listener(server, port=0, idle_timeout=0.1) as listener, raw(listener) as sock:
+        assert sock.recv(1) == b""
+        assert listener.n_clients == 0 or until(lambda: listener.n_clients == 0) is None
+
+
+def test_close_ends_sessions_and_frees_the_port(kit: Any, toy: Any) -> None:
+    listener = Listener(Server([toy]), port=0)
+    socks = [raw(listener), raw(listener)]
+    listener.close()
+    listener.close()
+    listener.wait()
+    for sock in socks:
+        assert sock.recv(1) == b""
+        sock.close()
+    with Listener(Server([toy]), port=listener.address[1]):
+        pass
+
+
+def test_a_port_in_use(listener: Listener, toy: Any) -> None:
+    with pytest.raises(DeviceError, match=f"cannot listen on 127.0.0.1:{listener.address[1]}: Address already in use"):
+        Listener(Server([toy]), port=listener.address[1])
+    with pytest.raises(DeviceError, match="cannot listen on"):
+        Listener(Server([toy]), port=70000)
+    with pytest.raises(DeviceError, match=r"cannot listen on no.such.host.invalid:1"):
+        Listener(Server([toy]), host="no.such.host.invalid", port=1)
+
+
+def test_a_fault_of_our_own_ends_one_connection(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("pyggml_rpc.session.check", lambda node: 1 // 0)
+    adder = Adder(device_of(listener))
+    with pytest.raises(RpcError):
+        adder.run(1, 2)
+    monkeypatch.undo()
+    assert "a fault of this server" in caplog.text and "ZeroDivisionError" in caplog.text
+    adder.close()
+    again = Adder(device_of(listener))
+    assert again.run(1, 2) == 3
+    again.close()
+
+
+def test_connects_are_debug_lines(listener: Listener, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG", "pyggml.rpc")
+    raw(listener).close()
+    until(lambda: listener.n_clients == 0)
+    assert {r.levelname for r in caplog.records} == {"DEBUG"}
