@@ -57,7 +57,8 @@ def gelu_quick(x: Values) -> Values:
 
 
 def gelu_erf(x: Values) -> Values:
-    return 0.5 * x * (1.0 + erf(x / math.sqrt(2.0)))
+    y: Values = 0.5 * x * (1.0 + erf(x / math.sqrt(2.0)))
+    return y
 
 
 def hardsigmoid(x: Values) -> Values:

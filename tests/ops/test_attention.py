@@ -1,0 +1,128 @@
+"""FLASH_ATTN_EXT: grouped heads, masks, ALiBi, soft cap, sinks, keys and values of several types."""
+
+from collections.abc import Callable
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from op_cases import BF16, DENSE_ROWS, F16, F32, SIZES, Case, Operands, layouts, operands
+from op_check import assert_caught, check, run, wrong_twin
+
+from pyggml import ops
+from pyggml.backend.base import Device
+from pyggml.backend.reference import ReferenceDevice
+from pyggml.backend.reference import attention as law
+from pyggml.dtypes import GGMLType
+from pyggml.ops import Op
+from pyggml.tensor import Tensor
+
+KV_TYPES = (F16, F16, F32, BF16, GGMLType.Q8_0, GGMLType.Q4_0)
+
+
+@st.composite
+def attention_cases(draw: Callable, kv_types: tuple[GGMLType, ...] = KV_TYPES) -> Case:
+    make = draw(operands(specials=False))
+    kv = draw(st.sampled_from(kv_types))
+    block = SIZES[kv].block_size
+    head = block * draw(st.sampled_from((1, 2, 3))) if block > 1 else draw(st.sampled_from((1, 8, 31, 64, 80)))
+    head_v = head if block > 1 or draw(st.booleans()) else draw(st.sampled_from((5, 64)))
+    n_head_kv, ratio = draw(st.sampled_from((1, 2, 3))), draw(st.sampled_from((1, 3, 4)))
+    n_tokens, n_kv = draw(st.sampled_from(((1, 1), (1, 31), (1, 513), (2, 65), (2, 256), (7, 32), (33, 1), (65, 31))))
+    n_batch = draw(st.sampled_from((1, 1, 2))) if n_tokens < 10 else 1
+    q = make.like(draw(layouts(F32, DENSE_ROWS)), F32, (head, n_tokens, n_head_kv * ratio, n_batch))
+    k = make.like(draw(layouts(kv, DENSE_ROWS)), kv, (head, n_kv, n_head_kv, n_batch))
+    v = make.like(draw(layouts(kv, DENSE_ROWS)), kv, (head_v, n_kv, n_head_kv, n_batch))
+    mask, max_bias = None, 0.0
+    if draw(st.booleans()):
+        rows = n_tokens + draw(st.sampled_from((0, 5)))
+        ne = (n_kv, rows, draw(st.sampled_from((1, ratio))), draw(st.sampled_from((1, n_batch))))
+        values = np.where(make.rng.random(ne[::-1]) < 0.5, -np.inf, make.rng.choice([0.0, 0.0, -1.0], ne[::-1]))
+        mask = make.leaf(F16, ne, values)
+        max_bias = draw(st.sampled_from((0.0, 8.0)))
+    softcap = draw(st.sampled_from((0.0, 0.0, 10.0)))
+    node = ops.flash_attn_ext(q, k, v, mask, head**-0.5, max_bias, softcap)
+    if draw(st.integers(0, 3)) == 0:
+        node = with_sinks(node, make.leaf(F32, (q.ne[2],)))
+    # ggml sums values of F16 in F16, and rounds queries to the type that keys are multiplied with
+    return Case(node, make.contents, 5e-4 if block > 1 else 1e-5, atol=1e-7, peer_nmse=5e-4)
+
+
+def with_sinks(node: Tensor, sinks: Tensor) -> Tensor:
+    q, k, v, mask = (*node.src, None)[:4]
+    made = Tensor(node.type, node.ne, op=node.op, op_params=node.op_params, src=(q, k, v, mask, sinks))
+    ops.check(made)
+    return made
+
+
+@settings(deadline=None, max_examples=60)
+@given(case=attention_cases())
+def test_attention(device: Device, case: Case) -> None:
+    check(case, device)
+
+
+def test_a_query_that_sees_nothing_gives_zeros(device: Device) -> None:
+    make = Operands(np.random.default_rng(0))
+    q, k, v = make.leaf(F32, (64, 2, 3)), make.leaf(F16, (64, 40)), make.leaf(F16, (64, 40))
+    mask = np.zeros((2, 40))
+    mask[1] = -np.inf
+    case = Case(ops.flash_attn_ext(q, k, v, make.leaf(F16, (40, 2), mask), 0.125), make.contents, 1e-5, peer_nmse=5e-4)
+    check(case, device)
+    _, values = run(case, device)
+    assert not values[0, 1].any() and values[0, 0].any()
+
+
+def test_what_the_mask_hides_is_not_looked_at() -> None:
+    """Cells of a KV cache that nobody has written yet may hold anything."""
+    make = Operands(np.random.default_rng(0))
+    garbage = np.ones((40, 64), np.float32)
+    garbage[7:] = np.nan
+    mask = np.zeros((2, 40))
+    mask[:, 7:] = -np.inf
+    k, v, m = make.leaf(F16, (64, 40), garbage), make.leaf(F16, (64, 40), garbage), make.leaf(F16, (40, 2), mask)
+    node = ops.flash_attn_ext(make.leaf(F32, (64, 2)), k, v, m, 0.125)
+    _, values = run(Case(node, make.contents, 0), ReferenceDevice())
+    assert np.allclose(values, 1.0)
+
+
+def test_supported(cpu_device: Device) -> None:
+    make = Operands(np.random.default_rng(0))
+    q, mask = make.like("planes", F32, (64, 5, 9)), make.leaf(F16, (256, 64))
+    for kv in (F16, F32):
+        k = make.like("planes", kv, (64, 256, 3))
+        assert cpu_device.supports_op(ops.flash_attn_ext(q, k, k, mask, 0.125)), kv
+        assert cpu_device.supports_op(ops.flash_attn_ext(q, k, k, None, 0.125)), kv
+
+
+def other_grouping(node: Tensor) -> None:
+    """Head h takes key head h % n instead of h // ratio."""
+    q, k, v = (s for s in node.src[:3] if s is not None)
+    ratio = q.ne[2] // k.ne[2]
+
+    def interleaved(t: Tensor, n: int, m: int) -> Tensor:
+        made = Tensor(t.type, (t.ne[0], t.ne[1], n, m), (t.nb[0], t.nb[1], t.nb[2], t.nb[2] * n))
+        made.buffer, made.data = t.buffer, t.data
+        return made
+
+    if ratio > 1 and q.ne[3] == 1 and len(node.src) == 3:
+        order = [h % k.ne[2] for h in range(q.ne[2])]
+        k_data, v_data, q_data = (law.read(t) for t in (k, v, q))
+        result = np.empty((1, q.ne[1], q.ne[2], v.ne[0]))
+        for h, kh in enumerate(order):
+            for t in range(q.ne[1]):
+                s = k_data[0, kh] @ q_data[0, h, t] * node.param_f32(0)
+                result[0, t, h] = law.attend(s, v_data[0, kh], np.zeros(k.ne[1]), node.param_f32(2), None)
+        law.write(node, result)
+    else:
+        law.flash_attn_ext(node)
+
+
+def without_softcap(node: Tensor) -> None:
+    params = node.op_params[:8] + bytes(4) + node.op_params[12:]
+    twin = Tensor(node.type, node.ne, node.nb, op=node.op, op_params=params, src=node.src)
+    twin.buffer, twin.data = node.buffer, node.data
+    law.flash_attn_ext(twin)
+
+
+def test_wrong_twins_are_caught() -> None:
+    for wrong in (other_grouping, without_softcap):
+        assert_caught(attention_cases((F16,)), wrong_twin(Op.FLASH_ATTN_EXT, (law.refuse, wrong)))
