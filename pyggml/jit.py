@@ -13,6 +13,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -119,7 +120,8 @@ def _compile(spec: Spec) -> tuple[str, bytes, Any]:
     module = importlib.import_module(f"pyggml.kernels.cpu.{spec.module}")
     function = getattr(module, spec.factory)(*spec.args)
     result, args = _parse(spec.signature)
-    options = {"nopython": True, "error_model": "numpy"}
+    # inlined into the C entry point, where the constant status makes the error path (and its symbols) go away
+    options = {"nopython": True, "error_model": "numpy", "forceinline": True}
     with global_compiler_lock:
         compiled: Any = CFunc(function, (tuple(kinds[a] for a in args), kinds[result]), {}, options)
         cres = compiled._compile_uncached()
@@ -127,7 +129,19 @@ def _compile(spec: Spec) -> tuple[str, bytes, Any]:
         library.enable_object_caching()
         symbol = cres.fndesc.llvm_cfunc_wrapper_name
         library.get_pointer_to_function(symbol)
+        unknown = _undefined(str(library._final_module)) - C_LIBRARY
+        assert not unknown, f"{spec.label} calls {sorted(unknown)}, which a process without Numba does not have"
         return symbol, library._get_compiled_object(), library
+
+
+C_LIBRARY = {"sched_yield", "sem_wait", "sem_post", "sin", "cos", "sinf", "cosf"}
+"""What kernels may call beside LLVM's own intrinsics (which may become memset, memcpy, sinf, cosf)."""
+
+
+def _undefined(ir: str) -> set[str]:
+    """Names of the functions that a module calls and does not have."""
+    names = re.findall(r'^declare [^@]*@"?([^"(]+)"?\(', ir, re.MULTILINE)
+    return {n for n in names if not n.startswith("llvm.")}
 
 
 def assembly(spec: Spec) -> str:

@@ -739,12 +739,12 @@ def _madd(b, acc, u, s, bits, maddubs, maddwd):
 
 
 def _dot_generic(b, acc, u, s, unsigned):
-    i16, i32 = ir.VectorType(_I16, u.type.count), ir.VectorType(_I32, u.type.count)
-    wide = b.zext(u, i16) if unsigned else b.sext(u, i16)
-    product = b.mul(b.sext(wide, i32), b.sext(s, i32))
-    n = u.type.count
+    i32 = ir.VectorType(_I32, u.type.count // 4)
     for k in range(4):
-        acc = b.add(acc, _shuffle(b, product, None, range(k, n, 4)))
+        every = range(k, u.type.count, 4)
+        x = _shuffle(b, u, None, every)
+        x = b.zext(x, i32) if unsigned else b.sext(x, i32)
+        acc = b.add(acc, b.mul(x, b.sext(_shuffle(b, s, None, every), i32)))
     return acc
 
 

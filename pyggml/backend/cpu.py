@@ -176,6 +176,8 @@ class Builder:
             or _overlap(write, self._reads)
         ):
             self.barrier()
+        if write:
+            self.memo = {k: kept for k, kept in self.memo.items() if not _overlap(write, [kept[1]])}
         self._reads += read
         self._writes += write
         self._pending |= {id(s) for s in writes}
@@ -189,6 +191,19 @@ class Builder:
         if self.steps:
             self.steps[-1].sync = True
         self._reads, self._writes, self._pending = [], [], set()
+
+    def remember(self, key: Any, value: Any, source: Tensor) -> None:
+        """Keep what was made of `source` until a step writes to the source's memory."""
+        self.memo[key] = (value, _span(source))
+
+    def remembered(self, key: Any) -> Any:
+        """What was kept under `key`; None if there is nothing, or its source has changed since."""
+        found = self.memo.get(key)
+        return found[0] if found else None
+
+    def scratch(self, size: int) -> Scratch:
+        """`size` bytes of work memory."""
+        return Scratch(size)
 
     def thread_scratch(self, size: int) -> Scratch:
         """`size` bytes for each thread, thread i at i * (size rounded up to 64)."""

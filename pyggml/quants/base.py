@@ -15,6 +15,21 @@ Records = NDArray[Any]  # blocks seen through their layout
 
 
 @dataclass(frozen=True)
+class VectorBlocks:
+    """How vector code reads blocks of 32 values: value = d * (q - bias) + m. Made of words of `pyggml.simd`.
+
+    quants: (1 or 2 blocks) -> f(addr): their q in order, u8 x 64, or i8 where `signed`; with one block the rest is 0.
+    d: offset of the f16 scale. m: offset of the f16 minimum, None = there is none.
+    """
+
+    quants: Callable[[int], Any]
+    d: int
+    m: int | None = None
+    bias: int = 0
+    signed: bool = False
+
+
+@dataclass(frozen=True)
 class Quant:
     """One block type. These two functions are its meaning: kernels are tested against them.
 
@@ -23,6 +38,7 @@ class Quant:
     quantize_blocks: float32 (blocks, block size) -> records (blocks,), as llama-quantize writes them.
     dequantize_blocks: records (blocks,) -> float32 (blocks, block size).
     partner: the type that the other operand of a product is converted to (`vec_dot_type` of ggml-cpu.c).
+    vector: makes the vector code that unpacks blocks; it imports Numba, so it is called when a kernel is compiled.
     """
 
     type: GGMLType
@@ -30,6 +46,7 @@ class Quant:
     quantize_blocks: Callable[[Floats], Records]
     dequantize_blocks: Callable[[Records], Floats]
     partner: GGMLType
+    vector: Callable[[], VectorBlocks] | None = None
 
     def __post_init__(self) -> None:
         assert self.layout.itemsize == SIZES[self.type].type_size, f"{self.type.name}: {self.layout.itemsize} bytes"
@@ -57,3 +74,10 @@ class Quant:
         records = np.ascontiguousarray(blocks).view(self.layout).reshape(-1)
         with np.errstate(all="ignore"):
             return self.dequantize_blocks(records)
+
+
+def field_offsets(layout: np.dtype[Any], field: str, blocks: int = 1) -> list[int]:
+    """Byte offsets of a field in so many consecutive blocks."""
+    assert layout.fields is not None
+    first: int = layout.fields[field][1]
+    return [first + i * layout.itemsize for i in range(blocks)]

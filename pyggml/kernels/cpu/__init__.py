@@ -11,4 +11,5 @@ FAMILIES: dict[Op, str] = {
     Op.SUB: "elementwise",
     Op.MUL: "elementwise",
     Op.DIV: "elementwise",
+    Op.MUL_MAT: "matmul",
 }

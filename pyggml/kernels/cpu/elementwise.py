@@ -1,4 +1,4 @@
-"""ADD, SUB, MUL, DIV with broadcasting: rows of the second operand are repeated over the first.
+"""ADD, SUB, MUL, DIV with broadcasting: the second operand is repeated over the first, in every dimension.
 
 Owns arithmetic between two tensors; functions of one tensor are in unary.py.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyggml.dtypes import GGMLType
 from pyggml.jit import Spec
+from pyggml.kernels.cpu.kinds import FLOATS, kind, refuse_types
 from pyggml.ops import Op
 
 if TYPE_CHECKING:
@@ -19,25 +19,20 @@ NAMES = {Op.ADD: "add", Op.SUB: "sub", Op.MUL: "mul", Op.DIV: "div"}
 
 
 def why_not(node: Tensor) -> str | None:
-    for t in (node, *node.src):
-        assert t is not None
-        if t.type != GGMLType.F32:
-            return f"{Op(node.op).name} of {t.type.name}"
-        if t.nb[0] != 4 and t.ne[0] != 1:
-            return f"{Op(node.op).name} of rows that are not dense"
-    return None
+    return refuse_types(FLOATS, node, *node.src)
 
 
 def lower(builder: Builder, node: Tensor) -> None:
-    b = node.src[1]
-    assert b is not None
-    spec = Spec("elementwise", "binary", (NAMES[Op(node.op)], int(b.ne[0] == 1 and node.ne[0] > 1)))
-    if b.ne[0] not in (1, node.ne[0]):
-        spec = Spec("elementwise", "binary_tiled", (NAMES[Op(node.op)],))
-    builder.step(spec, node, node.src)
+    a, b = node.src
+    assert a is not None and b is not None
+    if b.ne[0] == node.ne[0]:
+        repeat = "row"
+    else:
+        repeat = "scalar" if b.ne[0] == 1 else "tile"
+    builder.step(Spec("elementwise", "binary", (NAMES[Op(node.op)], repeat, kind(node), kind(a), kind(b))), node, (a, b))
 
 
-def _function(name):
+def function(name):
     import operator
 
     from pyggml import simd as v
@@ -51,30 +46,42 @@ def _function(name):
     return apply
 
 
-def binary(name, scalar):
-    """-> kernel; `scalar`: the second operand has one element a row."""
+def binary(name, repeat, kind_d, kind_a, kind_b):
+    """-> kernel; `repeat`: a row of the second operand is a "row" as long as the first's, a "scalar", or a "tile"."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import record
+    from pyggml.kernels.cpu import elements, record
 
-    f = _function(name)
-    rows, ne0 = record.rows("dst"), record.field("dst.ne")
+    f = function(name)
+    rows, ne0, piece = record.rows("dst"), record.field("dst.ne"), record.piece
     d, a, b = record.row("dst"), record.row("src0"), record.row_repeated("src1")
+    store, load, load_b = elements.storer(kind_d), elements.loader(kind_a), elements.loader(kind_b)
+    nbd, nba, nbb, tile = (record.field(n) for n in ("dst.nb", "src0.nb", "src1.nb", "src1.ne"))
 
     def kernel(step, ith, nth):
-        n = ne0(step)
-        count = rows(step)
-        for row in range(count * ith // nth, count * (ith + 1) // nth):
+        n, count = ne0(step), rows(step)
+        size = piece(count, n, nth)
+        pieces = (n + size - 1) // size
+        sd, sa, sb = nbd(step), nba(step), nbb(step)
+        for item in range(count * pieces * ith // nth, count * pieces * (ith + 1) // nth):
+            row, begin = item // pieces, item % pieces * size
+            end = min(n, begin + size)
             z, x, y = d(step, row), a(step, row), b(step, row)
-            i = 0
-            while i + 16 <= n:
-                w = v.broadcast_f32(y) if scalar else v.load_f32(y)
-                v.store(z, f(v.load_f32(x), w))
-                i += 16
-                z += v.U(64)
-                x += v.U(64)
-                y += v.U(0 if scalar else 64)
-            if i < n:
-                w = v.broadcast_f32(y) if scalar else v.load_f32_part(y, n - i)
-                v.store_part(z, f(v.load_f32_part(x, n - i), w), n - i)
+            if repeat == "tile":
+                period = tile(step)
+                i = begin
+                while i < end:
+                    j = i % period
+                    k = min(16, end - i, period - j)
+                    store(z, i, f(load(x, i, k, sa), load_b(y, j, k, sb)), k, sd)
+                    i += k
+            elif repeat == "scalar":
+                w = v.splat_f32(v.lane(load_b(y, 0, 1, sb), 0))
+                for i in range(begin, end, 16):
+                    k = min(16, end - i)
+                    store(z, i, f(load(x, i, k, sa), w), k, sd)
+            else:
+                for i in range(begin, end, 16):
+                    k = min(16, end - i)
+                    store(z, i, f(load(x, i, k, sa), load_b(y, i, k, sb)), k, sd)
 
     return kernel

@@ -38,6 +38,18 @@ def rows(name):
     return count
 
 
+LONG = 4096
+
+
+@device
+def piece(count, n, nth):
+    """Into what lengths rows of n elements are cut: whole rows, or a multiple of 16 where `count` long rows are too few
+    for the threads."""
+    if count >= nth or n < LONG:
+        return n
+    return (n + 16 * nth - 1) // (16 * nth) * 16
+
+
 def element(name):
     """-> f(step, i0, i1, i2, i3): address of an element (of a block, where i0 counts blocks)."""
     data = field(f"{name}.data")

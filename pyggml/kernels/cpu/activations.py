@@ -1,0 +1,182 @@
+"""F32 rows -> 8-bit integers with a scale a block of 32, laid out as the integer products want them.
+
+Owns the two layouts and the kernels that fill them; knows no weight type. q = round(x / d), d = max|x| / 127, as
+quantize_row_q8_0 (ggml-quants.c), but d stays F32. A block with an infinity or a NaN gets d = NaN.
+
+Planes, for matrix-vector products: a row of `nb` blocks, padded with zeros to `padded(nb)` blocks, is
+  q i8[32 nb] | z i32[8 nb]: -128 x each sum of four q | d f32[nb] | s f32[nb]: d x sum(q)
+Panels, for matrix-matrix products: `width` rows (tokens) side by side, block after block
+  d f32[width] | s f32[width] | n i32[width]: -sum(q) | q i8[8][width][4]
+"""
+
+from __future__ import annotations
+
+BLOCK = 32
+PLANE_BYTES = 32 + 32 + 4 + 4  # a block in planes
+PANEL_BYTES = 3 * 4 + 32  # a block of one token in a panel
+
+
+def padded(nb: int) -> int:
+    """Blocks in a plane: whole groups of 8 wherever a group starts."""
+    return (nb + 7 + 7) // 8 * 8
+
+
+def _quantize():
+    """-> quantize(x, count): (q of 2 blocks i8 x 64, d0, d1, sums of 4 i32 x 16); count = elements that exist, <= 64."""
+    from pyggml import simd as v
+
+    U = v.U
+    np = v.np
+
+    @v.device
+    def half(x, count):
+        """One block: scale, and its 32 values over the scale as two i32 x 16."""
+        a = v.load_f32_part(x, count)
+        b = v.load_f32_part(x + U(64), count - 16)
+        largest = v.hmax(v.maximum(v.absolute(a), v.absolute(b)))
+        odd = v.hsum((a - a) + (b - b))  # 0, or NaN if anything is not finite
+        d = largest / np.float32(127.0)
+        inverse = np.float32(0.0)
+        if largest > np.float32(0.0):
+            inverse = np.float32(127.0) / largest
+        by = v.splat_f32(inverse)
+        qa = v.truncate_to_i32(v.round_even(a * by))
+        qb = v.truncate_to_i32(v.round_even(b * by))
+        return d + odd, v.join(v.i32_to_i8(qa), v.i32_to_i8(qb))
+
+    hundred = v.splat_like("u8", 64)
+
+    @v.device
+    def quantize(x, count):
+        d0, q0 = half(x, count)
+        d1, q1 = half(x + U(128), count - 32)
+        q = v.join(q0, q1)
+        return q, d0, d1, v.dot_u8i8(v.zero_i32(), hundred(1), q)
+
+    return quantize
+
+
+def planes():
+    """-> kernel: src0 rows to planes. ints: blocks, padded blocks, bytes from one row's planes to the next's."""
+    from pyggml import simd as v
+    from pyggml.kernels.cpu import record
+
+    U = v.U
+    np = v.np
+    quantize = _quantize()
+    rows, row, ne0 = record.rows("src0"), record.row("src0", "src0"), record.field("src0.ne")
+    blocks, all_blocks, stride = (record.field("ints", i) for i in range(3))
+    out = record.field("scratch")
+    lower, upper = v.shuffler([*range(8)]), v.shuffler([*range(8, 16)])
+
+    def kernel(step, ith, nth):
+        n, nb, pad = ne0(step), blocks(step), all_blocks(step)
+        count = rows(step)
+        for r in range(count * ith // nth, count * (ith + 1) // nth):
+            x = row(step, r)
+            q = out(step) + U(r * stride(step))
+            z = q + U(32 * pad)
+            d = z + U(32 * pad)
+            s = d + U(4 * pad)
+            for b in range(0, nb, 2):
+                left = min(n - b * 32, 64)
+                values, d0, d1, sums = quantize(x, left)
+                v.store(q, values)
+                v.store(z, sums * v.splat_i32(np.int32(-128)))
+                v.put_f32(d, d0)
+                v.put_f32(d + U(4), d1)
+                v.put_f32(s, d0 * np.float32(v.hsum(lower(sums))))
+                v.put_f32(s + U(4), d1 * np.float32(v.hsum(upper(sums))))
+                x += U(256)
+                q += U(64)
+                z += U(64)
+                d += U(8)
+                s += U(8)
+            for _ in range((nb + 1) // 2 * 2, pad, 2):  # no weight meets these, but 0 x garbage could be NaN
+                v.store(q, v.as_i8(hundred_zero()))
+                v.store(z, v.zero_i32())
+                v.put_i64(d, 0)
+                v.put_i64(s, 0)
+                q += U(64)
+                z += U(64)
+                d += U(8)
+                s += U(8)
+
+    hundred_zero = v.zeros("u8", 64)
+    return kernel
+
+
+def panels(width):
+    """-> kernel: src0 rows to panels of `width`; ints: blocks, rows a matrix (ne1), panels a matrix."""
+    from pyggml import simd as v
+    from pyggml.kernels.cpu import record
+
+    U = v.U
+    np = v.np
+    quantize = _quantize()
+    ne0, ne1, rows = record.field("src0.ne"), record.field("src0.ne", 1), record.rows("src0")
+    row = record.row("src0", "src0")
+    blocks, _, panels_each = (record.field("ints", i) for i in range(3))
+    out = record.field("scratch")
+    lower, upper = v.shuffler([*range(8)]), v.shuffler([*range(8, 16)])
+    size = U(PANEL_BYTES * width)
+    d_at, s_at, n_at, q_at = U(0), U(4 * width), U(8 * width), U(12 * width)
+    scatter = v.scatter_i32(8, 4 * width)
+    low_half, high_half = v.shuffler([*range(32)]), v.shuffler([*range(32, 64)])
+
+    def kernel(step, ith, nth):
+        n, nb = ne0(step), blocks(step)
+        each, per_matrix = panels_each(step), ne1(step)
+        total = each * (rows(step) // per_matrix)
+        for p in range(total * ith // nth, total * (ith + 1) // nth):
+            first = p % each * width
+            for t in range(width):
+                at = out(step) + U(p * nb) * size + U(4 * t)
+                # a column that has no token repeats the last one: its results are not stored
+                x = row(step, p // each * per_matrix + min(first + t, per_matrix - 1))
+                for b in range(0, nb, 2):
+                    values, d0, d1, sums = quantize(x, min(n - b * 32, 64))
+                    total0, total1 = v.hsum(lower(sums)), v.hsum(upper(sums))
+                    v.put_f32(at + d_at, d0)
+                    v.put_f32(at + s_at, d0 * np.float32(total0))
+                    v.put_i32(at + n_at, np.int32(-total0))
+                    scatter(at + q_at, low_half(values))
+                    at += size
+                    if b + 1 < nb:
+                        v.put_f32(at + d_at, d1)
+                        v.put_f32(at + s_at, d1 * np.float32(total1))
+                        v.put_i32(at + n_at, np.int32(-total1))
+                        scatter(at + q_at, high_half(values))
+                        at += size
+                    x += U(256)
+
+    return kernel
+
+
+def columns(width):
+    """-> kernel: src0 rows (F32) side by side, `width` at a time: f32[k][width]; ints as for `panels`."""
+    from pyggml import simd as v
+    from pyggml.kernels.cpu import record
+
+    U = v.U
+    ne0, ne1, rows = record.field("src0.ne"), record.field("src0.ne", 1), record.rows("src0")
+    row = record.row("src0", "src0")
+    panels_each = record.field("ints", 2)
+    out = record.field("scratch")
+    size = U(4 * width)
+
+    def kernel(step, ith, nth):
+        n = ne0(step)
+        each, per_matrix = panels_each(step), ne1(step)
+        total = each * (rows(step) // per_matrix)
+        for p in range(total * ith // nth, total * (ith + 1) // nth):
+            first = p % each * width
+            for t in range(width):
+                at = out(step) + U(p * n) * size + U(4 * t)
+                x = row(step, p // each * per_matrix + min(first + t, per_matrix - 1))
+                for _ in range(n):
+                    v.put_f32(at, v.f32_at(x))
+                    x += U(4)
+                    at += size
+
+    return kernel

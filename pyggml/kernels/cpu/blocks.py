@@ -1,0 +1,274 @@
+"""Blocks of 32 values as two vectors of f32 lanes, and back, to the bit as in quants/.
+
+Owns how vector code reads and writes the layouts of quants/; knows no op. Imported by factories only (Numba).
+"""
+
+from pyggml import simd as v
+from pyggml.jit import device
+from pyggml.quants import q4_0, q4_1, q5_0, q5_1, q8_0, q8_1
+
+U = v.U
+_load_i8x16 = v.loader("i8", 16)
+
+
+def _splat(value, elem="i32"):
+    return v.constant(elem, [value] * 16)
+
+
+def _offset(layout, field):
+    return U(layout.fields[field][1])
+
+
+# ---- reading: decoder(half) -> f(block): values 0 to 15 (half 0) or 16 to 31 (half 1)
+
+
+def _nibbles(layout, half, middle=0):
+    """-> f(block): the four-bit and, if the layout has `qh`, fifth bits of a half as i32 lanes, less `middle`."""
+    at, fifths = _offset(layout, "qs"), "qh" in layout.fields
+    high = _offset(layout, "qh") if fifths else U(0)
+    low_bits, four, less = _splat(15), _splat(4), _splat(middle)
+    number, fifth = v.constant("i32", [16 * half + i for i in range(16)]), _splat(1)
+
+    @device
+    def unpack(block):
+        packed = v.widen(v.load_u8x16(block + at))
+        q = packed >> four() if half else packed & low_bits()
+        if fifths:
+            bits = v.broadcast_i32(block + high)
+            q = q | (((bits >> number()) & fifth()) << four())
+        return q - less()
+
+    return unpack
+
+
+def _scaled(layout, middle):
+    def decoder(half):
+        unpack, d_at = _nibbles(layout, half, middle), _offset(layout, "d")
+
+        @device
+        def decode(block):
+            return v.to_f32(unpack(block)) * v.splat_f32(v.f16_at(block + d_at))
+
+        return decode
+
+    return decoder
+
+
+def _with_minimum(layout):
+    def decoder(half):
+        unpack, d_at, m_at = _nibbles(layout, half), _offset(layout, "d"), _offset(layout, "m")
+
+        @device
+        def decode(block):
+            x = v.to_f32(unpack(block)) * v.splat_f32(v.f16_at(block + d_at))
+            return x + v.splat_f32(v.f16_at(block + m_at))
+
+        return decode
+
+    return decoder
+
+
+def _bytes(layout):
+    def decoder(half):
+        d_at, at = _offset(layout, "d"), _offset(layout, "qs") + U(16 * half)
+
+        @device
+        def decode(block):
+            return v.to_f32(v.widen(_load_i8x16(block + at))) * v.splat_f32(v.f16_at(block + d_at))
+
+        return decode
+
+    return decoder
+
+
+DECODERS = {
+    "q4_0": _scaled(q4_0.LAYOUT, 8),
+    "q4_1": _with_minimum(q4_1.LAYOUT),
+    "q5_0": _scaled(q5_0.LAYOUT, 16),
+    "q5_1": _with_minimum(q5_1.LAYOUT),
+    "q8_0": _bytes(q8_0.LAYOUT),
+    "q8_1": _bytes(q8_1.LAYOUT),
+}
+
+# ---- writing: encoder() -> f(block, x, y); the steps are those of quants/steps.py
+
+_zero, _half_f32, _one_f32 = v.zero_f32, _splat(0.5, "f32"), _splat(1.0, "f32")
+_two_31, _largest = _splat(2.0**31, "f32"), _splat(3.4028234663852886e38, "f32")
+
+
+@device
+def _byte(x):
+    """C's (int8_t) of f32 lanes as i32: truncated, low byte with its sign; 0 where no i32 holds the value."""
+    fits = v.where_less(v.absolute(x), _two_31(), x, _zero())
+    return v.widen(v.i32_to_i8(v.truncate_to_i32(fits)))
+
+
+@device
+def _reciprocal(d):
+    return v.np.float32(1) / d if d != v.np.float32(0) else v.np.float32(0)
+
+
+@device
+def _first_equal(x, y, like_x, like_y, wanted):
+    """The lane of x and y, as one row of 32, where like_x and like_y first equal `wanted`; 0 without one."""
+    w = v.splat_f32(wanted)
+    bits = v.equal_bits(like_x, w) | (v.equal_bits(like_y, w) << 16)
+    i = v.lowest_bit(bits)
+    if i < 16:
+        return v.lane(x, i)
+    if i < 32:
+        return v.lane(y, i - 16)
+    return v.np.float32(0)
+
+
+@device
+def _largest_signed(x, y):
+    """First value of largest magnitude, with its sign; NaNs never win."""
+    mx, my = v.maximum(v.absolute(x), _zero()), v.maximum(v.absolute(y), _zero())
+    return _first_equal(x, y, mx, my, v.hmax(v.maximum(mx, my)))
+
+
+@device
+def _least(x, y):
+    """NaNs never win, nor what lies beyond the finite; of -0 and +0 the first one."""
+    low = v.np.float32(0) - v.hmax(v.negative(v.minimum(x, v.minimum(y, _largest()))))
+    if low == v.np.float32(0):
+        return _first_equal(x, y, x, y, low)
+    return low
+
+
+@device
+def _greatest(x, y):
+    high = v.hmax(v.maximum(x, v.maximum(y, v.negative(_largest()))))
+    if high == v.np.float32(0):
+        return _first_equal(x, y, x, y, high)
+    return high
+
+
+_numbers = v.constant("f32", [float(i) for i in range(16)])
+_numbers_16 = v.constant("f32", [float(i + 16) for i in range(16)])
+
+
+@device
+def _largest_magnitude(x, y):
+    """A NaN wipes out what came before it, and is the result if it comes last."""
+    ax, ay = v.absolute(x), v.absolute(y)
+    last = v.highest_bit(v.nan_bits(x, x) | (v.nan_bits(y, y) << 16))
+    if last >= 0:
+        if last == 31:
+            return v.lane(y, 15)
+        after = v.splat_f32(v.np.float32(last))
+        ax = v.where_less(after, _numbers(), ax, _zero())
+        ay = v.where_less(after, _numbers_16(), ay, _zero())
+    return v.hmax(v.maximum(ax, ay))
+
+
+@device
+def _round_half_away(x):
+    """roundf, where |x| is small enough to count; the rest passes through."""
+    limit = v.where_less(v.absolute(x), _two_31(), x, _zero())
+    whole = v.to_f32(v.truncate_to_i32(limit))
+    fraction = v.absolute(limit - whole)
+    return v.where_less(fraction, _half_f32(), whole, whole + v.copy_sign(_one_f32(), x))
+
+
+def _put_nibbles(layout):
+    """-> f(block, q, r): i32 lanes of values 0 to 15 and 16 to 31; bit 4 goes to `qh` where there is one."""
+    at, fifths = _offset(layout, "qs"), "qh" in layout.fields
+    high = _offset(layout, "qh") if fifths else U(0)
+    low_bits, four, fifth, none = _splat(15), _splat(4), _splat(16), v.zero_i32
+
+    @device
+    def put(block, q, r):
+        if fifths:
+            v.store(block + at, v.low_u8((q & low_bits()) | (r << four())))
+            x, y = v.to_f32(q & fifth()), v.to_f32(r & fifth())
+            clear = v.equal_bits(x, _zero()) | (v.equal_bits(y, _zero()) << 16)
+            v.put_i32(block + high, v.np.int32(~clear))
+        else:  # a value that is no nibble (of an infinite block) spills over, as in C
+            v.store(block + at, v.low_u8(q | (r << four())))
+
+    return put
+
+
+def _encoder_scaled(layout, steps):
+    """Q4_0 (8 steps a side), Q5_0 (16): the scale maps the value of largest magnitude to -steps."""
+
+    def encoder():
+        d_at, put = _offset(layout, "d"), _put_nibbles(layout)
+        middle, most = _splat(steps + 0.5, "f32"), _splat(2.0 * steps - 1, "f32")
+        divisor = v.np.float32(-steps)
+
+        @device
+        def encode(block, x, y):
+            d = _largest_signed(x, y) / divisor
+            scale = v.splat_f32(_reciprocal(d))
+            q = v.truncate_to_i32(v.minimum(v.to_f32(_byte(x * scale + middle())), most()))
+            r = v.truncate_to_i32(v.minimum(v.to_f32(_byte(y * scale + middle())), most()))
+            v.put_f16(block + d_at, d)
+            put(block, q, r)
+
+        return encode
+
+    return encoder
+
+
+def _encoder_with_minimum(layout, steps):
+    """Q4_1 (15 steps), Q5_1 (31): from the least value to the greatest."""
+
+    def encoder():
+        d_at, m_at, put = _offset(layout, "d"), _offset(layout, "m"), _put_nibbles(layout)
+        most, divisor = _splat(15.0, "f32"), v.np.float32(steps)
+        bounded = steps == 15
+
+        @device
+        def encode(block, x, y):
+            least = _least(x, y)
+            d = (_greatest(x, y) - least) / divisor
+            scale, low = v.splat_f32(_reciprocal(d)), v.splat_f32(least)
+            q = _byte((x - low) * scale + _half_f32())
+            r = _byte((y - low) * scale + _half_f32())
+            if bounded:
+                q = v.truncate_to_i32(v.minimum(v.to_f32(q), most()))
+                r = v.truncate_to_i32(v.minimum(v.to_f32(r), most()))
+            v.put_f16(block + d_at, d)
+            v.put_f16(block + m_at, least)
+            put(block, q, r)
+
+        return encode
+
+    return encoder
+
+
+def _encoder_bytes(layout):
+    """Q8_0 and Q8_1: the scale maps the largest magnitude to 127."""
+
+    def encoder():
+        d_at, at = _offset(layout, "d"), _offset(layout, "qs")
+        with_sum = "s" in layout.fields
+        s_at = _offset(layout, "s") if with_sum else U(0)
+
+        @device
+        def encode(block, x, y):
+            d = _largest_magnitude(x, y) / v.np.float32(127)
+            scale = v.splat_f32(_reciprocal(d))
+            q, r = _byte(_round_half_away(x * scale)), _byte(_round_half_away(y * scale))
+            v.put_f16(block + d_at, d)
+            if with_sum:
+                v.put_f16(block + s_at, v.np.float32(v.hsum(q + r)) * d)
+            v.store(block + at, v.i32_to_i8(q))
+            v.store(block + at + U(16), v.i32_to_i8(r))
+
+        return encode
+
+    return encoder
+
+
+ENCODERS = {
+    "q4_0": _encoder_scaled(q4_0.LAYOUT, 8),
+    "q4_1": _encoder_with_minimum(q4_1.LAYOUT, 15),
+    "q5_0": _encoder_scaled(q5_0.LAYOUT, 16),
+    "q5_1": _encoder_with_minimum(q5_1.LAYOUT, 31),
+    "q8_0": _encoder_bytes(q8_0.LAYOUT),
+    "q8_1": _encoder_bytes(q8_1.LAYOUT),
+}

@@ -1,0 +1,165 @@
+"""Rows of any type as f32 lanes, and back: what kernels that do not depend on a type's bytes are written in.
+
+Owns loads and stores of elements (lanes past the end are neither read nor written) and their conversion; knows no op.
+Imported by factories only (Numba). A kind is a type's name in small letters ("f32", "q8_0"); a trailing "/" says that
+elements lie apart by a stride of their own ("f32/"). `kind()` in kinds.py names that of a tensor.
+"""
+
+from pyggml import simd as v
+from pyggml.dtypes import SIZES, GGMLType
+from pyggml.jit import device
+from pyggml.kernels.cpu import blocks
+
+U = v.U
+_LANES = {"f32": "f32", "f16": "u16", "bf16": "u16", "i32": "i32"}
+
+
+def block_size(kind):
+    """Elements a block."""
+    return SIZES[GGMLType[kind.rstrip("/").upper()]].block_size
+
+
+def type_size(kind):
+    """Bytes a block."""
+    return SIZES[GGMLType[kind.rstrip("/").upper()]].type_size
+
+
+def _same():
+    @device
+    def same(x):
+        return x
+
+    return same
+
+
+def _f32_to_i32():
+    """Towards zero; what fits no i32 becomes -2^31, as on x86."""
+    limit, lowest = v.constant("f32", [2.0**31] * 16), v.constant("f32", [-(2.0**31)] * 16)
+
+    @device
+    def convert(x):
+        fits = v.where_less(v.absolute(x), limit(), x, lowest())
+        return v.truncate_to_i32(fits)
+
+    return convert
+
+
+def _decoder(kind):
+    return {"f32": _same, "f16": lambda: v.f16_to_f32, "bf16": lambda: v.bf16_to_f32, "i32": lambda: v.to_f32}[kind]()
+
+
+def _encoder(kind):
+    return {"f32": _same, "f16": lambda: v.f32_to_f16, "bf16": lambda: v.f32_to_bf16, "i32": _f32_to_i32}[kind]()
+
+
+def loader(kind):
+    """-> load(row, i, n, stride): elements i to i + n (n <= 16) of the row at address `row` as f32 lanes.
+
+    Of block types i is a multiple of 16 and n is 16; `stride` matters to kinds with "/" alone.
+    """
+    name = kind.rstrip("/")
+    if name not in _LANES:
+        return _block_loader(name)
+    elem, size, convert = _LANES[name], type_size(name), _decoder(name)
+    if kind.endswith("/"):
+        strided = v.strided_loader(elem)
+
+        @device
+        def load(row, i, n, stride):
+            return convert(strided(row + U(i * stride), stride, n))
+
+        return load
+    full, part = v.loader(elem, 16), v.part_loader(elem, 16)
+
+    @device
+    def load(row, i, n, stride):
+        at = row + U(i * size)
+        if n == 16:
+            return convert(full(at))
+        return convert(part(at, n))
+
+    return load
+
+
+def _block_loader(name):
+    low, high = blocks.DECODERS[name](0), blocks.DECODERS[name](1)
+    size = type_size(name)
+
+    @device
+    def load(row, i, n, stride):
+        block = row + U((i >> 5) * size)
+        if i & 16:
+            return high(block)
+        return low(block)
+
+    return load
+
+
+def storer(kind):
+    """-> store(row, i, x, n, stride): the reverse of `loader`, for kinds that have no blocks."""
+    name = kind.rstrip("/")
+    size, convert = type_size(name), _encoder(name)
+    if kind.endswith("/"):
+
+        @device
+        def store(row, i, x, n, stride):
+            v.store_strided(row + U(i * stride), convert(x), stride, n)
+
+        return store
+
+    @device
+    def store(row, i, x, n, stride):
+        at = row + U(i * size)
+        if n == 16:
+            v.store(at, convert(x))
+        else:
+            v.store_part(at, convert(x), n)
+
+    return store
+
+
+def mover(kind):
+    """-> move(to, to_stride, source, stride, begin, end): elements [begin, end) of a row, bytes as they are."""
+    size = type_size(kind)
+    if not kind.endswith("/"):
+        block = block_size(kind)
+
+        @device
+        def move(to, to_stride, source, stride, begin, end):
+            first = U(begin // block * size)
+            v.copy_bytes(to + first, source + first, (end - begin) // block * size)
+
+        return move
+
+    @device
+    def move(to, to_stride, source, stride, begin, end):
+        for i in range(begin, end):
+            v.copy_bytes(to + U(i * to_stride), source + U(i * stride), size)
+
+    return move
+
+
+def converter(target, source):
+    """-> convert(to, to_stride, source, stride, begin, end): elements [begin, end) of a row, whole blocks of both."""
+    if target.rstrip("/") == source.rstrip("/"):
+        return mover(target if target == source else target.rstrip("/") + "/")
+    load = loader(source)
+    if target.rstrip("/") in _LANES:
+        store = storer(target)
+
+        @device
+        def convert(to, to_stride, source, stride, begin, end):
+            for i in range(begin, end, 16):
+                n = min(16, end - i)
+                store(to, i, load(source, i, n, stride), n, to_stride)
+
+        return convert
+    encode, size = blocks.ENCODERS[target](), type_size(target)
+
+    @device
+    def convert(to, to_stride, source, stride, begin, end):
+        for i in range(begin, end, 32):
+            x, y = load(source, i, 16, stride), load(source, i + 16, 16, stride)
+            encode(to + U((i >> 5) * size), x, y)
+
+    return convert

@@ -1,0 +1,229 @@
+"""Functions of f32 lanes: rounding, exponentials, logarithm, error function, and the activations made of them.
+
+Owns the formulas, shared by unary.py and glu.py; knows no tensor. Imported by factories only (Numba). No function here
+calls a library: polynomials, a few units in the last place. NaN gives NaN unless a docstring says otherwise.
+"""
+
+import math
+
+import numpy as np
+
+from pyggml import simd as v
+from pyggml.jit import device
+
+exp = v.exp
+
+
+def constant(x):
+    """-> f(): x in each lane."""
+    return v.constant("f32", [float(np.float32(x))] * 16)
+
+
+def polynomial(*coefficients):
+    """-> f(x): c0 + c1 x + c2 x^2 ..., by Horner's rule."""
+    constants = tuple(constant(c) for c in coefficients)
+    if len(constants) == 1:
+        (last,) = constants
+
+        @device
+        def value(x):
+            return last()
+
+        return value
+    first, rest = constants[0], polynomial(*coefficients[1:])
+
+    @device
+    def value(x):
+        return v.fma(rest(x), x, first())
+
+    return value
+
+
+zero, one, half, two = constant(0), constant(1), constant(0.5), constant(2)
+_no_fraction = constant(2.0**23)
+
+# ---- rounding: the sign stays, so -0.25 becomes -0
+
+
+@device
+def trunc(x):
+    small = v.where_less(v.absolute(x), _no_fraction(), x, zero())
+    whole = v.copy_sign(v.to_f32(v.truncate_to_i32(small)), x)
+    return v.where_less(v.absolute(x), _no_fraction(), whole, x)
+
+
+@device
+def floor(x):
+    t = trunc(x)
+    return v.copy_sign(v.where_less(x, t, t - one(), t), x)
+
+
+@device
+def ceil(x):
+    t = trunc(x)
+    return v.copy_sign(v.where_less(t, x, t + one(), t), x)
+
+
+@device
+def round_half_away(x):
+    t = trunc(x)
+    away = t + v.copy_sign(one(), x)
+    return v.where_less(v.absolute(x - t), half(), t, v.where_less(v.absolute(x), _no_fraction(), away, x))
+
+
+# ---- exponentials and logarithm
+
+_log2e, _ln2_high, _ln2_low = constant(1 / math.log(2)), constant(-0.693359375), constant(2.12194440e-4)
+_expm1_tail = polynomial(0.5, 1 / 6, 1 / 24, 1 / 120, 1 / 720, 1 / 5040)
+_minus_30, _80, _bias = constant(-30), constant(80), v.constant("i32", [127] * 16)
+_mantissa_bits = v.constant("i32", [23] * 16)
+
+
+@device
+def expm1(x):
+    """e^x - 1, near 0 as exact as elsewhere: 2^n (e^r - 1) + (2^n - 1), |r| <= ln2/2."""
+    bounded = v.maximum(v.minimum(x, _80()), _minus_30())
+    n = v.round_even(bounded * _log2e())
+    r = v.fma(n, _ln2_low(), v.fma(n, _ln2_high(), bounded))
+    p = v.fma(_expm1_tail(r), r * r, r)
+    power = v.bits_f32((v.truncate_to_i32(n) + _bias()) << _mantissa_bits())
+    y = v.fma(p, power, power - one())
+    return v.where_nan(x, v.where_less(x, _80(), y, exp(x) - one()))
+
+
+_log_tail = polynomial(2.0, 2 / 3, 2 / 5, 2 / 7, 2 / 9)
+_sqrt_half = v.constant("i32", [0x3F3504F3] * 16)
+_ln2 = constant(math.log(2))
+
+
+@device
+def log_normal(x):
+    """ln x of positive normal numbers: x = 2^n m, m from sqrt(1/2) to sqrt(2); 2 artanh((m - 1) / (m + 1)) = ln m."""
+    bits = v.f32_bits(x) - _sqrt_half()
+    n = bits >> _mantissa_bits()
+    m = v.bits_f32(v.f32_bits(x) - (n << _mantissa_bits()))
+    s = (m - one()) / (m + one())
+    return v.fma(v.to_f32(n), _ln2(), s * _log_tail(s * s))
+
+
+@device
+def log1p(x):
+    """ln(1 + x) of numbers from 0 to 1e30: what 1 + x rounds away comes back through the derivative."""
+    u = one() + x
+    return log_normal(u) + (x - (u - one())) / u
+
+
+_20 = constant(20)
+
+
+@device
+def softplus(x):
+    """ln(1 + e^x); x itself above 20."""
+    y = log1p(exp(v.minimum(x, _20())))
+    return v.where_nan(x, v.where_less(_20(), x, x, y))
+
+
+@device
+def tanh(x):
+    """(e^2x - 1) / (e^2x + 1), of |x| so that nothing overflows into inf/inf."""
+    a = v.minimum(v.absolute(x), _20())
+    e = expm1(a + a)
+    return v.where_nan(x, v.copy_sign(e / (e + two()), x))
+
+
+_erf_near = polynomial(
+    1.1283791065216064, -0.3761262595653534, 0.11283594369888306, -0.02685421146452427, 0.005189087241888046,
+    -0.000801686430349946, 7.875874871388078e-05,
+)  # fmt: skip
+_log_erfc = polynomial(
+    0.0003201380604878068, -1.1302334070205688, -0.6318260431289673, -0.11008008569478989, 0.026421135291457176,
+    -0.004759596195071936, 0.0005968056502752006, -4.605804497259669e-05, 1.6371513993362896e-06,
+)  # fmt: skip
+_4 = constant(4)
+
+
+@device
+def erf(x):
+    """x P(x^2) up to |x| = 1; beyond it 1 - e^Q(|x|), where Q is ln(1 - erf) from 1 to 4. Both interpolate in Chebyshev
+    nodes."""
+    a = v.minimum(v.absolute(x), _4())
+    near = x * _erf_near(x * x)
+    far = v.copy_sign(one() - exp(_log_erfc(a)), x)
+    return v.where_nan(x, v.where_less(a, one(), near, far))
+
+
+# ---- activations (ggml-cpu/vec.h, unary-ops.cpp)
+
+
+@device
+def sigmoid(x):
+    return one() / (one() + exp(v.negative(x)))
+
+
+@device
+def silu(x):
+    return x / (one() + exp(v.negative(x)))
+
+
+_gelu_inner, _gelu_cubic, _minus_10 = constant(-2 * math.sqrt(2 / math.pi)), constant(0.044715), constant(-10)
+
+
+@device
+def gelu(x):
+    """x (1 + tanh u) / 2 = x / (1 + e^-2u), u = sqrt(2/pi) x (1 + 0.044715 x^2); exactly 0 from -10 down."""
+    minus_2u = _gelu_inner() * x * v.fma(_gelu_cubic() * x, x, one())
+    y = x / (one() + exp(minus_2u))
+    return v.where_nan(x, v.where_less(_minus_10(), x, y, zero()))
+
+
+_minus_1702 = constant(-1.702)
+
+
+@device
+def gelu_quick(x):
+    return x * (one() / (one() + exp(_minus_1702() * x)))
+
+
+_sqrt_half_f32 = constant(math.sqrt(0.5))
+
+
+@device
+def gelu_erf(x):
+    return half() * x * (one() + erf(x * _sqrt_half_f32()))
+
+
+@device
+def relu(x):
+    """NaN gives 0."""
+    return v.where_less(zero(), x, x, zero())
+
+
+_3, _6 = constant(3), constant(6)
+
+
+@device
+def hardsigmoid(x):
+    """NaN gives 0: C's fmaxf takes the number."""
+    return v.minimum(v.maximum((x + _3()) / _6(), zero()), one())
+
+
+@device
+def hardswish(x):
+    return x * hardsigmoid(x)
+
+
+@device
+def elu(x):
+    return v.where_less(zero(), x, x, expm1(x))
+
+
+@device
+def sgn(x):
+    """NaN gives 0."""
+    return v.where_less(zero(), x, one(), v.where_less(x, zero(), v.negative(one()), zero()))
+
+
+@device
+def step(x):
+    """NaN gives 0."""
+    return v.where_less(zero(), x, one(), zero())

@@ -1,0 +1,105 @@
+"""GLU: a function of one half times the other half. Knows nothing of the products that made the halves.
+
+Sources: ggml-cpu/ops.cpp: ggml_compute_forward_glu and the seven below it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyggml.jit import Spec
+from pyggml.kernels.cpu.kinds import FLOATS, kind, refuse_types
+from pyggml.ops import GluOp
+
+if TYPE_CHECKING:
+    from pyggml.backend.cpu import Builder
+    from pyggml.tensor import Tensor
+
+
+def why_not(node: Tensor) -> str | None:
+    return refuse_types(FLOATS, node, *node.src)
+
+
+def lower(builder: Builder, node: Tensor) -> None:
+    a, b = (*node.src, None)[:2]
+    assert a is not None
+    swapped = int(b is None and node.param_i32(1) != 0)  # which half of `a` is the function's
+    spec = Spec("glu", "glu", (GluOp(node.param_i32(0)).name.lower(), kind(node), kind(a), kind(b or a)))
+    half = node.ne[0] if b is None else 0
+    builder.step(spec, node, (a,) if b is None else (a, b), ints=(half * swapped, half * (1 - swapped), int(b is None)))
+
+
+def _function(name):
+    """-> f(step, x, g)."""
+    from pyggml import simd as v
+    from pyggml.kernels.cpu import functions as f
+    from pyggml.kernels.cpu import record
+
+    alpha, limit = record.param_f32(2), record.param_f32(3)
+
+    @v.device
+    def at_most(step, x):
+        return v.minimum(v.splat_f32(limit(step)), x)  # this order keeps NaNs
+
+    @v.device
+    def clamp(step, x):
+        return v.maximum(v.splat_f32(-limit(step)), at_most(step, x))
+
+    if name == "reglu":
+
+        @v.device
+        def apply(step, x, g):
+            return v.where_less(f.zero(), x, x * g, f.zero())
+
+    elif name == "swiglu_oai":
+
+        @v.device
+        def apply(step, x, g):
+            y = at_most(step, x)
+            return y * f.sigmoid(v.splat_f32(alpha(step)) * y) * (clamp(step, g) + f.one())
+
+    elif name == "swiglu_clamp":
+
+        @v.device
+        def apply(step, x, g):
+            return f.silu(at_most(step, x)) * clamp(step, g)
+
+    else:
+        activation = {"geglu": f.gelu, "swiglu": f.silu, "geglu_erf": f.gelu_erf, "geglu_quick": f.gelu_quick}[name]
+
+        @v.device
+        def apply(step, x, g):
+            return activation(x) * g
+
+    return apply
+
+
+def glu(name, kind_d, kind_a, kind_b):
+    """-> kernel. ints: first element of the function's half, of the other half, whether both are in the first source."""
+    from pyggml.kernels.cpu import elements, record
+
+    f = _function(name)
+    rows, ne0, piece = record.rows("dst"), record.field("dst.ne"), record.piece
+    d, a, b = record.row("dst"), record.row("src0"), record.row("src1")
+    store, load, load_b = elements.storer(kind_d), elements.loader(kind_a), elements.loader(kind_b)
+    nbd, nba, nbb = (record.field(n) for n in ("dst.nb", "src0.nb", "src1.nb"))
+    offset_x, offset_g, one_source = (record.field("ints", i) for i in range(3))
+
+    def kernel(step, ith, nth):
+        n, count = ne0(step), rows(step)
+        size = piece(count, n, nth)
+        pieces = (n + size - 1) // size
+        ox, og = offset_x(step), offset_g(step)
+        both = one_source(step) != 0
+        sd, sa = nbd(step), nba(step)
+        sb = sa if both else nbb(step)
+        for item in range(count * pieces * ith // nth, count * pieces * (ith + 1) // nth):
+            row, begin = item // pieces, item % pieces * size
+            end = min(n, begin + size)
+            z, x = d(step, row), a(step, row)
+            g = x if both else b(step, row)
+            for i in range(begin, end, 16):
+                k = min(16, end - i)
+                store(z, i, f(step, load(x, ox + i, k, sa), load_b(g, og + i, k, sb)), k, sd)
+
+    return kernel

@@ -1,0 +1,33 @@
+"""Names for how a tensor's elements lie, as factories of kernels take them. Knows no kernel and no Numba."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pyggml.dtypes import SIZES, GGMLType
+from pyggml.tensor import Tensor
+
+FLOATS = (GGMLType.F32, GGMLType.F16, GGMLType.BF16)
+
+
+def kind(tensor: Tensor) -> str:
+    """The type's name in small letters, and "/" if the elements of a row lie apart."""
+    size = SIZES[tensor.type]
+    apart = tensor.nb[0] != size.type_size and tensor.ne[0] > size.block_size
+    return tensor.type.name.lower() + "/" * apart
+
+
+def refuse_types(allowed: Iterable[GGMLType], *tensors: Tensor | None) -> str | None:
+    """Why one of the tensors cannot be computed with: its type, or blocks that lie apart or are no whole number."""
+    allowed = tuple(allowed)
+    for t in tensors:
+        if t is None:
+            continue
+        if t.type not in allowed:
+            return f"{t.type.name} is none of {', '.join(a.name for a in allowed)}"
+        block = SIZES[t.type].block_size
+        if t.ne[0] % block:
+            return f"{t.ne[0]} elements of {t.type.name} are no whole number of blocks"
+        if block > 1 and kind(t).endswith("/"):
+            return f"blocks of {t.type.name} that lie apart"
+    return None

@@ -1,0 +1,239 @@
+"""Matrix-vector products: each row of weights, read once from the GGUF layout, with one or a few rows of activations.
+
+Owns the dot product of one row; the loop over rows is one for all types. Knows matrix-matrix products no more than
+their operands' shapes. One row is one stream of memory; 8 scales are converted at once; a prefetch runs 8 KiB ahead.
+"""
+
+from __future__ import annotations
+
+from pyggml.dtypes import SIZES, GGMLType
+from pyggml.quants import quant
+
+AHEAD = 8192
+
+
+def _row_dot_blocks(dtype):
+    """-> dot(nb, pad, x, y): a row of `nb` blocks of 32 at x with the planes at y (activations.planes)."""
+    from pyggml import simd as v
+
+    U = v.U
+    np = v.np
+    make = quant(dtype).vector
+    assert make is not None
+    blocks = make()
+    size = SIZES[dtype].type_size
+    signed, has_min = blocks.signed, blocks.m is not None
+    bias = np.float32(blocks.bias)
+    has_sum = has_min or blocks.bias != 0
+    start_at_z = signed and v.SIGNED_BIAS != 0
+    spread = [v.shuffler([2 * i] * 8 + [2 * i + 1] * 8) for i in range(4)]
+    pair_at = [U(2 * size * i) for i in range(4)]
+
+    def products(count):
+        """-> f(x, q, z): i32 x 16 sums of four products of `count` blocks (2 or 1)."""
+        quants = blocks.quants(count)
+
+        @v.device
+        def unsigned(x, q, z):
+            return v.dot_u8i8(v.zero_i32(), quants(x), v.load_i8(q))
+
+        @v.device
+        def from_z(x, q, z):
+            return v.dot_weights(v.load_i32(z), v.signed_weights(quants(x)), v.load_i8(q))
+
+        @v.device
+        def as_signed(x, q, z):
+            return v.dot_weights(v.zero_i32(), v.signed_weights(quants(x)), v.load_i8(q))
+
+        return (from_z if start_at_z else as_signed) if signed else unsigned
+
+    def side(count):
+        """-> f(x, w, s, c): c + what minimum or bias add for `count` blocks."""
+        m = v.f16_gather(count, size, 8)
+        m_at = U(blocks.m or 0)
+
+        @v.device
+        def minimum(x, w, s, c):
+            return v.fma(m(x + m_at), v.load_f32x8(s), c)
+
+        @v.device
+        def biased(x, w, s, c):
+            return v.fma(w, v.load_f32x8(s), c)
+
+        @v.device
+        def nothing(x, w, s, c):
+            return c
+
+        return minimum if has_min else biased if has_sum else nothing
+
+    pair, single = products(2), products(1)
+    side8, side2, side1 = side(8), side(2), side(1)
+    d8, d2, d1 = (v.f16_gather(n, size, 8) for n in (8, 2, 1))
+    s0, s1, s2, s3 = spread
+    x1, x2, x3 = pair_at[1:]
+    d_at = U(blocks.d)
+    group, pair_size = U(8 * size), U(2 * size)
+    lines = -(-8 * size // 64)
+    ahead = U(AHEAD)
+    four_lines = lines > 3
+    five_lines = lines > 4
+
+    @v.device
+    def dot(nb, pad, x, q):
+        z = q + U(32 * pad)
+        d = z + U(32 * pad)
+        s = d + U(4 * pad)
+        a0 = v.zero_f32()
+        a1 = v.zero_f32()
+        c = v.zero_f32x8()
+        for _ in range(nb >> 3):
+            v.prefetch(x + ahead)
+            v.prefetch(x + ahead + U(64))
+            v.prefetch(x + ahead + U(128))
+            if four_lines:
+                v.prefetch(x + ahead + U(192))
+            if five_lines:
+                v.prefetch(x + ahead + U(256))
+            w = d8(x + d_at)
+            wd = w * v.load_f32x8(d)
+            c = side8(x, w, s, c)
+            a0 = v.fma(s0(wd), v.to_f32(pair(x, q, z)), a0)
+            a1 = v.fma(s1(wd), v.to_f32(pair(x + x1, q + U(64), z + U(64))), a1)
+            a0 = v.fma(s2(wd), v.to_f32(pair(x + x2, q + U(128), z + U(128))), a0)
+            a1 = v.fma(s3(wd), v.to_f32(pair(x + x3, q + U(192), z + U(192))), a1)
+            x += group
+            q += U(256)
+            z += U(256)
+            d += U(32)
+            s += U(32)
+        for _ in range((nb & 7) >> 1):
+            w = d2(x + d_at)
+            c = side2(x, w, s, c)
+            a0 = v.fma(s0(w * v.load_f32x8(d)), v.to_f32(pair(x, q, z)), a0)
+            x += pair_size
+            q += U(64)
+            z += U(64)
+            d += U(8)
+            s += U(8)
+        if nb & 1:
+            w = d1(x + d_at)
+            c = side1(x, w, s, c)
+            a0 = v.fma(s0(w * v.load_f32x8(d)), v.to_f32(single(x, q, z)), a0)
+        total = v.hsum(a0 + a1)
+        if has_min:
+            total += v.hsum(c)
+        elif has_sum:
+            total -= bias * v.hsum(c)
+        return total
+
+    return dot
+
+
+def float_loads(dtype):
+    """-> (load(addr), load_part(addr, count)): 16 elements as f32 lanes."""
+    from pyggml import simd as v
+
+    if dtype == GGMLType.F32:
+        return v.load_f32, v.load_f32_part
+    convert = v.f16_to_f32 if dtype == GGMLType.F16 else v.bf16_to_f32
+
+    @v.device
+    def load(addr):
+        return convert(v.load_u16(addr))
+
+    @v.device
+    def load_part(addr, count):
+        return convert(v.load_u16_part(addr, count))
+
+    return load, load_part
+
+
+def _row_dot_floats(dtype):
+    """-> dot(n, unused, x, y): a row of n floats at x with n F32 at y."""
+    from pyggml import simd as v
+
+    U = v.U
+    load, load_part = float_loads(dtype)
+    size = SIZES[dtype].type_size
+    x1, x2, x3, group = U(16 * size), U(32 * size), U(48 * size), U(64 * size)
+    ahead = U(AHEAD)
+    line2, line3 = size > 1, size > 2
+
+    @v.device
+    def dot(n, pad, x, y):
+        a0 = v.zero_f32()
+        a1 = v.zero_f32()
+        a2 = v.zero_f32()
+        a3 = v.zero_f32()
+        for _ in range(n >> 6):
+            v.prefetch(x + ahead)
+            if line2:
+                v.prefetch(x + ahead + U(64))
+            if line3:
+                v.prefetch(x + ahead + U(128))
+                v.prefetch(x + ahead + U(192))
+            a0 = v.fma(load(x), v.load_f32(y), a0)
+            a1 = v.fma(load(x + x1), v.load_f32(y + U(64)), a1)
+            a2 = v.fma(load(x + x2), v.load_f32(y + U(128)), a2)
+            a3 = v.fma(load(x + x3), v.load_f32(y + U(192)), a3)
+            x += group
+            y += U(256)
+        for _ in range((n & 63) >> 4):
+            a0 = v.fma(load(x), v.load_f32(y), a0)
+            x += x1
+            y += U(64)
+        if n & 15:
+            a1 = v.fma(load_part(x, n & 15), v.load_f32_part(y, n & 15), a1)
+        return v.hsum((a0 + a1) + (a2 + a3))
+
+    return dot
+
+
+def rows(name):
+    """-> kernel: dst (n, m, batch) = src0 (k, n, batch or a divisor of it) . activations, for few columns m.
+
+    Block types read planes in scratch; ints: blocks, padded blocks, bytes a row of planes. Float types read src1.
+    The threads share the rows of each matrix; every column of a row is computed while the row is in cache.
+    """
+    from pyggml import simd as v
+    from pyggml.kernels.cpu import record
+
+    U = v.U
+    dtype = GGMLType[name]
+    is_block = SIZES[dtype].block_size > 1
+    dot = _row_dot_blocks(dtype) if is_block else _row_dot_floats(dtype)
+    ne0, n1 = record.field("src0.ne"), record.field("src0.ne", 1)
+    r2, r3 = record.field("src0.ne", 2), record.field("src0.ne", 3)
+    m1, m2, m3 = (record.field("dst.ne", i) for i in (1, 2, 3))
+    weights, output, plain = record.element("src0"), record.element("dst"), record.element("src1")
+    row_bytes, row_out = record.field("src0.nb", 1), record.field("dst.nb", 1)
+    row_plain = record.field("src1.nb", 1)
+    planes_at = record.field("scratch")
+    blocks, padded, plane_bytes = (record.field("ints", i) for i in range(3))
+
+    def kernel(step, ith, nth):
+        length = blocks(step) if is_block else ne0(step)
+        pad = padded(step)
+        columns = m1(step)
+        first, last = n1(step) * ith // nth, n1(step) * (ith + 1) // nth
+        for matrix in range(m2(step) * m3(step)):
+            i2, i3 = matrix % m2(step), matrix // m2(step)
+            x = weights(step, 0, first, i2 // (m2(step) // r2(step)), i3 // (m3(step) // r3(step)))
+            out = output(step, first, 0, i2, i3)
+            if is_block:
+                y0 = planes_at(step) + U(matrix * columns * plane_bytes(step))
+                y_step = U(plane_bytes(step))
+            else:
+                y0 = plain(step, 0, 0, i2, i3)
+                y_step = U(row_plain(step))
+            for _ in range(first, last):
+                y = y0
+                o = out
+                for _ in range(columns):
+                    v.put_f32(o, dot(length, pad, x, y))
+                    y += y_step
+                    o += U(row_out(step))
+                x += U(row_bytes(step))
+                out += U(4)
+
+    return kernel

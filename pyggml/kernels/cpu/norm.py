@@ -1,0 +1,78 @@
+"""RMS_NORM, alone or with the MUL by its weights behind it. Knows no other norm.
+
+Source: ggml-cpu/ops.cpp: ggml_compute_forward_rms_norm_f32.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyggml.dtypes import GGMLType
+from pyggml.jit import Spec
+from pyggml.kernels.cpu.kinds import kind, refuse_types
+
+if TYPE_CHECKING:
+    from pyggml.backend.cpu import Builder
+    from pyggml.tensor import Tensor
+
+
+def why_not(node: Tensor) -> str | None:
+    return refuse_types([GGMLType.F32], node, node.src[0])
+
+
+def lower(builder: Builder, node: Tensor) -> None:
+    a = node.src[0]
+    assert a is not None
+    builder.step(Spec("norm", "rms_norm", (kind(node), kind(a))), node, (a,))
+
+
+def _scale_of_row(kind_a):
+    """-> f(x, n, stride, eps): 1 / sqrt(mean(x x) + eps). Four sums of 16 lanes, added in a fixed order."""
+    import math
+
+    import numpy as np
+
+    from pyggml import simd as v
+    from pyggml.kernels.cpu import elements
+
+    load = elements.loader(kind_a)
+
+    @v.device
+    def scale(x, n, stride, eps):
+        s0 = s1 = s2 = s3 = v.zero_f32()
+        whole = n // 64 * 64
+        for i in range(0, whole, 64):
+            x0, x1 = load(x, i, 16, stride), load(x, i + 16, 16, stride)
+            x2, x3 = load(x, i + 32, 16, stride), load(x, i + 48, 16, stride)
+            s0, s1, s2, s3 = v.fma(x0, x0, s0), v.fma(x1, x1, s1), v.fma(x2, x2, s2), v.fma(x3, x3, s3)
+        for i in range(whole, n, 16):
+            y = load(x, i, min(16, n - i), stride)
+            s0 = v.fma(y, y, s0)
+        mean = v.hsum((s0 + s1) + (s2 + s3)) / np.float32(n)
+        return np.float32(1) / np.float32(math.sqrt(mean + eps))
+
+    return scale
+
+
+def rms_norm(kind_d, kind_a):
+    """-> kernel."""
+    from pyggml import simd as v
+    from pyggml.kernels.cpu import elements, record
+
+    scale_of = _scale_of_row(kind_a)
+    rows, ne0, eps = record.rows("dst"), record.field("dst.ne"), record.param_f32(0)
+    d, a = record.row("dst"), record.row("src0")
+    store, load = elements.storer(kind_d), elements.loader(kind_a)
+    nbd, nba = record.field("dst.nb"), record.field("src0.nb")
+
+    def kernel(step, ith, nth):
+        n, count = ne0(step), rows(step)
+        sd, sa = nbd(step), nba(step)
+        for row in range(count * ith // nth, count * (ith + 1) // nth):
+            z, x = d(step, row), a(step, row)
+            scale = v.splat_f32(scale_of(x, n, sa, eps(step)))
+            for i in range(0, n, 16):
+                k = min(16, n - i)
+                store(z, i, load(x, i, k, sa) * scale, k, sd)
+
+    return kernel

@@ -1,0 +1,213 @@
+"""Matrix-matrix products: 16 rows of weights are unpacked into scratch, then met with `width` tokens at a time in
+registers.
+
+Owns the unpacked panel of weights and the tile; knows the activations' panels from activations.py.
+Panel of 16 rows of a block type, for each block of 32: q u8[8][16][4] in one run, behind all of them d f32[16] (and
+m f32[16]) a block. Of a float type: f32[k][16].
+"""
+
+from __future__ import annotations
+
+from pyggml.dtypes import SIZES, GGMLType
+from pyggml.kernels.cpu.activations import PANEL_BYTES
+from pyggml.quants import quant
+
+ROWS = 16
+
+
+def panel_bytes(dtype: GGMLType, k: int) -> int:
+    """Scratch of one thread for 16 unpacked rows."""
+    if SIZES[dtype].block_size == 1:
+        return (k + 16) * 64
+    nb = k // 32
+    return (nb + 1) * 512 + nb * 128
+
+
+def _unpack_blocks(dtype):
+    """-> unpack(x, stride, last, nb, panel): rows 0 to `last` (at most 15) of nb blocks; further rows repeat the last."""
+    from pyggml import simd as v
+
+    U = v.U
+    make = quant(dtype).vector
+    assert make is not None
+    blocks = make()
+    size = U(SIZES[dtype].type_size)
+    two, one = blocks.quants(2), blocks.quants(1)
+    signed, has_min = blocks.signed, blocks.m is not None
+
+    @v.device
+    def shifted2(x):
+        return v.signed_weights(two(x))
+
+    @v.device
+    def shifted1(x):
+        return v.signed_weights(one(x))
+
+    pair = v.transposer(shifted2 if signed else two)
+    single = v.transposer(shifted1 if signed else one, 8)
+    d_at, m_at = U(blocks.d), U(blocks.m or 0)
+
+    @v.device
+    def unpack(x, stride, last, nb, panel):
+        q = panel
+        d = panel + U(512 * nb)
+        y = x
+        for _ in range(nb >> 1):
+            pair(q, y, stride, last)
+            q += U(1024)
+            y += size * U(2)
+        if nb & 1:
+            single(q, y, stride, last)
+        for _ in range(nb):
+            v.store(d, v.f16_column(x + d_at, stride, last))
+            d += U(64)
+            if has_min:
+                v.store(d, v.f16_column(x + m_at, stride, last))
+                d += U(64)
+            x += size
+
+    return unpack
+
+
+def _tile_blocks(dtype, width):
+    """-> tile(nb, panel, y, out, stride, rows, columns): 16 rows x `width` tokens."""
+    from pyggml import simd as v
+
+    U = v.U
+    make = quant(dtype).vector
+    assert make is not None
+    blocks = make()
+    words = v.TileWords(width)
+    bias = v.SIGNED_BIAS if blocks.signed else blocks.bias
+    shift = bias.bit_length() - 1
+    assert bias in (0, 1 << max(shift, 0))
+    has_bias, has_min = bias != 0, blocks.m is not None
+    dot = words.dot_weights if blocks.signed else words.dot_u8i8
+    zero, start, start_zero = words.zero, words.start, words.start_zero
+    scale_add, fma_columns, store_columns = words.scale_add, words.fma_columns, words.store_columns
+    s_at, n_at, q_at = U(4 * width), U(8 * width), U(12 * width)
+    size, step = U(PANEL_BYTES * width), 4 * width
+    q1, q2, q3, q4, q5, q6, q7 = (U(step * i) for i in range(1, 8))
+
+    @v.device
+    def tile(nb, panel, y, out, stride, rows, columns):
+        q = panel
+        d = panel + U(512 * nb)
+        f = zero()
+        for _ in range(nb):
+            n = start(y + n_at, shift) if has_bias else start_zero()
+            s = y + q_at
+            n = dot(n, v.load_u8(q), s)
+            n = dot(n, v.load_u8(q + U(64)), s + q1)
+            n = dot(n, v.load_u8(q + U(128)), s + q2)
+            n = dot(n, v.load_u8(q + U(192)), s + q3)
+            n = dot(n, v.load_u8(q + U(256)), s + q4)
+            n = dot(n, v.load_u8(q + U(320)), s + q5)
+            n = dot(n, v.load_u8(q + U(384)), s + q6)
+            n = dot(n, v.load_u8(q + U(448)), s + q7)
+            f = scale_add(f, n, v.load_f32(d), y)
+            d += U(64)
+            if has_min:
+                f = fma_columns(f, v.load_f32(d), y + s_at)
+                d += U(64)
+            q += U(512)
+            y += size
+        store_columns(f, out, stride, rows, columns)
+
+    return tile
+
+
+def _unpack_floats(dtype):
+    """-> unpack(x, stride, last, k, panel): f32[k][16]."""
+    from pyggml import simd as v
+    from pyggml.kernels.cpu.matvec import float_loads
+
+    U = v.U
+    load, _ = float_loads(dtype)
+    size = SIZES[dtype].type_size
+    whole = v.transposer(load)
+    one = {
+        GGMLType.F32: v.f32_at,
+        GGMLType.F16: v.f16_at,
+        GGMLType.BF16: v.bf16_at,
+    }[dtype]
+
+    @v.device
+    def unpack(x, stride, last, k, panel):
+        for _ in range(k >> 4):
+            whole(panel, x, stride, last)
+            panel += U(1024)
+            x += U(16 * size)
+        for _ in range(k & 15):
+            y = x
+            for r in range(16):
+                v.put_f32(panel, one(y))
+                panel += U(4)
+                y += stride if r < last else U(0)
+            x += U(size)
+
+    return unpack
+
+
+def _tile_floats(dtype, width):
+    from pyggml import simd as v
+
+    U = v.U
+    words = v.TileWords(width)
+    zero, fma_columns, store_columns = words.zero, words.fma_columns, words.store_columns
+    size = U(4 * width)
+
+    @v.device
+    def tile(k, panel, y, out, stride, rows, columns):
+        f = zero()
+        for _ in range(k):
+            f = fma_columns(f, v.load_f32(panel), y)
+            panel += U(64)
+            y += size
+        store_columns(f, out, stride, rows, columns)
+
+    return tile
+
+
+def rows(name, width):
+    """-> kernel: dst (n, m, batch) = src0 (k, n, batch or a divisor of it) . the panels of `width` tokens in scratch.
+
+    ints: blocks (block types) or k, bytes of a thread's panel, panels of activations a matrix, bytes of each.
+    The threads share the panels of 16 rows.
+    """
+    from pyggml import simd as v
+    from pyggml.kernels.cpu import record
+
+    U = v.U
+    dtype = GGMLType[name]
+    is_block = SIZES[dtype].block_size > 1
+    unpack = _unpack_blocks(dtype) if is_block else _unpack_floats(dtype)
+    tile = _tile_blocks(dtype, width) if is_block else _tile_floats(dtype, width)
+    n1, r2, r3 = (record.field("src0.ne", i) for i in (1, 2, 3))
+    m1, m2, m3 = (record.field("dst.ne", i) for i in (1, 2, 3))
+    weights, output = record.element("src0"), record.element("dst")
+    row_bytes, row_out = record.field("src0.nb", 1), record.field("dst.nb", 1)
+    panel_at, columns_at = record.field("scratch", 0), record.field("scratch", 1)
+    length_of, panel_size, panels_each, column_bytes = (record.field("ints", i) for i in range(4))
+
+    def kernel(step, ith, nth):
+        length = length_of(step)
+        panel = panel_at(step) + U(ith * panel_size(step))
+        stride = U(row_out(step))
+        tokens = m1(step)
+        groups = (n1(step) + 15) // 16
+        work = groups * m2(step) * m3(step)
+        for w in range(work * ith // nth, work * (ith + 1) // nth):
+            matrix, first = w // groups, w % groups * 16
+            i2, i3 = matrix % m2(step), matrix // m2(step)
+            x = weights(step, 0, first, i2 // (m2(step) // r2(step)), i3 // (m3(step) // r3(step)))
+            have = min(n1(step) - first, 16)
+            unpack(x, U(row_bytes(step)), have - 1, length, panel)
+            out = output(step, first, 0, i2, i3)
+            y = columns_at(step) + U(matrix * panels_each(step) * column_bytes(step))
+            for t in range(0, tokens, width):
+                tile(length, panel, y, out, stride, have, min(tokens - t, width))
+                y += U(column_bytes(step))
+                out += stride * U(width)
+
+    return kernel
