@@ -132,14 +132,14 @@ def place_tensors(
         dying = None
         if result is step.result and result.buffer is None and id(result) not in places:
             dying = _reusable(step, index, last_use, places, arena_of(result))
-        if dying is not None:
+        kept = size_of(result) if dying is not None else 0
+        if dying is not None and kept <= places[id(dying)].size:
             arena, offset, size = places[id(dying)]
-            kept = size_of(result)
-            assert kept <= size, (result, kept, size)
             places[id(result)] = Place(arena, offset, kept)
             tail = arenas[arena].round_up(kept)
             arenas[arena].free(offset + tail, max(arenas[arena].round_up(size) - tail, 0))
         else:
+            dying = None
             add(result)
         for root in ends[index]:
             if root is not dying and id(root) in places:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pyggml import ops
 from pyggml.backend.base import Buffer, Device, Usage
+from pyggml.backend.host import HostBuffer
 from pyggml.backend.pack import pack
 from pyggml.dtypes import GGMLType, row_size
 from pyggml.errors import UnsupportedError
@@ -62,7 +63,8 @@ class KVCache:
             self.free()
             raise
         for buffer in self.buffers:
-            buffer.clear(0)  # cells that no token has filled are masked, but 0 x NaN would still be NaN
+            if not isinstance(buffer, HostBuffer):  # that one is zero, and its pages are not there yet
+                buffer.clear(0)  # cells that no token has filled are masked, but 0 x NaN would still be NaN
 
     @property
     def n_bytes(self) -> int:
