@@ -560,18 +560,6 @@ def f16_at(tyctx, addr):
     return types.float32(types.uintp), codegen
 
 
-@device
-def bf16_at(addr):
-    """The bf16 at `addr` as f32."""
-    return first(bf16_to_f32(load_u16_part(addr, 1)))
-
-
-@intrinsic
-def first(tyctx, v):
-    """Lane 0 of an f32 vector."""
-    return types.float32(v), lambda ctx, b, sig, a: b.extract_element(a[0], _I32(0))
-
-
 def f16_gather(count, stride, lanes=None):
     """-> f(addr): `count` f16 that lie `stride` bytes apart, as f32 lanes; further lanes are zero.
 
@@ -1213,3 +1201,164 @@ def scatter_i32(count, stride):
         return types.none(types.uintp, v), codegen
 
     return scatter
+
+
+FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+
+
+def _load_floats(b, addr, kind, n=16, count=None):
+    """n elements of a float type at `addr` as f32 lanes; lanes from `count` on are zero and not read."""
+    scalar = _F32 if kind == "F32" else _I16
+    vty = ir.VectorType(scalar, n)
+    p = _ptr(b, addr, vty)
+    if count is None:
+        raw = b.load(p, align=1)
+    else:
+        mask = _mask(b, count, n)
+        fnty = ir.FunctionType(vty, [p.type, _I32, mask.type, vty])
+        fn = cgutils.get_or_insert_function(b.module, fnty, f"llvm.masked.load.{_suffix(vty)}.p0")
+        raw = b.call(fn, [p, _I32(1), mask, ir.Constant(vty, None)])
+    if kind == "F32":
+        return raw
+    if kind == "F16":
+        return _f16_to_f32(b, raw)
+    i = ir.VectorType(_I32, n)
+    return b.bitcast(b.shl(b.zext(raw, i), _const(i, [16] * n)), ir.VectorType(_F32, n))
+
+
+def float_loader(kind):
+    """-> (load(addr), load_part(addr, count)): 16 elements of "F32", "F16" or "BF16" as f32 lanes."""
+    vec = Vec("f32", 16)
+
+    @intrinsic
+    def load(tyctx, addr):
+        return vec(types.uintp), lambda ctx, b, sig, a: _load_floats(b, a[0], kind)
+
+    @intrinsic
+    def load_part(tyctx, addr, count):
+        return vec(types.uintp, types.int64), lambda ctx, b, sig, a: _load_floats(b, a[0], kind, 16, a[1])
+
+    return load, load_part
+
+
+class RowWords:
+    """The words for 16 rows of floats at once (`kind`), and for one row times a number."""
+
+    def __init__(self, kind):
+        rows = Tile("f32", 16)
+        vec = Vec("f32", 16)
+
+        def accumulate(b, a, count):
+            acc, addr, stride, last, x = a[:5]
+            out = []
+            for j, old in enumerate(_columns(b, acc, 16)):
+                out.append(_fma(b, _load_floats(b, addr, kind, 16, count), x, old))
+                more = b.icmp_signed("<", ir.Constant(_I64, j), last)
+                addr = b.add(addr, b.select(more, stride, ir.Constant(_I64, 0)))
+            return _tile(b, out)
+
+        @intrinsic
+        def multiply(tyctx, acc, addr, stride, last, x):
+            """Column j: acc + (16 elements of row j) * x; rows beyond `last` repeat it."""
+            return acc(acc, types.uintp, types.uintp, types.int64, x), lambda ctx, b, sig, a: accumulate(b, a, None)
+
+        @intrinsic
+        def multiply_part(tyctx, acc, addr, stride, last, x, count):
+            """The same for `count` elements of each row."""
+            sig = acc(acc, types.uintp, types.uintp, types.int64, x, types.int64)
+            return sig, lambda ctx, b, sig, a: accumulate(b, a, a[5])
+
+        @intrinsic
+        def zero(tyctx):
+            return rows(), lambda ctx, b, sig, a: ir.Constant(rows.ir, None)
+
+        @intrinsic
+        def sums(tyctx, acc):
+            """Lane j: the sum over column j's lanes, in a fixed tree."""
+
+            def codegen(ctx, b, sig, a):
+                level = _transpose(b, _columns(b, a[0], 16))
+                while len(level) > 1:
+                    level = [b.fadd(level[i], level[i + 1]) for i in range(0, len(level), 2)]
+                return level[0]
+
+            return vec(acc), codegen
+
+        four = Tile("f32", 4)
+
+        @intrinsic
+        def add_row(tyctx, acc, addr, p):
+            """acc (64 elements) + row * p."""
+
+            def codegen(ctx, b, sig, a):
+                by = _splat(b, a[2], 16)
+                out = []
+                for c, old in enumerate(_columns(b, a[0], 4)):
+                    at = b.add(a[1], ir.Constant(a[1].type, 16 * FLOAT_BYTES[kind] * c))
+                    out.append(_fma(b, _load_floats(b, at, kind), by, old))
+                return _tile(b, out)
+
+            return acc(acc, types.uintp, types.float32), codegen
+
+        @intrinsic
+        def zero4(tyctx):
+            return four(), lambda ctx, b, sig, a: ir.Constant(four.ir, None)
+
+        @intrinsic
+        def store4(tyctx, addr, x, y):
+            """Write the 64 elements of x + y."""
+
+            def codegen(ctx, b, sig, a):
+                for c, (p, q) in enumerate(zip(_columns(b, a[1], 4), _columns(b, a[2], 4), strict=True)):
+                    at = b.add(a[0], ir.Constant(a[0].type, 64 * c))
+                    b.store(b.fadd(p, q), _ptr(b, at, p.type), align=1)
+                return ctx.get_dummy_value()
+
+            return types.none(types.uintp, x, y), codegen
+
+        self.multiply, self.multiply_part, self.zero, self.sums = multiply, multiply_part, zero, sums
+        self.add_row, self.zero4, self.store4 = add_row, zero4, store4
+
+
+@intrinsic
+def select_part(tyctx, v, other, count):
+    """Lanes below `count` of v, the number `other` in the rest."""
+
+    def codegen(ctx, b, sig, a):
+        return b.select(_mask(b, a[2], v.n), a[0], _splat(b, a[1], v.n))
+
+    return v(v, types.float32, types.int64), codegen
+
+
+@device
+def exp2(x):
+    """2^x of f32 lanes; exact for whole x."""
+    whole = round_even(maximum(minimum(x, splat_f32(np.float32(129.0))), splat_f32(np.float32(-151.0))))
+    return exp((x - whole) * splat_f32(np.float32(0.6931471805599453))) * _power_of_two(whole)
+
+
+@device
+def _power_of_two(n):
+    """2^n for whole lanes from -151 to 129, in two factors."""
+    whole = truncate_to_i32(n)
+    low = whole >> splat_i32(np.int32(1))
+    bias, shift = splat_i32(np.int32(127)), splat_i32(np.int32(23))
+    return bits_f32((low + bias) << shift) * bits_f32((whole - low + bias) << shift)
+
+
+@device
+def tanh(x):
+    """tanh of f32 lanes, within about 4 ulp: its series near 0, (1 - e^-2|x|) / (1 + e^-2|x|) elsewhere."""
+    one = splat_f32(np.float32(1.0))
+    size = absolute(x)
+    t = exp(size * splat_f32(np.float32(-2.0)))
+    far = (one - t) / (one + t)
+    s = x * x
+    p = splat_f32(np.float32(-1382.0 / 155925.0))
+    p = fma(p, s, splat_f32(np.float32(62.0 / 2835.0)))
+    p = fma(p, s, splat_f32(np.float32(-17.0 / 315.0)))
+    p = fma(p, s, splat_f32(np.float32(2.0 / 15.0)))
+    p = fma(p, s, splat_f32(np.float32(-1.0 / 3.0)))
+    near = fma(p * s, size, size)
+    y = where_less(size, splat_f32(np.float32(0.3)), near, far)
+    return where_nan(x, where_less(x, splat_f32(np.float32(0.0)), y * splat_f32(np.float32(-1.0)), y))

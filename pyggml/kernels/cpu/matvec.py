@@ -129,31 +129,12 @@ def _row_dot_blocks(dtype):
     return dot
 
 
-def float_loads(dtype):
-    """-> (load(addr), load_part(addr, count)): 16 elements as f32 lanes."""
-    from pyggml import simd as v
-
-    if dtype == GGMLType.F32:
-        return v.load_f32, v.load_f32_part
-    convert = v.f16_to_f32 if dtype == GGMLType.F16 else v.bf16_to_f32
-
-    @v.device
-    def load(addr):
-        return convert(v.load_u16(addr))
-
-    @v.device
-    def load_part(addr, count):
-        return convert(v.load_u16_part(addr, count))
-
-    return load, load_part
-
-
 def _row_dot_floats(dtype):
     """-> dot(n, unused, x, y): a row of n floats at x with n F32 at y."""
     from pyggml import simd as v
 
     U = v.U
-    load, load_part = float_loads(dtype)
+    load, load_part = v.float_loader(dtype.name)
     size = SIZES[dtype].type_size
     x1, x2, x3, group = U(16 * size), U(32 * size), U(48 * size), U(64 * size)
     ahead = U(AHEAD)

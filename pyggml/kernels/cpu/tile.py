@@ -120,18 +120,11 @@ def _tile_blocks(dtype, width):
 def _unpack_floats(dtype):
     """-> unpack(x, stride, last, k, panel): f32[k][16]."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu.matvec import float_loads
 
     U = v.U
-    load, _ = float_loads(dtype)
+    load, load_part = v.float_loader(dtype.name)
     size = SIZES[dtype].type_size
     whole = v.transposer(load)
-    one = {
-        GGMLType.F32: v.f32_at,
-        GGMLType.F16: v.f16_at,
-        GGMLType.BF16: v.bf16_at,
-    }[dtype]
-
     @v.device
     def unpack(x, stride, last, k, panel):
         for _ in range(k >> 4):
@@ -141,7 +134,7 @@ def _unpack_floats(dtype):
         for _ in range(k & 15):
             y = x
             for r in range(16):
-                v.put_f32(panel, one(y))
+                v.put_f32(panel, v.lane(load_part(y, 1), 0))
                 panel += U(4)
                 y += stride if r < last else U(0)
             x += U(size)
