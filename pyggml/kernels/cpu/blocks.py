@@ -176,7 +176,7 @@ def _put_nibbles(layout):
     """-> f(block, q, r): i32 lanes of values 0 to 15 and 16 to 31; bit 4 goes to `qh` where there is one."""
     at, fifths = _offset(layout, "qs"), "qh" in layout.fields
     high = _offset(layout, "qh") if fifths else U(0)
-    low_bits, four, fifth, none = _splat(15), _splat(4), _splat(16), v.zero_i32
+    low_bits, four, fifth = _splat(15), _splat(4), _splat(16)
 
     @device
     def put(block, q, r):

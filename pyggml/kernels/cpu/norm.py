@@ -28,8 +28,6 @@ def lower(builder: Builder, node: Tensor) -> None:
 
 def _scale_of_row(kind_a):
     """-> f(x, n, stride, eps): 1 / sqrt(mean(x x) + eps). Four sums of 16 lanes, added in a fixed order."""
-    import math
-
     import numpy as np
 
     from pyggml import simd as v
@@ -49,7 +47,7 @@ def _scale_of_row(kind_a):
             y = load(x, i, min(16, n - i), stride)
             s0 = v.fma(y, y, s0)
         mean = v.hsum((s0 + s1) + (s2 + s3)) / np.float32(n)
-        return np.float32(1) / np.float32(math.sqrt(mean + eps))
+        return np.float32(1) / v.lane(v.sqrt(v.splat_f32(mean + eps)), 0)
 
     return scale
 

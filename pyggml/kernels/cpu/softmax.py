@@ -1,0 +1,148 @@
+"""SOFT_MAX of rows, with mask, ALiBi slopes and sinks. Knows nothing of queries and keys.
+
+Source: ggml-cpu/ops.cpp: ggml_compute_forward_soft_max_f32.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+from pyggml.dtypes import GGMLType
+from pyggml.jit import Spec
+from pyggml.kernels.cpu.kinds import kind, refuse_types
+
+if TYPE_CHECKING:
+    from pyggml.backend.cpu import Builder
+    from pyggml.tensor import Tensor
+
+
+def why_not(node: Tensor) -> str | None:
+    return refuse_types([GGMLType.F32], node, node.src[0])
+
+
+def lower(builder: Builder, node: Tensor) -> None:
+    a, mask, sinks = (*node.src, None, None)[:3]
+    assert a is not None
+    max_bias = node.param_f32(1)
+    alibi = mask is not None and max_bias > 0.0
+    spec = Spec("softmax", "soft_max", (kind(node), kind(a), kind(mask) if mask else "", int(alibi), int(sinks is not None)))
+    ints = (slopes := alibi_bases(a.ne[2], max_bias))[:1] + tuple(_bits(x) for x in slopes[1:]) if alibi else ()
+    builder.step(spec, node, (a, mask, sinks), ints=ints)
+
+
+def _bits(x: float) -> int:
+    bits: int = struct.unpack("<q", struct.pack("<d", x))[0]
+    return bits
+
+
+def alibi_bases(n_head: int, max_bias: float) -> tuple[int, float, float]:
+    """(n, m0, m1): the slope of head h is m0^(h + 1) below n, m1^(2 (h - n) + 1) from n on."""
+    n = 1 << (n_head.bit_length() - 1)
+    return n, 2.0 ** (-max_bias / n), 2.0 ** (-max_bias / 2.0 / n)
+
+
+def slope_of_head():
+    """-> f(step, head): its ALiBi slope from `ints`: n, m0, m1 of `alibi_bases`, the latter two as bits of f64."""
+    import numpy as np
+
+    from pyggml import simd as v
+    from pyggml.kernels.cpu import record
+    from pyggml.steps import offset
+
+    n_at = record.field("ints")
+    m0, m1 = v.reader(offset("ints") + 8, "f64"), v.reader(offset("ints") + 16, "f64")
+
+    @v.device
+    def slope(step, head):
+        n = n_at(step)
+        base, power = (m0(step), head + 1) if head < n else (m1(step), 2 * (head - n) + 1)
+        product = 1.0
+        for _ in range(power):
+            product *= base
+        return np.float32(product)
+
+    return slope
+
+
+def soft_max(kind_d, kind_a, kind_m, alibi, with_sinks):
+    """-> kernel: three passes over a row: greatest value, exponentials and their sum, division."""
+    import numpy as np
+
+    from pyggml import simd as v
+    from pyggml.kernels.cpu import elements, record
+
+    rows, ne0, ne1, ne2 = record.rows("dst"), *(record.field("dst.ne", i) for i in range(3))
+    d, a, m = record.row("dst"), record.row("src0"), _mask_row()
+    load, load_d, store = elements.loader(kind_a), elements.loader(kind_d), elements.storer(kind_d)
+    masked = kind_m != ""
+    load_m = elements.loader(kind_m or "f32")
+    nbd, nba, nbm = (record.field(n) for n in ("dst.nb", "src0.nb", "src1.nb"))
+    factor, slope_of, sink_at = record.param_f32(0), slope_of_head(), record.element("src2")
+    lowest = v.constant("f32", [-np.inf] * 16)
+    numbers = v.constant("f32", [float(i) for i in range(16)])
+
+    def kernel(step, ith, nth):
+        n, count = ne0(step), rows(step)
+        sd, sa, sm = nbd(step), nba(step), nbm(step)
+        scale = v.splat_f32(factor(step))
+        for row in range(count * ith // nth, count * (ith + 1) // nth):
+            head = row // ne1(step) % ne2(step)
+            z, x = d(step, row), a(step, row)
+            y = x
+            slope = np.float32(1)
+            if masked:
+                y = m(step, row)
+                if alibi:
+                    slope = slope_of(step, head)
+            w = v.splat_f32(slope)
+            top = lowest()
+            for i in range(0, n, 16):
+                k = min(16, n - i)
+                t = load(x, i, k, sa) * scale
+                if masked:
+                    t = t + load_m(y, i, k, sm) * w
+                store(z, i, t, k, sd)
+                if k < 16:  # lanes past the end do not count
+                    t = v.where_less(numbers(), v.splat_f32(np.float32(k)), t, lowest())
+                top = v.maximum(t, top)
+            greatest = v.hmax(top)
+            sink = np.float32(0)
+            if with_sinks:
+                sink = v.f32_at(sink_at(step, head, 0, 0, 0))
+                greatest = sink if sink > greatest else greatest
+            g = v.splat_f32(greatest)
+            s0 = v.zero_f32()
+            for i in range(0, n, 16):
+                k = min(16, n - i)
+                e = v.exp(load_d(z, i, k, sd) - g)
+                store(z, i, e, k, sd)
+                if k < 16:
+                    e = v.where_less(numbers(), v.splat_f32(np.float32(k)), e, v.zero_f32())
+                s0 = s0 + e
+            total = v.hsum(s0)
+            if with_sinks:
+                total += v.lane(v.exp(v.splat_f32(sink - greatest)), 0)
+            share = v.splat_f32(np.float32(1) / total)
+            for i in range(0, n, 16):
+                k = min(16, n - i)
+                store(z, i, load_d(z, i, k, sd) * share, k, sd)
+
+    return kernel
+
+
+def _mask_row():
+    """-> f(step, row of dst): address of the mask's row; it repeats in dimensions 2 and 3 and may have surplus rows."""
+    from pyggml import simd as v
+    from pyggml.kernels.cpu import record
+
+    n1, n2 = record.field("dst.ne", 1), record.field("dst.ne", 2)
+    m2, m3 = record.field("src1.ne", 2), record.field("src1.ne", 3)
+    at = record.element("src1")
+
+    @v.device
+    def address(step, row):
+        i2 = row // n1(step)
+        return at(step, 0, row % n1(step), i2 % n2(step) % m2(step), i2 // n2(step) % m3(step))
+
+    return address
