@@ -356,6 +356,12 @@ def where_less(tyctx, x, y, yes, no):
 
 
 @intrinsic
+def where_equal(tyctx, x, y, yes, no):
+    """Per lane: x == y ? yes : no (f32); NaN equals nothing."""
+    return yes(x, y, yes, no), lambda ctx, b, sig, a: b.select(b.fcmp_ordered("==", a[0], a[1]), a[2], a[3])
+
+
+@intrinsic
 def to_f32(tyctx, v):
     """i32 lanes -> f32."""
     out = Vec("f32", v.n)
@@ -1157,10 +1163,28 @@ class TileWords:
 
             def codegen(ctx, b, sig, a):
                 return _tile(
-                    b, [_fma(b, a[1], _splat_from(b, a[2], 4 * t, _F32), x) for t, x in enumerate(_columns(b, a[0], count))]
+                    b,
+                    [
+                        _fma(b, a[1], _splat_from(b, a[2], 4 * t, _F32), x)
+                        for t, x in enumerate(_columns(b, a[0], count))
+                    ],
                 )
 
             return acc(acc, w, types.uintp), codegen
+
+        @intrinsic
+        def load_scaled(tyctx, addr, stride, y):
+            """Column t: 16 f32 at addr + t * stride, times the f32 at y + 4 t."""
+
+            def codegen(ctx, b, sig, a):
+                out, at = [], a[0]
+                for t in range(count):
+                    x = b.load(_ptr(b, at, f32v), align=1)
+                    out.append(b.fmul(x, _splat_from(b, a[2], 4 * t, _F32)))
+                    at = b.add(at, a[1])
+                return _tile(b, out)
+
+            return f32(types.uintp, types.uintp, types.uintp), codegen
 
         @intrinsic
         def store_columns(tyctx, acc, addr, stride, rows, columns):
@@ -1183,7 +1207,8 @@ class TileWords:
         self.zero, self.start, self.start_zero = zero, start, start_zero
         self.dot_u8i8 = dot_with(_dot)
         self.dot_weights = dot_with(_dot_signed)
-        self.scale_add, self.fma_columns, self.store_columns = scale_add, fma_columns, store_columns
+        self.scale_add, self.fma_columns = scale_add, fma_columns
+        self.load_scaled, self.store_columns = load_scaled, store_columns
 
 
 def scatter_i32(count, stride):

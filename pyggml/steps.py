@@ -21,7 +21,8 @@ STEP = np.dtype(
         ("params", "<i4", 16),  # the node's op_params
         ("ints", "<i8", 8),  # what the lowering adds; each kernel says what
         ("scratch", "<u8", 2),  # addresses of work memory; each kernel says what for
-        ("pad", "<u8", 4),
+        ("thread_bytes", "<i8"),  # work memory that each thread has of its own: thread i's part is i times this further
+        ("pad", "<u8", 3),
         ("dst", OPERAND),
         ("src", OPERAND, MAX_OPERANDS),
     ]

@@ -222,6 +222,8 @@ class Builder:
             r["ints"][: len(s.ints)] = s.ints
             for j, scratch in enumerate(s.scratch):
                 r["scratch"][j] = arena.ctypes.data + scratch.address
+                if scratch.per_thread:
+                    r["thread_bytes"] = scratch.size // self.n_threads
             if s.dst is not None:
                 _operand(r["dst"], s.dst)
             for j, t in enumerate(s.src):

@@ -10,10 +10,13 @@ the values, not yet divided.
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
+from pyggml import jit
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.jit import Spec
+from pyggml.kernels.cpu import attention_tile
 
 if TYPE_CHECKING:
     from pyggml.backend.cpu import Builder
@@ -23,6 +26,9 @@ T = GGMLType
 TYPES = (T.F16, T.F32, T.BF16)
 CHUNK = 64
 HEADER = 64
+MIN_TILE_TOKENS = 4
+WIDTH = {"vnni": 12, "v4": 12, "v3": 6, "v2": 3, "generic": 4}
+"""Queries in a register tile."""
 
 
 def why_not(node: Tensor) -> str | None:
@@ -45,6 +51,15 @@ def why_not(node: Tensor) -> str | None:
 def lower(builder: Builder, node: Tensor) -> None:
     q, k, v, mask, sinks = (*node.src, None, None)[:5]
     assert q is not None and k is not None and v is not None
+    if q.ne[1] >= MIN_TILE_TOKENS:
+        width = WIDTH[jit.level()]
+        sizes = attention_tile.scratch_floats(q.ne[0], v.ne[0], width)
+        work = builder.thread_scratch(4 * sum(sizes))
+        masks = (int(mask is not None), int(sinks is not None))
+        tiles = Spec("attention_tile", "many", (k.type.name, v.type.name, *masks, width))
+        offsets = [4 * n for n in itertools.accumulate(sizes[:-1])]
+        builder.step(tiles, node, [q, k, v, mask, sinks], ints=offsets, writes=[work])
+        return
     chunks = -(-k.ne[1] // CHUNK)
     partial = HEADER + (v.ne[0] * 4 + 63) // 64 * 64
     results = builder.scratch(q.ne[1] * q.ne[2] * q.ne[3] * chunks * partial)
@@ -52,7 +67,11 @@ def lower(builder: Builder, node: Tensor) -> None:
     spec = Spec("attention", "few", (k.type.name, v.type.name, int(mask is not None)))
     builder.step(spec, None, [q, k, v, mask], ints=(chunks, partial), writes=[results, scores])
     builder.step(
-        Spec("attention", "combine", (int(sinks is not None),)), node, [q, sinks], ints=(chunks, partial), reads=[results]
+        Spec("attention", "combine", (int(sinks is not None),)),
+        node,
+        [q, sinks],
+        ints=(chunks, partial),
+        reads=[results],
     )
 
 
@@ -71,9 +90,7 @@ def alibi_slope():
             floor *= 2
         if head < floor:
             return v.lane(v.exp2(v.splat_f32(-max_bias / np.float32(floor) * np.float32(head + 1))), 0)
-        return v.lane(
-            v.exp2(v.splat_f32(-max_bias / np.float32(2 * floor) * np.float32(2 * (head - floor) + 1))), 0
-        )
+        return v.lane(v.exp2(v.splat_f32(-max_bias / np.float32(2 * floor) * np.float32(2 * (head - floor) + 1))), 0)
 
     return slope
 
@@ -119,6 +136,7 @@ def few(k_name, v_name, masked):
     k_row, v_row = record.field("src1.nb", 1), record.field("src2.nb", 1)
     chunks_of, partial_of = record.field("ints"), record.field("ints", 1)
     results, scores_of = record.field("scratch"), record.field("scratch", 1)
+    own_bytes = record.field("thread_bytes")
     minus_inf = np.float32(-np.inf)
     chunk, header = CHUNK, U(HEADER)
 
@@ -175,7 +193,7 @@ def few(k_name, v_name, masked):
         heads, tokens = n_head(step), n_tokens(step)
         chunks = chunks_of(step)
         group = heads // k_heads(step)
-        scores = scores_of(step) + U(ith * 4 * chunk)
+        scores = scores_of(step) + U(ith * own_bytes(step))
         work = n_batch(step) * tokens * heads * chunks
         for w in range(work * ith // nth, work * (ith + 1) // nth):
             # heads that share keys are neighbours, so that the chunk stays in cache

@@ -88,7 +88,6 @@ def _many(builder: Builder, node: Tensor, a: Tensor, b: Tensor) -> None:
         spec = Spec("activations", "panels", (width,))
     matrices = b.ne[2] * b.ne[3]
     panels = _converted(builder, b, spec, matrices * each * size, (length, 0, each))
-    own = tile.panel_bytes(a.type, k)
-    work = builder.thread_scratch(own)
-    ints = (length, (own + 63) // 64 * 64, each, size)
-    builder.step(Spec("tile", "rows", (a.type.name, width)), node, [a, b], ints=ints, writes=[work], reads=[panels])
+    work = builder.thread_scratch(tile.panel_bytes(a.type, k))
+    spec = Spec("tile", "rows", (a.type.name, width))
+    builder.step(spec, node, [a, b], ints=(length, each, size), writes=[work], reads=[panels])

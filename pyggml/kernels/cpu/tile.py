@@ -125,6 +125,7 @@ def _unpack_floats(dtype):
     load, load_part = v.float_loader(dtype.name)
     size = SIZES[dtype].type_size
     whole = v.transposer(load)
+
     @v.device
     def unpack(x, stride, last, k, panel):
         for _ in range(k >> 4):
@@ -165,7 +166,7 @@ def _tile_floats(dtype, width):
 def rows(name, width):
     """-> kernel: dst (n, m, batch) = src0 (k, n, batch or a divisor of it) . the panels of `width` tokens in scratch.
 
-    ints: blocks (block types) or k, bytes of a thread's panel, panels of activations a matrix, bytes of each.
+    ints: blocks (block types) or k, panels of activations a matrix, bytes of each.
     The threads share the panels of 16 rows.
     """
     from pyggml import simd as v
@@ -181,7 +182,8 @@ def rows(name, width):
     weights, output = record.element("src0"), record.element("dst")
     row_bytes, row_out = record.field("src0.nb", 1), record.field("dst.nb", 1)
     panel_at, columns_at = record.field("scratch", 0), record.field("scratch", 1)
-    length_of, panel_size, panels_each, column_bytes = (record.field("ints", i) for i in range(4))
+    length_of, panels_each, column_bytes = (record.field("ints", i) for i in range(3))
+    panel_size = record.field("thread_bytes")
 
     def kernel(step, ith, nth):
         length = length_of(step)
