@@ -21,7 +21,7 @@ from pyggml_rpc.records import write_graph, write_tensor, write_tensors
 from pyggml_rpc.wire import COMMANDS, MAX_SRC, TENSOR, Command, Record, pack, unpack
 
 HASH_ABOVE = 10 * 1024 * 1024  # bytes of weights that are asked for by hash before they are sent
-MAX_SERVERS = 16
+MAX_RECORDS = 1024  # of one buffer's tensors
 
 # ops that some servers give more room than their result needs (ggml.c: ggml_op_alloc_size_may_expand)
 MAY_EXPAND = frozenset({Op.MUL_MAT, Op.MUL_MAT_ID, Op.FLASH_ATTN_EXT, Op.CUMSUM, Op.ARGSORT, Op.TOP_K})
@@ -138,6 +138,7 @@ class RpcBuffer(Buffer):
         self.size = size
         self.usage = usage
         self.base = 0
+        self._records: dict[tuple[object, ...], Record] = {}
         body = _body(Command.BUFFER_GET_BASE, remote_ptr=handle)
         self.base = int(self.client.ask(Command.BUFFER_GET_BASE, body)["base_ptr"][0])
         self.client.add_user()
@@ -147,12 +148,12 @@ class RpcBuffer(Buffer):
     def place(self, tensor: Tensor, offset: int) -> None:
         super().place(tensor, offset)
         if _must_be_asked(tensor):
-            self.client.tell(Command.INIT_TENSOR, self._record(tensor))
+            self.client.tell(Command.INIT_TENSOR, self._record(tensor).tobytes())
 
     def set(self, tensor: Tensor, data: Bytes, offset: int = 0) -> None:
         content = memoryview(data).cast("B") if not isinstance(data, np.ndarray) else data.reshape(-1).data
         assert offset >= 0 and offset + len(content) <= tensor.nbytes, (tensor, offset, len(content))
-        record = unpack(TENSOR, self._record(tensor))
+        record = self._record(tensor)
         keep = self.usage is Usage.WEIGHTS and len(content) > HASH_ABOVE and self.device.hash_weights
         if keep and self._has(record, offset, content):
             return
@@ -168,7 +169,7 @@ class RpcBuffer(Buffer):
         size = tensor.nbytes - offset if size is None else size
         assert offset >= 0 and size >= 0 and offset + size <= tensor.nbytes, (tensor, offset, size)
         memory = bytearray(size)
-        record = unpack(TENSOR, self._record(tensor))
+        record = self._record(tensor)
         body = _body(Command.GET_TENSOR, tensor=record, offset=offset, size=size)
         self.client.ask(Command.GET_TENSOR, body, into=memoryview(memory))
         return bytes(memory)
@@ -176,7 +177,7 @@ class RpcBuffer(Buffer):
     def memset(self, tensor: Tensor, value: int, offset: int = 0, size: int | None = None) -> None:
         size = tensor.nbytes - offset if size is None else size
         assert offset >= 0 and size >= 0 and offset + size <= tensor.nbytes, (tensor, offset, size)
-        record = unpack(TENSOR, self._record(tensor))
+        record = self._record(tensor)
         body = _body(Command.MEMSET_TENSOR, tensor=record, offset=offset, size=size, value=value)
         self.client.tell(Command.MEMSET_TENSOR, body)
 
@@ -186,7 +187,7 @@ class RpcBuffer(Buffer):
     def copy(self, src: Tensor, dst: Tensor) -> bool:
         if not isinstance(src.buffer, RpcBuffer) or src.buffer.client is not self.client:
             return False
-        body = self._record(src) + self._record(dst)
+        body = _body(Command.COPY_TENSOR, src=src.buffer._record(src), dst=self._record(dst))
         return bool(self.client.ask(Command.COPY_TENSOR, body)["result"][0])
 
     def free(self) -> None:
@@ -201,8 +202,15 @@ class RpcBuffer(Buffer):
                     self.client.tell(Command.FREE_BUFFER, _body(Command.FREE_BUFFER, remote_ptr=handle), urgent=True)
             self.client.remove_user()
 
-    def _record(self, tensor: Tensor) -> bytes:
-        return write_tensor(tensor, self.device.place)
+    def _record(self, tensor: Tensor) -> Record:
+        """Kept, as the same few inputs are written for every token."""
+        key = tensor.data, tensor.type, tensor.ne, tensor.nb
+        record = self._records.get(key)
+        if record is None:
+            if len(self._records) >= MAX_RECORDS:
+                self._records.clear()
+            record = self._records[key] = unpack(TENSOR, write_tensor(tensor, self.device.place))
+        return record
 
 
 class RpcPlan(Plan):

@@ -16,8 +16,8 @@ from pyggml_rpc.wire import COMMANDS, Command, Record, Version
 CONNECT_TIMEOUT = 5.0
 HELLO_TIMEOUT = 10.0
 IO_TIMEOUT = 300.0  # without a single byte: a large prompt may be computing at the other end
-SMALL = 1 << 14  # bytes of data that are copied into the outbox rather than sent at once
-OUTBOX = 1 << 16
+SMALL = 1 << 16  # bytes of data that are copied into the outbox rather than sent at once
+OUTBOX = 1 << 18
 
 _clients: "weakref.WeakValueDictionary[str, Client]" = weakref.WeakValueDictionary()
 _clients_lock = threading.Lock()
