@@ -52,7 +52,7 @@ class Spec(NamedTuple):
 
     @property
     def label(self) -> str:
-        return "-".join([self.module, self.factory, *map(str, self.args)])
+        return "-".join([self.module, self.factory, *map(str, self.args)]).replace("/", "~")  # it names a file
 
 
 # ---- the machine
