@@ -26,26 +26,26 @@ def build_forward(outputs: Iterable[Tensor]) -> Graph:
     its reader is computed before it.
     """
     graph = Graph()
-    done: set[int] = set()
+    seen: set[int] = set()
     for output in outputs:
         stack: list[tuple[Tensor, bool]] = [(output, False)]
         while stack:
             tensor, sources_done = stack.pop()
-            if id(tensor) in done:
-                continue
             if sources_done:
-                done.add(id(tensor))
                 if tensor.op == NONE_OP and not (tensor.flags & Flag.PARAM):
                     graph.leafs.append(tensor)
                 else:
                     tensor.flags |= Flag.COMPUTE
                     graph.nodes.append(tensor)
                 continue
+            if id(tensor) in seen:  # done, or a cast, which is its own second source
+                continue
+            seen.add(id(tensor))
             stack.append((tensor, True))
             needs = [s for s in tensor.src if s is not None]
             if tensor.view_src is not None:
                 needs.append(tensor.view_src)
-            stack.extend((s, False) for s in reversed(needs) if id(s) not in done)
+            stack.extend((s, False) for s in reversed(needs) if id(s) not in seen)
     for node in graph.nodes:
         for s in node.src:
             if s is not None:

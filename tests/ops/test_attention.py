@@ -84,7 +84,7 @@ def test_what_the_mask_hides_is_not_looked_at() -> None:
     assert np.allclose(values, 1.0)
 
 
-def test_supported(cpu_device: Device) -> None:
+def test_cpu_supports_what_models_need(cpu_device: Device) -> None:
     make = Operands(np.random.default_rng(0))
     q, mask = make.like("planes", F32, (64, 5, 9)), make.leaf(F16, (256, 64))
     for kv in (F16, F32):

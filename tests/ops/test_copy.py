@@ -121,7 +121,7 @@ def test_a_node_that_nobody_asked_for_is_left_alone(request: pytest.FixtureReque
     backend.close()
 
 
-def test_supported(cpu_device: Device) -> None:
+def test_cpu_supports_what_models_need(cpu_device: Device) -> None:
     make = Operands(np.random.default_rng(0))
     for layout in ("dense", "planes", "transposed"):
         assert cpu_device.supports_op(ops.cont(make.like(layout, F32, (64, 9, 3)))), layout

@@ -104,7 +104,7 @@ def test_unary(device: Device, kind: UnaryOp) -> None:
     run()
 
 
-def test_supported(cpu_device: Device) -> None:
+def test_cpu_supports_what_models_need(cpu_device: Device) -> None:
     """What a model may ask for: F32 everywhere, a bias or a gain of one row."""
     make = Operands(np.random.default_rng(0))
     a, row = make.leaf(F32, (576, 3)), make.leaf(F32, (576,))

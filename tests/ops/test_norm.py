@@ -38,7 +38,7 @@ def test_a_row_of_zeros(device: Device) -> None:
         check(Case(ops.rms_norm(a, eps), make.contents, 0.0), device)
 
 
-def test_supported(cpu_device: Device) -> None:
+def test_cpu_supports_what_models_need(cpu_device: Device) -> None:
     make = Operands(np.random.default_rng(0))
     for layout in ("dense", "rows", "planes"):
         assert cpu_device.supports_op(ops.rms_norm(make.like(layout, F32, (576, 3, 2)), 1e-5)), layout

@@ -79,7 +79,7 @@ def test_set_rows(device: Device, dtype: GGMLType) -> None:
     attempt()
 
 
-def test_supported(cpu_device: Device) -> None:
+def test_cpu_supports_what_models_need(cpu_device: Device) -> None:
     make = Operands(np.random.default_rng(0))
     rows = make.leaf(I32, (2,), np.array([0, 1]))
     for dtype in WEIGHTS:

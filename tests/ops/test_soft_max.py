@@ -55,7 +55,7 @@ def test_soft_max(device: Device, case: Case) -> None:
     check(case, device)
 
 
-def test_supported(cpu_device: Device) -> None:
+def test_cpu_supports_what_models_need(cpu_device: Device) -> None:
     make = Operands(np.random.default_rng(0))
     a = make.leaf(F32, (256, 4, 9))
     for dtype in (F16, F32):

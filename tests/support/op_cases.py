@@ -28,21 +28,27 @@ ROUNDING = {F32: 1e-7, F16: 1e-6, BF16: 1e-4}
 SPECIALS = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-40, 100.0, -100.0], np.float32)
 
 
-@dataclass
 class Case:
     """`node` with the contents of every tensor that owns memory, by id(); `nmse` and `atol` bound the difference.
 
-    Elements that differ by no more than `atol` count as equal. `peer_nmse`, `peer_atol`: for the stock ggml, where its
+    Elements that differ by no more than `atol` count as equal. `size`: what an element measures when nothing cancels out;
+    where one happens to be near 0, the error is held against that. `peer_nmse`, `peer_atol`: for the stock ggml, where its
     own approximations are coarser.
     """
 
-    node: Tensor
-    contents: dict[int, tuple[Tensor, bytes]]
-    nmse: float
-    atol: float = 0.0
-    peer_nmse: float = 0.0
-    peer_atol: float = 0.0
-    note: str = ""
+    def __init__(
+        self,
+        node: Tensor,
+        contents: dict[int, tuple[Tensor, bytes]],
+        nmse: float,
+        atol: float = 0.0,
+        peer_nmse: float = 0.0,
+        peer_atol: float = 0.0,
+        size: float = 0.0,
+    ) -> None:
+        self.node, self.contents = node, contents
+        self.size = size
+        self.nmse, self.atol, self.peer_nmse, self.peer_atol = nmse, atol, peer_nmse, peer_atol
 
     def limits(self, device_name: str) -> tuple[float, float]:
         if device_name == "peer":
@@ -55,7 +61,7 @@ class Case:
 
         sources = "; ".join(shape(s) for s in self.node.src if s is not None)
         params = np.frombuffer(self.node.op_params, np.int32).tolist()
-        return f"<{ops.Op(self.node.op).name} {shape(self.node)} <- {sources}; params {params} {self.note}>"
+        return f"<{ops.Op(self.node.op).name} {shape(self.node)} <- {sources}; params {params}>"
 
 
 @dataclass
@@ -64,7 +70,8 @@ class Operands:
 
     rng: np.random.Generator
     specials: bool = False
-    contents: dict[int, tuple[Tensor, bytes]] = field(default_factory=dict)
+    special_values: np.ndarray = field(default_factory=lambda: SPECIALS, repr=False)
+    contents: dict[int, tuple[Tensor, bytes]] = field(default_factory=dict, repr=False)
 
     def leaf(self, dtype: GGMLType, ne: Sequence[int], data: np.ndarray | None = None, scale: float = 1.0) -> Tensor:
         """A tensor of its own: `data` (any shape), or random values."""
@@ -76,7 +83,7 @@ class Operands:
         x = (self.rng.standard_normal(n) * scale).astype(np.float32)
         if self.specials and n:
             where = self.rng.integers(0, n, max(1, n // 50))
-            x[where] = self.rng.choice(SPECIALS, where.size)
+            x[where] = self.rng.choice(self.special_values, where.size)
         return x
 
     def like(self, layout: str, dtype: GGMLType, ne: Sequence[int], scale: float = 1.0) -> Tensor:
