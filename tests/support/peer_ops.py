@@ -15,7 +15,7 @@ from pyggml.errors import ComputeError, UnsupportedError
 from pyggml.graph import Graph
 from pyggml.ops import VIEW_OPS, GluOp, Op
 from pyggml.quants import QUANTS
-from pyggml.tensor import Tensor
+from pyggml.tensor import Tensor, contiguous_strides
 
 F32, F16, BF16, I32 = GGMLType.F32, GGMLType.F16, GGMLType.BF16, GGMLType.I32
 FLOATS = (F32, F16, BF16)
@@ -105,7 +105,8 @@ class PeerDevice(Device):
         if op in (Op.ADD, Op.SUB, Op.MUL, Op.DIV):
             ok = (a.type, b.type) in BINARY_TYPES and dense(a, node)
         elif op == Op.SCALE:
-            ok = a.type in (F32, BF16) and a.is_contiguous and node.is_contiguous
+            # it steps over all rows by nb[1], which says nothing where ne[1] is 1
+            ok = a.type in (F32, BF16) and a.nb == contiguous_strides(a.type, a.ne) and node.is_contiguous
         elif op == Op.UNARY:
             ok = a.type in FLOATS and dense(a, node)
         elif op == Op.GLU:
