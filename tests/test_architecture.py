@@ -1,0 +1,151 @@
+"""The lock on the doors: which room may import which. Reads source text alone; must not import what it checks."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = {"pyggml": ROOT / "pyggml", "pyggml_rpc": ROOT / "rpc/pyggml_rpc", "pyggml_cli": ROOT / "cli/pyggml_cli"}
+
+# A room may import rooms of rows above its own. pyggml's rooms are its files and subpackages; the two other packages
+# are one room each. A new room gets a place in the highest row that works.
+ROWS = (
+    ("pyggml.errors", "pyggml.cachedir", "pyggml.steps"),
+    ("pyggml.dtypes", "pyggml.jit", "pyggml.sampler", "pyggml.tokenizer", "pyggml.chat"),
+    ("pyggml.tensor", "pyggml.simd", "pyggml.gguf", "pyggml.arguments"),
+    ("pyggml.ops", "pyggml.graph", "pyggml.quants", "pyggml.completion"),
+    ("pyggml.alloc", "pyggml.kernels"),
+    ("pyggml.backend",),
+    ("pyggml.model",),
+    ("pyggml.engine",),
+    ("pyggml",),
+    ("pyggml_rpc",),
+    ("pyggml_cli",),
+)
+RANK = {room: i for i, row in enumerate(ROWS) for room in row}
+
+# Libraries that only some modules may import, themselves or what is below them.
+DOORS = {
+    "numba": ("pyggml.jit", "pyggml.simd", "pyggml.kernels.cuda.device"),
+    "llvmlite": ("pyggml.jit", "pyggml.simd", "pyggml.kernels.cuda.device"),
+    "socket": ("pyggml_rpc.transport", "pyggml_cli.entry"),  # the latter: a pair through which a signal wakes it
+    "argparse": ("pyggml_cli",),
+}
+
+# Modules that must stay apart although their rooms' rows would allow it: the definition knows no kernel, kernels for
+# one kind of device know none for another.
+APART = (
+    ("pyggml.backend.reference", "pyggml.kernels"),
+    ("pyggml.backend.reference", "pyggml.jit"),
+    ("pyggml.backend.reference", "pyggml.backend.cpu"),
+    ("pyggml.kernels.cpu", "pyggml.kernels.cuda"),
+    ("pyggml.kernels.cuda", "pyggml.kernels.cpu"),
+)
+
+
+def sources() -> dict[str, str]:
+    """Dotted module name -> text, of every file of the three packages."""
+    found = {}
+    for package, folder in PACKAGES.items():
+        for file in sorted(folder.rglob("*.py")):
+            name = ".".join((package, *file.relative_to(folder).with_suffix("").parts))
+            found[name.removesuffix(".__init__")] = file.read_text(encoding="utf-8")
+    return found
+
+
+def inside(module: str, place: str) -> bool:
+    return module == place or module.startswith(place + ".")
+
+
+def room_of(module: str) -> str:
+    parts = module.split(".")
+    return ".".join(parts[:2]) if parts[0] == "pyggml" else parts[0]
+
+
+def imports(text: str, modules: dict[str, str]) -> Iterator[str]:
+    """Dotted names of all imports, also those inside functions; not those for type checkers alone."""
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            node.body = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import of {node.module}"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full in modules else str(node.module)
+
+
+def violations(modules: dict[str, str], of: str | None = None) -> list[str]:
+    """What all modules, or one of them, do wrong."""
+    found = []
+    for module, text in modules.items() if of is None else [(of, modules[of])]:
+        here = room_of(module)
+        if here not in RANK:
+            found.append(f"{module}: room {here} has no row in tests/test_architecture.py")
+            continue
+        for name in imports(text, modules):
+            top = name.split(".")[0]
+            if top in DOORS and not any(inside(module, place) for place in DOORS[top]):
+                found.append(f"{module} imports {top}; only {', '.join(DOORS[top])} may")
+            if top not in PACKAGES:
+                continue
+            there = room_of(name)
+            if there != here and RANK.get(there, len(ROWS)) >= RANK[here]:
+                found.append(f"{module} imports {name}: {there} is not above {here}")
+            for a, b in APART:
+                if inside(module, a) and inside(name, b):
+                    found.append(f"{module} imports {name}: {a} must not know {b}")
+    return found
+
+
+def test_doors_open_one_way() -> None:
+    assert violations(sources()) == []
+
+
+PLANTED = {
+    "pyggml.tensor": "from pyggml import ops",
+    "pyggml.ops": "import pyggml.backend.base",
+    "pyggml.quants.q4_0": "def f():\n    from pyggml.kernels.cpu import matmul",
+    "pyggml.kernels.cpu.matmul": "from pyggml.backend.host import HostBuffer",
+    "pyggml.kernels.cpu.rope": "from numba import njit",
+    "pyggml.backend.cpu": "import llvmlite.binding as llvm",
+    "pyggml.backend.reference.copy": "from pyggml.jit import kernel",
+    "pyggml.backend.scheduler": "from pyggml.model import model",
+    "pyggml.engine": "import pyggml_rpc.backend",
+    "pyggml_rpc.session": "import socket",
+    "pyggml_rpc.server": "from pyggml_cli import cli",
+    "pyggml.model.llama": "import argparse",
+    "pyggml.pantry": "",
+}
+
+
+@pytest.mark.parametrize("module", PLANTED)
+def test_a_planted_violation_is_found(module: str) -> None:
+    modules = sources()
+    modules[module] = modules.get(module, "") + "\n" + PLANTED[module] + "\n"
+    new = violations(modules, module)
+    assert len(new) == 1, new
+
+
+def test_an_import_for_type_checkers_alone_is_no_violation() -> None:
+    text = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from pyggml.backend.base import Buffer\n"
+    assert violations({"pyggml.tensor": text}) == []
+
+
+def undocumented(files: dict[str, str]) -> list[str]:
+    return [name for name, text in files.items() if text.strip() and ast.get_docstring(ast.parse(text)) is None]
+
+
+def test_each_file_says_what_it_owns() -> None:
+    """An empty __init__.py owns nothing."""
+    files = sources()
+    for folder in (ROOT / "tests", ROOT / "benchmarks"):
+        files |= {str(f): f.read_text(encoding="utf-8") for f in folder.rglob("*.py")}
+    assert len(files) > 50
+    assert undocumented(files) == []
+    assert undocumented({"x": "import os\n", "y": '"""Owns."""\n'}) == ["x"]
