@@ -29,7 +29,9 @@ def lower(builder: Builder, node: Tensor) -> None:
         repeat = "row"
     else:
         repeat = "scalar" if b.ne[0] == 1 else "tile"
-    builder.step(Spec("elementwise", "binary", (NAMES[Op(node.op)], repeat, kind(node), kind(a), kind(b))), node, (a, b))
+    builder.step(
+        Spec("elementwise", "binary", (NAMES[Op(node.op)], repeat, kind(node), kind(a), kind(b))), node, (a, b)
+    )
 
 
 def function(name):

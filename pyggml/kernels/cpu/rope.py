@@ -82,7 +82,10 @@ def _constants(node: Tensor) -> list[int]:
         high = min(n_dims - 1.0, math.ceil(pair_turning(beta_slow)))
         span = max(0.001, high - low)
         magnitude *= 1.0 + 0.1 * math.log(1.0 / scale)
-    return [struct.unpack("<q", struct.pack("<d", x))[0] for x in (base ** (-2.0 / n_dims), magnitude, ext_factor, low, span)]
+    return [
+        struct.unpack("<q", struct.pack("<d", x))[0]
+        for x in (base ** (-2.0 / n_dims), magnitude, ext_factor, low, span)
+    ]
 
 
 def table(mode, with_factors):
