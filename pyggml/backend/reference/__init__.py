@@ -40,8 +40,12 @@ class ReferenceDevice(Device):
 
     def why_not(self, node: Tensor) -> str | None:
         for t in (node, *node.src):
-            if t is not None and t.ne[0] % SIZES[t.type].block_size:
+            if t is None or SIZES[t.type].block_size == 1:
+                continue
+            if t.ne[0] % SIZES[t.type].block_size:
                 return f"{t.ne[0]} elements of {t.type.name} are no whole number of blocks"
+            if t.nb[0] != SIZES[t.type].type_size:
+                return f"blocks of {t.type.name} are {t.nb[0]} bytes apart"  # closer, they reach beyond nbytes
         refuse, _ = self.laws[Op(node.op)]
         return refuse(node)
 

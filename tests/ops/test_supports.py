@@ -1,0 +1,171 @@
+"""supports_op is the truth: any node, with any types and strides a peer may send, either computes or is refused."""
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from op_cases import F16, F32, I32, I64, SIZES, Case
+from op_check import run
+
+from pyggml.backend.base import Device
+from pyggml.backend.reference import ReferenceDevice
+from pyggml.dtypes import GGMLType
+from pyggml.errors import ComputeError, ShapeError, UnsupportedError
+from pyggml.ops import RULES, GluOp, Op, UnaryOp, check
+from pyggml.tensor import Tensor, contiguous_strides, pack_params
+
+T = GGMLType
+TYPES = (F32, F32, F32, F16, F16, T.BF16, T.Q4_0, T.Q8_0, T.Q8_1, T.Q4_K, T.IQ2_XS, I32, I64, T.I8, T.F64)
+
+
+@st.composite
+def strides(draw: Callable, dtype: GGMLType, ne: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """Mostly dense; else dimensions swapped, repeated (0) or stretched by any number of bytes."""
+    rows = ne[0] // SIZES[dtype].block_size * SIZES[dtype].block_size
+    nb = list(contiguous_strides(dtype, (rows, *ne[1:])))  # type: ignore[arg-type]
+    change = draw(st.sampled_from(("none", "none", "none", "swap", "repeat", "stretch", "odd")))
+    i, j = draw(st.integers(0, 3)), draw(st.integers(0, 3))
+    if change == "swap":
+        nb[i], nb[j] = nb[j], nb[i]
+    elif change == "repeat":
+        nb[i] = 0
+    elif change == "stretch":
+        nb[i] *= 2
+    elif change == "odd":
+        nb[i] += draw(st.integers(1, 7))
+    return nb[0], nb[1], nb[2], nb[3]
+
+
+@st.composite
+def tensors(draw: Callable, types: tuple[GGMLType, ...] = TYPES, ne: tuple[int, ...] | None = None) -> Tensor:
+    dtype = draw(st.sampled_from(types))
+    if ne is None:
+        block = SIZES[dtype].block_size
+        n0 = draw(st.sampled_from((block, 2 * block, 64, 33, 32)))
+        ne = (n0, *(draw(st.sampled_from((1, 2, 3))) for _ in range(3)))
+    return Tensor(dtype, ne, draw(strides(dtype, ne)), name="operand")
+
+
+def params_for(draw: Callable, op: Op) -> bytes:
+    if op == Op.UNARY:
+        return pack_params("i", draw(st.sampled_from(list(UnaryOp))))
+    if op == Op.GLU:
+        return pack_params("iiff", draw(st.sampled_from(list(GluOp))), draw(st.integers(0, 1)), 1.7, 7.0)
+    if op == Op.ROPE:
+        ints = (0, draw(st.sampled_from((2, 32, 64))), draw(st.sampled_from((0, 2, 4, 8, 24))), 0)
+        context = draw(st.sampled_from((0, 2048)))
+        bad = draw(st.sampled_from((None, None, None, 0, 1, 2, 3, 4, 5)))  # which of these has a strange value
+        floats = [1e4, 0.5, draw(st.sampled_from((0.0, 1.0))), 1.0, 32.0, 1.0]
+        if bad is not None:
+            floats[bad] = draw(st.sampled_from((0.0, 1.0, -1.0, float("nan"), float("inf"))))
+        return pack_params("5i6f4ii", *ints, context, *floats, 0, 0, 0, 0, draw(st.sampled_from((0, 0, 0, 2, 3, -2))))
+    return pack_params("4f", *(draw(st.sampled_from((0.0, 1.0, 0.125))) for _ in range(4)))
+
+
+@st.composite
+def nodes(draw: Callable, op: Op) -> Tensor:
+    """Sources that fit more often than not, of all types and strides; the result as the rule has it, or not quite."""
+    a = draw(tensors())
+    src: list[Tensor | None] = [a]
+    n0, n1, n2, n3 = a.ne
+    if op in (Op.ADD, Op.SUB, Op.MUL, Op.DIV):
+        src.append(draw(tensors(ne=draw(st.sampled_from((a.ne, (n0, 1, 1, 1), (1, n1, 1, n3)))))))
+    elif op == Op.GLU and draw(st.booleans()):
+        src.append(draw(tensors((a.type,), a.ne)))
+    elif op == Op.MUL_MAT:
+        src.append(draw(tensors(ne=(n0, 5, 2 * n2, n3))))
+    elif op == Op.CPY:
+        src.append(draw(tensors(ne=draw(st.sampled_from((a.ne, (n1, n0, n3, n2), (n0, n1 * n2, n3, 1)))))))
+    elif op == Op.GET_ROWS:
+        src.append(draw(tensors((I32, I32, I64), (4, n2, n3, 1))))
+    elif op == Op.SET_ROWS:
+        src = [draw(tensors((F32, F16), (n0, 1, n2, n3))), draw(tensors((I32, I64), (1, n2, 1, 1))), a]
+    elif op == Op.ROPE:
+        src.append(draw(tensors((I32,), (n2, 1, 1, 1))))
+        if draw(st.booleans()):
+            src.append(draw(tensors((F32,), (32, 1, 1, 1))))
+    elif op == Op.SOFT_MAX and draw(st.booleans()):
+        src.append(draw(tensors((F32, F16), (n0, n1, 1, n3))))
+    elif op == Op.FLASH_ATTN_EXT:
+        kv = draw(tensors())
+        ne = (kv.ne[0], 7, 1, n3)
+        src = [
+            draw(tensors((F32,), (kv.ne[0], n1, n2, n3))),
+            draw(tensors((kv.type,), ne)),
+            draw(tensors((kv.type, F16), ne)),
+        ]
+        if draw(st.booleans()):
+            src.append(draw(tensors((F16,), (7, n1, 1, 1))))
+    probe = Tensor(F32, (0,), op=op, op_params=params_for(draw, op), src=src)
+    try:
+        dtype, ne = RULES[op](src, probe)
+    except (ShapeError, UnsupportedError):
+        dtype, ne = a.type, a.ne
+    if draw(st.integers(0, 15)) == 0:
+        dtype = draw(st.sampled_from(TYPES))
+    target = src[2] if op == Op.SET_ROWS else src[1] if op == Op.CPY else None
+    if target is not None:
+        return Tensor(dtype, ne, target.nb, op=op, op_params=probe.op_params, src=src, view_src=target, name="node")
+    return Tensor(dtype, ne, draw(strides(dtype, ne)), op=op, op_params=probe.op_params, src=src, name="node")
+
+
+def holds(node: Tensor, device: Device) -> bool:
+    """Runs what is supported, on operands full of zeros (so that every row number is in range)."""
+    contents = {id(t): (t, bytes(t.nbytes)) for t in node.src if t is not None}
+    case = Case(node, contents, 0.0)
+    if device.supports_op(node):
+        run(case, device)
+        return True
+    if node.nelements:
+        with pytest.raises((UnsupportedError, ShapeError)):
+            run(case, device)
+    return False
+
+
+@pytest.mark.parametrize("op", list(RULES), ids=lambda op: op.name)
+@pytest.mark.parametrize("which", ["reference", "cpu"])
+def test_supports_op_is_true(request: pytest.FixtureRequest, which: str, op: Op) -> None:
+    device = ReferenceDevice() if which == "reference" else request.getfixturevalue("cpu_device")
+    supported = []
+
+    @settings(deadline=None, max_examples=100)
+    @given(nodes(op))
+    def attempt(node: Tensor) -> None:
+        supported.append(holds(node, device))
+
+    attempt()
+    assert any(supported) and not all(supported), f"{sum(supported)} of {len(supported)}: this test sees one side only"
+
+
+def test_an_untruthful_device_is_caught() -> None:
+    """One that claims every type, and one whose computation does not live up to its word."""
+
+    class Boasts(ReferenceDevice):
+        def why_not(self, node: Tensor) -> str | None:
+            return None
+
+        def supports_op(self, node: Tensor) -> bool:
+            try:
+                check(node)
+            except (ShapeError, UnsupportedError):
+                return False
+            return True
+
+    def attempt_all(device: Device) -> None:
+        @settings(deadline=None, max_examples=300, database=None)
+        @given(nodes(Op.MUL_MAT))
+        def attempt(node: Tensor) -> None:
+            holds(node, device)
+
+        attempt()
+
+    with pytest.raises((KeyError, ComputeError, ValueError, TypeError, ExceptionGroup)):
+        attempt_all(Boasts())
+
+
+def test_a_foreign_op_is_not_supported(cpu_device: Device) -> None:
+    for device in (ReferenceDevice(), cpu_device):
+        for op in (Op.POOL_2D, Op.ARGMAX, 101, -1):
+            node = Tensor(F32, (4,), op=op, src=(Tensor(F32, (4,)),))
+            assert not device.supports_op(node), op
