@@ -18,8 +18,9 @@ from pyggml.tensor import Tensor
 
 @st.composite
 def rms_norm_cases(draw: Callable) -> Case:
-    make = draw(operands())
     scale, eps = draw(st.sampled_from([1.0, 1e-3, 300.0])), draw(st.sampled_from([0.0, 1e-6, 1e-5, 1.0]))
+    # the square of 1e-40 is 0 in F32: without eps a row of it is infinite there, in ggml too
+    make = draw(operands(specials=False if eps == 0.0 else None))
     a = make.like(draw(layouts(F32, DENSE_ROWS)), F32, draw(shapes()), scale=scale)
     return Case(ops.rms_norm(a, eps), make.contents, 1e-7)
 
