@@ -108,9 +108,9 @@ def parse(rows: Iterable[Row], argv: Sequence[str]) -> Values:
             ignored.append(name)
         elif not given or any(value not in row.harmless for value in given):
             raise UsageError(f"{' '.join([name, *given])}: not implemented here")
-    if ignored:
+    if ignored := list(dict.fromkeys(ignored)):
         verb = "makes" if len(ignored) == 1 else "make"
-        values.notes.append(f"note: {', '.join(dict.fromkeys(ignored))} {verb} no difference here")
+        values.notes.append(f"note: {', '.join(ignored)} {verb} no difference here")
     return values
 
 

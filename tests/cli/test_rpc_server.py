@@ -1,0 +1,81 @@
+"""pyggml-rpc-server: what it says and how it ends."""
+
+import re
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pyggml_cli import rpc_server
+
+
+def started(process: Any) -> str:
+    """All that it says up to the list of devices; a server that says nothing for a minute is killed."""
+    watchdog = threading.Timer(60, process.kill)
+    watchdog.start()
+    said = ""
+    while not re.search(r"Devices:\n  .*\n", said):
+        line = process.stdout.readline()
+        assert line, f"it ended: {said}{process.stderr.read()}"
+        said += line
+    watchdog.cancel()
+    return said
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_start_and_end(spawn: Callable[..., Any], number: int) -> None:
+    process = spawn("rpc_server", "-p", 0)
+    said = started(process)
+    assert re.fullmatch(
+        r"using CPU backend\nStarting RPC server v7\.0\.0\n  endpoint       : 127\.0\.0\.1:\d+\n"
+        r"  local cache    : n/a\nDevices:\n  CPU: .* \(\d+ MiB, \d+ MiB free\)\n",
+        said,
+    )
+    port = int(said.split("127.0.0.1:")[1].split()[0])
+    with socket.create_connection(("127.0.0.1", port), timeout=10):
+        process.send_signal(number)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (0, "", "")
+
+
+def test_memory_and_cache(spawn: Callable[..., Any], tmp_path: Any) -> None:
+    env = {"PYGGML_CACHE": str(tmp_path)}
+    said = started(spawn("rpc_server", "-p", 0, "-m", 64, "-c", "-t", 1, "-d", "cpu", env=env))
+    assert "(64 MiB, 64 MiB free)" in said and f"local cache    : {tmp_path}/rpc\n" in said
+
+
+def test_other_hosts_are_warned_of(spawn: Callable[..., Any]) -> None:
+    process = spawn("rpc_server", "-p", 0, "-H", "0.0.0.0")
+    started(process)
+    process.terminate()
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert err.startswith("warning: 0.0.0.0 is open to other machines") and err.count("\n") == 1
+
+
+def test_port_in_use(call: Callable[..., Any]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        outcome = call(rpc_server.main, "-p", port)
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err.startswith(f"error: cannot listen on 127.0.0.1:{port}: ") and outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (("-d", "GPU9"), 1, "no device 'GPU9' to choose; there are: CPU"),
+        (("-d", "CPU,cpu"), 1, "named twice"),
+        (("-H", "256.1.1.1"), 1, "256.1.1.1"),
+        (("-p", "65536"), 2, "-p '65536': must be from 0 to 65535"),
+        (("-m", "0"), 2, "-m '0': must be at least 1"),
+        (("-t", "0"), 2, "-t '0'"),
+        (("--hosts", "x"), 2, "unknown flag --hosts; the nearest known one is --host"),
+    ],
+)
+def test_mistakes(call: Callable[..., Any], args: tuple[str, ...], code: int, words: str) -> None:
+    outcome = call(rpc_server.main, *args)
+    assert outcome.code == code and outcome.out == ""
+    assert outcome.err.startswith("error: ") and outcome.err.count("\n") == 1 and words in outcome.err
