@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import tempfile
+import time
 from pathlib import Path
 from typing import TypeAlias
 
@@ -18,6 +19,9 @@ import numpy as np
 from pyggml.kernels.cpu.hash import fnv1a
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
+
+UNFINISHED = ".new-"  # how files that are being written are called
+ABANDONED = 3600  # seconds after which nobody is writing them any more
 
 log = logging.getLogger("pyggml.rpc")
 
@@ -31,6 +35,10 @@ class WeightCache:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
+        for left in folder.glob(f"{UNFINISHED}*"):  # by a server that was killed
+            with contextlib.suppress(OSError):
+                if time.time() - left.stat().st_mtime > ABANDONED:
+                    left.unlink()
 
     def path(self, key: int) -> Path:
         return self.folder / f"{key:016x}"
@@ -67,7 +75,7 @@ class WeightCache:
             return
         temporary = None
         try:
-            handle, temporary = tempfile.mkstemp(prefix=".new-", dir=self.folder)
+            handle, temporary = tempfile.mkstemp(prefix=UNFINISHED, dir=self.folder)
             with open(handle, "wb", buffering=0) as file:
                 view = memoryview(data)
                 while view:

@@ -159,7 +159,7 @@ class ServerConnection(_Receiver):
         self._state = State.HEADER
         self._command = Command.HELLO
         self._length = 0
-        self._greeted = False
+        self.greeted = False  # HELLO has begun
         self._owed: Command | None = None
 
     def next_event(self) -> Request | TensorHead | TensorBody | Closed | None:
@@ -205,16 +205,16 @@ class ServerConnection(_Receiver):
         header = self._take(9)
         if header is None:
             # a first byte that is no HELLO is refused at once: its sender may never send eight more
-            if self._waiting and not self._greeted and self._inbox[self._start] != Command.HELLO:
+            if self._waiting and not self.greeted and self._inbox[self._start] != Command.HELLO:
                 raise self._fail(f"the first request is command {self._inbox[self._start]}, not HELLO")
             return False
         number, length = header[0], int.from_bytes(header[1:], "little")
-        if not self._greeted and number != Command.HELLO:
+        if not self.greeted and number != Command.HELLO:
             raise self._fail(f"the first request is command {number}, not HELLO")
         if number >= len(Command):
             raise self._fail(f"unknown command {number}")
         command = Command(number)
-        if command is Command.HELLO and self._greeted:
+        if command is Command.HELLO and self.greeted:
             raise self._fail("a second HELLO")
         message = COMMANDS[command]
         fixed = message.request.itemsize
@@ -230,7 +230,7 @@ class ServerConnection(_Receiver):
             if not fixed + 4 <= length <= self._max_graph:
                 raise self._fail(f"{command.name} of {length} bytes, not within {fixed + 4} to {self._max_graph}")
             self._aim(memoryview(bytearray(min(length, FIRST_STEP))))
-        self._greeted = True
+        self.greeted = True
         self._state, self._command, self._length = State.BODY, command, length
         return True
 

@@ -78,7 +78,7 @@ class Slot:
 
     def reserve(self, size: int) -> bool:
         """Count `size` bytes as lent unless that is more than there is to offer."""
-        offered = self._limit if self._limit is not None else self.device.memory()[1]
+        offered = self.memory()[1]
         with self._state:
             if self._used + size > offered:
                 return False
@@ -99,8 +99,7 @@ class Slot:
         free, total = self.device.memory()
         if self._limit is not None:
             total = min(total, self._limit)
-            free = min(free, max(0, self._limit - self._used))
-        return free, total
+        return min(free, max(0, total - self._used)), total
 
     def close(self) -> None:
         with self._computing, self._state:

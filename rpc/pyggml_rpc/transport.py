@@ -7,6 +7,7 @@ means. Whatever a client does, or its death, ends its own thread and nothing els
 import contextlib
 import logging
 import select
+import selectors
 import socket
 import threading
 import time
@@ -22,6 +23,7 @@ log = logging.getLogger("pyggml.rpc")
 
 MAX_PIECES = 64  # in one call of sendmsg
 KEEPALIVE_IDLE = 60  # seconds until the kernel asks a silent machine whether it still exists
+GREETING_TIMEOUT = 10.0  # seconds for HELLO, which every client sends at once; after it silence is normal
 ABORT_AGAIN = 0.05  # seconds; an abort may come just before the computation that it is meant for
 
 
@@ -199,7 +201,7 @@ class Listener:
                     continue
                 try:
                     _tune(sock)
-                    sock.settimeout(self._idle_timeout)
+                    sock.settimeout(GREETING_TIMEOUT)
                     client = _Client(self, sock, peer, Session(self.server, peer))
                     self._clients[sock.fileno()] = client
                     if self._epoll is not None:
@@ -211,34 +213,38 @@ class Listener:
                     sock.close()
 
     def _accepted(self) -> Iterator[tuple[socket.socket, str]]:
-        while not self._closing.is_set():
-            try:
-                ready, _, _ = select.select([self._sock, self._woken], [], [])
-                if self._sock not in ready:
-                    return
-                sock, address = self._sock.accept()
-            except OSError as error:  # the client left the queue, or this process has no descriptor left
-                if self._closing.is_set():
-                    return
-                log.warning("accept: %s", error)
-                self._closing.wait(0.1)
-                continue
-            yield sock, f"{address[0]}:{address[1]}"
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._sock, selectors.EVENT_READ)
+            selector.register(self._woken, selectors.EVENT_READ)
+            while not self._closing.is_set():
+                try:
+                    if all(key.fileobj is not self._sock for key, _ in selector.select()):
+                        return
+                    sock, address = self._sock.accept()
+                except OSError as error:  # the client left the queue, or this process has no descriptor left
+                    log.warning("accept: %s", error)
+                    self._closing.wait(0.1)
+                    continue
+                yield sock, f"{address[0]}:{address[1]}"
 
     def _serve(self, client: _Client) -> None:
         sock, session, peer = client.sock, client.session, client.peer
         log.debug("%s: connected", peer)
         try:
             connection = ServerConnection()
+            patient = False
             while not session.finished:
                 connection.received(sock.recv_into(connection.space()))
                 for frame in session.run(connection):
                     send_pieces(sock, frame)
+                if connection.greeted and not patient:
+                    sock.settimeout(self._idle_timeout)
+                    patient = True
         except (RemoteProtocolError, RefusedError) as error:
             level = logging.DEBUG if session.gone else logging.WARNING
             log.log(level, "%s: connection closed: %s", peer, error)
         except TimeoutError:
-            log.warning("%s: connection closed: silent for %g s", peer, self._idle_timeout or 0)
+            log.warning("%s: connection closed: silent for %g s", peer, sock.gettimeout() or 0)
         except OSError as error:
             log.debug("%s: connection lost: %s", peer, error)
         except Exception:

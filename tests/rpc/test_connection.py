@@ -237,6 +237,30 @@ def test_our_own_mistakes_are_assertions() -> None:
         connection.reply(bytes(27))
 
 
+@pytest.mark.parametrize("fault", ["takes what there is", "forgets what it has"])
+def test_splitting_finds_a_reader_that_is_wrong(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    """Two wrong twins: one does not wait for a whole record, one drops bytes while it waits."""
+
+    def take(self: ServerConnection, count: int) -> bytes | None:
+        have = self._end - self._start
+        if have < count and fault == "forgets what it has":
+            self._start = self._end
+            return None
+        count = min(have, count)
+        taken = self._inbox[self._start : self._start + count].tobytes()
+        self._start += count
+        return taken.ljust(9, b"\0") if taken else None
+
+    monkeypatch.setattr(ServerConnection, "_take", take)
+    body = body_of(Command.ALLOC_BUFFER)
+    stream = HELLO + pack_header(Command.ALLOC_BUFFER, len(body)) + body
+    try:
+        seen = Owner(ServerConnection()).feed(bytewise(stream)).seen
+    except (RemoteProtocolError, AssertionError):
+        seen = []
+    assert seen != [(Command.HELLO, bytes(24)), (Command.ALLOC_BUFFER, body)]
+
+
 # ---- the client's end
 
 

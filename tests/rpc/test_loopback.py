@@ -517,6 +517,15 @@ def test_idle_clients_are_dropped_only_when_asked(server: Server) -> None:
         assert listener.n_clients == 0 or until(lambda: listener.n_clients == 0) is None
 
 
+def test_who_does_not_greet_is_dropped(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyggml_rpc.transport.GREETING_TIMEOUT", 0.1)
+    with raw(listener, hello=False) as mute, raw(listener) as greeted:
+        assert mute.recv(1) == b""
+        time.sleep(0.2)
+        greeted.sendall(pack_header(C.DEVICE_COUNT, 0))
+        assert greeted.recv(12, socket.MSG_WAITALL) == ONE_DEVICE, "silence after HELLO is normal"
+
+
 def test_close_ends_sessions_and_frees_the_port(kit: Any, toy: Any) -> None:
     listener = Listener(Server([toy]), port=0)
     socks = [raw(listener), raw(listener)]

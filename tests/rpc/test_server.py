@@ -1,5 +1,6 @@
 """A server and a raw client glued together in memory: every command does what wire.md says."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -327,6 +328,15 @@ def test_a_full_disk_is_a_warning(
     cache.store(DATA)
     assert list(tmp_path.iterdir()) == []
     assert "No space left" in caplog.text
+
+
+def test_what_a_killed_server_left_is_swept(tmp_path: Path) -> None:
+    old, fresh = tmp_path / ".new-old", tmp_path / ".new-fresh"
+    for path in (old, fresh):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    WeightCache(tmp_path)
+    assert not old.exists() and fresh.exists()
 
 
 # ---- counters and completeness
