@@ -343,12 +343,18 @@ def scale(a: Tensor, s: float, bias: float = 0.0, name: str = "") -> Tensor:
     return _node(Op.SCALE, (a,), pack_params("ff", s, bias), name)
 
 
+def _dense_rows(a: Tensor) -> bool:
+    """ggml.c: ggml_is_contiguous_rows."""
+    size = SIZES[a.type]
+    return a.ne[0] == size.block_size or a.nb[0] == size.type_size
+
+
 @rule(Op.UNARY)
 def _unary(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     (a,) = _sources(Op.UNARY, src, 1)
     kind = node.param_i32(0)
     _need(0 <= kind < len(UnaryOp), Op.UNARY, f"unknown function number {kind}", a)
-    _need(a.is_contiguous_from(1), Op.UNARY, "the source's rows are not dense", a)
+    _need(_dense_rows(a), Op.UNARY, "the source's rows are not dense", a)
     return a.type, a.ne
 
 
@@ -599,6 +605,7 @@ def _set_rows(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
         b,
         rows,
     )
+    _need(_dense_rows(a) and _dense_rows(b), op, "rows are not dense", a, b)
     _need(b.type in (GGMLType.F32, GGMLType.F16), op, "rows are neither F32 nor F16", b)
     _need(rows.type in (GGMLType.I32, GGMLType.I64), op, "row numbers are neither I32 nor I64", rows)
     _need(node.nb == a.nb, op, "the result is not laid out as the destination", node, a) if node.nelements else None

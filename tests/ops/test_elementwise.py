@@ -68,9 +68,7 @@ def unary_cases(draw: Callable, kind: UnaryOp) -> Case:
     dtype = draw(st.sampled_from(FLOATS))
     # ggml's table for F16 holds a NaN for GELU of -inf, its F32 code gives 0
     make = draw(operands(specials=False if kind == UnaryOp.GELU and dtype != F32 else None))
-    a = make.like(
-        draw(layouts(dtype, ("dense", "rows"))), dtype, draw(shapes()), scale=draw(st.sampled_from([1.0, 6.0]))
-    )
+    a = make.like(draw(layouts(dtype, DENSE_ROWS)), dtype, draw(shapes()), scale=draw(st.sampled_from([1.0, 6.0])))
     coarse = kind in (UnaryOp.GELU, UnaryOp.GELU_QUICK)  # ggml rounds argument and result to F16
     return Case(
         unary_node(a, kind),

@@ -13,7 +13,7 @@ from pyggml.backend.host import HostBuffer, host_memory
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.errors import ComputeError, UnsupportedError
 from pyggml.graph import Graph
-from pyggml.ops import VIEW_OPS, GluOp, Op
+from pyggml.ops import VIEW_OPS, GluOp, Op, UnaryOp
 from pyggml.quants import QUANTS
 from pyggml.tensor import Tensor, contiguous_strides
 
@@ -109,6 +109,8 @@ class PeerDevice(Device):
             ok = a.type in (F32, BF16) and a.nb == contiguous_strides(a.type, a.ne) and node.is_contiguous
         elif op == Op.UNARY:
             ok = a.type in FLOATS and dense(a, node)
+            if node.param_i32(0) == UnaryOp.XIELU:
+                ok = ok and a.is_contiguous_from(1) and node.is_contiguous_from(1)
         elif op == Op.GLU:
             allowed = {GluOp.SWIGLU_OAI: (F32,), GluOp.SWIGLU_CLAMP: (F32, F16)}
             ok = a.type in allowed.get(GluOp(node.param_i32(0)), FLOATS)

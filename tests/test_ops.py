@@ -1,0 +1,217 @@
+"""Shape rules: what the builders make and refuse, as those of ggml.c do, and what `check` says of foreign nodes."""
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyggml import ops
+from pyggml.dtypes import GGMLType
+from pyggml.errors import ShapeError, UnsupportedError
+from pyggml.ops import RULES, GluOp, Op, UnaryOp
+from pyggml.tensor import Tensor, pack_params
+
+F32, F16, I32, I64, Q4_0 = GGMLType.F32, GGMLType.F16, GGMLType.I32, GGMLType.I64, GGMLType.Q4_0
+
+
+def t(*ne: int, dtype: GGMLType = F32) -> Tensor:
+    return Tensor(dtype, ne)
+
+
+def padded(*ne: int) -> Tensor:
+    whole = t(ne[0] + 2, *ne[1:])
+    return ops.view(whole, ne, whole.nb[1:])
+
+
+def swapped(*ne: int) -> Tensor:
+    return ops.permute(t(ne[0], ne[2], ne[1]), 0, 2, 1, 3)
+
+
+def columns(*ne: int) -> Tensor:
+    return ops.transpose(t(ne[1], ne[0]))
+
+
+def soft_max(a: Tensor, mask: Tensor | None, sinks: Tensor | None) -> None:
+    ops.check(Tensor(a.type, a.ne, op=Op.SOFT_MAX, op_params=pack_params("ff", 1, 0), src=(a, mask, sinks)))
+
+
+def attention(**other: Tensor) -> Tensor:
+    fits = {"q": t(64, 5, 6), "k": t(64, 32, 2, dtype=F16), "v": t(64, 32, 2, dtype=F16), "mask": t(32, 5, dtype=F16)}
+    return ops.flash_attn_ext(**{**fits, **other}, scale=1.0)
+
+
+ACCEPTED: list[tuple[Callable[[], Tensor], GGMLType, tuple[int, ...]]] = [
+    (lambda: ops.add(t(6, 4, 2), t(3, 1, 2)), F32, (6, 4, 2, 1)),
+    (lambda: ops.mul(t(6, 4, dtype=F16), t(6)), F16, (6, 4, 1, 1)),
+    (lambda: ops.div(t(0, 4), t(0, 2)), F32, (0, 4, 1, 1)),
+    (lambda: ops.scale(padded(6, 4), 2.0), F32, (6, 4, 1, 1)),
+    (lambda: ops.unary(swapped(6, 4, 2), UnaryOp.SILU), F32, (6, 4, 2, 1)),
+    (lambda: ops.unary(padded(6, 4), UnaryOp.SILU), F32, (6, 4, 1, 1)),
+    (lambda: ops.glu(t(6, 4), None, GluOp.SWIGLU), F32, (3, 4, 1, 1)),
+    (lambda: ops.swiglu(padded(6, 4), t(6, 4)), F32, (6, 4, 1, 1)),
+    (lambda: ops.rms_norm(columns(6, 4), 1e-5), F32, (6, 4, 1, 1)),
+    (lambda: ops.soft_max(t(8, 4, 6, 2), t(8, 5, 3, 1, dtype=F16)), F32, (8, 4, 6, 2)),
+    (lambda: ops.rope(t(8, 4, 3), t(3, dtype=I32), 6, factors=t(3)), F32, (8, 4, 3, 1)),
+    (lambda: ops.mul_mat(t(8, 5, 2, dtype=F16), t(8, 3, 6, 4)), F32, (5, 3, 6, 4)),
+    (lambda: ops.mul_mat(t(64, 5, dtype=Q4_0), padded(64, 3)), F32, (5, 3, 1, 1)),
+    (lambda: ops.mul_mat(swapped(8, 5, 2), t(8, 3, 2)), F32, (5, 3, 2, 1)),
+    (attention, F32, (64, 6, 5, 1)),
+    (lambda: attention(v=t(32, 32, 2, dtype=Q4_0)), F32, (32, 6, 5, 1)),
+    (lambda: ops.cpy(t(6, 4), t(8, 3, dtype=F16)), F16, (8, 3, 1, 1)),
+    (lambda: ops.cont(swapped(6, 4, 2), 24, 2), F32, (24, 2, 1, 1)),
+    (lambda: ops.dup(columns(6, 4)), F32, (6, 4, 1, 1)),
+    (lambda: ops.get_rows(t(64, 9, 2, dtype=Q4_0), t(4, 2, dtype=I32)), F32, (64, 4, 2, 1)),
+    (lambda: ops.get_rows(t(6, 9, dtype=I32), t(4, dtype=I32)), I32, (6, 4, 1, 1)),
+    (lambda: ops.set_rows(t(6, 9, 4, dtype=F16), t(6, 2, 4), t(2, 2, dtype=I64)), F16, (6, 9, 4, 1)),
+    (lambda: ops.reshape(t(6, 4), 3, 8), F32, (3, 8, 1, 1)),
+    (lambda: ops.permute(t(2, 3, 4, 5), 2, 0, 1, 3), F32, (3, 4, 2, 5)),
+    (lambda: ops.transpose(t(2, 3)), F32, (3, 2, 1, 1)),
+    (lambda: ops.view(t(6, 4), (2, 4), (24,), 16), F32, (2, 4, 1, 1)),
+]
+
+REFUSED: list[tuple[Callable[[], object], str]] = [
+    (lambda: ops.add(t(6, 4), t(4, 4)), "ADD.*tile"),
+    (lambda: ops.sub(t(6), t(6, 2)), "SUB.*tile"),
+    (lambda: ops.mul(t(6), t(0)), "MUL.*tile"),
+    (lambda: ops.scale(columns(6, 4), 2.0), "SCALE.*dense"),
+    (lambda: ops.unary(columns(6, 4), UnaryOp.EXP), "UNARY.*dense"),
+    (lambda: ops.unary(t(4), 22), "UNARY.*22"),  # type: ignore[arg-type]
+    (lambda: ops.glu(t(4), None, 7), "GLU.*7"),  # type: ignore[arg-type]
+    (lambda: ops.glu(t(5, 2), None, GluOp.REGLU), "GLU.*odd"),
+    (lambda: ops.swiglu(t(6), t(6, 2)), "GLU.*differ"),
+    (lambda: ops.swiglu(t(6), t(6, dtype=F16)), "GLU.*differ"),
+    (lambda: ops.swiglu(swapped(6, 4, 2), t(6, 4, 2)), "GLU.*dense"),
+    (lambda: ops.rms_norm(t(6), -1e-5), "RMS_NORM.*eps"),
+    (lambda: ops.rms_norm(t(6), float("nan")), "RMS_NORM.*eps"),
+    (lambda: ops.soft_max(padded(8, 4)), "SOFT_MAX.*contiguous"),
+    (lambda: ops.soft_max(t(8, 4), t(8, 3)), "SOFT_MAX.*smaller"),
+    (lambda: ops.soft_max(t(8, 4), t(9, 4)), "SOFT_MAX.*smaller"),
+    (lambda: ops.soft_max(t(8, 4, 3), t(8, 4, 2)), "SOFT_MAX.*tile"),
+    (lambda: ops.soft_max(t(8, 4), t(8, 4, dtype=I32)), "SOFT_MAX.*F16 nor F32"),
+    (lambda: ops.soft_max(t(8, 4), None, 1.0, 8.0), "SOFT_MAX.*ALiBi"),
+    (lambda: soft_max(t(8, 4, 3), None, t(4)), "SOFT_MAX.*sink"),
+    (lambda: ops.rope(t(8, 4, 3), t(2, dtype=I32), 8), "ROPE.*position"),
+    (lambda: ops.rope(t(8, 4, 3), t(3), 8), "ROPE.*I32"),
+    (lambda: ops.rope(t(8, 4, 3), t(3, dtype=I32), 10), "ROPE.*10"),
+    (lambda: ops.rope(t(8, 4, 3), t(3, dtype=I32), 7), "ROPE.*7"),
+    (lambda: ops.rope(t(8, 4, 3), t(3, dtype=I32), 0), "ROPE.*0"),
+    (lambda: ops.rope(t(8, 4, 3), t(3, dtype=I32), 8, factors=t(3)), "ROPE.*factors"),
+    (lambda: ops.rope(t(8, 4, 3), t(3, dtype=I32), 8, mode=8), "ROPE.*4 position"),
+    (lambda: ops.mul_mat(t(8, 5), t(9, 5)), "MUL_MAT.*length"),
+    (lambda: ops.mul_mat(t(8, 5, 2), t(8, 5, 3)), "MUL_MAT.*tile"),
+    (lambda: ops.mul_mat(t(8, 5, 2), t(8, 5)), "MUL_MAT.*tile"),
+    (lambda: ops.mul_mat(t(8, 5, 0), t(8, 5)), "MUL_MAT.*tile"),
+    (lambda: ops.mul_mat(columns(8, 5), t(8, 3)), "MUL_MAT.*transposed"),
+    (lambda: attention(q=t(64, 5, 6, dtype=F16)), "FLASH_ATTN_EXT.*q is not F32"),
+    (lambda: attention(q=t(32, 5, 6)), "FLASH_ATTN_EXT.*head size"),
+    (lambda: attention(v=t(64, 31, 2, dtype=F16)), "FLASH_ATTN_EXT.*length"),
+    (lambda: attention(q=t(64, 5, 5)), "FLASH_ATTN_EXT.*tile"),
+    (lambda: attention(q=t(64, 5, 6, 2)), "FLASH_ATTN_EXT.*batches"),
+    (lambda: attention(mask=t(32, 5)), "FLASH_ATTN_EXT.*F16"),
+    (lambda: attention(mask=t(32, 4, dtype=F16)), "FLASH_ATTN_EXT.*smaller"),
+    (lambda: attention(mask=t(31, 5, dtype=F16)), "FLASH_ATTN_EXT.*smaller"),
+    (lambda: attention(mask=t(32, 5, 4, dtype=F16)), "FLASH_ATTN_EXT.*tile"),
+    (lambda: ops.cpy(t(6, 4), t(5, 5)), "CPY.*size"),
+    (lambda: ops.cont(t(6, 4), 5, 5), "CONT.*number"),
+    (lambda: ops.get_rows(t(6, 9), t(4, dtype=I64)), "GET_ROWS.*I32"),
+    (lambda: ops.get_rows(t(6, 9, 2), t(4, dtype=I32)), "GET_ROWS.*batches"),
+    (lambda: ops.set_rows(t(6, 9), t(5, 2), t(2, dtype=I64)), "SET_ROWS.*shape"),
+    (lambda: ops.set_rows(t(6, 9), t(6, 2), t(3, dtype=I64)), "SET_ROWS.*row number"),
+    (lambda: ops.set_rows(t(6, 9, 4), t(6, 2, 4), t(2, 3, dtype=I64)), "SET_ROWS.*tile"),
+    (lambda: ops.set_rows(t(6, 9), t(6, 2, dtype=I32), t(2, dtype=I64)), "SET_ROWS.*F16"),
+    (lambda: ops.set_rows(t(6, 9), t(6, 2), t(2)), "SET_ROWS.*I64"),
+    (lambda: ops.set_rows(columns(6, 9), t(6, 2), t(2, dtype=I64)), "SET_ROWS.*dense"),
+    (lambda: ops.set_rows(t(6, 9), columns(6, 2), t(2, dtype=I64)), "SET_ROWS.*dense"),
+    (lambda: ops.reshape(t(6, 4), 5, 5), "RESHAPE.*24"),
+    (lambda: ops.reshape(columns(6, 4), 24), "RESHAPE.*contiguous"),
+    (lambda: ops.view(t(6, 4), (6, 4), (24,), 4), "VIEW.*outside"),
+    (lambda: ops.permute(t(6, 4), 0, 0, 2, 3), "PERMUTE.*permutation"),
+]
+
+
+@pytest.mark.parametrize("index", range(len(ACCEPTED)))
+def test_accepted(index: int) -> None:
+    build, dtype, ne = ACCEPTED[index]
+    node = build()
+    assert (node.type, node.ne) == (dtype, ne)
+    ops.check(node)
+
+
+@pytest.mark.parametrize("index", range(len(REFUSED)))
+def test_refused(index: int) -> None:
+    build, message = REFUSED[index]
+    with pytest.raises(ShapeError, match=message) as caught:
+        build()
+    assert "\n" not in str(caught.value)
+
+
+def test_every_rule_is_tried_both_ways() -> None:
+    def tried(word: str) -> set[str]:
+        refused = " ".join(message.split(".")[0] for _, message in REFUSED)
+        accepted = " ".join(Op(build().op).name for build, _, _ in ACCEPTED)
+        return set((refused if word == "refused" else accepted).split())
+
+    arithmetic = {"ADD", "SUB", "MUL", "DIV"}  # one rule
+    assert {op.name for op in RULES} - arithmetic <= tried("accepted")
+    assert {op.name for op in RULES} - arithmetic - {"DUP"} <= tried("refused")
+
+
+FOREIGN = [build for build, _, _ in ACCEPTED if build().op in RULES]
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.sampled_from(FOREIGN), st.integers(0, 3), st.sampled_from([-1, 1, 7]))
+def test_a_foreign_node_of_another_shape_is_refused(build: Callable[[], Tensor], dim: int, more: int) -> None:
+    node = build()
+    ne = list(node.ne)
+    ne[dim] += more
+    if min(ne) < 0:
+        return
+    node.ne = (ne[0], ne[1], ne[2], ne[3])
+    with pytest.raises(ShapeError, match=Op(node.op).name):
+        ops.check(node)
+
+
+@pytest.mark.parametrize("index", range(len(FOREIGN)))
+def test_a_foreign_node_of_another_type_is_refused(index: int) -> None:
+    node = FOREIGN[index]()
+    node.type = GGMLType.F64
+    if node.op in (Op.CPY,):
+        node.src[1].type = F32  # type: ignore[union-attr]
+    with pytest.raises(ShapeError, match=f"{Op(node.op).name}.*F64"):
+        ops.check(node)
+
+
+@pytest.mark.parametrize("index", range(len(FOREIGN)))
+def test_a_foreign_node_without_a_source_is_refused(index: int) -> None:
+    node = FOREIGN[index]()
+    required = 2 if node.op in (Op.MUL_MAT, Op.CPY, Op.ADD, Op.MUL, Op.DIV, Op.GET_ROWS, Op.ROPE) else 1
+    required = 3 if node.op in (Op.SET_ROWS, Op.FLASH_ATTN_EXT) else required
+    for i in range(required):
+        src = list(node.src)
+        src[i] = None
+        with pytest.raises(ShapeError, match="sources"):
+            ops.check(Tensor(node.type, node.ne, op=node.op, op_params=node.op_params, src=src))
+    with pytest.raises(ShapeError, match="sources"):
+        ops.check(Tensor(node.type, node.ne, op=node.op, op_params=node.op_params, src=[*node.src, *[t(1)] * 6]))
+
+
+@pytest.mark.parametrize("op", [Op.POOL_2D, Op.FLASH_ATTN_BACK, 101, -1, 2**31 - 1])
+def test_an_op_without_a_rule_is_unsupported(op: int) -> None:
+    with pytest.raises(UnsupportedError, match="not implemented"):
+        ops.check(Tensor(F32, (1,), op=op, name="odd"))
+
+
+def test_writes_are_views_of_their_destination() -> None:
+    table, b, rows = t(6, 9, dtype=F16), t(6, 2), t(2, dtype=I64)
+    part = ops.view(table, (6, 4), (12,), 24)
+    node = ops.set_rows(part, b, rows)
+    assert node.view_src is table and node.view_offs == 24 and node.nb == part.nb and node.src == (b, rows, part)
+    copy = ops.cpy(t(6, 4), part)
+    assert copy.view_src is table and copy.view_offs == 24
+
+
+def test_numbers_are_ggmls() -> None:
+    assert (Op.ADD, Op.MUL_MAT, Op.SET_ROWS, Op.FLASH_ATTN_EXT, Op.GLU) == (2, 29, 42, 74, 100)
+    assert (UnaryOp.SILU, UnaryOp.TRUNC, GluOp.SWIGLU, GluOp.SWIGLU_CLAMP) == (10, 21, 2, 6)
