@@ -250,13 +250,16 @@ class Listener:
         except Exception:
             log.exception("%s: connection closed by a fault of this server", peer)
         finally:
+            try:
+                session.close()
+            except Exception:
+                log.exception("%s: could not free all that the client had", peer)
             with self._lock:
                 self._clients.pop(sock.fileno(), None)
                 if self._epoll is not None and not self._epoll.closed:
                     with contextlib.suppress(OSError):
                         self._epoll.unregister(sock)
             sock.close()
-            session.close()
             log.debug("%s: disconnected", peer)
 
     def _watch(self) -> None:
