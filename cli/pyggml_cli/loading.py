@@ -4,6 +4,7 @@ Owns that step and the progress of it; must not know what the model is wanted fo
 """
 
 import contextlib
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,14 +45,14 @@ def shown_compiling() -> Iterator[None]:
     """While this lasts, kernels that are compiled for the first time on this machine show a progress bar."""
     from pyggml import jit
 
-    bars: list[Meter] = []
+    bars: list[Meter] = []  # kernels come in batches, each with a bar of its own; a plain line is enough once
 
     def show(done: int, total: int, kernel: str) -> None:
-        if not bars:
+        if done == 0 and (not bars or sys.stderr.isatty()):
             bars.append(Meter("compiling kernels, once", total, "kernels"))
-        bars[0](done, total)
+        bars[-1](done, total)
         if done == total:
-            bars.pop().close()
+            bars[-1].close()
 
     jit.on_compile(show)
     try:
