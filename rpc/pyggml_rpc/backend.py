@@ -9,6 +9,7 @@ import contextlib
 import numpy as np
 
 from pyggml.backend.base import Backend, Buffer, Bytes, Device, Kind, Plan, Usage
+from pyggml.backend.host import host_memory
 from pyggml.dtypes import SIZES
 from pyggml.errors import DeviceError, UnsupportedError
 from pyggml.graph import Graph
@@ -82,7 +83,8 @@ class RpcDevice(Device):
 
     def memory(self) -> tuple[int, int]:
         answer = self._ask(Command.GET_DEVICE_MEMORY)
-        return int(answer["free"][0]), int(answer["total"][0])
+        free, total = int(answer["free"][0]), int(answer["total"][0])
+        return (free, total) if total else host_memory()  # a server that does not say: as the reference client does
 
     def why_not(self, node: Tensor) -> str | None:
         """The protocol has no question for this: a server is taken to compute every op that is known here."""
@@ -151,7 +153,7 @@ class RpcBuffer(Buffer):
             self.client.tell(Command.INIT_TENSOR, self._record(tensor).tobytes())
 
     def set(self, tensor: Tensor, data: Bytes, offset: int = 0) -> None:
-        content = memoryview(data).cast("B") if not isinstance(data, np.ndarray) else data.reshape(-1).data
+        content = np.frombuffer(data, np.uint8).data
         assert offset >= 0 and offset + len(content) <= tensor.nbytes, (tensor, offset, len(content))
         record = self._record(tensor)
         keep = self.usage is Usage.WEIGHTS and len(content) > HASH_ABOVE and self.device.hash_weights

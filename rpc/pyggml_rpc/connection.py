@@ -311,7 +311,9 @@ class ClientConnection(_Receiver):
         if event is None and self._eof:
             if self._pending:
                 command = self._pending[0][0].name
-                raise self._fail(f"the server closed the connection in place of an answer to {command}")
+                raise self._fail(
+                    f"the server closed the connection in place of an answer to {command}; its log says why"
+                )
             return Closed()
         return event
 

@@ -26,6 +26,7 @@ from pyggml_rpc.wire import GRAPH, TENSOR
 Records = NDArray[np.void]
 
 U32_MAX = 2**32 - 1
+COMPUTE = int(Flag.COMPUTE)
 BY_NUMBER: dict[int, tuple[GGMLType, TypeSize]] = {int(t): (t, size) for t, size in SIZES.items()}
 
 Place = Callable[[Tensor], tuple[int, int]]
@@ -87,7 +88,7 @@ def write_graph(device: int, graph: Graph, place: Place) -> bytes:
     records = write_tensors(tensors.values(), place, ids, graph.uses)
     order = np.array([ids[id(node)] for node in nodes], "<u8")
     if nodes:
-        records["flags"][order.astype(np.intp) - 1] |= int(Flag.COMPUTE)
+        records["flags"][order.astype(np.intp) - 1] |= COMPUTE
     head = np.array([(device, len(nodes))], GRAPH).tobytes()
     return b"".join((head, order.tobytes(), len(records).to_bytes(4, "little"), records.tobytes()))
 
@@ -197,7 +198,7 @@ def link(graph: ForeignGraph, tensors: list[Tensor]) -> Graph:
     Left out are nodes that compute nothing: views, those without the COMPUTE flag, those of no elements. Raises
     RefusedError for an id that is absent, unknown, or there twice, and for a source that lives nowhere.
     """
-    numbers = graph.records["id"].tolist()
+    numbers: list[int] = graph.records["id"].tolist()
     by_id = dict(zip(numbers, tensors, strict=True))
     if len(by_id) != len(tensors) or 0 in by_id:
         raise RefusedError(
@@ -214,21 +215,23 @@ def link(graph: ForeignGraph, tensors: list[Tensor]) -> Graph:
         if row is None:
             raise RefusedError(f"node 0x{number:x} is not among the {len(tensors)} tensors")
         node = tensors[row]
-        if not node.flags & Flag.COMPUTE or node.op in VIEW_OPS or not node.nelements:
+        if not node.flags & COMPUTE or node.op in VIEW_OPS or not node.nelements:
             continue
-        label = f"node {node.name!r} ({Op(node.op).name if 0 <= node.op < len(Op) else f'op {node.op}'})"
-        src: list[Tensor | None] = []
-        for index, source in enumerate(sources[row]):
-            operand = by_id.get(source) if source else None
-            if source and operand is None:
-                raise RefusedError(f"{label}: source {index}, 0x{source:x}, is not among the {len(tensors)} tensors")
-            if operand is not None and operand.buffer is None:
-                raise RefusedError(f"{label}: source {index}, {operand.name!r}, is in no buffer here")
-            src.append(operand)
         if node.buffer is None:
-            raise RefusedError(f"{label}: it is in no buffer here")
-        while src and src[-1] is None:
-            src.pop()
+            raise RefusedError(f"{_name(node)}: it is in no buffer here")
+        wanted = sources[row]
+        while wanted and not wanted[-1]:
+            wanted.pop()
+        src: list[Tensor | None] = []
+        for index, source in enumerate(wanted):
+            operand = by_id.get(source) if source else None
+            if operand is None and source:
+                raise RefusedError(
+                    f"{_name(node)}: source {index}, 0x{source:x}, is not among the {len(tensors)} tensors"
+                )
+            if operand is not None and operand.buffer is None:
+                raise RefusedError(f"{_name(node)}: source {index}, {operand.name!r}, is in no buffer here")
+            src.append(operand)
         node.src = tuple(src)
         if roots[row]:
             node.view_src = by_id.get(roots[row])
@@ -238,6 +241,10 @@ def link(graph: ForeignGraph, tensors: list[Tensor]) -> Graph:
     leafs = {id(s): s for node in result.nodes for s in node.src if s is not None and id(s) not in computed}
     result.leafs.extend(leafs.values())
     return result
+
+
+def _name(node: Tensor) -> str:
+    return f"node {node.name!r} ({Op(node.op).name if 0 <= node.op < len(Op) else f'op {node.op}'})"
 
 
 def check_range(tensor: Tensor, offset: int, size: int) -> None:

@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from pyggml_rpc.session import Session
 
 
+CLOSE_TIMEOUT = 2.0  # seconds
+
+
 class Counters:
-    """Requests and bytes of request bodies by command, over all clients."""
+    """Requests and bytes of their bodies by command, over all clients; of SET_TENSOR the data alone."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -102,10 +105,15 @@ class Slot:
         return min(free, max(0, total - self._used)), total
 
     def close(self) -> None:
-        with self._computing, self._state:
-            if self._backend is not None:
-                self._backend.close()
-                self._backend = None
+        """A computation that does not end when it is aborted keeps its threads, which end with the process."""
+        if self._computing.acquire(timeout=CLOSE_TIMEOUT):
+            try:
+                with self._state:
+                    if self._backend is not None:
+                        self._backend.close()
+                        self._backend = None
+            finally:
+                self._computing.release()
 
 
 class Server:

@@ -366,3 +366,23 @@ def test_data_is_not_copied_into_the_frame() -> None:
     pieces = greeted().request(Command.SET_TENSOR, bytes(305), data=data)
     assert pieces[1] is data
     assert b"".join(pieces)[:9] == pack_header(Command.SET_TENSOR, 305 + (1 << 20))
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.binary(max_size=300), st.lists(st.integers(0, 300), max_size=5))
+def test_garbage_from_a_server(garbage: bytes, cuts: list[int]) -> None:
+    client = greeted()
+    memory = bytearray(5)
+    for command, into in (
+        (Command.GET_ALIGNMENT, None),
+        (Command.GET_TENSOR, memoryview(memory)),
+        (Command.COPY_TENSOR, None),
+    ):
+        client.request(command, bytes(COMMANDS[command].request.itemsize), into=into)
+    stream = framed(bytes(8)) + framed(b"hello") + garbage
+    try:
+        for chunk in split_at(stream, cuts):
+            feed_client(client, chunk)
+    except RemoteProtocolError as error:
+        assert "\n" not in str(error)
+    assert bytes(memory) == b"hello"

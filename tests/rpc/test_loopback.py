@@ -19,6 +19,7 @@ from pyggml_rpc.wire import COMMANDS, HELLO_REPLY, Command, pack, pack_header
 
 from pyggml import ops
 from pyggml.backend.base import Usage, extra_devices
+from pyggml.backend.host import host_memory
 from pyggml.dtypes import GGMLType
 from pyggml.errors import DeviceError, UnsupportedError
 from pyggml.graph import Graph, build_forward
@@ -160,6 +161,26 @@ def test_data_may_change_after_set(listener: Listener) -> None:
     data[:] = 1
     assert buffer.get(tensor) == bytes(64)
     buffer.free()
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, lambda b: np.frombuffer(b, "<f4").reshape(2, 2)])
+def test_data_of_any_kind(listener: Listener, kind: Callable[[bytes], Any]) -> None:
+    device = device_of(listener)
+    buffer = device.alloc_buffer(64)
+    tensor, nothing = Tensor(GGMLType.F32, (2, 2)), Tensor(GGMLType.F32, (2, 0))
+    buffer.place(tensor, 0)
+    buffer.place(nothing, 64)
+    buffer.set(tensor, kind(bytes(range(16))))
+    assert buffer.get(tensor) == bytes(range(16))
+    buffer.set(nothing, b"")
+    assert buffer.get(nothing) == b""
+    buffer.free()
+
+
+def test_a_server_that_does_not_tell_its_memory(listener: Listener, toy: Any) -> None:
+    device = device_of(listener)
+    toy.total = 0
+    assert device.memory() == host_memory() != (0, 0)
 
 
 def test_no_room(listener: Listener) -> None:

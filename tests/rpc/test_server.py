@@ -33,6 +33,13 @@ def test_hello_and_devices(kit: Any, toy: Any) -> None:
     assert client.request(C.GET_DEVICE_MEMORY, device=1) == {"free": 1000, "total": 1000}
 
 
+def test_what_a_peer_offers_in_hello_is_ignored(kit: Any, server: Server) -> None:
+    client = kit.Glued(server, hello=False)
+    client.ask(C.HELLO, b"\xff" * 24)
+    assert not client.replies[0].record["conn_caps"].any()
+    assert client.request(C.DEVICE_COUNT) == {"device_count": 1}
+
+
 @pytest.mark.parametrize(
     "command", [C.GET_ALIGNMENT, C.GET_MAX_SIZE, C.GET_DEVICE_MEMORY, C.ALLOC_BUFFER, C.GRAPH_RECOMPUTE]
 )
