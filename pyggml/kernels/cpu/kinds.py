@@ -28,6 +28,6 @@ def refuse_types(allowed: Iterable[GGMLType], *tensors: Tensor | None) -> str | 
         block = SIZES[t.type].block_size
         if t.ne[0] % block:
             return f"{t.ne[0]} elements of {t.type.name} are no whole number of blocks"
-        if block > 1 and kind(t).endswith("/"):
+        if block > 1 and t.nb[0] != SIZES[t.type].type_size:
             return f"blocks of {t.type.name} that lie apart"
     return None
