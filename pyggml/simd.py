@@ -722,6 +722,25 @@ def highest_bit(tyctx, x):
     return types.int64(types.int64), lambda ctx, b, sig, a: b.sub(_I64(63), b.ctlz(a[0], _I1(0)))
 
 
+def f16_gather_pairs(count, stride):
+    """-> f(addr): `count` (at most 8) pairs of neighbouring f16 that lie `stride` bytes apart, as f32 lanes: the first
+    of each pair in lanes 0, 2, 4 ..., further lanes zero."""
+    out = Vec("f32", 16)
+
+    @intrinsic
+    def gather(tyctx, addr):
+        def codegen(ctx, b, sig, a):
+            x = ir.Constant(ir.VectorType(_I32, 8), None)
+            for i in range(count):
+                at = b.add(a[0], ir.Constant(a[0].type, i * stride))
+                x = b.insert_element(x, b.load(_ptr(b, at, _I32), align=1), _I32(i))
+            return _f16_to_f32(b, b.bitcast(x, ir.VectorType(_I16, 16)))
+
+        return out(types.uintp), codegen
+
+    return gather
+
+
 # ---- integer dot product: sums of four adjacent products, exact, lane by lane
 
 

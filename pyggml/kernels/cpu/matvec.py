@@ -17,13 +17,12 @@ def _row_dot_blocks(dtype):
     from pyggml import simd as v
 
     U = v.U
-    np = v.np
     make = quant(dtype).vector
     assert make is not None
     blocks = make()
     size = SIZES[dtype].type_size
     signed, has_min = blocks.signed, blocks.m is not None
-    bias = np.float32(blocks.bias)
+    bias = v.constant("f32", [float(blocks.bias)] * 8)
     has_sum = has_min or blocks.bias != 0
     start_at_z = signed and v.SIGNED_BIAS != 0
     spread = [v.shuffler([2 * i] * 8 + [2 * i + 1] * 8) for i in range(4)]
@@ -47,31 +46,34 @@ def _row_dot_blocks(dtype):
 
         return (from_z if start_at_z else as_signed) if signed else unsigned
 
-    def side(count):
-        """-> f(x, w, s, c): c + what minimum or bias add for `count` blocks."""
-        m = v.f16_gather(count, size, 8)
-        m_at = U(blocks.m or 0)
+    def scales(count):
+        """-> f(x, s, c): the scales of `count` blocks, and c + what minimum or bias add for them."""
+        assert not has_min or blocks.m == blocks.d + 2
+        d = v.f16_gather(count, size, 8)
+        pairs = v.f16_gather_pairs(count, size)
 
         @v.device
-        def minimum(x, w, s, c):
-            return v.fma(m(x + m_at), v.load_f32x8(s), c)
+        def minimum(x, s, c):
+            both = pairs(x + d_at)
+            return even(both), v.fma(odd(both), v.load_f32x8(s), c)
 
         @v.device
-        def biased(x, w, s, c):
-            return v.fma(w, v.load_f32x8(s), c)
+        def biased(x, s, c):
+            w = d(x + d_at)
+            return w, v.fma(w, v.load_f32x8(s), c)
 
         @v.device
-        def nothing(x, w, s, c):
-            return c
+        def nothing(x, s, c):
+            return d(x + d_at), c
 
         return minimum if has_min else biased if has_sum else nothing
 
+    d_at = U(blocks.d)
+    even, odd = v.shuffler([*range(0, 16, 2)]), v.shuffler([*range(1, 16, 2)])
     pair, single = products(2), products(1)
-    side8, side2, side1 = side(8), side(2), side(1)
-    d8, d2, d1 = (v.f16_gather(n, size, 8) for n in (8, 2, 1))
+    scales8, scales2, scales1 = scales(8), scales(2), scales(1)
     s0, s1, s2, s3 = spread
     x1, x2, x3 = pair_at[1:]
-    d_at = U(blocks.d)
     group, pair_size = U(8 * size), U(2 * size)
     lines = -(-8 * size // 64)
     ahead = U(AHEAD)
@@ -94,9 +96,8 @@ def _row_dot_blocks(dtype):
                 v.prefetch(x + ahead + U(192))
             if five_lines:
                 v.prefetch(x + ahead + U(256))
-            w = d8(x + d_at)
+            w, c = scales8(x, s, c)
             wd = w * v.load_f32x8(d)
-            c = side8(x, w, s, c)
             a0 = v.fma(s0(wd), v.to_f32(pair(x, q, z)), a0)
             a1 = v.fma(s1(wd), v.to_f32(pair(x + x1, q + U(64), z + U(64))), a1)
             a0 = v.fma(s2(wd), v.to_f32(pair(x + x2, q + U(128), z + U(128))), a0)
@@ -107,8 +108,7 @@ def _row_dot_blocks(dtype):
             d += U(32)
             s += U(32)
         for _ in range((nb & 7) >> 1):
-            w = d2(x + d_at)
-            c = side2(x, w, s, c)
+            w, c = scales2(x, s, c)
             a0 = v.fma(s0(w * v.load_f32x8(d)), v.to_f32(pair(x, q, z)), a0)
             x += pair_size
             q += U(64)
@@ -116,15 +116,14 @@ def _row_dot_blocks(dtype):
             d += U(8)
             s += U(8)
         if nb & 1:
-            w = d1(x + d_at)
-            c = side1(x, w, s, c)
+            w, c = scales1(x, s, c)
             a0 = v.fma(s0(w * v.load_f32x8(d)), v.to_f32(single(x, q, z)), a0)
-        total = v.hsum(a0 + a1)
+        total = a0 + a1
         if has_min:
-            total += v.hsum(c)
+            total += v.join(c, v.zero_f32x8())
         elif has_sum:
-            total -= bias * v.hsum(c)
-        return total
+            total -= v.join(c * bias(), v.zero_f32x8())
+        return v.hsum(total)
 
     return dot
 
