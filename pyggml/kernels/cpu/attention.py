@@ -120,7 +120,7 @@ def few(k_name, v_name, masked):
     keys, values = v.RowWords(k_name), v.RowWords(v_name)
     multiply, multiply_part, zero, sums = keys.multiply, keys.multiply_part, keys.zero, keys.sums
     add_row, zero4, store4 = values.add_row, values.zero4, values.store4
-    load_value, load_value_part = v.float_loader(v_name)
+    _, load_value_part = v.float_loader(v_name)
     k_size, v_size = v.FLOAT_BYTES[k_name], v.FLOAT_BYTES[v_name]
     rule, slope_of = score_rule(), alibi_slope()
     scale_of, bias_of, softcap_of = (record.param_f32(i) for i in range(3))

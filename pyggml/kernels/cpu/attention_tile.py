@@ -47,7 +47,7 @@ def many(k_name, v_name, masked, with_sinks, width):
     )
     unpack_keys = _unpack_floats(GGMLType[k_name])
     turn = v.transposer(v.load_f32)
-    load_value, load_value_part = v.float_loader(v_name)
+    _, load_value_part = v.float_loader(v_name)
     v_size = v.FLOAT_BYTES[v_name]
     rule, slope_of = score_rule(), alibi_slope()
     scale_of, bias_of, softcap_of = (record.param_f32(i) for i in range(3))

@@ -148,7 +148,8 @@ def rope(mode, kind_d, kind_a):
     from pyggml.kernels.cpu import elements, record
 
     U = v.U
-    rows, ne0, ne1, ne2 = record.rows("dst"), *(record.field("dst.ne", i) for i in range(3))
+    rows = record.rows("dst")
+    ne0, ne1, ne2 = (record.field("dst.ne", i) for i in range(3))
     d, a = record.row("dst"), record.row("src0")
     store, load = elements.storer(kind_d), elements.loader(kind_a)
     nbd, nba = record.field("dst.nb"), record.field("src0.nb")

@@ -42,7 +42,8 @@ def _numbers_are_bad(type_n):
     from pyggml.steps import STATUS
 
     U = v.U
-    at, n0, n1, n2 = record.element("src1"), *(record.field("src1.ne", i) for i in range(3))
+    at = record.element("src1")
+    n0, n1, n2 = (record.field("src1.ne", i) for i in range(3))
     stride = record.field("src1.nb")
     status, index = record.field("status"), record.field("index")
     read = v.i32_at if type_n == "i32" else v.i64_at

@@ -74,7 +74,8 @@ def soft_max(kind_d, kind_a, kind_m, alibi, with_sinks):
     from pyggml import simd as v
     from pyggml.kernels.cpu import elements, record
 
-    rows, ne0, ne1, ne2 = record.rows("dst"), *(record.field("dst.ne", i) for i in range(3))
+    rows = record.rows("dst")
+    ne0, ne1, ne2 = (record.field("dst.ne", i) for i in range(3))
     d, a, m = record.row("dst"), record.row("src0"), _mask_row()
     load, load_d, store = elements.loader(kind_a), elements.loader(kind_d), elements.storer(kind_d)
     masked = kind_m != ""
