@@ -159,8 +159,10 @@ _MAGIC = b"PYGGMLK1"
 def _source_hash() -> str:
     root = Path(__file__).parent
     digest = hashlib.sha256()
-    for path in sorted([*root.glob("*.py"), *root.glob("kernels/cpu/**/*.py"), *root.glob("quants/*.py")]):
-        if path.parent == root and path.name not in ("jit.py", "simd.py", "steps.py", "dtypes.py"):
+    for path in sorted(
+        [*root.glob("*.py"), *root.glob("kernels/cpu/**/*.py"), *root.glob("quants/*.py"), *root.glob("simd/*.py")]
+    ):
+        if path.parent == root and path.name not in ("jit.py", "steps.py", "dtypes.py"):
             continue
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -78,9 +78,8 @@ def get_rows(kind_d, kind_a, type_n):
     bad, convert = _numbers_are_bad(type_n), elements.converter(kind_d, kind_a)
     read = v.i32_at if type_n == "i32" else v.i64_at
     rows, limit, ne0 = record.rows("dst"), record.field("src0.ne", 1), record.field("dst.ne", 0)
-    d, a, number, ne1, ne2 = (
-        record.row("dst"), record.element("src0"), record.element("src1"), *(record.field("dst.ne", i) for i in (1, 2)),
-    )  # fmt: skip
+    d, a, number = record.row("dst"), record.element("src0"), record.element("src1")
+    ne1, ne2 = record.field("dst.ne", 1), record.field("dst.ne", 2)
     nbd, nba = record.field("dst.nb"), record.field("src0.nb")
 
     def kernel(step, ith, nth):

@@ -1,0 +1,197 @@
+"""Register tiles: 16 rows by some columns at once, for matrix products and attention. Knows no matrix."""
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from pyggml.simd import codegen as cg
+from pyggml.simd.codegen import FLOAT_BYTES
+from pyggml.simd.dot import emit_dot, emit_dot_signed
+from pyggml.simd.vectors import Tile, Vec
+
+
+class TileWords:
+    """The words for tiles of `count` columns. Column t's scalars lie at y + 4 t."""
+
+    def __init__(self, count):
+        i32, f32 = Tile("i32", count), Tile("f32", count)
+        f32v = ir.VectorType(cg.F32, 16)
+
+        @intrinsic
+        def zero(tyctx):
+            return f32(), lambda ctx, b, sig, a: ir.Constant(f32.ir, None)
+
+        @intrinsic
+        def start(tyctx, y, shift):
+            """i32 columns that begin at (i32 at y + 4 t) << shift."""
+
+            def codegen(ctx, b, sig, a):
+                by = cg.splat(b, b.trunc(a[1], cg.I32), 16)
+                return cg.tile(b, [b.shl(cg.splat_from(b, a[0], 4 * t, cg.I32), by) for t in range(count)])
+
+            return i32(types.uintp, types.int64), codegen
+
+        @intrinsic
+        def start_zero(tyctx):
+            return i32(), lambda ctx, b, sig, a: ir.Constant(i32.ir, None)
+
+        def dot_with(dot):
+            @intrinsic
+            def step(tyctx, acc, w, y):
+                """acc + 4 products a lane: 16 rows x 4 weights `w` with the 4 activations of each column at y."""
+
+                def codegen(ctx, b, sig, a):
+                    v64 = ir.VectorType(cg.I8, 64)
+                    s = [b.bitcast(cg.splat_from(b, a[2], 4 * t, cg.I32), v64) for t in range(count)]
+                    return cg.tile(
+                        b, [dot(b, acc, a[1], x) for acc, x in zip(cg.columns(b, a[0], count), s, strict=True)]
+                    )
+
+                return acc(acc, w, types.uintp), codegen
+
+            return step
+
+        @intrinsic
+        def scale_add(tyctx, acc, sums, d, y):
+            """acc + f32(sums) * (d * scale of each column at y)."""
+
+            def codegen(ctx, b, sig, a):
+                out = []
+                for t, (x, n) in enumerate(zip(cg.columns(b, a[0], count), cg.columns(b, a[1], count), strict=True)):
+                    out.append(cg.fma(b, b.sitofp(n, f32v), b.fmul(a[2], cg.splat_from(b, a[3], 4 * t, cg.F32)), x))
+                return cg.tile(b, out)
+
+            return acc(acc, sums, d, types.uintp), codegen
+
+        @intrinsic
+        def fma_columns(tyctx, acc, w, y):
+            """acc + w * (f32 of each column at y)."""
+
+            def codegen(ctx, b, sig, a):
+                return cg.tile(
+                    b,
+                    [
+                        cg.fma(b, a[1], cg.splat_from(b, a[2], 4 * t, cg.F32), x)
+                        for t, x in enumerate(cg.columns(b, a[0], count))
+                    ],
+                )
+
+            return acc(acc, w, types.uintp), codegen
+
+        @intrinsic
+        def load_scaled(tyctx, addr, stride, y):
+            """Column t: 16 f32 at addr + t * stride, times the f32 at y + 4 t."""
+
+            def codegen(ctx, b, sig, a):
+                out, at = [], a[0]
+                for t in range(count):
+                    x = b.load(cg.ptr(b, at, f32v), align=1)
+                    out.append(b.fmul(x, cg.splat_from(b, a[2], 4 * t, cg.F32)))
+                    at = b.add(at, a[1])
+                return cg.tile(b, out)
+
+            return f32(types.uintp, types.uintp, types.uintp), codegen
+
+        @intrinsic
+        def store_columns(tyctx, acc, addr, stride, rows, columns):
+            """Write lanes below `rows` of the columns below `columns`, column t at addr + t * stride."""
+
+            def codegen(ctx, b, sig, a):
+                acc, addr, stride, rows, columns = a
+                mask = cg.mask(b, rows, 16)
+                p = f32v.as_pointer()
+                fnty = ir.FunctionType(ir.VoidType(), [f32v, p, cg.I32, mask.type])
+                fn = cgutils.get_or_insert_function(b.module, fnty, "llvm.masked.store.v16f32.p0")
+                for t, x in enumerate(cg.columns(b, acc, count)):
+                    with b.if_then(b.icmp_signed("<", ir.Constant(cg.I64, t), columns)):
+                        b.call(fn, [x, b.inttoptr(addr, p), cg.I32(1), mask])
+                    addr = b.add(addr, stride)
+                return ctx.get_dummy_value()
+
+            return types.none(acc, types.uintp, types.uintp, types.int64, types.int64), codegen
+
+        self.zero, self.start, self.start_zero = zero, start, start_zero
+        self.dot_u8i8 = dot_with(emit_dot)
+        self.dot_weights = dot_with(emit_dot_signed)
+        self.scale_add, self.fma_columns = scale_add, fma_columns
+        self.load_scaled, self.store_columns = load_scaled, store_columns
+
+
+class RowWords:
+    """The words for 16 rows of floats at once (`kind`), and for one row times a number."""
+
+    def __init__(self, kind):
+        rows = Tile("f32", 16)
+        vec = Vec("f32", 16)
+
+        def accumulate(b, a, count):
+            acc, addr, stride, last, x = a[:5]
+            out = []
+            for j, old in enumerate(cg.columns(b, acc, 16)):
+                out.append(cg.fma(b, cg.load_floats(b, addr, kind, 16, count), x, old))
+                more = b.icmp_signed("<", ir.Constant(cg.I64, j), last)
+                addr = b.add(addr, b.select(more, stride, ir.Constant(cg.I64, 0)))
+            return cg.tile(b, out)
+
+        @intrinsic
+        def multiply(tyctx, acc, addr, stride, last, x):
+            """Column j: acc + (16 elements of row j) * x; rows beyond `last` repeat it."""
+            return acc(acc, types.uintp, types.uintp, types.int64, x), lambda ctx, b, sig, a: accumulate(b, a, None)
+
+        @intrinsic
+        def multiply_part(tyctx, acc, addr, stride, last, x, count):
+            """The same for `count` elements of each row."""
+            sig = acc(acc, types.uintp, types.uintp, types.int64, x, types.int64)
+            return sig, lambda ctx, b, sig, a: accumulate(b, a, a[5])
+
+        @intrinsic
+        def zero(tyctx):
+            return rows(), lambda ctx, b, sig, a: ir.Constant(rows.ir, None)
+
+        @intrinsic
+        def sums(tyctx, acc):
+            """Lane j: the sum over column j's lanes, in a fixed tree."""
+
+            def codegen(ctx, b, sig, a):
+                level = cg.transpose(b, cg.columns(b, a[0], 16))
+                while len(level) > 1:
+                    level = [b.fadd(level[i], level[i + 1]) for i in range(0, len(level), 2)]
+                return level[0]
+
+            return vec(acc), codegen
+
+        four = Tile("f32", 4)
+
+        @intrinsic
+        def add_row(tyctx, acc, addr, p):
+            """acc (64 elements) + row * p."""
+
+            def codegen(ctx, b, sig, a):
+                by = cg.splat(b, a[2], 16)
+                out = []
+                for c, old in enumerate(cg.columns(b, a[0], 4)):
+                    at = b.add(a[1], ir.Constant(a[1].type, 16 * FLOAT_BYTES[kind] * c))
+                    out.append(cg.fma(b, cg.load_floats(b, at, kind), by, old))
+                return cg.tile(b, out)
+
+            return acc(acc, types.uintp, types.float32), codegen
+
+        @intrinsic
+        def zero4(tyctx):
+            return four(), lambda ctx, b, sig, a: ir.Constant(four.ir, None)
+
+        @intrinsic
+        def store4(tyctx, addr, x, y):
+            """Write the 64 elements of x + y."""
+
+            def codegen(ctx, b, sig, a):
+                for c, (p, q) in enumerate(zip(cg.columns(b, a[1], 4), cg.columns(b, a[2], 4), strict=True)):
+                    at = b.add(a[0], ir.Constant(a[0].type, 64 * c))
+                    b.store(b.fadd(p, q), cg.ptr(b, at, p.type), align=1)
+                return ctx.get_dummy_value()
+
+            return types.none(types.uintp, x, y), codegen
+
+        self.multiply, self.multiply_part, self.zero, self.sums = multiply, multiply_part, zero, sums
+        self.add_row, self.zero4, self.store4 = add_row, zero4, store4
