@@ -8,12 +8,17 @@ not used: it misses for kernels that close over other functions and keeps stale 
 
 from __future__ import annotations
 
+import ast
+import collections
 import contextlib
 import ctypes
 import functools
 import hashlib
+import importlib
+import importlib.util
 import os
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -43,7 +48,7 @@ Progress = Callable[[int, int, str], None]
 
 
 class Spec(NamedTuple):
-    """Which kernel: `factory(*args)` of `pyggml.kernels.cpu.<module>` makes it."""
+    """Which kernel: `factory(*args)` of `pyggml.kernels.cpu.<module>` makes it; a module with a dot is a full name."""
 
     module: str
     factory: str
@@ -52,7 +57,7 @@ class Spec(NamedTuple):
 
     @property
     def label(self) -> str:
-        return "-".join([self.module, self.factory, *map(str, self.args)]).replace("/", "~")  # it names a file
+        return re.sub(r"[^\w.-]", "~", "-".join([self.module, self.factory, *map(str, self.args)]))  # it names a file
 
 
 # ---- the machine
@@ -64,7 +69,10 @@ def target() -> tuple[str, str]:
     name, features = os.environ.get("NUMBA_CPU_NAME"), os.environ.get("NUMBA_CPU_FEATURES")
     if name is not None or features is not None:
         return name or llvm.get_host_cpu_name(), features or ""
-    return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+    try:
+        return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+    except RuntimeError:  # LLVM does not know how to ask this system
+        return llvm.get_host_cpu_name(), ""
 
 
 _NAMED_LEVELS = {"x86-64-v2": "v2", "x86-64-v3": "v3", "x86-64-v4": "v4"}
@@ -75,10 +83,11 @@ def level() -> str:
     """The widest of LEVELS that the target has all features of."""
     name, features = target()
     have = {f[1:] for f in features.split(",") if f.startswith("+")}
+    lack = {f[1:] for f in features.split(",") if f.startswith("-")}
     at_least = LEVELS.index(_NAMED_LEVELS.get(name, "generic"))
     best = "generic"
     for i, candidate in enumerate(LEVELS[1:], 1):
-        if i > at_least and not have.issuperset(_NEEDS[candidate]):
+        if lack.intersection(_NEEDS[candidate]) or (i > at_least and not have.issuperset(_NEEDS[candidate])):
             break
         best = candidate
     return best
@@ -100,25 +109,32 @@ def _parse(signature: str) -> tuple[str, list[str]]:
     return result, [a for a in rest.rstrip(")").split(",") if a]
 
 
+def _numba() -> Any:
+    """The package, set to make code for `target()`."""
+    import numba
+    import numba.core.config
+
+    config: Any = numba.core.config
+    if config.DISABLE_JIT:
+        raise DeviceError("kernels cannot be compiled while NUMBA_DISABLE_JIT is set")
+    config.CPU_NAME, config.CPU_FEATURES = target()
+    return numba
+
+
 def device(function: F) -> F:
     """Compile a building block that kernels inline."""
-    import numba
-
-    inlined: Any = numba.njit(forceinline=True, error_model="numpy")(function)
+    inlined: Any = _numba().njit(forceinline=True, error_model="numpy")(function)
     return inlined  # type: ignore[no-any-return]
 
 
 def _compile(spec: Spec) -> tuple[str, bytes, Any]:
     """(symbol, object file, Numba's library)."""
-    import importlib
-
-    from numba import types
+    types = _numba().types
     from numba.core.ccallback import CFunc
     from numba.core.compiler_lock import global_compiler_lock
 
     kinds = {"void": types.void, "u64": types.uintp, "i64": types.int64, "f32": types.float32, "f64": types.float64}
-    module = importlib.import_module(f"pyggml.kernels.cpu.{spec.module}")
-    function = getattr(module, spec.factory)(*spec.args)
+    function = getattr(importlib.import_module(_full_name(spec)), spec.factory)(*spec.args)
     result, args = _parse(spec.signature)
     # inlined into the C entry point, where the constant status makes the error path (and its symbols) go away
     options = {"nopython": True, "error_model": "numpy", "forceinline": True}
@@ -126,12 +142,19 @@ def _compile(spec: Spec) -> tuple[str, bytes, Any]:
         compiled: Any = CFunc(function, (tuple(kinds[a] for a in args), kinds[result]), {}, options)
         cres = compiled._compile_uncached()
         library = cres.library
+        made_for = library.codegen.magic_tuple()[1:]
+        if made_for != target():
+            raise DeviceError(f"Numba was used before for {made_for}, kernels are wanted for {target()}")
         library.enable_object_caching()
         symbol = cres.fndesc.llvm_cfunc_wrapper_name
         library.get_pointer_to_function(symbol)
         unknown = _undefined(str(library._final_module)) - C_LIBRARY
         assert not unknown, f"{spec.label} calls {sorted(unknown)}, which a process without Numba does not have"
         return symbol, library._get_compiled_object(), library
+
+
+def _full_name(spec: Spec) -> str:
+    return spec.module if "." in spec.module else f"pyggml.kernels.cpu.{spec.module}"
 
 
 C_LIBRARY = {"sched_yield", "sem_wait", "sem_post", "sin", "cos", "sinf", "cosf"}
@@ -152,18 +175,27 @@ def assembly(spec: Spec) -> str:
 
 # ---- the cache of object files
 
-_MAGIC = b"PYGGMLK1"
+_MAGIC = b"PYGGMLK2"
+_CHANGES_CODE = ("NUMBA_OPT", "NUMBA_LOOP_VECTORIZE", "NUMBA_SLP_VECTORIZE", "NUMBA_DEBUGINFO")
+
+
+@contextlib.contextmanager
+def _named(path: Path | None = None) -> Iterator[None]:
+    """Failures of the file system become one line with the folder's name."""
+    try:
+        yield
+    except OSError as error:
+        raise DeviceError(f"kernel cache {path or error.filename}: {error.strerror}") from None
 
 
 @functools.cache
 def _source_hash() -> str:
     root = Path(__file__).parent
+    files = [root / name for name in ("jit.py", "steps.py", "dtypes.py")]
+    for folder in ("simd", "kernels/cpu", "quants"):
+        files += sorted((root / folder).rglob("*.py"))
     digest = hashlib.sha256()
-    for path in sorted(
-        [*root.glob("*.py"), *root.glob("kernels/cpu/**/*.py"), *root.glob("quants/*.py"), *root.glob("simd/*.py")]
-    ):
-        if path.parent == root and path.name not in ("jit.py", "steps.py", "dtypes.py"):
-            continue
+    for path in files:
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -173,10 +205,28 @@ def cache_folder() -> Path:
     """Named by all that machine code depends on: CPU, sources, versions."""
     from importlib.metadata import version
 
-    parts = (*target(), level(), sys.platform, _source_hash(), version("numba"), llvmlite.__version__)
-    path = cache_dir("kernels") / hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
-    path.mkdir(exist_ok=True)
+    settings = [f"{name}={os.environ[name]}" for name in _CHANGES_CODE if name in os.environ]
+    versions = version("numba"), llvmlite.__version__
+    parts = (*target(), level(), llvm.get_default_triple(), _source_hash(), *versions, *settings)
+    with _named():
+        path = cache_dir("kernels") / hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
+        path.mkdir(exist_ok=True)
     return path
+
+
+@functools.cache
+def _other_source(module: str) -> bytes:
+    """Text of a module that is none of ours."""
+    found = importlib.util.find_spec(module)
+    assert found is not None and found.origin is not None
+    return Path(found.origin).read_bytes()
+
+
+def _seal(spec: Spec, body: bytes) -> bytes:
+    """Proves that a file is whole, and this kernel's."""
+    own = _other_source(spec.module) if "." in spec.module else b""
+    parts = (cache_folder().name.encode(), repr(tuple(spec)).encode(), own, body)
+    return hashlib.sha256(b"\0".join(parts)).digest()
 
 
 def _cache_file(spec: Spec) -> Path:
@@ -188,18 +238,19 @@ def _save(spec: Spec, symbol: str, code: bytes) -> None:
     body = struct.pack("<I", len(name)) + name + code
     path = _cache_file(spec)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_bytes(_MAGIC + hashlib.sha256(body).digest() + body)
-    temporary.replace(path)
+    with _named(path.parent):
+        temporary.write_bytes(_MAGIC + _seal(spec, body) + body)
+        temporary.replace(path)
 
 
 def _load(spec: Spec) -> tuple[str, bytes] | None:
-    """None when there is no such file, or a damaged one."""
+    """None when there is no such file, a damaged one, or that of another kernel."""
     try:
         data = _cache_file(spec).read_bytes()
-    except FileNotFoundError:
+    except OSError:
         return None
     body = data[40:]
-    if data[:8] != _MAGIC or hashlib.sha256(body).digest() != data[8:40]:
+    if data[:8] != _MAGIC or _seal(spec, body) != data[8:40]:
         return None
     (length,) = struct.unpack_from("<I", body)
     return body[4 : 4 + length].decode(), body[4 + length :]
@@ -213,8 +264,11 @@ def _only_one_process() -> Iterator[None]:
     except ImportError:  # no flock on this system: the worst case is that two processes compile the same kernel
         yield
         return
-    with open(cache_folder() / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _named(cache_folder()):
+        lock = open(cache_folder() / "lock", "w")  # noqa: SIM115
+    with lock:
+        with contextlib.suppress(OSError):  # a file system without locks: as above
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
@@ -229,7 +283,6 @@ class _Linker:
         llvm.initialize_native_asmprinter()
         machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
         self.engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
-        self.addresses: dict[Spec, int] = {}
 
     def link(self, spec: Spec, symbol: str, code: bytes) -> int:
         self.engine.add_object_file(llvm.ObjectFileRef.from_data(code))
@@ -237,7 +290,6 @@ class _Linker:
         address: int = self.engine.get_function_address(symbol)
         if not address:
             raise DeviceError(f"kernel {spec.label}: the linker does not find {symbol}")
-        self.addresses[spec] = address
         return address
 
 
@@ -248,7 +300,8 @@ class Counts:
     loaded = 0
 
 
-_lock = threading.RLock()
+_lock = threading.RLock()  # of all that follows
+_addresses: dict[Spec, int] = {}
 _progress: Progress | None = None
 
 
@@ -265,11 +318,9 @@ def on_compile(callback: Progress | None) -> None:
 
 def address(spec: Spec) -> int:
     """Where the kernel's machine code starts."""
-    found = _linker().addresses.get(spec)
-    if found is None:
+    if spec not in _addresses:
         ensure([spec])
-        found = _linker().addresses[spec]
-    return found
+    return _addresses[spec]
 
 
 def function(spec: Spec) -> Callable[..., Any]:
@@ -280,10 +331,10 @@ def function(spec: Spec) -> Callable[..., Any]:
 
 
 def ensure(specs: Iterable[Spec]) -> None:
-    """Make all of these callable: linked from the cache, compiled where that has not happened on this machine yet."""
+    """Make all of these callable: linked from the cache, compiled where that has not happened on this machine yet.
+    Raises DeviceError when the cache cannot be written to."""
     with _lock:
-        linker = _linker()
-        wanted = [s for s in dict.fromkeys(specs) if s not in linker.addresses]
+        wanted = [s for s in dict.fromkeys(specs) if s not in _addresses]
         missing = [s for s in wanted if not _link_cached(s)]
         if not missing:
             return
@@ -297,66 +348,90 @@ def _link_cached(spec: Spec) -> bool:
     found = _load(spec)
     if found is None:
         return False
-    _linker().link(spec, *found)
+    _addresses[spec] = _linker().link(spec, *found)
     Counts.loaded += 1
     return True
 
 
+def _compile_here(spec: Spec) -> None:
+    symbol, code, _ = _compile(spec)
+    _save(spec, symbol, code)
+    _addresses[spec] = _linker().link(spec, symbol, code)
+    Counts.compiled += 1
+
+
+# ---- two processes compile
+
+
 def _compile_all(specs: list[Spec]) -> None:
     """This process works from the front and, where there is enough to do, another one from the back."""
-    helper = None
-    claims = cache_folder() / f"claims.{os.getpid()}"
-    if len(specs) > 3 and (os.cpu_count() or 1) > 1 and sys.executable:
-        claims.mkdir(exist_ok=True)
-        helper = subprocess.Popen(
-            [sys.executable, "-c", "from pyggml.jit import _helper; _helper()", str(claims)],
-            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
-        assert helper.stdin is not None
-        helper.stdin.write(repr([tuple(s) for s in reversed(specs)]).encode())
-        helper.stdin.close()
-    for i, spec in enumerate(specs):
-        if _progress:
-            _progress(i, len(specs), spec.label)
-        if helper is None or _claim(claims, spec):
-            symbol, code, _ = _compile(spec)
-            _save(spec, symbol, code)
-            _linker().link(spec, symbol, code)
-            Counts.compiled += 1
-    if helper is not None:
-        helper.wait()
-        for path in claims.iterdir():
-            path.unlink()
-        claims.rmdir()
-        for spec in specs:
-            if spec not in _linker().addresses and not _link_cached(spec):
-                symbol, code, _ = _compile(spec)
-                _save(spec, symbol, code)
-                _linker().link(spec, symbol, code)
-                Counts.compiled += 1
+    left, elsewhere = collections.deque(specs), list[Spec]()
+    helper = _start_helper() if len(specs) > 3 and (os.cpu_count() or 1) > 1 else None
+    feeder = threading.Thread(target=_feed, args=(helper, left, elsewhere))
+    if helper:
+        feeder.start()
+    try:
+        here = 0
+        while True:
+            try:
+                spec = left.popleft()
+            except IndexError:
+                break
+            if _progress:
+                _progress(here + len(elsewhere), len(specs), spec.label)
+            _compile_here(spec)
+            here += 1
+    except BaseException:
+        if helper:
+            left.clear()
+            helper.kill()
+        raise
+    finally:
+        if helper:
+            feeder.join()
+    for spec in specs:
+        if spec not in _addresses and not _link_cached(spec):  # it failed there, or that process ended
+            _compile_here(spec)
     if _progress:
         _progress(len(specs), len(specs), "")
 
 
-def _claim(folder: Path, spec: Spec) -> bool:
+def _start_helper() -> subprocess.Popen[bytes] | None:
+    """A process that runs `_helper`; None where the running program is no plain interpreter."""
+    if not os.path.basename(sys.executable or "").lower().startswith(("python", "pypy")) or hasattr(sys, "frozen"):
+        return None
+    code = f"import sys; sys.path[:] = {sys.path!r}; from pyggml.jit import _helper; _helper()"
     try:
-        (folder / spec.label).touch(exist_ok=False)
-    except FileExistsError:
-        return False
-    return True
+        return subprocess.Popen([sys.executable, "-c", code], bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    except OSError:
+        return None
+
+
+def _feed(helper: subprocess.Popen[bytes], left: collections.deque[Spec], finished: list[Spec]) -> None:
+    """A thread's work: hand kernels to the helper one at a time, until none is left or the helper has ended."""
+    with helper, contextlib.suppress(IndexError, OSError):
+        assert helper.stdin is not None and helper.stdout is not None
+        while True:
+            spec = left.pop()
+            helper.stdin.write(repr(tuple(spec)).encode() + b"\n")
+            reply = helper.stdout.readline()
+            if not reply:
+                return
+            if reply == b"done\n":
+                finished.append(spec)
 
 
 def _helper() -> None:
-    """Body of the second compiling process: specs on standard input, the folder of claims as argument."""
-    import ast
-
-    claims = Path(sys.argv[1])
-    for fields in ast.literal_eval(sys.stdin.read()):
-        spec = Spec(*fields)
+    """Body of the second compiling process: reads specs, a line each, and answers "done" or "failed"."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends this one
+    answers = os.dup(1)
+    os.dup2(2, 1)  # what anybody else prints is no answer
+    for line in sys.stdin:
+        spec = Spec(*ast.literal_eval(line))
         try:
-            mine = _claim(claims, spec)
-        except FileNotFoundError:  # the first process is done, or gone
-            return
-        if mine:
             symbol, code, _ = _compile(spec)
             _save(spec, symbol, code)
+        except Exception:  # the first process meets it too, and tells
+            os.write(answers, b"failed\n")
+        else:
+            os.write(answers, b"done\n")
