@@ -5,7 +5,9 @@ Owns the registry only; knows nothing of what the kinds do.
 
 from pyggml.tokenizer.base import Tokenizer
 from pyggml.tokenizer.bpe import BPE
+from pyggml.tokenizer.spm import SPM
 
 KINDS: dict[str, type[Tokenizer]] = {
     "gpt2": BPE,
+    "llama": SPM,
 }
