@@ -89,7 +89,8 @@ class Session:
             raise self._refusal(request.command, error) from error
 
     def _refusal(self, command: Command, error: Exception) -> RefusedError:
-        self.server.counters.add_refused()
+        if not self.gone:
+            self.server.counters.add_refused()
         return RefusedError(f"{command.name}: {error or type(error).__name__}")
 
     def abort(self) -> None:
