@@ -7,6 +7,7 @@ family in kernels/cpu lowers its own.
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from pyggml.backend.host import HostBuffer, host_memory
 from pyggml.backend.team import IndexFault, Team
 from pyggml.errors import ComputeError, UnsupportedError
 from pyggml.graph import Graph
-from pyggml.kernels.cpu import FAMILIES
+from pyggml.kernels.cpu import FAMILIES, FUSIONS
 from pyggml.ops import VIEW_OPS, Op, check
 from pyggml.steps import MAX_OPERANDS, STEP
 from pyggml.tensor import Flag, Tensor
@@ -33,9 +34,32 @@ def default_threads() -> int:
     return os.cpu_count() or 1
 
 
+def _module(name: str) -> Any:
+    return importlib.import_module(f"pyggml.kernels.cpu.{name}")
+
+
 def _family(op: int) -> Any:
     name = FAMILIES.get(Op(op))
-    return importlib.import_module(f"pyggml.kernels.cpu.{name}") if name else None
+    return _module(name) if name else None
+
+
+def _passing_nodes(graph: Graph, nodes: list[Tensor]) -> set[int]:
+    """id() of each node whose result is read once, by the node behind it, and by nobody outside."""
+    readers: dict[int, int] = {}
+    for node in nodes:
+        for s in node.src:
+            if s is not None:
+                root = id(s.view_src or s)
+                readers[root] = readers.get(root, 0) + 1
+    return {
+        id(a)
+        for a, b in itertools.pairwise(nodes)
+        if readers.get(id(a)) == 1
+        and graph.uses.get(id(a), 1) == 1
+        and not a.flags & Flag.OUTPUT
+        and a.view_src is None
+        and any(s is a for s in b.src)
+    }
 
 
 class CPUDevice(Device):
@@ -77,17 +101,24 @@ class CPUBackend(Backend):
         self.team = Team(n_threads)
 
     def plan(self, graph: Graph) -> CPUPlan:
-        builder = Builder(self.n_threads)
-        for node in graph.nodes:
-            if node.op in VIEW_OPS or not node.flags & Flag.COMPUTE or 0 in node.ne:
-                continue
+        nodes = [n for n in graph.nodes if n.op not in VIEW_OPS and n.flags & Flag.COMPUTE and 0 not in n.ne]
+        for node in nodes:
             check(node)
-            family = _family(node.op)
-            reason = "no such op" if family is None else family.why_not(node)
+            reason = self.device.why_not(node)
             if reason is not None:
                 raise UnsupportedError(f"{self.device.name}: cannot compute {node.name!r}: {reason}")
-            builder.node = node
-            family.lower(builder, node)
+        builder = Builder(self.n_threads)
+        passing = _passing_nodes(graph, nodes)
+        i = 0
+        while i < len(nodes):
+            builder.node = node = nodes[i]
+            i += 1
+            if i < len(nodes) and id(node) in passing:
+                fusion = FUSIONS.get((Op(node.op), Op(nodes[i].op)))
+                if fusion and _module(fusion).lower_pair(builder, node, nodes[i]):
+                    i += 1
+                    continue
+            _family(node.op).lower(builder, node)
         return builder.finish(self.team.status_address)
 
     def compute(self, plan: Plan) -> None:

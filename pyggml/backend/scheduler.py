@@ -6,6 +6,7 @@ result lies `alloc.py`'s. Knows no kernel and no network. Follows ggml-backend.c
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -181,9 +182,19 @@ class Schedule:
             root = root_of(view)
             view.buffer = root.buffer
             view.data = root.data + view.view_offs
+        uses = self._uses()
         for split in self.splits:
-            split.plan = scheduler.backends[split.device].plan(_graph_of(split.nodes))
+            split.plan = scheduler.backends[split.device].plan(_graph_of(split.nodes, uses))
         self._generation = scheduler.generation
+
+    def _uses(self) -> Counter[int]:
+        """How often each tensor is read by any split, itself or through a view, copies to other devices included."""
+        uses: Counter[int] = Counter()
+        for split in self.splits:
+            for source in (*(s for node in split.nodes for s in node.src), *(s for s, _ in split.copies)):
+                if source is not None:
+                    uses.update({id(source), id(root_of(source))})
+        return uses
 
     def set_input(self, tensor: Tensor, values: NDArray[Any]) -> None:
         """Write an input of the graph to every device that reads it; once before each run."""
@@ -231,16 +242,16 @@ def _copies_first(splits: list[Split], steps: list[Step]) -> list[Step]:
     return ordered
 
 
-def _graph_of(nodes: list[Tensor]) -> Graph:
-    """A split's nodes as a graph of its own; leafs are what it reads and does not make."""
+def _graph_of(nodes: list[Tensor], uses: Counter[int]) -> Graph:
+    """A split's nodes as a graph of its own; leafs are what it reads and does not make. `uses` are those of the run."""
     graph = Graph(nodes)
     known = {id(node) for node in nodes}
     for node in nodes:
         for source in node.src:
             if source is None:
                 continue
-            graph.uses[id(source)] = graph.uses.get(id(source), 0) + 1
             root = root_of(source)
+            graph.uses.update({id(t): uses[id(t)] for t in (source, root)})
             if id(root) not in known:
                 known.add(id(root))
                 graph.leafs.append(root)

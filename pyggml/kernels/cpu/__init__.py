@@ -25,3 +25,12 @@ FAMILIES: dict[Op, str] = {
     Op.CONT: "convert",
     Op.DUP: "convert",
 }
+
+FUSIONS: dict[tuple[Op, Op], str] = {
+    (Op.RMS_NORM, Op.MUL): "norm",
+}
+"""Pairs of ops that one step can do, where the first one's result is read by the second alone.
+
+The file's `lower_pair(builder, first, second)` returns False where it cannot. The bits are those of the two steps, since
+a graph may as well be cut between the two.
+"""

@@ -31,3 +31,8 @@ def refuse_types(allowed: Iterable[GGMLType], *tensors: Tensor | None) -> str | 
         if block > 1 and t.nb[0] != SIZES[t.type].type_size:
             return f"blocks of {t.type.name} that lie apart"
     return None
+
+
+def share_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether the stretches from the first to the last byte of two tensors overlap."""
+    return a.data < b.data + b.nbytes and b.data < a.data + a.nbytes

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pyggml.dtypes import GGMLType
 from pyggml.jit import Spec
-from pyggml.kernels.cpu.kinds import kind, refuse_types
+from pyggml.kernels.cpu.kinds import kind, refuse_types, share_memory
 
 if TYPE_CHECKING:
     from pyggml.backend.cpu import Builder
@@ -23,7 +23,22 @@ def why_not(node: Tensor) -> str | None:
 def lower(builder: Builder, node: Tensor) -> None:
     a = node.src[0]
     assert a is not None
-    builder.step(Spec("norm", "rms_norm", (kind(node), kind(a))), node, (a,))
+    builder.step(Spec("norm", "rms_norm", (kind(node), kind(a), "")), node, (a,))
+
+
+def lower_pair(builder: Builder, norm: Tensor, product: Tensor) -> bool:
+    """norm * weights in one step; False if the weights do not run along the rows, or a product's row would be written
+    where another row is still to be read."""
+    a = norm.src[0]
+    x, weights = product.src
+    assert a is not None and weights is not None
+    in_place = product.data == a.data and product.nb == a.nb
+    if x is not norm or weights.ne[0] != norm.ne[0] or (share_memory(product, a) and not in_place):
+        return False
+    if share_memory(product, weights) or refuse_types([GGMLType.F32], product, weights):
+        return False
+    builder.step(Spec("norm", "rms_norm", (kind(product), kind(a), kind(weights))), product, (a, weights))
+    return True
 
 
 def _scale_of_row(kind_a):
@@ -52,8 +67,8 @@ def _scale_of_row(kind_a):
     return scale
 
 
-def rms_norm(kind_d, kind_a):
-    """-> kernel."""
+def rms_norm(kind_d, kind_a, kind_w):
+    """-> kernel; `kind_w`: of the weights that each row is multiplied with, "" without."""
     from pyggml import simd as v
     from pyggml.kernels.cpu import elements, record
 
@@ -61,16 +76,19 @@ def rms_norm(kind_d, kind_a):
     rows, ne0, eps = record.rows("dst"), record.field("dst.ne"), record.param_f32(0)
     d, a = record.row("dst"), record.row("src0")
     store, load = elements.storer(kind_d), elements.loader(kind_a)
-    nbd, nba = record.field("dst.nb"), record.field("src0.nb")
+    nbd, nba, nbw = (record.field(n) for n in ("dst.nb", "src0.nb", "src1.nb"))
+    weighted, load_w, w = kind_w != "", elements.loader(kind_w or "f32"), record.row_repeated("src1")
 
     def kernel(step, ith, nth):
         n, count = ne0(step), rows(step)
-        sd, sa = nbd(step), nba(step)
+        sd, sa, sw = nbd(step), nba(step), nbw(step)
         for row in range(count * ith // nth, count * (ith + 1) // nth):
             z, x = d(step, row), a(step, row)
             scale = v.splat_f32(scale_of(x, n, sa, eps(step)))
+            u = w(step, row) if weighted else x
             for i in range(0, n, 16):
                 k = min(16, n - i)
-                store(z, i, load(x, i, k, sa) * scale, k, sd)
+                y = load(x, i, k, sa) * scale
+                store(z, i, y * load_w(u, i, k, sw) if weighted else y, k, sd)
 
     return kernel
