@@ -19,7 +19,7 @@ from pyggml.simd.lanes import splat_f32, splat_i32
 
 @device
 def exp(x):
-    """e^x of f32 lanes, within 2 ulp; below -104 it is 0, above 88.7 infinity, NaN stays NaN.
+    """e^x of f32 lanes, within 3 ulp; below -104 it is 0, above 88.7 infinity, NaN stays NaN.
 
     x = n ln2 + r with |r| <= ln2/2; e^r by its Taylor polynomial to the 6th power; 2^n in two halves, so that results
     among the denormals round once.
@@ -35,28 +35,22 @@ def exp(x):
     p = fma(p, r, splat_f32(np.float32(0.5)))
     p = fma(p, r, splat_f32(np.float32(1.0)))
     p = fma(p, r, splat_f32(np.float32(1.0)))
-    whole = truncate_to_i32(n)
-    low = whole >> splat_i32(np.int32(1))
-    high = whole - low
-    bias, shift = splat_i32(np.int32(127)), splat_i32(np.int32(23))
-    y = p * bits_f32((low + bias) << shift) * bits_f32((high + bias) << shift)
-    return where_nan(x, y)
+    return where_nan(x, _times_power_of_two(p, truncate_to_i32(n)))
 
 
 @device
 def exp2(x):
-    """2^x of f32 lanes; exact for whole x."""
+    """2^x of f32 lanes, within 3 ulp; exact for whole x."""
     whole = round_even(maximum(minimum(x, splat_f32(np.float32(129.0))), splat_f32(np.float32(-151.0))))
-    return exp((x - whole) * splat_f32(np.float32(0.6931471805599453))) * _power_of_two(whole)
+    return _times_power_of_two(exp((x - whole) * splat_f32(np.float32(0.6931471805599453))), truncate_to_i32(whole))
 
 
 @device
-def _power_of_two(n):
-    """2^n for whole lanes from -151 to 129, in two factors."""
-    whole = truncate_to_i32(n)
+def _times_power_of_two(y, whole):
+    """y * 2^whole for i32 lanes from -151 to 129: in two factors, each of which f32 can hold."""
     low = whole >> splat_i32(np.int32(1))
     bias, shift = splat_i32(np.int32(127)), splat_i32(np.int32(23))
-    return bits_f32((low + bias) << shift) * bits_f32((whole - low + bias) << shift)
+    return y * bits_f32((low + bias) << shift) * bits_f32((whole - low + bias) << shift)
 
 
 @device
