@@ -26,6 +26,10 @@ from pyggml.ops import VIEW_OPS, Op, check
 from pyggml.steps import MAX_OPERANDS, STEP
 from pyggml.tensor import Flag, Tensor
 
+SMALL_STEPS = 4
+SMALL_BYTES = 65536
+"""A plan of so few steps with results of so few bytes is run by one thread."""
+
 
 def default_threads() -> int:
     """The cores that this process may use."""
@@ -88,8 +92,12 @@ class CPUDevice(Device):
 
 
 class CPUPlan(Plan):
+    """`small`: not worth waking other threads, such as the embedding rows of one token before remote layers."""
+
     def __init__(self, steps: np.ndarray[Any, Any], nodes: list[Tensor], keep: list[Any]) -> None:
         self.steps = steps
+        self.small = len(steps) <= SMALL_STEPS and sum(n.nbytes for n in nodes) <= SMALL_BYTES
+        self.small = self.small and not any(n.op in (Op.MUL_MAT, Op.FLASH_ATTN_EXT) for n in nodes)
         self.nodes = nodes  # the node of each step, to name it when it fails
         self.keep = keep  # memory that the steps point to
 
@@ -126,7 +134,7 @@ class CPUBackend(Backend):
         if not len(plan.steps):
             return
         try:
-            self.team.run(plan.steps.ctypes.data, len(plan.steps))
+            self.team.run(plan.steps.ctypes.data, len(plan.steps), plan.small)
         except IndexFault as fault:
             node = plan.nodes[fault.step]
             raise ComputeError(

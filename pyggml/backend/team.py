@@ -54,14 +54,17 @@ class Team:
     def status_address(self) -> int:
         return int(self._status.ctypes.data)
 
-    def run(self, steps: int, count: int) -> None:
-        """Run `count` step records at address `steps`. Raises ComputeError when it was aborted, IndexFault when a
-        kernel met a row number that its tensor does not have."""
+    def run(self, steps: int, count: int, alone: bool = False) -> None:
+        """Run `count` step records at address `steps`; `alone`: by the caller, without waking the others.
+
+        Raises ComputeError when it was aborted, IndexFault when a kernel met a row number that its tensor does not have.
+        """
         with self._lock:
             if self._closed:
                 raise ComputeError("CPU: the backend is closed")
             self._status["abort"] = 0
             self._team["steps"], self._team["count"] = steps, count
+            self._team["n_threads"] = 1 if alone else self.n_threads
             self._run(self._address)
             outcome = int(self._status["abort"][0])
         if outcome == 1:
@@ -80,6 +83,7 @@ class Team:
                 return
             self._closed = True
             self._team["quit"], self._team["count"] = 1, 0
+            self._team["n_threads"] = self.n_threads
             if self._threads:
                 jit.function(executor.DISMISS)(self._address)
         for thread in self._threads:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 CHUNK = 64
 GROUP = 4
+HIDDEN, MASKED, OPEN = 0, 1, 2
 
 
 def _round16(n):
@@ -86,8 +87,10 @@ def many(k_name, v_name, masked, with_sinks, width):
 
     @v.device
     def visible(step, first_token, last_token, kv_head, first, rows, i3):
-        """Whether the mask shows any of these keys to any of these tokens."""
+        """What the mask does to these keys for these tokens: HIDDEN from all, some are MASKED, or OPEN, all zero."""
         shared = n_head(step) // k_heads(step)
+        top, low = v.splat_f32(minus_inf), v.zero_f32()
+        high = v.zero_f32()
         for t in range(first_token, last_token + 1):
             for h in range(kv_head * shared, (kv_head + 1) * shared):
                 if h > kv_head * shared and mask2(step) == 1:
@@ -95,10 +98,15 @@ def many(k_name, v_name, masked, with_sinks, width):
                 m = mask_at(step, first, t, h % mask2(step), i3 % mask3(step))
                 for j in range(0, rows, 16):
                     have = min(rows - j, 16)
-                    bias = v.select_part(v.f16_to_f32(v.load_u16_part(m + U(2 * j), have)), minus_inf, have)
-                    if v.hmax(bias) != minus_inf:
-                        return True
-        return False
+                    bias = v.f16_to_f32(v.load_u16_part(m + U(2 * j), have))
+                    top = v.maximum(top, v.select_part(bias, minus_inf, have))
+                    low = v.maximum(low, v.absolute(bias))
+                    high = high + (bias - bias)  # NaN for what is not finite
+        if v.hmax(top) == minus_inf:
+            return HIDDEN
+        if v.hmax(low) == zero_f and v.hsum(high) == zero_f:
+            return OPEN
+        return MASKED
 
     @v.device
     def unpack_values(value, stride, rows, n, out):
@@ -166,8 +174,11 @@ def many(k_name, v_name, masked, with_sinks, width):
             last_token = (first_column + count - 1) // shared
             for first in range(0, n_kv(step), chunk):
                 rows = min(n_kv(step) - first, chunk)
-                if masked and not visible(step, first_token, last_token, kv_head, first, rows, i3):
-                    continue
+                seen = OPEN
+                if masked:
+                    seen = visible(step, first_token, last_token, kv_head, first, rows, i3)
+                    if seen == HIDDEN:
+                        continue
                 k = k_at(step, 0, first, kv_head, i3)
                 for j in range(0, rows, 16):
                     stride = U(k_row(step))
@@ -191,30 +202,34 @@ def many(k_name, v_name, masked, with_sinks, width):
                         row = scores + U(4 * chunk * c)
                         at = U(4 * (g * columns_each + c))
                         old = v.f32_at(tops + at)
-                        top = old
+                        highest = v.splat_f32(old)
+                        slope = v.splat_f32(slope_of(h, n_head(step), max_bias))
                         for j in range(0, chunk, 16):
                             have = min(rows - j, 16)
                             s = v.splat_f32(minus_inf)
                             if have > 0:
                                 s = rule(v.load_f32(row + U(4 * j)), scale, softcap)
-                                if masked:
+                                if seen == MASKED:
                                     m = mask_at(step, first + j, t, h % mask2(step), i3 % mask3(step))
                                     bias = v.f16_to_f32(v.load_u16_part(m, have))
-                                    slope = v.splat_f32(slope_of(h, n_head(step), max_bias))
                                     s = v.where_less(v.splat_f32(minus_inf), bias, v.fma(slope, bias, s), bias)
-                                s = v.select_part(s, minus_inf, have)
-                                top = max(top, v.hmax(s))
+                                if have < 16:
+                                    s = v.select_part(s, minus_inf, have)
+                                highest = v.maximum(s, highest)
                             v.store(row + U(4 * j), s)
+                        top = v.hmax(highest)
                         factor = np.float32(1.0)
                         total = zero_f
                         if top == minus_inf:
                             for j in range(0, chunk, 16):
                                 v.store(row + U(4 * j), v.zero_f32())
                         else:
+                            sums16 = v.zero_f32()
                             for j in range(0, chunk, 16):
                                 p = v.exp(v.load_f32(row + U(4 * j)) - v.splat_f32(top))
                                 v.store(row + U(4 * j), p)
-                                total += v.hsum(p)
+                                sums16 = sums16 + p
+                            total = v.hsum(sums16)
                             factor = v.lane(v.exp(v.splat_f32(old - top)), 0)
                         v.put_f32(tops + at, top)
                         v.put_f32(sums + at, v.f32_at(sums + at) * factor + total)
