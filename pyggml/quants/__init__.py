@@ -13,16 +13,24 @@ from pyggml.quants.base import Bytes, Floats, Quant
 from pyggml.quants.bf16 import BF16
 from pyggml.quants.f16 import F16
 from pyggml.quants.f32 import F32
+from pyggml.quants.iq4_nl import IQ4_NL
+from pyggml.quants.iq4_xs import IQ4_XS
+from pyggml.quants.q2_k import Q2_K
+from pyggml.quants.q3_k import Q3_K
 from pyggml.quants.q4_0 import Q4_0
 from pyggml.quants.q4_1 import Q4_1
+from pyggml.quants.q4_k import Q4_K
 from pyggml.quants.q5_0 import Q5_0
 from pyggml.quants.q5_1 import Q5_1
+from pyggml.quants.q5_k import Q5_K
+from pyggml.quants.q6_k import Q6_K
 from pyggml.quants.q8_0 import Q8_0
 from pyggml.quants.q8_1 import Q8_1
+from pyggml.quants.q8_k import Q8_K
 
 __all__ = ["QUANTS", "TYPES", "Quant", "dequantize_row", "quant", "quantize_row"]
 
-TYPES = (F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q8_1)
+TYPES = (F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q8_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_K, IQ4_NL, IQ4_XS)
 
 QUANTS: dict[GGMLType, Quant] = {q.type: q for q in TYPES}
 

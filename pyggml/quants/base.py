@@ -38,6 +38,7 @@ class Quant:
     quantize_blocks: float32 (blocks, block size) -> records (blocks,), as llama-quantize writes them.
     dequantize_blocks: records (blocks,) -> float32 (blocks, block size).
     partner: the type that the other operand of a product is converted to (`vec_dot_type` of ggml-cpu.c).
+    convert_blocks: the same as `quantize_blocks` for ops that write rows, where they settle for less; None = as files.
     vector: makes the vector code that unpacks blocks; it imports Numba, so it is called when a kernel is compiled.
     """
 
@@ -47,6 +48,7 @@ class Quant:
     dequantize_blocks: Callable[[Records], Floats]
     partner: GGMLType
     vector: Callable[[], VectorBlocks] | None = None
+    convert_blocks: Callable[[Floats], Records] | None = None
 
     def __post_init__(self) -> None:
         assert self.layout.itemsize == SIZES[self.type].type_size, f"{self.type.name}: {self.layout.itemsize} bytes"
@@ -62,10 +64,17 @@ class Quant:
         return SIZES[self.type].type_size
 
     def quantize(self, values: Floats) -> Bytes:
-        """float32 (n, block_size) -> bytes (n, type_size)."""
+        """float32 (n, block_size) -> bytes (n, type_size), as files have them."""
+        return self._bytes(self.quantize_blocks, values)
+
+    def convert(self, values: Floats) -> Bytes:
+        """The same as ops write it (`from_float` of ggml-cpu.c)."""
+        return self._bytes(self.convert_blocks or self.quantize_blocks, values)
+
+    def _bytes(self, quantize: Callable[[Floats], Records], values: Floats) -> Bytes:
         assert values.dtype == np.float32 and values.ndim == 2 and values.shape[1] == self.block_size
         with np.errstate(all="ignore"):  # infinities and NaNs follow IEEE, as they do in C
-            records = self.quantize_blocks(values)
+            records = quantize(values)
         return np.ascontiguousarray(records).view(np.uint8).reshape(-1, self.type_size)
 
     def dequantize(self, blocks: Bytes) -> Floats:

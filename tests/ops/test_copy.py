@@ -34,7 +34,7 @@ from pyggml.graph import build_forward
 from pyggml.ops import Op
 from pyggml.tensor import Tensor
 
-QUANTISED = tuple(t for t in BLOCKS if t != GGMLType.Q8_1)
+QUANTISED = tuple(t for t in BLOCKS if t not in (GGMLType.Q8_1, GGMLType.Q8_K))
 PAIRS = [(a, b) for a in FLOATS for b in FLOATS] + [(F32, I32), (I32, F32), (I32, I32)]
 PAIRS += [(a, b) for a in FLOATS for b in QUANTISED] + [(q, F32) for q in QUANTISED] + [(q, q) for q in QUANTISED]
 

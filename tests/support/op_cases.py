@@ -17,7 +17,7 @@ from pyggml.tensor import Tensor
 F32, F16, BF16, I32, I64 = GGMLType.F32, GGMLType.F16, GGMLType.BF16, GGMLType.I32, GGMLType.I64
 FLOATS = (F32, F16, BF16)
 BLOCKS = tuple(t for t in QUANTS if SIZES[t].block_size > 1)
-WEIGHTS = (*FLOATS, *(t for t in BLOCKS if t != GGMLType.Q8_1))
+WEIGHTS = (*FLOATS, *(t for t in BLOCKS if t not in (GGMLType.Q8_1, GGMLType.Q8_K)))
 
 EDGE_SIZES = (1, 2, 3, 5, 7, 31, 32, 33, 63, 64, 65, 97, 127, 255, 256, 257)
 SMALL_SIZES = (1, 2, 3, 4, 5, 7)
@@ -133,7 +133,11 @@ def operands(draw: Callable, specials: bool | None = None) -> Operands:
 def shapes(draw: Callable, dtype: GGMLType = F32, even: bool = False, limit: int = 30000) -> tuple[int, int, int, int]:
     """Edge sizes in dimension 0 (whole blocks), few elsewhere; now and then a dimension of 0."""
     block = SIZES[dtype].block_size
-    n0 = draw(st.sampled_from(EDGE_SIZES)) if block == 1 else block * draw(st.sampled_from((1, 2, 3, 8, 9, 18)))
+    n0 = (
+        draw(st.sampled_from(EDGE_SIZES))
+        if block == 1
+        else block * draw(st.sampled_from((1, 2, 3, 8, 9, 18) if block == 32 else (1, 2, 3)))
+    )
     n0 += n0 % 2 if even else 0
     rest = [draw(st.sampled_from(SMALL_SIZES)) for _ in range(3)]
     n1 = draw(st.sampled_from((rest[0], 33))) if n0 < 100 else rest[0]

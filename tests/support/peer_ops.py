@@ -19,6 +19,7 @@ from pyggml.tensor import Tensor, contiguous_strides
 
 F32, F16, BF16, I32 = GGMLType.F32, GGMLType.F16, GGMLType.BF16, GGMLType.I32
 FLOATS = (F32, F16, BF16)
+PARTNERS = (GGMLType.Q8_1, GGMLType.Q8_K)  # activations alone have these
 BINARY_TYPES = {(F32, F32), (F16, F16), (BF16, BF16), (BF16, F32), (F16, F32)}
 
 
@@ -122,11 +123,11 @@ class PeerDevice(Device):
         elif op == Op.ROPE:
             ok = a.type in (F32, F16) and dense(a, node) and a.ne[0] % 2 == 0
         elif op == Op.MUL_MAT:
-            ok = a.type in QUANTS and a.type != GGMLType.Q8_1 and b.type == F32 and dense(a, b, node)
+            ok = a.type in QUANTS and a.type not in PARTNERS and b.type == F32 and dense(a, b, node)
         elif op == Op.FLASH_ATTN_EXT:
-            ok = all(t.type in QUANTS and t.type != GGMLType.Q8_1 for t in src[1:3]) and dense(*src[:3], node)
+            ok = all(t.type in QUANTS and t.type not in PARTNERS for t in src[1:3]) and dense(*src[:3], node)
         elif op == Op.GET_ROWS:
-            ok = a.type in (*QUANTS, I32) and a.type != GGMLType.Q8_1 and dense(a, node)
+            ok = a.type in (*QUANTS, I32) and a.type not in PARTNERS and dense(a, node)
         elif op == Op.SET_ROWS:
             ok = node.type in QUANTS and dense(a, node)
         else:

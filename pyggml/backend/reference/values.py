@@ -37,7 +37,7 @@ def encode(dtype: GGMLType, values: NDArray[Any]) -> NDArray[Any]:
     if dtype in (GGMLType.F32, GGMLType.F16):
         return f32.astype(ELEMENTS[dtype])
     quant = QUANTS[dtype]
-    blocks = quant.quantize(f32.reshape(-1, quant.block_size))
+    blocks = quant.convert(f32.reshape(-1, quant.block_size))
     if dtype == GGMLType.BF16:
         return blocks.view(np.uint16).reshape(values.shape)
     return blocks.reshape(*values.shape[:-1], values.shape[-1] // quant.block_size, quant.type_size)

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING
 from pyggml.dtypes import GGMLType
 from pyggml.jit import Spec
 from pyggml.kernels.cpu.kinds import kind, refuse_types
-from pyggml.quants import QUANTS
 
 if TYPE_CHECKING:
     from pyggml.backend.cpu import Builder
     from pyggml.tensor import Tensor
+
+T = GGMLType
+CONVERTED = (T.F32, T.F16, T.BF16, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q8_0, T.Q8_1)
+"""The types whose elements elements.py reads and writes."""
 
 WHOLE = (GGMLType.F64, GGMLType.I8, GGMLType.I16, GGMLType.I32, GGMLType.I64)  # moved as they are, not converted
 
@@ -24,10 +27,10 @@ def why_not(node: Tensor) -> str | None:
     a = node.src[0]
     assert a is not None
     if a.type == node.type:
-        return refuse_types([*WHOLE, *QUANTS], node, a)
+        return refuse_types([*WHOLE, *CONVERTED], node, a)
     if {a.type, node.type} == {GGMLType.F32, GGMLType.I32}:
         return None
-    return refuse_types(QUANTS, node, a)
+    return refuse_types(CONVERTED, node, a)
 
 
 def lower(builder: Builder, node: Tensor) -> None:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from pyggml.dtypes import GGMLType
 from pyggml.jit import Spec
+from pyggml.kernels.cpu.convert import CONVERTED
 from pyggml.kernels.cpu.kinds import kind, refuse_types
 from pyggml.ops import Op
-from pyggml.quants import QUANTS
 
 if TYPE_CHECKING:
     from pyggml.backend.cpu import Builder
@@ -22,7 +22,7 @@ def why_not(node: Tensor) -> str | None:
     table, other = (node, node.src[0]) if node.op == Op.SET_ROWS else (node.src[0], node)
     assert table is not None
     numbers = (GGMLType.I32,) if node.op == Op.GET_ROWS else ()
-    return refuse_types([*QUANTS, *numbers], table) or refuse_types([*QUANTS, *numbers], other)
+    return refuse_types([*CONVERTED, *numbers], table) or refuse_types([*CONVERTED, *numbers], other)
 
 
 def lower(builder: Builder, node: Tensor) -> None:
