@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-PROMPT = "Hello, my name is"
-GOLDEN = PROMPT + " Alex, and I'm a brilliant astrophysicist with a passion for the cosmos."
+# At each of these steps the first choice leads by more than 1.5: rounding, which differs between CPU levels, cannot
+# turn it. (After "Hello, my name is" two continuations are 0.03 apart.)
+PROMPT = "1, 2, 3, 4, 5, 6, 7,"
+GOLDEN = PROMPT + " 8, 9, 10, 11, 12, 13, 1"
 
 
 def run(*args: object) -> "subprocess.CompletedProcess[str]":
@@ -23,7 +25,7 @@ def greedy(smollm2: Path) -> Callable[..., Any]:
 
 
 def test_golden_text(greedy: Callable[..., Any]) -> None:
-    done = greedy("-n", 17, "--no-perf")
+    done = greedy("-n", 24, "--no-perf")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == GOLDEN
 
@@ -51,7 +53,7 @@ def test_two_servers_give_the_same_text(greedy: Callable[..., Any], spawn: Calla
                 endpoints.append(line.split()[-1])
                 break
     assert len(endpoints) == 2
-    done = greedy("-n", 17, "--rpc", ",".join(endpoints), "-ngl", 99)
+    done = greedy("-n", 24, "--rpc", ",".join(endpoints), "-ngl", 99)
     assert (done.returncode, done.stdout) == (0, GOLDEN)
     listed = run("--list-devices", "--rpc", ",".join(endpoints))
     assert [line.split(":")[0].strip() for line in listed.stdout.splitlines()[1:]] == ["CPU", "RPC0", "RPC1"]
