@@ -311,13 +311,12 @@ def test_bias_bans_and_forces():
     assert banned.sample(LOGITS[0]) == int(np.argsort(-LOGITS[0])[1])
     forced = SamplerChain(SamplerParams(seed=1, logit_bias=[(3, 60.0), (3, 40.0)]), N)
     assert texts(forced) == [3] * len(LOGITS)
-    assert str(forced).startswith("logits -> logit-bias -> ?penalties -> top-k")
+    assert str(forced).startswith("logits -> logit-bias -> ?penalties -> ?dry -> ?top-n-sigma -> top-k")
 
 
 def test_the_chain_prints_as_llama_cpp_does():
-    assert (
-        str(SamplerChain(SamplerParams(), N)) == "logits -> ?penalties -> top-k -> top-p -> min-p -> temp-ext -> dist"
-    )
+    chain = "logits -> ?penalties -> ?dry -> ?top-n-sigma -> top-k -> ?typical -> top-p -> min-p -> ?xtc -> temp-ext"
+    assert str(SamplerChain(SamplerParams(), N)) == chain + " -> dist"
     off = SamplerParams(top_k=0, top_p=1.0, min_p=0.0, temp=1.0, samplers=("temp", "top-k", "min-p", "top-p"))
     assert str(SamplerChain(off, N)) == "logits -> ?temp-ext -> ?top-k -> ?min-p -> ?top-p -> dist"
 
@@ -368,6 +367,22 @@ def test_no_logits_crash_it(logits, temp, repeat, top_k):
         ({"top_p": float("nan")}, r"--top-p nan: "),
         ({"min_p": float("nan")}, r"--min-p nan: "),
         ({"temp": float("inf")}, r"--temp inf: "),
+        ({"typ_p": float("nan")}, r"--typical nan: "),
+        ({"xtc_probability": float("inf")}, r"--xtc-probability inf: "),
+        ({"xtc_threshold": float("nan")}, r"--xtc-threshold nan: "),
+        ({"top_n_sigma": float("nan")}, r"--top-n-sigma nan: "),
+        ({"dynatemp_range": float("nan")}, r"--dynatemp-range nan: "),
+        ({"dynatemp_exponent": 1e39}, r"--dynatemp-exp 1e\+39: "),
+        ({"dry_multiplier": float("nan")}, r"--dry-multiplier nan: "),
+        ({"dry_base": float("inf")}, r"--dry-base inf: "),
+        ({"dry_allowed_length": 0.5}, r"--dry-allowed-length 0\.5: "),
+        ({"dry_penalty_last_n": -1}, r"--dry-penalty-last-n -1: "),
+        ({"dry_sequence_breakers": "*:"}, r"--dry-sequence-breaker \*:: "),
+        ({"adaptive_target": float("nan")}, r"--adaptive-target nan: "),
+        ({"adaptive_decay": float("nan")}, r"--adaptive-decay nan: "),
+        ({"mirostat": 3}, r"--mirostat 3: "),
+        ({"mirostat_tau": float("nan")}, r"--mirostat-ent nan: "),
+        ({"mirostat_eta": float("inf")}, r"--mirostat-lr inf: "),
         ({"seed": 1 << 32}, r"--seed 4294967296: "),
         ({"seed": -2}, r"--seed -2: "),
         ({"min_keep": -1}, r"min_keep -1: "),
@@ -389,17 +404,25 @@ def test_chain_refuses_what_does_not_fit():
         SamplerChain(SamplerParams(), N).sample(np.zeros(5, np.float32))
     with pytest.raises(SamplerError, match="no stage of the chain selects a token: logits -> top-k"):
         SamplerChain(SamplerParams(), N, [TopK(3)]).sample(LOGITS[0])
-    with pytest.raises(SamplerError, match="no stage is called 'topkk'; there are penalties, top_k"):
+    with pytest.raises(SamplerError, match="--dry-sequence-breaker needs the model's vocabulary"):
+        SamplerChain(SamplerParams(dry_multiplier=0.8), N)
+    with pytest.raises(SamplerError, match="infill needs the model's vocabulary"):
+        SamplerChain(SamplerParams(samplers=("infill",)), N)
+    with pytest.raises(SamplerError, match="no stage is called 'topkk'; there are penalties, dry"):
         SamplerChain(SamplerParams(samplers=("topkk",)), N)
     with pytest.raises(SamplerError, match="all 2 logits"):
         SamplerChain(SamplerParams(), 2).sample(np.array([np.nan, -np.inf], np.float32))
 
 
 def test_names_letters_and_biases_parse():
-    assert samplers_from_names(["penalties", "Top-K", "topp", "min_p", "temp"]) == SamplerParams().samplers
-    assert samplers_from_names(["nucleus", "temperature"]) == ("top_p", "temperature")
-    assert samplers_from_chars("ekpmt") == SamplerParams().samplers
-    with pytest.raises(SamplerError, match="--sampling-seq: no stage is called 'z'; there are e, k, p, m, t"):
+    written = ["penalties", "DRY", "top-n-sigma", "Top-K", "typ", "topp", "min_p", "xtc", "temp"]
+    assert samplers_from_names(written) == SamplerParams().samplers
+    assert samplers_from_names(["nucleus", "typp", "topnsigma", "infill", "adaptive-p"]) == (
+        *("top_p", "typ_p", "top_n_sigma", "infill", "adaptive_p"),
+    )
+    assert samplers_from_chars("edskypmxt") == SamplerParams().samplers
+    assert samplers_from_chars("ia") == ("infill", "adaptive_p")
+    with pytest.raises(SamplerError, match="--sampling-seq: no stage is called 'z'; there are e, d, s, k, y, p, m, x"):
         samplers_from_chars("kz")
     assert parse_logit_bias("15043+1") == (15043, 1.0)
     assert parse_logit_bias("2-inf") == (2, float("-inf"))

@@ -7,7 +7,9 @@ Read in this order: `candidates` (the data), `stages` (what is done to it), `rng
 from pyggml.sampler.candidates import Candidates
 from pyggml.sampler.chain import SamplerChain
 from pyggml.sampler.params import LLAMA_DEFAULT_SEED, SamplerParams, parse_logit_bias
-from pyggml.sampler.stages import STAGES, Stage, samplers_from_chars, samplers_from_names
+from pyggml.sampler.stages import Stage
+from pyggml.sampler.table import STAGES, samplers_from_chars, samplers_from_names
+from pyggml.sampler.vocabulary import Vocabulary
 
 __all__ = [
     "LLAMA_DEFAULT_SEED",
@@ -16,6 +18,7 @@ __all__ = [
     "SamplerChain",
     "SamplerParams",
     "Stage",
+    "Vocabulary",
     "parse_logit_bias",
     "samplers_from_chars",
     "samplers_from_names",

@@ -111,6 +111,12 @@ def exp_shifted(c: Candidates) -> F32:
     return p
 
 
+def log_f32(x: F32) -> F32:
+    """The natural logarithm, computed in f64 and rounded once: glibc's logf is within 0.51 ulp of it."""
+    out: F32 = np.log(x.astype(np.float64)).astype(np.float32)
+    return out
+
+
 def softmax(c: Candidates) -> None:
     """Sets `p`; the sum runs in f32 and in order (llama-sampler.cpp, llama_sampler_softmax_impl)."""
     p = exp_shifted(c)

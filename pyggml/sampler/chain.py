@@ -10,32 +10,52 @@ import numpy as np
 from pyggml.errors import SamplerError
 from pyggml.sampler.candidates import F32, I32, Candidates, softmax
 from pyggml.sampler.params import SamplerParams
-from pyggml.sampler.stages import STAGES, Dist, LogitBias, Stage, samplers_from_names
+from pyggml.sampler.selecting import AdaptiveP, Mirostat, MirostatV2
+from pyggml.sampler.stages import Dist, LogitBias, PlainTemperature, Random, Stage
+from pyggml.sampler.table import STAGES, samplers_from_names
+from pyggml.sampler.vocabulary import Vocabulary
+
+_MIROSTAT_M = 100  # common/sampling.cpp
 
 
 class SamplerChain:
     """Logits in, token out: llama.cpp's common_sampler (common/sampling.cpp) without the grammar.
 
     The same parameters, seed and logits give the same tokens. `stages` may be given instead of those that the
-    parameters make; the last one has to select. Raises SamplerError for a biased token outside the vocabulary.
+    parameters make; the last one has to select. `vocab` (a Tokenizer) is needed for the breakers of DRY and for
+    infill. Raises SamplerError for a biased token outside the vocabulary.
     """
 
-    def __init__(self, params: SamplerParams, n_vocab: int, stages: Sequence[Stage] | None = None) -> None:
+    def __init__(
+        self,
+        params: SamplerParams,
+        n_vocab: int,
+        stages: Sequence[Stage] | None = None,
+        vocab: Vocabulary | None = None,
+    ) -> None:
         self.params = params
         self.n_vocab = n_vocab
         self.candidates: Candidates | None = None  # what the last draw left; None before the first
-        self.stages = list(stages) if stages is not None else self._build()
+        self.stages = list(stages) if stages is not None else self._build(vocab)
         self._ids: I32 = np.arange(n_vocab, dtype=np.int32)
         self._ids.flags.writeable = False
 
-    def _build(self) -> list[Stage]:
+    def _build(self, vocab: Vocabulary | None) -> list[Stage]:
         p = self.params
         bias = LogitBias.from_params(p)
         outside = bias.tokens[bias.tokens >= self.n_vocab]
         if len(outside):
             raise SamplerError(f"--logit-bias: token {outside[0]} is not in the vocabulary of {self.n_vocab}")
-        ordered = [STAGES[name].from_params(p) for name in samplers_from_names(p.samplers)]
-        return [*([] if bias.disabled else [bias]), *ordered, Dist.from_params(p)]
+        first: list[Stage] = [] if bias.disabled else [bias]
+        if p.mirostat == 1:
+            last: Stage = Mirostat(self.n_vocab, p.seed, p.mirostat_tau, p.mirostat_eta, _MIROSTAT_M)
+            return [*first, PlainTemperature.from_params(p), last]
+        if p.mirostat == 2:
+            return [*first, PlainTemperature.from_params(p), MirostatV2.from_params(p)]
+        names = samplers_from_names(p.samplers)
+        ordered = [STAGES[name].from_params(p, vocab) for name in names if STAGES[name] is not AdaptiveP]
+        last = AdaptiveP.from_params(p) if "adaptive_p" in names else Dist.from_params(p)
+        return [*first, *ordered, last]
 
     def sample(self, logits: F32) -> int:
         """The next token, accepted. `logits`: (n_vocab,) f32, read only.
@@ -80,7 +100,7 @@ class SamplerChain:
     @property
     def seed(self) -> int | None:
         """The seed in use, also when it was chosen at random; None without a random stage."""
-        return next((stage.seed_cur for stage in reversed(self.stages) if isinstance(stage, Dist)), None)
+        return next((stage.seed_cur for stage in reversed(self.stages) if isinstance(stage, Random)), None)
 
     def accept(self, token: int) -> None:
         """Tells the stages of a token of the text: those of the prompt, and any drawn without `sample`."""

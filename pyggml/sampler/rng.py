@@ -6,6 +6,8 @@ Owns the generator's state; must not know what the numbers are used for.
 import math
 import random
 
+import numpy as np
+
 _N = 624  # 32-bit words of state
 
 
@@ -36,6 +38,11 @@ class Mt19937:
         """
         value = self._random.getrandbits(64) / 18446744073709551616.0  # getrandbits fills the low word first
         return value if value < 1.0 else math.nextafter(1.0, 0.0)
+
+    def uniform_f32(self) -> np.float32:
+        """A float in [0, 1): one output, rounded to f32 and scaled (generate_canonical; 24 bits wanted, 32 a call)."""
+        value = np.float32(self._random.getrandbits(32)) / np.float32(4294967296)
+        return min(value, np.nextafter(np.float32(1), np.float32(0)))
 
     def clone(self) -> "Mt19937":
         """A generator that goes on exactly as this one would."""

@@ -1,21 +1,24 @@
-"""The stages of a sampler chain, and the table of those that a user can put in order.
+"""The stages of every chain: bias, penalties, top-k, top-p, min-p, temperature, the draw.
 
-Owns what each stage does to the candidates and what it remembers; must not know the chain around it.
+Owns what each of them does to the candidates and what it remembers; must not know the chain around it, nor the order
+(table.py). The less usual ones have files of their own: cutting.py, dry.py, selecting.py.
 Formulas: llama.cpp, src/llama-sampler.cpp, the function `llama_sampler_<stage>_apply`. Real numbers are f32 as there.
 Where it leaves the order of equal logits to std::partial_sort, here the lower token id stays first.
 """
 
+import copy
 import math
 import secrets
 from collections import Counter, deque
 from collections.abc import Iterable
+from typing import Self
 
 import numpy as np
 
-from pyggml.errors import SamplerError
-from pyggml.sampler.candidates import Candidates, descending, exp_shifted, largest, softmax
+from pyggml.sampler.candidates import Candidates, descending, exp_shifted, largest, log_f32, softmax
 from pyggml.sampler.params import LLAMA_DEFAULT_SEED, SamplerParams
 from pyggml.sampler.rng import Mt19937
+from pyggml.sampler.vocabulary import Vocabulary
 
 _SORT_FIRST = 256  # top-p tries the largest 256 before it sorts everything
 
@@ -27,8 +30,8 @@ class Stage:
     disabled = False  # parameters under which it changes nothing: shown as "?name", never applied
 
     @classmethod
-    def from_params(cls, params: SamplerParams) -> "Stage":
-        """The stage with its share of the parameters."""
+    def from_params(cls, params: SamplerParams, vocab: Vocabulary | None = None) -> "Stage":
+        """The stage with its share of the parameters. Raises SamplerError if it needs the vocabulary and has none."""
         raise NotImplementedError
 
     def apply(self, c: Candidates) -> None:
@@ -61,7 +64,7 @@ class LogitBias(Stage):
         self.disabled = not pairs
 
     @classmethod
-    def from_params(cls, params: SamplerParams) -> "LogitBias":
+    def from_params(cls, params: SamplerParams, vocab: Vocabulary | None = None) -> "LogitBias":
         return cls(tuple(params.logit_bias))  # type: ignore[arg-type]  # __post_init__ has made pairs of it
 
     def apply(self, c: Candidates) -> None:
@@ -87,7 +90,7 @@ class Penalties(Stage):
         self._counts: Counter[int] = Counter()
 
     @classmethod
-    def from_params(cls, params: SamplerParams) -> "Penalties":
+    def from_params(cls, params: SamplerParams, vocab: Vocabulary | None = None) -> "Penalties":
         return cls(params.penalty_last_n, params.penalty_repeat, params.penalty_freq, params.penalty_present)
 
     def accept(self, token: int) -> None:
@@ -131,7 +134,7 @@ class TopK(Stage):
         self.disabled = k <= 0
 
     @classmethod
-    def from_params(cls, params: SamplerParams) -> "TopK":
+    def from_params(cls, params: SamplerParams, vocab: Vocabulary | None = None) -> "TopK":
         return cls(params.top_k)
 
     def apply(self, c: Candidates) -> None:
@@ -152,7 +155,7 @@ class TopP(Stage):
         self.disabled = bool(self.p >= 1)
 
     @classmethod
-    def from_params(cls, params: SamplerParams) -> "TopP":
+    def from_params(cls, params: SamplerParams, vocab: Vocabulary | None = None) -> "TopP":
         return cls(params.top_p, params.min_keep)
 
     def apply(self, c: Candidates) -> None:
@@ -185,7 +188,7 @@ class MinP(Stage):
         self._log_p = np.float32(math.log(self.p)) if self.p > 0 else np.float32(-np.inf)
 
     @classmethod
-    def from_params(cls, params: SamplerParams) -> "MinP":
+    def from_params(cls, params: SamplerParams, vocab: Vocabulary | None = None) -> "MinP":
         return cls(params.min_p, params.min_keep)
 
     def apply(self, c: Candidates) -> None:
@@ -199,27 +202,67 @@ class MinP(Stage):
         c.take(slice(max(likely, self.min_keep, 1)))
 
 
-class Temperature(Stage):
+class PlainTemperature(Stage):
     """Divides the logits by the temperature; at 0 or below, bans all but the first of the largest."""
 
-    name = "temp-ext"
+    name = "temp"
 
     def __init__(self, temp: float) -> None:
         self.temp = np.float32(temp)
         self.disabled = bool(self.temp == 1)
 
     @classmethod
-    def from_params(cls, params: SamplerParams) -> "Temperature":
+    def from_params(cls, params: SamplerParams, vocab: Vocabulary | None = None) -> "PlainTemperature":
         return cls(params.temp)
 
     def apply(self, c: Candidates) -> None:
-        if self.temp > 0:
-            c.logits = c.logits / self.temp
+        self._scale(c, self.temp)
+
+    @staticmethod
+    def _scale(c: Candidates, temp: np.float32) -> None:
+        if temp > 0:
+            c.logits = c.logits / temp
             return
         best = int(c.logits.argmax())
         logits = np.full_like(c.logits, -np.inf)
         logits[best] = c.logits[best]
         c.logits = logits
+
+
+class Temperature(PlainTemperature):
+    """The same with a temperature from temp - range to temp + range, the higher the more even the probabilities.
+
+    It is (entropy / largest entropy) ** exponent of the way up. With a range it sorts, and leaves the probabilities.
+    """
+
+    name = "temp-ext"
+
+    def __init__(self, temp: float, dynamic_range: float = 0.0, exponent: float = 1.0) -> None:
+        super().__init__(temp)
+        self.range, self.exponent = np.float32(dynamic_range), np.float32(exponent)
+        self.disabled = self.disabled and bool(self.range <= 0)
+
+    @classmethod
+    def from_params(cls, params: SamplerParams, vocab: Vocabulary | None = None) -> "Temperature":
+        return cls(params.temp, params.dynatemp_range, params.dynatemp_exponent)
+
+    def apply(self, c: Candidates) -> None:
+        if self.range <= 0:
+            self._scale(c, self.temp)
+        elif c.size > 1:
+            c.sort()
+            softmax(c)
+            self._scale(c, self._dynamic(c))
+            p = np.exp(c.logits.astype(np.float64) - np.float64(c.logits[0]))
+            c.p = (p.astype(np.float32) / np.add.accumulate(p)[-1]).astype(np.float32)
+
+    def _dynamic(self, c: Candidates) -> np.float32:
+        assert c.p is not None
+        p = c.p[c.p > 0]
+        entropy = np.add.accumulate(-p * log_f32(p))[-1]
+        most = np.float32(-math.log(np.float32(1) / np.float32(c.size)))
+        low, high = max(np.float32(0), self.temp - self.range), self.temp + self.range
+        return low + (high - low) * np.float32(float(entropy / most) ** float(self.exponent))
 
 
 class Greedy(Stage):
@@ -231,7 +274,24 @@ class Greedy(Stage):
         c.selected = int(c.logits.argmax())
 
 
-class Dist(Stage):
+class Random(Stage):
+    """A stage that draws random numbers, from a seed of its own."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.reset()
+
+    def reset(self) -> None:
+        self.seed_cur = secrets.randbits(32) if self.seed == LLAMA_DEFAULT_SEED else self.seed
+        self._rng = Mt19937(self.seed_cur)
+
+    def clone(self) -> Self:
+        other = copy.copy(self)
+        other._rng = self._rng.clone()
+        return other
+
+
+class Dist(Random):
     """Selects by chance, in proportion to exp(logit), and leaves the probabilities.
 
     One uniform double a token, also where one candidate is left. The first candidate at which the running sum (f64,
@@ -240,12 +300,8 @@ class Dist(Stage):
 
     name = "dist"
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-        self.reset()
-
     @classmethod
-    def from_params(cls, params: SamplerParams) -> "Dist":
+    def from_params(cls, params: SamplerParams, vocab: Vocabulary | None = None) -> "Dist":
         return cls(params.seed)
 
     def apply(self, c: Candidates) -> None:
@@ -255,42 +311,3 @@ class Dist(Stage):
         share = self._rng.uniform() * total
         c.selected = min(int(np.searchsorted(cumulated, share)), c.size - 1)
         c.p = (p / total).astype(np.float32)
-
-    def reset(self) -> None:
-        self.seed_cur = secrets.randbits(32) if self.seed == LLAMA_DEFAULT_SEED else self.seed
-        self._rng = Mt19937(self.seed_cur)
-
-    def clone(self) -> "Dist":
-        other = object.__new__(Dist)
-        other.seed, other.seed_cur, other._rng = self.seed, self.seed_cur, self._rng.clone()
-        return other
-
-
-# What --samplers can order. Names, letters and spellings are those of llama.cpp's common/sampling.cpp.
-STAGES: dict[str, type[Stage]] = {
-    "penalties": Penalties,
-    "top_k": TopK,
-    "top_p": TopP,
-    "min_p": MinP,
-    "temperature": Temperature,
-}
-_LETTERS = {"e": "penalties", "k": "top_k", "p": "top_p", "m": "min_p", "t": "temperature"}
-_ALIASES = {"nucleus": "top_p", "temp": "temperature"}
-
-
-def samplers_from_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Keys of STAGES for names as users write them ("top_k", "Top-K", "topk", "temp"); raises SamplerError."""
-    spelled = {key.replace("_", sign): key for key in STAGES for sign in ("_", "-", "")} | _ALIASES
-    return tuple(_look_up("--samplers", spelled, name.strip().lower()) for name in names)
-
-
-def samplers_from_chars(letters: str) -> tuple[str, ...]:
-    """Keys of STAGES for letters (llama.cpp's --sampling-seq, as in "ekpmt"); raises SamplerError."""
-    return tuple(_look_up("--sampling-seq", _LETTERS, letter) for letter in letters)
-
-
-def _look_up(flag: str, known: dict[str, str], name: str) -> str:
-    if name not in known:
-        names = ", ".join(_LETTERS) if known is _LETTERS else ", ".join(STAGES)
-        raise SamplerError(f"{flag}: no stage is called {name!r}; there are {names}")
-    return known[name]
