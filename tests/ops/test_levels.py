@@ -1,0 +1,165 @@
+"""Every kernel at every CPU level, in a process of its own: right results, no register that the level does not have,
+no call of what is not there; and the same bits for any number of threads."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import every_kernel
+import numpy as np
+import pytest
+from op_check import assert_close, values_of
+
+from pyggml import jit
+from pyggml.backend.base import Device
+from pyggml.backend.reference import ReferenceDevice
+from pyggml.kernels.cpu import FAMILIES
+
+TARGETS = {  # level -> CPU name and features, as NUMBA_CPU_NAME and NUMBA_CPU_FEATURES take them
+    "generic": ("x86-64", ""),
+    "v2": ("x86-64-v2", ""),
+    "v3": ("x86-64-v3", ""),
+    "v4": ("x86-64-v4", ""),
+    "vnni": ("x86-64-v4", "+avx512vnni"),
+}
+WIDEST = {"generic": "xmm", "v2": "xmm", "v3": "ymm", "v4": "zmm", "vnni": "zmm"}
+assert set(TARGETS) == set(jit.LEVELS)
+
+
+def at_level(level: str, *args: str) -> str:
+    """Standard output of a Python process at that level."""
+    name, features = TARGETS[level]
+    environment = {**os.environ, "NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
+    done = subprocess.run([sys.executable, *args], env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, f"{level}: exit code {done.returncode}: {done.stderr[-3000:]}"
+    return done.stdout
+
+
+def levels_of_this_machine() -> list[str]:
+    name = os.environ.get("NUMBA_CPU_NAME"), os.environ.get("NUMBA_CPU_FEATURES")
+    assert name == (None, None), "this test sets the level itself"
+    return list(jit.LEVELS[: jit.LEVELS.index(jit.level()) + 1])
+
+
+@pytest.fixture(params=jit.LEVELS)
+def level(request: pytest.FixtureRequest) -> str:
+    if request.param not in levels_of_this_machine():
+        pytest.skip(f"this machine is {jit.level()} and cannot run code for {request.param}")
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def cases(cpu_device: Device) -> dict[str, every_kernel.Case]:
+    return every_kernel.cases(cpu_device)
+
+
+@pytest.fixture(scope="module")
+def expected(cases: dict[str, every_kernel.Case]) -> dict[str, np.ndarray]:
+    law = every_kernel.compute(ReferenceDevice(), cases)
+    return {name: values_of(case.node, law[name]) for name, case in cases.items()}
+
+
+def compare(cases: dict[str, every_kernel.Case], expected: dict[str, np.ndarray], actual: dict[str, bytes]) -> None:
+    assert set(actual) == set(cases)
+    for name, case in cases.items():
+        assert_close(expected[name], values_of(case.node, actual[name]), case.nmse, case.atol, name)
+
+
+def test_every_family_is_there(cases: dict[str, every_kernel.Case]) -> None:
+    assert every_kernel.families(cases) >= set(FAMILIES)
+
+
+@pytest.mark.slow
+def test_every_kernel(
+    level: str, cases: dict[str, every_kernel.Case], expected: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    at_level(level, every_kernel.__file__, str(tmp_path / "results.npz"))
+    with np.load(tmp_path / "results.npz") as results:
+        assert str(results["level"]) == level
+        actual = {name: results[name].tobytes() for name in results.files if name != "level"}
+    compare(cases, expected, actual)
+
+
+def test_a_wrong_result_is_noticed(cases: dict[str, every_kernel.Case], expected: dict[str, np.ndarray]) -> None:
+    law = every_kernel.compute(ReferenceDevice(), cases)
+    compare(cases, expected, law)
+    for name in ("rms_norm", "get_rows-Q4_1", "mul_mat-Q8_0-96-33"):
+        wrong = bytearray(law[name])
+        wrong[7] ^= 0x80  # a sign
+        with pytest.raises(AssertionError, match=name):
+            compare(cases, expected, {**law, name: bytes(wrong)})
+
+
+def test_the_number_of_threads_changes_no_bit(
+    cpu_device: Device, cases: dict[str, every_kernel.Case], expected: dict[str, np.ndarray]
+) -> None:
+    one = every_kernel.compute(cpu_device, cases, 1)
+    compare(cases, expected, one)
+    for n_threads in (2, 3, 7):
+        several = every_kernel.compute(cpu_device, cases, n_threads)
+        different = [name for name in cases if several[name] != one[name]]
+        assert not different, f"{n_threads} threads: {different}"
+
+
+KERNELS = (
+    ("norm", "rms_norm", ("f32", "f32", "f32")),
+    ("rope", "table", ("normal", 0)),
+    ("rope", "rope", ("normal", "f32", "f32")),
+    ("softmax", "soft_max", ("f32", "f32", "f16", 0, 0)),
+    ("glu", "glu", ("swiglu", "f32", "f32", "f32")),
+    ("unary", "unary", ("gelu", "f32", "f32")),
+    ("elementwise", "binary", ("add", "row", "f32", "f32", "f32")),
+    ("rows", "get_rows", ("f32", "q4_1", "i32")),
+    ("rows", "set_rows", ("f16", "f32", "i64")),
+    ("convert", "copy", ("q4_0", "f32")),
+    ("convert", "copy", ("bf16", "f32/")),
+)
+
+INSPECT = """
+import sys
+from pyggml import jit
+found = []
+for module, factory, args in {kernels}:
+    found.append(jit.assembly(jit.Spec(module, factory, args)))
+print([jit.level(), found])
+"""
+
+
+def widest_register(assembly: str) -> str:
+    used = set(re.findall(r"%([xyz]mm)\d", assembly))
+    return max(used, default="none", key=("none", "xmm", "ymm", "zmm").index)
+
+
+def foreign_calls(assembly: str) -> set[str]:
+    """Functions that are called by name, less those that the text defines."""
+    called = set(re.findall(r'(?:call|jmp)q?\s+"?([A-Za-z_][\w.$]*)', assembly))
+    called |= set(re.findall(r"movabsq\s+\$([A-Za-z_][\w.$]*),", assembly))
+    return {c for c in called if not re.search(rf'^"?{re.escape(c)}"?:', assembly, re.MULTILINE)}
+
+
+@pytest.mark.slow
+def test_registers_and_calls(level: str) -> None:
+    """Kernels are written for 16 lanes: at each level they fill its widest register and need no wider one. Of libraries
+    they call the sine and cosine of ROPE's table, and what moves memory."""
+    found_level, texts = ast.literal_eval(at_level(level, "-c", INSPECT.format(kernels=KERNELS)))
+    assert found_level == level
+    for (module, factory, args), text in zip(KERNELS, texts, strict=True):
+        what = f"{module}.{factory}{args} at {level}"
+        width = widest_register(text)
+        if factory == "table":
+            allowed = {"sin", "cos", "sincos"}
+        else:
+            assert width == WIDEST[level], f"{what}: widest register is {width}"
+            allowed = set()
+        assert foreign_calls(text) <= allowed | {"memmove", "memcpy", "memset"}, f"{what}: {foreign_calls(text)}"
+        order = ("none", "xmm", "ymm", "zmm")
+        assert order.index(width) <= order.index(WIDEST[level]), f"{what}: {width}"
+
+
+def test_the_inspection_sees_what_is_there() -> None:
+    assert widest_register("vaddps %xmm1, %xmm2, %xmm3\nvaddps (%rdi), %ymm0, %ymm0") == "ymm"
+    text = 'f:\n\tcallq\tsinf\n\tjmp\t.L2\n\tmovabsq\t$cosf, %rax\n\tcallq\t*%rax\n\tcallq\tf\n'
+    assert foreign_calls(text) == {"sinf", "cosf"}

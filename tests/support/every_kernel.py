@@ -1,0 +1,181 @@
+"""One graph that makes every family of CPU kernels work, in all its kinds, with tails and strides: the same in each
+process, so that CPU levels and numbers of threads can be held against each other and against the reference.
+
+As a program: `every_kernel.py OUT` computes it at the level that the environment asks for and writes the results.
+Must not know what is compared.
+"""
+
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+from op_cases import BF16, F16, F32, FLOATS, I32, I64, ROUNDING, WEIGHTS, Case, Operands
+
+from pyggml import jit, ops
+from pyggml.backend.base import Buffer, Device
+from pyggml.dtypes import SIZES, GGMLType
+from pyggml.graph import build_forward
+from pyggml.ops import ROPE_NEOX, ROPE_NORMAL, GluOp, Op, UnaryOp
+from pyggml.tensor import Tensor, pack_params
+
+QUANTIZED = 5e-4  # what rounding a product's second operand to 8 bits may cost
+
+
+def remade(node: Tensor, params: bytes | None = None, src: tuple[Tensor | None, ...] | None = None) -> Tensor:
+    """The node with other parameters or sources."""
+    made = Tensor(
+        node.type, node.ne, op=node.op, op_params=params or node.op_params, src=node.src if src is None else src
+    )
+    ops.check(made)
+    return made
+
+
+def arithmetic(make: Operands) -> Iterator[tuple[str, Tensor, float]]:
+    a = make.leaf(F32, (65, 3, 2))
+    for op in (ops.add, ops.sub, ops.mul, ops.div):
+        yield op.__name__, op(a, make.leaf(F32, (65,))), 1e-7
+    yield "add-scalar", ops.add(a, make.leaf(F32, (1, 3))), 1e-7
+    yield "mul-tile", ops.mul(make.leaf(F32, (66, 4)), make.leaf(F32, (22, 2))), 1e-7
+    yield "add-long", ops.add(make.leaf(F32, (5001,)), make.leaf(F32, (5001,))), 1e-7
+    yield "sub-apart", ops.sub(make.like("transposed", F32, (33, 5)), make.like("reversed", F32, (33, 5))), 1e-7
+    for dtype in (F16, BF16):
+        x = make.leaf(dtype, (65, 3))
+        yield f"mul-{dtype.name}", ops.mul(x, make.leaf(dtype, (65, 3))), ROUNDING[dtype]
+        yield f"add-{dtype.name}-F32", ops.add(x, make.leaf(F32, (65,))), ROUNDING[dtype]
+        yield f"silu-{dtype.name}", ops.unary(x, UnaryOp.SILU), ROUNDING[dtype]
+    yield "scale", ops.scale(a, 0.125, 3.0), 1e-7
+    wide = make.leaf(F32, (577, 2), scale=4.0)
+    for kind in UnaryOp:
+        node = ops.unary(wide, kind)
+        if kind == UnaryOp.XIELU:
+            node = remade(node, pack_params("i4f", kind, 0.8, 0.9, 0.5, -1e-6))
+        yield kind.name, node, 1e-7
+
+
+def rows_of_numbers(make: Operands) -> Iterator[tuple[str, Tensor, float]]:
+    a, b = make.leaf(F32, (97, 3), scale=3.0), make.leaf(F32, (97, 3))
+    for kind in GluOp:
+        params = pack_params("iiff", kind, 0, 1.702, 2.5)
+        yield kind.name, remade(ops.glu(a, b, kind), params), 1e-7
+    yield "SWIGLU-halves", ops.glu(make.leaf(F16, (66, 3)), None, GluOp.SWIGLU, swapped=True), ROUNDING[F16]
+    x = make.leaf(F32, (577, 3))
+    yield "rms_norm", ops.rms_norm(x, 1e-5), 1e-7
+    yield "rms_norm-mul", ops.mul(ops.rms_norm(x, 1e-5), make.leaf(F32, (577,))), 1e-7
+    y = make.leaf(F32, (65, 3, 6, 2), scale=3.0)
+    seen = np.where(make.rng.random((2, 1, 3, 65)) < 0.3, -np.inf, 0.0)
+    for dtype in (F32, F16):
+        mask = make.leaf(dtype, (65, 3, 1, 2), seen)
+        yield f"soft_max-{dtype.name}", ops.soft_max(y, mask, 0.125), 1e-7
+    yield "soft_max", ops.soft_max(y), 1e-7
+    biased = ops.soft_max(y, make.leaf(F16, (65, 3)), 0.5, max_bias=8.0)
+    yield "soft_max-alibi-sinks", remade(biased, src=(*biased.src, make.leaf(F32, (6,)))), 1e-6
+    heads = make.leaf(F32, (80, 3, 5))
+    positions = make.leaf(I32, (5,), np.array([0, 1, 700, 31999, 99999]))
+    for mode in (ROPE_NORMAL, ROPE_NEOX):
+        yield f"rope-{mode}", ops.rope(heads, positions, 80, mode, freq_base=1e5), 1e-7
+        factors = make.leaf(F32, (35,), make.rng.uniform(0.5, 8.0, 35))
+        extended = ops.rope(
+            heads, positions, 70, mode, factors=factors, n_ctx_orig=4096, freq_scale=0.25, ext_factor=1.0
+        )
+        yield f"rope-{mode}-yarn", extended, 1e-7
+    yield "rope-F16", ops.rope(make.leaf(F16, (64, 3, 5)), positions, 64, ROPE_NORMAL), ROUNDING[F16]
+
+
+def moved(make: Operands) -> Iterator[tuple[str, Tensor, float]]:
+    for dtype in (*WEIGHTS, GGMLType.Q8_1):
+        ne0 = 65 if SIZES[dtype].block_size == 1 else 2 * SIZES[dtype].block_size
+        numbers = make.leaf(I32, (4,), np.array([6, 0, 3, 3]))
+        yield f"get_rows-{dtype.name}", ops.get_rows(make.leaf(dtype, (ne0, 7)), numbers), 0.0
+        table, rows = make.leaf(dtype, (ne0, 7)), make.leaf(I64, (4,), np.array([6, 0, 3, 3]))
+        yield f"set_rows-{dtype.name}", ops.set_rows(table, make.leaf(F32, (ne0, 4)), rows), 0.0
+    one = make.leaf(F16, (1, 200))
+    yield (
+        "set_rows-single",
+        ops.set_rows(one, make.leaf(F32, (1, 90)), make.leaf(I64, (90,), make.rng.permutation(200)[:90])),
+        0.0,
+    )
+    yield "get_rows-I32", ops.get_rows(make.leaf(I32, (9, 7), np.arange(63)), numbers), 0.0
+    x = make.leaf(F32, (97, 5, 3))
+    for dtype in FLOATS:
+        yield f"cpy-{dtype.name}", ops.cpy(x, make.leaf(dtype, (97, 15))), 0.0
+        yield f"cpy-transposed-{dtype.name}", ops.cpy(ops.transpose(x), make.leaf(dtype, (5, 97, 3))), 0.0
+    yield "cont", ops.cont(ops.permute(x, 0, 2, 1, 3), 97 * 3, 5), 0.0
+    yield "dup", ops.dup(make.like("padded", F16, (97, 5))), 0.0
+    yield "cpy-F32-I32", ops.cpy(make.leaf(F32, (65,), scale=1e9), make.leaf(I32, (65,), np.zeros(65))), 0.0
+    yield "cpy-I32-F32", ops.cpy(make.leaf(I32, (65,), np.arange(65) - 2**30), make.leaf(F32, (65,))), 0.0
+
+
+def products(make: Operands) -> Iterator[tuple[str, Tensor, float]]:
+    for dtype in WEIGHTS:
+        block = SIZES[dtype].block_size
+        limit = {F32: 1e-7, F16: 1e-6, BF16: 2e-5}.get(dtype, QUANTIZED)
+        for k in (97, 64) if block == 1 else (3 * block, 18 * block) if block == 32 else (2 * block,):
+            a = make.leaf(dtype, (k, 37), scale=k**-0.5)
+            for m in (1, 3, 33):
+                yield f"mul_mat-{dtype.name}-{k}-{m}", ops.mul_mat(a, make.leaf(F32, (k, m))), limit
+    scores = ops.mul_mat(make.like("planes", F16, (64, 33, 2)), make.like("planes", F32, (64, 5, 6)))
+    yield "mul_mat-batch", scores, 1e-6
+    for kv in FLOATS:
+        k, v = make.like("planes", kv, (64, 321, 2)), make.like("planes", kv, (64, 321, 2))
+        for n_tokens in (1, 9):
+            q = make.like("planes", F32, (64, n_tokens, 6))
+            mask = make.leaf(F16, (321, n_tokens), np.where(make.rng.random((n_tokens, 321)) < 0.3, -np.inf, 0.0))
+            yield f"flash_attn-{kv.name}-{n_tokens}", ops.flash_attn_ext(q, k, v, mask, 0.125), 1e-5
+    plain = ops.flash_attn_ext(q, k, v, mask, 0.125, 8.0, 10.0)
+    yield "flash_attn-alibi-cap-sinks", remade(plain, src=(*plain.src, make.leaf(F32, (6,)))), 1e-5
+
+
+def cases(device: Device) -> dict[str, Case]:
+    """By name; those that the device computes."""
+    found: dict[str, Case] = {}
+    for family in (arithmetic, rows_of_numbers, moved, products):
+        make = Operands(np.random.default_rng(1))
+        for name, node, limit in family(make):
+            assert name not in found, name
+            if device.supports_op(node):
+                found[name] = Case(node, make.contents, limit, atol=1e-7)
+    return found
+
+
+def every_tensor(nodes: list[Tensor]) -> list[Tensor]:
+    found: dict[int, Tensor] = {}
+    stack = list(nodes)
+    while stack:
+        t = stack.pop()
+        if id(t) not in found:
+            found[id(t)] = t
+            stack += [s for s in (*t.src, t.view_src) if s is not None]
+    return list(found.values())
+
+
+def compute(device: Device, only: dict[str, Case], n_threads: int | None = None) -> dict[str, bytes]:
+    """The bytes of the memory that each node writes."""
+    tensors = every_tensor([case.node for case in only.values()])
+    roots = [t for t in tensors if t.view_src is None]
+    buffer: Buffer = device.alloc_buffer(sum(t.nbytes + 128 for t in roots))
+    contents = {key: value for case in only.values() for key, value in case.contents.items()}
+    at = 0
+    for t in roots:
+        buffer.place(t, at)
+        at += -(-t.nbytes // 64) * 64
+        if id(t) in contents:
+            buffer.set(t, contents[id(t)][1])
+    for t in tensors:
+        if t.view_src is not None:
+            t.buffer, t.data = buffer, t.view_src.data + t.view_offs
+    backend = device.open(n_threads)
+    backend.compute(backend.plan(build_forward([case.node for case in only.values()])))
+    backend.close()
+    return {name: buffer.get(case.node.view_src or case.node) for name, case in only.items()}
+
+
+def families(only: dict[str, Case]) -> set[Op]:
+    return {Op(t.op) for t in every_tensor([case.node for case in only.values()])}
+
+
+if __name__ == "__main__":
+    from pyggml.backend.cpu import CPUDevice
+
+    here = CPUDevice()
+    results = compute(here, cases(here))
+    np.savez(sys.argv[1], level=jit.level(), **{name: np.frombuffer(b, np.uint8) for name, b in results.items()})
