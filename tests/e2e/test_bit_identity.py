@@ -51,7 +51,9 @@ def run(model: Model, tokens: list[int], n_decode: int = 8, **options: Any) -> n
 
 
 @pytest.fixture(scope="module", params=["Q4_1", "Q8_0", "F16"])
-def local(request: pytest.FixtureRequest, model_file: Callable[..., Any], tokenize: Callable[..., Any]) -> Iterator[Any]:
+def local(
+    request: pytest.FixtureRequest, model_file: Callable[..., Any], tokenize: Callable[..., Any]
+) -> Iterator[Any]:
     """(file, tokens, expected bits by name of setting), computed here on one thread."""
     path, tokens = model_file(request.param), tokenize(TEXT)
     assert 35 < len(tokens) < 60

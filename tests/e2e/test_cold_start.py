@@ -1,0 +1,113 @@
+"""Kernels are compiled once on a machine: by one of two programs that start together, and never again.
+
+Must not know which kernels there are. A log that every process of the test writes to says what was really compiled.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+LOGGING = """
+import os
+from pyggml import jit
+compile = jit._compile
+def logged(spec):
+    with open(os.environ["COMPILED"], "a") as log:
+        log.write(f"{os.getpid()} {spec.label}\\n")
+    return compile(spec)
+jit._compile = logged
+"""
+"""Python runs a `sitecustomize` that it finds on its path in every process: also in the second one that jit.py starts."""
+
+COUNTING = """
+import sys
+from pyggml_cli.cli import main
+code = main(sys.argv[1:])
+from pyggml import jit
+print("counts", jit.Counts.compiled, jit.Counts.loaded, "numba" in sys.modules, file=sys.stderr)
+sys.exit(code)
+"""
+
+
+class Machine:
+    """A cache folder that begins empty, and the log of what was compiled into it."""
+
+    def __init__(self, folder: Path, model: Path) -> None:
+        self.cache, self.log = folder / "cache", folder / "compiled"
+        self.log.touch()
+        (folder / "sitecustomize.py").write_text(LOGGING)
+        path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+        self.env = {**os.environ, "PYGGML_CACHE": str(self.cache), "COMPILED": str(self.log), "PYTHONPATH": path}
+        self.command = [sys.executable, "-c", COUNTING, "-m", str(model), "-p", "Hello, my name is", "-n", "4"]
+
+    def start(self) -> "subprocess.Popen[str]":
+        command = [*self.command, "--temp", "0"]
+        return subprocess.Popen(command, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def compiled(self) -> list[str]:
+        """Names of the kernels, in the order in which any process compiled them."""
+        return [line.split()[1] for line in self.log.read_text().splitlines()]
+
+    def files(self) -> dict[str, tuple[int, int]]:
+        return {path.stem: (path.stat().st_ino, path.stat().st_mtime_ns) for path in self.cache.glob("kernels/*/*.o")}
+
+
+class Ended:
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self.out, self.err = process.communicate(timeout=300)
+        assert process.returncode == 0, self.err
+        words = self.err.splitlines()[-1].split()
+        self.n_compiled, self.n_loaded, self.numba = int(words[1]), int(words[2]), words[3] == "True"
+
+
+@pytest.fixture(scope="module")
+def cold(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> tuple[Machine, list[Ended]]:
+    """The machine after two programs were started on it at the same time."""
+    machine = Machine(tmp_path_factory.mktemp("machine"), smollm2)
+    processes = [machine.start(), machine.start()]
+    return machine, [Ended(process) for process in processes]
+
+
+def test_two_programs_at_once_compile_each_kernel_once_between_them(cold: tuple[Machine, list[Ended]]) -> None:
+    machine, programs = cold
+    compiled = machine.compiled()
+    assert len(compiled) > 10 and len(set(compiled)) == len(compiled)
+    assert set(compiled) == set(machine.files())
+    assert programs[0].out == programs[1].out
+    waited = [program for program in programs if "compiling kernels" not in program.err]
+    assert len(waited) <= 1, "whoever compiles says so"
+
+
+def test_a_second_start_compiles_nothing(cold: tuple[Machine, list[Ended]]) -> None:
+    machine, programs = cold
+    before, files = machine.compiled(), machine.files()
+    warm = Ended(machine.start())
+    assert (warm.n_compiled, warm.n_loaded, warm.numba) == (0, len(files), False)
+    assert machine.compiled() == before and machine.files() == files
+    assert warm.out == programs[0].out and "compiling" not in warm.err
+
+
+def test_a_lost_file_is_compiled_again(cold: tuple[Machine, list[Ended]]) -> None:
+    """A wrong twin: what the test above looks at does change when something is compiled."""
+    machine, _ = cold
+    before, files = machine.compiled(), machine.files()
+    victim = min(machine.cache.glob("kernels/*/*.o"), key=lambda path: path.stat().st_size)
+    victim.unlink()
+    again = Ended(machine.start())
+    assert (again.n_compiled, again.n_loaded, again.numba) == (1, len(files) - 1, True)
+    assert machine.compiled() == [*before, victim.stem] and machine.files() != files
+
+
+def test_programs_on_a_folder_that_cannot_be_written_say_so(
+    cold: tuple[Machine, list[Ended]], command: Callable[..., Any], smollm2: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    env = {"PYGGML_CACHE": str(tmp_path / "file" / "cache")}
+    process = command("cli", "-m", smollm2, "-p", "a", "-n", 1, env=env)
+    assert process.wait() == 1
+    assert process.err.count("\n") == 1 and str(tmp_path / "file") in process.err
