@@ -51,7 +51,6 @@ NOT_IMPLEMENTED: dict[str, Any] = {  # name -> the one value that is accepted, w
     "lora_scale": 1.0,
     "lora_path": None,
     "numa": False,
-    "chat_format": None,
     "chat_handler": None,
     "draft_model": None,
     "tokenizer": None,

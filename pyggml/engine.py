@@ -31,6 +31,8 @@ from pyggml.arguments import (
     stops,
 )
 from pyggml.backend.base import Device, extra_devices
+from pyggml.chat import built_in_names
+from pyggml.chat_completion import create_chat_completion
 from pyggml.completion import create_completion
 from pyggml.dtypes import GGMLType
 from pyggml.errors import ContextError
@@ -56,7 +58,8 @@ class Llama:
     devices      Device objects instead, in order; layers that are not offloaded stay on this machine's CPU
     progress     called with (bytes done, bytes in all) while weights are loaded
 
-    Differences: `seed` is random unless given, also for completions; attention is fused unless flash_attn=False;
+    Differences: `chat_format` is one of llama.cpp's names (chatml, llama3...), by default the file's template counts;
+    `seed` is random unless given, also for completions; attention is fused unless flash_attn=False;
     without logits_all, `scores` holds one row, the logits of the last token.
 
     scores    (n_ctx, n_vocab) f32 with logits_all: row i are the logits after token i; else (1, n_vocab)
@@ -123,8 +126,11 @@ class Llama:
         for name, value in (("n_ctx", n_ctx), ("n_batch", n_batch - 1), ("n_ubatch", n_ubatch - 1)):
             if value < 0:
                 raise ParameterError(f"{name} must be at least {0 if name == 'n_ctx' else 1}")
+        if chat_format is not None and chat_format not in built_in_names():
+            raise ParameterError(f"chat_format={chat_format!r:.40} is not known; known: {', '.join(built_in_names())}")
         start = time.perf_counter()
         self.model_path = os.fspath(model_path)
+        self.chat_format = chat_format
         self.verbose = verbose
         self.no_perf = no_perf
         self.last_n_tokens_size = last_n_tokens_size
@@ -403,6 +409,7 @@ class Llama:
 
     create_completion = create_completion
     __call__ = create_completion
+    create_chat_completion = create_chat_completion
 
     # ---- the end
 

@@ -13,9 +13,10 @@ PACKAGES = {"pyggml": ROOT / "pyggml", "pyggml_rpc": ROOT / "rpc/pyggml_rpc", "p
 # are one room each. A new room gets a place in the highest row that works.
 ROWS = (
     ("pyggml.errors", "pyggml.cachedir", "pyggml.steps"),
+    ("pyggml.grammar",),
     ("pyggml.dtypes", "pyggml.jit", "pyggml.sampler", "pyggml.tokenizer", "pyggml.chat"),
     ("pyggml.tensor", "pyggml.simd", "pyggml.gguf", "pyggml.arguments"),
-    ("pyggml.ops", "pyggml.graph", "pyggml.quants", "pyggml.completion"),
+    ("pyggml.ops", "pyggml.graph", "pyggml.quants", "pyggml.completion", "pyggml.chat_completion"),
     ("pyggml.alloc", "pyggml.kernels"),
     ("pyggml.backend",),
     ("pyggml.model",),

@@ -85,6 +85,7 @@ def test_signatures_hold_all_that_the_peer_has(peer: Any) -> None:
     script = """
 import inspect, json, llama_cpp
 methods = ["__init__", "tokenize", "detokenize", "eval", "sample", "generate", "create_completion", "__call__"]
+methods.append("create_chat_completion")
 print(json.dumps({name: list(inspect.signature(getattr(llama_cpp.Llama, name)).parameters) for name in methods}))
 """
     for name, parameters in json.loads(peer.run(script).stdout.splitlines()[-1]).items():

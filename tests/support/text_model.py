@@ -21,10 +21,12 @@ def byte_characters() -> list[str]:
     return [chr(b) if b in plain else chr(256 + rest.index(b)) for b in range(256)]
 
 
-def write_text_model(path: Path, n_ctx: int = 64, add_bos: bool = False, fim: bool = False, seed: int = 5) -> Path:
+def write_text_model(
+    path: Path, n_ctx: int = 64, add_bos: bool = False, fim: bool = False, seed: int = 5, template: str | None = None
+) -> Path:
     """Tokens 0 to 255 are the bytes, then WORDS, then "<|end|>" (the EOS) and "<|begin|>" (the BOS).
 
-    With `fim` bytes 1, 2 and 3 are said to be the marks for filling in the middle.
+    With `fim` bytes 1, 2 and 3 are said to be the marks for filling in the middle; `template` is the chat template.
     """
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, "llama")
@@ -46,6 +48,8 @@ def write_text_model(path: Path, n_ctx: int = 64, add_bos: bool = False, fim: bo
     writer.add_bos_token_id(BOS)
     writer.add_eos_token_id(EOT)
     writer.add_add_bos_token(add_bos)
+    if template is not None:
+        writer.add_chat_template(template)
     if fim:
         for i, name in enumerate(("fim_pre", "fim_suf", "fim_mid")):
             writer.add_uint32(f"tokenizer.ggml.{name}_token_id", i + 1)

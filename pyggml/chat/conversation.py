@@ -1,0 +1,141 @@
+"""A conversation that grows: each turn adds tokens to those before, so that the KV cache keeps what was said.
+
+Owns messages and their tokens; must not know a model or how its tokens are evaluated.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from pyggml.chat.sandbox import ChatError
+from pyggml.chat.template import ChatTemplate, prompt_tokens
+
+if TYPE_CHECKING:
+    from pyggml.tokenizer import Tokenizer
+
+LARGEST_FILE = 64 << 20  # bytes
+
+
+class Turn(NamedTuple):
+    """All tokens up to where the reply begins; the first `n_kept` were there before, `new` are to be evaluated."""
+
+    tokens: list[int]
+    n_kept: int
+
+    @property
+    def new(self) -> list[int]:
+        return self.tokens[self.n_kept :]
+
+
+class _State(NamedTuple):
+    """What was known when a turn began: for going back to it."""
+
+    n_messages: int
+    tokens: list[int]
+    prompt: str
+    reply: str | None
+
+
+class Conversation:
+    """>>> turn = conversation.say("Hello")      # evaluate turn.new, generate
+    >>> conversation.hear(tokens, text)          # what the model answered, without the token that ended it
+    """
+
+    def __init__(self, template: ChatTemplate, tokenizer: "Tokenizer", system: str = "") -> None:
+        self.template = template
+        self._tokenizer = tokenizer
+        self._system = system
+        self.messages: list[dict[str, str]] = []
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all but the system's message."""
+        self.messages = [{"role": "system", "content": self._system}] if self._system else []
+        self.tokens: list[int] = []  # of the whole conversation
+        self._prompt = ""  # the text that the last turn ended with
+        self._reply: str | None = None  # and what was answered
+        self._turns: list[_State] = []
+
+    def say(self, text: str) -> Turn:
+        """The user's turn. On an error (ChatError) nothing is changed."""
+        messages = [*self.messages, {"role": "user", "content": text}]
+        prompt = self.template.render(messages)
+        tokens, n_kept = self._continued(prompt)
+        self._turns.append(_State(len(self.messages), self.tokens, self._prompt, self._reply))
+        self.messages, self.tokens, self._prompt, self._reply = messages, tokens, prompt, None
+        return Turn(tokens, n_kept)
+
+    def hear(self, tokens: list[int], text: str) -> None:
+        """The model's turn."""
+        assert self.messages and self.messages[-1]["role"] == "user", "nobody asked"
+        self.messages.append({"role": "assistant", "content": text})
+        self.tokens = [*self.tokens, *tokens]
+        self._reply = text
+
+    def undo(self) -> str | None:
+        """Take the last turn back, question and answer; the question, or None if there was none."""
+        if not self._turns:
+            return None
+        state = self._turns.pop()
+        text = self.messages[state.n_messages]["content"]
+        self.messages = self.messages[: state.n_messages]
+        self.tokens, self._prompt, self._reply = state.tokens, state.prompt, state.reply
+        return text
+
+    def save(self, path: str | Path) -> None:
+        """Write the messages as JSON. Raises ChatError."""
+        data = json.dumps({"messages": self.messages}, ensure_ascii=False, indent=1)
+        try:
+            Path(path).write_text(data + "\n", encoding="utf-8", errors="surrogatepass")
+        except (OSError, ValueError) as e:
+            raise ChatError(f"{path}: {getattr(e, 'strerror', None) or e}") from None
+
+    def load(self, path: str | Path) -> None:
+        """Take over the messages of a file that `save` wrote; on an error (ChatError) nothing is changed."""
+        try:
+            with open(path, "rb") as file:
+                data = file.read(LARGEST_FILE + 1)
+            if len(data) > LARGEST_FILE:
+                raise ChatError(f"{path}: larger than {LARGEST_FILE} bytes, no conversation of ours")
+            content = json.loads(data.decode("utf-8", "surrogatepass"))
+        except OSError as e:
+            raise ChatError(f"{path}: {e.strerror}") from None
+        except (ValueError, RecursionError) as e:
+            raise ChatError(f"{path}: not a saved conversation: {' '.join(str(e).split())}") from None
+        messages = content.get("messages") if isinstance(content, dict) else None
+        if not isinstance(messages, list) or not all(_is_message(message) for message in messages):
+            raise ChatError(f'{path}: not a saved conversation: no list "messages" of role and content')
+        self.clear()
+        self.messages = [{"role": m["role"], "content": m["content"]} for m in messages]
+        if self.messages and self.messages[-1]["role"] == "user":  # it was saved without an answer
+            self.messages.pop()
+        users = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
+        self._turns = [_State(i, [], "", None) for i in users]
+
+    def _continued(self, prompt: str) -> tuple[list[int], int]:
+        """Tokens of `prompt`, and how many of those already there they begin with.
+
+        The reply is kept as the model wrote it, also where its tokens are not those that its text is cut into.
+        """
+        tokens = prompt_tokens(self._tokenizer, prompt)
+        rest = None if self._reply is None else _after(prompt, self._prompt, self._reply)
+        n = len(self.tokens)
+        if rest is not None and tokens[:n] != self.tokens:
+            return [*self.tokens, *self._tokenizer.encode(rest, add_special=False, parse_special=True)], n
+        common = next((i for i, (a, b) in enumerate(zip(tokens, self.tokens, strict=False)) if a != b), None)
+        return tokens, min(len(tokens), n) if common is None else common
+
+
+def _after(prompt: str, before: str, reply: str) -> str | None:
+    """What `prompt` adds to `before` and `reply`; the template may have taken white space from around the reply."""
+    if not prompt.startswith(before):
+        return None
+    rest = prompt[len(before) :]
+    if rest.startswith(reply):
+        return rest[len(reply) :]
+    bare, rest = reply.strip(), rest.lstrip()
+    return rest[len(bare) :] if rest.startswith(bare) else None
+
+
+def _is_message(message: object) -> bool:
+    return isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))

@@ -1,0 +1,155 @@
+"""Llama.create_chat_completion: what llama_cpp.Llama's users rely on, on a small model and the reference backend."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from text_model import EOT, write_text_model
+
+from pyggml import Llama
+from pyggml.arguments import ParameterError
+from pyggml.backend.reference import ReferenceDevice
+from pyggml.chat import ChatError
+from pyggml.errors import ContextError
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}{{ eos_token }}{% endfor %}"
+    "{% if tools %}[{{ tools[0].function.name }}]{% endif %}{% if add_generation_prompt %}a:{% endif %}"
+)
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def reference() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pyggml.backend.cpu.CPUDevice", ReferenceDevice)
+        yield
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text_model(tmp_path_factory.mktemp("chat") / "text.gguf", n_ctx=128, template=TEMPLATE)
+
+
+@pytest.fixture(scope="module")
+def llm(path: Path) -> Iterator[Llama]:
+    with Llama(path, n_ctx=128, logits_all=True, verbose=False) as llm:
+        yield llm
+
+
+class Script:
+    """A logits processor that has the model say given bytes and then end."""
+
+    def __init__(self, data: bytes) -> None:
+        self.tokens = iter([*data, EOT])
+
+    def __call__(self, input_ids: np.ndarray, logits: np.ndarray) -> np.ndarray:
+        logits[:] = -50
+        logits[next(self.tokens)] = 50
+        return logits
+
+
+def say(llm: Llama, data: bytes, messages: list[dict[str, Any]] = HELLO, **options: Any) -> Any:
+    return llm.create_chat_completion(messages, logits_processor=Script(data), temperature=0, **options)
+
+
+def test_equal_to_the_peer(llm: Llama, path: Path, peer: Any) -> None:
+    calls: list[dict[str, Any]] = [
+        {"messages": HELLO, "max_tokens": 8},
+        {"messages": HELLO, "max_tokens": 5, "logprobs": True, "top_logprobs": 2},
+        {"messages": HELLO, "max_tokens": 6, "stream": True, "model": "named"},
+        {
+            "messages": [{"role": "system", "content": "s"}, *HELLO, {"role": "assistant", "content": "x"}, *HELLO],
+            "max_tokens": 2,
+            "stop": "e",
+        },
+        {"messages": HELLO, "max_tokens": 4, "tools": [{"type": "function", "function": {"name": "now"}}]},
+    ]
+    script = """
+import json, sys, llama_cpp
+llm = llama_cpp.Llama(sys.argv[1], n_ctx=128, logits_all=True, verbose=False)
+out = []
+for call in json.loads(sys.argv[2]):
+    answer = llm.create_chat_completion(temperature=0, **call)
+    out.append(list(answer) if call.get("stream") else answer)
+print(json.dumps(out, default=float))
+"""
+    theirs = json.loads(peer.run(script, str(path), json.dumps(calls)).stdout.splitlines()[-1])
+    for call, wanted in zip(calls, theirs, strict=True):
+        ours = llm.create_chat_completion(temperature=0, **call)
+        pairs = zip(list(ours), wanted, strict=True) if call.get("stream") else [(ours, wanted)]
+        for mine, other in pairs:
+            for answer in (mine, other):
+                assert answer.pop("id").startswith("chatcmpl-")
+                assert answer.pop("created") > 0
+            numbers = [answer["choices"][0].pop("logprobs") for answer in (mine, other)]
+            assert mine == other
+            if numbers[1] is None:
+                assert numbers[0] is None
+                continue
+            assert numbers[0].keys() == numbers[1].keys()
+            for a, b in zip(numbers[0]["content"], numbers[1]["content"], strict=True):
+                assert a["token"] == b["token"] and a["logprob"] == pytest.approx(b["logprob"], abs=1e-3)
+                assert [t["token"] for t in a["top_logprobs"]] == [t["token"] for t in b["top_logprobs"]]
+
+
+def test_an_answer(llm: Llama) -> None:
+    answer = say(llm, "grüß".encode())
+    assert answer["choices"][0]["message"] == {"role": "assistant", "content": "grüß"}
+    assert answer["choices"][0]["finish_reason"] == "stop" and answer["object"] == "chat.completion"
+    assert answer["usage"]["completion_tokens"] == 6
+
+
+def test_a_stream(llm: Llama) -> None:
+    chunks = list(say(llm, "aé!".encode(), stream=True))
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert deltas == [{"role": "assistant"}, {"content": "a"}, {"content": "é"}, {"content": "!"}, {}]
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None] * 4 + ["stop"]
+
+
+def test_the_end_as_text_ends_too(llm: Llama) -> None:
+    assert say(llm, b"ab<|end|>c")["choices"][0]["message"]["content"] == "ab"
+
+
+def test_the_history_is_not_computed_again(llm: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm.reset()
+    decoded: list[int] = []
+    decode = llm.context.decode
+
+    def counting(tokens: list[int], **options: Any) -> Any:
+        decoded.append(len(tokens))
+        return decode(tokens, **options)
+
+    monkeypatch.setattr(llm.context, "decode", counting)
+    say(llm, b"xyz")
+    first = sum(decoded)
+    decoded.clear()
+    say(llm, b"!", [*HELLO, {"role": "assistant", "content": "xyz"}, {"role": "user", "content": "q"}])
+    assert decoded[0] == len("|u:q|a:") and decoded[0] < first  # "|" is the token that ends a message
+
+
+def test_formats_by_name(path: Path) -> None:
+    with Llama(path, n_ctx=128, verbose=False, chat_format="vicuna") as llm:
+        say(llm, b"x")
+        assert llm.detokenize(llm._input_ids).startswith(b"USER: hello\nASSISTANT:")
+    with pytest.raises(ParameterError, match="chat_format='none such' is not known; known: bailing"):
+        Llama(path, verbose=False, chat_format="none such")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"tool_choice": {"function": {"name": "f"}}}, ParameterError, "tool_choice="),
+        ({"function_call": {"name": "f"}}, ParameterError, "function_call="),
+        ({"response_format": {"type": "json_object"}}, ParameterError, "response_format of type 'json_object'"),
+        ({"messages": [{"role": "user"}]}, ChatError, "message 0 has no content"),
+        ({"messages": [{"role": "user", "content": "x" * 200}]}, ContextError, "exceed context window of 128"),
+        ({"typical_p": 0.5}, ParameterError, "typical_p"),
+    ],
+)
+def test_what_cannot_be_done_is_named(llm: Llama, options: dict[str, Any], error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        llm.create_chat_completion(**{"messages": HELLO, **options})
