@@ -33,6 +33,18 @@ def run_at(level: str, file: str, options: Sequence[str] = ()) -> None:
         pytest.skip("levels other than generic are those of x86-64")
     if jit.LEVELS.index(level) > jit.LEVELS.index(jit.level()):
         pytest.skip(f"this machine has level {jit.level()} only")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "not at_level", *options, file]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "not at_level",
+        *options,
+        file,
+    ]
     done = subprocess.run(command, env=environment(level), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, f"{level}: {done.stdout[-4000:]}{done.stderr[-2000:]}"
