@@ -386,7 +386,7 @@ def test_threads(restart: Callable[[], None]) -> None:
 
 
 def test_a_kernel_that_needs_numba_is_refused(restart: Callable[[], None]) -> None:
-    with pytest.raises(AssertionError, match="allocates calls .*NRT_"):
+    with pytest.raises(AssertionError, match=r"allocates calls .*NRT_"):
         jit.address(spec("allocates"))
 
 

@@ -1,0 +1,59 @@
+"""Kernels with a plan's signature, for tests/test_team.py: they count, wait, or leave a word on what went wrong."""
+
+from pyggml import simd as v
+from pyggml.kernels.cpu import record
+
+U = v.U
+np = v.np
+
+
+def count():
+    """-> kernel: adds 1 to the i64 number `ith` at scratch."""
+    at = record.field("scratch")
+
+    def kernel(step, ith, nth):
+        mine = at(step) + U(8 * ith)
+        v.put_i64(mine, v.i64_at(mine) + 1)
+
+    return kernel
+
+
+def neighbour():
+    """-> kernel: adds the counter of the next thread to the own one of a second row, scratch 1."""
+    at, to = record.field("scratch"), record.field("scratch", 1)
+
+    def kernel(step, ith, nth):
+        mine = to(step) + U(8 * ith)
+        v.put_i64(mine, v.i64_at(mine) + v.i64_at(at(step) + U(8 * ((ith + 1) % nth))))
+
+    return kernel
+
+
+def spin():
+    """-> kernel: thread number ints[1] spins ints[0] times, then counts so in number 7 of the second row, scratch 1."""
+    times, who, at = record.field("ints"), record.field("ints", 1), record.field("scratch", 1)
+
+    def kernel(step, ith, nth):
+        if ith == who(step):
+            for _ in range(times(step)):
+                v.pause()
+            v.atomic_add(at(step) + U(56), 1)
+
+    return kernel
+
+
+def fault():
+    """-> kernel: thread number ints[1] meets row 7 of 5, as GET_ROWS would."""
+    from pyggml.steps import STATUS
+
+    status, index, who = record.field("status"), record.field("index"), record.field("ints", 1)
+    step_at, row_at, limit_at = (U(STATUS.fields[n][1]) for n in ("step", "row", "limit"))
+
+    def kernel(step, ith, nth):
+        if ith == who(step):
+            v.put_i64(status(step) + step_at, index(step))
+            v.put_i64(status(step) + row_at, 7)
+            v.put_i64(status(step) + limit_at, 5)
+            v.atomic_store(status(step), 2)
+
+    return kernel

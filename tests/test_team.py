@@ -1,0 +1,232 @@
+"""The threads that walk plans: meeting, sleeping, waking, aborting, ending. Must not know any op: the kernels are those
+of tests/support/word_kernels/steps.py.
+"""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pyggml import jit
+from pyggml.backend.team import IndexFault, Team
+from pyggml.errors import ComputeError, DeviceError
+from pyggml.jit import Spec
+from pyggml.steps import SLEEPER, STEP, TEAM
+
+SUPPORT = Path(__file__).parent / "support"
+THREADS = (1, 2, 3, 5)
+Array = NDArray[Any]
+
+
+@contextmanager
+def team_of(n_threads: int) -> Iterator[Team]:
+    team = Team(n_threads)
+    try:
+        yield team
+    finally:
+        team.close()
+
+
+class Steps:
+    """A plan of steps of word_kernels.steps with the memory that they count in."""
+
+    def __init__(self, team: Team) -> None:
+        self.team = team
+        self.counters = np.zeros((2, 8), np.int64)
+        self.table = np.zeros(0, STEP)
+
+    def add(self, kernel: str, *ints: int, sync: bool = False) -> "Steps":
+        record = np.zeros(1, STEP)
+        record["kernel"] = jit.address(Spec("word_kernels.steps", kernel))
+        record["sync"], record["status"], record["index"] = sync, self.team.status_address, len(self.table)
+        record["ints"][0, : len(ints)] = ints
+        record["scratch"] = self.counters[0].ctypes.data, self.counters[1].ctypes.data
+        self.table = np.concatenate([self.table, record])
+        return self
+
+    def run(self) -> None:
+        self.team.run(self.table.ctypes.data, len(self.table))
+
+
+@pytest.mark.parametrize("n_threads", THREADS)
+def test_many_tiny_runs(n_threads: int) -> None:
+    runs = 3000 if n_threads <= (os.cpu_count() or 1) else 300
+    with team_of(n_threads) as team:
+        steps = Steps(team).add("count").add("count", sync=True).add("count")
+        for _ in range(runs):
+            steps.run()
+        assert steps.counters[0].tolist() == [3 * runs] * n_threads + [0] * (8 - n_threads)
+
+
+def neighbours_seen(n_threads: int, sync: bool) -> bool:
+    """Whether each thread finds what its neighbour, who is late, wrote in the step before."""
+    rounds = 20
+    with team_of(n_threads) as team:
+        steps = Steps(team)
+        for _ in range(rounds):
+            steps.add("spin", 2000, n_threads - 1).add("count", sync=sync).add("neighbour", sync=sync)
+        for _ in range(10):
+            steps.counters[:] = 0
+            steps.run()
+            if set(steps.counters[1, :n_threads].tolist()) != {rounds * (rounds + 1) // 2}:
+                return False
+    return True
+
+
+@pytest.mark.parametrize("n_threads", THREADS)
+def test_threads_meet_where_a_step_says_so(n_threads: int) -> None:
+    assert neighbours_seen(n_threads, sync=True)
+
+
+def test_without_meeting_they_do_not_see_each_other() -> None:
+    assert not neighbours_seen(2, sync=False)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("n_threads", [2, 5])
+def test_sleeping_and_waking(n_threads: int) -> None:
+    with team_of(n_threads) as team:
+        sleepers = team._memory[TEAM.itemsize :].view(SLEEPER)["asleep"][: n_threads - 1]
+        steps = Steps(team).add("count", sync=True).add("count")
+        for _ in range(20):
+            wait_for(lambda: bool(sleepers.all()))
+            steps.run()
+            steps.run()  # while they are awake, or on their way to sleep
+        assert steps.counters[0, :n_threads].tolist() == [80] * n_threads
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.0005, 0.0012, 0.003])
+def test_runs_that_begin_as_threads_fall_asleep(pause: float) -> None:
+    with team_of(3) as team:
+        steps = Steps(team).add("count")
+        for i in range(100):
+            time.sleep(pause * (0.8 + 0.004 * i))
+            steps.run()
+        assert steps.counters[0, :3].tolist() == [100] * 3
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
+def test_abort(n_threads: int) -> None:
+    with team_of(n_threads) as team:
+        team.abort()  # nothing is under way: this is forgotten
+        short, long = Steps(team).add("count", sync=True).add("count"), Steps(team)
+        for _ in range(3000):
+            long.add("spin", 20000, 0, sync=True)
+        short.run()
+        failed: list[str] = []
+
+        def compute() -> None:
+            try:
+                long.run()
+            except ComputeError as error:
+                failed.append(str(error))
+
+        thread = threading.Thread(target=compute)
+        thread.start()
+        wait_for(lambda: bool(long.counters[1, 7] > 0))
+        team.abort()
+        thread.join(timeout=30)
+        assert not thread.is_alive() and failed == ["CPU: aborted"]
+        assert 0 < long.counters[1, 7] < 3000
+        short.run()
+        assert short.counters[0].tolist() == [4] * n_threads + [0] * (8 - n_threads)
+
+
+@pytest.mark.parametrize(("n_threads", "who"), [(1, 0), (2, 0), (2, 1), (5, 3)])
+def test_a_fault_names_its_place(n_threads: int, who: int) -> None:
+    with team_of(n_threads) as team:
+        steps = Steps(team).add("count").add("fault", 0, who, sync=True).add("count")
+        for _ in range(3):
+            with pytest.raises(IndexFault, match="step 1: row 7 of 5") as caught:
+                steps.run()
+            assert (caught.value.step, caught.value.row, caught.value.limit) == (1, 7, 5)
+        assert steps.counters[0, :n_threads].tolist() == [3] * n_threads  # none went on
+        last = Steps(team).add("fault", 0, who)  # without a barrier behind it
+        with pytest.raises(IndexFault):
+            last.run()
+        good = Steps(team).add("count")
+        good.run()
+        assert good.counters[0, :n_threads].tolist() == [1] * n_threads
+
+
+@pytest.mark.parametrize("n_threads", THREADS)
+def test_close_ends_the_threads(n_threads: int) -> None:
+    team = Team(n_threads)
+    steps = Steps(team).add("count")
+    threads = list(team._threads)
+    assert len(threads) == n_threads - 1 and all(t.is_alive() for t in threads)
+    if n_threads == 3:
+        wait_for(lambda: bool(team._memory[TEAM.itemsize :].view(SLEEPER)["asleep"][:2].all()))
+    team.close()
+    assert not any(t.is_alive() for t in threads)
+    team.close()
+    with pytest.raises(ComputeError, match="closed"):
+        steps.run()
+    assert not steps.counters.any()
+
+
+@pytest.mark.parametrize("n_threads", [0, -1, 1025])
+def test_impossible_numbers_of_threads(n_threads: int) -> None:
+    with pytest.raises(DeviceError, match=f"{n_threads} threads"):
+        Team(n_threads)
+
+
+def at_once(*work: Callable[[], None]) -> None:
+    threads = [threading.Thread(target=w) for w in work]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(timeout=120)
+    assert not any(t.is_alive() for t in threads)
+
+
+def test_two_teams_at_once() -> None:
+    with team_of(2) as one, team_of(3) as other:
+        plans = [Steps(t).add("count", sync=True).add("count", sync=True).add("count") for t in (one, other)]
+        at_once(*([lambda p=p: [p.run() for _ in range(200)] for p in plans]))  # type: ignore[misc]
+        assert [p.counters[0, :3].tolist() for p in plans] == [[600, 600, 0], [600, 600, 600]]
+
+
+def test_one_team_for_two_callers() -> None:
+    with team_of(2) as team:
+        plans = [Steps(team).add("count", sync=True).add("count") for _ in range(2)]
+        at_once(*([lambda p=p: [p.run() for _ in range(200)] for p in plans]))  # type: ignore[misc]
+        assert [p.counters[0, :2].tolist() for p in plans] == [[400, 400]] * 2
+
+
+ENDINGS = {
+    "idle": "",
+    "asleep": "time.sleep(0.3)",
+    "running": "threading.Thread(target=long.run, daemon=True).start(); time.sleep(0.1)",
+    "an error": "raise SystemExit(0)",
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_the_interpreter_ends_with_a_team_alive(ending: str) -> None:
+    script = f"""
+import sys, threading, time; sys.path[:0] = [{str(SUPPORT)!r}, {str(SUPPORT.parent)!r}]
+from test_team import Steps, Team
+team = Team(3)
+steps, long = Steps(team).add("count"), Steps(team).add("spin", 1 << 40, 1)
+steps.run()
+print("done", flush=True)
+{ENDINGS[ending]}
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.returncode) == ("done\n", 0), done.stderr
