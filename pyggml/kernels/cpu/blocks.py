@@ -123,9 +123,12 @@ def _first_equal(x, y, like_x, like_y, wanted):
 
 @device
 def _largest_signed(x, y):
-    """First value of largest magnitude, with its sign; NaNs never win."""
+    """First value of largest magnitude, with its sign; NaNs never win, +0 if there is no other."""
     mx, my = v.maximum(v.absolute(x), _zero()), v.maximum(v.absolute(y), _zero())
-    return _first_equal(x, y, mx, my, v.hmax(v.maximum(mx, my)))
+    largest = v.hmax(v.maximum(mx, my))
+    if largest == v.np.float32(0):
+        return largest
+    return _first_equal(x, y, mx, my, largest)
 
 
 @device
