@@ -1,4 +1,4 @@
-"""`pyggml-cli`: continue a text. Its flags are those of llama.cpp's completion tool (completion_flags.py).
+"""`pyggml-cli`: continue a text, or converse (chat.py). Its flags are those of llama.cpp's completion tool (completion_flags.py).
 
 Owns the loop from prompt to printed text; must not know how a token is computed or chosen. Everything heavy is
 imported when it is needed, so that --help and mistakes answer at once.
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pyggml.errors import PyggmlError, SamplerError
+from pyggml_cli.chat import chat, wanted
 from pyggml_cli.completion_flags import ABOUT, END, GROUPS, ROWS, unescape
 from pyggml_cli.entry import on_ctrl_c, run
 from pyggml_cli.flags import UsageError, Values, help_text, parse, show_notes
@@ -38,7 +39,7 @@ def version() -> str:
 def _command(argv: Sequence[str]) -> int:
     values = parse(ROWS, argv)
     if values.help:
-        print(help_text("pyggml-cli [-m FNAME] -p PROMPT [flags]", ABOUT, GROUPS, END), end="")
+        print(help_text("pyggml-cli [-m FNAME] [-p PROMPT] [flags]", ABOUT, GROUPS, END), end="")
         return 0
     if values.version:
         print(version())
@@ -49,6 +50,9 @@ def _command(argv: Sequence[str]) -> int:
 
         print(listing([*local_devices(), *offload_devices(values.rpc)]))
         return 0
+    if wanted(values):
+        named = any(name in values.seen for name in ("prompt", "file", "binary_file"))
+        return chat(values, _prompt(values) if named else None, _chain)
     return _complete(values, _prompt(values))
 
 
@@ -56,7 +60,8 @@ def _prompt(values: Values) -> str:
     """The prompt, whichever flag brought it. Raises UsageError."""
     given = [name for name in ("prompt", "file", "binary_file") if name in values.seen]
     if len(given) != 1:
-        raise UsageError("no prompt: give one with -p or -f" if not given else "give one of -p, -f and -bf")
+        nothing = "no prompt: give one with -p or -f, or converse with -cnv"
+        raise UsageError("give one of -p, -f and -bf" if given else nothing)
     if values.prompt is not None:
         text = values.prompt
     else:

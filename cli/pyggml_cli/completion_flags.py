@@ -97,7 +97,8 @@ TEXT: list[Row] = [
         -1,
     ),
     Flag(
-        ("-r", "--reverse-prompt"), "reverse_prompt", "end after this text; may be given again", str, "TEXT", many=True
+        ("-r", "--reverse-prompt"), "reverse_prompt", "end (a reply) after this text; may be given again", str, "TEXT",
+        many=True,
     ),
     Flag(("--ignore-eos",), "ignore_eos", "never choose a token that ends the text", default=False),
     Flag(
@@ -106,6 +107,34 @@ TEXT: list[Row] = [
     Flag(("-sp", "--special"), "special", "print special tokens too", default=False),
     Flag(("--perf",), "perf", "print timings at the end, on stderr (on)", default=True, off=("--no-perf",)),
 ]  # fmt: skip
+
+CHAT: list[Row] = [
+    Flag(
+        ("-cnv", "--conversation"),
+        "conversation",
+        "converse: messages in the form of the model's chat template, until Ctrl-D (on when there is no prompt, or "
+        "another flag of this group; -p is then the first message)",
+        default=None,
+        off=("-no-cnv", "--no-conversation"),
+    ),
+    Flag(("-st", "--single-turn"), "single_turn", "end after one reply", default=False),
+    Flag(("-sys", "--system-prompt"), "system", "the system's message", str, "TEXT"),
+    Flag(("-sysf", "--system-prompt-file"), "system_file", "take it from a file", str, "FNAME"),
+    Flag(
+        ("--chat-template",),
+        "chat_template",
+        "Jinja's text, or one of llama.cpp's names such as chatml or llama3 (default: the model file's template)",
+        str,
+        "TEMPLATE",
+    ),
+    Flag(("--chat-template-file",), "chat_template_file", "take it from a file", str, "FNAME"),
+    Flag(
+        ("-mli", "--multiline-input"),
+        "multiline",
+        r"a message ends with a line that ends in \; otherwise such a line goes on in the next one",
+        default=False,
+    ),
+]
 
 SAMPLING: list[Row] = [
     Flag(("-s", "--seed"), "seed", "seed of the draw (-1: random)", seed, "SEED", RANDOM_SEED),
@@ -132,8 +161,6 @@ SAMPLING: list[Row] = [
 ]  # fmt: skip
 
 NO_DIFFERENCE: list[Row] = [
-    Ignored(("-no-cnv", "--no-conversation")),
-    Ignored(("-st", "--single-turn")),
     *(Ignored((name,)) for name in ("--no-context-shift", "--swa-full", "--check-tensors", "--no-jinja", "--jinja")),
     *(Ignored((name,)) for name in ("--warmup", "--no-warmup", "--simple-io", "--mmap", "--no-mmap", "--mlock")),
     *(Ignored((name,)) for name in ("--no-host", "--repack", "--op-offload", "--no-op-offload")),
@@ -170,19 +197,15 @@ NO_DIFFERENCE: list[Row] = [
 ]
 
 NOT_HERE: list[Row] = [
-    Refused(("-cnv", "--conversation")),
     Refused(("-i", "--interactive")),
     Refused(("-if", "--interactive-first")),
-    Refused(("-mli", "--multiline-input")),
     *(Refused((name,)) for name in ("--in-prefix-bos", "--context-shift", "--prompt-cache-all", "--prompt-cache-ro")),
     *(Refused((name,)) for name in ("--verbose-prompt", "--completion-bash", "--log-jsonl")),
     Refused(("-nkvo", "--no-kv-offload")),
     Refused(("-cl", "--cache-list")),
     Refused(("-bs", "--backend-sampling")),
-    Refused(("-sys", "--system-prompt"), 1),
-    Refused(("-sysf", "--system-prompt-file"), 1),
     *(Refused((name,), 1) for name in ("--in-prefix", "--in-suffix", "--prompt-cache", "--grammar", "--grammar-file")),
-    *(Refused((name,), 1) for name in ("--chat-template", "--chat-template-file", "--log-file", "--override-kv")),
+    *(Refused((name,), 1) for name in ("--log-file", "--override-kv")),
     *(Refused((name,), 1) for name in ("--lora", "--lora-scaled", "--control-vector", "--control-vector-scaled")),
     Refused(("--control-vector-layer-range",), 2),
     Refused(("-j", "--json-schema"), 1),
@@ -216,14 +239,24 @@ NOT_HERE: list[Row] = [
     Refused(("-hft", "--hf-token"), 1),
 ]
 
-GROUPS = {"general": GENERAL, "model": MODEL, "text": TEXT, "sampling": SAMPLING, "devices": DEVICES}
+GROUPS = {
+    "general": GENERAL,
+    "model": MODEL,
+    "text": TEXT,
+    "conversation": CHAT,
+    "sampling": SAMPLING,
+    "devices": DEVICES,
+}
 ROWS: list[Row] = [row for group in GROUPS.values() for row in group] + NO_DIFFERENCE + NOT_HERE
 
-ABOUT = "Continue a text with a language model. The text goes to stdout, everything else to stderr."
+ABOUT = (
+    "Continue a text with a language model, or converse with it. The model's text goes to stdout, everything else to "
+    "stderr."
+)
 END = (
-    "Flags and meanings are those of llama.cpp's completion tool, with one deliberate difference: the prompt is always "
-    "continued as it is and the program ends, also when the model file brings a chat template. Flags of that tool "
-    "which make no difference here are accepted with a note."
+    "Flags and meanings are those of llama.cpp's completion tool, with one deliberate difference: a prompt is continued "
+    "as it is, also when the model file brings a chat template, unless a flag asks for a conversation. Flags of that "
+    "tool which make no difference here are accepted with a note."
 )
 
 

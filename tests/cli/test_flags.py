@@ -94,7 +94,7 @@ def test_flags_not_implemented_are_refused_by_name(row: Refused) -> None:
         ("-ctk q9", "-ctk 'q9': must be one of f32, f16"),
         ("-ngl few", "-ngl 'few': must be a whole number"),
         ("-dev ,", "-dev ',': must name at least one"),
-        ("", "no prompt: give one with -p or -f"),
+        ("-no-cnv", "no prompt: give one with -p or -f, or converse with -cnv"),
         ("-p a -f b", "give one of -p, -f and -bf"),
         ("-p \\xff", "do not make UTF-8 text"),
     ],
@@ -126,7 +126,7 @@ def test_help_and_version(call: Callable[..., Any], command: Any) -> None:
 
 def test_help_tells_the_deliberate_difference(call: Callable[..., Any]) -> None:
     page = " ".join(call(cli.main, "--help").out.split())
-    assert "one deliberate difference: the prompt is always continued as it is" in page
+    assert "one deliberate difference: a prompt is continued as it is" in page
     for row in ROWS:
         if isinstance(row, Flag):
             assert all(name in page for name in row.names), row.names

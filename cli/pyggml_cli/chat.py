@@ -1,0 +1,312 @@
+"""pyggml-cli in conversation: the user's lines in, the model's replies out, until the user has had enough.
+
+Owns reading lines, commands such as /regen, and the loop of a reply; must not know how a template is rendered, nor how
+a token is computed or chosen.
+"""
+
+import contextlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from pyggml.errors import ComputeError, PyggmlError
+from pyggml_cli.completion_flags import unescape
+from pyggml_cli.entry import on_ctrl_c
+from pyggml_cli.flags import UsageError, Values
+from pyggml_cli.timings import Timings
+
+if TYPE_CHECKING:
+    from pyggml.chat import Conversation
+    from pyggml.model.context import Context
+    from pyggml.sampler import SamplerChain
+    from pyggml.tokenizer import Tokenizer
+
+SPARE = 4  # tokens that a turn must leave free for the reply, as in llama.cpp's tool
+PROMPT = "> "
+COMMANDS = {
+    "/clear": "forget the conversation",
+    "/regen": "take the last reply back and have another one",
+    "/save": "FILE: write the conversation to a file",
+    "/load": "FILE: go on with a conversation from a file",
+    "/help": "this list",
+    "/exit": "end, as Ctrl-D does",
+}
+HELP = "\n".join(
+    [*(f"{name:<8}{text}" for name, text in COMMANDS.items()), "A line that ends in \\ goes on in the next one."]
+)
+HELP_MULTILINE = "A message ends with a line that ends in \\."
+
+
+def wanted(values: Values) -> bool:
+    """Whether the flags ask for a conversation: by name, by what only makes sense in one, or by giving no prompt."""
+    if values.conversation is not None:
+        return bool(values.conversation)
+    asking = ("single_turn", "system", "system_file", "chat_template", "chat_template_file", "multiline")
+    prompts = ("prompt", "file", "binary_file")
+    return any(name in values.seen for name in asking) or not any(name in values.seen for name in prompts)
+
+
+def chat(values: Values, first: str | None, make_chain: Callable[[Values, "Tokenizer", int], "SamplerChain"]) -> int:
+    """Converse; `first` is the user's first message, if a flag brought it. The exit code."""
+    from pyggml.chat import KEY, ChatTemplate, Conversation
+    from pyggml.model.context import Context
+    from pyggml.tokenizer import Tokenizer
+    from pyggml_cli.devices import offload_devices
+    from pyggml_cli.loading import context_arguments, loaded, model_path, shown_compiling
+
+    system, template = _text(values, "system", "-sys"), _text(values, "chat_template", "--chat-template")
+    timings = Timings()
+    path = model_path(values.model, values.offline)
+    devices = offload_devices(values.rpc, values.device)
+    with shown_compiling(), loaded(path, devices, values.n_gpu_layers, values.tensor_split) as model:
+        tokenizer = Tokenizer.from_metadata(model.file.metadata)
+        if template is None and KEY not in model.file.metadata:
+            print("note: the file has no chat template, chatml is used", file=sys.stderr)
+        conversation = Conversation(
+            ChatTemplate.choose(model.file.metadata, tokenizer, template), tokenizer, system or ""
+        )
+        n_ctx = values.n_ctx or model.config.n_ctx_train
+        chain = make_chain(values, tokenizer, n_ctx)
+        if n_ctx > model.config.n_ctx_train:
+            print(f"warning: the model was trained on {model.config.n_ctx_train} tokens, not {n_ctx}", file=sys.stderr)
+        context = Context(model, n_ctx, **context_arguments(values))
+        timings.load = time.perf_counter() - timings.start
+        try:
+            _Talk(values, conversation, tokenizer, context, chain, timings).run(first)
+        finally:
+            context.close()
+            if values.perf:
+                print("", *timings.lines(), sep="\n", file=sys.stderr)
+    return 0
+
+
+def _text(values: Values, name: str, flag: str) -> str | None:
+    """What the flag `name` gives, or the file that its companion names. Raises UsageError, OSError."""
+    text, file_name = getattr(values, name), getattr(values, f"{name}_file")
+    if text is not None and file_name is not None:
+        raise UsageError(f"give {flag} or a file, not both")
+    if file_name is not None:
+        with open(file_name, encoding="utf-8") as file:
+            try:
+                return file.read().removesuffix("\n")
+            except UnicodeDecodeError as reason:
+                raise UsageError(f"{file_name}: not UTF-8 text: {reason.reason}") from None
+    return unescape(text) if name == "system" and text is not None and values.escape else text
+
+
+class _Talk:
+    """One conversation with a model that is loaded."""
+
+    def __init__(
+        self,
+        values: Values,
+        conversation: "Conversation",
+        tokenizer: "Tokenizer",
+        context: "Context",
+        chain: "SamplerChain",
+        timings: Timings,
+    ) -> None:
+        self.values = values
+        self.conversation = conversation
+        self.tokenizer = tokenizer
+        self.context = context
+        self.chain = chain
+        self.timings = timings
+        self.evaluated: list[int] = []  # the tokens in the KV cache
+        if "" in values.reverse_prompt:
+            raise UsageError("-r needs a text")
+        self.stop = [unescape(text) if values.escape else text for text in values.reverse_prompt]
+        self.asks = sys.stdin.isatty()
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(encoding="utf-8", errors="replace", newline="")
+
+    def run(self, first: str | None) -> None:
+        """Until the user ends it, or after one reply with -st. Errors end it too, unless there is someone to read."""
+        if self.asks and not self.values.single_turn:
+            print("Ctrl-C stops a reply, Ctrl-D ends; /help lists commands", file=sys.stderr)
+        if first is not None:
+            self._turn(first, command=False)
+            if self.values.single_turn:
+                return
+        while (text := self._read()) is not None:
+            if text and (not self._turn(text) or self.values.single_turn):
+                return
+
+    def _read(self) -> str | None:
+        """The next message, None at the end of the input. Lines that go on are put together."""
+        lines: list[str] = []
+        while True:
+            line = self._line(PROMPT if not lines else "  ")
+            if line is None:
+                return "\n".join(lines) if lines else None
+            goes_on = line.endswith("\\") != bool(self.values.multiline)
+            lines.append(line.removesuffix("\\"))
+            if not goes_on:
+                return "\n".join(lines)
+
+    def _line(self, prompt: str) -> str | None:
+        if self.asks and sys.stdout.isatty():
+            with contextlib.suppress(ImportError):
+                import readline  # noqa: F401 - gives input() a history and keys to edit with
+            try:
+                return input(prompt)
+            except EOFError:
+                print(flush=True)
+                return None
+        if self.asks:
+            print(prompt, end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        return line.removesuffix("\n") if line else None
+
+    def _turn(self, text: str, command: bool = True) -> bool:
+        """Answer a message, or carry out a command; whether to go on."""
+        try:
+            return self._command(text) if command and _is_command(text) else self._answer(text)
+        except PyggmlError as reason:
+            if not self.asks or self.values.single_turn:
+                raise
+            print(f"error: {' '.join(str(reason).split())}", file=sys.stderr)
+            return True
+
+    def _command(self, text: str) -> bool:
+        name, _, rest = text.strip().partition(" ")
+        rest = rest.strip()
+        if name in ("/save", "/load") and not rest:
+            raise UsageError(f"{name} needs a file's name")
+        if name not in COMMANDS:
+            raise UsageError(f"unknown command {name}; /help lists them")
+        if name == "/exit":
+            return False
+        if name == "/regen":
+            question = self.conversation.undo()
+            if question is None:
+                raise UsageError("/regen: there is no reply yet")
+            return self._answer(question)
+        if name == "/clear":
+            self.conversation.clear()
+            said = "forgotten"
+        elif name == "/save":
+            self.conversation.save(rest)
+            said = f"saved: {len(self.conversation.messages)} messages"
+        elif name == "/load":
+            self.conversation.load(rest)
+            said = f"loaded: {len(self.conversation.messages)} messages"
+        else:
+            said = f"{HELP}\n{HELP_MULTILINE}" if self.values.multiline else HELP
+        print(said if name == "/help" else f"[{said}]", file=sys.stderr)
+        return True
+
+    def _answer(self, question: str) -> bool:
+        turn = self.conversation.say(question)
+        room = self.context.n_ctx - SPARE
+        if len(turn.tokens) > room:
+            self.conversation.undo()
+            raise UsageError(
+                f"the conversation would have {len(turn.tokens)} tokens; a context of {self.context.n_ctx} takes at most "
+                f"{room}: /clear begins anew"
+            )
+        self.chain.reset()
+        for token in turn.new:
+            self.chain.accept(token)
+        said: list[int] = []
+        end = ""
+        with _interruptible(self.context.abort) as interrupted:
+            try:
+                end = self._reply(turn.tokens, said, interrupted)
+            except PyggmlError as reason:
+                if not (isinstance(reason, ComputeError) and interrupted.is_set()):
+                    self.conversation.undo()
+                    raise
+        self.evaluated = [*turn.tokens, *said][: self.context.n_past]
+        if interrupted.is_set():
+            end = "[interrupted]"
+        self.conversation.hear(said, self.tokenizer.decode(said))
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+        if end:
+            print(end, file=sys.stderr, flush=True)
+        return True
+
+    def _reply(self, tokens: list[int], said: list[int], interrupted: threading.Event) -> str:
+        """Print the reply and put its tokens into `said`; a word on why it ended, if it was not by itself."""
+        from pyggml.tokenizer import StreamDecoder
+
+        context, timings = self.context, self.timings
+        common = 0
+        for a, b in zip(tokens, self.evaluated[: context.n_past], strict=False):
+            if a != b:
+                break
+            common += 1
+        context.truncate(min(common, len(tokens) - 1))
+        self.evaluated = []  # until the turn is over
+        new = tokens[context.n_past :]
+        start = time.perf_counter()
+        logits = context.decode(new)[-1]
+        timings.prompt += time.perf_counter() - start
+        timings.n_prompt += len(new)
+
+        decoder = StreamDecoder(self.tokenizer, self.values.special)
+        out, text, n_left = sys.stdout, "", self.values.n_predict
+        while n_left != 0 and not interrupted.is_set():
+            start = time.perf_counter()
+            token = self.chain.sample(logits)
+            timings.sample += time.perf_counter() - start
+            timings.n_sample += 1
+            n_left -= 1
+            if self.tokenizer.is_eog(token):
+                if self.values.special:
+                    out.write(decoder.push(token))
+                break
+            said.append(token)
+            piece = decoder.push(token)
+            out.write(piece)
+            out.flush()
+            text += piece
+            if any(s in text[-len(piece) - len(s) :] for s in self.stop) or n_left == 0:
+                break
+            if context.n_past + 1 >= context.n_ctx:
+                return f"[context full: {context.n_ctx} tokens]"
+            start = time.perf_counter()
+            logits = context.decode([token])[-1]
+            timings.eval += time.perf_counter() - start
+            timings.n_eval += 1
+        out.write(decoder.finish())
+        return ""
+
+
+def _is_command(text: str) -> bool:
+    """A line that begins with a slash and a word of letters; "/usr/bin" and "/ 2" are messages."""
+    word = text.strip().split(" ")[0]
+    return "\n" not in text and word[:1] == "/" and word[1:].isalpha()
+
+
+@contextlib.contextmanager
+def _interruptible(abort: Callable[[], None]) -> Iterator[threading.Event]:
+    """While this lasts, Ctrl-C sets the event and ends the computation; pressed again it ends the program."""
+    event = threading.Event()
+
+    def stop() -> None:
+        event.set()
+        abort()
+
+    if threading.current_thread() is not threading.main_thread():  # as in tests: signals are the main thread's
+        yield event
+        return
+    presses = 0
+
+    def pressed(number: int, frame: object) -> None:
+        nonlocal presses
+        presses += 1
+        event.set()
+        if presses > 1:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, pressed)
+    try:
+        with on_ctrl_c(stop):
+            yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
