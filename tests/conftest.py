@@ -1,15 +1,25 @@
 """Fixtures that every test may ask for. Puts tests/support on the path; must not know any one test."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 from peer import Peer
 from peer_build import PeerMissing, ensure_peer, ensure_smollm2
+
+# A busy machine is no failure: neither compiling a kernel nor drawing an example has to be quick. CI repeats itself.
+settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", settings.get_profile("house"), derandomize=True, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "house")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so do processes that a script starts in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
