@@ -1,0 +1,60 @@
+"""Reads assembly (AT&T syntax): the loops, the registers, the calls. Must not know which kernel it comes from.
+
+Run as a script it prints the assembly of the kernels named on standard input, at this process's CPU level.
+"""
+
+import ast
+import re
+import sys
+
+STACK = re.compile(r"\(%r[sb]p\)")
+VECTOR = re.compile(r"%[xyz]mm\d")
+
+
+def instructions(text: str) -> list[str]:
+    """Instructions and labels, without comments and directives."""
+    lines = (line.split("#")[0].strip() for line in text.splitlines())
+    return [re.sub(r"\s+", " ", x) for x in lines if x and (not x.startswith(".") or x.endswith(":"))]
+
+
+def inner_loops(text: str) -> list[list[str]]:
+    """The instructions of each loop that has no other loop inside: from a jump's target back to the jump."""
+    code = instructions(text)
+    labels = {x[:-1]: i for i, x in enumerate(code) if x.endswith(":")}
+    ends: dict[int, int] = {}
+    for i, x in enumerate(code):
+        jump = re.match(r"j\w+ (\.\w+)$", x)
+        if jump and labels.get(jump[1], i) < i:
+            start = labels[jump[1]]
+            ends[start] = max(i, ends.get(start, 0))
+    spans = sorted(ends.items())
+    inner = [(a, b) for a, b in spans if not any((a, b) != (c, d) and a <= c and d <= b for c, d in spans)]
+    return [[x for x in code[a : b + 1] if not x.endswith(":")] for a, b in inner]
+
+
+def mnemonics(code: list[str]) -> set[str]:
+    return {x.split()[0] for x in code}
+
+
+def on_stack(code: list[str]) -> int:
+    """How many vector instructions touch the stack: what did not fit into registers."""
+    return sum(bool(STACK.search(x) and VECTOR.search(x)) for x in code)
+
+
+def calls(text: str) -> set[str]:
+    """Functions called by name that the text does not define."""
+    found = set(re.findall(r'(?:call|jmp)q? "?([A-Za-z_][\w.$]*)', "\n".join(instructions(text))))
+    found |= set(re.findall(r"movabsq \$([A-Za-z_][\w.$]*),", "\n".join(instructions(text))))
+    return {name for name in found if not re.search(rf'^"?{re.escape(name)}"?:', text, re.MULTILINE)}
+
+
+if __name__ == "__main__":
+    from pyggml import jit
+    from pyggml.kernels.cpu import attention, matmul
+
+    widths = {"tile": matmul.WIDTH[jit.level()], "attention_tile": attention.WIDTH[jit.level()]}
+    found = {}
+    for module, factory, args in ast.literal_eval(sys.stdin.read()):
+        arguments = (*args, widths[module]) if module in widths else args
+        found[module, args] = jit.assembly(jit.Spec(module, factory, arguments))
+    print([jit.level(), found])
