@@ -42,3 +42,7 @@ class ComputeError(PyggmlError):
 
 class SamplerError(PyggmlError):
     """A sampling parameter out of its range, an unknown stage, or logits that leave no token to choose."""
+
+
+class GrammarError(PyggmlError):
+    """A grammar or JSON schema that is wrong, or too large or too ambiguous to follow."""

@@ -4,10 +4,12 @@ Owns the order and what goes in and out; must not know any stage's formula.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from pyggml.errors import SamplerError
+from pyggml.errors import GrammarError, SamplerError
+from pyggml.grammar import GrammarState
 from pyggml.sampler.candidates import F32, I32, Candidates, softmax
 from pyggml.sampler.params import SamplerParams
 from pyggml.sampler.selecting import AdaptiveP, Mirostat, MirostatV2
@@ -19,11 +21,14 @@ _MIROSTAT_M = 100  # common/sampling.cpp
 
 
 class SamplerChain:
-    """Logits in, token out: llama.cpp's common_sampler (common/sampling.cpp) without the grammar.
+    """Logits in, token out: llama.cpp's common_sampler (common/sampling.cpp).
 
     The same parameters, seed and logits give the same tokens. `stages` may be given instead of those that the
-    parameters make; the last one has to select. `vocab` (a Tokenizer) is needed for the breakers of DRY and for
-    infill. Raises SamplerError for a biased token outside the vocabulary.
+    parameters make; the last one has to select. `vocab` (a Tokenizer) is needed for a grammar, for the breakers of
+    DRY and for infill. Raises SamplerError for a biased token outside the vocabulary, GrammarError for a bad grammar.
+
+    Of a token drawn, the grammar is asked whether it fits. Only if not, all tokens that do not fit are banned and the
+    stages draw again (so that their random numbers advance twice); `grammar_first` bans them before every draw.
     """
 
     def __init__(
@@ -32,11 +37,18 @@ class SamplerChain:
         n_vocab: int,
         stages: Sequence[Stage] | None = None,
         vocab: Vocabulary | None = None,
+        grammar_first: bool = False,
     ) -> None:
         self.params = params
         self.n_vocab = n_vocab
         self.candidates: Candidates | None = None  # what the last draw left; None before the first
         self.stages = list(stages) if stages is not None else self._build(vocab)
+        self.grammar_first = grammar_first
+        self.grammar: GrammarState | None = None
+        if params.grammar:
+            if vocab is None:
+                raise SamplerError("a grammar needs the model's vocabulary: give SamplerChain a vocab")
+            self.grammar = GrammarState(params.grammar, vocab)
         self._ids: I32 = np.arange(n_vocab, dtype=np.int32)
         self._ids.flags.writeable = False
 
@@ -64,7 +76,7 @@ class SamplerChain:
         is left (every logit NaN or -inf), or when no stage selects.
         """
         token = self.draw(logits)
-        self.accept(token)
+        self.accept(token, drawn=True)
         return token
 
     def draw(self, logits: F32) -> int:
@@ -77,6 +89,19 @@ class SamplerChain:
             logits = np.nan_to_num(logits, nan=-np.inf, posinf=None, neginf=-np.inf)
             if logits.max() == -np.inf:
                 raise SamplerError(f"no token is left to choose: all {self.n_vocab} logits are NaN or -inf")
+        if self.grammar is None:
+            return self._run(logits)
+        if not self.grammar_first:
+            token = self._run(logits)
+            if self.grammar.allows(token):
+                return token
+        fitting = np.where(self.grammar.mask(), logits, np.float32(-np.inf))
+        if fitting.max() == -np.inf:
+            raise GrammarError(f"grammar: none of the {self.n_vocab} tokens fits here")
+        return self._run(fitting)
+
+    def _run(self, logits: F32) -> int:
+        """All stages, on all tokens."""
         c = self.candidates = Candidates(self._ids, logits)
         with np.errstate(all="ignore"):  # inf is a result here: extreme biases and temperatures are the user's choice
             for stage in self.stages:
@@ -102,21 +127,32 @@ class SamplerChain:
         """The seed in use, also when it was chosen at random; None without a random stage."""
         return next((stage.seed_cur for stage in reversed(self.stages) if isinstance(stage, Random)), None)
 
-    def accept(self, token: int) -> None:
-        """Tells the stages of a token of the text: those of the prompt, and any drawn without `sample`."""
+    def accept(self, token: int, drawn: bool = False) -> None:
+        """Tells the stages of a token of the text: those of the prompt, and any drawn without `sample`.
+
+        The grammar hears of those `drawn` alone, and raises GrammarError if one does not fit.
+        """
         assert 0 <= token < self.n_vocab, (token, self.n_vocab)
+        if drawn and self.grammar is not None:
+            self.grammar.accept(token)
         for stage in self.stages:
             stage.accept(token)
 
     def reset(self) -> None:
         """As newly made: no history, the random numbers from the start (a random seed is chosen again)."""
         self.candidates = None
+        if self.grammar is not None:
+            self.grammar.reset()
         for stage in self.stages:
             stage.reset()
 
     def clone(self) -> "SamplerChain":
         """A chain that goes on exactly as this one would, independently of it."""
-        return SamplerChain(self.params, self.n_vocab, [stage.clone() for stage in self.stages])
+        stages = [stage.clone() for stage in self.stages]
+        other = SamplerChain(replace(self.params, grammar=""), self.n_vocab, stages, None, self.grammar_first)
+        other.params = self.params
+        other.grammar = self.grammar.clone() if self.grammar is not None else None
+        return other
 
     def __str__(self) -> str:
         """llama.cpp's "sampler chain:" line (common_sampler_print); "?" marks a stage that changes nothing."""

@@ -92,6 +92,7 @@ class SamplerParams:
     dry_sequence_breakers: tuple[str, ...] = DEFAULT_BREAKERS  # repetitions do not reach over these texts
     logit_bias: Mapping[int, float] | Iterable[tuple[int, float]] = ()  # kept as a tuple; -inf bans; biases add
     samplers: tuple[str, ...] = DEFAULT_SAMPLERS  # the stages between logit bias and draw
+    grammar: str = ""  # GBNF; "": any text
 
     def __post_init__(self) -> None:
         if self.seed == -1:

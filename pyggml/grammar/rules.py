@@ -1,0 +1,110 @@
+"""A grammar as data: rules, each of several alternatives, each a sequence of elements.
+
+Owns what an element matches, and the check for left recursion; must not know GBNF's text, nor how matching goes on.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from pyggml.errors import GrammarError
+
+
+@dataclass(frozen=True, slots=True)
+class Chars:
+    """One code point out of ranges, or, if negated, outside of them. `.` is the negation of nothing."""
+
+    ranges: tuple[tuple[int, int], ...]
+    negated: bool = False
+
+    def matches(self, code_point: int) -> bool:
+        """Whether this code point is one of them."""
+        return any(low <= code_point <= high for low, high in self.ranges) != self.negated
+
+    def matches_some(self, low: int, high: int) -> bool:
+        """Whether a character from `low` to `high` may be one of them: with llama.cpp's answer for negated ranges,
+        no if any of the characters is excluded (llama-grammar.cpp, llama_grammar_match_partial_char).
+        """
+        return any(a <= high and low <= b for a, b in self.ranges) != self.negated
+
+
+@dataclass(frozen=True, slots=True)
+class TokenId:
+    """One token, whatever its text; negated: any other one."""
+
+    token: int
+    negated: bool = False
+
+    def matches(self, token: int) -> bool:
+        """Whether it is this token, or, if negated, another one."""
+        return (token == self.token) != self.negated
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """What another rule matches, by its number."""
+
+    rule: int
+
+
+Element = Chars | TokenId | Ref
+Sequence = tuple[Element, ...]
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """Rules and the number of the one to begin with. Raises GrammarError for left recursion, which never ends."""
+
+    rules: tuple[tuple[Sequence, ...], ...]
+    names: tuple[str, ...]
+    root: int
+
+    def __post_init__(self) -> None:
+        looping = self._left_recursive()
+        if looping is not None:
+            raise GrammarError(f"grammar: rule {self.names[looping]!r} begins with itself (left recursion)")
+
+    @cached_property
+    def has_tokens(self) -> bool:
+        """Whether any element asks for a token instead of characters."""
+        return any(isinstance(e, TokenId) for rule in self.rules for sequence in rule for e in sequence)
+
+    def _left_recursive(self) -> int | None:
+        """A rule that can come back to itself before any character, or None."""
+        begins = self._beginnings()
+        done: set[int] = set()
+        for start in range(len(self.rules)):
+            path: list[tuple[int, list[int]]] = []
+            on_path: set[int] = set()
+            todo: int | None = start
+            while todo is not None or path:
+                if todo is not None and todo not in done:
+                    if todo in on_path:
+                        return todo
+                    on_path.add(todo)
+                    path.append((todo, list(begins[todo])))
+                todo = None
+                if path:
+                    rule, rest = path[-1]
+                    if rest:
+                        todo = rest.pop()
+                    else:
+                        path.pop()
+                        on_path.discard(rule)
+                        done.add(rule)
+        return None
+
+    def _beginnings(self) -> list[set[int]]:
+        """For each rule those that may stand at its beginning. Only a rule with an empty alternative counts as one
+        that may be empty, as in llama.cpp: ("x"*)* is then allowed, and it does end.
+        """
+        nullable = {number for number, rule in enumerate(self.rules) if () in rule}
+        begins: list[set[int]] = [set() for _ in self.rules]
+        for number, rule in enumerate(self.rules):
+            for sequence in rule:
+                for e in sequence:
+                    if not isinstance(e, Ref):
+                        break
+                    begins[number].add(e.rule)
+                    if e.rule not in nullable:
+                        break
+        return begins
