@@ -52,7 +52,10 @@ def mul_mat_cases(draw: Callable, dtype: GGMLType) -> Case:
     make.special_values = SPECIALS[:3]  # a number too small for F16 becomes 0 in ggml, and inf * 0 a NaN
     a = make.like(draw(layouts(dtype, DENSE_ROWS)), dtype, (k, n, *batch), scale=k**-0.5)
     b = make.like(draw(layouts(F32, DENSE_ROWS)), F32, (k, m, batch[0] * ratio[0], batch[1] * ratio[1]))
-    return Case(ops.mul_mat(a, b), make.contents, NMSE.get(dtype, 5e-4), atol=1e-7, size=1.0)  # rows of length 1
+    node = ops.mul_mat(a, b)
+    # A mean over few elements strays: one dot product of 32 may be off by four times what is usual.
+    nmse = NMSE.get(dtype, 5e-4) * (1 + 8 / max(1, node.nelements))
+    return Case(node, make.contents, nmse, atol=1e-7, size=1.0)  # rows of length 1
 
 
 @pytest.mark.parametrize("dtype", WEIGHTS, ids=lambda dtype: dtype.name)
