@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pyggml.errors import PyggmlError, SamplerError
+from pyggml.errors import GrammarError, PyggmlError, SamplerError
 from pyggml_cli.chat import chat, wanted
 from pyggml_cli.completion_flags import ABOUT, END, GROUPS, ROWS, unescape
 from pyggml_cli.entry import on_ctrl_c, run
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from pyggml.tokenizer import Tokenizer
     from pyggml_cli.timings import Timings
 
+_SAME_NAMES = (  # flags whose values are called as SamplerParams calls them
+    *("top_n_sigma", "typ_p", "xtc_probability", "xtc_threshold", "dynatemp_range", "dynatemp_exponent"),
+    *("dry_multiplier", "dry_allowed_length", "dry_penalty_last_n", "adaptive_target", "adaptive_decay"),
+    *("mirostat", "mirostat_tau", "mirostat_eta"),
+)
 SPARE = 4  # tokens that a prompt must leave free, as in llama.cpp's tool
 
 
@@ -87,6 +92,10 @@ def _chain(values: Values, tokenizer: "Tokenizer", n_ctx: int) -> "SamplerChain"
             stages["samplers"] = samplers_from_chars(values.sampler_seq)
         if values.samplers is not None:
             stages["samplers"] = samplers_from_names(name for name in values.samplers.split(";") if name)
+        if values.dry_base >= 1:
+            stages["dry_base"] = values.dry_base
+        if values.dry_sequence_breakers:
+            stages["dry_sequence_breakers"] = _breakers(values)
         bias = [parse_logit_bias(text) for text in values.logit_bias]
         if values.ignore_eos:
             bias += [(token, float("-inf")) for token in sorted(tokenizer.eog_ids)]
@@ -101,11 +110,45 @@ def _chain(values: Values, tokenizer: "Tokenizer", n_ctx: int) -> "SamplerChain"
             penalty_freq=values.frequency_penalty,
             penalty_present=values.presence_penalty,
             logit_bias=bias,
+            grammar=_grammar(values),
+            **{name: getattr(values, name) for name in _SAME_NAMES},
             **stages,
         )
-        return SamplerChain(params, tokenizer.n_vocab)
-    except SamplerError as reason:
+        return SamplerChain(params, tokenizer.n_vocab, vocab=tokenizer)
+    except (SamplerError, GrammarError) as reason:
         raise UsageError(str(reason)) from None
+
+
+def _breakers(values: Values) -> list[str]:
+    """What --dry-sequence-breaker said: "none" takes away those before it."""
+    texts: list[str] = []
+    for text in values.dry_sequence_breakers:
+        texts = [] if text == "none" else [*texts, text]
+    return [unescape(text) if values.escape else text for text in texts]
+
+
+def _grammar(values: Values) -> str:
+    """The grammar that the flags ask for, "" if none. Raises UsageError and GrammarError."""
+    given = [name for name in ("grammar", "grammar_file", "json_schema", "json_schema_file") if name in values.seen]
+    if not given:
+        return ""
+    if len(given) > 1:
+        raise UsageError("give one of --grammar, --grammar-file, -j and -jf")
+    text = str(getattr(values, given[0]))
+    if given[0].endswith("_file"):
+        with open(text, "rb") as file:
+            data = file.read()
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError as reason:
+            raise UsageError(f"{text}: not UTF-8 text: byte {data[reason.start]:#04x} at {reason.start}") from None
+    if not text.strip():
+        raise UsageError(f"--{given[0].replace('_', '-')}: nothing in it")
+    if given[0].startswith("json"):
+        from pyggml.grammar import json_schema_to_grammar
+
+        return json_schema_to_grammar(text)
+    return text
 
 
 def _complete(values: Values, prompt: str) -> int:

@@ -154,10 +154,41 @@ SAMPLING: list[Row] = [
         "ID(+|-)BIAS",
         many=True,
     ),
-    Flag(("--samplers",), "samplers", "stages in order, e.g. penalties;top_k;temperature", str, "A;B;..."),
+    Flag(("--top-nsigma", "--top-n-sigma"), "top_n_sigma", "keep logits down to n standard deviations below the "
+         "largest; -1: all (-1)", number, "N", -1.0),
+    Flag(("--typical", "--typical-p"), "typ_p", "keep typically surprising tokens that add up to p; 1: all (1)",
+         number, "N", 1.0),
+    Flag(("--xtc-probability",), "xtc_probability", "how often to drop the likeliest tokens; 0: never (0)",
+         number, "N", 0.0),
+    Flag(("--xtc-threshold",), "xtc_threshold", "of those at least this likely all but the last (0.1)",
+         number, "N", 0.1),
+    Flag(("--dynatemp-range",), "dynatemp_range", "let the temperature follow the entropy, up and down by this; 0: "
+         "do not (0)", number, "N", 0.0),
+    Flag(("--dynatemp-exp",), "dynatemp_exponent", "exponent of the entropy there (1)", number, "N", 1.0),
+    Flag(("--dry-multiplier",), "dry_multiplier", "DRY: penalty of what would continue a repetition; 0: off (0)",
+         number, "N", 0.0),
+    Flag(("--dry-base",), "dry_base", "grows by this factor a token; below 1: as not given (1.75)", number, "N", 1.75),
+    Flag(("--dry-allowed-length",), "dry_allowed_length", "repetitions shorter than this are free (2)", whole(), "N", 2),
+    Flag(("--dry-penalty-last-n",), "dry_penalty_last_n", "tokens DRY looks back on; 0: off (64)", whole(0), "N", 64),
+    Flag(("--dry-sequence-breaker",), "dry_sequence_breakers", r"text that a repetition does not reach over (\n : \" *);"
+         " may be given again; none: nothing", str, "TEXT", many=True),
+    Flag(("--adaptive-target",), "adaptive_target", "adaptive-p: probability of the tokens to choose; below 0: any (-1)",
+         number, "N", -1.0),
+    Flag(("--adaptive-decay",), "adaptive_decay", "how slowly the target adapts, 0 to 0.99 (0.9)", number, "N", 0.9),
+    Flag(("--mirostat",), "mirostat", "Mirostat 1 or 2 instead of the stages; 0: off (0)", whole(0, 2), "N", 0),
+    Flag(("--mirostat-ent",), "mirostat_tau", "its target, in bits of surprise (5)", number, "N", 5.0),
+    Flag(("--mirostat-lr",), "mirostat_eta", "its learning rate (0.1)", number, "N", 0.1),
     Flag(
-        ("--sampler-seq", "--sampling-seq"), "sampler_seq", "the same, a letter each: e k p m t", str, "LETTERS"
+        ("--samplers",), "samplers", "stages in order: penalties;dry;top_n_sigma;top_k;typ_p;top_p;min_p;xtc;temperature "
+        "(so by default), infill, adaptive_p", str, "A;B;...",
     ),
+    Flag(
+        ("--sampler-seq", "--sampling-seq"), "sampler_seq", "the same, a letter each: edskypmxt, i, a", str, "LETTERS"
+    ),
+    Flag(("--grammar",), "grammar", "write only what this GBNF grammar describes", str, "GRAMMAR"),
+    Flag(("--grammar-file",), "grammar_file", "the same, from a file", str, "FNAME"),
+    Flag(("-j", "--json-schema"), "json_schema", "write only JSON that fits this schema", str, "SCHEMA"),
+    Flag(("-jf", "--json-schema-file"), "json_schema_file", "the same, from a file", str, "FNAME"),
 ]  # fmt: skip
 
 NO_DIFFERENCE: list[Row] = [
@@ -190,9 +221,6 @@ NO_DIFFERENCE: list[Row] = [
     *(Ignored((name,), 1) for name in ("--cpu-strict", "--prio", "--poll", "--cpu-strict-batch", "--prio-batch")),
     *(Ignored((name,), 1) for name in ("--poll-batch", "--keep", "--numa", "--log-colors", "--reasoning-format")),
     *(Ignored((name,), 1) for name in ("--reasoning-effort", "--reasoning-budget", "--reasoning-budget-message")),
-    *(Ignored((name,), 1) for name in ("--mirostat-lr", "--mirostat-ent", "--xtc-threshold", "--dynatemp-exp")),
-    *(Ignored((name,), 1) for name in ("--dry-base", "--dry-allowed-length", "--dry-penalty-last-n")),
-    *(Ignored((name,), 1) for name in ("--dry-sequence-breaker", "--adaptive-decay")),
     Ignored(("-rea", "--reasoning"), 1),
 ]
 
@@ -204,19 +232,10 @@ NOT_HERE: list[Row] = [
     Refused(("-nkvo", "--no-kv-offload")),
     Refused(("-cl", "--cache-list")),
     Refused(("-bs", "--backend-sampling")),
-    *(Refused((name,), 1) for name in ("--in-prefix", "--in-suffix", "--prompt-cache", "--grammar", "--grammar-file")),
+    *(Refused((name,), 1) for name in ("--in-prefix", "--in-suffix", "--prompt-cache")),
     *(Refused((name,), 1) for name in ("--log-file", "--override-kv")),
     *(Refused((name,), 1) for name in ("--lora", "--lora-scaled", "--control-vector", "--control-vector-scaled")),
     Refused(("--control-vector-layer-range",), 2),
-    Refused(("-j", "--json-schema"), 1),
-    Refused(("-jf", "--json-schema-file"), 1),
-    Refused(("--mirostat",), 1, harmless=("0",)),
-    Refused(("--top-nsigma", "--top-n-sigma"), 1, harmless=("-1", "-1.0", "0", "0.0")),
-    Refused(("--xtc-probability",), 1, harmless=("0", "0.0", "0.00")),
-    Refused(("--typical", "--typical-p"), 1, harmless=("1", "1.0", "1.00")),
-    Refused(("--dry-multiplier",), 1, harmless=("0", "0.0", "0.00")),
-    Refused(("--dynatemp-range",), 1, harmless=("0", "0.0", "0.00")),
-    Refused(("--adaptive-target",), 1, harmless=("-1", "-1.0")),
     Refused(("-np", "--parallel"), 1, harmless=("1",)),
     Refused(("-sm", "--split-mode"), 1, harmless=("layer",)),
     Refused(("-gan", "--grp-attn-n"), 1, harmless=("1",)),
