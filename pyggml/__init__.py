@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pyggml.engine import Llama
+    from pyggml.grammar import LlamaGrammar
 
-__all__ = ["Llama"]
+__all__ = ["Llama", "LlamaGrammar"]
 
 
 def __getattr__(name: str) -> Any:
@@ -13,4 +14,8 @@ def __getattr__(name: str) -> Any:
         from pyggml.engine import Llama
 
         return Llama
+    if name == "LlamaGrammar":
+        from pyggml.grammar import LlamaGrammar
+
+        return LlamaGrammar
     raise AttributeError(f"module 'pyggml' has no attribute {name!r}")

@@ -5,13 +5,18 @@ know a model.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyggml.errors import PyggmlError
-from pyggml.sampler import SamplerChain, SamplerParams
+from pyggml.grammar import LlamaGrammar
+from pyggml.sampler import SamplerChain, SamplerParams, Stage, Vocabulary
+from pyggml.sampler.chain import MIROSTAT_M
+from pyggml.sampler.selecting import Mirostat, MirostatV2
+from pyggml.sampler.stages import LogitBias, Penalties
 
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
@@ -55,13 +60,8 @@ NOT_IMPLEMENTED: dict[str, Any] = {  # name -> the one value that is accepted, w
     "draft_model": None,
     "tokenizer": None,
     # of sample, generate and create_completion
-    "typical_p": 1.0,
     "tfs_z": 1.0,
-    "mirostat_mode": 0,
-    "mirostat_tau": 5.0,
-    "mirostat_eta": 0.1,
     "penalize_nl": True,
-    "grammar": None,
 }
 
 
@@ -84,21 +84,33 @@ def sampler_chain(
     repeat_penalty: float,
     frequency_penalty: float,
     presence_penalty: float,
+    typical_p: float = 1.0,
+    mirostat_mode: int = 0,
+    mirostat_tau: float = 5.0,
+    mirostat_eta: float = 0.1,
     logit_bias: Mapping[int, float] | None = None,
+    grammar: str | LlamaGrammar | None = None,
+    vocab: Vocabulary | None = None,
 ) -> SamplerChain:
-    """The chain that llama-cpp-python builds: temp 0 is greedy, temp < 0 draws from all tokens as they are."""
+    """The chain that llama-cpp-python builds: temp 0 is greedy, temp < 0 draws from all tokens as they are.
+
+    Mirostat comes after the penalties and has no temperature. A grammar bans what does not fit before every draw.
+    """
     if temp < 0:
         stages: tuple[str, ...] = ("penalties",)
     elif temp == 0:
         stages = ("penalties", "temperature")
+    elif mirostat_mode in (1, 2):
+        stages = ("penalties",)
     else:
-        stages = ("penalties", "top_k", "top_p", "min_p", "temperature")
+        stages = ("penalties", "top_k", "typ_p", "top_p", "min_p", "temperature")
     params = SamplerParams(
         seed=seed,
         min_keep=1,
         top_k=top_k,
         top_p=top_p,
         min_p=min_p,
+        typ_p=typical_p,
         temp=temp,
         penalty_last_n=last_n,
         penalty_repeat=repeat_penalty,
@@ -106,8 +118,20 @@ def sampler_chain(
         penalty_present=presence_penalty,
         logit_bias=logit_bias or (),
         samplers=stages,
+        mirostat=mirostat_mode,
+        mirostat_tau=mirostat_tau,
+        mirostat_eta=mirostat_eta,
+        grammar=grammar.grammar if isinstance(grammar, LlamaGrammar) else grammar or "",
     )
-    return SamplerChain(params, n_vocab)
+    chosen: list[Stage] | None = None
+    if temp > 0 and mirostat_mode:
+        bias = [LogitBias.from_params(params)] if logit_bias else []
+        last = Mirostat(n_vocab, seed, mirostat_tau, mirostat_eta, MIROSTAT_M)
+        second = MirostatV2.from_params(params)
+        chosen = [*bias, Penalties.from_params(params), last if mirostat_mode == 1 else second]
+    elif mirostat_mode:
+        params = replace(params, mirostat=0)
+    return SamplerChain(params, n_vocab, chosen, vocab, grammar_first=True)
 
 
 def processed(logits: F32, input_ids: I32, processors: LogitsProcessor | Iterable[LogitsProcessor] | None) -> F32:

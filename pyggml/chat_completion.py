@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyggml.arguments import LogitsProcessor, ParameterError
 from pyggml.chat import ChatTemplate, prompt_tokens
+from pyggml.grammar import LlamaGrammar
 
 if TYPE_CHECKING:
     from pyggml.engine import Llama
@@ -42,7 +43,7 @@ def create_chat_completion(
     mirostat_eta: float = 0.1,
     model: str | None = None,
     logits_processor: LogitsProcessor | Iterable[LogitsProcessor] | None = None,
-    grammar: Any = None,
+    grammar: str | LlamaGrammar | None = None,
     logit_bias: Mapping[int, float] | None = None,
     logprobs: bool | None = None,
     top_logprobs: int | None = None,
@@ -51,14 +52,18 @@ def create_chat_completion(
 
     The prompt is written by the file's chat template, or by the one that chat_format names; what it has in common with
     the call before is not computed again. `tools` and `functions` are shown to the template; a particular one cannot be
-    demanded. Other parameters as in create_completion. Raises ChatError, ParameterError and ContextError.
+    demanded. response_format {"type": "json_object"}, maybe with a "schema", holds the answer to JSON. Other parameters
+    as in create_completion. Raises ChatError, ParameterError and ContextError.
     """
     for name, value in (("tool_choice", tool_choice), ("function_call", function_call)):
         if value not in (None, "none", "auto"):
             raise ParameterError(f"{name}={value!r:.60} is not implemented; leave it at None, 'none' or 'auto'")
-    kind = (response_format or {}).get("type", "text")
-    if kind != "text":
-        raise ParameterError(f"response_format of type {kind!r} is not implemented; leave it at 'text'")
+    asked = response_format or {}
+    kind = asked.get("type", "text")
+    if kind == "json_object":
+        grammar = LlamaGrammar.from_json_schema(asked.get("schema") or {"type": "object"})
+    elif kind != "text":
+        raise ParameterError(f"response_format of type {kind!r} is not known; there are 'text' and 'json_object'")
     template = ChatTemplate.choose(
         llm.context.model.file.metadata, llm._tokenizer, llm.chat_format, tools=bool(tools or functions)
     )

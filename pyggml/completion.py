@@ -18,6 +18,7 @@ import numpy as np
 
 from pyggml.arguments import F32, LogitsProcessor, ParameterError, StoppingCriterion, refuse, stops
 from pyggml.errors import ContextError
+from pyggml.grammar import LlamaGrammar
 
 if TYPE_CHECKING:
     from pyggml.engine import Llama
@@ -65,7 +66,7 @@ def create_completion(
     model: str | None = None,
     stopping_criteria: StoppingCriterion | Iterable[StoppingCriterion] | None = None,
     logits_processor: LogitsProcessor | Iterable[LogitsProcessor] | None = None,
-    grammar: Any = None,
+    grammar: str | LlamaGrammar | None = None,
     logit_bias: Mapping[int, float] | None = None,
 ) -> Any:
     """Continue `prompt` (text, or tokens used as they are); a dict, or with `stream` an iterator of dicts.
@@ -103,6 +104,11 @@ def create_completion(
         "top_p": top_p,
         "min_p": min_p,
         "temp": temperature,
+        "typical_p": typical_p,
+        "mirostat_mode": mirostat_mode,
+        "mirostat_tau": mirostat_tau,
+        "mirostat_eta": mirostat_eta,
+        "grammar": grammar,
         "repeat_penalty": repeat_penalty,
         "frequency_penalty": frequency_penalty,
         "presence_penalty": presence_penalty,

@@ -36,6 +36,7 @@ from pyggml.chat_completion import create_chat_completion
 from pyggml.completion import create_completion
 from pyggml.dtypes import GGMLType
 from pyggml.errors import ContextError
+from pyggml.grammar import LlamaGrammar
 from pyggml.model.context import Context
 from pyggml.model.model import Model
 from pyggml.sampler import LLAMA_DEFAULT_SEED, SamplerChain
@@ -294,7 +295,12 @@ class Llama:
 
     def _new_chain(self, logit_bias: Mapping[int, float] | None = None, **sampling: Any) -> SamplerChain:
         return sampler_chain(
-            self.n_vocab(), seed=self.seed, last_n=self.last_n_tokens_size, logit_bias=logit_bias, **sampling
+            self.n_vocab(),
+            seed=self.seed,
+            last_n=self.last_n_tokens_size,
+            logit_bias=logit_bias,
+            vocab=self._tokenizer,
+            **sampling,
         )
 
     def sample(
@@ -313,7 +319,7 @@ class Llama:
         mirostat_tau: float = 5.0,
         penalize_nl: bool = True,
         logits_processor: LogitsProcessor | Iterable[LogitsProcessor] | None = None,
-        grammar: Any = None,
+        grammar: str | LlamaGrammar | None = None,
         idx: int | None = None,
     ) -> int:
         """A token after the last one, or after token `idx`. Within `generate` the parameters given there hold."""
@@ -328,10 +334,15 @@ class Llama:
             top_k=top_k,
             top_p=top_p,
             min_p=min_p,
+            typical_p=typical_p,
             temp=temp,
             repeat_penalty=repeat_penalty,
             frequency_penalty=frequency_penalty,
             presence_penalty=presence_penalty,
+            mirostat_mode=mirostat_mode,
+            mirostat_tau=mirostat_tau,
+            mirostat_eta=mirostat_eta,
+            grammar=grammar,
         )
         return chain.sample(processed(logits, self._input_ids, logits_processor))
 
@@ -354,7 +365,7 @@ class Llama:
         penalize_nl: bool = True,
         logits_processor: LogitsProcessor | Iterable[LogitsProcessor] | None = None,
         stopping_criteria: StoppingCriterion | Iterable[StoppingCriterion] | None = None,
-        grammar: Any = None,
+        grammar: str | LlamaGrammar | None = None,
         logit_bias: Mapping[int, float] | None = None,
     ) -> Generator[int, Sequence[int] | None, None]:
         """Tokens after `tokens`, without end: a ContextError when the context is full. What is sent in is evaluated too.
@@ -367,10 +378,15 @@ class Llama:
             top_k=top_k,
             top_p=top_p,
             min_p=min_p,
+            typical_p=typical_p,
             temp=temp,
             repeat_penalty=repeat_penalty,
             frequency_penalty=frequency_penalty,
             presence_penalty=presence_penalty,
+            mirostat_mode=mirostat_mode,
+            mirostat_tau=mirostat_tau,
+            mirostat_eta=mirostat_eta,
+            grammar=grammar,
         )
         pending = [int(token) for token in tokens]
         if reset:

@@ -13,7 +13,7 @@ from pyggml import Llama
 from pyggml.arguments import ParameterError
 from pyggml.backend.reference import ReferenceDevice
 from pyggml.chat import ChatError
-from pyggml.errors import ContextError
+from pyggml.errors import ContextError, GrammarError
 
 TEMPLATE = (
     "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}{{ eos_token }}{% endfor %}"
@@ -144,12 +144,21 @@ def test_formats_by_name(path: Path) -> None:
     [
         ({"tool_choice": {"function": {"name": "f"}}}, ParameterError, "tool_choice="),
         ({"function_call": {"name": "f"}}, ParameterError, "function_call="),
-        ({"response_format": {"type": "json_object"}}, ParameterError, "response_format of type 'json_object'"),
+        ({"response_format": {"type": "xml"}}, ParameterError, "response_format of type 'xml'"),
+        ({"response_format": {"type": "json_object", "schema": {"type": "x"}}}, GrammarError, "unknown type 'x'"),
+        ({"grammar": "root ::= b"}, GrammarError, "rule 'b'"),
         ({"messages": [{"role": "user"}]}, ChatError, "message 0 has no content"),
         ({"messages": [{"role": "user", "content": "x" * 200}]}, ContextError, "exceed context window of 128"),
-        ({"typical_p": 0.5}, ParameterError, "typical_p"),
+        ({"tfs_z": 0.5}, ParameterError, "tfs_z"),
     ],
 )
 def test_what_cannot_be_done_is_named(llm: Llama, options: dict[str, Any], error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         llm.create_chat_completion(**{"messages": HELLO, **options})
+
+
+def test_an_answer_held_to_json(llm: Llama) -> None:
+    schema = {"type": "object", "properties": {"yes": {"type": "boolean"}}, "required": ["yes"]}
+    answer = llm.create_chat_completion(HELLO, response_format={"type": "json_object", "schema": schema}, seed=1)
+    value = json.loads(answer["choices"][0]["message"]["content"])
+    assert list(value) == ["yes"] and isinstance(value["yes"], bool)

@@ -6,9 +6,10 @@ against rules), `json_schema` (a grammar from a JSON schema).
 """
 
 from pyggml.grammar.json_schema import json_schema_to_grammar
+from pyggml.grammar.llama_grammar import LlamaGrammar
 from pyggml.grammar.matcher import Matcher
 from pyggml.grammar.parser import parse
 from pyggml.grammar.rules import Grammar
 from pyggml.grammar.vocabulary import GrammarState, Vocabulary
 
-__all__ = ["Grammar", "GrammarState", "Matcher", "Vocabulary", "json_schema_to_grammar", "parse"]
+__all__ = ["Grammar", "GrammarState", "LlamaGrammar", "Matcher", "Vocabulary", "json_schema_to_grammar", "parse"]

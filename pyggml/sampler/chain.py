@@ -17,7 +17,7 @@ from pyggml.sampler.stages import Dist, LogitBias, PlainTemperature, Random, Sta
 from pyggml.sampler.table import STAGES, samplers_from_names
 from pyggml.sampler.vocabulary import Vocabulary
 
-_MIROSTAT_M = 100  # common/sampling.cpp
+MIROSTAT_M = 100  # common/sampling.cpp
 
 
 class SamplerChain:
@@ -60,7 +60,7 @@ class SamplerChain:
             raise SamplerError(f"--logit-bias: token {outside[0]} is not in the vocabulary of {self.n_vocab}")
         first: list[Stage] = [] if bias.disabled else [bias]
         if p.mirostat == 1:
-            last: Stage = Mirostat(self.n_vocab, p.seed, p.mirostat_tau, p.mirostat_eta, _MIROSTAT_M)
+            last: Stage = Mirostat(self.n_vocab, p.seed, p.mirostat_tau, p.mirostat_eta, MIROSTAT_M)
             return [*first, PlainTemperature.from_params(p), last]
         if p.mirostat == 2:
             return [*first, PlainTemperature.from_params(p), MirostatV2.from_params(p)]

@@ -1,0 +1,39 @@
+"""The `LlamaGrammar` that users of llama-cpp-python know. Owns its constructors; must not know what a grammar does."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pyggml.errors import GrammarError
+from pyggml.grammar.json_schema import json_schema_to_grammar
+from pyggml.grammar.parser import parse
+
+
+class LlamaGrammar:
+    """The text of a grammar, for the parameter `grammar` of Llama's methods. Raises GrammarError for a bad one.
+
+    >>> llm("Yes or no?", grammar=LlamaGrammar.from_string('root ::= "yes" | "no"'))
+    """
+
+    def __init__(self, grammar: str) -> None:
+        parse(grammar, token_of=lambda text: [0])  # names of tokens are looked up once there is a vocabulary
+        self.grammar = grammar
+
+    @classmethod
+    def from_string(cls, grammar: str, verbose: bool = True) -> "LlamaGrammar":
+        """From GBNF."""
+        return cls(grammar)
+
+    @classmethod
+    def from_file(cls, file: str | os.PathLike[str], verbose: bool = True) -> "LlamaGrammar":
+        """From a file with GBNF."""
+        try:
+            text = Path(file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as reason:
+            raise GrammarError(f"grammar file {os.fspath(file)}: {reason}") from None
+        return cls(text)
+
+    @classmethod
+    def from_json_schema(cls, json_schema: str | dict[str, Any], verbose: bool = True) -> "LlamaGrammar":
+        """From a JSON schema, as text or parsed."""
+        return cls(json_schema_to_grammar(json_schema))
