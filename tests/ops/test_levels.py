@@ -108,14 +108,14 @@ KERNELS = (
     ("norm", "rms_norm", ("f32", "f32", "f32")),
     ("rope", "table", ("normal", 0)),
     ("rope", "rope", ("normal", "f32", "f32")),
-    ("softmax", "soft_max", ("f32", "f32", "f16", 0, 0)),
+    ("soft_max", "soft_max", ("f32", "f32", "f16", 0, 0)),
     ("glu", "glu", ("swiglu", "f32", "f32", "f32")),
     ("unary", "unary", ("gelu", "f32", "f32")),
     ("elementwise", "binary", ("add", "row", "f32", "f32", "f32")),
     ("rows", "get_rows", ("f32", "q4_1", "i32")),
     ("rows", "set_rows", ("f16", "f32", "i64")),
-    ("convert", "copy", ("q4_0", "f32")),
-    ("convert", "copy", ("bf16", "f32/")),
+    ("copy", "copy", ("q4_0", "f32")),
+    ("copy", "copy", ("bf16", "f32/")),
 )
 
 INSPECT = """
@@ -161,5 +161,5 @@ def test_registers_and_calls(level: str) -> None:
 
 def test_the_inspection_sees_what_is_there() -> None:
     assert widest_register("vaddps %xmm1, %xmm2, %xmm3\nvaddps (%rdi), %ymm0, %ymm0") == "ymm"
-    text = 'f:\n\tcallq\tsinf\n\tjmp\t.L2\n\tmovabsq\t$cosf, %rax\n\tcallq\t*%rax\n\tcallq\tf\n'
+    text = "f:\n\tcallq\tsinf\n\tjmp\t.L2\n\tmovabsq\t$cosf, %rax\n\tcallq\t*%rax\n\tcallq\tf\n"
     assert foreign_calls(text) == {"sinf", "cosf"}

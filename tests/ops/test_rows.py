@@ -16,7 +16,7 @@ from pyggml.backend.reference import ReferenceDevice
 from pyggml.backend.reference import rows as law
 from pyggml.dtypes import GGMLType
 from pyggml.errors import ComputeError
-from pyggml.kernels.cpu.convert import CONVERTED
+from pyggml.kernels.cpu.copy import CONVERTED
 from pyggml.ops import Op
 from pyggml.tensor import Tensor
 

@@ -14,16 +14,16 @@ FAMILIES: dict[Op, str] = {
     Op.MUL_MAT: "matmul",
     Op.FLASH_ATTN_EXT: "attention",
     Op.RMS_NORM: "norm",
-    Op.SOFT_MAX: "softmax",
+    Op.SOFT_MAX: "soft_max",
     Op.ROPE: "rope",
     Op.GLU: "glu",
     Op.UNARY: "unary",
     Op.SCALE: "unary",
     Op.GET_ROWS: "rows",
     Op.SET_ROWS: "rows",
-    Op.CPY: "convert",
-    Op.CONT: "convert",
-    Op.DUP: "convert",
+    Op.CPY: "copy",
+    Op.CONT: "copy",
+    Op.DUP: "copy",
 }
 
 FUSIONS: dict[tuple[Op, Op], str] = {

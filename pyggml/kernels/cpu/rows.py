@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pyggml.dtypes import GGMLType
 from pyggml.jit import Spec
-from pyggml.kernels.cpu.convert import CONVERTED
+from pyggml.kernels.cpu.copy import CONVERTED
 from pyggml.kernels.cpu.kinds import kind, refuse_types
 from pyggml.ops import Op
 

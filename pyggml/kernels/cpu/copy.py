@@ -40,7 +40,7 @@ def lower(builder: Builder, node: Tensor) -> None:
         run = node.nelements
     else:
         run = math.gcd(a.ne[0], node.ne[0])
-    builder.step(Spec("convert", "copy", (kind(node), kind(a))), node, (a,), ints=(run, node.nelements // run))
+    builder.step(Spec("copy", "copy", (kind(node), kind(a))), node, (a,), ints=(run, node.nelements // run))
 
 
 def copy(kind_d, kind_a):

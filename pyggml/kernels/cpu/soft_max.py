@@ -27,7 +27,7 @@ def lower(builder: Builder, node: Tensor) -> None:
     max_bias = node.param_f32(1)
     alibi = mask is not None and max_bias > 0.0
     spec = Spec(
-        "softmax", "soft_max", (kind(node), kind(a), kind(mask) if mask else "", int(alibi), int(sinks is not None))
+        "soft_max", "soft_max", (kind(node), kind(a), kind(mask) if mask else "", int(alibi), int(sinks is not None))
     )
     ints = (slopes := alibi_bases(a.ne[2], max_bias))[:1] + tuple(_bits(x) for x in slopes[1:]) if alibi else ()
     builder.step(spec, node, (a, mask, sinks), ints=ints)
