@@ -6,8 +6,7 @@ logits. Rules: llama.cpp, src/llama-grammar.cpp, llama_grammar_apply_impl and ll
 
 import copy
 import weakref
-from collections.abc import Iterator, Set
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence, Set
 from typing import Protocol
 
 import numpy as np
@@ -87,13 +86,15 @@ def _partial_fits(state: State, partial: Partial) -> bool:
     return any(chars.matches_some(low, high) for chars, _ in state.chars)
 
 
-@dataclass(slots=True)
 class _Node:
-    """The tokens whose text ends here, and those that end with a part of the next character."""
+    """The tokens whose text ends here, and those that end with a part of the next character; () for none."""
 
-    children: dict[int, "_Node"] = field(default_factory=dict)
-    tokens: list[int] = field(default_factory=list)
-    partials: dict[Partial, list[int]] = field(default_factory=dict)
+    __slots__ = ("children", "partials", "tokens")
+
+    def __init__(self) -> None:
+        self.children: dict[int, _Node] = {}
+        self.tokens: Sequence[int] = ()
+        self.partials: Sequence[tuple[Partial, int]] = ()
 
 
 class _Trie:
@@ -113,7 +114,8 @@ class _Trie:
             if data[0] >> 6 == 2:
                 self.continuing.append((token, data))
                 continue
-            code_points, partial = decode_utf8(data)
+            code_points: Sequence[int]
+            code_points, partial = (data, WHOLE) if data.isascii() and b"\0" not in data else decode_utf8(data)
             if partial[1] < 0:
                 continue
             node = self.root
@@ -123,9 +125,9 @@ class _Trie:
                     child = node.children[code_point] = _Node()
                 node = child
             if partial[1]:
-                node.partials.setdefault(partial, []).append(token)
+                node.partials = [*node.partials, (partial, token)]
             else:
-                node.tokens.append(token)
+                node.tokens = [*node.tokens, token]
 
 
 _tries: "weakref.WeakKeyDictionary[Vocabulary, _Trie]" = weakref.WeakKeyDictionary()
@@ -242,9 +244,7 @@ class GrammarState:
         fitting: list[int] = []
         for node, state in self._nodes(trie.root):
             fitting += node.tokens
-            for partial, tokens in node.partials.items():
-                if _partial_fits(state, partial):
-                    fitting += tokens
+            fitting += [token for partial, token in node.partials if _partial_fits(state, partial)]
         allowed[fitting] = True
         return allowed
 

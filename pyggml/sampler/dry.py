@@ -47,7 +47,9 @@ def breaker_tails(vocab: Vocabulary, breakers: Iterable[str]) -> Tails:
 
 
 class DRY(Stage):
-    """Subtracts multiplier * base ** (length - allowed_length) from the logit of a token that would continue the
+    """Makes tokens that would continue a repetition the less likely, the longer it is already.
+
+    Subtracts multiplier * base ** (length - allowed_length) from the logit of a token that would continue the
     repetition of `length` tokens at the end of the last `last_n`, if it is allowed_length long. Nothing before the
     last breaker counts, and tokens that are breakers lose nothing.
     """

@@ -29,7 +29,7 @@ def discrete(p: F32, rng: Mt19937) -> int:
 
 
 class MirostatV2(Random):
-    """Selects among the tokens less surprising than mu bits, and moves mu so that surprise stays near tau bits."""
+    """Selects among tokens not too surprising, and moves the bound so that surprise stays near tau bits."""
 
     name = "mirostat-v2"
 
@@ -63,9 +63,9 @@ class MirostatV2(Random):
 
 
 class Mirostat(MirostatV2):
-    """As MirostatV2, with the number of tokens from an estimate of Zipf's exponent over the m likeliest ones.
+    """Selects among the k likeliest tokens, and moves k so that surprise stays near tau bits.
 
-    A number too large for an int is all of them here; llama.cpp leaves it to the processor.
+    k comes from mu and an estimate of Zipf's exponent over the m likeliest tokens. A number too large for an int is all of them here; llama.cpp leaves it to the processor.
     """
 
     name = "mirostat"

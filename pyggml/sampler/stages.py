@@ -230,9 +230,10 @@ class PlainTemperature(Stage):
 
 
 class Temperature(PlainTemperature):
-    """The same with a temperature from temp - range to temp + range, the higher the more even the probabilities.
+    """Divides the logits by the temperature, which may follow how even the probabilities are.
 
-    It is (entropy / largest entropy) ** exponent of the way up. With a range it sorts, and leaves the probabilities.
+    At 0 or below it bans all but the first of the largest. With a range, it lies between temp - range and temp + range:
+    (entropy / largest entropy) ** exponent of the way up. With a range it sorts, and leaves the probabilities.
     """
 
     name = "temp-ext"
