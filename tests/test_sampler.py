@@ -124,7 +124,7 @@ def test_probabilities_add_up_to_one(logits):
     c = candidates(drawable(logits))
     softmax(c)
     assert c.p is not None and c.p.min() >= 0
-    assert abs(float(c.p.sum(dtype=np.float64)) - 1) < 1e-5
+    assert abs(float(c.p.sum(dtype=np.float64)) - 1) < 3e-5  # 300 roundings of half an ulp: 1.8e-5
     chain = SamplerChain(SamplerParams(seed=1), len(logits))
     token = chain.sample(drawable(logits))
     ids, p = chain.probs
@@ -347,7 +347,8 @@ def test_no_logits_crash_it(logits, temp, repeat, top_k):
     try:
         token = chain.sample(logits)
     except SamplerError:  # a penalty or a tiny temperature took all tokens below the smallest f32
-        assert (repeat == 1e38 and usable.sum() == 1) or (temp in (1e-45, 1e-3) and logits[usable].max() < 1)
+        highest = float(logits[usable].max()) - 1  # penalty_freq
+        assert (repeat == 1e38 and usable.sum() == 1) or (0 < temp < 1 and highest / temp < -3e38)
         return
     assert usable[token]
     assert np.isfinite(chain.probs[1]).all()
