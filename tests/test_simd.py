@@ -390,6 +390,19 @@ def test_pieces_of_blocks() -> None:
     same(out[5], in_two(*(block[o : o + 32] for o in BYTES_ONE)))
 
 
+def test_tables_and_words() -> None:
+    from word_kernels.integers import LEVELS
+
+    levels = np.array(LEVELS, np.int8)
+    for seed in range(4):
+        x = np.random.default_rng(seed).integers(0, 16, 64).astype(np.uint8)
+        out = np.zeros(176, np.uint8)
+        kernel("integers.tables", "pp")(x, out)
+        found = levels[x].view(np.uint8)
+        same(out[:112], np.concatenate([found, found[:32], found[:16]]))
+        same(out[112:].view(np.uint32), x.view(np.uint32) << np.uint32(3))
+
+
 def test_constants_and_broadcasts() -> None:
     x = np.array([0x83, 0x7F, 0x12, 0xC1], np.uint8)
     out = poisoned(640)

@@ -103,6 +103,7 @@ from pyggml.simd.memory import (
     u16_at,
     u64_at,
 )
+from pyggml.simd.tables import as_bytes, as_words, table
 from pyggml.simd.threads import (
     atomic_add,
     atomic_load,

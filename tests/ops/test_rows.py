@@ -16,7 +16,6 @@ from pyggml.backend.reference import ReferenceDevice
 from pyggml.backend.reference import rows as law
 from pyggml.dtypes import GGMLType
 from pyggml.errors import ComputeError
-from pyggml.kernels.cpu.copy import CONVERTED
 from pyggml.ops import Op
 from pyggml.tensor import Tensor
 
@@ -83,7 +82,7 @@ def test_set_rows(device: Device, dtype: GGMLType) -> None:
 def test_cpu_supports_what_models_need(cpu_device: Device) -> None:
     make = Operands(np.random.default_rng(0))
     rows = make.leaf(I32, (2,), np.array([0, 1]))
-    for dtype in CONVERTED:
+    for dtype in WEIGHTS:
         assert cpu_device.supports_op(ops.get_rows(make.leaf(dtype, (768, 3)), rows)), dtype
     for dtype in (F16, F32):
         for index in (make.leaf(I64, (2,), np.array([0, 1])), rows):

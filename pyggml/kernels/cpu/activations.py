@@ -7,6 +7,8 @@ Planes, for matrix-vector products: a row of `nb` blocks, padded with zeros to `
   q i8[32 nb] | z i32[8 nb]: -128 x each sum of four q | d f32[nb] | s f32[nb]: d x sum(q)
 Panels, for matrix-matrix products: `width` rows (tokens) side by side, block after block
   d f32[width] | s f32[width] | n i32[width]: -sum(q) | q i8[8][width][4]
+or, with `halves`, for weights whose scales change every 16 values
+  d f32[width] | i32[width]: -sum of the first 16 q | i32[width]: of the other 16 | q i8[8][width][4]
 """
 
 from __future__ import annotations
@@ -106,7 +108,7 @@ def planes():
     return kernel
 
 
-def panels(width):
+def panels(width, halves=0):
     """-> kernel: src0 rows to panels of `width`; ints: blocks, rows a matrix (ne1), panels a matrix."""
     from pyggml import simd as v
     from pyggml.kernels.cpu import record
@@ -123,6 +125,20 @@ def panels(width):
     d_at, s_at, n_at, q_at = U(0), U(4 * width), U(8 * width), U(12 * width)
     scatter = v.scatter_i32(8, 4 * width)
     low_half, high_half = v.shuffler([*range(32)]), v.shuffler([*range(32, 64)])
+    early, late = v.shuffler([*range(4)]), v.shuffler([*range(4, 8)])
+
+    @v.device
+    def put_whole(at, d, sums):
+        total = v.hsum(sums)
+        v.put_f32(at + s_at, d * np.float32(total))
+        v.put_i32(at + n_at, np.int32(-total))
+
+    @v.device
+    def put_halves(at, d, sums):
+        v.put_i32(at + s_at, np.int32(-v.hsum(early(sums))))
+        v.put_i32(at + n_at, np.int32(-v.hsum(late(sums))))
+
+    put = put_halves if halves else put_whole
 
     def kernel(step, ith, nth):
         n, nb = ne0(step), blocks(step)
@@ -136,16 +152,13 @@ def panels(width):
                 x = row(step, p // each * per_matrix + min(first + t, per_matrix - 1))
                 for b in range(0, nb, 2):
                     values, d0, d1, sums = quantize(x, min(n - b * 32, 64))
-                    total0, total1 = v.hsum(lower(sums)), v.hsum(upper(sums))
                     v.put_f32(at + d_at, d0)
-                    v.put_f32(at + s_at, d0 * np.float32(total0))
-                    v.put_i32(at + n_at, np.int32(-total0))
+                    put(at, d0, lower(sums))
                     scatter(at + q_at, low_half(values))
                     at += size
                     if b + 1 < nb:
                         v.put_f32(at + d_at, d1)
-                        v.put_f32(at + s_at, d1 * np.float32(total1))
-                        v.put_i32(at + n_at, np.int32(-total1))
+                        put(at, d1, upper(sums))
                         scatter(at + q_at, high_half(values))
                         at += size
                     x += U(256)

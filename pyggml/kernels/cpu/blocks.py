@@ -3,9 +3,11 @@
 Owns how vector code reads and writes the layouts of quants/; knows no op. Imported by factories only (Numba).
 """
 
+import itertools
+
 from pyggml import simd as v
 from pyggml.jit import device
-from pyggml.quants import q4_0, q4_1, q5_0, q5_1, q8_0, q8_1
+from pyggml.quants import iq4_nl, q4_0, q4_1, q5_0, q5_1, q8_0, q8_1
 
 U = v.U
 _load_i8x16 = v.loader("i8", 16)
@@ -81,6 +83,19 @@ def _bytes(layout):
     return decoder
 
 
+def _levels(layout, entries):
+    def decoder(half):
+        unpack, d_at, level = _nibbles(layout, half), _offset(layout, "d"), v.table(entries)
+
+        @v.device
+        def decode(block):
+            return v.to_f32(v.widen(level(v.low_u8(unpack(block))))) * v.splat_f32(v.f16_at(block + d_at))
+
+        return decode
+
+    return decoder
+
+
 DECODERS = {
     "q4_0": _scaled(q4_0.LAYOUT, 8),
     "q4_1": _with_minimum(q4_1.LAYOUT),
@@ -88,6 +103,7 @@ DECODERS = {
     "q5_1": _with_minimum(q5_1.LAYOUT),
     "q8_0": _bytes(q8_0.LAYOUT),
     "q8_1": _bytes(q8_1.LAYOUT),
+    "iq4_nl": _levels(iq4_nl.LAYOUT, iq4_nl.LEVELS),
 }
 
 # ---- writing: encoder() -> f(block, x, y); the steps are those of quants/steps.py
@@ -267,6 +283,49 @@ def _encoder_bytes(layout):
     return encoder
 
 
+def _encoder_levels(layout, entries):
+    """IQ4_NL as ops write it: the scale maps the value of largest magnitude to the lowest level, then is fitted to the
+    levels nearest to all values."""
+
+    def encoder():
+        d_at, put, level = _offset(layout, "d"), _put_nibbles(layout), v.table(entries)
+        lowest, tiny = v.np.float32(entries[0]), iq4_nl.TINY
+        bounds = v.constant("f32", [(int(a) + int(b)) / 2 for a, b in itertools.pairwise(entries)] + [0])
+        no, yes = v.constant("i32", [0] * 16), v.constant("i32", [1] * 16)
+
+        @v.device
+        def nearest(x):
+            """How many of the bounds between levels do not lie above each x; all of them for a NaN."""
+            index = no()
+            for i in range(15):
+                index += v.where_less(x, v.splat_f32(v.lane(bounds(), i)), no(), yes())
+            return index
+
+        @v.device
+        def in_order(total, x):
+            for i in range(16):
+                total += v.lane(x, i)
+            return total
+
+        @v.device
+        def encode(block, x, y):
+            extreme = _largest_signed(x, y)
+            zero = abs(extreme) < tiny
+            by = v.splat_f32(v.np.float32(0) if zero else v.np.float32(1) / (extreme / lowest))
+            q, r = nearest(by * x), nearest(by * y)
+            a, b = v.to_f32(v.widen(level(v.low_u8(q)))), v.to_f32(v.widen(level(v.low_u8(r))))
+            wa, wb = x * x * a, y * y * b
+            lx = in_order(in_order(v.np.float32(0), wa * x), wb * y)
+            l2 = in_order(in_order(v.np.float32(0), wa * a), wb * b)
+            d = lx / l2 if l2 > v.np.float32(0) and not zero else v.np.float32(0)
+            v.put_f16(block + d_at, d)
+            put(block, q, r)
+
+        return encode
+
+    return encoder
+
+
 ENCODERS = {
     "q4_0": _encoder_scaled(q4_0.LAYOUT, 8),
     "q4_1": _encoder_with_minimum(q4_1.LAYOUT, 15),
@@ -274,4 +333,5 @@ ENCODERS = {
     "q5_1": _encoder_with_minimum(q5_1.LAYOUT, 31),
     "q8_0": _encoder_bytes(q8_0.LAYOUT),
     "q8_1": _encoder_bytes(q8_1.LAYOUT),
+    "iq4_nl": _encoder_levels(iq4_nl.LAYOUT, iq4_nl.LEVELS),
 }

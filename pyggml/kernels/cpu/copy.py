@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from pyggml.tensor import Tensor
 
 T = GGMLType
-CONVERTED = (T.F32, T.F16, T.BF16, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q8_0, T.Q8_1)
-"""The types whose elements elements.py reads and writes."""
+WRITTEN = (T.F32, T.F16, T.BF16, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q8_0, T.Q8_1, T.IQ4_NL)
+"""The types whose elements elements.py writes; quantising to others is no work for an op."""
+
+READ = (*WRITTEN, T.Q2_K, T.Q3_K, T.Q4_K, T.Q5_K, T.Q6_K, T.IQ4_XS)
+"""Those whose elements it reads."""
 
 WHOLE = (GGMLType.F64, GGMLType.I8, GGMLType.I16, GGMLType.I32, GGMLType.I64)  # moved as they are, not converted
 
@@ -27,10 +30,10 @@ def why_not(node: Tensor) -> str | None:
     a = node.src[0]
     assert a is not None
     if a.type == node.type:
-        return refuse_types([*WHOLE, *CONVERTED], node, a)
+        return refuse_types([*WHOLE, *READ], node, a)
     if {a.type, node.type} == {GGMLType.F32, GGMLType.I32}:
         return None
-    return refuse_types(CONVERTED, node, a)
+    return refuse_types(WRITTEN, node) or refuse_types(READ, a)
 
 
 def lower(builder: Builder, node: Tensor) -> None:

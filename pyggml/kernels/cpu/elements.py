@@ -82,6 +82,8 @@ def loader(kind):
 
 
 def _block_loader(name):
+    if block_size(name) == 256:
+        return _super_block_loader(name)
     low, high = blocks.DECODERS[name](0), blocks.DECODERS[name](1)
     size = type_size(name)
 
@@ -91,6 +93,18 @@ def _block_loader(name):
         if i & 16:
             return high(block)
         return low(block)
+
+    return load
+
+
+def _super_block_loader(name):
+    from pyggml.kernels.cpu import super_blocks
+
+    pick, size = super_blocks.pick(name.upper()), type_size(name)
+
+    @v.device
+    def load(row, i, n, stride):
+        return pick(row + U((i >> 8) * size), (i >> 4) & 15)
 
     return load
 

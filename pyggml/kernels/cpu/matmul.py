@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from pyggml.tensor import Tensor
 
 T = GGMLType
-TYPES = (T.F32, T.F16, T.BF16, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q8_0)
+HALVES = (T.Q2_K, T.Q3_K, T.Q6_K)  # their scales change every 16 values
+TYPES = (
+    *(T.F32, T.F16, T.BF16, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q8_0),
+    *(T.Q2_K, T.Q3_K, T.Q4_K, T.Q5_K, T.Q6_K, T.IQ4_NL, T.IQ4_XS),
+)
 
 MIN_TILE_COLUMNS = 4
 WIDTH = {"vnni": 12, "v4": 12, "v3": 3, "v2": 1, "generic": 4}
@@ -85,7 +89,7 @@ def _many(builder: Builder, node: Tensor, a: Tensor, b: Tensor) -> None:
     else:
         length = k // activations.BLOCK
         size = length * activations.PANEL_BYTES * width
-        spec = Spec("activations", "panels", (width,))
+        spec = Spec("activations", "panels", (width, 1) if a.type in HALVES else (width,))
     matrices = b.ne[2] * b.ne[3]
     panels = _converted(builder, b, spec, matrices * each * size, (length, 0, each))
     work = builder.thread_scratch(tile.panel_bytes(a.type, k))

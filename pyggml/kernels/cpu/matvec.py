@@ -128,6 +128,107 @@ def _row_dot_blocks(dtype):
     return dot
 
 
+def _row_dot_super_blocks(dtype):
+    """-> dot(nb, pad, x, y): a row of `nb` blocks of 32, eight to a super-block, with the planes at y."""
+    from pyggml import simd as v
+    from pyggml.kernels.cpu import super_blocks
+
+    U = v.U
+    blocks = super_blocks.TYPES[dtype.name]()
+    size = SIZES[dtype].type_size
+    count = 256 // blocks.run
+    get, has_min, wide = blocks.scales, blocks.has_min, blocks.run == 32
+    bias = v.SIGNED_BIAS if blocks.signed else blocks.bias
+    shift = v.constant("i32", [8 - bias.bit_length()] * 16)  # z is -128 x the sums
+
+    def product(quants):
+        """-> f(x, q, z): i32 x 16 sums of four products of 64 values."""
+
+        @v.device
+        def start(z):
+            return v.load_i32(z) >> shift() if bias != 128 else v.load_i32(z)
+
+        begin = start if bias else v.device(lambda z: v.zero_i32())
+
+        @v.device
+        def unsigned(x, q, z):
+            return v.to_f32(v.dot_u8i8(begin(z), quants(x), v.load_i8(q)))
+
+        @v.device
+        def signed(x, q, z):
+            return v.to_f32(v.dot_weights(begin(z), v.signed_weights(quants(x)), v.load_i8(q)))
+
+        return signed if blocks.signed else unsigned
+
+    p0, p1, p2, p3 = map(product, blocks.quants)
+    a_run = blocks.run // 4  # lanes of sums that share a scale
+    t0, t1, t2, t3 = (v.shuffler([(16 * i + j) // a_run for j in range(16)]) for i in range(4))
+    each = v.shuffler([i * 8 // count for i in range(count)])
+    back = v.constant("f32", [-1 / 128.0] * 16)
+
+    @v.device
+    def sums(z):
+        return v.to_f32(v.load_i32(z)) * back()
+
+    @v.device
+    def plain(x, q, z, d, s, a0, a1, c):
+        w = get(x) * each(v.load_f32x8(d))
+        a0 = v.fma(t0(w), p0(x, q, z), a0)
+        a1 = v.fma(t1(w), p1(x, q + U(64), z + U(64)), a1)
+        a0 = v.fma(t2(w), p2(x, q + U(128), z + U(128)), a0)
+        a1 = v.fma(t3(w), p3(x, q + U(192), z + U(192)), a1)
+        return a0, a1, c
+
+    @v.device
+    def minimum_32(x, q, z, d, s, a0, a1, c):
+        w, m = get(x)
+        w = w * v.load_f32x8(d)
+        a0 = v.fma(t0(w), p0(x, q, z), a0)
+        a1 = v.fma(t1(w), p1(x, q + U(64), z + U(64)), a1)
+        a0 = v.fma(t2(w), p2(x, q + U(128), z + U(128)), a0)
+        a1 = v.fma(t3(w), p3(x, q + U(192), z + U(192)), a1)
+        return a0, a1, v.fma(m, v.load_f32x8(s), c)
+
+    @v.device
+    def minimum_16(x, q, z, d, s, a0, a1, c):
+        w, m = get(x)
+        by = each(v.load_f32x8(d))
+        w, m = w * by, m * by
+        a0 = v.fma(t0(w), p0(x, q, z), a0)
+        a1 = v.fma(t1(w), p1(x, q + U(64), z + U(64)), a1)
+        a0 = v.fma(t2(w), p2(x, q + U(128), z + U(128)), a0)
+        a1 = v.fma(t3(w), p3(x, q + U(192), z + U(192)), a1)
+        a0 = v.fma(t0(m), sums(z), a0)
+        a1 = v.fma(t1(m), sums(z + U(64)), a1)
+        a0 = v.fma(t2(m), sums(z + U(128)), a0)
+        a1 = v.fma(t3(m), sums(z + U(192)), a1)
+        return a0, a1, c
+
+    one = (minimum_32 if wide else minimum_16) if has_min else plain
+    lines, ahead = -(-size // 64), U(AHEAD)
+
+    @v.device
+    def dot(nb, pad, x, q):
+        z = q + U(32 * pad)
+        d = z + U(32 * pad)
+        s = d + U(4 * pad)
+        a0 = v.zero_f32()
+        a1 = v.zero_f32()
+        c = v.zero_f32x8()
+        for _ in range(nb >> 3):
+            for i in range(lines):
+                v.prefetch(x + ahead + U(64 * i))
+            a0, a1, c = one(x, q, z, d, s, a0, a1, c)
+            x += U(size)
+            q += U(256)
+            z += U(256)
+            d += U(32)
+            s += U(32)
+        return v.hsum(a0 + a1 + v.join(c, v.zero_f32x8()))
+
+    return dot
+
+
 def _row_dot_floats(dtype):
     """-> dot(n, unused, x, y): a row of n floats at x with n F32 at y."""
     from pyggml import simd as v
@@ -181,7 +282,8 @@ def rows(name):
     U = v.U
     dtype = GGMLType[name]
     is_block = SIZES[dtype].block_size > 1
-    dot = _row_dot_blocks(dtype) if is_block else _row_dot_floats(dtype)
+    make = {1: _row_dot_floats, 32: _row_dot_blocks, 256: _row_dot_super_blocks}
+    dot = make[SIZES[dtype].block_size](dtype)
     ne0, n1 = record.field("src0.ne"), record.field("src0.ne", 1)
     r2, r3 = record.field("src0.ne", 2), record.field("src0.ne", 3)
     m1, m2, m3 = (record.field("dst.ne", i) for i in (1, 2, 3))

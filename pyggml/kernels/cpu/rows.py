@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pyggml.dtypes import GGMLType
 from pyggml.jit import Spec
-from pyggml.kernels.cpu.copy import CONVERTED
+from pyggml.kernels.cpu.copy import READ, WRITTEN
 from pyggml.kernels.cpu.kinds import kind, refuse_types
 from pyggml.ops import Op
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def why_not(node: Tensor) -> str | None:
-    table, other = (node, node.src[0]) if node.op == Op.SET_ROWS else (node.src[0], node)
-    assert table is not None
-    numbers = (GGMLType.I32,) if node.op == Op.GET_ROWS else ()
-    return refuse_types([*CONVERTED, *numbers], table) or refuse_types([*CONVERTED, *numbers], other)
+    a = node.src[0]
+    if node.op == Op.SET_ROWS:
+        return refuse_types(WRITTEN, node) or refuse_types(READ, a)
+    return refuse_types([*READ, GGMLType.I32], a) or refuse_types([*WRITTEN, GGMLType.I32], node)
 
 
 def lower(builder: Builder, node: Tensor) -> None:

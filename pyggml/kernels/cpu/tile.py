@@ -3,7 +3,7 @@ registers.
 
 Owns the unpacked panel of weights and the tile; knows the activations' panels from activations.py.
 Panel of 16 rows of a block type, for each block of 32: q u8[8][16][4] in one run, behind all of them d f32[16] (and
-m f32[16]) a block. Of a float type: f32[k][16].
+m f32[16]) a block; where scales change every 16 values, both for each half of a block. Of a float type: f32[k][16].
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pyggml.kernels.cpu.activations import PANEL_BYTES
 from pyggml.quants import quant
 
 ROWS = 16
+STAGE = 384  # bytes of a row of 256 values on their way into the panel
 
 
 def panel_bytes(dtype: GGMLType, k: int) -> int:
@@ -20,6 +21,8 @@ def panel_bytes(dtype: GGMLType, k: int) -> int:
     if SIZES[dtype].block_size == 1:
         return (k + 16) * 64
     nb = k // 32
+    if SIZES[dtype].block_size == 256:
+        return nb * 768 + 16 * STAGE
     return (nb + 1) * 512 + nb * 128
 
 
@@ -69,19 +72,144 @@ def _unpack_blocks(dtype):
     return unpack
 
 
+def _unpack_super_blocks(dtype):
+    """-> unpack(x, stride, last, nb, panel): the same of nb / 8 super-blocks. Behind the panel each row's values and
+    scales are put down first, so that one transposition does for all types and parts."""
+    from pyggml import simd as v
+    from pyggml.kernels.cpu import super_blocks
+
+    U = v.U
+    blocks = super_blocks.TYPES[dtype.name]()
+    size, get, signed = SIZES[dtype].type_size, blocks.scales, blocks.signed
+    q0, q1, q2, q3 = blocks.quants
+    count = 256 // blocks.run * (2 if blocks.has_min else 1)  # scales, each with its minimum behind it
+    parts = 6 if count == 32 else 5
+
+    def turns(first):
+        """Eight scales and their minimums by turns."""
+        return v.shuffler([first + i // 2 + i % 2 * (count // 2) for i in range(16)])
+
+    early, late = turns(0), turns(8) if count == 32 else None
+
+    @v.device
+    def sixteen(x, at):
+        v.store(at, get(x))
+
+    @v.device
+    def eight(x, at):
+        v.store(at, v.join(get(x), v.zero_f32x8()))
+
+    @v.device
+    def eight_pairs(x, at):
+        w, m = get(x)
+        v.store(at, early(v.join(w, m)))
+
+    @v.device
+    def sixteen_pairs(x, at):
+        w, m = get(x)
+        v.store(at, early(v.join(w, m)))
+        v.store(at + U(64), late(v.join(w, m)))
+
+    put_scales = (
+        (sixteen_pairs if count == 32 else eight_pairs) if blocks.has_min else sixteen if count == 16 else eight
+    )
+    form = v.signed_weights if signed else v.device(lambda q: q)
+    transpose = v.transposer(v.load_u8)
+    room, all_rows = U(STAGE), 15
+
+    @v.device
+    def unpack(x, stride, last, nb, panel):
+        q = panel
+        d = panel + U(512 * nb)
+        stage = panel + U(768 * nb)
+        for _ in range(nb >> 3):
+            row, at = x, stage
+            for i in range(16):
+                v.store(at, form(q0(row)))
+                v.store(at + U(64), form(q1(row)))
+                v.store(at + U(128), form(q2(row)))
+                v.store(at + U(192), form(q3(row)))
+                put_scales(row, at + U(256))
+                at += room
+                if i < last:
+                    row += stride
+            for part in range(parts):
+                to = q + U(1024 * part) if part < 4 else d + U(1024 * (part - 4))
+                transpose(to, stage + U(64 * part), room, all_rows)
+            q += U(4096)
+            d += U(64 * count)
+            x += U(size)
+
+    return unpack
+
+
+def _tile_halves(dtype, width):
+    """-> tile(...): the same where scales change every 16 values, with the panels of `halves`."""
+    from pyggml import simd as v
+    from pyggml.kernels.cpu import super_blocks
+
+    U = v.U
+    blocks = super_blocks.TYPES[dtype.name]()
+    assert blocks.run == 16 and not blocks.signed
+    words = v.TileWords(width)
+    has_bias, has_min, shift = blocks.bias != 0, blocks.has_min, blocks.bias.bit_length() - 1
+    zero, start, start_zero, dot = words.zero, words.start, words.start_zero, words.dot_u8i8
+    scale_add, store_columns = words.scale_add, words.store_columns
+    size, step = U(PANEL_BYTES * width), 4 * width
+    first, second, q_at = U(step), U(2 * step), U(3 * step)
+    y1, y2, y3, y4 = (U(step * i) for i in (1, 2, 3, 4))
+    scale = U(128 if has_min else 64)
+
+    @v.device
+    def half(f, q, d, y, s, sums):
+        """16 values of the rows at q with those at s of the panel at y, whose sums are at `sums`."""
+        n = start(sums, shift) if has_bias else start_zero()
+        n = dot(n, v.load_u8(q), s)
+        n = dot(n, v.load_u8(q + U(64)), s + y1)
+        n = dot(n, v.load_u8(q + U(128)), s + y2)
+        n = dot(n, v.load_u8(q + U(192)), s + y3)
+        f = scale_add(f, n, v.load_f32(d), y)
+        if has_min:  # minus the minimum, times minus the sum
+            f = scale_add(f, start(sums, 0), v.negative(v.load_f32(d + U(64))), y)
+        return f
+
+    @v.device
+    def tile(nb, panel, y, out, stride, rows, columns):
+        q = panel
+        d = panel + U(512 * nb)
+        f = zero()
+        for _ in range(nb):
+            f = half(f, q, d, y, y + q_at, y + first)
+            f = half(f, q + U(256), d + scale, y, y + q_at + y4, y + second)
+            d += scale * U(2)
+            q += U(512)
+            y += size
+        store_columns(f, out, stride, rows, columns)
+
+    return tile
+
+
 def _tile_blocks(dtype, width):
     """-> tile(nb, panel, y, out, stride, rows, columns): 16 rows x `width` tokens."""
     from pyggml import simd as v
+    from pyggml.kernels.cpu import super_blocks
 
     U = v.U
-    make = quant(dtype).vector
-    assert make is not None
-    blocks = make()
+    if dtype.name in super_blocks.TYPES:
+        blocks = super_blocks.TYPES[dtype.name]()
+        if blocks.run == 16:
+            return _tile_halves(dtype, width)
+        has_min = blocks.has_min
+    else:
+        make = quant(dtype).vector
+        assert make is not None
+        blocks = make()
+        has_min = blocks.m is not None
     words = v.TileWords(width)
     bias = v.SIGNED_BIAS if blocks.signed else blocks.bias
     shift = bias.bit_length() - 1
     assert bias in (0, 1 << max(shift, 0))
-    has_bias, has_min = bias != 0, blocks.m is not None
+    has_bias = bias != 0
     dot = words.dot_weights if blocks.signed else words.dot_u8i8
     zero, start, start_zero = words.zero, words.start, words.start_zero
     scale_add, fma_columns, store_columns = words.scale_add, words.fma_columns, words.store_columns
@@ -175,7 +303,7 @@ def rows(name, width):
     U = v.U
     dtype = GGMLType[name]
     is_block = SIZES[dtype].block_size > 1
-    unpack = _unpack_blocks(dtype) if is_block else _unpack_floats(dtype)
+    unpack = {1: _unpack_floats, 32: _unpack_blocks, 256: _unpack_super_blocks}[SIZES[dtype].block_size](dtype)
     tile = _tile_blocks(dtype, width) if is_block else _tile_floats(dtype, width)
     n1, r2, r3 = (record.field("src0.ne", i) for i in (1, 2, 3))
     m1, m2, m3 = (record.field("dst.ne", i) for i in (1, 2, 3))

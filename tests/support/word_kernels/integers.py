@@ -8,6 +8,7 @@ REVERSED = [*range(15, -1, -1)]
 NIBBLES, NIBBLES_ONE = [3, 23], [3]
 BITS, BITS_ONE = [1, 9], [5]
 BYTES, BYTES_ONE = [2, 36], [2]
+LEVELS = [-128, 127, 0, -1, 5, 90, -90, 17, 1, 2, 3, 44, 100, -100, 60, 61]
 
 
 def arithmetic():
@@ -88,6 +89,20 @@ def pieces():
         v.store(out + U(192), bits1(block))
         v.store(out + U(256), bytes2(block))
         v.store(out + U(320), bytes1(block))
+
+    return kernel
+
+
+def tables():
+    """-> kernel(x, out): LEVELS at 64 lanes, at 32, at 16; then bytes moved as words of 32 bits."""
+    level, three = v.table(LEVELS), v.constant("u32", [3] * 16)
+    load_32, load_16 = v.loader("u8", 32), v.loader("u8", 16)
+
+    def kernel(x, out):
+        v.store(out, level(v.load_u8(x)))
+        v.store(out + U(64), level(load_32(x)))
+        v.store(out + U(96), level(load_16(x)))
+        v.store(out + U(112), v.as_bytes(v.as_words(v.load_u8(x)) << three()))
 
     return kernel
 

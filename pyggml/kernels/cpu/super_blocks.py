@@ -1,0 +1,276 @@
+"""Super-blocks of 256 values as vectors: their q, 64 at a time, and the scales and minimums of their runs.
+
+Owns how vector code reads the layouts of quants/ that have runs with scales of their own; knows no op. Imported by
+factories only (Numba). What stays when a type's name is forgotten is `SuperBlocks`: every kernel is written for that.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pyggml import simd as v
+from pyggml.jit import device
+from pyggml.quants import iq4_nl, iq4_xs, q2_k, q3_k, q4_k, q5_k, q6_k
+
+U = v.U
+_load_16, _load_32, _load_64 = v.load_u8x16, v.load_u8x32, v.load_u8
+_load_i8x16 = v.loader("i8", 16)
+
+
+@dataclass(frozen=True)
+class SuperBlocks:
+    """value = scale of its run * (q - bias) + minimum of its run.
+
+    quants: four f(addr): q of values 64 i to 64 i + 63, u8 x 64 (at most 63), or i8 x 64 where `signed`.
+    scales: f(addr) -> f32 x (256 / run), or a pair of them, scales and minimums, with `has_min`.
+    run: values that share a scale, 16 or 32. bias: 0 or a power of two up to 128.
+    """
+
+    quants: tuple[Callable[[int], Any], ...]
+    scales: Callable[[int], Any]
+    run: int
+    has_min: bool = False
+    bias: int = 0
+    signed: bool = False
+
+
+def _at(layout, field):
+    return layout.fields[field][1]
+
+
+def _words(values):
+    """Sixteen u32 of a register of 64 bytes: values[0] for its first half, values[1] for its second."""
+    return v.constant("u32", [values[0]] * 8 + [values[1]] * 8)
+
+
+def _bytes(value, n=64):
+    return v.constant("u8", [value] * n)
+
+
+def _shifted(left, right):
+    """-> f(words): the halves of a register moved left, then right, by so many bits each."""
+    up, down = _words(left), _words(right)
+    if left == (0, 0):
+        return device(lambda x: x >> down())
+    if right == (0, 0):
+        return device(lambda x: x << up())
+    return device(lambda x: (x << up()) >> down())
+
+
+_twice = v.shuffler([*range(32), *range(32)])
+_runs_twice = v.shuffler([*range(16), *range(16), *range(16, 32), *range(16, 32)])
+
+
+def _bits_of(at, both, low, width, to=0):
+    """-> f(addr): 64 values out of the 32 bytes at addr + at: `width` bits from bit low[0] for the first 32 values,
+    from low[1] for the others, moved to bit `to`. `both` puts the bytes in both halves."""
+    move = _shifted(tuple(max(to - x, 0) for x in low), tuple(max(x - to, 0) for x in low))
+    keep, at = _bytes(((1 << width) - 1) << to), U(at)
+
+    @device
+    def unpack(addr):
+        return v.as_bytes(move(v.as_words(both(_load_32(addr + at))))) & keep()
+
+    return unpack
+
+
+def _either(x, y):
+    return device(lambda addr: x(addr) | y(addr))
+
+
+def _half_at(at):
+    """-> f(addr): the f16 at addr + at in lane 7 of f32 x 8; nothing behind it is read. `at` is 14 at least."""
+    before = U(at - 14)
+
+    @device
+    def load(addr):
+        return v.f16_to_f32(v.load_u16x8(addr + before))
+
+    return load
+
+
+def _lanes(index, shift, mask, to=0):
+    """-> f(bytes): i32 lanes (bytes[index] >> shift & mask) << to, each list one entry a lane."""
+    pick, down = v.shuffler(index), v.constant("i32", shift)
+    keep, up = v.constant("i32", mask), v.constant("i32", [to] * len(index))
+    if to == 0:
+        return device(lambda x: (v.widen(pick(x)) >> down()) & keep())
+    return device(lambda x: ((v.widen(pick(x)) >> down()) & keep()) << up())
+
+
+# ---- Q4_K, Q5_K: d, dmin, then eight scales and eight minimums of 6 bits in 12 bytes
+
+
+def _scales_and_minimums():
+    low = _lanes(
+        [4, 5, 6, 7, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15],
+        [0] * 12 + [4] * 4,
+        [63] * 4 + [15] * 4 + [63] * 4 + [15] * 4,
+    )
+    high = _lanes([4, 5, 6, 7] * 2 + [8, 9, 10, 11] * 2, [2] * 16, ([0] * 4 + [48] * 4) * 2)
+    each = v.shuffler([0] * 8 + [1] * 8)
+    signs = v.constant("f32", [1.0] * 8 + [-1.0] * 8)
+    first, last = v.shuffler([*range(8)]), v.shuffler([*range(8, 16)])
+
+    @device
+    def scales(addr):
+        packed = _load_16(addr)
+        d = each(v.f16_to_f32(v.load_u16x8(addr))) * signs()
+        both = v.to_f32(low(packed) | high(packed)) * d
+        return first(both), last(both)
+
+    return scales
+
+
+def _q4_k():
+    at = _at(q4_k.LAYOUT, "qs")
+    quants = tuple(_bits_of(at + 32 * i, _twice, (0, 4), 4) for i in range(4))
+    return SuperBlocks(quants, _scales_and_minimums(), run=32, has_min=True)
+
+
+def _q5_k():
+    at, high = _at(q5_k.LAYOUT, "qs"), _at(q5_k.LAYOUT, "qh")
+
+    def part(i):
+        return _either(_bits_of(at + 32 * i, _twice, (0, 4), 4), _bits_of(high, _twice, (2 * i, 2 * i + 1), 1, to=4))
+
+    return SuperBlocks(tuple(map(part, range(4))), _scales_and_minimums(), run=32, has_min=True)
+
+
+# ---- Q2_K, Q3_K, Q6_K: sixteen runs of 16
+
+
+def _q2_k():
+    at, d_at = _at(q2_k.LAYOUT, "qs"), _at(q2_k.LAYOUT, "d")
+    scales_at, half = U(_at(q2_k.LAYOUT, "scales")), _half_at(d_at + 2)
+    assert _at(q2_k.LAYOUT, "dmin") == d_at + 2
+    every = [*range(16)]
+    low, high = _lanes(every, [0] * 16, [15] * 16), _lanes(every, [4] * 16, [15] * 16)
+    d_of, m_of, minus = v.shuffler([6] * 16), v.shuffler([7] * 16), v.constant("f32", [-1.0] * 16)
+
+    @device
+    def scales(addr):
+        packed, d = _load_16(addr + scales_at), half(addr)
+        return v.to_f32(low(packed)) * d_of(d), v.to_f32(high(packed)) * (m_of(d) * minus())
+
+    def part(i):
+        return _bits_of(at + 32 * (i // 2), _twice, (4 * (i % 2), 4 * (i % 2) + 2), 2)
+
+    return SuperBlocks(tuple(map(part, range(4))), scales, run=16, has_min=True)
+
+
+def _q3_k():
+    at, high = _at(q3_k.LAYOUT, "qs"), _at(q3_k.LAYOUT, "hmask")
+    d_at = _at(q3_k.LAYOUT, "d")
+    assert _at(q3_k.LAYOUT, "scales") == d_at - 12
+    end, half = U(d_at - 14), _half_at(d_at)  # sixteen bytes: two others, the scales, d
+    lower = _lanes([*range(2, 10), *range(2, 10)], [0] * 8 + [4] * 8, [15] * 16)
+    upper = _lanes([*range(10, 14)] * 4, [0] * 4 + [2] * 4 + [4] * 4 + [6] * 4, [3] * 16, to=4)
+    d_of, middle = v.shuffler([7] * 16), v.constant("i32", [32] * 16)
+
+    @device
+    def scales(addr):
+        packed = _load_16(addr + end)
+        return v.to_f32((lower(packed) | upper(packed)) - middle()) * d_of(half(addr))
+
+    def part(i):
+        low = _bits_of(at + 32 * (i // 2), _twice, (4 * (i % 2), 4 * (i % 2) + 2), 2)
+        return _either(low, _bits_of(high, _twice, (2 * i, 2 * i + 1), 1, to=2))
+
+    return SuperBlocks(tuple(map(part, range(4))), scales, run=16, bias=4)
+
+
+def _q6_k():
+    at, high = _at(q6_k.LAYOUT, "ql"), _at(q6_k.LAYOUT, "qh")
+    scales_at, half = U(_at(q6_k.LAYOUT, "scales")), _half_at(_at(q6_k.LAYOUT, "d"))
+    d_of, keep = v.shuffler([7] * 16), _bytes(15)
+
+    @device
+    def scales(addr):
+        return v.to_f32(v.widen(_load_i8x16(addr + scales_at))) * d_of(half(addr))
+
+    def part(i):
+        here, move = U(at + 64 * (i // 2)), _shifted((0, 0), (4 * (i % 2),) * 2)
+        upper = _bits_of(high + 32 * (i // 2), _twice, (4 * (i % 2), 4 * (i % 2) + 2), 2, to=4)
+
+        @device
+        def unpack(addr):
+            return (v.as_bytes(move(v.as_words(_load_64(addr + here)))) & keep()) | upper(addr)
+
+        return unpack
+
+    return SuperBlocks(tuple(map(part, range(4))), scales, run=16, bias=32)
+
+
+# ---- IQ4_XS: eight runs of 32
+
+
+def _iq4_xs():
+    at, level = _at(iq4_xs.LAYOUT, "qs"), v.table(iq4_nl.LEVELS)
+    high, low = _at(iq4_xs.LAYOUT, "scales_h"), _at(iq4_xs.LAYOUT, "scales_l")
+    lower = _lanes([low + i // 2 for i in range(8)], [0, 4] * 4, [15] * 8)
+    upper = _lanes([high + i // 4 for i in range(8)], [0, 2, 4, 6] * 2, [3] * 8, to=4)
+    d_of, middle = v.shuffler([_at(iq4_xs.LAYOUT, "d") // 2] * 8), v.constant("i32", [32] * 8)
+    down = v.constant("u32", ([0] * 4 + [4] * 4) * 2)
+    keep = _bytes(15)
+
+    @device
+    def scales(addr):
+        packed = _load_16(addr)
+        return v.to_f32((lower(packed) | upper(packed)) - middle()) * d_of(v.f16_to_f32(v.load_u16x8(addr)))
+
+    def part(i):
+        here = U(at + 32 * i)
+
+        @device
+        def unpack(addr):
+            return level(v.as_bytes(v.as_words(_runs_twice(_load_32(addr + here))) >> down()) & keep())
+
+        return unpack
+
+    return SuperBlocks(tuple(map(part, range(4))), scales, run=32, signed=True)
+
+
+TYPES = {"Q2_K": _q2_k, "Q3_K": _q3_k, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k, "IQ4_XS": _iq4_xs}
+
+
+def pick(name):
+    """-> f(addr, number): sixteen values, number 0 to 15 of the super-block at addr, as f32 lanes."""
+    blocks = TYPES[name]()
+    q0, q1, q2, q3 = blocks.quants
+    p0, p1, p2, p3 = (v.shuffler([*range(16 * i, 16 * i + 16)]) for i in range(4))
+    scales, has_min, a_scale = blocks.scales, blocks.has_min, blocks.run // 16 - 1
+    less = v.constant("i32", [blocks.bias] * 16)
+
+    @device
+    def quarter(x, number):
+        if number == 0:
+            return v.widen(p0(x))
+        if number == 1:
+            return v.widen(p1(x))
+        if number == 2:
+            return v.widen(p2(x))
+        return v.widen(p3(x))
+
+    @device
+    def whole(addr, number):
+        if number < 4:
+            return quarter(q0(addr), number)
+        if number < 8:
+            return quarter(q1(addr), number - 4)
+        if number < 12:
+            return quarter(q2(addr), number - 8)
+        return quarter(q3(addr), number - 12)
+
+    @device
+    def with_minimum(addr, number):
+        w, m = scales(addr)
+        q = v.to_f32(whole(addr, number))
+        return q * v.splat_f32(v.lane(w, number >> a_scale)) + v.splat_f32(v.lane(m, number >> a_scale))
+
+    @device
+    def without(addr, number):
+        q = v.to_f32(whole(addr, number) - less())
+        return q * v.splat_f32(v.lane(scales(addr), number >> a_scale))
+
+    return with_minimum if has_min else without
