@@ -6,7 +6,7 @@ Owns how vector code reads and writes the layouts of quants/; knows no op. Impor
 import itertools
 
 from pyggml import simd as v
-from pyggml.jit import device
+from pyggml.jit import inline
 from pyggml.quants import iq4_nl, q4_0, q4_1, q5_0, q5_1, q8_0, q8_1
 
 U = v.U
@@ -31,7 +31,7 @@ def _nibbles(layout, half, middle=0):
     low_bits, four, less = _splat(15), _splat(4), _splat(middle)
     number, fifth = v.constant("i32", [16 * half + i for i in range(16)]), _splat(1)
 
-    @device
+    @inline
     def unpack(block):
         packed = v.widen(v.load_u8x16(block + at))
         q = packed >> four() if half else packed & low_bits()
@@ -47,7 +47,7 @@ def _scaled(layout, middle):
     def decoder(half):
         unpack, d_at = _nibbles(layout, half, middle), _offset(layout, "d")
 
-        @device
+        @inline
         def decode(block):
             return v.to_f32(unpack(block)) * v.splat_f32(v.f16_at(block + d_at))
 
@@ -60,7 +60,7 @@ def _with_minimum(layout):
     def decoder(half):
         unpack, d_at, m_at = _nibbles(layout, half), _offset(layout, "d"), _offset(layout, "m")
 
-        @device
+        @inline
         def decode(block):
             x = v.to_f32(unpack(block)) * v.splat_f32(v.f16_at(block + d_at))
             return x + v.splat_f32(v.f16_at(block + m_at))
@@ -74,7 +74,7 @@ def _bytes(layout):
     def decoder(half):
         d_at, at = _offset(layout, "d"), _offset(layout, "qs") + U(16 * half)
 
-        @device
+        @inline
         def decode(block):
             return v.to_f32(v.widen(_load_i8x16(block + at))) * v.splat_f32(v.f16_at(block + d_at))
 
@@ -112,19 +112,19 @@ _zero, _half_f32, _one_f32 = v.zero_f32, _splat(0.5, "f32"), _splat(1.0, "f32")
 _two_31, _largest = _splat(2.0**31, "f32"), _splat(3.4028234663852886e38, "f32")
 
 
-@device
+@inline
 def _byte(x):
     """C's (int8_t) of f32 lanes as i32: truncated, low byte with its sign; 0 where no i32 holds the value."""
     fits = v.where_less(v.absolute(x), _two_31(), x, _zero())
     return v.widen(v.i32_to_i8(v.truncate_to_i32(fits)))
 
 
-@device
+@inline
 def _reciprocal(d):
     return v.np.float32(1) / d if d != v.np.float32(0) else v.np.float32(0)
 
 
-@device
+@inline
 def _first_equal(x, y, like_x, like_y, wanted):
     """The lane of x and y, as one row of 32, where like_x and like_y first equal `wanted`; 0 without one."""
     w = v.splat_f32(wanted)
@@ -137,7 +137,7 @@ def _first_equal(x, y, like_x, like_y, wanted):
     return v.np.float32(0)
 
 
-@device
+@inline
 def _largest_signed(x, y):
     """First value of largest magnitude, with its sign; NaNs never win, +0 if there is no other."""
     mx, my = v.maximum(v.absolute(x), _zero()), v.maximum(v.absolute(y), _zero())
@@ -147,7 +147,7 @@ def _largest_signed(x, y):
     return _first_equal(x, y, mx, my, largest)
 
 
-@device
+@inline
 def _least(x, y):
     """NaNs never win, nor what lies beyond the finite; of -0 and +0 the first one."""
     low = v.np.float32(0) - v.hmax(v.negative(v.minimum(x, v.minimum(y, _largest()))))
@@ -156,7 +156,7 @@ def _least(x, y):
     return low
 
 
-@device
+@inline
 def _greatest(x, y):
     high = v.hmax(v.maximum(x, v.maximum(y, v.negative(_largest()))))
     if high == v.np.float32(0):
@@ -168,7 +168,7 @@ _numbers = v.constant("f32", [float(i) for i in range(16)])
 _numbers_16 = v.constant("f32", [float(i + 16) for i in range(16)])
 
 
-@device
+@inline
 def _largest_magnitude(x, y):
     """A NaN wipes out what came before it, and is the result if it comes last."""
     ax, ay = v.absolute(x), v.absolute(y)
@@ -182,7 +182,7 @@ def _largest_magnitude(x, y):
     return v.hmax(v.maximum(ax, ay))
 
 
-@device
+@inline
 def _round_half_away(x):
     """roundf, where |x| is small enough to count; the rest passes through."""
     limit = v.where_less(v.absolute(x), _two_31(), x, _zero())
@@ -197,7 +197,7 @@ def _put_nibbles(layout):
     high = _offset(layout, "qh") if fifths else U(0)
     low_bits, four, fifth = _splat(15), _splat(4), _splat(16)
 
-    @device
+    @inline
     def put(block, q, r):
         if fifths:
             v.store(block + at, v.low_u8((q & low_bits()) | (r << four())))
@@ -218,7 +218,7 @@ def _encoder_scaled(layout, steps):
         middle, most = _splat(steps + 0.5, "f32"), _splat(2.0 * steps - 1, "f32")
         divisor = v.np.float32(-steps)
 
-        @device
+        @inline
         def encode(block, x, y):
             d = _largest_signed(x, y) / divisor
             scale = v.splat_f32(_reciprocal(d))
@@ -240,7 +240,7 @@ def _encoder_with_minimum(layout, steps):
         most, divisor = _splat(15.0, "f32"), v.np.float32(steps)
         bounded = steps == 15
 
-        @device
+        @inline
         def encode(block, x, y):
             least = _least(x, y)
             d = (_greatest(x, y) - least) / divisor
@@ -267,7 +267,7 @@ def _encoder_bytes(layout):
         with_sum = "s" in layout.fields
         s_at = _offset(layout, "s") if with_sum else U(0)
 
-        @device
+        @inline
         def encode(block, x, y):
             d = _largest_magnitude(x, y) / v.np.float32(127)
             scale = v.splat_f32(_reciprocal(d))

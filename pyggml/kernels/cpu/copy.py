@@ -9,7 +9,7 @@ import math
 from typing import TYPE_CHECKING
 
 from pyggml.dtypes import GGMLType
-from pyggml.jit import Spec
+from pyggml.jit import Spec, inline
 from pyggml.kernels.cpu.kinds import kind, refuse_types
 
 if TYPE_CHECKING:
@@ -70,13 +70,12 @@ def copy(kind_d, kind_a):
 
 def _element(name, block):
     """-> f(step, e): address of element number e of an operand, in the order of its dimensions."""
-    from pyggml import simd as v
     from pyggml.kernels.cpu import record
 
     n0, n1, n2 = (record.field(f"{name}.ne", i) for i in range(3))
     at = record.element(name)
 
-    @v.device
+    @inline
     def address(step, e):
         i1 = e // n0(step)
         i2 = i1 // n1(step)

@@ -7,7 +7,7 @@ elements lie apart by a stride of their own ("f32/"). `kind()` in kinds.py names
 
 from pyggml import simd as v
 from pyggml.dtypes import SIZES, GGMLType
-from pyggml.jit import device
+from pyggml.jit import inline
 from pyggml.kernels.cpu import blocks
 
 U = v.U
@@ -25,7 +25,7 @@ def type_size(kind):
 
 
 def _same():
-    @device
+    @inline
     def same(x):
         return x
 
@@ -36,7 +36,7 @@ def _f32_to_i32():
     """Towards zero; what fits no i32 becomes -2^31, as on x86."""
     limit, lowest = v.constant("f32", [2.0**31] * 16), v.constant("f32", [-(2.0**31)] * 16)
 
-    @device
+    @inline
     def convert(x):
         fits = v.where_less(v.absolute(x), limit(), x, lowest())
         return v.truncate_to_i32(fits)
@@ -64,14 +64,14 @@ def loader(kind):
     if kind.endswith("/"):
         strided = v.strided_loader(elem)
 
-        @device
+        @inline
         def load(row, i, n, stride):
             return convert(strided(row + U(i * stride), stride, n))
 
         return load
     full, part = v.loader(elem, 16), v.part_loader(elem, 16)
 
-    @device
+    @inline
     def load(row, i, n, stride):
         at = row + U(i * size)
         if n == 16:
@@ -87,7 +87,7 @@ def _block_loader(name):
     low, high = blocks.DECODERS[name](0), blocks.DECODERS[name](1)
     size = type_size(name)
 
-    @device
+    @inline
     def load(row, i, n, stride):
         block = row + U((i >> 5) * size)
         if i & 16:
@@ -115,13 +115,13 @@ def storer(kind):
     size, convert = type_size(name), _encoder(name)
     if kind.endswith("/"):
 
-        @device
+        @inline
         def store(row, i, x, n, stride):
             v.store_strided(row + U(i * stride), convert(x), stride, n)
 
         return store
 
-    @device
+    @inline
     def store(row, i, x, n, stride):
         at = row + U(i * size)
         if n == 16:
@@ -138,14 +138,14 @@ def mover(kind):
     if not kind.endswith("/"):
         block = block_size(kind)
 
-        @device
+        @inline
         def move(to, to_stride, source, stride, begin, end):
             first = U(begin // block * size)
             v.copy_bytes(to + first, source + first, (end - begin) // block * size)
 
         return move
 
-    @device
+    @inline
     def move(to, to_stride, source, stride, begin, end):
         for i in range(begin, end):
             v.copy_bytes(to + U(i * to_stride), source + U(i * stride), size)
@@ -161,7 +161,7 @@ def converter(target, source):
     if target.rstrip("/") in _LANES:
         store = storer(target)
 
-        @device
+        @inline
         def convert(to, to_stride, source, stride, begin, end):
             for i in range(begin, end, 16):
                 n = min(16, end - i)
@@ -170,7 +170,7 @@ def converter(target, source):
         return convert
     encode, size = blocks.ENCODERS[target](), type_size(target)
 
-    @device
+    @inline
     def convert(to, to_stride, source, stride, begin, end):
         for i in range(begin, end, 32):
             x, y = load(source, i, 16, stride), load(source, i + 16, 16, stride)

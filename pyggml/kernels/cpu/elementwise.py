@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyggml.jit import Spec
+from pyggml.jit import Spec, inline
 from pyggml.kernels.cpu.kinds import FLOATS, kind, refuse_types
 from pyggml.ops import Op
 
@@ -37,11 +37,9 @@ def lower(builder: Builder, node: Tensor) -> None:
 def function(name):
     import operator
 
-    from pyggml import simd as v
-
     op = {"add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv}[name]
 
-    @v.device
+    @inline
     def apply(x, y):
         return op(x, y)
 

@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from pyggml import simd as v
-from pyggml.jit import device
+from pyggml.jit import inline
 
 exp = v.exp
 
@@ -25,14 +25,14 @@ def polynomial(*coefficients):
     if len(constants) == 1:
         (last,) = constants
 
-        @device
+        @inline
         def value(x):
             return last()
 
         return value
     first, rest = constants[0], polynomial(*coefficients[1:])
 
-    @device
+    @inline
     def value(x):
         return v.fma(rest(x), x, first())
 
@@ -45,26 +45,26 @@ _no_fraction = constant(2.0**23)
 # ---- rounding: the sign stays, so -0.25 becomes -0
 
 
-@device
+@inline
 def trunc(x):
     small = v.where_less(v.absolute(x), _no_fraction(), x, zero())
     whole = v.copy_sign(v.to_f32(v.truncate_to_i32(small)), x)
     return v.where_less(v.absolute(x), _no_fraction(), whole, x)
 
 
-@device
+@inline
 def floor(x):
     t = trunc(x)
     return v.copy_sign(v.where_less(x, t, t - one(), t), x)
 
 
-@device
+@inline
 def ceil(x):
     t = trunc(x)
     return v.copy_sign(v.where_less(t, x, t + one(), t), x)
 
 
-@device
+@inline
 def round_half_away(x):
     t = trunc(x)
     away = t + v.copy_sign(one(), x)
@@ -79,7 +79,7 @@ _minus_30, _80, _bias = constant(-30), constant(80), v.constant("i32", [127] * 1
 _mantissa_bits = v.constant("i32", [23] * 16)
 
 
-@device
+@inline
 def expm1(x):
     """e^x - 1, near 0 as exact as elsewhere: 2^n (e^r - 1) + (2^n - 1), |r| <= ln2/2."""
     bounded = v.maximum(v.minimum(x, _80()), _minus_30())
@@ -96,7 +96,7 @@ _sqrt_half = v.constant("i32", [0x3F3504F3] * 16)
 _ln2 = constant(math.log(2))
 
 
-@device
+@inline
 def log_normal(x):
     """ln x of positive normal numbers: x = 2^n m, m from sqrt(1/2) to sqrt(2); 2 artanh((m - 1) / (m + 1)) = ln m."""
     bits = v.f32_bits(x) - _sqrt_half()
@@ -106,7 +106,7 @@ def log_normal(x):
     return v.fma(v.to_f32(n), _ln2(), s * _log_tail(s * s))
 
 
-@device
+@inline
 def log1p(x):
     """ln(1 + x) of numbers from 0 to 1e30: what 1 + x rounds away comes back through the derivative."""
     u = one() + x
@@ -116,14 +116,14 @@ def log1p(x):
 _20 = constant(20)
 
 
-@device
+@inline
 def softplus(x):
     """ln(1 + e^x); x itself above 20."""
     y = log1p(exp(v.minimum(x, _20())))
     return v.where_nan(x, v.where_less(_20(), x, x, y))
 
 
-@device
+@inline
 def tanh(x):
     """(e^2x - 1) / (e^2x + 1), of |x| so that nothing overflows into inf/inf."""
     a = v.minimum(v.absolute(x), _20())
@@ -142,7 +142,7 @@ _log_erfc = polynomial(
 _4 = constant(4)
 
 
-@device
+@inline
 def erf(x):
     """x P(x^2) up to |x| = 1; beyond it 1 - e^Q(|x|), where Q is ln(1 - erf) from 1 to 4. Both interpolate in Chebyshev
     nodes."""
@@ -155,12 +155,12 @@ def erf(x):
 # ---- activations (ggml-cpu/vec.h, unary-ops.cpp)
 
 
-@device
+@inline
 def sigmoid(x):
     return one() / (one() + exp(v.negative(x)))
 
 
-@device
+@inline
 def silu(x):
     return x / (one() + exp(v.negative(x)))
 
@@ -168,7 +168,7 @@ def silu(x):
 _gelu_inner, _gelu_cubic, _minus_10 = constant(-2 * math.sqrt(2 / math.pi)), constant(0.044715), constant(-10)
 
 
-@device
+@inline
 def gelu(x):
     """x (1 + tanh u) / 2 = x / (1 + e^-2u), u = sqrt(2/pi) x (1 + 0.044715 x^2); exactly 0 from -10 down."""
     minus_2u = _gelu_inner() * x * v.fma(_gelu_cubic() * x, x, one())
@@ -179,7 +179,7 @@ def gelu(x):
 _minus_1702 = constant(-1.702)
 
 
-@device
+@inline
 def gelu_quick(x):
     return x * (one() / (one() + exp(_minus_1702() * x)))
 
@@ -187,12 +187,12 @@ def gelu_quick(x):
 _sqrt_half_f32 = constant(math.sqrt(0.5))
 
 
-@device
+@inline
 def gelu_erf(x):
     return half() * x * (one() + erf(x * _sqrt_half_f32()))
 
 
-@device
+@inline
 def relu(x):
     """NaN gives 0."""
     return v.where_less(zero(), x, x, zero())
@@ -201,29 +201,29 @@ def relu(x):
 _3, _6 = constant(3), constant(6)
 
 
-@device
+@inline
 def hardsigmoid(x):
     """NaN gives 0: C's fmaxf takes the number."""
     return v.minimum(v.maximum((x + _3()) / _6(), zero()), one())
 
 
-@device
+@inline
 def hardswish(x):
     return x * hardsigmoid(x)
 
 
-@device
+@inline
 def elu(x):
     return v.where_less(zero(), x, x, expm1(x))
 
 
-@device
+@inline
 def sgn(x):
     """NaN gives 0."""
     return v.where_less(zero(), x, one(), v.where_less(x, zero(), v.negative(one()), zero()))
 
 
-@device
+@inline
 def step(x):
     """NaN gives 0."""
     return v.where_less(zero(), x, one(), zero())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyggml.jit import Spec
+from pyggml.jit import Spec, inline
 from pyggml.kernels.cpu.kinds import FLOATS, kind, refuse_types
 from pyggml.ops import GluOp
 
@@ -37,37 +37,37 @@ def _function(name):
 
     alpha, limit = record.param_f32(2), record.param_f32(3)
 
-    @v.device
+    @inline
     def at_most(step, x):
         return v.minimum(v.splat_f32(limit(step)), x)  # this order keeps NaNs
 
-    @v.device
+    @inline
     def clamp(step, x):
         return v.maximum(v.splat_f32(-limit(step)), at_most(step, x))
 
     if name == "reglu":
 
-        @v.device
+        @inline
         def apply(step, x, g):
             return v.where_less(f.zero(), x, x * g, f.zero())
 
     elif name == "swiglu_oai":
 
-        @v.device
+        @inline
         def apply(step, x, g):
             y = at_most(step, x)
             return y * f.sigmoid(v.splat_f32(alpha(step)) * y) * (clamp(step, g) + f.one())
 
     elif name == "swiglu_clamp":
 
-        @v.device
+        @inline
         def apply(step, x, g):
             return f.silu(at_most(step, x)) * clamp(step, g)
 
     else:
         activation = {"geglu": f.gelu, "swiglu": f.silu, "geglu_erf": f.gelu_erf, "geglu_quick": f.gelu_quick}[name]
 
-        @v.device
+        @inline
         def apply(step, x, g):
             return activation(x) * g
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyggml.dtypes import GGMLType
-from pyggml.jit import Spec
+from pyggml.jit import Spec, inline
 from pyggml.kernels.cpu.kinds import kind, refuse_types, share_memory
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def _scale_of_row(kind_a):
 
     load = elements.loader(kind_a)
 
-    @v.device
+    @inline
     def scale(x, n, stride, eps):
         s0 = s1 = s2 = s3 = v.zero_f32()
         whole = n // 64 * 64

@@ -4,7 +4,7 @@ A kernel gets the address of the record and walks rows: row number `r` counts th
 """
 
 from pyggml import simd as v
-from pyggml.jit import device
+from pyggml.jit import inline
 from pyggml.steps import offset
 
 U = v.U
@@ -31,7 +31,7 @@ def rows(name):
     """-> f(step): number of rows of an operand."""
     n1, n2, n3 = (field(f"{name}.ne", i) for i in (1, 2, 3))
 
-    @device
+    @inline
     def count(step):
         return n1(step) * n2(step) * n3(step)
 
@@ -41,7 +41,7 @@ def rows(name):
 LONG = 4096
 
 
-@device
+@inline
 def piece(count, n, nth):
     """Into what lengths rows of n elements are cut: whole rows, or a multiple of 16 where `count` long rows are too few
     for the threads."""
@@ -55,7 +55,7 @@ def element(name):
     data = field(f"{name}.data")
     b0, b1, b2, b3 = (field(f"{name}.nb", i) for i in range(4))
 
-    @device
+    @inline
     def address(step, i0, i1, i2, i3):
         return data(step) + U(i0 * b0(step) + i1 * b1(step) + i2 * b2(step) + i3 * b3(step))
 
@@ -67,7 +67,7 @@ def row(name, shape="dst"):
     n1, n2 = field(f"{shape}.ne", 1), field(f"{shape}.ne", 2)
     at = element(name)
 
-    @device
+    @inline
     def address(step, r):
         i1 = r % n1(step)
         i2 = r // n1(step)
@@ -82,7 +82,7 @@ def row_repeated(name, shape="dst"):
     m1, m2, m3 = (field(f"{name}.ne", i) for i in (1, 2, 3))
     at = element(name)
 
-    @device
+    @inline
     def address(step, r):
         i1 = r % n1(step)
         i2 = r // n1(step)

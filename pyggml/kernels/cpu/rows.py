@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyggml.dtypes import GGMLType
-from pyggml.jit import Spec
+from pyggml.jit import Spec, inline
 from pyggml.kernels.cpu.copy import READ, WRITTEN
 from pyggml.kernels.cpu.kinds import kind, refuse_types
 from pyggml.ops import Op
@@ -49,7 +49,7 @@ def _numbers_are_bad(type_n):
     read = v.i32_at if type_n == "i32" else v.i64_at
     abort, step_at, row_at, limit_at = (U(STATUS.fields[n][1]) for n in ("abort", "step", "row", "limit"))
 
-    @v.device
+    @inline
     def bad(step, limit, ith):
         for i2 in range(n2(step)):
             for i1 in range(n1(step)):

@@ -9,7 +9,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from pyggml.dtypes import GGMLType
-from pyggml.jit import Spec
+from pyggml.jit import Spec, inline
 from pyggml.kernels.cpu.kinds import kind, refuse_types
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def slope_of_head():
     n_at = record.field("ints")
     m0, m1 = v.reader(offset("ints") + 8, "f64"), v.reader(offset("ints") + 16, "f64")
 
-    @v.device
+    @inline
     def slope(step, head):
         n = n_at(step)
         base, power = (m0(step), head + 1) if head < n else (m1(step), 2 * (head - n) + 1)
@@ -136,14 +136,13 @@ def soft_max(kind_d, kind_a, kind_m, alibi, with_sinks):
 
 def _mask_row():
     """-> f(step, row of dst): address of the mask's row; it repeats in dimensions 2 and 3 and may have surplus rows."""
-    from pyggml import simd as v
     from pyggml.kernels.cpu import record
 
     n1, n2 = record.field("dst.ne", 1), record.field("dst.ne", 2)
     m2, m3 = record.field("src1.ne", 2), record.field("src1.ne", 3)
     at = record.element("src1")
 
-    @v.device
+    @inline
     def address(step, row):
         i2 = row // n1(step)
         return at(step, 0, row % n1(step), i2 % n2(step) % m2(step), i2 // n2(step) % m3(step))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyggml.jit import Spec
+from pyggml.jit import Spec, inline
 from pyggml.kernels.cpu.kinds import FLOATS, kind, refuse_types
 from pyggml.ops import Op, UnaryOp
 
@@ -31,7 +31,7 @@ def _scale():
 
     factor, bias = record.param_f32(0), record.param_f32(1)
 
-    @v.device
+    @inline
     def apply(step, x):
         return x * v.splat_f32(factor(step)) + v.splat_f32(bias(step))
 
@@ -46,7 +46,7 @@ def _xielu():
 
     alpha_n, alpha_p, beta, eps = (record.param_f32(i) for i in range(1, 5))
 
-    @v.device
+    @inline
     def apply(step, x):
         linear = v.splat_f32(beta(step)) * x
         above = v.splat_f32(alpha_p(step)) * x * x + linear
@@ -63,7 +63,7 @@ def _plain(name):
     renamed = {"abs": v.absolute, "neg": v.negative, "round": functions.round_half_away}
     f = renamed.get(name) or getattr(functions, name)
 
-    @v.device
+    @inline
     def apply(step, x):
         return f(x)
 
