@@ -9,6 +9,7 @@ import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from peer import Peer
@@ -74,35 +75,25 @@ def prose(n_characters: int) -> str:
     return text[:n_characters]
 
 
-def peer_follow(
-    peer: Peer,
-    model: Path,
-    prompts: Sequence[Sequence[int]],
-    n_predict: int,
-    *,
-    forced: Sequence[Sequence[int]] | None = None,
-    flash_attn: bool = True,
-) -> tuple[list[list[int]], np.ndarray]:
-    """llama.cpp after each prompt: its n_predict greedy tokens (or those `forced` on it), and the logits before each,
-    float32 (prompts, n_predict, n_vocab). A prompt is one batch, then tokens come one by one, as when it generates."""
-    p = {"model": str(model), "prompts": prompts, "n_predict": n_predict, "forced": forced, "flash_attn": flash_attn}
-    with tempfile.TemporaryDirectory() as folder:
-        out = f"{folder}/out"
-        peer.run(WORKER, json.dumps({**p, "out": out, "n_ctx": 512, "n_threads": 2}))
-        return json.loads(Path(out + ".json").read_text()), np.load(out + ".npy")
+def ask_peer(peer: Peer, command: str, model: Path, texts: Sequence[Sequence[int]], **options: Any) -> np.ndarray:
+    """What peer_forced.py's command says of these texts (lists of tokens). Options: n_predict, flash_attn.
 
-
-def peer_losses(peer: Peer, model: Path, windows: Sequence[Sequence[int]], flash_attn: bool = True) -> np.ndarray:
-    """llama.cpp's -ln p of every token of each window but the first; kept in the cache, as it takes a while."""
-    n_ctx = -(-max(map(len, windows)) // 256) * 256
-    p = {"model": str(model), "windows": windows, "flash_attn": flash_attn, "n_ctx": n_ctx, "n_threads": 2}
+    On one thread: two that wait for each other take many times longer on a machine that also does other things.
+    All but logits, which are large and quick to have, is kept in the cache.
+    """
+    n_ctx = -(-(max(map(len, texts)) + options.get("n_predict", 0)) // 256) * 256
+    p = {"model": str(model), "texts": texts, "flash_attn": True, "n_ctx": n_ctx, **options}
     stat = model.stat()
-    key = json.dumps([peer.site.parent.name, model.name, stat.st_size, stat.st_mtime_ns, p, WORKER.read_text()])
-    folder = cache_dir("peer") / "losses"
+    key = json.dumps([peer.site.parent.name, stat.st_size, stat.st_mtime_ns, command, p, WORKER.read_text()])
+    folder = cache_dir("peer") / "compared"
     folder.mkdir(exist_ok=True)
-    kept = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
-    if not kept.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as fresh:
-            peer.run(WORKER, json.dumps({**p, "out": f"{fresh}/out"}))
-            Path(f"{fresh}/out.npy").rename(kept)
-    return np.load(kept)
+    kept = folder / f"{command}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
+    if kept.exists():
+        return np.load(kept)
+    with tempfile.TemporaryDirectory(dir=folder) as fresh:
+        out = Path(fresh) / "out.npy"
+        peer.run(WORKER, command, json.dumps({**p, "out": str(out)}))
+        found = np.load(out)
+        if command != "logits":
+            out.rename(kept)
+    return found
