@@ -150,7 +150,11 @@ def bits_f32(tyctx, v):
 
 @intrinsic
 def copy_sign(tyctx, x, sign):
-    """|x| with the sign of `sign` (f32), zeros and NaNs too."""
+    """|x| with the sign of `sign` (f32), zeros and NaNs too.
+
+    Choose first, then give the sign: LLVM 22 swaps the operands of the one AVX-512 instruction that it makes of
+    "`sign` itself where a condition holds, else this", if the lanes are integers before or after.
+    """
 
     def codegen(ctx, b, sig, a):
         bits = ir.VectorType(cg.I32, x.n)

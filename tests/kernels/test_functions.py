@@ -86,6 +86,22 @@ def test_exact(kind: UnaryOp) -> None:
 
 
 @pytest.mark.parametrize("dtype", [F16, BF16], ids=lambda dtype: dtype.name)
+@pytest.mark.parametrize("kind", [*LIMITS, *EXACT, UnaryOp.HARDSWISH, UnaryOp.HARDSIGMOID], ids=lambda kind: kind.name)
+def test_between_halves(kind: UnaryOp, dtype: GGMLType) -> None:
+    """The formulas next to conversions: LLVM joins the two, and has got the sum of both wrong."""
+    quant = QUANTS[dtype]
+    x = quant.dequantize(quant.quantize(grid().reshape(-1, 1))).reshape(-1)
+    x = x[np.isfinite(x)]
+    with np.errstate(all="ignore"):
+        exact = np.asarray(FUNCTIONS[kind](x.astype(np.float64))).astype(np.float32)
+        expected = quant.dequantize(quant.quantize(exact.reshape(-1, 1))).reshape(-1).astype(np.float64)
+    actual = of_cpu(kind, x, dtype)
+    finite = np.isfinite(expected) & np.isfinite(actual)
+    assert finite.mean() > 0.2 and np.abs(exact[~finite]).min(initial=np.inf) > (65000 if dtype == F16 else 3.3e38)
+    np.testing.assert_allclose(actual[finite], expected[finite], rtol=2.0**-9 if dtype == F16 else 2.0**-7, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16], ids=lambda dtype: dtype.name)
 def test_every_half(dtype: GGMLType) -> None:
     """NEG of all 65536 values: what is read is exact, and comes back as it was."""
     bits = np.arange(65536, dtype=np.uint16)

@@ -46,10 +46,15 @@ _no_fraction = constant(2.0**23)
 
 
 @inline
+def _whole(a):
+    """The integer part of lanes that are not negative; from 2^23 on there is nothing else."""
+    small = v.where_less(a, _no_fraction(), a, zero())
+    return v.where_less(a, _no_fraction(), v.to_f32(v.truncate_to_i32(small)), a)
+
+
+@inline
 def trunc(x):
-    small = v.where_less(v.absolute(x), _no_fraction(), x, zero())
-    whole = v.copy_sign(v.to_f32(v.truncate_to_i32(small)), x)
-    return v.where_less(v.absolute(x), _no_fraction(), whole, x)
+    return v.copy_sign(_whole(v.absolute(x)), x)
 
 
 @inline
@@ -66,9 +71,9 @@ def ceil(x):
 
 @inline
 def round_half_away(x):
-    t = trunc(x)
-    away = t + v.copy_sign(one(), x)
-    return v.where_less(v.absolute(x - t), half(), t, v.where_less(v.absolute(x), _no_fraction(), away, x))
+    a = v.absolute(x)
+    whole = _whole(a)
+    return v.copy_sign(v.where_less(a - whole, half(), whole, whole + one()), x)
 
 
 # ---- exponentials and logarithm
@@ -126,9 +131,9 @@ def softplus(x):
 @inline
 def tanh(x):
     """(e^2x - 1) / (e^2x + 1), of |x| so that nothing overflows into inf/inf."""
-    a = v.minimum(v.absolute(x), _20())
+    a = v.minimum(_20(), v.absolute(x))  # this order keeps NaNs
     e = expm1(a + a)
-    return v.where_nan(x, v.copy_sign(e / (e + two()), x))
+    return v.copy_sign(e / (e + two()), x)
 
 
 _erf_near = polynomial(
@@ -146,10 +151,10 @@ _4 = constant(4)
 def erf(x):
     """x P(x^2) up to |x| = 1; beyond it 1 - e^Q(|x|), where Q is ln(1 - erf) from 1 to 4. Both interpolate in Chebyshev
     nodes."""
-    a = v.minimum(v.absolute(x), _4())
-    near = x * _erf_near(x * x)
-    far = v.copy_sign(one() - exp(_log_erfc(a)), x)
-    return v.where_nan(x, v.where_less(a, one(), near, far))
+    a = v.minimum(_4(), v.absolute(x))  # this order keeps NaNs
+    near = a * _erf_near(a * a)
+    far = one() - exp(_log_erfc(a))
+    return v.copy_sign(v.where_less(a, one(), near, far), x)
 
 
 # ---- activations (ggml-cpu/vec.h, unary-ops.cpp)
