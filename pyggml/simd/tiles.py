@@ -6,7 +6,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from pyggml.simd import codegen as cg
-from pyggml.simd.codegen import FLOAT_BYTES
+from pyggml.simd.codegen import FLOAT_BYTES, LEVEL
 from pyggml.simd.dot import emit_dot, emit_dot_signed
 from pyggml.simd.vectors import Tile, Vec
 
@@ -119,17 +119,21 @@ class TileWords:
 
 
 class RowWords:
-    """The words for 16 rows of floats at once (`kind`), and for one row times a number."""
+    """The words for `count` rows of floats (`kind`) at once, as many as fit the registers, and for one row times a
+    number."""
+
+    count = {"vnni": 16, "v4": 16, "v3": 4}.get(LEVEL, 2)
 
     def __init__(self, kind):
-        rows = Tile("f32", 16)
-        vec = Vec("f32", 16)
+        count = self.count
+        rows = Tile("f32", count)
+        vec = Vec("f32", count)
 
-        def accumulate(b, a, count):
+        def accumulate(b, a, part):
             acc, addr, stride, last, x = a[:5]
             out = []
-            for j, old in enumerate(cg.columns(b, acc, 16)):
-                out.append(cg.fma(b, cg.load_floats(b, addr, kind, 16, count), x, old))
+            for j, old in enumerate(cg.columns(b, acc, count)):
+                out.append(cg.fma(b, cg.load_floats(b, addr, kind, 16, part), x, old))
                 more = b.icmp_signed("<", ir.Constant(cg.I64, j), last)
                 addr = b.add(addr, b.select(more, stride, ir.Constant(cg.I64, 0)))
             return cg.tile(b, out)
@@ -140,8 +144,8 @@ class RowWords:
             return acc(acc, types.uintp, types.uintp, types.int64, x), lambda ctx, b, sig, a: accumulate(b, a, None)
 
         @intrinsic
-        def multiply_part(tyctx, acc, addr, stride, last, x, count):
-            """The same for `count` elements of each row."""
+        def multiply_part(tyctx, acc, addr, stride, last, x, part):
+            """The same for `part` elements of each row."""
             sig = acc(acc, types.uintp, types.uintp, types.int64, x, types.int64)
             return sig, lambda ctx, b, sig, a: accumulate(b, a, a[5])
 
@@ -154,7 +158,13 @@ class RowWords:
             """Lane j: the sum over column j's lanes, in a fixed tree."""
 
             def codegen(ctx, b, sig, a):
-                level = cg.transpose(b, cg.columns(b, a[0], 16))
+                columns = cg.columns(b, a[0], count)
+                if count < 16:
+                    total = ir.Constant(vec.ir, ir.Undefined)
+                    for j, column in enumerate(columns):
+                        total = b.insert_element(total, cg.tree(b, column, b.fadd), cg.I32(j))
+                    return total
+                level = cg.transpose(b, columns)
                 while len(level) > 1:
                     level = [b.fadd(level[i], level[i + 1]) for i in range(0, len(level), 2)]
                 return level[0]

@@ -139,18 +139,24 @@ def few(k_name, v_name, masked):
     own_bytes = record.field("thread_bytes")
     minus_inf = np.float32(-np.inf)
     chunk, header = CHUNK, U(HEADER)
+    at_once = keys.count
 
     @v.device
-    def score16(q, n, k, stride, last):
-        """Products of one query with 16 keys."""
-        acc = zero()
-        for _ in range(n >> 4):
-            acc = multiply(acc, k, stride, last, v.load_f32(q))
-            q += U(64)
-            k += U(16 * k_size)
-        if n & 15:
-            acc = multiply_part(acc, k, stride, last, v.load_f32_part(q, n & 15), n & 15)
-        return sums(acc)
+    def score16(query, n, keys, stride, last, out):
+        """Products of one query with 16 keys, of which those beyond `last` repeat it; by way of memory at `out`."""
+        for first in range(0, 16, at_once):
+            acc = zero()
+            q = query
+            k = keys + stride * U(min(first, last))
+            rest = max(last - first, 0)
+            for _ in range(n >> 4):
+                acc = multiply(acc, k, stride, rest, v.load_f32(q))
+                q += U(64)
+                k += U(16 * k_size)
+            if n & 15:
+                acc = multiply_part(acc, k, stride, rest, v.load_f32_part(q, n & 15), n & 15)
+            v.store(out + U(4 * first), sums(acc))
+        return v.load_f32(out)
 
     @v.device
     def weigh(scores, value, stride, n, rows, out):
@@ -220,11 +226,19 @@ def few(k_name, v_name, masked):
                     if v.hmax(bias) == minus_inf:
                         v.store(scores + U(4 * j), bias)
                         continue
-                    s = rule(score16(q, head(step), k + U(j * k_row(step)), U(k_row(step)), have - 1), scale, softcap)
+                    s = rule(
+                        score16(q, head(step), k + U(j * k_row(step)), U(k_row(step)), have - 1, scores + U(4 * j)),
+                        scale,
+                        softcap,
+                    )
                     # where the mask is -inf the product does not count, even if it is NaN
                     s = v.where_less(v.splat_f32(minus_inf), bias, v.fma(slope, bias, s), bias)
                 else:
-                    s = rule(score16(q, head(step), k + U(j * k_row(step)), U(k_row(step)), have - 1), scale, softcap)
+                    s = rule(
+                        score16(q, head(step), k + U(j * k_row(step)), U(k_row(step)), have - 1, scores + U(4 * j)),
+                        scale,
+                        softcap,
+                    )
                     s = v.select_part(s, minus_inf, have)
                 v.store(scores + U(4 * j), s)
                 top = max(top, v.hmax(s))
