@@ -2,6 +2,7 @@
 of tests/support/word_kernels/steps.py.
 """
 
+import gc
 import os
 import subprocess
 import sys
@@ -230,3 +231,15 @@ print("done", flush=True)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.returncode) == ("done\n", 0), done.stderr
+
+
+def test_a_forgotten_team_ends_its_threads() -> None:
+    """Nobody closes it: its workers leave, and the memory that they wait on outlives it."""
+    team = Team(3)
+    threads = list(team._threads)
+    time.sleep(0.05)  # asleep by now
+    del team
+    gc.collect()
+    for thread in threads:
+        thread.join(timeout=30)
+        assert not thread.is_alive()

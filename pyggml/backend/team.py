@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +41,7 @@ class Team:
         if n_threads > 1:
             self._start(jit.function(executor.WORKER))
 
-    def _start(self, worker: object) -> None:
+    def _start(self, worker: Callable[..., Any]) -> None:
         sem_init = ctypes.CDLL(None).sem_init
         for i in range(1, self.n_threads):
             at = self._address + TEAM.itemsize + (i - 1) * SLEEPER.itemsize + SLEEPER.fields["semaphore"][1]  # type: ignore[index]
@@ -46,9 +49,13 @@ class Team:
                 raise DeviceError("CPU: this system has no unnamed semaphores; use one thread")
         for i in range(1, self.n_threads):
             # daemon: at interpreter exit nobody waits for a thread that sleeps in compiled code
-            thread = threading.Thread(target=worker, args=(self._address, i), daemon=True, name=f"pyggml-{i}")  # type: ignore[arg-type]
+            args = (worker, self._address, i, (self._memory, self._status))
+            thread = threading.Thread(target=_work, args=args, daemon=True, name=f"pyggml-{i}")
             thread.start()
             self._threads.append(thread)
+        dismissal = weakref.finalize(self, _dismiss, self._team, self._address, self.n_threads)
+        dismissal.atexit = False
+        self._dismissal = dismissal
 
     @property
     def status_address(self) -> int:
@@ -82,12 +89,21 @@ class Team:
             if self._closed:
                 return
             self._closed = True
-            self._team["quit"], self._team["count"] = 1, 0
-            self._team["n_threads"] = self.n_threads
             if self._threads:
-                jit.function(executor.DISMISS)(self._address)
+                self._dismissal()
         for thread in self._threads:
             thread.join()
+
+
+def _work(worker: Callable[..., Any], address: int, ith: int, memory: object) -> None:
+    """A worker's life. `memory` is what it waits on: it must outlive a team that nobody closed."""
+    worker(address, ith)
+
+
+def _dismiss(team: np.ndarray[Any, Any], address: int, n_threads: int) -> None:
+    """Let the workers leave, when the team is closed or forgotten."""
+    team["quit"], team["count"], team["n_threads"] = 1, 0, n_threads
+    jit.function(executor.DISMISS)(address)
 
 
 class IndexFault(ComputeError):
