@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from pyggml import jit
 from pyggml.jit import Spec
+from pyggml.simd.tiles import RowWords
 
 Array = NDArray[Any]
 F32 = np.float32
@@ -604,9 +605,10 @@ def as_floats(kind: str, raw: Array) -> Array:
 
 
 @pytest.mark.parametrize("kind", ["F16", "F32", "BF16"])
-def test_products_of_16_rows(kind: str) -> None:
+def test_products_of_rows(kind: str) -> None:
     rng = np.random.default_rng(14)
-    for n, last in ((64, 15), (67, 3), (5, 0), (16, 1)):
+    count = RowWords.count
+    for n, last in ((64, count - 1), (67, count // 2), (5, 0), (16, 1)):
         wide = rng.normal(size=(last + 1, n)).astype(F32)
         rows = {"F32": wide, "F16": wide.astype(np.float16), "BF16": (wide.view(np.uint32) >> 16).astype(np.uint16)}[
             kind
@@ -619,8 +621,9 @@ def test_products_of_16_rows(kind: str) -> None:
         kernel("tiles.rows", "piipip", kind)(src, rows.strides[0], last, x, n, out)
         floats = as_floats(kind, rows).reshape(last + 1, n).astype(np.float64)
         y = x.view(F32).astype(np.float64)
-        expected = (floats @ y)[np.minimum(np.arange(16), last)]
-        assert np.allclose(out[:64].view(F32), expected, rtol=1e-5, atol=1e-5)
+        expected = (floats @ y)[np.minimum(np.arange(count), last)]
+        assert np.allclose(out[: 4 * count].view(F32), expected, rtol=1e-5, atol=1e-5)
+        assert (out[4 * count : 64] == POISON).all()
         if n >= 64:
             row = np.minimum([0, 1], last)
             both = floats[row[0], :64] * y[0] + floats[row[1], :64] * y[1]

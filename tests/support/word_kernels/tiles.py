@@ -39,8 +39,8 @@ def columns():
 
 
 def rows(kind):
-    """-> kernel(src, stride, last, x, n, out): products of 16 rows of n elements with n F32 at x, summed; then 64
-    elements of row 0 times x[0] plus 64 of row 1 times x[1]."""
+    """-> kernel(src, stride, last, x, n, out): products of `RowWords.count` rows of n elements with n F32 at x,
+    summed; then, from byte 64, 64 elements of row 0 times x[0] plus 64 of row 1 times x[1]."""
     w = v.RowWords(kind)
     multiply, multiply_part, zero, sums = w.multiply, w.multiply_part, w.zero, w.sums
     add_row, zero4, store4 = w.add_row, w.zero4, w.store4
