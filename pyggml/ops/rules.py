@@ -1,0 +1,90 @@
+"""What makes a node well-formed: the table of shape rules, and the words that rules and builders are written in.
+
+A node that is built here and one that comes from a peer (`check`) are held to the same rule. Knows no op of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from pyggml.dtypes import SIZES, GGMLType
+from pyggml.errors import ShapeError, UnsupportedError
+from pyggml.ops.numbers import VIEW_OPS, Op
+from pyggml.tensor import NO_PARAMS, Tensor
+
+Shape = tuple[int, int, int, int]
+Srcs = Sequence[Tensor | None]
+Rule = Callable[[Srcs, Tensor], tuple[GGMLType, Shape]]
+
+RULES: dict[Op, Rule] = {}
+"""For each op that is known here: (sources, node for its op_params) -> type and ne of the result, or ShapeError."""
+
+
+def check(node: Tensor) -> None:
+    """Hold a node against its op's rule. Raises UnsupportedError (no such op here) or ShapeError (names the op)."""
+    if node.op in VIEW_OPS:
+        return
+    rule = RULES.get(Op(node.op)) if 0 <= node.op < len(Op) else None
+    if rule is None:
+        name = Op(node.op).name if 0 <= node.op < len(Op) else f"number {node.op}"
+        raise UnsupportedError(f"op {name} is not implemented (node {node.name!r})")
+    dtype, ne = rule(node.src, node)
+    if node.type != dtype or node.ne != ne:
+        raise ShapeError(
+            f"{Op(node.op).name} {node.name!r}: result is {node.type.name} {list(node.ne)}, must be {dtype.name} {list(ne)}"
+        )
+
+
+def need(ok: bool, op: Op, why: str, *tensors: Tensor | None) -> None:
+    if not ok:
+        shapes = ", ".join(f"{t.type.name} {list(t.ne)}" for t in tensors if t is not None)
+        raise ShapeError(f"{op.name}: {why}" + (f" ({shapes})" if shapes else ""))
+
+
+def sources(op: Op, src: Srcs, required: int, optional: int = 0) -> tuple[Tensor, ...]:
+    """The required sources; any beyond required + optional must be absent."""
+    have = [s for s in src[:required] if s is not None]
+    need(len(have) == required, op, f"{len(have)} of {required} sources given")
+    need(all(s is None for s in src[required + optional :]), op, f"more than {required + optional} sources given")
+    return tuple(have)
+
+
+def option(src: Srcs, index: int) -> Tensor | None:
+    return src[index] if index < len(src) else None
+
+
+def can_repeat(a: Tensor, b: Tensor) -> bool:
+    """Whether `a` tiles `b` in every dimension (ggml.c: ggml_can_repeat)."""
+    if 0 in a.ne:
+        return 0 in b.ne
+    return all(nb % na == 0 for na, nb in zip(a.ne, b.ne, strict=True))
+
+
+def build(op: Op, src: Srcs, params: bytes = NO_PARAMS, name: str = "", view_of: Tensor | None = None) -> Tensor:
+    """Build a node whose type and shape its rule gives; `view_of` makes it a view of that source's bytes."""
+    probe = Tensor(GGMLType.F32, (0,), op=op, op_params=params, src=src)
+    dtype, ne = RULES[op](src, probe)
+    if view_of is None:
+        return Tensor(dtype, ne, op=op, op_params=params, src=src, name=name)
+    return Tensor(
+        dtype, ne, view_of.nb, op=op, op_params=params, src=src, name=name,
+        view_src=view_of.view_src or view_of, view_offs=view_of.view_offs,
+    )  # fmt: skip
+
+
+def rule(op: Op) -> Callable[[Rule], Rule]:
+    def register(function: Rule) -> Rule:
+        RULES[op] = function
+        return function
+
+    return register
+
+
+def dense_rows(a: Tensor) -> bool:
+    """ggml.c: ggml_is_contiguous_rows."""
+    size = SIZES[a.type]
+    return a.ne[0] == size.block_size or a.nb[0] == size.type_size
+
+
+def divides(a: int, b: int) -> bool:
+    return a > 0 and b % a == 0
