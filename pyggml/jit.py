@@ -23,6 +23,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -195,49 +196,101 @@ def _named(path: Path | None = None) -> Iterator[None]:
         raise DeviceError(f"kernel cache {path or error.filename}: {error.strerror}") from None
 
 
+_ROOT = Path(__file__).parent
+_IMPORT = re.compile(r"^[ \t]*from (pyggml\.(?:kernels|quants)[\w.]*) import (\([^)]*\)|[^\n]*)", re.MULTILINE)
+
+
 @functools.cache
-def _source_hash() -> str:
-    root = Path(__file__).parent
-    files = [root / name for name in ("jit.py", "steps.py", "dtypes.py")]
-    for folder in ("simd", "kernels/cpu", "quants"):
-        files += sorted((root / folder).rglob("*.py"))
+def _text(path: Path) -> bytes:
+    return path.read_bytes()
+
+
+@functools.cache
+def _common_sources() -> tuple[Path, ...]:
+    """What every kernel is made with."""
+    return (*(_ROOT / name for name in ("jit.py", "steps.py", "dtypes.py")), *sorted((_ROOT / "simd").rglob("*.py")))
+
+
+def _module_file(name: str) -> Path | None:
+    path = _ROOT.parent.joinpath(*name.split("."))
+    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def _imports(path: Path) -> Iterator[Path]:
+    """Files of kernels and quants that a file imports; of a package whose own names are wanted, all files."""
+    for match in _IMPORT.finditer(_text(path).decode()):
+        for word in re.split(r"[\s,()]+", match[2].partition("#")[0]):
+            file = _module_file(f"{match[1]}.{word}") if word else None
+            if file is None and word:
+                file = _module_file(match[1])
+                if file is not None and file.name == "__init__.py":
+                    yield from sorted(file.parent.glob("*.py"))
+            if file is not None:
+                yield file
+
+
+@functools.cache
+def _source_files(module: str) -> tuple[Path, ...]:
+    """All that a module's kernels are made from: the file itself, what it imports, and so on."""
+    if module.startswith("pyggml."):
+        own = _module_file(module)
+    else:
+        found = importlib.util.find_spec(module)
+        own = Path(found.origin) if found is not None and found.origin is not None else None
+    assert own is not None, module
+    seen = {own}
+    left = [own]
+    while left:
+        fresh = set(_imports(left.pop())) - seen
+        seen |= fresh
+        left += fresh
+    return (*_common_sources(), *sorted(seen))
+
+
+@functools.cache
+def _source_hash(module: str) -> str:
     digest = hashlib.sha256()
-    for path in files:
-        digest.update(path.read_bytes())
+    for path in _source_files(module):
+        digest.update(b"%s\0%d\0" % (path.name.encode(), len(_text(path))) + _text(path))
     return digest.hexdigest()
 
 
 @functools.cache
 def cache_folder() -> Path:
-    """Named by all that machine code depends on: CPU, sources, versions."""
+    """Named by what all machine code depends on: CPU, versions, settings. A file in it is named by its sources too."""
     from importlib.metadata import version
 
     settings = [f"{name}={os.environ[name]}" for name in _CHANGES_CODE if name in os.environ]
     versions = version("numba"), llvmlite.__version__
-    parts = (*target(), level(), llvm.get_default_triple(), _source_hash(), *versions, *settings)
+    parts = (*target(), level(), llvm.get_default_triple(), *versions, *settings)
     with _named():
         path = cache_dir("kernels") / hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
         path.mkdir(exist_ok=True)
     return path
 
 
-@functools.cache
-def _other_source(module: str) -> bytes:
-    """Text of a module that is none of ours."""
-    found = importlib.util.find_spec(module)
-    assert found is not None and found.origin is not None
-    return Path(found.origin).read_bytes()
-
-
 def _seal(spec: Spec, body: bytes) -> bytes:
     """Proves that a file is whole, and this kernel's."""
-    own = _other_source(spec.module) if "." in spec.module else b""
-    parts = (cache_folder().name.encode(), repr(tuple(spec)).encode(), own, body)
+    parts = (cache_folder().name.encode(), repr(tuple(spec)).encode(), _source_hash(_full_name(spec)).encode(), body)
     return hashlib.sha256(b"\0".join(parts)).digest()
 
 
 def _cache_file(spec: Spec) -> Path:
-    return cache_folder() / f"{spec.label}.o"
+    return cache_folder() / f"{spec.label}.{_source_hash(_full_name(spec))[:12]}.o"
+
+
+_FORGET_AFTER = 30 * 86400
+"""Seconds after which a kernel made from other sources is deleted."""
+
+
+def _forget_others(path: Path, spec: Spec) -> None:
+    for other in path.parent.glob(f"{spec.label}.{'?' * 12}.o"):
+        with contextlib.suppress(OSError):
+            if other != path and time.time() - other.stat().st_mtime > _FORGET_AFTER:
+                other.unlink()
 
 
 def _save(spec: Spec, symbol: str, code: bytes) -> None:
@@ -248,6 +301,7 @@ def _save(spec: Spec, symbol: str, code: bytes) -> None:
     with _named(path.parent):
         temporary.write_bytes(_MAGIC + _seal(spec, body) + body)
         temporary.replace(path)
+        _forget_others(path, spec)
 
 
 def _load(spec: Spec) -> tuple[str, bytes] | None:

@@ -2,6 +2,7 @@
 real kernels compute: tests/support/word_kernels/planted.py has some that only misbehave.
 """
 
+import ast
 import functools
 import importlib.metadata
 import os
@@ -9,7 +10,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -193,7 +194,6 @@ def test_what_the_cache_depends_on(restart: Callable[[], None], monkeypatch: pyt
     assert fresh() == seen[0]
     version = importlib.metadata.version
     changes: list[tuple[object, str, object]] = [
-        (jit, "_source_hash", lambda: "other sources"),
         (jit, "level", lambda: "other level"),
         (jit, "target", lambda: ("other", "")),
         (jit, "target", lambda: (jit.llvm.get_host_cpu_name(), "-one,+other")),
@@ -210,25 +210,80 @@ def test_what_the_cache_depends_on(restart: Callable[[], None], monkeypatch: pyt
     assert len(set(seen)) == len(seen)
 
 
-def test_the_sources_are_those_of_the_kernels() -> None:
-    """A change to any of them makes another hash; a test's kernel counts its own file."""
-    root = Path(jit.__file__).parent
-    real = Path.read_bytes
-    plain = jit._source_hash.__wrapped__()
-    for name in (
-        "jit.py",
-        "steps.py",
-        "simd/dot.py",
-        "kernels/cpu/tile.py",
-        "kernels/cpu/executor.py",
-        "quants/q4_1.py",
-    ):
-        with pytest.MonkeyPatch.context() as patch:
-            changed = root / name
-            assert changed.exists()
-            patch.setattr(Path, "read_bytes", lambda p, c=changed: real(p) + b"#" * (p == c))
-            assert jit._source_hash.__wrapped__() != plain, name
-    assert jit._other_source("word_kernels.planted") == (SUPPORT / "word_kernels/planted.py").read_bytes()
+@pytest.fixture
+def changed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Call it with a file's path in the package: its text is another one from then on."""
+    read, caches = Path.read_bytes, (jit._text, jit._source_files, jit._source_hash)
+
+    def change(name: str) -> None:
+        path = jit._ROOT / name
+        assert path.exists()
+        monkeypatch.setattr(Path, "read_bytes", lambda p: read(p) + b"#" * (p == path))
+        for cache in caches:
+            cache.cache_clear()
+
+    yield change
+    monkeypatch.undo()
+    for cache in caches:
+        cache.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "name", ["jit.py", "steps.py", "simd/dot.py", "kernels/cpu/tile.py", "kernels/cpu/record.py", "quants/q4_1.py"]
+)
+def test_a_kernel_depends_on_its_sources(name: str, changed: Callable[[str], None]) -> None:
+    before = jit._source_hash("pyggml.kernels.cpu.tile")
+    changed(name)
+    assert jit._source_hash("pyggml.kernels.cpu.tile") != before
+
+
+def test_a_kernel_depends_on_no_other_kernel(changed: Callable[[str], None]) -> None:
+    before = jit._source_hash("pyggml.kernels.cpu.tile")
+    changed("kernels/cpu/glu.py")
+    assert jit._source_hash("pyggml.kernels.cpu.tile") == before
+
+
+def test_a_kernel_from_elsewhere_depends_on_its_file() -> None:
+    files = jit._source_files("word_kernels.planted")
+    assert SUPPORT / "word_kernels/planted.py" in files and jit._ROOT / "simd/memory.py" in files
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Names of the kernels' and quants' modules that a file imports, by the parser's account."""
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            assert not any(alias.name.startswith(("pyggml.kernels", "pyggml.quants")) for alias in node.names), path
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, path
+            if node.module and node.module.startswith(("pyggml.kernels", "pyggml.quants")):
+                for alias in node.names:
+                    whole = f"{node.module}.{alias.name}"
+                    yield whole if jit._module_file(whole) else node.module
+
+
+@pytest.mark.parametrize("path", sorted((jit._ROOT / "kernels/cpu").glob("*.py")), ids=lambda path: path.stem)
+def test_no_import_is_missed(path: Path) -> None:
+    known = set(jit._source_files(f"pyggml.kernels.cpu.{path.stem}"))
+    for file in known - set(jit._common_sources()):
+        for module in imported(file):
+            assert jit._module_file(module) in known, f"{file}: {module}"
+
+
+def test_old_files_of_a_kernel_are_deleted(restart: Callable[[], None], tmp_path: Path) -> None:
+    jit.address(spec("number", 1))
+    (file,) = files(tmp_path)
+    label = spec("number", 1).label
+    old, young, other = (
+        file.with_name(f"{name}.o") for name in (f"{label}.{'0' * 12}", f"{label}.{'1' * 12}", "other")
+    )
+    for path in (old, young, other):
+        path.write_bytes(b"")
+    for path in (old, other):
+        os.utime(path, (0, 0))
+    file.unlink()
+    restart()
+    jit.address(spec("number", 1))
+    assert file.exists() and not old.exists() and young.exists() and other.exists()
 
 
 def test_a_cache_that_cannot_be_made(
@@ -245,7 +300,7 @@ def test_a_cache_that_cannot_be_written(restart: Callable[[], None]) -> None:
     with pytest.raises(DeviceError, match=re.escape(str(jit.cache_folder())) + ".*Is a directory"):
         jit.address(spec("number", 1))
     (jit.cache_folder() / "lock").rmdir()
-    (jit.cache_folder() / f"{spec('number', 1).label}.o").mkdir()
+    jit._cache_file(spec("number", 1)).mkdir()
     with pytest.raises(DeviceError, match=re.escape(str(jit.cache_folder())) + ".*Is a directory"):
         jit.address(spec("number", 1))
 
@@ -337,7 +392,7 @@ def test_the_second_process_does_its_part(restart: Callable[[], None], monkeypat
     compile_here = jit._compile_here
 
     def wait(s: Spec) -> None:
-        while not (jit.cache_folder() / f"{numbers(6)[5].label}.o").exists():
+        while not jit._cache_file(numbers(6)[5]).exists():
             threading.Event().wait(0.05)
         compile_here(s)
 
