@@ -66,14 +66,15 @@ class OwnServer:
 
     def __init__(self, threads: int = 2) -> None:
         self.command = [sys.executable, "-m", "pyggml_cli.rpc_server", "-p", "0", "-t", str(threads)]
-        self.log = tempfile.NamedTemporaryFile(prefix="conformance-", suffix=".log")
+        self.folder = tempfile.TemporaryDirectory(prefix="conformance-")
+        self.log = Path(self.folder.name) / "server.log"
         self.process: subprocess.Popen[str] | None = None
         self.read = 0
 
     def endpoint(self) -> str:
         """Where it listens; starts it if it does not run."""
         if self.process is None or self.process.poll() is not None:
-            with open(self.log.name, "ab") as log:
+            with open(self.log, "ab") as log:
                 self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, stderr=log, text=True)
             assert self.process.stdout is not None
             lines = (line for line in self.process.stdout if "endpoint" in line)
@@ -92,9 +93,7 @@ class OwnServer:
 
     def new_log(self) -> str:
         """What it has written since the last question."""
-        with open(self.log.name, "rb") as file:
-            file.seek(self.read)
-            text = file.read()
+        text = self.log.read_bytes()[self.read :]
         self.read += len(text)
         return text.decode(errors="replace")
 
@@ -104,7 +103,7 @@ class OwnServer:
             self.process.wait()
             assert self.process.stdout is not None
             self.process.stdout.close()
-        self.log.close()
+        self.folder.cleanup()
 
 
 class OtherServer:
