@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-MAX_OPERANDS: Final = 5
+MAX_OPERANDS: Final = 7
 
 OPERAND = np.dtype([("data", "<u8"), ("ne", "<i8", 4), ("nb", "<i8", 4)])
 assert OPERAND.itemsize == 72
@@ -22,12 +22,13 @@ STEP = np.dtype(
         ("ints", "<i8", 8),  # what the lowering adds; each kernel says what
         ("scratch", "<u8", 2),  # addresses of work memory; each kernel says what for
         ("thread_bytes", "<i8"),  # work memory that each thread has of its own: thread i's part is i times this further
-        ("pad", "<u8", 3),
+        ("calls", "<u8", 2),  # addresses of further machine code that the kernel calls
+        ("pad", "<u8", 7),
         ("dst", OPERAND),
         ("src", OPERAND, MAX_OPERANDS),
     ]
 )
-assert STEP.itemsize == 640
+assert STEP.itemsize == 832
 
 STATUS = np.dtype([("abort", "<i8"), ("step", "<i8"), ("row", "<i8"), ("limit", "<i8"), ("pad", "<i8", 4)])
 assert STATUS.itemsize == 64

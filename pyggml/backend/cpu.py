@@ -171,6 +171,7 @@ class _Step:
     params: bytes
     ints: tuple[int, ...]
     scratch: tuple[Scratch, ...]
+    calls: tuple[jit.Spec, ...] = ()
     sync: bool = False
 
 
@@ -198,13 +199,15 @@ class Builder:
         ints: Sequence[int] = (),
         reads: Sequence[Scratch] = (),
         writes: Sequence[Scratch] = (),
+        calls: Sequence[jit.Spec] = (),
     ) -> None:
         """Add a step. `dst` is written, `src` are read; `writes` + `reads` are at most two pieces of work memory,
         which the kernel finds in this order in its `scratch`. The threads meet before it only if it needs what a
-        step since their last meeting wrote, or would overwrite what one of those reads."""
+        step since their last meeting wrote, or would overwrite what one of those reads. `calls`: at most two kernels whose
+        addresses the step's own kernel finds in its record."""
         assert self.node is not None and len(src) <= MAX_OPERANDS and len(ints) <= 8
         scratch = (*writes, *reads)
-        assert len(scratch) <= 2
+        assert len(scratch) <= 2 and len(calls) <= 2
         write = [_span(dst)] if dst is not None else []
         read = [_span(s) for s in src if s is not None]
         touched = {id(s) for s in scratch if not s.per_thread}
@@ -223,7 +226,9 @@ class Builder:
         for s in scratch:
             s.first = len(self.steps) if s.first < 0 else s.first
             s.last = len(self.steps)
-        self.steps.append(_Step(spec, self.node, dst, tuple(src), self.node.op_params, tuple(ints), scratch))
+        self.steps.append(
+            _Step(spec, self.node, dst, tuple(src), self.node.op_params, tuple(ints), scratch, tuple(calls))
+        )
 
     def barrier(self) -> None:
         """Let the threads meet behind the last step."""
@@ -249,7 +254,7 @@ class Builder:
         return Scratch((size + 63) // 64 * 64 * self.n_threads, per_thread=True)
 
     def finish(self, status: int) -> CPUPlan:
-        jit.ensure(s.spec for s in self.steps)
+        jit.ensure(spec for s in self.steps for spec in (s.spec, *s.calls))
         arena = _place(self.steps)
         records = np.zeros(len(self.steps) * STEP.itemsize + 64, np.uint8)
         start = -records.ctypes.data % 64
@@ -259,6 +264,7 @@ class Builder:
             r["kernel"], r["sync"], r["status"], r["index"] = jit.address(s.spec), s.sync, status, i
             r["params"] = np.frombuffer(s.params, "<i4")
             r["ints"][: len(s.ints)] = s.ints
+            r["calls"][: len(s.calls)] = [jit.address(spec) for spec in s.calls]
             for j, scratch in enumerate(s.scratch):
                 r["scratch"][j] = arena.ctypes.data + scratch.address
                 if scratch.per_thread:

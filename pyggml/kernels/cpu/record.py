@@ -8,7 +8,7 @@ from pyggml.jit import inline
 from pyggml.steps import offset
 
 U = v.U
-_ADDRESSES = ("kernel", "status", "scratch")
+_ADDRESSES = ("kernel", "status", "scratch", "calls")
 
 
 def field(name, index=0):
