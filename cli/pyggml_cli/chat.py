@@ -97,6 +97,24 @@ def _text(values: Values, name: str, flag: str) -> str | None:
     return unescape(text) if name == "system" and text is not None and values.escape else text
 
 
+def _input(prompt: str) -> str:
+    """input() that no Ctrl-C escapes: one that comes after readline has shown the prompt and before it waits for keys
+    would be noticed at the next key only, so the signal is repeated until it has ended the wait."""
+    main, waiting = threading.main_thread().ident, threading.Event()
+
+    def again() -> None:
+        time.sleep(0.1)
+        if waiting.is_set() and main is not None and hasattr(signal, "pthread_kill"):
+            signal.pthread_kill(main, signal.SIGINT)
+
+    with on_ctrl_c(again):
+        waiting.set()
+        try:
+            return input(prompt)
+        finally:
+            waiting.clear()
+
+
 class _Talk:
     """One conversation with a model that is loaded."""
 
@@ -152,7 +170,7 @@ class _Talk:
             with contextlib.suppress(ImportError):
                 import readline  # noqa: F401 - gives input() a history and keys to edit with
             try:
-                return input(prompt)
+                return _input(prompt)
             except EOFError:
                 print(flush=True)
                 return None

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from pyggml_cli import cli
+from pyggml_cli.chat import _input
 from text_model import EOT, write_text_model
 
 from pyggml.model.context import Context
@@ -303,6 +304,19 @@ def test_ctrl_c_at_the_prompt_ends_it(terminal: Callable[..., Terminal]) -> None
     t.type("\x03")
     assert "Traceback" not in t.until("interrupted")
     assert t.process.wait(60) == 130
+
+
+def test_a_ctrl_c_that_comes_before_the_wait_for_keys_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    def deaf(prompt: str) -> str:
+        before = signal.signal(signal.SIGINT, lambda *_: None)
+        signal.raise_signal(signal.SIGINT)
+        signal.signal(signal.SIGINT, before)
+        time.sleep(60)
+        return prompt
+
+    monkeypatch.setattr("builtins.input", deaf)
+    with pytest.raises(KeyboardInterrupt):
+        _input("> ")
 
 
 def test_ctrl_c_without_a_terminal(spawn: Callable[..., Any], tmp_path: Path) -> None:
