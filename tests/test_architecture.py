@@ -17,7 +17,7 @@ ROWS = (
     ("pyggml.dtypes", "pyggml.jit", "pyggml.sampler", "pyggml.tokenizer", "pyggml.chat"),
     ("pyggml.tensor", "pyggml.simd", "pyggml.gguf", "pyggml.arguments"),
     ("pyggml.ops", "pyggml.graph", "pyggml.quants", "pyggml.completion", "pyggml.chat_completion"),
-    ("pyggml.alloc", "pyggml.kernels"),
+    ("pyggml.alloc", "pyggml.kernels", "pyggml.quantize"),
     ("pyggml.backend",),
     ("pyggml.model",),
     ("pyggml.engine",),

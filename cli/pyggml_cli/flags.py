@@ -65,6 +65,7 @@ class Values:
     given: dict[str, Any]
     seen: set[str] = field(default_factory=set)  # the dests that were named, in contrast to defaults
     notes: list[str] = field(default_factory=list)
+    free: list[str] = field(default_factory=list)  # arguments that belong to no flag
 
     def __getattr__(self, dest: str) -> Any:
         try:
@@ -73,8 +74,8 @@ class Values:
             raise AttributeError(dest) from None
 
 
-def parse(rows: Iterable[Row], argv: Sequence[str]) -> Values:
-    """Read `argv` (without the program's name). Raises UsageError."""
+def parse(rows: Iterable[Row], argv: Sequence[str], free: bool = False) -> Values:
+    """Read `argv` (without the program's name); `free`: it may have arguments without a flag. Raises UsageError."""
     table: dict[str, tuple[Row, bool]] = {}
     values = Values({})
     for row in rows:
@@ -91,7 +92,10 @@ def parse(rows: Iterable[Row], argv: Sequence[str]) -> Values:
     for arg in args:
         name = "--" + arg[2:].replace("_", "-") if arg.startswith("--") else arg
         if name not in table:
-            raise UsageError(_unknown(arg, table))
+            if not free or arg.startswith("-"):
+                raise UsageError(_unknown(arg, table))
+            values.free.append(arg)
+            continue
         row, on = table[name]
         if isinstance(row, Flag):
             value: Any = on

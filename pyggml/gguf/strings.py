@@ -65,6 +65,11 @@ class StringArray(Sequence[str]):
     def __repr__(self) -> str:
         return f"StringArray({self._key!r}, {len(self)} strings)"
 
+    @property
+    def encoded(self) -> bytes:
+        """All of them as they stand in the file, each after its length."""
+        return self._data
+
     def raw(self, index: int) -> bytes:
         """The bytes of one string as they stand in the file."""
         return self._data[int(self._starts[index]) : int(self._ends[index])]

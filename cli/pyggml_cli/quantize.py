@@ -1,0 +1,229 @@
+"""`pyggml-quantize`: a model file in smaller types, with llama-quantize's arguments, names of mixes and results.
+
+Owns the command line and what is printed; must not know which tensor gets which type (pyggml.quantize).
+"""
+
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pyggml_cli.entry import run
+from pyggml_cli.flags import (
+    Flag,
+    Ignored,
+    Refused,
+    Row,
+    UsageError,
+    Values,
+    help_text,
+    number,
+    parse,
+    show_notes,
+    whole,
+)
+
+if TYPE_CHECKING:
+    from pyggml.quantize import Mix, Override, Plan, Wishes
+
+MIB = 1 << 20
+
+ROWS: list[Row] = [
+    Flag(("-h", "--help"), "help", "print this page and exit", default=False),
+    Flag(("--version",), "version", "print the version and exit", default=False),
+    Flag(
+        ("--allow-requantize",), "allow_requantize", "also convert tensors that are quantised already, at a loss",
+        default=False,
+    ),
+    Flag(("--leave-output-tensor",), "leave_output", "leave output.weight as it is", default=False),
+    Flag(("--pure",), "pure", "every matrix gets the same type, without a mix", default=False),
+    Flag(("--output-tensor-type",), "output_type", "type of output.weight", str, "TYPE"),
+    Flag(("--token-embedding-type",), "embedding_type", "type of the token embeddings", str, "TYPE"),
+    Flag(
+        ("--tensor-type",), "tensor_type",
+        "type of the tensors in whose names this regular expression is found, e.g. attn_v=q8_0; may be given again",
+        str, "NAME=TYPE", many=True,
+    ),
+    Flag(("--tensor-type-file",), "tensor_type_files", "a file of such pairs", str, "FNAME", many=True),
+    Flag(
+        ("--override-kv",), "override_kv",
+        "set a metadata entry of the new file; TYPE is int, float, bool or str; may be given again",
+        str, "KEY=TYPE:VALUE", many=True,
+    ),
+    Flag(("--keep-split",), "keep_split", "as many files as the model has now", default=False),
+    Flag(("--dry-run",), "dry_run", "show types and sizes, and write nothing", default=False),
+    Ignored(("--max-buffer-size",), 1),
+    *(Refused((name,), 1) for name in ("--imatrix", "--include-weights", "--exclude-weights", "--prune-layers")),
+]  # fmt: skip
+
+USAGE = "pyggml-quantize [flags] IN.gguf [OUT.gguf] MIX [THREADS]"
+ABOUT = (
+    "Convert a model's matrices. MIX is one of the names below, in any case, or llama.cpp's number of it. Without "
+    "OUT.gguf the result is ggml-model-MIX.gguf beside the input. THREADS: one a core."
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Exit codes: see entry.run."""
+    return run(_command, argv)
+
+
+def _command(argv: Sequence[str]) -> int:
+    values = parse(ROWS, argv, free=True)
+    if values.help:
+        print(help_text(USAGE, ABOUT, {"flags": ROWS}, _mixes()), end="")
+        return 0
+    if values.version:
+        from pyggml_cli.cli import version
+
+        print(version())
+        return 0
+    show_notes(values)
+    source, target, mix, n_threads = _arguments(values)
+    return _quantize(values, source, target, mix, n_threads)
+
+
+def _mixes() -> str:
+    from pyggml.quantize import COPY, MIXES
+
+    named = ", ".join(f"{mix.name} ({mix.number})" for mix in MIXES.values())
+    return f"Mixes: {named}, and {COPY}, which converts nothing. Q3_K, Q4_K and Q5_K are their _M."
+
+
+def _arguments(values: Values) -> "tuple[Path, Path, Mix | None, int]":
+    """IN, OUT, MIX and THREADS. Raises UsageError, UnsupportedError."""
+    from pyggml.quantize import COPY, find_mix
+
+    rest = list(values.free)
+    if len(rest) < 2:
+        raise UsageError(f"usage: {USAGE}")
+    source = Path(rest.pop(0))
+
+    def taken() -> "tuple[str, Mix | None] | None":
+        """What the next argument names; None if it names no mix."""
+        if rest[0].upper() == COPY:
+            return COPY, None
+        mix = find_mix(rest[0])
+        return (mix.name, mix) if mix is not None else None
+
+    found = taken()
+    if found is not None:
+        target = source.with_name(f"ggml-model-{found[0]}.gguf")
+    else:
+        target = Path(rest.pop(0))
+        if not rest:
+            raise UsageError(f"{target}: no mix of that name; --help lists them")
+        found = taken()
+        if found is None:
+            raise UsageError(f"{rest[0]}: no mix of that name; --help lists them")
+    rest.pop(0)
+    if len(rest) > 1:
+        raise UsageError(f"unexpected argument {rest[1]!r}")
+    try:
+        n_threads = whole()(rest[0]) if rest else 0
+    except ValueError as reason:
+        raise UsageError(f"threads {rest[0]!r}: {reason}") from None
+    return source, target, found[1], n_threads
+
+
+def _quantize(values: Values, source: Path, target: Path, mix: "Mix | None", n_threads: int) -> int:
+    from pyggml.gguf import GGUFFile
+    from pyggml.quantize import make_plan, run
+    from pyggml_cli.progress import meter
+
+    wishes, overrides = _wishes(values), [_override(text) for text in values.override_kv]
+    start = time.perf_counter()
+    with GGUFFile.open(source) as file:
+        plan = make_plan(
+            file, mix, wishes, overrides, allow_requantize=values.allow_requantize, keep_split=values.keep_split,
+            check=not values.dry_run,
+        )  # fmt: skip
+        if values.dry_run:
+            _show(plan)
+        _warn(plan)
+        if not values.dry_run:
+            with meter("quantizing", plan.n_before) as update:
+                paths = run(plan, target, n_threads, lambda done, total, _: update(done, total))
+        _sizes(plan)
+    if not values.dry_run:
+        print(f"{', '.join(map(str, paths))}: written in {time.perf_counter() - start:.1f} s")
+    return 0
+
+
+def _wishes(values: Values) -> "Wishes":
+    """Raises UsageError, UnsupportedError."""
+    from pyggml.quantize import Wishes, find_type
+
+    pairs = list(values.tensor_type)
+    for name in values.tensor_type_files:
+        pairs += Path(name).read_text(encoding="utf-8", errors="surrogateescape").split()
+    overrides = []
+    for pair in pairs:
+        pattern, equals, kind = pair.partition("=")
+        if not pattern or not equals or not kind:
+            raise UsageError(f"--tensor-type {pair!r}: must be NAME=TYPE")
+        try:
+            overrides.append((re.compile(pattern.lower()), find_type(kind)))
+        except re.error as reason:
+            raise UsageError(f"--tensor-type {pair!r}: no regular expression: {reason}") from None
+    return Wishes(
+        output=find_type(values.output_type) if values.output_type is not None else None,
+        embedding=find_type(values.embedding_type) if values.embedding_type is not None else None,
+        leave_output=values.leave_output,
+        pure=values.pure,
+        overrides=overrides,
+    )
+
+
+def _override(text: str) -> "Override":
+    """KEY=TYPE:VALUE (string_parse_kv_override). Raises UsageError."""
+    from pyggml.quantize import Override
+
+    key, _, rest = text.partition("=")
+    kind, colon, value = rest.partition(":")
+    try:
+        if key and colon and kind == "int":
+            return Override(key, whole()(value))
+        if key and colon and kind == "float":
+            return Override(key, number(value))
+        if key and colon and kind == "bool" and value in ("true", "false"):
+            return Override(key, value == "true")
+        if key and colon and kind == "str":
+            return Override(key, value)
+    except ValueError as reason:
+        raise UsageError(f"--override-kv {text!r}: {reason}") from None
+    raise UsageError(f"--override-kv {text!r}: must be KEY=int:N, KEY=float:X, KEY=bool:true|false or KEY=str:TEXT")
+
+
+def _show(plan: "Plan") -> None:
+    """A line for each tensor."""
+    width = max((len(task.source.name) for task in plan.tasks), default=0)
+    for task in plan.tasks:
+        source, made = task.source, task.planned
+        shape = " x ".join(str(n) for n in source.ne if n != 1) or "1"
+        line = f"{source.name:<{width}}  {shape:>16}  {source.type.name:>6} -> {made.type.name:<6}"
+        print(f"{line}  {source.nbytes / MIB:10.3f} -> {made.nbytes / MIB:10.3f} MiB")
+
+
+def _warn(plan: "Plan") -> None:
+    """Which types the lengths of rows do not allow, on stderr."""
+    changed: dict[tuple[str, str, int], int] = {}
+    for task in plan.tasks:
+        if task.instead_of is not None:
+            key = task.instead_of.name, task.type.name, task.source.ne[0]
+            changed[key] = changed.get(key, 0) + 1
+    for (wanted, given, ne0), n in changed.items():
+        become = f"{n} tensors become" if n > 1 else "1 tensor becomes"
+        print(f"warning: rows of {ne0} do not divide into {wanted} blocks: {become} {given}", file=sys.stderr)
+
+
+def _sizes(plan: "Plan") -> None:
+    for what, size in (("model", plan.n_before), ("quant", plan.n_after)):
+        bits = size * 8 / max(plan.n_elements, 1)
+        print(f"{what} size = {size / MIB:8.2f} MiB ({bits:.2f} BPW)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
