@@ -82,10 +82,10 @@ def _beside(path: Path) -> Iterator[tuple[IO[bytes], Callable[[], None]]]:
     """A file that gets its name only when `finish` is called, and otherwise is gone at the end."""
     waiting = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        opened = open(waiting, "wb")
+        waiting.touch()
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
-    with opened as file:
+    with open(waiting, "wb") as file:
         try:
             yield file, lambda: os.replace(waiting, path)
         finally:
