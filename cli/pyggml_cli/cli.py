@@ -4,6 +4,7 @@ Owns the loop from prompt to printed text; must not know how a token is computed
 imported when it is needed, so that --help and mistakes answer at once.
 """
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from pyggml.errors import GrammarError, PyggmlError, SamplerError
 from pyggml_cli.chat import chat, wanted
 from pyggml_cli.completion_flags import ABOUT, END, GROUPS, ROWS, unescape
 from pyggml_cli.entry import on_ctrl_c, run
+from pyggml_cli.environment import VARIABLES
 from pyggml_cli.flags import UsageError, Values, help_text, parse, show_notes
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ def version() -> str:
 
 
 def _command(argv: Sequence[str]) -> int:
-    values = parse(ROWS, argv)
+    values = parse(ROWS, argv, os.environ, VARIABLES)
     if values.help:
         print(help_text("pyggml-cli [-m FNAME] [-p PROMPT] [flags]", ABOUT, GROUPS, END), end="")
         return 0

@@ -1,11 +1,11 @@
 """The flags of pyggml-cli: llama.cpp's completion tool (common/arg.cpp), row by row.
 
-Owns names, meanings and defaults of the flags; must not know how any of them is carried out.
-`MODEL` and `DEVICES` serve other commands too. Every flag of that tool is in one of the lists, so that none is
-taken for a mistake: it is carried out, or it makes no difference here, or it is refused by name.
+Owns names, meanings and defaults of the flags that are carried out; must not know how. Those that make no difference
+here and those that are refused are in other_flags.py. `MODEL` and `DEVICES` serve other commands too.
 """
 
-from pyggml_cli.flags import Flag, Ignored, Refused, Row, UsageError, choice, listed, number, proportions, whole
+from pyggml_cli.flags import Flag, Row, UsageError, choice, listed, number, proportions, whole
+from pyggml_cli.other_flags import DRAFT, NO_DIFFERENCE, NOT_HERE, OTHER_TOOLS
 
 RANDOM_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED; not imported, because --help shall not wait for NumPy
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
@@ -105,7 +105,10 @@ TEXT: list[Row] = [
         ("--display-prompt",), "display_prompt", "print the prompt first (on)", default=True, off=("--no-display-prompt",)
     ),
     Flag(("-sp", "--special"), "special", "print special tokens too", default=False),
-    Flag(("--perf",), "perf", "print timings at the end, on stderr (on)", default=True, off=("--no-perf",)),
+    Flag(
+        ("--perf", "--show-timings"), "perf", "print timings at the end, on stderr (on)", default=True,
+        off=("--no-perf", "--no-show-timings"),
+    ),
 ]  # fmt: skip
 
 CHAT: list[Row] = [
@@ -191,73 +194,6 @@ SAMPLING: list[Row] = [
     Flag(("-jf", "--json-schema-file"), "json_schema_file", "the same, from a file", str, "FNAME"),
 ]  # fmt: skip
 
-NO_DIFFERENCE: list[Row] = [
-    *(Ignored((name,)) for name in ("--no-context-shift", "--swa-full", "--check-tensors", "--no-jinja", "--jinja")),
-    *(Ignored((name,)) for name in ("--warmup", "--no-warmup", "--simple-io", "--mmap", "--no-mmap", "--mlock")),
-    *(Ignored((name,)) for name in ("--no-host", "--repack", "--op-offload", "--no-op-offload")),
-    *(Ignored((name,)) for name in ("--log-disable", "--log-prefix", "--no-log-prefix", "--log-timestamps")),
-    *(Ignored((name,)) for name in ("--no-log-timestamps", "--no-log-jsonl", "--skip-chat-parsing")),
-    *(Ignored((name,)) for name in ("--no-skip-chat-parsing", "--reasoning-preserve", "--no-reasoning-preserve")),
-    *(Ignored((name,)) for name in ("--mmproj-offload", "--no-mmproj-offload", "-kvo", "--kv-offload")),
-    Ignored(("-nr", "--no-repack")),
-    Ignored(("-v", "--verbose", "--log-verbose")),
-    Ignored(("-cmoe", "--cpu-moe")),
-    Ignored(("-tb", "--threads-batch"), 1),
-    Ignored(("-C", "--cpu-mask"), 1),
-    Ignored(("-Cr", "--cpu-range"), 1),
-    Ignored(("-Cb", "--cpu-mask-batch"), 1),
-    Ignored(("-Crb", "--cpu-range-batch"), 1),
-    Ignored(("-co", "--color"), 1),
-    Ignored(("-lm", "--load-mode"), 1),
-    Ignored(("-lzm", "--lazy-mode"), 1),
-    Ignored(("-dt", "--defrag-thold"), 1),
-    Ignored(("-fit", "--fit"), 1),
-    Ignored(("-fitt", "--fit-target"), 1),
-    Ignored(("-fitc", "--fit-ctx"), 1),
-    Ignored(("-mg", "--main-gpu"), 1),
-    Ignored(("-ncmoe", "--n-cpu-moe"), 1),
-    Ignored(("-lv", "--verbosity", "--log-verbosity"), 1),
-    Ignored(("-ptc", "--print-token-count"), 1),
-    *(Ignored((name,), 1) for name in ("--cpu-strict", "--prio", "--poll", "--cpu-strict-batch", "--prio-batch")),
-    *(Ignored((name,), 1) for name in ("--poll-batch", "--keep", "--numa", "--log-colors", "--reasoning-format")),
-    *(Ignored((name,), 1) for name in ("--reasoning-effort", "--reasoning-budget", "--reasoning-budget-message")),
-    Ignored(("-rea", "--reasoning"), 1),
-]
-
-NOT_HERE: list[Row] = [
-    Refused(("-i", "--interactive")),
-    Refused(("-if", "--interactive-first")),
-    *(Refused((name,)) for name in ("--in-prefix-bos", "--context-shift", "--prompt-cache-all", "--prompt-cache-ro")),
-    *(Refused((name,)) for name in ("--verbose-prompt", "--completion-bash", "--log-jsonl")),
-    Refused(("-nkvo", "--no-kv-offload")),
-    Refused(("-cl", "--cache-list")),
-    Refused(("-bs", "--backend-sampling")),
-    *(Refused((name,), 1) for name in ("--in-prefix", "--in-suffix", "--prompt-cache")),
-    *(Refused((name,), 1) for name in ("--log-file", "--override-kv")),
-    *(Refused((name,), 1) for name in ("--lora", "--lora-scaled", "--control-vector", "--control-vector-scaled")),
-    Refused(("--control-vector-layer-range",), 2),
-    Refused(("-np", "--parallel"), 1, harmless=("1",)),
-    Refused(("-sm", "--split-mode"), 1, harmless=("layer",)),
-    Refused(("-gan", "--grp-attn-n"), 1, harmless=("1",)),
-    Refused(("-gaw", "--grp-attn-w"), 1, harmless=("512",)),
-    Refused(("-ncffn", "--n-cpu-ffn"), 1, harmless=("0",)),
-    Refused(("-ot", "--override-tensor"), 1),
-    Refused(("--rope-scaling",), 1),
-    *(Refused((name,), 1) for name in ("--rope-scale", "--rope-freq-base", "--rope-freq-scale")),
-    *(Refused((name,), 1) for name in ("--yarn-orig-ctx", "--yarn-ext-factor", "--yarn-attn-factor")),
-    *(Refused((name,), 1) for name in ("--yarn-beta-slow", "--yarn-beta-fast")),
-    Refused(("-mm", "--mmproj"), 1),
-    Refused(("-mmu", "--mmproj-url"), 1),
-    Refused(("-mmdev", "--mmproj-device"), 1),
-    *(Refused((name,), 1) for name in ("--image-min-tokens", "--image-max-tokens", "--video-fps")),
-    *(Refused((name,), 1) for name in ("--video-timestamp-interval", "--video-ffmpeg-dir")),
-    Refused(("-mu", "--model-url"), 1),
-    Refused(("-dr", "--docker-repo"), 1),
-    Refused(("-hf", "-hfr", "--hf-repo"), 1),
-    Refused(("-hff", "--hf-file"), 1),
-    Refused(("-hft", "--hf-token"), 1),
-]
-
 GROUPS = {
     "general": GENERAL,
     "model": MODEL,
@@ -266,7 +202,7 @@ GROUPS = {
     "sampling": SAMPLING,
     "devices": DEVICES,
 }
-ROWS: list[Row] = [row for group in GROUPS.values() for row in group] + NO_DIFFERENCE + NOT_HERE
+ROWS: list[Row] = [row for group in GROUPS.values() for row in group] + NO_DIFFERENCE + NOT_HERE + DRAFT + OTHER_TOOLS
 
 ABOUT = (
     "Continue a text with a language model, or converse with it. The model's text goes to stdout, everything else to "
@@ -275,7 +211,8 @@ ABOUT = (
 END = (
     "Flags and meanings are those of llama.cpp's completion tool, with one deliberate difference: a prompt is continued "
     "as it is, also when the model file brings a chat template, unless a flag asks for a conversation. Flags of that "
-    "tool which make no difference here are accepted with a note."
+    "tool which make no difference here are accepted with a note. Most can also be given as environment variables, named "
+    "as there (LLAMA_ARG_THREADS, LLAMA_ARG_CTX_SIZE...); docs/flags.md lists all."
 )
 
 

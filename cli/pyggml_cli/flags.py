@@ -44,18 +44,23 @@ class Ignored:
 
     names: tuple[str, ...]
     n_args: int = 0
+    off: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Refused:
-    """A flag of llama.cpp that would change the text and is not implemented; `harmless` values change nothing."""
+    """A flag of llama.cpp that is not implemented; `harmless` values, and the names in `off`, ask for nothing."""
 
     names: tuple[str, ...]
     n_args: int = 0
     harmless: tuple[str, ...] = ()
+    why: str = ""
+    off: tuple[str, ...] = ()
 
 
 Row = Flag | Ignored | Refused
+TRUE = ("on", "enabled", "true", "1")  # common_arg_utils::is_truthy and is_falsey in llama.cpp's common/arg.cpp
+FALSE = ("off", "disabled", "false", "0")
 
 
 @dataclass
@@ -74,21 +79,29 @@ class Values:
             raise AttributeError(dest) from None
 
 
-def parse(rows: Iterable[Row], argv: Sequence[str], free: bool = False) -> Values:
-    """Read `argv` (without the program's name); `free`: it may have arguments without a flag. Raises UsageError."""
+def parse(
+    rows: Iterable[Row],
+    argv: Sequence[str],
+    environ: Mapping[str, str] | None = None,
+    variables: Mapping[str, str] | None = None,
+    free: bool = False,
+) -> Values:
+    """Read `argv` (without the program's name) and then, for flags it does not name, `environ`. Raises UsageError.
+
+    variables  environment variable -> the flag whose value it may hold
+    free       there may be arguments without a flag
+    """
     table: dict[str, tuple[Row, bool]] = {}
     values = Values({})
     for row in rows:
-        for name in row.names:
+        for name in (*row.names, *row.off):
             assert name not in table, name
-            table[name] = (row, True)
+            table[name] = (row, name in row.names)
         if isinstance(row, Flag):
-            for name in row.off:
-                assert name not in table, name
-                table[name] = (row, False)
             values.given[row.dest] = [] if row.many else row.default
-    ignored: list[str] = []
+    reader = _Reader(values, [])
     args = iter(argv)
+    named: dict[int, str] = {}  # rows that the command line names
     for arg in args:
         name = "--" + arg[2:].replace("_", "-") if arg.startswith("--") else arg
         if name not in table:
@@ -97,25 +110,78 @@ def parse(rows: Iterable[Row], argv: Sequence[str], free: bool = False) -> Value
             values.free.append(arg)
             continue
         row, on = table[name]
-        if isinstance(row, Flag):
-            value: Any = on
-            if row.parse is not None:
-                value = _convert(name, row.parse, _argument(name, args))
-            if row.many:
-                values.given[row.dest].append(value)
-            else:
-                values.given[row.dest] = value
-            values.seen.add(row.dest)
-            continue
-        given = [_argument(name, args) for _ in range(row.n_args)]
-        if isinstance(row, Ignored):
-            ignored.append(name)
-        elif not given or any(value not in row.harmless for value in given):
-            raise UsageError(f"{' '.join([name, *given])}: not implemented here")
-    if ignored := list(dict.fromkeys(ignored)):
+        named[id(row)] = name
+        reader.take(name, row, on, [_argument(name, args) for _ in range(_n_args(row))])
+    if environ:
+        for variable, flag in (variables or {}).items():
+            _from_environment(reader, environ, variable, flag, table, named)
+    if ignored := list(dict.fromkeys(reader.ignored)):
         verb = "makes" if len(ignored) == 1 else "make"
         values.notes.append(f"note: {', '.join(ignored)} {verb} no difference here")
     return values
+
+
+@dataclass
+class _Reader:
+    """Takes what was given, one flag at a time."""
+
+    values: Values
+    ignored: list[str]
+
+    def take(self, name: str, row: Row, on: bool, given: list[str]) -> None:
+        """`name` is what the user wrote, for messages; a switch is on or off, others have their arguments given."""
+        if isinstance(row, Flag):
+            value: Any = on if row.parse is None else _convert(name, row.parse, given[0])
+            if row.many:
+                self.values.given[row.dest].append(value)
+            else:
+                self.values.given[row.dest] = value
+            self.values.seen.add(row.dest)
+        elif isinstance(row, Ignored):
+            self.ignored.append(name)
+        elif on and (not given or any(value not in row.harmless for value in given)):
+            why = f": {row.why}" if row.why else ""
+            raise UsageError(f"{' '.join([name, *given])}: not implemented here{why}")
+
+
+def _from_environment(
+    reader: _Reader,
+    environ: Mapping[str, str],
+    variable: str,
+    flag: str,
+    table: Mapping[str, Any],
+    named: dict[int, str],
+) -> None:
+    """What a variable says (common_arg::get_value_from_env in common/arg.cpp).
+
+    A flag with a negative has a second variable, LLAMA_ARG_NO_..., which turns it off whatever it holds, and counts
+    for more. A flag on the command line counts for more than both.
+    """
+    if flag not in table:
+        return
+    row, on = table[flag]
+    negative = variable.replace("LLAMA_ARG_", "LLAMA_ARG_NO_")
+    found = negative if row.off and _n_args(row) == 0 and negative in environ else variable
+    if found not in environ:
+        return
+    if id(row) in named:
+        reader.values.notes.append(f"note: {named[id(row)]} on the command line counts for more than {found}")
+        return
+    text = environ[found]
+    if _n_args(row):
+        reader.take(found, row, on, [text])
+    elif found == negative and negative != variable:
+        reader.take(found, row, not on, [])
+    elif text in TRUE:
+        reader.take(found, row, on, [])
+    elif text not in FALSE:
+        raise UsageError(f"{found} {text!r}: must be one of {', '.join(TRUE + FALSE)}")
+    elif row.off:
+        reader.take(found, row, not on, [])
+
+
+def _n_args(row: Row) -> int:
+    return int(row.parse is not None) if isinstance(row, Flag) else row.n_args
 
 
 def _argument(name: str, args: Any) -> str:
@@ -139,7 +205,8 @@ def _unknown(arg: str, table: dict[str, Any]) -> str:
     def likeness(name: str) -> tuple[float, int]:
         return difflib.SequenceMatcher(None, arg, name).ratio(), -len(name)
 
-    return f"unknown flag {arg}; the nearest known one is {max(table, key=likeness)}"
+    carried_out = [name for name, (row, _) in table.items() if isinstance(row, Flag)]
+    return f"unknown flag {arg}; the nearest known one is {max(carried_out, key=likeness)}"
 
 
 def whole(low: int | None = None, high: int | None = None) -> Callable[[str], int]:

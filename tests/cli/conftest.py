@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,19 @@ def reference(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The commands compute with NumPy: what they print does not depend on kernels."""
     monkeypatch.setattr("pyggml.backend.cpu.CPUDevice", ReferenceDevice)
     yield
+
+
+@pytest.fixture(scope="session")
+def arg_cpp(peer: Any) -> str:
+    """The source in which llama.cpp describes the flags of its tools."""
+    archive = peer.vendor.parents[1].with_name(f"{peer.vendor.parents[1].name}.tar.gz")
+    with tarfile.open(archive, "r|gz") as stream:
+        for member in stream:
+            if member.name.endswith("llama.cpp/common/arg.cpp"):
+                file = stream.extractfile(member)
+                assert file is not None
+                return file.read().decode()
+    raise AssertionError("common/arg.cpp is not in the archive")
 
 
 @dataclass

@@ -1,7 +1,6 @@
 """Command lines: what is understood, and one clear line for what is not."""
 
 import re
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from pyggml_cli import bench, cli, completion_flags, rpc_server
 from pyggml_cli.completion_flags import ROWS, unescape
 from pyggml_cli.flags import Flag, Ignored, Refused, UsageError, parse
 
-NAMES = [name for row in ROWS for name in row.names + (row.off if isinstance(row, Flag) else ())]
+NAMES = [name for row in ROWS for name in row.names + row.off]
 
 
 def test_defaults_are_llama_cpps() -> None:
@@ -27,28 +26,14 @@ def test_defaults_are_llama_cpps() -> None:
     assert v.notes == [] and v.seen == set()
 
 
-def test_every_flag_of_llama_cpps_completion_tool_is_in_the_table(peer: Any) -> None:
-    """Its flags are rows of common/arg.cpp: read the names out of that."""
-    archive = peer.vendor.parents[1].with_name(f"{peer.vendor.parents[1].name}.tar.gz")
-    with tarfile.open(archive, "r|gz") as stream:
-        text = next(stream.extractfile(m).read() for m in stream if m.name.endswith("llama.cpp/common/arg.cpp"))
-    source = text.decode()
+def test_no_flag_of_llama_cpps_tools_is_unknown(arg_cpp: str) -> None:
+    """Their flags are rows of common/arg.cpp: read the names out of that."""
     found: set[str] = set()
-    for entry in source.split("add_opt(common_arg(")[1:]:
-        examples = re.search(r"set_examples\(\{(.*?)\}\)", entry, re.DOTALL)
-        tools = examples.group(1) if examples else "LLAMA_EXAMPLE_COMMON"
-        excluded = re.search(r"set_excludes\(\{(.*?)\}\)", entry, re.DOTALL)
-        if not re.search(r"EXAMPLE_(COMMON|COMPLETION)\b", tools) or (excluded and "COMPLETION" in excluded.group(1)):
-            continue
+    for entry in arg_cpp.split("add_opt(common_arg(")[1:]:
         head = entry[: entry.index('",\n') + 1] if '",\n' in entry else entry
-        found.update(re.findall(r'"(--?[A-Za-z][\w-]*)"', head))
-    assert len(found) > 200 and {"--temp", "-ngl", "--grammar"} <= found
-    assert found - set(NAMES) <= OF_A_DRAFT_MODEL
-
-
-OF_A_DRAFT_MODEL = {  # which the completion tool accepts and never uses
-    "--spec-draft-type-k", "-ctkd", "--cache-type-k-draft", "--spec-draft-type-v", "-ctvd", "--cache-type-v-draft",
-}  # fmt: skip
+        found.update(re.findall(r'"(--?[A-Za-z][\w.-]*)"', head))
+    assert len(found) > 400 and {"--temp", "-ngl", "--grammar", "--fim-qwen-1.5b-default", "-np"} <= found
+    assert found <= set(NAMES)
 
 
 def test_every_name_is_in_one_row_only() -> None:
@@ -70,12 +55,15 @@ def test_flags_without_a_difference_are_noted_once(row: Ignored) -> None:
     assert parse(ROWS, [*args, *args]).notes == [f"note: {row.names[0]} makes no difference here"]
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if isinstance(row, Refused)], ids=lambda row: row.names[-1])
-def test_flags_not_implemented_are_refused_by_name(row: Refused) -> None:
-    with pytest.raises(UsageError, match=f"^{row.names[0]}( x)*: not implemented here"):
-        parse(ROWS, [row.names[0], *["x"] * row.n_args])
-    for value in row.harmless:
-        assert parse(ROWS, [row.names[0], value]).notes == []
+def test_flags_not_implemented_are_refused_by_name_and_with_a_reason() -> None:
+    for row in [row for row in ROWS if isinstance(row, Refused)]:
+        with pytest.raises(UsageError, match=f"^{row.names[0]}( x)*: not implemented here: {re.escape(row.why)}$"):
+            parse(ROWS, [row.names[0], *["x"] * row.n_args])
+        assert row.why
+        for value in row.harmless:
+            assert parse(ROWS, [row.names[0], value]).notes == []
+        for name in row.off:
+            assert parse(ROWS, [name]).notes == []
 
 
 @pytest.mark.parametrize(

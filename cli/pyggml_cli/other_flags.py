@@ -1,0 +1,177 @@
+"""Flags of llama.cpp that pyggml-cli does not carry out: accepted with a note, or refused in one line that says why.
+
+Owns their names (common/arg.cpp) and the reasons; must not know any flag that does something. With
+completion_flags.py it names every flag of llama.cpp's tools, so that none of them is taken for a mistake.
+"""
+
+from pyggml_cli.flags import Ignored, Refused, Row
+
+NO_DIFFERENCE: list[Row] = [
+    *(Ignored((name,)) for name in ("--swa-full", "--check-tensors", "--simple-io", "--mlock", "--no-host")),
+    *(Ignored((name,)) for name in ("--log-disable", "-cmoe", "--cpu-moe")),
+    Ignored(("--mmap",), off=("--no-mmap",)),
+    Ignored(("--jinja",), off=("--no-jinja",)),
+    Ignored(("--warmup",), off=("--no-warmup",)),
+    Ignored(("--op-offload",), off=("--no-op-offload",)),
+    Ignored(("--repack",), off=("-nr", "--no-repack")),
+    Ignored(("--log-prefix",), off=("--no-log-prefix",)),
+    Ignored(("--log-timestamps",), off=("--no-log-timestamps",)),
+    Ignored(("--skip-chat-parsing",), off=("--no-skip-chat-parsing",)),
+    Ignored(("--reasoning-preserve",), off=("--no-reasoning-preserve",)),
+    Ignored(("--mmproj-auto",), off=("--no-mmproj", "--no-mmproj-auto")),
+    Ignored(("--mmproj-offload",), off=("--no-mmproj-offload",)),
+    Ignored(("-v", "--verbose", "--log-verbose")),
+    Ignored(("-tb", "--threads-batch"), 1),
+    Ignored(("-C", "--cpu-mask"), 1),
+    Ignored(("-Cr", "--cpu-range"), 1),
+    Ignored(("-Cb", "--cpu-mask-batch"), 1),
+    Ignored(("-Crb", "--cpu-range-batch"), 1),
+    Ignored(("-co", "--color"), 1),
+    Ignored(("-lm", "--load-mode"), 1),
+    Ignored(("-lzm", "--lazy-mode"), 1),
+    Ignored(("-dt", "--defrag-thold"), 1),
+    Ignored(("-fit", "--fit"), 1),
+    Ignored(("-fitt", "--fit-target"), 1),
+    Ignored(("-fitc", "--fit-ctx"), 1),
+    Ignored(("-mg", "--main-gpu"), 1),
+    Ignored(("-ncmoe", "--n-cpu-moe"), 1),
+    Ignored(("-lv", "--verbosity", "--log-verbosity"), 1),
+    Ignored(("-ptc", "--print-token-count"), 1),
+    Ignored(("-ctxcp", "--ctx-checkpoints", "--swa-checkpoints"), 1),
+    Ignored(("-cram", "--cache-ram"), 1),
+    Ignored(("-hft", "--hf-token"), 1),
+    *(Ignored((name,), 1) for name in ("--cpu-strict", "--prio", "--poll", "--cpu-strict-batch", "--prio-batch")),
+    *(Ignored((name,), 1) for name in ("--poll-batch", "--keep", "--numa", "--log-colors", "--reasoning-format")),
+    *(Ignored((name,), 1) for name in ("--reasoning-effort", "--reasoning-budget", "--reasoning-budget-message")),
+    Ignored(("-rea", "--reasoning"), 1),
+]
+
+DOWNLOADS = "models are not downloaded; give the file with -m"
+TEXT_ONLY = "text is all that models read here, no images, sound or video"
+ADAPTERS = "adapters of weights and control vectors are not applied"
+SPECULATION = "nothing is drafted by a second model"
+INTERACTION = "converse with -cnv"
+STATES = "the state of a context is not saved"
+WHOLE = "devices are given whole layers"
+ROPE = "positions are scaled as the model file says"
+
+NOT_HERE: list[Row] = [
+    Refused(("-i", "--interactive"), why=INTERACTION),
+    Refused(("-if", "--interactive-first"), why=INTERACTION),
+    Refused(("--in-prefix-bos",), why=INTERACTION),
+    *(Refused((name,), 1, why=INTERACTION) for name in ("--in-prefix", "--in-suffix")),
+    Refused(("--context-shift",), why="a full context ends the text", off=("--no-context-shift",)),
+    *(Refused((name,), why=STATES) for name in ("--prompt-cache-all", "--prompt-cache-ro")),
+    Refused(("--prompt-cache",), 1, why=STATES),
+    Refused(("--verbose-prompt",), why="tokens are not shown"),
+    Refused(("--completion-bash",), why="there is no script for the shell"),
+    Refused(("--log-jsonl",), why="there is no log", off=("--no-log-jsonl",)),
+    Refused(("--log-file",), 1, why="there is no log; what is not text goes to stderr"),
+    Refused(("--log-prompts-dir",), 1, why="prompts are not kept"),
+    Refused(("-nkvo", "--no-kv-offload"), off=("-kvo", "--kv-offload"), why="keys and values lie with their layers"),
+    Refused(("-cl", "--cache-list"), why=DOWNLOADS),
+    Refused(("-bs", "--backend-sampling"), why="tokens are chosen on this machine"),
+    Refused(("--override-kv",), 1, why="metadata are taken as the file has them"),
+    *(Refused((name,), 1, why=ADAPTERS) for name in ("--lora", "--lora-scaled")),
+    *(Refused((name,), 1, why=ADAPTERS) for name in ("--control-vector", "--control-vector-scaled")),
+    Refused(("--control-vector-layer-range",), 2, why=ADAPTERS),
+    Refused(("-np", "--parallel"), 1, harmless=("1", "-1"), why="one sequence at a time"),
+    Refused(("-sm", "--split-mode"), 1, harmless=("layer",), why=WHOLE),
+    Refused(("-gan", "--grp-attn-n"), 1, harmless=("1",), why="positions are not grouped"),
+    Refused(("-gaw", "--grp-attn-w"), 1, harmless=("512",), why="positions are not grouped"),
+    Refused(("-ncffn", "--n-cpu-ffn"), 1, harmless=("0",), why=WHOLE),
+    Refused(("-ot", "--override-tensor"), 1, why=WHOLE),
+    Refused(("--rope-scaling",), 1, why=ROPE),
+    *(Refused((name,), 1, why=ROPE) for name in ("--rope-scale", "--rope-freq-base", "--rope-freq-scale")),
+    *(Refused((name,), 1, why=ROPE) for name in ("--yarn-orig-ctx", "--yarn-ext-factor", "--yarn-attn-factor")),
+    *(Refused((name,), 1, why=ROPE) for name in ("--yarn-beta-slow", "--yarn-beta-fast")),
+    Refused(("-mm", "--mmproj"), 1, why=TEXT_ONLY),
+    Refused(("-mmu", "--mmproj-url"), 1, why=TEXT_ONLY),
+    Refused(("-mmdev", "--mmproj-device"), 1, harmless=("none",), why=TEXT_ONLY),
+    Refused(("--image", "--audio", "--video"), 1, why=TEXT_ONLY),
+    *(Refused((name,), 1, why=TEXT_ONLY) for name in ("--image-min-tokens", "--image-max-tokens", "--video-fps")),
+    *(Refused((name,), 1, why=TEXT_ONLY) for name in ("--video-timestamp-interval", "--video-ffmpeg-dir")),
+    Refused(("-mu", "--model-url"), 1, why=DOWNLOADS),
+    Refused(("-dr", "--docker-repo"), 1, why=DOWNLOADS),
+    Refused(("-hf", "-hfr", "--hf-repo"), 1, why=DOWNLOADS),
+    Refused(("-hff", "--hf-file"), 1, why=DOWNLOADS),
+    *(Refused((name,), why=DOWNLOADS) for name in ("--gpt-oss-20b-default", "--gpt-oss-120b-default")),
+    *(Refused((name,), why=DOWNLOADS) for name in ("--vision-gemma-4b-default", "--vision-gemma-12b-default")),
+    Refused(("--server-base",), 1, why="the model is computed by this process, or by servers of --rpc"),
+    Refused(("--chat-template-kwargs",), 1, why="templates are given messages alone"),
+    Refused(("-o", "--output", "--output-file"), 1, why="the text goes to stdout, send it into a file there"),
+]
+
+_DRAFT_SWITCHES = (("--spec-draft-cpu-moe", "-cmoed", "--cpu-moe-draft"), ("--spec-default",))
+_DRAFT = """
+    --spec-draft-hf -hfd -hfrd --hf-repo-draft; --spec-draft-threads -td --threads-draft;
+    --spec-draft-threads-batch -tbd --threads-batch-draft; --spec-draft-cpu-mask -Cd --cpu-mask-draft;
+    --spec-draft-cpu-range -Crd --cpu-range-draft; --spec-draft-cpu-strict --cpu-strict-draft;
+    --spec-draft-prio --prio-draft; --spec-draft-poll --poll-draft;
+    --spec-draft-cpu-mask-batch -Cbd --cpu-mask-batch-draft; --spec-draft-cpu-range-batch -Crbd --cpu-range-batch-draft;
+    --spec-draft-cpu-strict-batch --cpu-strict-batch-draft; --spec-draft-prio-batch --prio-batch-draft;
+    --spec-draft-poll-batch --poll-batch-draft; --spec-draft-type-k -ctkd --cache-type-k-draft;
+    --spec-draft-type-v -ctvd --cache-type-v-draft; --spec-draft-override-tensor -otd --override-tensor-draft;
+    --spec-draft-n-cpu-moe --spec-draft-ncmoe -ncmoed --n-cpu-moe-draft; --spec-draft-n-max; --spec-draft-n-min;
+    --spec-draft-p-split --draft-p-split; --spec-draft-p-min --draft-p-min; --spec-draft-device -devd --device-draft;
+    --spec-draft-ngl -ngld --gpu-layers-draft --n-gpu-layers-draft; --spec-draft-model -md --model-draft; --spec-type;
+    --spec-synth-len; --spec-synth-rates; --spec-ngram-mod-n-min; --spec-ngram-mod-n-max; --spec-ngram-mod-n-match;
+    --spec-ngram-simple-size-n; --spec-ngram-simple-size-m; --spec-ngram-simple-min-hits;
+    --spec-ngram-map-k-size-n; --spec-ngram-map-k-size-m; --spec-ngram-map-k-min-hits;
+    --spec-ngram-map-k4v-size-n; --spec-ngram-map-k4v-size-m; --spec-ngram-map-k4v-min-hits;
+    --draft --draft-n --draft-max; --draft-min --draft-n-min; -lcs --lookup-cache-static; -lcd --lookup-cache-dynamic;
+    --spec-ngram-size-n; --spec-ngram-size-m; --spec-ngram-min-hits
+"""
+DRAFT: list[Row] = [
+    *(Refused(tuple(names.split()), 1, why=SPECULATION) for names in _DRAFT.split(";")),
+    *(Refused(names, why=SPECULATION) for names in _DRAFT_SWITCHES),
+    Refused(("--spec-draft-backend-sampling",), why=SPECULATION, off=("--no-spec-draft-backend-sampling",)),
+]
+
+_TOOLS = {
+    "llama-server": """
+        --kv-unified-per-slot -cms --checkpoint-min-step --cache-idle-slots --no-cache-idle-slots --spm-infill -cb
+        --cont-batching -nocb --no-cont-batching --mtmd-batch-max-tokens -a --alias --tags --host --port --reuse-port
+        --path --cors-origins --cors-methods --cors-headers --cors-credentials --no-cors-credentials --api-prefix
+        --ui-config --webui-config --ui-config-file --webui-config-file --ui-mcp-proxy --webui-mcp-proxy
+        --no-ui-mcp-proxy --no-webui-mcp-proxy --tools --tools-runtime --mcp-servers-config --mcp-servers-json -ag
+        --agent -no-ag --no-agent --ui --webui --no-ui --no-webui --rerank --reranking --api-key --api-key-file
+        --ssl-key-file --ssl-cert-file -to --timeout --sse-ping-interval --threads-http --cache-prompt
+        --no-cache-prompt --cache-reuse --metrics --props --slots --no-slots --slot-save-path --media-path
+        --models-dir --models-preset --models-max --models-autoload --no-models-autoload --prefill-assistant
+        --no-prefill-assistant -sps --slot-prompt-similarity --lora-init-without-apply --sleep-idle-seconds
+        --fim-qwen-1.5b-default --fim-qwen-3b-default --fim-qwen-7b-default --fim-qwen-7b-spec --fim-qwen-14b-spec
+        --fim-qwen-30b-default -kvu --kv-unified -no-kvu --no-kv-unified""",
+    "llama-perplexity": """
+        --chunks --hellaswag --hellaswag-tasks --winogrande --winogrande-tasks --multiple-choice
+        --multiple-choice-tasks --kl-divergence --save-all-logits --kl-divergence-base --ppl-stride
+        --ppl-output-type""",
+    "llama-imatrix": """
+        --in-file -ofreq --output-frequency --output-format --save-frequency --process-output --ppl --no-ppl --chunk
+        --from-chunk --show-statistics --parse-special""",
+    "llama-embedding": """
+        --pooling --attention --embd-output-format --embd-separator --cls-separator --embd-normalize --embedding
+        --embeddings --embd-gemma-default""",
+    "llama-parallel": "-ns --sequences --junk",
+    "llama-passkey": "--pos",
+    "llama-fit-params": "-fitp --fit-print",
+    "llama download": "--mtp --dflash --eagle3",
+    "llama-retrieval": "--context-file --chunk-size --chunk-separator",
+    "llama-tokenize": "--ids --stdin --no-bos --no-parse-special --show-count",
+    "llama-batched-bench": "-pps -tgs -npp -ntg -npl",
+    "llama-cvector-generator": "--positive-file --negative-file --pca-batch --pca-iter --method",
+    "llama-tts": "--tts-lang --tts-speaker-file",
+    "llama-diffusion-cli": """
+        --diffusion-steps --diffusion-visual --diffusion-eps --diffusion-algorithm --diffusion-alg-temp
+        --diffusion-block-length --diffusion-cfg-scale --diffusion-add-gumbel-noise""",
+    "llama-finetune": """
+        -lr --learning-rate -lr-min --learning-rate-min -decay-epochs --learning-rate-decay-epochs -wd --weight-decay
+        -val-split --val-split -epochs --epochs -opt --optimizer""",
+    "llama-results": "--check",
+    "llama-debug": "--save-logits --logits-output-dir --tensor-filter",
+}
+OTHER_TOOLS: list[Row] = [
+    Refused((name,), why=f"a flag of {tool}, not of the completion tool")
+    for tool, names in _TOOLS.items()
+    for name in names.split()
+]
