@@ -20,9 +20,14 @@ from pyggml.ops.numbers import VIEW_OPS as VIEW_OPS
 from pyggml.ops.numbers import GluOp as GluOp
 from pyggml.ops.numbers import Op as Op
 from pyggml.ops.numbers import UnaryOp as UnaryOp
+from pyggml.ops.rope import ROPE_IMROPE as ROPE_IMROPE
+from pyggml.ops.rope import ROPE_MODES as ROPE_MODES
+from pyggml.ops.rope import ROPE_MROPE as ROPE_MROPE
 from pyggml.ops.rope import ROPE_NEOX as ROPE_NEOX
 from pyggml.ops.rope import ROPE_NORMAL as ROPE_NORMAL
+from pyggml.ops.rope import ROPE_VISION as ROPE_VISION
 from pyggml.ops.rope import rope as rope
+from pyggml.ops.rope import rope_pairs as rope_pairs
 from pyggml.ops.rows import get_rows as get_rows
 from pyggml.ops.rows import set_rows as set_rows
 from pyggml.ops.rules import RULES as RULES

@@ -106,8 +106,8 @@ def test_the_number_of_threads_changes_no_bit(
 
 KERNELS = (
     ("norm", "rms_norm", ("f32", "f32", "f32")),
-    ("rope", "table", ("normal", 0)),
-    ("rope", "rope", ("normal", "f32", "f32")),
+    ("rope", "table", ()),
+    ("rope", "rope", ("neighbours", "f32", "f32")),
     ("soft_max", "soft_max", ("f32", "f32", "f16", 0, 0)),
     ("glu", "glu", ("swiglu", "f32", "f32", "f32")),
     ("unary", "unary", ("gelu", "f32", "f32")),

@@ -52,21 +52,22 @@ def params_for(draw: Callable, op: Op) -> bytes:
         return pack_params("i", draw(st.sampled_from(list(UnaryOp))))
     if op == Op.GLU:
         return pack_params("iiff", draw(st.sampled_from(list(GluOp))), draw(st.integers(0, 1)), 1.7, 7.0)
-    if op == Op.ROPE:
-        ints = (0, draw(st.sampled_from((2, 32, 64))), draw(st.sampled_from((0, 2, 4, 8, 24))), 0)
+    if op in (Op.ROPE, Op.ROPE_BACK):
+        ints = (0, draw(st.sampled_from((2, 32, 64))), draw(st.sampled_from((0, 2, 4, 8, 24, 40))), 0)
         context = draw(st.sampled_from((0, 2048)))
         bad = draw(st.sampled_from((None, None, None, 0, 1, 2, 3, 4, 5)))  # which of these has a strange value
         floats = [1e4, 0.5, draw(st.sampled_from((0.0, 1.0))), 1.0, 32.0, 1.0]
         if bad is not None:
             floats[bad] = draw(st.sampled_from((0.0, 1.0, -1.0, float("nan"), float("inf"))))
-        return pack_params("5i6f4ii", *ints, context, *floats, 0, 0, 0, 0, draw(st.sampled_from((0, 0, 0, 2, 3, -2))))
+        sections = draw(st.sampled_from(((0, 0, 0, 0), (3, 4, 5, 0), (9, 0, 7, 2), (-1, 5, 5, 0), (40, 40, 0, 0))))
+        return pack_params("5i6f4ii", *ints, context, *floats, *sections, draw(st.sampled_from((0, 0, 0, 2, 3, -2))))
     return pack_params("4f", *(draw(st.sampled_from((0.0, 1.0, 0.125))) for _ in range(4)))
 
 
 @st.composite
 def nodes(draw: Callable, op: Op) -> Tensor:
     """Sources that fit more often than not, of all types and strides; the result as the rule has it, or not quite."""
-    a = draw(tensors((F32, F16) if op == Op.ROPE and draw(st.booleans()) else TYPES))
+    a = draw(tensors((F32, F16) if op in (Op.ROPE, Op.ROPE_BACK) and draw(st.booleans()) else TYPES))
     src: list[Tensor | None] = [a]
     n0, n1, n2, n3 = a.ne
     if op in (Op.ADD, Op.SUB, Op.MUL, Op.DIV):
@@ -81,8 +82,8 @@ def nodes(draw: Callable, op: Op) -> Tensor:
         src.append(draw(tensors((I32, I32, I64), (4, n2, n3, 1))))
     elif op == Op.SET_ROWS:
         src = [draw(tensors((F32, F16), (n0, 1, n2, n3))), draw(tensors((I32, I64), (1, n2, 1, 1))), a]
-    elif op == Op.ROPE:
-        src.append(draw(tensors((I32,), (n2, 1, 1, 1))))
+    elif op in (Op.ROPE, Op.ROPE_BACK):
+        src.append(draw(tensors((I32,), (n2 * draw(st.sampled_from((1, 4))), 1, 1, 1))))
         if draw(st.booleans()):
             src.append(draw(tensors((F32,), (32, 1, 1, 1))))
     elif op == Op.SOFT_MAX and draw(st.booleans()):

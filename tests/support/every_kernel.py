@@ -15,7 +15,7 @@ from pyggml import jit, ops
 from pyggml.backend.base import Buffer, Device
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.graph import build_forward
-from pyggml.ops import ROPE_NEOX, ROPE_NORMAL, GluOp, Op, UnaryOp
+from pyggml.ops import ROPE_IMROPE, ROPE_MROPE, ROPE_NEOX, ROPE_NORMAL, ROPE_VISION, GluOp, Op, UnaryOp
 from pyggml.tensor import Tensor, pack_params
 
 QUANTIZED = 5e-4  # what rounding a product's second operand to 8 bits may cost
@@ -78,6 +78,12 @@ def rows_of_numbers(make: Operands) -> Iterator[tuple[str, Tensor, float]]:
             heads, positions, 70, mode, factors=factors, n_ctx_orig=4096, freq_scale=0.25, ext_factor=1.0
         )
         yield f"rope-{mode}-yarn", extended, 1e-7
+    wide = make.leaf(I32, (20,), make.rng.integers(0, 5000, 20))
+    for mode in (ROPE_MROPE, ROPE_IMROPE, ROPE_VISION):
+        node = ops.rope(
+            heads, wide, 40 if mode == ROPE_VISION else 80, mode, sections=(6, 9, 7, 3), back=mode == ROPE_MROPE
+        )
+        yield f"rope-{mode}", node, 1e-7
     yield "rope-F16", ops.rope(make.leaf(F16, (64, 3, 5)), positions, 64, ROPE_NORMAL), ROUNDING[F16]
 
 

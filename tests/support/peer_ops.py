@@ -120,7 +120,7 @@ class PeerDevice(Device):
             ok = a.type == F32 and dense(a, node)
         elif op == Op.SOFT_MAX:
             ok = a.type == F32
-        elif op == Op.ROPE:
+        elif op in (Op.ROPE, Op.ROPE_BACK):
             ok = a.type in (F32, F16) and dense(a, node) and a.ne[0] % 2 == 0
         elif op == Op.MUL_MAT:
             ok = a.type in QUANTS and a.type not in PARTNERS and b.type == F32 and dense(a, b, node)
