@@ -267,9 +267,9 @@ class Listener:
         assert self._epoll is not None
         dying: list[_Client] = []
         while not self._closing.is_set():
-            events = self._epoll.poll(ABORT_AGAIN if dying else None)
-            with self._lock:
-                for descriptor, _ in events:
+            self._epoll.poll(ABORT_AGAIN if dying else None)
+            with self._lock:  # asked again inside, as a descriptor may be another client's by now
+                for descriptor, _ in self._epoll.poll(0):
                     client = self._clients.get(descriptor)
                     if client is not None:
                         self._epoll.unregister(descriptor)

@@ -486,6 +486,36 @@ def test_a_killed_client_ends_its_computation(listener: Listener, server: Server
     other.close()
 
 
+@pytest.mark.skipif(
+    not hasattr(__import__("select"), "epoll"), reason="hang-ups during a computation are seen with epoll"
+)
+def test_a_descriptor_that_another_client_has_by_now(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's word that a client hung up may be read when the next one has its descriptor already."""
+    adder = Adder(device_of(listener))
+    (descriptor,) = listener._clients
+    real, told = listener._epoll, threading.Event()
+
+    class Late:
+        closed = False
+
+        def poll(self, timeout: float | None = None) -> list[tuple[int, int]]:
+            if timeout != 0 and not told.is_set():
+                told.set()
+                return [(descriptor, 0)]
+            return real.poll(timeout)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+    monkeypatch.setattr(listener, "_epoll", Late())
+    for _ in range(2):  # the first hang-up ends the wait of before
+        raw(listener).close()
+        until(lambda: listener.n_clients == 1)
+    assert told.wait(5)
+    assert adder.run(1, 2) == 3
+    adder.close()
+
+
 def test_two_clients_compute_in_turn(kit: Any) -> None:
     toy = kit.ToyDevice()
     with Listener(Server([toy]), port=0) as listener:
