@@ -233,9 +233,15 @@ class Peer:
 
     @contextlib.contextmanager
     def rpc_server(
-        self, port: int | None = None, cache_dir: Path | None = None, n_threads: int = 2, n_devices: int = 1
+        self,
+        port: int | None = None,
+        cache_dir: Path | None = None,
+        n_threads: int = 2,
+        n_devices: int = 1,
+        debug: bool = True,
     ) -> Iterator[PeerServer]:
-        """A stock server at 127.0.0.1 (a free port when none is given), ready to accept; killed at the end."""
+        """A stock server at 127.0.0.1 (a free port when none is given), ready to accept; killed at the end. Without
+        `debug` it does not log the commands that it serves, and its threads wait as they do by default."""
         if port is None:
             with socket.create_server(("127.0.0.1", 0)) as probe:
                 port = probe.getsockname()[1]
@@ -245,9 +251,10 @@ class Peer:
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder) / "server.log"
             command = [sys.executable, str(WORKER), "serve", json.dumps(p)]
+            env = {**self.env, "GGML_RPC_DEBUG": "1"} if debug else {**os.environ, "PYTHONPATH": self.env["PYTHONPATH"]}
             with (
                 open(output, "wb") as log,
-                subprocess.Popen(command, stdout=log, stderr=log, env={**self.env, "GGML_RPC_DEBUG": "1"}) as process,
+                subprocess.Popen(command, stdout=log, stderr=log, env=env) as process,
             ):
                 server = PeerServer(endpoint, process, output)
                 try:

@@ -1,4 +1,4 @@
-"""The stock ggml's CPU ops as a Device of ours, in this process and on one thread: the same tensors, ggml's kernels.
+"""The stock ggml's CPU ops as a Device of ours, in this process, on one thread unless told: the same tensors, ggml's kernels.
 
 Owns struct ggml_tensor and what makes ggml abort (a GGML_ASSERT ends the process); must not know any test.
 """
@@ -94,7 +94,7 @@ class PeerDevice(Device):
         return HostBuffer.alloc(self, size, usage)
 
     def open(self, n_threads: int | None = None) -> "PeerBackend":
-        return PeerBackend(self)
+        return PeerBackend(self, n_threads or 1)
 
     def why_not(self, node: Tensor) -> str | None:
         """What would end the process: the GGML_ASSERTs and switches of ggml-cpu."""
@@ -158,8 +158,9 @@ class PeerPlan(Plan):
 
 
 class PeerBackend(Backend):
-    def __init__(self, device: PeerDevice) -> None:
+    def __init__(self, device: PeerDevice, n_threads: int) -> None:
         self.device: PeerDevice = device
+        self.n_threads = n_threads
 
     def plan(self, graph: Graph) -> PeerPlan:
         for node in graph.nodes:
@@ -176,7 +177,7 @@ class PeerBackend(Backend):
             graph = base.ggml_new_graph(context)
             for node in plan.nodes:
                 base.ggml_graph_add_node(graph, ctypes.byref(ctensor(node, made)))
-            cplan = cpu.ggml_graph_plan(graph, 1, None)
+            cplan = cpu.ggml_graph_plan(graph, self.n_threads, None)
             work = np.zeros(cplan.work_size + 64, np.uint8)
             cplan.work_data = work.ctypes.data
             status = cpu.ggml_graph_compute(graph, ctypes.byref(cplan))

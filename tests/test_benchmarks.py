@@ -1,0 +1,49 @@
+"""The programs in benchmarks/ run and tell what they promise, on the smallest of models. Not that we are fast."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from text_model import write_text_model
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+def run(program: str, *args: object) -> str:
+    command = [sys.executable, str(BENCHMARKS / program), *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.mark.usefixtures("peer")
+def test_whole_engines(tmp_path: Path) -> None:
+    model = write_text_model(tmp_path / "tiny.gguf")
+    report = tmp_path / "report.json"
+    out = run("vs_llamacpp.py", model, "-r", 2, "-p", 8, "-n", 3, "-d", "0,16", "--json", report)
+    found: dict[str, Any] = json.loads(report.read_text())
+    tests = {r["test"]: r for r in found["results"]}
+    assert list(tests) == ["pp8", "tg3", "tg3 @ d16", "memory", "first token", "rpc"]
+    for name, result in tests.items():
+        assert result["model"] == "tiny.gguf" and name.split()[0] in out
+    assert all(len(tests[name]["ratio"]) == 2 for name in ("pp8", "tg3", "tg3 @ d16", "first token"))
+    assert set(tests["rpc"]["rates"]) == {"ours, local", "ours -> ours", "stock -> ours", "stock -> stock"}
+    assert found["machine"]["read GB/s"] > 0 and found["machine"]["dot GMAC/s"] > 0
+
+
+@pytest.mark.usefixtures("peer")
+def test_single_kernels() -> None:
+    out = run("kernels.py", "Q4_0", "F16", "-r", 1, "-k", 64, "--no-attention")
+    lines = [line for line in out.splitlines()[1:] if line]
+    assert [line.split()[0] for line in lines] == ["Q4_0", "Q4_0", "F16", "F16"]
+    rates = [re.search(r" ([\d.]+) +([\d.]+) (GB|GMAC)/s +([\d.]+)", line) for line in lines]
+    assert all(rate is not None and float(rate[1]) > 0 for rate in rates), out
+
+
+def test_help() -> None:
+    for program in ("vs_llamacpp.py", "kernels.py", "sampler.py"):
+        assert "usage:" in run(program, "--help")
