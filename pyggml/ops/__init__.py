@@ -8,6 +8,8 @@ from pyggml.ops.attention import flash_attn_ext as flash_attn_ext
 from pyggml.ops.copy import cont as cont
 from pyggml.ops.copy import cpy as cpy
 from pyggml.ops.copy import dup as dup
+from pyggml.ops.diag_mask import diag_mask_inf as diag_mask_inf
+from pyggml.ops.diag_mask import diag_mask_zero as diag_mask_zero
 from pyggml.ops.elementwise import add as add
 from pyggml.ops.elementwise import div as div
 from pyggml.ops.elementwise import mul as mul
@@ -34,6 +36,7 @@ from pyggml.ops.rules import RULES as RULES
 from pyggml.ops.rules import can_repeat as can_repeat
 from pyggml.ops.rules import check as check
 from pyggml.ops.soft_max import soft_max as soft_max
+from pyggml.ops.soft_max import soft_max_back as soft_max_back
 from pyggml.ops.unary import scale as scale
 from pyggml.ops.unary import unary as unary
 from pyggml.ops.views import permute as permute

@@ -1,4 +1,4 @@
-"""SOFT_MAX: its rule and builder. Not how it is computed."""
+"""SOFT_MAX and SOFT_MAX_BACK: their rules and builders. Not how they are computed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,22 @@ def _soft_max(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
 
 
 def soft_max(
-    a: Tensor, mask: Tensor | None = None, scale: float = 1.0, max_bias: float = 0.0, name: str = ""
-) -> Tensor:
+    a: Tensor, mask: Tensor | None = None, scale: float = 1.0, max_bias: float = 0.0, name: str = "",
+    inplace: bool = False,
+) -> Tensor:  # fmt: skip
     """softmax(a * scale + mask) of each row; mask (ne0, rows), F16 or F32, repeated over dimensions 2 and 3."""
-    return build(Op.SOFT_MAX, (a,) if mask is None else (a, mask), pack_params("ff", scale, max_bias), name)
+    src = (a,) if mask is None else (a, mask)
+    return build(Op.SOFT_MAX, src, pack_params("ff", scale, max_bias), name, a if inplace else None)
+
+
+@rule(Op.SOFT_MAX_BACK)
+def _soft_max_back(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
+    dy, y = sources(Op.SOFT_MAX_BACK, src, 2)
+    need(dy.ne == y.ne, Op.SOFT_MAX_BACK, "shapes differ", dy, y)
+    need(node.param_f32(1) == 0.0, Op.SOFT_MAX_BACK, "there is no gradient of ALiBi", dy)
+    return dy.type, dy.ne
+
+
+def soft_max_back(dy: Tensor, y: Tensor, scale: float = 1.0, name: str = "") -> Tensor:
+    """The gradient of soft_max's source, from that of its result `dy` and the result `y` itself."""
+    return build(Op.SOFT_MAX_BACK, (dy, y), pack_params("ff", scale, 0.0), name)

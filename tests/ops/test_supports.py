@@ -61,6 +61,10 @@ def params_for(draw: Callable, op: Op) -> bytes:
             floats[bad] = draw(st.sampled_from((0.0, 1.0, -1.0, float("nan"), float("inf"))))
         sections = draw(st.sampled_from(((0, 0, 0, 0), (3, 4, 5, 0), (9, 0, 7, 2), (-1, 5, 5, 0), (40, 40, 0, 0))))
         return pack_params("5i6f4ii", *ints, context, *floats, *sections, draw(st.sampled_from((0, 0, 0, 2, 3, -2))))
+    if op in (Op.DIAG_MASK_INF, Op.DIAG_MASK_ZERO):
+        return pack_params("i", draw(st.sampled_from((0, 0, 3, 2**31 - 1, -1))))
+    if op == Op.SOFT_MAX_BACK:
+        return pack_params("2f", 0.5, draw(st.sampled_from((0.0, 0.0, 8.0))))
     return pack_params("4f", *(draw(st.sampled_from((0.0, 1.0, 0.125))) for _ in range(4)))
 
 
@@ -86,6 +90,8 @@ def nodes(draw: Callable, op: Op) -> Tensor:
         src.append(draw(tensors((I32,), (n2 * draw(st.sampled_from((1, 4))), 1, 1, 1))))
         if draw(st.booleans()):
             src.append(draw(tensors((F32,), (32, 1, 1, 1))))
+    elif op == Op.SOFT_MAX_BACK:
+        src.append(draw(tensors((F32, F32, F16), a.ne)))
     elif op == Op.SOFT_MAX and draw(st.booleans()):
         src.append(draw(tensors((F32, F16), (n0, n1, 1, n3))))
     elif op == Op.FLASH_ATTN_EXT:

@@ -69,6 +69,9 @@ def rows_of_numbers(make: Operands) -> Iterator[tuple[str, Tensor, float]]:
     yield "soft_max", ops.soft_max(y), 1e-7
     biased = ops.soft_max(y, make.leaf(F16, (65, 3)), 0.5, max_bias=8.0)
     yield "soft_max-alibi-sinks", remade(biased, src=(*biased.src, make.leaf(F32, (6,)))), 1e-6
+    yield "soft_max_back", ops.soft_max_back(y, make.leaf(F32, y.ne), 0.5), 1e-7
+    yield "diag_mask_inf", ops.diag_mask_inf(y, 21), 0.0
+    yield "diag_mask_zero", ops.diag_mask_zero(y, 21), 0.0
     heads = make.leaf(F32, (80, 3, 5))
     positions = make.leaf(I32, (5,), np.array([0, 1, 700, 31999, 99999]))
     for mode in (ROPE_NORMAL, ROPE_NEOX):

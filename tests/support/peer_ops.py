@@ -120,6 +120,10 @@ class PeerDevice(Device):
             ok = a.type == F32 and dense(a, node)
         elif op == Op.SOFT_MAX:
             ok = a.type == F32
+        elif op == Op.SOFT_MAX_BACK:
+            ok = a.type == b.type == F32 and all(t.is_contiguous for t in (a, b, node))
+        elif op in (Op.DIAG_MASK_INF, Op.DIAG_MASK_ZERO):
+            ok = a.is_contiguous and node.is_contiguous
         elif op in (Op.ROPE, Op.ROPE_BACK):
             ok = a.type in (F32, F16) and dense(a, node) and a.ne[0] % 2 == 0
         elif op == Op.MUL_MAT:

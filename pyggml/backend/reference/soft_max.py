@@ -1,6 +1,6 @@
-"""SOFT_MAX of rows, with mask, ALiBi slopes and sinks. Knows nothing of queries and keys.
+"""SOFT_MAX of rows, with mask, ALiBi slopes and sinks, and its gradient. Knows nothing of queries and keys.
 
-Source: ggml-cpu/ops.cpp: ggml_compute_forward_soft_max_f32.
+Sources: ggml-cpu/ops.cpp: ggml_compute_forward_soft_max_f32, ggml_compute_forward_soft_max_ext_back_f32.
 """
 
 from __future__ import annotations
@@ -51,4 +51,13 @@ def soft_max(node: Tensor) -> None:
     write(node, e / (e.sum(axis=-1, keepdims=True) + rest))
 
 
-LAWS = {Op.SOFT_MAX: (refuse, soft_max)}
+def refuse_back(node: Tensor) -> str | None:
+    return not_among([GGMLType.F32], source(node, 0), source(node, 1))
+
+
+def soft_max_back(node: Tensor) -> None:
+    dy, y = read(source(node, 0)), read(source(node, 1))
+    write(node, (dy - (y * dy).sum(axis=-1, keepdims=True)) * y * node.param_f32(0))
+
+
+LAWS = {Op.SOFT_MAX: (refuse, soft_max), Op.SOFT_MAX_BACK: (refuse_back, soft_max_back)}

@@ -1,6 +1,6 @@
-"""SOFT_MAX of rows, with mask, ALiBi slopes and sinks. Knows nothing of queries and keys.
+"""SOFT_MAX of rows, with mask, ALiBi slopes and sinks, and its gradient. Knows nothing of queries and keys.
 
-Source: ggml-cpu/ops.cpp: ggml_compute_forward_soft_max_f32.
+Sources: ggml-cpu/ops.cpp: ggml_compute_forward_soft_max_f32, ggml_compute_forward_soft_max_ext_back_f32.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from pyggml.dtypes import GGMLType
 from pyggml.jit import Spec, inline
 from pyggml.kernels.cpu.kinds import kind, refuse_types
+from pyggml.ops import Op
 
 if TYPE_CHECKING:
     from pyggml.backend.cpu import Builder
@@ -18,10 +19,16 @@ if TYPE_CHECKING:
 
 
 def why_not(node: Tensor) -> str | None:
-    return refuse_types([GGMLType.F32], node, node.src[0])
+    others = node.src[:2] if node.op == Op.SOFT_MAX_BACK else node.src[:1]
+    return refuse_types([GGMLType.F32], node, *others)
 
 
 def lower(builder: Builder, node: Tensor) -> None:
+    if node.op == Op.SOFT_MAX_BACK:
+        dy, y = node.src[:2]
+        assert dy is not None and y is not None
+        builder.step(Spec("soft_max", "soft_max_back", (kind(node), kind(dy), kind(y))), node, (dy, y))
+        return
     a, mask, sinks = (*node.src, None, None)[:3]
     assert a is not None
     max_bias = node.param_f32(1)
@@ -148,3 +155,32 @@ def _mask_row():
         return at(step, 0, row % n1(step), i2 % n2(step) % m2(step), i2 // n2(step) % m3(step))
 
     return address
+
+
+def soft_max_back(kind_d, kind_dy, kind_y):
+    """-> kernel: (dy - dot(y, dy)) y scale, row by row."""
+    from pyggml import simd as v
+    from pyggml.kernels.cpu import elements, record
+
+    rows, ne0 = record.rows("dst"), record.field("dst.ne")
+    d, dy_row, y_row = record.row("dst"), record.row("src0"), record.row("src1")
+    load_dy, load_y, store = elements.loader(kind_dy), elements.loader(kind_y), elements.storer(kind_d)
+    nbd, nbg, nby = (record.field(n) for n in ("dst.nb", "src0.nb", "src1.nb"))
+    factor = record.param_f32(0)
+
+    def kernel(step, ith, nth):
+        n, count = ne0(step), rows(step)
+        sd, sg, sy = nbd(step), nbg(step), nby(step)
+        scale = v.splat_f32(factor(step))
+        for row in range(count * ith // nth, count * (ith + 1) // nth):
+            z, g, y = d(step, row), dy_row(step, row), y_row(step, row)
+            sums = v.zero_f32()
+            for i in range(0, n, 16):
+                k = min(16, n - i)
+                sums = v.fma(load_dy(g, i, k, sg), load_y(y, i, k, sy), sums)
+            dot = v.splat_f32(v.hsum(sums))
+            for i in range(0, n, 16):
+                k = min(16, n - i)
+                store(z, i, (load_dy(g, i, k, sg) - dot) * load_y(y, i, k, sy) * scale, k, sd)
+
+    return kernel
