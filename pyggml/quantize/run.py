@@ -21,6 +21,7 @@ from pyggml.gguf import TensorInfo
 from pyggml.gguf.write import head, padding
 from pyggml.quantize.plan import Part, Plan, Task, part_paths
 from pyggml.quants import QUANTS, dequantize_row, quantize_row
+from pyggml.whole_file import whole_file
 
 Progress = Callable[[int, int, str], None]
 """Called with (bytes of the source that are done, bytes of all tensors, name of the tensor)."""
@@ -51,11 +52,10 @@ def run(plan: Plan, dst: str | os.PathLike[str], n_threads: int = 0, progress: P
 
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(_pool(n_threads))
-        written = [stack.enter_context(_beside(path)) for path in paths]
+        written = [stack.enter_context(whole_file(path)) for path in paths]
         for part, (file, _) in zip(plan.parts, written, strict=True):
             _write(part, plan.alignment, file, pool, n_threads * AHEAD, tell)
-        for file, finish in written:
-            file.flush()
+        for _, finish in written:
             finish()
     return paths
 
@@ -75,22 +75,6 @@ def _pool(n_threads: int) -> Iterator[ThreadPoolExecutor]:
         yield pool
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _beside(path: Path) -> Iterator[tuple[IO[bytes], Callable[[], None]]]:
-    """A file that gets its name only when `finish` is called, and otherwise is gone at the end."""
-    waiting = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        waiting.touch()
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
-    with open(waiting, "wb") as file:
-        try:
-            yield file, lambda: os.replace(waiting, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                waiting.unlink()
 
 
 def _write(

@@ -1,0 +1,315 @@
+"""`pyggml-perplexity`: how well a model predicts a text, with llama-perplexity's flags, definition and output.
+
+Owns the command line and what is printed; must not know how a loss is computed (pyggml.perplexity).
+"""
+
+import contextlib
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pyggml_cli.completion_flags import DEVICES, GENERAL, MODEL, NO_DIFFERENCE, NOT_HERE, SAMPLING, unescape
+from pyggml_cli.entry import on_ctrl_c, run
+from pyggml_cli.flags import (
+    Flag,
+    Ignored,
+    Refused,
+    Row,
+    UsageError,
+    Values,
+    choice,
+    help_text,
+    parse,
+    show_notes,
+    whole,
+)
+
+if TYPE_CHECKING:
+    from pyggml.model.context import Context
+    from pyggml.model.model import Model
+    from pyggml.perplexity import BaseFile, Divergence, Losses
+    from pyggml.tokenizer import Tokenizer
+
+N_CTX = 512
+
+
+def _here(row: Row) -> Row:
+    """A row of the completion tool; the context's default differs."""
+    if isinstance(row, Flag) and row.dest == "n_ctx":
+        return dataclasses.replace(row, help=f"tokens of a chunk ({N_CTX})", parse=whole(1), default=N_CTX)
+    return row
+
+
+TEXT: list[Row] = [
+    Flag(("-f", "--file"), "file", "the text, less one newline at its end", str, "FNAME"),
+    Flag(("-bf", "--binary-file"), "binary_file", "the text as it is", str, "FNAME"),
+    Flag(("-p", "--prompt"), "prompt", "the text itself", str, "TEXT"),
+    Flag(
+        ("-e", "--escape"),
+        "escape",
+        r"read \n \r \t \' \" \\ and \xHH in -p (off)",
+        default=False,
+        off=("--no-escape",),
+    ),
+]
+MEASURES: list[Row] = [
+    Flag(("--chunks",), "n_chunks", "most chunks to score (-1: all)", whole(-1), "N", -1),
+    Flag(
+        ("--ppl-output-type",), "output_type", "1: a line for each chunk, with mean loss and its error (0)",
+        choice("0", "1"), "0|1", "0",
+    ),
+    Flag(
+        ("--save-all-logits", "--kl-divergence-base"), "base",
+        "keep the model's predictions in this file; with --kl-divergence: those to compare with", str, "FNAME",
+    ),
+    Flag(("--kl-divergence",), "divergence", "compare with the predictions of another model", default=False),
+    Flag(("--perf",), "perf", "print how long it took, on stderr (on)", default=True, off=("--no-perf",)),
+]  # fmt: skip
+GROUPS = {
+    "general": GENERAL,
+    "model": [_here(row) for row in MODEL],
+    "text": TEXT,
+    "measures": MEASURES,
+    "devices": DEVICES,
+}
+OTHERS: list[Row] = [
+    *(Ignored(row.names + row.off, int(row.parse is not None)) for row in SAMPLING if isinstance(row, Flag)),
+    *NO_DIFFERENCE,
+    *NOT_HERE,
+    Refused(("--ppl-stride",), 1, harmless=("0",)),
+    *(Refused((name,)) for name in ("--hellaswag", "--winogrande", "--multiple-choice")),
+    *(Refused((f"--{name}-tasks",), 1) for name in ("hellaswag", "winogrande", "multiple-choice")),
+]
+ROWS: list[Row] = [row for group in GROUPS.values() for row in group] + OTHERS
+
+ABOUT = (
+    "Measure how well a model predicts a text. The text is cut into chunks of the context's size; the second half of "
+    "each is scored. The chunks' results go to stdout."
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Exit codes: see entry.run."""
+    return run(_command, argv)
+
+
+def _command(argv: Sequence[str]) -> int:
+    values = parse(ROWS, argv)
+    if values.help:
+        print(help_text("pyggml-perplexity [-m FNAME] -f TEXT [flags]", ABOUT, GROUPS), end="")
+        return 0
+    if values.version:
+        from pyggml_cli.cli import version
+
+        print(version())
+        return 0
+    show_notes(values)
+    if values.list_devices:
+        from pyggml_cli.devices import listing, local_devices, offload_devices
+
+        print(listing([*local_devices(), *offload_devices(values.rpc)]))
+        return 0
+    from pyggml_cli.devices import offload_devices
+    from pyggml_cli.loading import loaded, model_path, shown_compiling
+
+    with contextlib.ExitStack() as stack:
+        base = stack.enter_context(_base(values)) if values.divergence else None
+        text = _text(values) if base is None else b""
+        path = model_path(values.model, values.offline)
+        devices = offload_devices(values.rpc, values.device)
+        stack.enter_context(shown_compiling())
+        model = stack.enter_context(loaded(path, devices, values.n_gpu_layers, values.tensor_split))
+        start = time.perf_counter()
+        n = _score(values, model, text) if base is None else _compare(values, model, base)
+        if values.perf:
+            took = time.perf_counter() - start
+            print(f"total time = {took:.2f} s for {n} tokens ({n / took:.2f} tokens per second)", file=sys.stderr)
+    return 0
+
+
+def _base(values: Values) -> "BaseFile":
+    """Raises UsageError, BaseFileError."""
+    from pyggml.perplexity import BaseFile
+
+    if values.base is None:
+        raise UsageError("--kl-divergence needs the file of predictions: --kl-divergence-base FNAME")
+    return BaseFile(Path(values.base))
+
+
+def _text(values: Values) -> bytes:
+    """Raises UsageError."""
+    given = [name for name in ("prompt", "file", "binary_file") if name in values.seen]
+    if len(given) != 1:
+        raise UsageError("give one of -f, -bf and -p" if given else "no text: give one with -f")
+    if values.prompt is not None:
+        prompt = unescape(values.prompt) if values.escape else values.prompt
+        return str(prompt).encode("utf-8", "surrogateescape")
+    data = Path(values.file or values.binary_file).read_bytes()
+    return data.removesuffix(b"\n") if values.file else data
+
+
+def _bos(tokenizer: "Tokenizer") -> int | None:
+    """What each chunk begins with. Raises UsageError."""
+    if tokenizer.add_eos:
+        raise UsageError("the model's vocabulary adds a token at the end of texts: perplexity is not defined for it")
+    return tokenizer.bos if tokenizer.add_bos else None
+
+
+@contextlib.contextmanager
+def _context(values: Values, model: "Model", n_ctx: int) -> "Iterator[Context]":
+    from pyggml.model.context import Context
+    from pyggml_cli.loading import context_arguments
+
+    if n_ctx > model.config.n_ctx_train:
+        print(f"warning: the model was trained on {model.config.n_ctx_train} tokens, not {n_ctx}", file=sys.stderr)
+    context = Context(model, n_ctx, **context_arguments(values))
+    try:
+        with on_ctrl_c(context.abort):
+            yield context
+    finally:
+        context.close()
+
+
+def _score(values: Values, model: "Model", text: bytes) -> int:
+    """Perplexity; the number of tokens computed."""
+    import numpy as np
+
+    from pyggml.perplexity import BaseWriter, Losses, count_chunks, losses_of, score
+    from pyggml.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.from_metadata(model.file.metadata)
+    bos, n_ctx = _bos(tokenizer), int(values.n_ctx)
+    tokens = np.array(tokenizer.encode(text), np.int32)
+    n_chunks = count_chunks(len(tokens), n_ctx, values.n_chunks)
+    print(f"calculating perplexity over {n_chunks} chunks, n_ctx={n_ctx}", file=sys.stderr)
+    losses = Losses()
+    with contextlib.ExitStack() as stack:
+        writer: BaseWriter | None = None
+        if values.base is not None:
+            writer = stack.enter_context(BaseWriter.open(Path(values.base), n_ctx, model.n_vocab, n_chunks, tokens))
+        context = stack.enter_context(_context(values, model, n_ctx))
+        tell = stack.enter_context(_progress(n_chunks))
+        for scored in score(context, tokens, n_ctx, n_chunks, bos):
+            losses.add(losses_of(scored.logits, scored.tokens))
+            if writer is not None:
+                writer.add(scored.logits)
+            if scored.last:
+                _print_chunk(values, scored.chunk, losses)
+                tell(scored.chunk + 1)
+    print()
+    if not losses.count:
+        return 0
+    if losses.error is None:
+        print("warning: the losses do not differ, so their error is not known", file=sys.stderr)
+    error = losses.error or 0.0
+    print(f"Final estimate: PPL = {losses.perplexity:.4f} +/- {error * losses.perplexity:.5f}")
+    return n_chunks * n_ctx
+
+
+def _print_chunk(values: Values, chunk: int, losses: "Losses") -> None:
+    if values.output_type == "0":
+        print(f"[{chunk + 1}]{losses.perplexity:.4f},", end="", flush=True)
+        return
+    error = losses.error if losses.error is not None else losses.variance
+    print(f"{chunk * values.n_ctx:8d}  {losses.perplexity:.4f}  {losses.mean:4f}  {error:4f}", flush=True)
+
+
+@contextlib.contextmanager
+def _progress(n_chunks: int) -> "Iterator[Callable[[int], None]]":
+    """A bar, unless stdout is a terminal: what is printed there is progress enough."""
+    from pyggml_cli.progress import meter
+
+    if sys.stdout.isatty():
+        yield lambda done: None
+        return
+    with meter("scoring", n_chunks, "chunks") as update:
+        yield update
+
+
+def _compare(values: Values, model: "Model", base: "BaseFile") -> int:
+    """Divergence from the predictions in a file; the number of tokens computed. Raises UsageError."""
+    from pyggml.perplexity import Divergence, score
+    from pyggml.tokenizer import Tokenizer
+
+    if base.n_vocab != model.n_vocab:
+        raise UsageError(f"{values.base}: predictions of {base.n_vocab} tokens; the model has {model.n_vocab}")
+    bos = _bos(Tokenizer.from_metadata(model.file.metadata))
+    result = Divergence()
+    with _context(values, model, base.n_ctx) as context, _progress(base.n_chunk) as tell:
+        for scored in score(context, base.tokens, base.n_ctx, base.n_chunk, bos):
+            result.add(scored.logits, base.take(len(scored.tokens)), scored.tokens)
+            if scored.last:
+                if scored.chunk == 0:
+                    print(HEADING)
+                print(_row(scored.chunk, result), flush=True)
+                tell(scored.chunk + 1)
+    print()
+    if result.count >= 100:  # statistics on fewer values say nothing
+        print(_statistics(result))
+    return base.n_chunk * base.n_ctx
+
+
+HEADING = (
+    "chunk             PPL               ln(PPL(Q)/PPL(base))          KL Divergence              Δp RMS"
+    "            Same top p"
+)
+
+
+def _row(chunk: int, result: "Divergence") -> str:
+    """llama-perplexity's line of a chunk: all so far."""
+    from pyggml.perplexity.divergence import mean
+
+    ppl, ratio, kl = result.perplexity(), result.log_ratio(), mean(result.divergences)
+    rms, top = result.rms(), result.same_top()
+    return (
+        f"{chunk + 1:4d}    {ppl.value:9.4f} ± {ppl.error:9.4f}    {ratio.value:10.5f} ± {ratio.error:10.5f}"
+        f"    {kl.value:10.5f} ± {kl.error:10.5f}    {100 * rms.value:6.3f} ± {100 * rms.error:6.3f} %"
+        f"    {100 * top.value:6.3f} ± {100 * top.error:6.3f} %"
+    )
+
+
+def _statistics(result: "Divergence") -> str:
+    """llama-perplexity's summary."""
+    import numpy as np
+
+    from pyggml.perplexity.divergence import mean, percentile
+
+    lines = ["====== Perplexity statistics ======"]
+    for what, x in (("Mean PPL(Q)", result.perplexity()), ("Mean PPL(base)", result.base_perplexity())):
+        lines.append(f"{what:<30}: {x.value:10.6f} ± {x.error:10.6f}")
+    lines.append(f"Cor(ln(PPL(Q)), ln(PPL(base))): {100 * result.correlation():6.2f}%")
+    ratios = {
+        "Mean ln(PPL(Q)/PPL(base))": result.log_ratio(),
+        "Mean PPL(Q)/PPL(base)": result.ratio(),
+        "Mean PPL(Q)-PPL(base)": result.difference(),
+    }
+    lines += [f"{what:<30}: {x.value:10.6f} ± {x.error:10.6f}" for what, x in ratios.items()]
+    kl = mean(result.divergences)
+    lines += ["", "====== KL divergence statistics ======", f"Mean    KLD: {kl.value:10.6f} ± {kl.error:10.6f}"]
+    values = np.sort(result.divergences)
+    for name, fraction in _FRACTIONS:
+        if name not in ("75.0%", "25.0%"):
+            lines.append(f"{name:<7} KLD: {percentile(values, fraction):10.6f}")
+    change = mean(result.differences)
+    lines += ["", "====== Token probability statistics ======"]
+    lines.append(f"Mean    Δp: {100 * change.value:6.3f} ± {100 * change.error:5.3f} %")
+    values = np.sort(result.differences)
+    lines += [f"{name:<7} Δp: {100 * percentile(values, fraction):6.3f}%" for name, fraction in _FRACTIONS]
+    rms, top = result.rms(), result.same_top()
+    lines.append(f"RMS Δp    : {100 * rms.value:6.3f} ± {100 * rms.error:5.3f} %")
+    lines.append(f"Same top p: {100 * top.value:6.3f} ± {100 * top.error:5.3f} %")
+    return "\n".join(lines)
+
+
+_FRACTIONS = (
+    ("Maximum", 1.0), ("99.9%", 0.999), ("99.0%", 0.99), ("95.0%", 0.95), ("90.0%", 0.9), ("75.0%", 0.75),
+    ("Median", 0.5), ("25.0%", 0.25), ("10.0%", 0.1), (" 5.0%", 0.05), (" 1.0%", 0.01), (" 0.1%", 0.001),
+    ("Minimum", 0.0),
+)  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())
