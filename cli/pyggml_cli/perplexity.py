@@ -5,14 +5,16 @@ Owns the command line and what is printed; must not know how a loss is computed 
 
 import contextlib
 import dataclasses
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyggml_cli.completion_flags import DEVICES, GENERAL, MODEL, NO_DIFFERENCE, NOT_HERE, SAMPLING, unescape
+from pyggml_cli.completion_flags import DEVICES, GENERAL, MODEL, SAMPLING, unescape
 from pyggml_cli.entry import on_ctrl_c, run
+from pyggml_cli.environment import VARIABLES
 from pyggml_cli.flags import (
     Flag,
     Ignored,
@@ -26,6 +28,7 @@ from pyggml_cli.flags import (
     show_notes,
     whole,
 )
+from pyggml_cli.other_flags import NO_DIFFERENCE, NOT_HERE
 
 if TYPE_CHECKING:
     from pyggml.model.context import Context
@@ -68,6 +71,7 @@ MEASURES: list[Row] = [
     Flag(("--kl-divergence",), "divergence", "compare with the predictions of another model", default=False),
     Flag(("--perf",), "perf", "print how long it took, on stderr (on)", default=True, off=("--no-perf",)),
 ]  # fmt: skip
+TASKS = "tests of multiple choice are not scored"
 GROUPS = {
     "general": GENERAL,
     "model": [_here(row) for row in MODEL],
@@ -76,12 +80,13 @@ GROUPS = {
     "devices": DEVICES,
 }
 OTHERS: list[Row] = [
-    *(Ignored(row.names + row.off, int(row.parse is not None)) for row in SAMPLING if isinstance(row, Flag)),
+    *(Ignored(row.names, int(row.parse is not None), row.off) for row in SAMPLING if isinstance(row, Flag)),
+    Ignored(("-kvu", "--kv-unified"), off=("-no-kvu", "--no-kv-unified")),
     *NO_DIFFERENCE,
     *NOT_HERE,
-    Refused(("--ppl-stride",), 1, harmless=("0",)),
-    *(Refused((name,)) for name in ("--hellaswag", "--winogrande", "--multiple-choice")),
-    *(Refused((f"--{name}-tasks",), 1) for name in ("hellaswag", "winogrande", "multiple-choice")),
+    Refused(("--ppl-stride",), 1, harmless=("0",), why="chunks do not overlap"),
+    *(Refused((f"--{name}",), why=TASKS) for name in ("hellaswag", "winogrande", "multiple-choice")),
+    *(Refused((f"--{name}-tasks",), 1, why=TASKS) for name in ("hellaswag", "winogrande", "multiple-choice")),
 ]
 ROWS: list[Row] = [row for group in GROUPS.values() for row in group] + OTHERS
 
@@ -97,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: Sequence[str]) -> int:
-    values = parse(ROWS, argv)
+    values = parse(ROWS, argv, os.environ, VARIABLES)
     if values.help:
         print(help_text("pyggml-perplexity [-m FNAME] -f TEXT [flags]", ABOUT, GROUPS), end="")
         return 0

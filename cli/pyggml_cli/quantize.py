@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 
+EQUAL = "all columns of a matrix count the same"
 ROWS: list[Row] = [
     Flag(("-h", "--help"), "help", "print this page and exit", default=False),
     Flag(("--version",), "version", "print the version and exit", default=False),
@@ -55,7 +56,8 @@ ROWS: list[Row] = [
     Flag(("--keep-split",), "keep_split", "as many files as the model has now", default=False),
     Flag(("--dry-run",), "dry_run", "show types and sizes, and write nothing", default=False),
     Ignored(("--max-buffer-size",), 1),
-    *(Refused((name,), 1) for name in ("--imatrix", "--include-weights", "--exclude-weights", "--prune-layers")),
+    *(Refused((name,), 1, why=EQUAL) for name in ("--imatrix", "--include-weights", "--exclude-weights")),
+    Refused(("--prune-layers",), 1, why="all layers are kept"),
 ]  # fmt: skip
 
 USAGE = "pyggml-quantize [flags] IN.gguf [OUT.gguf] MIX [THREADS]"
