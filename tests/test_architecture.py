@@ -18,7 +18,7 @@ ROWS = (
     ("pyggml.tensor", "pyggml.simd", "pyggml.gguf", "pyggml.arguments"),
     ("pyggml.ops", "pyggml.graph", "pyggml.quants", "pyggml.completion", "pyggml.chat_completion"),
     ("pyggml.alloc", "pyggml.kernels", "pyggml.quantize"),
-    ("pyggml.backend",),
+    ("pyggml.backend", "pyggml.inspection"),
     ("pyggml.model",),
     ("pyggml.engine",),
     ("pyggml",),

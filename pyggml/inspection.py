@@ -1,0 +1,131 @@
+"""What is in a model file, as plain values that JSON can hold: metadata, tensors, sizes.
+
+Owns the shape of that description; must not know how it is shown, nor anything of models but the names of mixes.
+"""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyggml.gguf import GGUFFile, StringArray, TensorInfo, ValueType
+from pyggml.gguf.header import NUMBERS
+from pyggml.quantize.mixes import MIXES, OTHERS
+
+GUESSED = 1024  # LLAMA_FTYPE_GUESSED: added to the number of a file that did not say what it was
+_NAMES = {mix.number: mix.name for mix in MIXES.values()} | {number: name for name, number in OTHERS.items()}
+_KINDS = {dtype: kind for kind, dtype in NUMBERS.items() if kind is not ValueType.BOOL}
+
+
+def describe(file: GGUFFile) -> dict[str, Any]:
+    """All of a file but its weights.
+
+    paths, version, alignment
+    name, architecture, file_type      as the metadata say, file_type as llama.cpp's name; None where they do not
+    n_tensors, n_parameters, n_bytes, bits_per_weight   of the tensors
+    types      type -> {tensors, parameters, bytes, bits_per_weight}, the largest first
+    metadata   key -> {type, value}, of an array also {items, length}; an f32 as its shortest decimal; NaN and
+               infinities as text
+    tensors    [{name, type, shape, parameters, bytes, path, offset}]; shape as in ggml, the row's length first
+    chat_template
+    """
+    tensors = list(file.tensors.values())
+    return {
+        "paths": [str(path) for path in file.paths],
+        "version": file.version,
+        "alignment": file.alignment,
+        "name": _text(file, "general.name"),
+        "architecture": _text(file, "general.architecture"),
+        "file_type": file_type(file),
+        "n_tensors": len(tensors),
+        **_sizes(tensors, "n_parameters", "n_bytes"),
+        "types": _types(tensors),
+        "metadata": {key: entry(file.value_types[key], value) for key, value in file.metadata.items()},
+        "tensors": [_tensor(tensor) for tensor in tensors],
+        "chat_template": _text(file, "tokenizer.chat_template"),
+    }
+
+
+def parameters(tensor: TensorInfo) -> int:
+    return math.prod(tensor.ne)
+
+
+def shape(tensor: TensorInfo) -> list[int]:
+    """Without the ones at its end."""
+    n_dims = max((i + 1 for i, n in enumerate(tensor.ne) if n != 1), default=1)
+    return list(tensor.ne[:n_dims])
+
+
+def file_type(file: GGUFFile) -> str | None:
+    """llama.cpp's name of the mix, or its number where that has none here."""
+    number = file.metadata.get("general.file_type")
+    if not isinstance(number, int) or isinstance(number, bool):
+        return None
+    return _NAMES.get(number & ~GUESSED, str(number))
+
+
+def entry(kind: ValueType, value: Any) -> dict[str, Any]:
+    """One value of the metadata."""
+    if kind is ValueType.ARRAY:
+        items = _items(value)
+        return {"type": kind.name, "items": items.name, "length": len(value), "value": _array(items, value)}
+    return {"type": kind.name, "value": _plain(kind, value)}
+
+
+def _items(value: Any) -> ValueType:
+    if isinstance(value, StringArray):
+        return ValueType.STRING
+    if isinstance(value, list):
+        return ValueType.ARRAY
+    return ValueType.BOOL if value.dtype == bool else _KINDS[value.dtype]
+
+
+def _array(items: ValueType, value: Any) -> list[Any]:
+    if isinstance(value, StringArray):
+        return [value.raw(i).decode("utf-8", "replace") for i in range(len(value))]
+    if isinstance(value, list):
+        return [entry(ValueType.ARRAY, part) for part in value]
+    return [_plain(items, x) for x in value.tolist()]
+
+
+def _plain(kind: ValueType, value: Any) -> Any:
+    if kind in (ValueType.F32, ValueType.F64):
+        if not math.isfinite(value):
+            return str(value)
+        return float(str(np.float32(value))) if kind is ValueType.F32 else value
+    return value
+
+
+def _text(file: GGUFFile, key: str) -> str | None:
+    value = file.metadata.get(key)
+    return value if isinstance(value, str) else None
+
+
+def _sizes(tensors: Iterable[TensorInfo], count: str, size: str) -> dict[str, Any]:
+    n = n_bytes = 0
+    for tensor in tensors:
+        n += parameters(tensor)
+        n_bytes += tensor.nbytes
+    return {count: n, size: n_bytes, "bits_per_weight": n_bytes * 8 / n if n else None}
+
+
+def _types(tensors: list[TensorInfo]) -> dict[str, dict[str, Any]]:
+    by_type: dict[str, list[TensorInfo]] = {}
+    for tensor in tensors:
+        by_type.setdefault(tensor.type.name, []).append(tensor)
+    found = {name: {"tensors": len(some), **_sizes(some, "parameters", "bytes")} for name, some in by_type.items()}
+    return dict(sorted(found.items(), key=lambda item: -item[1]["bytes"]))
+
+
+def _tensor(tensor: TensorInfo) -> dict[str, Any]:
+    return {
+        "name": tensor.name,
+        "type": tensor.type.name,
+        "shape": shape(tensor),
+        "parameters": parameters(tensor),
+        "bytes": tensor.nbytes,
+        "path": str(Path(tensor.path)),
+        "offset": tensor.offset,
+    }
