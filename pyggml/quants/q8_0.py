@@ -9,7 +9,7 @@ import numpy as np
 from pyggml.dtypes import GGMLType
 from pyggml.quants.base import Floats, Quant, Records, VectorBlocks, field_offsets
 from pyggml.quants.f16 import f16_to_f32, f32_to_f16
-from pyggml.quants.steps import largest_magnitude, low_byte, reciprocal, round_half_away
+from pyggml.quants.steps import in_steps_of_127, largest_magnitude, low_byte, reciprocal, round_half_away, saturated
 
 LAYOUT = np.dtype(
     [
@@ -30,6 +30,15 @@ def quantize(values: Floats) -> Records:
     return records
 
 
+def convert(values: Floats) -> Records:
+    """Multiplied by 127 over the largest magnitude, halves to even (ggml-cpu/arch/x86/quants.c quantize_row_q8_0)."""
+    d, q = in_steps_of_127(values)
+    records = np.empty(len(values), LAYOUT)
+    records["d"] = f32_to_f16(d)
+    records["qs"] = saturated(q)
+    return records
+
+
 def dequantize(records: Records) -> Floats:
     """ggml-quants.c dequantize_row_q8_0."""
     return records["qs"].astype(np.float32) * f16_to_f32(records["d"])[:, None]
@@ -44,4 +53,6 @@ def vector() -> VectorBlocks:
     return VectorBlocks(quants, d=field_offsets(LAYOUT, "d")[0], signed=True)
 
 
-Q8_0 = Quant(GGMLType.Q8_0, LAYOUT, quantize, dequantize, partner=GGMLType.Q8_0, vector=vector)
+Q8_0 = Quant(
+    GGMLType.Q8_0, LAYOUT, quantize, dequantize, partner=GGMLType.Q8_0, vector=vector, convert_blocks=convert
+)

@@ -41,6 +41,38 @@ def largest_magnitude(x: Floats) -> Floats:
     return np.where(nan[:, -1:], np.float32(np.nan), greatest)
 
 
+def vector_maximum(x: Floats) -> Floats:
+    """(n, 32) -> (n,): the largest, in the order of x86's vectors: 8 lanes, then halves. Where one of two operands is a
+    NaN the second one stays, as in maxps."""
+
+    def larger(a: Floats, b: Floats) -> Floats:
+        return np.where(a > b, a, b)
+
+    y = x[:, :8]
+    for i in range(8, 32, 8):
+        y = larger(y, x[:, i : i + 8])
+    y = larger(y[:, 4:], y[:, :4])
+    y = larger(y[:, :2], y[:, 2:])
+    return larger(y[:, 0], y[:, 1])
+
+
+def in_steps_of_127(values: Floats) -> tuple[Floats, NDArray[np.int32]]:
+    """(n, 32) -> d (n,), whole numbers (n, 32): the vectorised quantize_row_q8_0 and q8_1 of ggml-cpu/arch/x86/quants.c.
+
+    Halves go to even; a NaN and what no i32 holds become -2^31.
+    """
+    most = vector_maximum(np.abs(values))
+    by = np.where(most != 0, np.float32(127) / most, np.float32(0))
+    x = values * by[:, None]
+    q = np.rint(np.where(np.abs(x) < np.float32(2.0**31), x, np.float32(-(2.0**31)))).astype(np.int32)
+    return most / np.float32(127), q
+
+
+def saturated(q: NDArray[np.int32]) -> NDArray[np.int8]:
+    """To the nearest number that a byte holds."""
+    return np.clip(q, -128, 127).astype(np.int8)
+
+
 def low_byte(x: Floats) -> Bytes:
     """C's (uint8_t) or (int8_t) of a float as x86 does it: truncated to int32, low byte; 0 when it is no int32."""
     fits = (x >= np.float32(-(2.0**31))) & (x < np.float32(2.0**31))

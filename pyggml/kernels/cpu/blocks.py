@@ -108,7 +108,7 @@ DECODERS = {
 
 # ---- writing: encoder() -> f(block, x, y); the steps are those of quants/steps.py
 
-_zero, _half_f32, _one_f32 = v.zero_f32, _splat(0.5, "f32"), _splat(1.0, "f32")
+_zero, _half_f32 = v.zero_f32, _splat(0.5, "f32")
 _two_31, _largest = _splat(2.0**31, "f32"), _splat(3.4028234663852886e38, "f32")
 
 
@@ -164,31 +164,30 @@ def _greatest(x, y):
     return high
 
 
-_numbers = v.constant("f32", [float(i) for i in range(16)])
-_numbers_16 = v.constant("f32", [float(i + 16) for i in range(16)])
+_lowest_i32, _least_i8, _most_i8 = _splat(-(2.0**31), "f32"), _splat(-128.0, "f32"), _splat(127.0, "f32")
+_exact = _splat(2.0**22, "f32")
+_low_8, _high_8 = v.shuffler([*range(8)]), v.shuffler([*range(8, 16)])
+_low_4, _high_4 = v.shuffler([*range(4)]), v.shuffler([*range(4, 8)])
+_low_2, _high_2 = v.shuffler([0, 1]), v.shuffler([2, 3])
 
 
 @inline
 def _largest_magnitude(x, y):
-    """A NaN wipes out what came before it, and is the result if it comes last."""
+    """The order of x86's vectors counts where there are NaNs: `maximum` keeps its second operand (steps.py:
+    vector_maximum)."""
     ax, ay = v.absolute(x), v.absolute(y)
-    last = v.highest_bit(v.nan_bits(x, x) | (v.nan_bits(y, y) << 16))
-    if last >= 0:
-        if last == 31:
-            return v.lane(y, 15)
-        after = v.splat_f32(v.np.float32(last))
-        ax = v.where_less(after, _numbers(), ax, _zero())
-        ay = v.where_less(after, _numbers_16(), ay, _zero())
-    return v.hmax(v.maximum(ax, ay))
+    m8 = v.maximum(v.maximum(v.maximum(_low_8(ax), _high_8(ax)), _low_8(ay)), _high_8(ay))
+    m4 = v.maximum(_high_4(m8), _low_4(m8))
+    m2 = v.maximum(_low_2(m4), _high_2(m4))
+    first, second = v.lane(m2, 0), v.lane(m2, 1)
+    return first if first > second else second
 
 
 @inline
-def _round_half_away(x):
-    """roundf, where |x| is small enough to count; the rest passes through."""
-    limit = v.where_less(v.absolute(x), _two_31(), x, _zero())
-    whole = v.to_f32(v.truncate_to_i32(limit))
-    fraction = v.absolute(limit - whole)
-    return v.where_less(fraction, _half_f32(), whole, whole + v.copy_sign(_one_f32(), x))
+def _whole(x):
+    """To the nearest whole number, halves to even, as f32; -2^31 for what no i32 holds."""
+    fits = v.where_less(v.absolute(x), _two_31(), x, _lowest_i32())
+    return v.where_less(v.absolute(fits), _exact(), v.round_even(fits), fits)
 
 
 def _put_nibbles(layout):
@@ -269,14 +268,17 @@ def _encoder_bytes(layout):
 
         @inline
         def encode(block, x, y):
-            d = _largest_magnitude(x, y) / v.np.float32(127)
-            scale = v.splat_f32(_reciprocal(d))
-            q, r = _byte(_round_half_away(x * scale)), _byte(_round_half_away(y * scale))
+            most = _largest_magnitude(x, y)
+            d = most / v.np.float32(127)
+            scale = v.splat_f32(v.np.float32(127) / most if most != v.np.float32(0) else v.np.float32(0))
+            q, r = _whole(x * scale), _whole(y * scale)
             v.put_f16(block + d_at, d)
             if with_sum:
-                v.put_f16(block + s_at, v.np.float32(v.hsum(q + r)) * d)
-            v.store(block + at, v.i32_to_i8(q))
-            v.store(block + at + U(16), v.i32_to_i8(r))
+                total = v.hsum(v.truncate_to_i32(q) + v.truncate_to_i32(r))
+                v.put_f16(block + s_at, d * v.np.float32(total))
+            q, r = v.maximum(v.minimum(q, _most_i8()), _least_i8()), v.maximum(v.minimum(r, _most_i8()), _least_i8())
+            v.store(block + at, v.i32_to_i8(v.truncate_to_i32(q)))
+            v.store(block + at + U(16), v.i32_to_i8(v.truncate_to_i32(r)))
 
         return encode
 
