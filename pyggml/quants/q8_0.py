@@ -53,6 +53,4 @@ def vector() -> VectorBlocks:
     return VectorBlocks(quants, d=field_offsets(LAYOUT, "d")[0], signed=True)
 
 
-Q8_0 = Quant(
-    GGMLType.Q8_0, LAYOUT, quantize, dequantize, partner=GGMLType.Q8_0, vector=vector, convert_blocks=convert
-)
+Q8_0 = Quant(GGMLType.Q8_0, LAYOUT, quantize, dequantize, partner=GGMLType.Q8_0, vector=vector, convert_blocks=convert)

@@ -78,6 +78,26 @@ def test_cpy(device: Device, case: Case) -> None:
     check(case, device)
 
 
+OTHERS = (*(GGMLType[name] for name in ("I8", "I16", "I64", "F64", "IQ2_XXS", "TQ1_0", "MXFP4", "NVFP4", "Q1_0")),)
+
+
+@st.composite
+def moving_cases(draw: Callable) -> Case:
+    """The same type on both sides, also one that nothing here computes with: bytes, whatever they mean."""
+    make, dtype = draw(operands(specials=False)), draw(st.sampled_from(OTHERS))
+    block = SIZES[dtype].block_size
+    ne = [block * draw(st.sampled_from((1, 2, 3, 9))), *(draw(st.sampled_from((1, 2, 3, 5))) for _ in range(3))]
+    ne_to = [ne[0], *draw(st.permutations(ne[1:]))] if draw(st.booleans()) else ne
+    a, b = (make.like(draw(layouts(dtype)), dtype, n, scale=50.0) for n in (ne, ne_to))
+    return Case(ops.cpy(a, b), make.contents, 0.0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(case=moving_cases())
+def test_types_that_are_only_moved(device: Device, case: Case) -> None:
+    check(case, device)
+
+
 @settings(deadline=None, max_examples=60)
 @given(case=cont_cases())
 def test_cont_and_dup(device: Device, case: Case) -> None:

@@ -112,10 +112,11 @@ KERNELS = (
     ("glu", "glu", ("swiglu", "f32", "f32", "f32")),
     ("unary", "unary", ("gelu", "f32", "f32")),
     ("elementwise", "binary", ("add", "row", "f32", "f32", "f32")),
-    ("rows", "get_rows", ("f32", "q4_1", "i32")),
-    ("rows", "set_rows", ("f16", "f32", "i64")),
-    ("copy", "copy", ("q4_0", "f32")),
-    ("copy", "copy", ("bf16", "f32/")),
+    ("rows", "get_rows", ("f32", "q4_1")),
+    ("rows", "set_rows", ("f16", "f32")),
+    ("rows", "set_quantised_rows", ("q8_0",)),
+    ("copy", "quantise", ("q4_0",)),
+    ("copy", "convert", ("bf16", "f32/")),
 )
 
 INSPECT = """

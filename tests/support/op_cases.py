@@ -74,9 +74,12 @@ class Operands:
     contents: dict[int, tuple[Tensor, bytes]] = field(default_factory=dict, repr=False)
 
     def leaf(self, dtype: GGMLType, ne: Sequence[int], data: np.ndarray | None = None, scale: float = 1.0) -> Tensor:
-        """A tensor of its own: `data` (any shape), or random values."""
+        """A tensor of its own: `data` (any shape), or random values; of blocks without a meaning here random bytes."""
         t = Tensor(dtype, ne, name=f"{dtype.name.lower()}{len(self.contents)}")
-        self.contents[id(t)] = (t, to_bytes(dtype, self.values(t.nelements, scale) if data is None else data))
+        if data is None and dtype not in QUANTS and SIZES[dtype].block_size > 1:
+            self.contents[id(t)] = (t, self.rng.bytes(t.nbytes))
+        else:
+            self.contents[id(t)] = (t, to_bytes(dtype, self.values(t.nelements, scale) if data is None else data))
         return t
 
     def values(self, n: int, scale: float = 1.0) -> np.ndarray:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from pyggml.dtypes import GGMLType
+from pyggml.dtypes import SIZES, GGMLType
 from pyggml.jit import Spec, inline
-from pyggml.kernels.cpu.kinds import kind, refuse_types
+from pyggml.kernels.cpu.kinds import FLOATS, SOURCES, kind, refuse_types
 
 if TYPE_CHECKING:
     from pyggml.backend.cpu import Builder
@@ -18,65 +18,166 @@ if TYPE_CHECKING:
 
 T = GGMLType
 WRITTEN = (T.F32, T.F16, T.BF16, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q8_0, T.Q8_1, T.IQ4_NL)
-"""The types whose elements elements.py writes; quantising to others is no work for an op."""
+"""The types whose elements elements.py writes."""
 
 READ = (*WRITTEN, T.Q2_K, T.Q3_K, T.Q4_K, T.Q5_K, T.Q6_K, T.IQ4_XS)
 """Those whose elements it reads."""
-
-WHOLE = (GGMLType.F64, GGMLType.I8, GGMLType.I16, GGMLType.I32, GGMLType.I64)  # moved as they are, not converted
 
 
 def why_not(node: Tensor) -> str | None:
     a = node.src[0]
     assert a is not None
     if a.type == node.type:
-        return refuse_types([*WHOLE, *READ], node, a)
+        return refuse_types(GGMLType, node, a)
     if {a.type, node.type} == {GGMLType.F32, GGMLType.I32}:
         return None
-    return refuse_types(WRITTEN, node) or refuse_types(READ, a)
+    allowed = FLOATS if SIZES[node.type].block_size > 1 else READ
+    reason = refuse_types(WRITTEN, node) or refuse_types(allowed, a)
+    if reason is None and _run(node, a) % (block := max(SIZES[t.type].block_size for t in (node, a))):
+        return f"rows of {a.ne[0]} and {node.ne[0]} elements meet inside of blocks of {block}"
+    return reason
 
 
 def lower(builder: Builder, node: Tensor) -> None:
     a = node.src[0]
     assert a is not None
-    if a.is_contiguous and node.is_contiguous:
-        run = node.nelements
+    run = _run(node, a)
+    runs = node.nelements // run
+    if a.type == node.type:
+        move(builder, node, a)
+    elif SIZES[node.type].block_size > 1:
+        source = SOURCES.index(kind(a))
+        builder.step(Spec("copy", "quantise", (kind(node),)), node, (a,), ints=(run, runs, source))
     else:
-        run = math.gcd(a.ne[0], node.ne[0])
-    builder.step(Spec("copy", "copy", (kind(node), kind(a))), node, (a,), ints=(run, node.nelements // run))
+        builder.step(Spec("copy", "convert", (kind(node), kind(a))), node, (a,), ints=(run, runs))
 
 
-def copy(kind_d, kind_a):
-    """-> kernel. ints: length of the runs that lie in one row of both, their number."""
+def move(builder: Builder, target: Tensor, source: Tensor) -> None:
+    """A step that writes the elements of `source` to `target`, of the same type, in order and as they are."""
+    assert source.type == target.type and source.nelements == target.nelements, (source, target)
+    size, run = SIZES[target.type], _run(target, source)
+    ints = (run // size.block_size, target.nelements // run, size.type_size, size.block_size)
+    builder.step(Spec("copy", "move_blocks"), target, (source,), ints=ints)
+
+
+def _dense_elements(t: Tensor) -> int:
+    """How many elements lie one behind the other from the start, as far as whole dimensions do; those of a row that lie
+    apart count as well, since they have one stride."""
+    size = SIZES[t.type]
+    if kind(t).endswith("/"):
+        return t.ne[0]
+    count, step = t.ne[0], t.ne[0] // size.block_size * size.type_size
+    for n, nb in zip(t.ne[1:], t.nb[1:], strict=True):
+        if n != 1 and nb != step:
+            break
+        count, step = count * n, step * n
+    return count
+
+
+def _run(node: Tensor, a: Tensor) -> int:
+    """Into what runs the elements fall that have one stride in both tensors."""
+    return math.gcd(_dense_elements(a), _dense_elements(node))
+
+
+def convert(kind_d, kind_a):
+    """-> kernel. ints: length of the runs, their number."""
     from pyggml.kernels.cpu import elements, record
 
-    length, number = record.field("ints", 0), record.field("ints", 1)
-    convert, block = elements.converter(kind_d, kind_a), max(elements.block_size(kind_d), elements.block_size(kind_a))
-    start_d, start_a = _element("dst", elements.block_size(kind_d)), _element("src0", elements.block_size(kind_a))
+    convert_row = elements.converter(kind_d, kind_a)
     nbd, nba = record.field("dst.nb"), record.field("src0.nb")
-    piece, align = record.piece, max(16, block)
+
+    @inline
+    def write(step, target, source, begin, end):
+        convert_row(target, nbd(step), source, nba(step), begin, end)
+
+    return _in_runs(write, elements.block_size(kind_d), elements.block_size(kind_a))
+
+
+def quantise(kind_d):
+    """-> kernel. ints: length of the runs, their number, kind of the source (position in kinds.SOURCES)."""
+    from pyggml.kernels.cpu import elements, record
+
+    quantise_row = elements.quantiser(kind_d)
+    nba, number = record.field("src0.nb"), record.field("ints", 2)
+
+    @inline
+    def write(step, target, source, begin, end):
+        quantise_row(target, source, nba(step), begin, end, number(step))
+
+    return _in_runs(write, elements.block_size(kind_d), 1)
+
+
+def _in_runs(write, block_d, block_a):
+    """-> kernel that calls write(step, target, source, begin, end) for elements of each run, in whole blocks."""
+    from pyggml.kernels.cpu import record
+
+    length, number = record.field("ints", 0), record.field("ints", 1)
+    start_d, start_a = _element("dst"), _element("src0")
+    piece, align = record.piece, max(16, block_d, block_a)
 
     def kernel(step, ith, nth):
         n, count = length(step), number(step)
         size = (piece(count, n, nth) + align - 1) // align * align
         pieces = (n + size - 1) // size
-        sd, sa = nbd(step), nba(step)
         for item in range(count * pieces * ith // nth, count * pieces * (ith + 1) // nth):
             run, begin = item // pieces, item % pieces * size
-            convert(start_d(step, run * n), sd, start_a(step, run * n), sa, begin, min(n, begin + size))
+            write(step, start_d(step, run * n, block_d), start_a(step, run * n, block_a), begin, min(n, begin + size))
 
     return kernel
 
 
-def _element(name, block):
-    """-> f(step, e): address of element number e of an operand, in the order of its dimensions."""
+def move_blocks():
+    """-> kernel. ints: length of the runs in blocks, their number, bytes and elements a block."""
+    from pyggml import simd as v
+    from pyggml.kernels.cpu import record
+
+    U = v.U
+    length, number, size_of, block_of = (record.field("ints", i) for i in range(4))
+    start_d, start_a, piece = _element("dst"), _element("src0"), record.piece
+    nb_d, nb_a, ne_d, ne_a = (record.field(f) for f in ("dst.nb", "src0.nb", "dst.ne", "src0.ne"))
+
+    def kernel(step, ith, nth):
+        n, count, size, block = length(step), number(step), size_of(step), block_of(step)
+        cut = piece(count, n, nth)
+        pieces = (n + cut - 1) // cut
+        sd = size if ne_d(step) == block else nb_d(step)  # what lies behind the only block of a row is the next row
+        sa = size if ne_a(step) == block else nb_a(step)
+        for item in range(count * pieces * ith // nth, count * pieces * (ith + 1) // nth):
+            run, begin = item // pieces, item % pieces * cut
+            k = min(n, begin + cut) - begin
+            to = start_d(step, run * n * block, block) + U(begin * sd)
+            source = start_a(step, run * n * block, block) + U(begin * sa)
+            if sd == size and sa == size:
+                v.copy_bytes(to, source, k * size)
+            elif size == 4:
+                for _ in range(k):
+                    v.put_i32(to, v.i32_at(source))
+                    to += U(sd)
+                    source += U(sa)
+            elif size == 2:
+                for _ in range(k):
+                    v.put_u16(to, v.u16_at(source))
+                    to += U(sd)
+                    source += U(sa)
+            else:
+                for _ in range(k):
+                    v.copy_bytes(to, source, size)
+                    to += U(sd)
+                    source += U(sa)
+
+    return kernel
+
+
+def _element(name):
+    """-> f(step, e, block): address of element number e of an operand, in the order of its dimensions; the first of a
+    block."""
     from pyggml.kernels.cpu import record
 
     n0, n1, n2 = (record.field(f"{name}.ne", i) for i in range(3))
     at = record.element(name)
 
     @inline
-    def address(step, e):
+    def address(step, e, block):
         i1 = e // n0(step)
         i2 = i1 // n1(step)
         return at(step, e % n0(step) // block, i1 % n1(step), i2 % n2(step), i2 // n2(step))

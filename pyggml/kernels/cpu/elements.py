@@ -9,6 +9,7 @@ from pyggml import simd as v
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.jit import inline
 from pyggml.kernels.cpu import blocks
+from pyggml.kernels.cpu.kinds import SOURCES
 
 U = v.U
 _LANES = {"f32": "f32", "f16": "u16", "bf16": "u16", "i32": "i32"}
@@ -154,26 +155,53 @@ def mover(kind):
 
 
 def converter(target, source):
-    """-> convert(to, to_stride, source, stride, begin, end): elements [begin, end) of a row, whole blocks of both."""
+    """-> convert(to, to_stride, source, stride, begin, end): elements [begin, end) of a row, whole blocks of both.
+
+    The target has no blocks, unless both are the same type: `quantiser` makes those."""
     if target.rstrip("/") == source.rstrip("/"):
         return mover(target if target == source else target.rstrip("/") + "/")
-    load = loader(source)
-    if target.rstrip("/") in _LANES:
-        store = storer(target)
-
-        @inline
-        def convert(to, to_stride, source, stride, begin, end):
-            for i in range(begin, end, 16):
-                n = min(16, end - i)
-                store(to, i, load(source, i, n, stride), n, to_stride)
-
-        return convert
-    encode, size = blocks.ENCODERS[target](), type_size(target)
+    load, store = loader(source), storer(target)
 
     @inline
     def convert(to, to_stride, source, stride, begin, end):
+        for i in range(begin, end, 16):
+            n = min(16, end - i)
+            store(to, i, load(source, i, n, stride), n, to_stride)
+
+    return convert
+
+
+def quantiser(target):
+    """-> convert(to, source, stride, begin, end, number): elements [begin, end) of a row of kind SOURCES[number], whole
+    blocks of the target."""
+    size, encode = type_size(target), blocks.ENCODERS[target]()
+    pair = _any_pair_loader()
+
+    @inline
+    def convert(to, source, stride, begin, end, number):
         for i in range(begin, end, 32):
-            x, y = load(source, i, 16, stride), load(source, i + 16, 16, stride)
+            x, y = pair(source, i, stride, number)
             encode(to + U((i >> 5) * size), x, y)
 
     return convert
+
+
+def _any_pair_loader():
+    """-> load(row, i, stride, number): elements i to i + 15 and i + 16 to i + 31 of a row of kind SOURCES[number]."""
+    f32, f16, bf16, f32_apart, f16_apart, bf16_apart = (loader(kind) for kind in SOURCES)
+
+    @v.device
+    def load(row, i, stride, number):
+        if number == 0:
+            return f32(row, i, 16, stride), f32(row, i + 16, 16, stride)
+        if number == 1:
+            return f16(row, i, 16, stride), f16(row, i + 16, 16, stride)
+        if number == 2:
+            return bf16(row, i, 16, stride), bf16(row, i + 16, 16, stride)
+        if number == 3:
+            return f32_apart(row, i, 16, stride), f32_apart(row, i + 16, 16, stride)
+        if number == 4:
+            return f16_apart(row, i, 16, stride), f16_apart(row, i + 16, 16, stride)
+        return bf16_apart(row, i, 16, stride), bf16_apart(row, i + 16, 16, stride)
+
+    return load

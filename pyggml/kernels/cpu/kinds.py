@@ -10,6 +10,10 @@ from pyggml.tensor import Tensor
 FLOATS = (GGMLType.F32, GGMLType.F16, GGMLType.BF16)
 
 
+SOURCES = ("f32", "f16", "bf16", "f32/", "f16/", "bf16/")
+"""Kinds whose rows are quantised; a kernel that takes any of them is told the position in this list."""
+
+
 def kind(tensor: Tensor) -> str:
     """The type's name in small letters, and "/" if the elements of a row lie apart."""
     size = SIZES[tensor.type]

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyggml.dtypes import GGMLType
+from pyggml.dtypes import SIZES, GGMLType
 from pyggml.jit import Spec, inline
 from pyggml.kernels.cpu.copy import READ, WRITTEN
-from pyggml.kernels.cpu.kinds import kind, refuse_types
+from pyggml.kernels.cpu.kinds import FLOATS, SOURCES, kind, refuse_types
 from pyggml.ops import Op
 
 if TYPE_CHECKING:
@@ -21,18 +21,42 @@ if TYPE_CHECKING:
 def why_not(node: Tensor) -> str | None:
     a = node.src[0]
     if node.op == Op.SET_ROWS:
-        return refuse_types(WRITTEN, node) or refuse_types(READ, a)
+        return refuse_types(WRITTEN, node) or refuse_types(FLOATS, a)
     return refuse_types([*READ, GGMLType.I32], a) or refuse_types([*WRITTEN, GGMLType.I32], node)
 
 
 def lower(builder: Builder, node: Tensor) -> None:
     a, numbers = node.src[:2]
     assert a is not None and numbers is not None
-    name = "get_rows" if node.op == Op.GET_ROWS else "set_rows"
-    builder.step(Spec("rows", name, (kind(node), kind(a), numbers.type.name.lower())), node, (a, numbers))
+    if node.op == Op.GET_ROWS:
+        builder.step(Spec("rows", "get_rows", (kind(node), kind(a))), node, (a, numbers), ints=(0,))
+        return
+    wide = int(numbers.type == GGMLType.I64)
+    if SIZES[node.type].block_size > 1 and a.type != node.type:
+        spec = Spec("rows", "set_quantised_rows", (kind(node),))
+        builder.step(spec, node, (a, numbers), ints=(wide, SOURCES.index(kind(a))))
+    elif node.ne[0] == 1:
+        room = builder.thread_scratch(64)
+        spec = Spec("rows", "set_elements", (kind(node), kind(a)))
+        builder.step(spec, node, (a, numbers), ints=(wide,), writes=[room])
+    else:
+        builder.step(Spec("rows", "set_rows", (kind(node), kind(a))), node, (a, numbers), ints=(wide,))
 
 
-def _numbers_are_bad(type_n):
+def _number_reader():
+    """-> f(addr, wide): a row number, of 64 bits if `wide`, else of 32."""
+    from pyggml import simd as v
+
+    @inline
+    def read(addr, wide):
+        if wide:
+            return v.i64_at(addr)
+        return v.np.int64(v.i32_at(addr))
+
+    return read
+
+
+def _numbers_are_bad():
     """-> f(step, limit, ith): whether some row number is not below `limit`; thread 0 notes the first one.
 
     Each thread looks at all of them before it writes anything, so that none begins what another one refuses.
@@ -44,18 +68,19 @@ def _numbers_are_bad(type_n):
     U = v.U
     at = record.element("src1")
     n0, n1, n2 = (record.field("src1.ne", i) for i in range(3))
-    stride = record.field("src1.nb")
+    stride, is_wide = record.field("src1.nb"), record.field("ints", 0)
     status, index = record.field("status"), record.field("index")
-    read = v.i32_at if type_n == "i32" else v.i64_at
+    read = _number_reader()
     abort, step_at, row_at, limit_at = (U(STATUS.fields[n][1]) for n in ("abort", "step", "row", "limit"))
 
     @inline
     def bad(step, limit, ith):
+        wide = is_wide(step) != 0
         for i2 in range(n2(step)):
             for i1 in range(n1(step)):
                 number = at(step, 0, i1, i2, 0)
                 for _ in range(n0(step)):
-                    found = read(number)
+                    found = read(number, wide)
                     if found < 0 or found >= limit:
                         if ith == 0:
                             note = status(step)
@@ -70,13 +95,12 @@ def _numbers_are_bad(type_n):
     return bad
 
 
-def get_rows(kind_d, kind_a, type_n):
-    """-> kernel: row r of the result is row numbers[r] of the table."""
+def get_rows(kind_d, kind_a):
+    """-> kernel: row r of the result is row numbers[r] of the table. ints: 0."""
     from pyggml import simd as v
     from pyggml.kernels.cpu import elements, record
 
-    bad, convert = _numbers_are_bad(type_n), elements.converter(kind_d, kind_a)
-    read = v.i32_at if type_n == "i32" else v.i64_at
+    bad, convert = _numbers_are_bad(), elements.converter(kind_d, kind_a)
     rows, limit, ne0 = record.rows("dst"), record.field("src0.ne", 1), record.field("dst.ne", 0)
     d, a, number = record.row("dst"), record.element("src0"), record.element("src1")
     ne1, ne2 = record.field("dst.ne", 1), record.field("dst.ne", 2)
@@ -88,43 +112,121 @@ def get_rows(kind_d, kind_a, type_n):
         count = rows(step)
         for row in range(count * ith // nth, count * (ith + 1) // nth):
             i1, i2, i3 = row % ne1(step), row // ne1(step) % ne2(step), row // ne1(step) // ne2(step)
-            source = a(step, 0, read(number(step, i1, i2, i3, 0)), i2, i3)
+            source = a(step, 0, v.i32_at(number(step, i1, i2, i3, 0)), i2, i3)
             convert(d(step, row), nbd(step), source, nba(step), 0, ne0(step))
 
     return kernel
 
 
-def set_rows(kind_d, kind_a, type_n):
+def set_rows(kind_d, kind_a):
+    """-> kernel. ints: whether row numbers have 64 bits."""
+    from pyggml.kernels.cpu import elements, record
+
+    convert = elements.converter(kind_d, kind_a)
+    nbd, nba = record.field("dst.nb"), record.field("src0.nb")
+
+    @inline
+    def write(step, target, source, n):
+        convert(target, nbd(step), source, nba(step), 0, n)
+
+    return _set_rows_with(write)
+
+
+def set_quantised_rows(kind_d):
+    """-> kernel. ints: whether row numbers have 64 bits, kind of the source (position in kinds.SOURCES)."""
+    from pyggml.kernels.cpu import elements, record
+
+    quantise = elements.quantiser(kind_d)
+    nba, number_of_kind = record.field("src0.nb"), record.field("ints", 1)
+
+    @inline
+    def write(step, target, source, n):
+        quantise(target, source, nba(step), 0, n, number_of_kind(step))
+
+    return _set_rows_with(write)
+
+
+def _set_rows_with(write):
     """-> kernel: row numbers[r] of the table becomes row r of the source; of equal numbers the last one counts.
 
     A row of the table belongs to one thread, by its number, so that the order of writes is that of the source.
     """
     from pyggml import simd as v
-    from pyggml.kernels.cpu import elements, record
+    from pyggml.kernels.cpu import record
 
     U = v.U
-    bad, convert = _numbers_are_bad(type_n), elements.converter(kind_d, kind_a)
-    read = v.i32_at if type_n == "i32" else v.i64_at
+    bad, read, is_wide = _numbers_are_bad(), _number_reader(), record.field("ints", 0)
     ne0, ne1, ne2, ne3 = (record.field("src0.ne", i) for i in range(4))
     d, a, number = record.element("dst"), record.element("src0"), record.element("src1")
     n1, n2, limit = record.field("src1.ne", 1), record.field("src1.ne", 2), record.field("dst.ne", 1)
-    nbd, nba, row_a, stride = (
-        record.field("dst.nb"), record.field("src0.nb"), record.field("src0.nb", 1), record.field("src1.nb"),
-    )  # fmt: skip
+    row_a, stride = record.field("src0.nb", 1), record.field("src1.nb")
 
     def kernel(step, ith, nth):
         if bad(step, limit(step), ith):
             return
-        n, sd, sa = ne0(step), nbd(step), nba(step)
+        n, wide = ne0(step), is_wide(step) != 0
         for i3 in range(ne3(step)):
             for i2 in range(ne2(step)):
                 source = a(step, 0, 0, i2, i3)
                 at = number(step, 0, i2 % n1(step), i3 % n2(step), 0)
                 for _ in range(ne1(step)):
-                    row = read(at)
+                    row = read(at, wide)
                     if row % nth == ith:
-                        convert(d(step, 0, row, i2, i3), sd, source, sa, 0, n)
+                        write(step, d(step, 0, row, i2, i3), source, n)
                     source += U(row_a(step))
                     at += U(stride(step))
+
+    return kernel
+
+
+def set_elements(kind_d, kind_a):
+    """-> kernel for rows of one element, as a transposed V cache has them: sixteen are converted at once. ints: whether
+    row numbers have 64 bits; scratch: 64 bytes a thread.
+
+    Each thread has a stretch of the table's rows.
+    """
+    from pyggml import simd as v
+    from pyggml.kernels.cpu import elements, record
+
+    U = v.U
+    bad, read, is_wide = _numbers_are_bad(), _number_reader(), record.field("ints", 0)
+    ne1, ne2, ne3 = (record.field("src0.ne", i) for i in range(1, 4))
+    d, a, number = record.element("dst"), record.element("src0"), record.element("src1")
+    n1, n2, limit = record.field("src1.ne", 1), record.field("src1.ne", 2), record.field("dst.ne", 1)
+    row_d, row_a, stride = record.field("dst.nb", 1), record.field("src0.nb", 1), record.field("src1.nb")
+    room_at, room_size = record.field("scratch"), record.field("thread_bytes")
+    dense, apart, store = elements.loader(kind_a), elements.loader(kind_a + "/"), elements.storer(kind_d)
+    size_d, size_a, same = elements.type_size(kind_d), elements.type_size(kind_a), kind_d == kind_a
+
+    @inline
+    def put(to, room):
+        if size_d == 4:
+            v.put_i32(to, v.i32_at(room))
+        else:
+            v.put_u16(to, v.u16_at(room))
+
+    def kernel(step, ith, nth):
+        if bad(step, limit(step), ith):
+            return
+        n, wide, sa, sd = ne1(step), is_wide(step) != 0, row_a(step), row_d(step)
+        first, end = limit(step) * ith // nth, limit(step) * (ith + 1) // nth
+        room = room_at(step) + U(ith * room_size(step))
+        for i3 in range(ne3(step)):
+            for i2 in range(ne2(step)):
+                source, target = a(step, 0, 0, i2, i3), d(step, 0, 0, i2, i3)
+                at = number(step, 0, i2 % n1(step), i3 % n2(step), 0)
+                for i in range(0, n, 16):
+                    k = min(16, n - i)
+                    if same:
+                        pass
+                    elif sa == size_a:
+                        store(room, 0, dense(source, i, k, sa), 16, size_d)
+                    else:
+                        store(room, 0, apart(source, i, k, sa), 16, size_d)
+                    for j in range(k):
+                        row = read(at, wide)
+                        if row >= first and row < end:
+                            put(target + U(row * sd), source + U((i + j) * sa) if same else room + U(j * size_d))
+                        at += U(stride(step))
 
     return kernel
