@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from conformance_build import ensure_driver
 
@@ -61,6 +61,21 @@ def sample(cases: Sequence[Case], n: int) -> list[Case]:
     return [of[i * len(of) // n] if len(of) > n else of[i] for of in by_op.values() for i in range(min(n, len(of)))]
 
 
+class Server(Protocol):
+    """What is asked of a server under test."""
+
+    def endpoint(self) -> str:
+        """Where it listens; starts it if it does not run."""
+
+    def ended(self) -> int | None:
+        """Its exit code, negative for a signal; None while it runs."""
+
+    def new_log(self) -> str:
+        """What it has written since the last question."""
+
+    def close(self) -> None: ...
+
+
 class OwnServer:
     """Our pyggml-rpc-server on a free port of 127.0.0.1, started again when it ended. PYTHONPATH decides whose sources."""
 
@@ -72,7 +87,6 @@ class OwnServer:
         self.read = 0
 
     def endpoint(self) -> str:
-        """Where it listens; starts it if it does not run."""
         if self.process is None or self.process.poll() is not None:
             with open(self.log, "ab") as log:
                 self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, stderr=log, text=True)
@@ -84,7 +98,6 @@ class OwnServer:
         return self.at
 
     def ended(self) -> int | None:
-        """Its exit code, negative for a signal; None while it runs."""
         assert self.process is not None
         try:
             return self.process.wait(0.2)
@@ -92,7 +105,6 @@ class OwnServer:
             return None
 
     def new_log(self) -> str:
-        """What it has written since the last question."""
         text = self.log.read_bytes()[self.read :]
         self.read += len(text)
         return text.decode(errors="replace")
@@ -123,9 +135,6 @@ class OtherServer:
 
     def close(self) -> None:
         pass
-
-
-Server = OwnServer | OtherServer
 
 
 class Driver:

@@ -116,7 +116,8 @@ class Peer:
     @property
     def env(self) -> dict[str, str]:
         """The environment of a process that can `import llama_cpp`."""
-        return {**os.environ, "PYTHONPATH": str(self.site), "OMP_WAIT_POLICY": "passive"}
+        more = {"PYTHONPATH": str(self.site), "OMP_WAIT_POLICY": "passive", "GGML_NO_BACKTRACE": "1"}
+        return {**os.environ, **more}
 
     def run(
         self,
@@ -180,6 +181,20 @@ class Peer:
             out = Path(folder) / "logits.npy"
             tokens = [int(token) for token in token_ids]
             self._worker("logits", out, tokens=tokens, **_model(model, endpoints, tensor_split), **context)
+            return np.asarray(np.load(out))
+
+    def steps(
+        self, model: Path, steps: Sequence[Sequence[Any]], *, endpoints: Sequence[str] = (), **context: Any
+    ) -> np.ndarray:
+        """float32 (decodes, n_vocab): the logits of the last token of each decode.
+
+        Steps, all in one process, on one model: ("open", name, fields of llama_context_params), ("decode", name,
+        tokens), ("clear", name), ("free", name). `context` holds fields for all of them.
+        """
+        context = {"n_ctx": 1024, "n_batch": 1024, "n_threads": 2, "n_threads_batch": 2, "flash_attn_type": 0} | context
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "logits.npy"
+            self._worker("steps", out, steps=list(steps), context=context, **_model(model, endpoints, None))
             return np.asarray(np.load(out))
 
     def generate(

@@ -70,6 +70,53 @@ def generate(p: dict[str, Any]) -> None:
     write(p, {"prompt_tokens": list(prompt), "tokens": made, "text": text})
 
 
+def steps(p: dict[str, Any]) -> None:
+    """Several contexts of one model, opened, used and freed in the given order; the logits after each decode."""
+    add_servers(p["endpoints"])
+    model_params = llama_cpp.llama_model_default_params()
+    model_params.n_gpu_layers = p["n_gpu_layers"]
+    model = llama_cpp.llama_model_load_from_file(p["model"].encode(), model_params)
+    n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
+    contexts: dict[str, Any] = {}
+    positions: dict[str, int] = {}
+    rows = []
+    for action, name, *rest in p["steps"]:
+        if action == "open":
+            params = llama_cpp.llama_context_default_params()
+            for field, value in (p["context"] | (rest[0] if rest else {})).items():
+                setattr(params, field, value)
+            contexts[name], positions[name] = llama_cpp.llama_init_from_model(model, params), 0
+            if not contexts[name]:
+                raise SystemExit(f"peer: no context for {name}")
+        elif action == "free":
+            llama_cpp.llama_free(contexts.pop(name))
+        elif action == "clear":
+            llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(contexts[name]), True)
+            positions[name] = 0
+        elif action == "decode":
+            rows.append(decode(contexts[name], rest[0], positions[name], n_vocab))
+            positions[name] += len(rest[0])
+        else:
+            raise SystemExit(f"peer: what is {action}?")
+    np.save(p["out"], np.array(rows))
+
+
+def decode(context: Any, tokens: list[int], position: int, n_vocab: int) -> np.ndarray:
+    """The logits of the last token alone: micro-batches before its own have no outputs."""
+    batch = llama_cpp.llama_batch_init(len(tokens), 0, 1)
+    batch.n_tokens = len(tokens)
+    for i, token in enumerate(tokens):
+        batch.token[i], batch.pos[i] = token, position + i
+        batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+        batch.logits[i] = i == len(tokens) - 1
+    code = llama_cpp.llama_decode(context, batch)
+    llama_cpp.llama_batch_free(batch)
+    if code:
+        raise SystemExit(f"peer: llama_decode returned {code}")
+    logits = llama_cpp.llama_get_logits_ith(context, -1)
+    return np.ctypeslib.as_array(logits, (n_vocab,)).copy()
+
+
 def tokenize(p: dict[str, Any]) -> None:
     llama = llama_cpp.Llama(p["model"], vocab_only=True)
     add, special = p["add_special"], p["parse_special"]
@@ -102,5 +149,5 @@ def write(p: dict[str, Any], result: Any) -> None:
 
 
 if __name__ == "__main__":
-    commands = {f.__name__: f for f in (logits, generate, tokenize, quantize, serve)}
+    commands = {f.__name__: f for f in (logits, generate, steps, tokenize, quantize, serve)}
     commands[sys.argv[1]](json.loads(sys.argv[2]))
