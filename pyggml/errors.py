@@ -32,6 +32,10 @@ class ContextError(PyggmlError):
     """More tokens than the context holds."""
 
 
+class StateError(PyggmlError):
+    """A saved state that is damaged, or that belongs to another model or kind of context."""
+
+
 class DeviceError(PyggmlError):
     """An unknown device, memory that is not there, or a device that failed."""
 

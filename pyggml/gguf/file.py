@@ -4,6 +4,7 @@ Owns the mapping, the joining of parts (`-00001-of-0000N.gguf`) and the typed ge
 (`header.py`) nor what a key means.
 """
 
+import hashlib
 import mmap
 import os
 import re
@@ -98,6 +99,18 @@ class GGUFFile:
             if found != expected:
                 raise GGUFError(f"{paths[0]}: {expected} tensors are announced, the {count} parts hold {found}")
         return cls(paths, headers, maps)
+
+    def fingerprint(self) -> bytes:
+        """32 bytes that tell files apart: of all metadata and names, and of a few bytes of each tensor, for speed."""
+        digest = hashlib.sha256()
+        for path, mapped in zip(self.paths, self._maps, strict=True):
+            inside = [t for t in self.tensors.values() if t.path == path]
+            end = min((t.offset for t in inside), default=len(mapped))
+            digest.update(memoryview(mapped)[:end])
+            for t in inside:
+                for at in (0, t.nbytes // 2, max(t.nbytes - 64, 0)):
+                    digest.update(t.data[at : at + 64])
+        return digest.digest()
 
     def close(self) -> None:
         """Forgets tensors and metadata. A file stays mapped as long as an array over its bytes is alive."""

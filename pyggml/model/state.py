@@ -1,0 +1,202 @@
+"""The state of a context, kept in a file or in bytes: its tokens, and their keys and values.
+
+Owns that format; must not know how a token is computed, nor when a state is worth keeping.
+
+A state is HEADER; the tokens, i32 each; then for each layer the rows of K and the rows of V, one row a token, in the
+cache's types, V never transposed; at last the BLAKE2b digest (32 bytes) of all before. The fingerprint is that of the
+model file and of the hyper-parameters in use: keys and values of another model would be nonsense here.
+"""
+
+import hashlib
+import mmap
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyggml.dtypes import SIZES, GGMLType
+from pyggml.errors import StateError
+
+if TYPE_CHECKING:
+    from pyggml.model.context import Context
+    from pyggml.model.kv_cache import KVCache
+    from pyggml.model.model import Model
+    from pyggml.tensor import Tensor
+
+MAGIC, VERSION = b"PYGGMLKV", 1
+HEADER = np.dtype(
+    [
+        ("magic", "S8"),
+        ("version", "<u4"),
+        ("n_tokens", "<u4"),
+        ("n_layer", "<u4"),
+        ("type_k", "<u4"),
+        ("type_v", "<u4"),
+        ("row_k", "<u4"),  # bytes of K for one token in one layer
+        ("row_v", "<u4"),
+        ("reserved", "<u4"),
+        ("fingerprint", "u1", (32,)),
+    ]
+)
+assert HEADER.itemsize == 72
+DIGEST = 32
+FOREIGN = {b"nsgg": "llama.cpp's session files are not read here", b"qsgg": "llama.cpp's states are not read here"}
+
+
+def fingerprint(model: "Model") -> bytes:
+    """32 bytes that tell models apart: of the file, and of the hyper-parameters, which may have been overridden."""
+    digest = hashlib.sha256(model.file.fingerprint())
+    digest.update(repr(model.config).encode())
+    return digest.digest()
+
+
+@dataclass(frozen=True)
+class State:
+    """What was saved: `tokens` (n,) i32 and, behind `restore`, their keys and values."""
+
+    tokens: NDArray[np.int32]
+    name: str
+    _header: Any
+    _rows: NDArray[np.uint8]
+
+    @classmethod
+    def parse(cls, data: Any, name: str) -> Self:
+        """From bytes that `parts` gave; `name` is what errors call them. Raises StateError."""
+        raw = np.frombuffer(data, np.uint8)
+        if raw.size < HEADER.itemsize or raw[:8].tobytes() != MAGIC:
+            why = FOREIGN.get(raw[:4].tobytes())
+            raise StateError(f"{name}: not a saved state" + (f": {why}" if why else ""))
+        header = raw[: HEADER.itemsize].view(HEADER)[0]
+        if header["version"] != VERSION:
+            raise StateError(f"{name}: a state of version {header['version']}, version {VERSION} is known")
+        n = int(header["n_tokens"])
+        row = int(header["row_k"]) + int(header["row_v"])
+        size = HEADER.itemsize + n * (4 + int(header["n_layer"]) * row) + DIGEST
+        if raw.size != size:
+            raise StateError(f"{name}: damaged: {raw.size} bytes, its header announces {size}")
+        if hashlib.blake2b(raw[:-DIGEST].data, digest_size=DIGEST).digest() != raw[-DIGEST:].tobytes():
+            raise StateError(f"{name}: damaged: its digest is another")
+        at = HEADER.itemsize + 4 * n
+        tokens = raw[HEADER.itemsize : at].view("<i4").astype(np.int32)
+        return cls(tokens, name, header, raw[at:-DIGEST])
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """From a file. Raises StateError, OSError."""
+        name = os.fspath(path)
+        with open(name, "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise StateError(f"{name}: not a file")
+            if os.fstat(file.fileno()).st_size == 0:
+                raise StateError(f"{name}: not a saved state: it is empty")
+            return cls.parse(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), name)
+
+    def check(self, context: "Context") -> None:
+        """Raises StateError when the state is not one of such a context."""
+        header, expected = self._header, _header(context, 0)
+        if bytes(header["fingerprint"]) != bytes(expected["fingerprint"]):
+            raise StateError(f"{self.name}: belongs to another model")
+        for which in ("k", "v"):
+            there, here = (GGMLType(int(h[f"type_{which}"])) for h in (header, expected))
+            if there != here:
+                raise StateError(f"{self.name}: its {which.upper()} is {there.name}, the context's is {here.name}")
+        for field in ("n_layer", "row_k", "row_v"):
+            assert header[field] == expected[field], field  # the model's, which is the same
+
+    def restore(self, context: "Context", n: int) -> None:
+        """Let the first `n` tokens be those that `context` has decoded. Raises StateError and what devices raise."""
+        assert 0 <= n <= min(len(self.tokens), context.n_ctx), (n, len(self.tokens), context.n_ctx)
+        self.check(context)
+        context.clear()
+        at = 0
+        total, cache = len(self.tokens), context.cache
+        for il in range(int(self._header["n_layer"])):
+            for tensor, field in ((cache.k[il], "row_k"), (cache.v[il], "row_v")):
+                row = int(self._header[field])
+                _write(cache, tensor, self._rows[at : at + n * row], n)
+                at += total * row
+        context.n_past = n
+
+
+def parts(context: "Context", tokens: Sequence[int]) -> Iterator[bytes]:
+    """The bytes of the state of `context`, which has decoded `tokens`, piece by piece."""
+    assert len(tokens) == context.n_past, (len(tokens), context.n_past)
+    cache, n = context.cache, len(tokens)
+    digest = hashlib.blake2b(digest_size=DIGEST)
+
+    def pieces() -> Iterator[bytes]:
+        yield _header(context, n).tobytes()
+        yield np.asarray(tokens, "<i4").tobytes()
+        for k, v in zip(cache.k, cache.v, strict=True):
+            yield _read(cache, k, n)
+            yield _read(cache, v, n)
+
+    for piece in pieces():
+        digest.update(piece)
+        yield piece
+    yield digest.digest()
+
+
+def save(context: "Context", tokens: Sequence[int], path: str | os.PathLike[str]) -> None:
+    """Write the state to a file, which is the old one or the whole new one, whatever happens. Raises StateError, OSError."""
+    path = os.path.realpath(path)
+    if os.path.lexists(path) and not os.path.isfile(path):
+        raise StateError(f"{path}: not a file")
+    beside = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(beside, "wb") as file:
+            for part in parts(context, tokens):
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(beside)
+        raise
+
+
+def _header(context: "Context", n: int) -> Any:
+    cache = context.cache
+    header = np.zeros(1, HEADER)
+    header["magic"], header["version"], header["n_tokens"], header["n_layer"] = MAGIC, VERSION, n, len(cache.k)
+    header["type_k"], header["type_v"] = cache.k[0].type, cache.v[0].type
+    header["row_k"], header["row_v"] = cache.k[0].nb[1], cache.v[0].nb[1]
+    header["fingerprint"] = np.frombuffer(fingerprint(context.model), np.uint8)
+    return header[0]
+
+
+def _read(cache: "KVCache", tensor: "Tensor", n: int) -> bytes:
+    """Rows of the first `n` cells."""
+    assert tensor.buffer is not None
+    if not _lies_transposed(cache, tensor):
+        return tensor.buffer.get(tensor, 0, n * tensor.nb[1])
+    return np.ascontiguousarray(_columns(tensor)[:, :n].T).tobytes()
+
+
+def _write(cache: "KVCache", tensor: "Tensor", rows: NDArray[np.uint8], n: int) -> None:
+    assert tensor.buffer is not None
+    if not n:
+        return
+    if not _lies_transposed(cache, tensor):
+        tensor.buffer.set(tensor, np.ascontiguousarray(rows))
+        return
+    columns = _columns(tensor)
+    columns[:, :n] = np.frombuffer(rows.tobytes(), columns.dtype).reshape(n, -1).T
+    tensor.buffer.set(tensor, columns.reshape(-1).view(np.uint8))
+
+
+def _lies_transposed(cache: "KVCache", tensor: "Tensor") -> bool:
+    return cache.transposed_v and any(tensor is v for v in cache.v)
+
+
+def _columns(tensor: "Tensor") -> NDArray[Any]:
+    """A V that lies transposed: (elements of all heads, n_cells), a copy."""
+    assert tensor.buffer is not None and SIZES[tensor.type].block_size == 1, tensor
+    element = np.dtype(f"u{SIZES[tensor.type].type_size}")
+    return np.frombuffer(bytearray(tensor.buffer.get(tensor)), element).reshape(tensor.ne[0], tensor.ne[1])
