@@ -262,7 +262,7 @@ def measure(
     model: "Model", case: Case, facts: dict[str, Any], reps: int, warm_up: bool, delay: int, say: str = ""
 ) -> Result:
     """Run one test `reps` times after a warm-up. Raises ContextError, DeviceError, ComputeError."""
-    from pyggml.backend.cpu import default_threads
+    from pyggml.backend.host import default_threads
     from pyggml.dtypes import GGMLType
     from pyggml.model.context import Context
     from pyggml.tokenizer import Tokenizer

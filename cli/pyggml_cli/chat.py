@@ -16,6 +16,7 @@ from pyggml.errors import ComputeError, PyggmlError
 from pyggml_cli.completion_flags import unescape
 from pyggml_cli.entry import on_ctrl_c
 from pyggml_cli.flags import UsageError, Values
+from pyggml_cli.prompt_cache import PromptCache
 from pyggml_cli.timings import Timings
 
 if TYPE_CHECKING:
@@ -46,7 +47,9 @@ def wanted(values: Values) -> bool:
         return bool(values.conversation)
     asking = ("single_turn", "system", "system_file", "chat_template", "chat_template_file", "multiline")
     prompts = ("prompt", "file", "binary_file")
-    return any(name in values.seen for name in asking) or not any(name in values.seen for name in prompts)
+    if any(name in values.seen for name in asking):
+        return True
+    return not any(name in values.seen for name in (*prompts, "prompt_cache"))
 
 
 def chat(values: Values, first: str | None, make_chain: Callable[[Values, "Tokenizer", int], "SamplerChain"]) -> int:
@@ -54,14 +57,11 @@ def chat(values: Values, first: str | None, make_chain: Callable[[Values, "Token
     from pyggml.chat import KEY, ChatTemplate, Conversation
     from pyggml.model.context import Context
     from pyggml.tokenizer import Tokenizer
-    from pyggml_cli.devices import offload_devices
-    from pyggml_cli.loading import context_arguments, loaded, model_path, shown_compiling
+    from pyggml_cli.loading import context_arguments, model_for, shown_compiling
 
     system, template = _text(values, "system", "-sys"), _text(values, "chat_template", "--chat-template")
     timings = Timings()
-    path = model_path(values.model, values.offline)
-    devices = offload_devices(values.rpc, values.device)
-    with shown_compiling(), loaded(path, devices, values.n_gpu_layers, values.tensor_split) as model:
+    with shown_compiling(), model_for(values) as model:
         tokenizer = Tokenizer.from_metadata(model.file.metadata)
         if template is None and KEY not in model.file.metadata:
             print("note: the file has no chat template, chatml is used", file=sys.stderr)
@@ -75,7 +75,10 @@ def chat(values: Values, first: str | None, make_chain: Callable[[Values, "Token
         context = Context(model, n_ctx, **context_arguments(values))
         timings.load = time.perf_counter() - timings.start
         try:
-            _Talk(values, conversation, tokenizer, context, chain, timings).run(first)
+            cache = PromptCache(values, context)
+            talk = _Talk(values, conversation, tokenizer, context, chain, timings, cache)
+            talk.run(first)
+            cache.keep_all(talk.evaluated)
         finally:
             context.close()
             if values.perf:
@@ -126,8 +129,10 @@ class _Talk:
         context: "Context",
         chain: "SamplerChain",
         timings: Timings,
+        cache: PromptCache,
     ) -> None:
         self.values = values
+        self.cache: PromptCache | None = cache  # until the first turn
         self.conversation = conversation
         self.tokenizer = tokenizer
         self.context = context
@@ -166,7 +171,7 @@ class _Talk:
                 return "\n".join(lines)
 
     def _line(self, prompt: str) -> str | None:
-        if self.asks and sys.stdout.isatty():
+        if self.asks and sys.stdout.isatty() and not self.values.simple_io:
             with contextlib.suppress(ImportError):
                 import readline  # noqa: F401 - gives input() a history and keys to edit with
             try:
@@ -252,7 +257,10 @@ class _Talk:
         """Print the reply and put its tokens into `said`; a word on why it ended, if it was not by itself."""
         from pyggml.tokenizer import StreamDecoder
 
-        context, timings = self.context, self.timings
+        context, timings, cache = self.context, self.timings, self.cache
+        if cache is not None:
+            cache.resume(tokens)
+            self.evaluated, self.cache = tokens[: context.n_past], None
         common = 0
         for a, b in zip(tokens, self.evaluated[: context.n_past], strict=False):
             if a != b:
@@ -263,6 +271,8 @@ class _Talk:
         new = tokens[context.n_past :]
         start = time.perf_counter()
         logits = context.decode(new)[-1]
+        if cache is not None:
+            cache.keep_prompt(tokens)
         timings.prompt += time.perf_counter() - start
         timings.n_prompt += len(new)
 

@@ -16,6 +16,7 @@ from pyggml_cli.completion_flags import ABOUT, END, GROUPS, ROWS, unescape
 from pyggml_cli.entry import on_ctrl_c, run
 from pyggml_cli.environment import VARIABLES
 from pyggml_cli.flags import UsageError, Values, help_text, parse, show_notes
+from pyggml_cli.prompt_cache import PromptCache
 
 if TYPE_CHECKING:
     from pyggml.model.context import Context
@@ -52,15 +53,24 @@ def _command(argv: Sequence[str]) -> int:
         print(version())
         return 0
     show_notes(values)
+    if values.completion_bash:
+        print(_bash_script(), end="")
+        return 0
+    if values.cache_list:
+        from pyggml.cachedir import cache_dir
+
+        models = sorted(path.name for path in cache_dir("models").glob("*.gguf"))
+        print(f"number of models in cache: {len(models)}", *(f"{i:4}. {m}" for i, m in enumerate(models, 1)), sep="\n")
+        return 0
     if values.list_devices:
         from pyggml_cli.devices import listing, local_devices, offload_devices
 
         print(listing([*local_devices(), *offload_devices(values.rpc)]))
         return 0
+    named = any(name in values.seen for name in ("prompt", "file", "binary_file"))
     if wanted(values):
-        named = any(name in values.seen for name in ("prompt", "file", "binary_file"))
         return chat(values, _prompt(values) if named else None, _chain)
-    return _complete(values, _prompt(values))
+    return _complete(values, _prompt(values) if named or values.prompt_cache is None else None)
 
 
 def _prompt(values: Values) -> str:
@@ -153,32 +163,41 @@ def _grammar(values: Values) -> str:
     return text
 
 
-def _complete(values: Values, prompt: str) -> int:
+def _bash_script() -> str:
+    names = sorted(name for group in GROUPS.values() for row in group for name in (*row.names, *row.off))
+    return f"complete -o default -W '{' '.join(names)}' pyggml-cli\n"
+
+
+def _complete(values: Values, prompt: str | None) -> int:
+    """Continue `prompt`; None: what --prompt-cache holds."""
     from pyggml.model.context import Context
     from pyggml.tokenizer import Tokenizer
-    from pyggml_cli.devices import offload_devices
-    from pyggml_cli.loading import context_arguments, loaded, model_path, shown_compiling
+    from pyggml_cli.loading import context_arguments, model_for, shown_compiling
     from pyggml_cli.timings import Timings
 
     timings = Timings()
-    path = model_path(values.model, values.offline)
-    devices = offload_devices(values.rpc, values.device)
-    with shown_compiling(), loaded(path, devices, values.n_gpu_layers, values.tensor_split) as model:
+    with shown_compiling(), model_for(values) as model:
         tokenizer = Tokenizer.from_metadata(model.file.metadata)
-        tokens = tokenizer.encode(prompt, add_special=True, parse_special=True)
-        if not tokens:
-            raise UsageError("the prompt is empty, and the model has no BOS token to begin with")
         n_ctx = values.n_ctx or model.config.n_ctx_train
-        if len(tokens) > n_ctx - SPARE:
-            raise UsageError(f"the prompt has {len(tokens)} tokens; a context of {n_ctx} takes at most {n_ctx - SPARE}")
+        if prompt is not None:
+            tokens = _fitting(tokenizer.encode(prompt, add_special=True, parse_special=True), n_ctx)
+            if not tokens:
+                raise UsageError("the prompt is empty, and the model has no BOS token to begin with")
         chain = _chain(values, tokenizer, n_ctx)
         if n_ctx > model.config.n_ctx_train:
             print(f"warning: the model was trained on {model.config.n_ctx_train} tokens, not {n_ctx}", file=sys.stderr)
         context = Context(model, n_ctx, **context_arguments(values))
         timings.load = time.perf_counter() - timings.start
         try:
+            cache = PromptCache(values, context)
+            if prompt is None:
+                tokens = _fitting(cache.tokens, n_ctx)
+                if not tokens:
+                    raise UsageError(f"no prompt: give one with -p or -f, {cache.path} holds none")
+            if values.verbose_prompt:
+                _show(tokens, tokenizer)
             with on_ctrl_c(context.abort):
-                end = _generate(values, tokens, tokenizer, context, chain, timings)
+                end = _generate(values, tokens, tokenizer, context, chain, timings, cache)
         except KeyboardInterrupt:
             _report("", timings if values.perf else None)
             raise
@@ -189,6 +208,19 @@ def _complete(values: Values, prompt: str) -> int:
             context.close()
     _report(end, timings if values.perf else None)
     return 0
+
+
+def _fitting(tokens: list[int], n_ctx: int) -> list[int]:
+    if len(tokens) > n_ctx - SPARE:
+        raise UsageError(f"the prompt has {len(tokens)} tokens; a context of {n_ctx} takes at most {n_ctx - SPARE}")
+    return tokens
+
+
+def _show(tokens: list[int], tokenizer: "Tokenizer") -> None:
+    """What --verbose-prompt shows."""
+    print(f"number of tokens in prompt = {len(tokens)}", file=sys.stderr)
+    for token in tokens:
+        print(f"{token:6} -> {tokenizer.token_bytes(token).decode('utf-8', 'replace')!r}", file=sys.stderr)
 
 
 def _report(end: str, timings: "Timings | None") -> None:
@@ -209,8 +241,9 @@ def _generate(
     context: "Context",
     chain: "SamplerChain",
     timings: "Timings",
+    cache: PromptCache,
 ) -> str:
-    """Print the text; why it ended, "" for the number of tokens wanted."""
+    """Print the text and add it to `tokens`; why it ended, "" for the number of tokens wanted."""
     from pyggml.tokenizer import StreamDecoder
 
     if "" in values.reverse_prompt:
@@ -225,9 +258,12 @@ def _generate(
         out.flush()
     for token in tokens:
         chain.accept(token)
+    cache.resume(tokens)
+    new = tokens[context.n_past :]
     start = time.perf_counter()
-    logits = context.decode(tokens)[-1]
-    timings.prompt, timings.n_prompt = time.perf_counter() - start, len(tokens)
+    logits = context.decode(new)[-1]
+    timings.prompt, timings.n_prompt = time.perf_counter() - start, len(new)
+    cache.keep_prompt(tokens)
 
     end, text, n_left = "", "", values.n_predict
     while n_left != 0:
@@ -236,6 +272,7 @@ def _generate(
         timings.sample += time.perf_counter() - start
         timings.n_sample += 1
         n_left -= 1
+        tokens.append(token)
         piece = decoder.push(token)
         out.write(piece)
         out.flush()
@@ -257,6 +294,7 @@ def _generate(
         timings.n_eval += 1
     out.write(decoder.finish())
     out.flush()
+    cache.keep_all(tokens)
     return end
 
 

@@ -4,10 +4,11 @@ Owns names, meanings and defaults of the flags that are carried out; must not kn
 here and those that are refused are in other_flags.py. `MODEL` and `DEVICES` serve other commands too.
 """
 
-from pyggml_cli.flags import Flag, Row, UsageError, choice, listed, number, proportions, whole
+from pyggml_cli.flags import Flag, Row, UsageError, choice, csv_row, listed, number, proportions, whole
 from pyggml_cli.other_flags import DRAFT, NO_DIFFERENCE, NOT_HERE, OTHER_TOOLS
 
 RANDOM_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED; not imported, because --help shall not wait for NumPy
+LOAD_MODES = ("auto", "none", "mmap", "mlock", "mmap+mlock", "dio")
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
 
 
@@ -22,11 +23,34 @@ def seed(text: str) -> int:
     return RANDOM_SEED if value == -1 else value
 
 
+def split_mode(text: str) -> str:
+    """`-sm`; rows of matrices and parts of attention are not spread over devices."""
+    if text == "tensor":
+        raise ValueError("tensors are not cut into parts for several devices; layer spreads whole layers")
+    return choice("none", "layer", "row")(text)
+
+
+def tensor_overrides(text: str) -> list[tuple[str, str]]:
+    """`-ot PATTERN=DEV,...`; patterns are compiled where devices are known."""
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(pattern and device for pattern, _, device in pairs):
+        raise ValueError("must be PATTERN=DEV, as in ffn=CPU")
+    return [(pattern, device) for pattern, _, device in pairs]
+
+
+def kv_overrides(text: str) -> list[str]:
+    """`--override-kv`: its parts, each KEY=TYPE:VALUE, perhaps in quotes."""
+    return csv_row(text)
+
+
 GENERAL: list[Row] = [
     Flag(("-h", "--help", "--usage"), "help", "print this page and exit", default=False),
     Flag(("--version",), "version", "print the version and exit", default=False),
+    Flag(("--completion-bash",), "completion_bash", "print a script that completes flags in bash: source it",
+         default=False),
+    Flag(("-cl", "--cache-list"), "cache_list", "print the models in the cache folder and exit", default=False),
     Flag(("--list-devices",), "list_devices", "print the devices (also those of --rpc) and exit", default=False),
-]
+]  # fmt: skip
 
 MODEL: list[Row] = [
     Flag(
@@ -43,11 +67,34 @@ MODEL: list[Row] = [
     Flag(("-b", "--batch-size"), "n_batch", "most tokens handed over at once (2048)", whole(1), "N", 2048),
     Flag(("-ub", "--ubatch-size"), "n_ubatch", "most tokens computed at once (512)", whole(1), "N", 512),
     Flag(("-t", "--threads"), "n_threads", "CPU threads (-1: one a core)", whole(-1), "N", -1),
+    Flag(
+        ("-tb", "--threads-batch"), "n_threads_batch", "CPU threads for prompts (as -t; -1: one a core)", whole(-1), "N"
+    ),
     Flag(("-ctk", "--cache-type-k"), "type_k", "type of the cached keys (f16)", choice(*CACHE_TYPES), "TYPE", "f16"),
     Flag(("-ctv", "--cache-type-v"), "type_v", "type of the cached values (f16)", choice(*CACHE_TYPES), "TYPE", "f16"),
     Flag(
         ("-fa", "--flash-attn"), "flash_attn", "fused attention (auto)", choice("on", "off", "auto"), "on|off|auto",
         "auto",
+    ),
+    Flag(
+        ("-lm", "--load-mode"),
+        "load_mode",
+        "where the CPU's weights are: auto, mmap: in the mapped file; none, dio: read into memory; mlock, mmap+mlock: as "
+        "none and mmap, and kept from being swapped out",
+        choice(*LOAD_MODES),
+        "MODE",
+        "auto",
+    ),
+    Flag(("--mmap",), "mmap", "map the file (on); off: as -lm none", default=True, off=("--no-mmap",)),
+    Flag(("--mlock",), "mlock", "keep the CPU's weights from being swapped out", default=False),
+    Flag(("--check-tensors",), "check_tensors", "look for infinities and NaNs in all weights first", default=False),
+    Flag(
+        ("--override-kv",),
+        "override_kv",
+        "metadata to use in place of the file's, comma-separated; types: int, float, bool, str",
+        kv_overrides,
+        "KEY=TYPE:VALUE,...",
+        many=True,
     ),
 ]  # fmt: skip
 
@@ -75,7 +122,34 @@ DEVICES: list[Row] = [
         proportions,
         "N0,N1,...",
     ),
-]
+    Flag(
+        ("-sm", "--split-mode"),
+        "split_mode",
+        "none: one device alone; layer: whole layers on each; row: the same here (layer)",
+        split_mode,
+        "MODE",
+        "layer",
+    ),
+    Flag(("-mg", "--main-gpu"), "main_gpu", "number of the device of -sm none; -1: the CPU (0)", whole(), "INDEX", 0),
+    Flag(
+        ("-ot", "--override-tensor"),
+        "override_tensor",
+        "regular expressions of tensor names, and the device that those tensors go to: CPU, or a name of --list-devices",
+        tensor_overrides,
+        "PATTERN=DEV,...",
+        many=True,
+    ),
+    Flag(("-cmoe", "--cpu-moe"), "cpu_moe", "keep the weights of all experts on the CPU", default=False),
+    Flag(("-ncmoe", "--n-cpu-moe"), "n_cpu_moe", "the same, of the first n layers only (0)", whole(0), "N", 0),
+    Flag(
+        ("-ncffn", "--n-cpu-ffn"), "n_cpu_ffn", "keep the feed-forward weights of the first n layers on the CPU (0)",
+        whole(0), "N", 0,
+    ),
+    Flag(
+        ("-kvo", "--kv-offload"), "kv_offload", "keep keys and values with their layers (on)", default=True,
+        off=("-nkvo", "--no-kv-offload"),
+    ),
+]  # fmt: skip
 
 TEXT: list[Row] = [
     Flag(("-p", "--prompt"), "prompt", "the text to continue", str, "PROMPT"),
@@ -104,6 +178,13 @@ TEXT: list[Row] = [
     Flag(
         ("--display-prompt",), "display_prompt", "print the prompt first (on)", default=True, off=("--no-display-prompt",)
     ),
+    Flag(("--verbose-prompt",), "verbose_prompt", "show the prompt's tokens, on stderr", default=False),
+    Flag(
+        ("--prompt-cache",), "prompt_cache", "keep the prompt's state in this file, and begin with what it has in common "
+        "with the prompt (without one: go on with it)", str, "FNAME",
+    ),
+    Flag(("--prompt-cache-all",), "prompt_cache_all", "keep the state of the whole text in it", default=False),
+    Flag(("--prompt-cache-ro",), "prompt_cache_ro", "use the file, but do not write it", default=False),
     Flag(("-sp", "--special"), "special", "print special tokens too", default=False),
     Flag(
         ("--perf", "--show-timings"), "perf", "print timings at the end, on stderr (on)", default=True,
@@ -131,6 +212,7 @@ CHAT: list[Row] = [
         "TEMPLATE",
     ),
     Flag(("--chat-template-file",), "chat_template_file", "take it from a file", str, "FNAME"),
+    Flag(("--simple-io",), "simple_io", "read lines plainly, without keys to edit them", default=False),
     Flag(
         ("-mli", "--multiline-input"),
         "multiline",

@@ -260,6 +260,19 @@ def listed(text: str) -> list[str]:
     return words
 
 
+def csv_row(text: str) -> list[str]:
+    """Parser of comma-separated fields; commas within double quotes do not count (parse_csv_row in common/arg.cpp)."""
+    fields, quoted = [""], False
+    for c in text:
+        if c == '"':
+            quoted = not quoted
+        elif c == "," and not quoted:
+            fields.append("")
+        else:
+            fields[-1] += c
+    return fields
+
+
 def help_text(usage: str, about: str, groups: Mapping[str, Iterable[Row]], end: str = "") -> str:
     """The page for --help: flags that do something, group by group."""
     lines = [f"usage: {usage}", "", *textwrap.wrap(about, 100)]

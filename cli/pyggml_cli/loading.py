@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from pyggml.backend.base import Device
+from pyggml.backend.host import default_threads
 from pyggml.dtypes import GGMLType
 from pyggml.model.model import Model
 from pyggml_cli.default_model import default_model
+from pyggml_cli.devices import local_devices, offload_devices, pick
+from pyggml_cli.flags import UsageError
 from pyggml_cli.progress import Meter, meter
 
 
@@ -27,17 +30,62 @@ def model_path(name: str | None, offline: bool = False) -> Path:
 
 @contextlib.contextmanager
 def loaded(
-    path: Path, devices: Sequence[Device], n_gpu_layers: int, tensor_split: Sequence[float] | None
+    path: Path,
+    devices: Sequence[Device],
+    n_gpu_layers: int,
+    tensor_split: Sequence[float] | None,
+    **options: Any,
 ) -> Iterator[Model]:
-    """The model, closed at the end."""
-    with meter("sending weights") as update:
+    """The model, closed at the end. `options` are further ones of Model.load."""
+    with meter("sending weights" if devices else "loading weights") as update:
         model = Model.load(
-            path, devices=devices, n_gpu_layers=n_gpu_layers, tensor_split=tensor_split or (), progress=update
+            path,
+            devices=devices,
+            n_gpu_layers=n_gpu_layers,
+            tensor_split=tensor_split or (),
+            progress=update,
+            **options,
         )
     try:
         yield model
     finally:
         model.close()
+
+
+def model_for(values: Any) -> contextlib.AbstractContextManager[Model]:
+    """The model that the flags of MODEL and DEVICES ask for, as `loaded` gives it. Raises UsageError, DeviceError."""
+    from pyggml.model.offload import chosen
+    from pyggml.model.overrides import DENSE, EXPERTS, compiled, cpu_layers, parse_override
+
+    path = model_path(values.model, values.offline)
+    devices = chosen(offload_devices(values.rpc, values.device), values.split_mode, values.main_gpu)
+    cpu = local_devices()[0]
+    here = [EXPERTS] if values.cpu_moe else []
+    here += [*cpu_layers(values.n_cpu_moe, EXPERTS), *cpu_layers(values.n_cpu_ffn, DENSE)]
+    try:
+        metadata = dict(parse_override(item) for items in values.override_kv for item in items)
+    except ValueError as reason:
+        raise UsageError(f"--override-kv: {reason}") from None
+    try:
+        overrides = [
+            (compiled(pattern), pick([cpu, *devices], [name.partition("[")[0]])[0])
+            for pairs in values.override_tensor
+            for pattern, name in [*pairs]
+        ]
+    except ValueError as reason:
+        raise UsageError(f"-ot: {reason}") from None
+    return loaded(
+        path,
+        devices,
+        values.n_gpu_layers,
+        values.tensor_split,
+        cpu=cpu,
+        overrides=[*overrides, *((compiled(pattern), cpu) for pattern in here)],
+        metadata=metadata,
+        use_mmap=values.mmap and values.load_mode in ("auto", "mmap", "mmap+mlock"),
+        use_mlock=values.mlock or values.load_mode in ("mlock", "mmap+mlock"),
+        check=values.check_tensors,
+    )
 
 
 @contextlib.contextmanager
@@ -72,4 +120,10 @@ def context_arguments(values: Any) -> dict[str, Any]:
         "type_v": GGMLType[values.type_v.upper()],
         "flash_attn": values.flash_attn != "off",
         "n_threads": values.n_threads if values.n_threads > 0 else None,
+        "n_threads_batch": _batch_threads(values.n_threads_batch),
+        "offload_kqv": values.kv_offload,
     }
+
+
+def _batch_threads(given: int | None) -> int | None:
+    return default_threads() if given is not None and given < 1 else given

@@ -7,9 +7,7 @@ completion_flags.py it names every flag of llama.cpp's tools, so that none of th
 from pyggml_cli.flags import Ignored, Refused, Row
 
 NO_DIFFERENCE: list[Row] = [
-    *(Ignored((name,)) for name in ("--swa-full", "--check-tensors", "--simple-io", "--mlock", "--no-host")),
-    *(Ignored((name,)) for name in ("--log-disable", "-cmoe", "--cpu-moe")),
-    Ignored(("--mmap",), off=("--no-mmap",)),
+    *(Ignored((name,)) for name in ("--swa-full", "--no-host", "--log-disable")),
     Ignored(("--jinja",), off=("--no-jinja",)),
     Ignored(("--warmup",), off=("--no-warmup",)),
     Ignored(("--op-offload",), off=("--no-op-offload",)),
@@ -21,20 +19,16 @@ NO_DIFFERENCE: list[Row] = [
     Ignored(("--mmproj-auto",), off=("--no-mmproj", "--no-mmproj-auto")),
     Ignored(("--mmproj-offload",), off=("--no-mmproj-offload",)),
     Ignored(("-v", "--verbose", "--log-verbose")),
-    Ignored(("-tb", "--threads-batch"), 1),
     Ignored(("-C", "--cpu-mask"), 1),
     Ignored(("-Cr", "--cpu-range"), 1),
     Ignored(("-Cb", "--cpu-mask-batch"), 1),
     Ignored(("-Crb", "--cpu-range-batch"), 1),
     Ignored(("-co", "--color"), 1),
-    Ignored(("-lm", "--load-mode"), 1),
     Ignored(("-lzm", "--lazy-mode"), 1),
     Ignored(("-dt", "--defrag-thold"), 1),
     Ignored(("-fit", "--fit"), 1),
     Ignored(("-fitt", "--fit-target"), 1),
     Ignored(("-fitc", "--fit-ctx"), 1),
-    Ignored(("-mg", "--main-gpu"), 1),
-    Ignored(("-ncmoe", "--n-cpu-moe"), 1),
     Ignored(("-lv", "--verbosity", "--log-verbosity"), 1),
     Ignored(("-ptc", "--print-token-count"), 1),
     Ignored(("-ctxcp", "--ctx-checkpoints", "--swa-checkpoints"), 1),
@@ -51,7 +45,6 @@ TEXT_ONLY = "text is all that models read here, no images, sound or video"
 ADAPTERS = "adapters of weights and control vectors are not applied"
 SPECULATION = "nothing is drafted by a second model"
 INTERACTION = "converse with -cnv"
-STATES = "the state of a context is not saved"
 WHOLE = "devices are given whole layers"
 ROPE = "positions are scaled as the model file says"
 
@@ -61,26 +54,16 @@ NOT_HERE: list[Row] = [
     Refused(("--in-prefix-bos",), why=INTERACTION),
     *(Refused((name,), 1, why=INTERACTION) for name in ("--in-prefix", "--in-suffix")),
     Refused(("--context-shift",), why="a full context ends the text", off=("--no-context-shift",)),
-    *(Refused((name,), why=STATES) for name in ("--prompt-cache-all", "--prompt-cache-ro")),
-    Refused(("--prompt-cache",), 1, why=STATES),
-    Refused(("--verbose-prompt",), why="tokens are not shown"),
-    Refused(("--completion-bash",), why="there is no script for the shell"),
     Refused(("--log-jsonl",), why="there is no log", off=("--no-log-jsonl",)),
     Refused(("--log-file",), 1, why="there is no log; what is not text goes to stderr"),
-    Refused(("--log-prompts-dir",), 1, why="prompts are not kept"),
-    Refused(("-nkvo", "--no-kv-offload"), off=("-kvo", "--kv-offload"), why="keys and values lie with their layers"),
-    Refused(("-cl", "--cache-list"), why=DOWNLOADS),
+    Refused(("--log-prompts-dir",), 1, why="prompts are not kept; --verbose-prompt shows one"),
     Refused(("-bs", "--backend-sampling"), why="tokens are chosen on this machine"),
-    Refused(("--override-kv",), 1, why="metadata are taken as the file has them"),
     *(Refused((name,), 1, why=ADAPTERS) for name in ("--lora", "--lora-scaled")),
     *(Refused((name,), 1, why=ADAPTERS) for name in ("--control-vector", "--control-vector-scaled")),
     Refused(("--control-vector-layer-range",), 2, why=ADAPTERS),
     Refused(("-np", "--parallel"), 1, harmless=("1", "-1"), why="one sequence at a time"),
-    Refused(("-sm", "--split-mode"), 1, harmless=("layer",), why=WHOLE),
     Refused(("-gan", "--grp-attn-n"), 1, harmless=("1",), why="positions are not grouped"),
     Refused(("-gaw", "--grp-attn-w"), 1, harmless=("512",), why="positions are not grouped"),
-    Refused(("-ncffn", "--n-cpu-ffn"), 1, harmless=("0",), why=WHOLE),
-    Refused(("-ot", "--override-tensor"), 1, why=WHOLE),
     Refused(("--rope-scaling",), 1, why=ROPE),
     *(Refused((name,), 1, why=ROPE) for name in ("--rope-scale", "--rope-freq-base", "--rope-freq-scale")),
     *(Refused((name,), 1, why=ROPE) for name in ("--yarn-orig-ctx", "--yarn-ext-factor", "--yarn-attn-factor")),

@@ -93,6 +93,9 @@ class Backend(ABC):
     def compute(self, plan: Plan) -> None:
         """Run to the end, or, where results are only seen through `get`, hand over in order. Raises ComputeError."""
 
+    def use_threads(self, n_threads: int) -> None:  # noqa: B027
+        """Compute with so many threads from now on, at most those of `Device.open`. Optional: changes no result."""
+
     def synchronize(self) -> None:  # noqa: B027
         """Return when everything handed over is done. Optional: for backends that compute asynchronously."""
 

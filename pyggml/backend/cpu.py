@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 
 from pyggml import jit
 from pyggml.backend.base import Backend, Device, Kind, Plan, Usage
-from pyggml.backend.host import HostBuffer, host_memory
+from pyggml.backend.host import HostBuffer, default_threads, host_memory
 from pyggml.backend.team import IndexFault, Team
 from pyggml.errors import ComputeError, UnsupportedError
 from pyggml.graph import Graph
@@ -29,13 +28,6 @@ from pyggml.tensor import Flag, Tensor
 SMALL_STEPS = 4
 SMALL_BYTES = 65536
 """A plan of so few steps with results of so few bytes is run by one thread."""
-
-
-def default_threads() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _module(name: str) -> Any:
@@ -107,6 +99,7 @@ class CPUBackend(Backend):
         self.device = device
         self.n_threads = n_threads
         self.team = Team(n_threads)
+        self._teams = {n_threads: self.team}
 
     def plan(self, graph: Graph) -> CPUPlan:
         nodes = [n for n in graph.nodes if n.op not in VIEW_OPS and n.flags & Flag.COMPUTE and 0 not in n.ne]
@@ -141,11 +134,20 @@ class CPUBackend(Backend):
                 f"{Op(node.op).name} {node.name!r}: row number {fault.row}, there are {fault.limit} rows"
             ) from None
 
+    def use_threads(self, n_threads: int) -> None:
+        """Plans were made for `n_threads` of `open`, and so there is room for fewer."""
+        assert 1 <= n_threads <= self.n_threads, (n_threads, self.n_threads)
+        team = self._teams.get(n_threads)
+        if team is None:
+            team = self._teams[n_threads] = Team(n_threads, self.team)
+        self.team = team
+
     def abort(self) -> None:
         self.team.abort()
 
     def close(self) -> None:
-        self.team.close()
+        for team in self._teams.values():
+            team.close()
 
 
 @dataclass

@@ -89,6 +89,13 @@ class HostBuffer(Buffer):
         self.size = 0
 
 
+def default_threads() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def host_memory() -> tuple[int, int]:
     """Bytes (free, total) of this machine's memory; what the system can free counts as free."""
     page = os.sysconf("SC_PAGE_SIZE")

@@ -20,9 +20,12 @@ from pyggml.steps import SLEEPER, STATUS, TEAM
 
 
 class Team:
-    """`n_threads` threads, the caller of `run` being one of them. One run at a time."""
+    """`n_threads` threads, the caller of `run` being one of them. One run at a time.
 
-    def __init__(self, n_threads: int) -> None:
+    `beside`: another team that runs the same plans, never at the same time; both report through one status record.
+    """
+
+    def __init__(self, n_threads: int, beside: Team | None = None) -> None:
         if not 1 <= n_threads <= 1024:
             raise DeviceError(f"CPU: {n_threads} threads, 1 to 1024 are possible")
         self.n_threads = n_threads
@@ -31,7 +34,7 @@ class Team:
         self._memory = raw[-raw.ctypes.data % 64 :][:size]
         self._team = self._memory[: TEAM.itemsize].view(TEAM)
         self._address = self._memory.ctypes.data
-        self._status = np.zeros(1, STATUS)
+        self._status: np.ndarray[Any, Any] = np.zeros(1, STATUS) if beside is None else beside._status
         self._team["n_threads"] = n_threads
         self._team["status"] = self._status.ctypes.data
         self._run = jit.function(executor.RUN)

@@ -109,7 +109,7 @@ class GGUFFile:
             digest.update(memoryview(mapped)[:end])
             for t in inside:
                 for at in (0, t.nbytes // 2, max(t.nbytes - 64, 0)):
-                    digest.update(t.data[at : at + 64])
+                    digest.update(t.data[at : at + 64].tobytes())
         return digest.digest()
 
     def close(self) -> None:

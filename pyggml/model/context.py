@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyggml.backend.base import Backend
+from pyggml.backend.host import default_threads
 from pyggml.backend.scheduler import Schedule, Scheduler
 from pyggml.dtypes import GGMLType
 from pyggml.errors import ComputeError, ContextError
@@ -29,6 +30,8 @@ class Context:
     n_batch, n_ubatch  a call may bring any number of tokens; they are computed min(n_batch, n_ubatch) at a time
     type_k, type_v     of the cache: F16 or F32
     flash_attn         attention in one fused node; without it as products and soft max
+    n_threads          of the CPU, None: one a core; n_threads_batch: for more than one token, None: the same
+    offload_kqv        the cache lies with its layers; else on the CPU, where attention is then computed
     """
 
     def __init__(
@@ -41,6 +44,8 @@ class Context:
         type_v: GGMLType = GGMLType.F16,
         flash_attn: bool = True,
         n_threads: int | None = None,
+        n_threads_batch: int | None = None,
+        offload_kqv: bool = True,
     ) -> None:
         """Raises ContextError, DeviceError, UnsupportedError."""
         if n_ctx < 0 or n_batch < 1 or n_ubatch < 1:
@@ -53,13 +58,18 @@ class Context:
         self._backends: list[Backend] = []
         self._scheduler: Scheduler | None = None
         self._cache: KVCache | None = None
+        if n_threads_batch is not None:
+            n_threads = n_threads or default_threads()
+        self._n_threads = n_threads
+        self._n_threads_batch = n_threads_batch or self._n_threads
         config = model.config
+        places = model.layer_devices[: config.n_layer] if offload_kqv else [model.cpu] * config.n_layer
         try:
             for device in (*model.devices, model.cpu):
-                self._backends.append(device.open(n_threads))
+                self._backends.append(device.open(max(self._n_threads or 0, self._n_threads_batch or 0) or None))
             self._scheduler = Scheduler(self._backends)
             self._cache = KVCache(
-                model.layer_devices[: config.n_layer], self.n_ctx, config.n_embd_head_k, config.n_embd_head_v,
+                places, self.n_ctx, config.n_embd_head_k, config.n_embd_head_v,
                 config.n_head_kv, type_k, type_v, transposed_v=not flash_attn,
             )  # fmt: skip
             # the largest graph first, so that no buffer moves later; all logits of a batch are allowed to move it
@@ -113,6 +123,10 @@ class Context:
     def _decode_ubatch(self, ids: NDArray[np.int32], n_outputs: int) -> NDArray[np.float32] | None:
         cache = self.cache
         n_kv = cache.n_kv(self.n_past + ids.size)
+        n_threads = self._n_threads if ids.size == 1 else self._n_threads_batch
+        if n_threads is not None:
+            for backend in self._backends:
+                backend.use_threads(n_threads)
         built, schedule = self.schedule_for(ids.size, n_kv, n_outputs)
         cells = np.arange(self.n_past, self.n_past + ids.size, dtype=np.int64)
         schedule.set_input(built.tokens, ids)

@@ -5,8 +5,9 @@ Owns the choice of place and the upload; knows no graph and no token.
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pyggml import ops
 from pyggml.backend.base import Buffer, Device, Usage
@@ -19,9 +20,13 @@ from pyggml.model import architecture_of
 from pyggml.model.architecture import INPUT_LAYER, Architecture, Spec, Weights
 from pyggml.model.config import Config
 from pyggml.model.offload import split_layers
+from pyggml.model.overrides import Override, Value, device_for, override_metadata
+from pyggml.model.weights import check_tensors, lock
 from pyggml.ops import Op
 from pyggml.quants import QUANTS
 from pyggml.tensor import Tensor
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Called with (bytes uploaded, bytes to upload)."""
@@ -57,21 +62,37 @@ class Model:
         devices: Sequence[Device] = (),
         n_gpu_layers: int = -1,
         tensor_split: Sequence[float] = (),
+        overrides: Sequence[Override] = (),
+        metadata: Mapping[str, Value] | None = None,
+        use_mmap: bool = True,
+        use_mlock: bool = False,
+        check: bool = False,
         progress: Progress | None = None,
     ) -> Model:
         """Open a file and place its weights.
 
         n_gpu_layers  how many of the last n_layer + 1 layers (the output counts as one) go to `devices`; negative: all
         tensor_split  their shares; empty: in proportion to free memory
+        overrides     patterns of tensor names, and the devices that these tensors go to instead
+        metadata      values that take the place of the file's
+        use_mmap      weights of the CPU stay in the mapped file; else they are read into memory
+        use_mlock     the system is asked to keep them in memory; a warning is logged where it will not
+        check         look for infinities and NaNs in all weights first
         Raises GGUFError, ModelError, DeviceError.
         """
         file = GGUFFile.open(path)
         try:
+            override_metadata(file, metadata or {})
+            if check:
+                check_tensors(file.tensors.values(), progress or _unseen)
             architecture = architecture_of(file.metadata)
             config = architecture.config(file.metadata)
             model = cls(file, architecture, config, cpu or _default_cpu())
             model._spread(devices, n_gpu_layers, tensor_split)
-            model._place(progress or (lambda done, total: None))
+            model.devices += [d for d in _used(overrides) if d is not model.cpu and d not in model.devices]
+            model._place(overrides, use_mmap, progress or _unseen)
+            if use_mlock and (why := lock(model._host_weights())):
+                log.warning("warning: %s", why)
         except ModelError as error:
             file.close()
             raise ModelError(f"{os.fspath(path)}: {error}") from None
@@ -89,9 +110,9 @@ class Model:
         self.layer_devices = [self.cpu if n is None else devices[n] for n in numbers]
         self.devices = [device for i, device in enumerate(devices) if i in numbers]
 
-    def _place(self, progress: Progress) -> None:
+    def _place(self, overrides: Sequence[Override], use_mmap: bool, progress: Progress) -> None:
         """Make a tensor for each weight, map or upload it."""
-        uploads: dict[int, tuple[Device, dict[str, Tensor]]] = {id(d): (d, {}) for d in self.devices}
+        uploads: dict[int, tuple[Device, dict[str, Tensor]]] = {id(d): (d, {}) for d in (*self.devices, self.cpu)}
         for spec in self.architecture.specs(self.config, self.file.tensors):
             info = self.file.tensors.get(spec.name)
             if info is None:
@@ -100,6 +121,7 @@ class Model:
                 continue
             weight = _checked(spec, info)
             device = self.cpu if spec.layer == INPUT_LAYER else self.layer_devices[spec.layer]
+            device = device_for(spec.name, overrides, device)
             if device is not self.cpu and not device.supports_op(probe(weight, spec.op)):
                 device = self.cpu
             if device is self.cpu:
@@ -107,6 +129,7 @@ class Model:
                 if why is not None:
                     known = ", ".join(t.name for t in QUANTS)
                     raise ModelError(f"tensor {spec.name} is {info.type.name}: {why} (known types: {known})")
+            if device is self.cpu and use_mmap:
                 HostBuffer.wrap(device, info.data, Usage.WEIGHTS).place(weight, 0)
             else:
                 weight = uploads[id(device)][1].setdefault(spec.name, weight)
@@ -132,6 +155,11 @@ class Model:
         except BaseException:
             self.close()
             raise
+
+    def _host_weights(self) -> list[Tensor]:
+        """Those in this machine's memory, each once."""
+        weights = [w for group in (self.weights.top, *self.weights.layers) for w in group.values()]
+        return list({w.data: w for w in weights if isinstance(w.buffer, HostBuffer)}.values())
 
     def close(self) -> None:
         """Free the weights on devices and close the file."""
@@ -161,6 +189,14 @@ def _checked(spec: Spec, info: TensorInfo) -> Tensor:
     if info.ne != ne:
         raise ModelError(f"tensor {spec.name} is {list(info.ne)}, must be {list(ne)}")
     return Tensor(info.type, ne, name=spec.name)
+
+
+def _used(overrides: Sequence[Override]) -> list[Device]:
+    return list({id(device): device for _, device in overrides}.values())
+
+
+def _unseen(done: int, total: int) -> None:
+    """Nobody wants to know the progress."""
 
 
 def _default_cpu() -> Device:

@@ -1,4 +1,4 @@
-"""Which layers go to which device. Owns that arithmetic; knows no tensor.
+"""Which layers go to which device. Owns that choice and its arithmetic; knows no tensor.
 
 The rule is llama.cpp's (llama-model.cpp: load_tensors), in float32 as there, so that both split a model alike.
 """
@@ -6,10 +6,28 @@ The rule is llama.cpp's (llama-model.cpp: load_tensors), in float32 as there, so
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pyggml.errors import DeviceError
+
+if TYPE_CHECKING:
+    from pyggml.backend.base import Device
+
+
+def chosen(devices: Sequence[Device], split_mode: str, main_gpu: int) -> list[Device]:
+    """The devices to spread layers over: with split mode "none" number `main_gpu` alone, none of them if it is negative.
+
+    "layer" is all of them, and so is "row": no device here cuts a matrix into parts, and llama.cpp gives whole layers to
+    those that do not either (llama.cpp: llama_prepare_model_devices). Raises DeviceError.
+    """
+    assert split_mode in ("none", "layer", "row"), split_mode
+    if split_mode != "none" or not devices:
+        return list(devices)
+    if main_gpu >= len(devices):
+        raise DeviceError(f"main device {main_gpu}: there are {len(devices)}, numbered from 0")
+    return [devices[main_gpu]] if main_gpu >= 0 else []
 
 
 def split_layers(

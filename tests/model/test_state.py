@@ -84,7 +84,7 @@ def test_another_model_is_refused(paths, saved):
     other = Model.load(paths[1], cpu=FakeDevice("CPU"))
     context = Context(other, n_ctx=256)
     context.decode(TOKENS[:2])
-    with pytest.raises(StateError, match="^bytes: belongs to another model$"):
+    with pytest.raises(StateError, match=r"^bytes: belongs to another model$"):
         State.parse(saved, "bytes").restore(context, 1)
     assert context.n_past == 2
     context.close(), other.close()
@@ -92,7 +92,7 @@ def test_another_model_is_refused(paths, saved):
 
 def test_another_type_is_refused(model, saved):
     context = Context(model, n_ctx=256, type_v=GGMLType.F32)
-    with pytest.raises(StateError, match="^bytes: its V is F16, the context's is F32$"):
+    with pytest.raises(StateError, match=r"^bytes: its V is F16, the context's is F32$"):
         State.parse(saved, "bytes").restore(context, 1)
     context.close()
 
@@ -103,7 +103,7 @@ def test_a_changed_byte_is_noticed(saved, data):
     changed = bytearray(saved)
     at = data.draw(st.integers(0, len(saved) - 1) | st.integers(0, HEADER.itemsize))
     changed[at] ^= data.draw(st.integers(1, 255))
-    with pytest.raises(StateError, match="^bytes: (not a saved state|damaged|a state of version)") as caught:
+    with pytest.raises(StateError, match=r"^bytes: (not a saved state|damaged|a state of version)") as caught:
         State.parse(bytes(changed), "bytes")
     assert "\n" not in str(caught.value)
 
@@ -113,7 +113,7 @@ def test_a_changed_byte_is_noticed(saved, data):
 def test_a_file_cut_off_or_continued_is_noticed(saved, data):
     cut = saved[: data.draw(st.integers(0, len(saved) - 1))]
     for changed in (cut, saved + data.draw(st.binary(min_size=1, max_size=9))):
-        with pytest.raises(StateError, match="^bytes: (not a saved state|damaged: [0-9]+ bytes)"):
+        with pytest.raises(StateError, match=r"^bytes: (not a saved state|damaged: [0-9]+ bytes)"):
             State.parse(changed, "bytes")
 
 
@@ -135,9 +135,9 @@ def test_only_files_are_read_and_written(model, tmp_path):
     context = Context(model, n_ctx=256)
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe", "/dev/null"):
-        with pytest.raises(StateError, match="not a file$"):
+        with pytest.raises(StateError, match=r"not a file$"):
             state.save(context, [], path)
-    with pytest.raises(StateError, match="not a file$"):
+    with pytest.raises(StateError, match=r"not a file$"):
         State.load("/dev/null")
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
     context.close()
