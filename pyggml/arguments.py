@@ -24,6 +24,7 @@ LogitsProcessor = Callable[[I32, F32], F32]
 StoppingCriterion = Callable[[I32, F32], bool]
 
 LLAMA_SPLIT_MODE_LAYER = 1
+SPLIT_MODES = {0: "none", LLAMA_SPLIT_MODE_LAYER: "layer", 2: "row"}
 UNSPECIFIED = -1  # of llama.cpp's enums for rope scaling, pooling and attention
 
 
@@ -32,12 +33,7 @@ class ParameterError(PyggmlError, ValueError):
 
 
 NOT_IMPLEMENTED: dict[str, Any] = {  # name -> the one value that is accepted, which is also the default
-    "split_mode": LLAMA_SPLIT_MODE_LAYER,
-    "main_gpu": 0,
     "vocab_only": False,
-    "use_mmap": True,
-    "use_mlock": False,
-    "kv_overrides": None,
     "rope_scaling_type": UNSPECIFIED,
     "pooling_type": UNSPECIFIED,
     "attention_type": UNSPECIFIED,
@@ -49,7 +45,6 @@ NOT_IMPLEMENTED: dict[str, Any] = {  # name -> the one value that is accepted, w
     "yarn_beta_slow": 1.0,
     "yarn_orig_ctx": 0,
     "embedding": False,
-    "offload_kqv": True,
     "op_offload": None,
     "swa_full": None,
     "lora_base": None,

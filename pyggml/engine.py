@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pyggml.arguments import (
     F32,
     LLAMA_SPLIT_MODE_LAYER,
+    SPLIT_MODES,
     UNSPECIFIED,
     LogitsProcessor,
     ParameterError,
@@ -37,8 +38,10 @@ from pyggml.completion import create_completion
 from pyggml.dtypes import GGMLType
 from pyggml.errors import ContextError
 from pyggml.grammar import LlamaGrammar
+from pyggml.llama_state import load_state, save_state
 from pyggml.model.context import Context
 from pyggml.model.model import Model
+from pyggml.model.offload import chosen
 from pyggml.sampler import LLAMA_DEFAULT_SEED, SamplerChain
 from pyggml.tokenizer import Tokenizer
 
@@ -120,8 +123,6 @@ class Llama:
         progress: Progress | None = None,
     ) -> None:
         refuse({**locals(), "rope_scaling_type": UNSPECIFIED if rope_scaling_type is None else rope_scaling_type})
-        if n_threads_batch not in (None, n_threads):
-            raise ParameterError(f"n_threads_batch={n_threads_batch} is not implemented apart from n_threads: one team")
         if rpc_servers is not None and devices is not None:
             raise ParameterError("rpc_servers and devices: give one of them")
         for name, value in (("n_ctx", n_ctx), ("n_batch", n_batch - 1), ("n_ubatch", n_ubatch - 1)):
@@ -145,12 +146,18 @@ class Llama:
         if not Path(self.model_path).exists():
             raise ParameterError(f"Model path does not exist: {self.model_path}")
         offload = list(devices) if devices is not None else extra_devices("rpc", rpc_servers) if rpc_servers else []
+        if split_mode not in SPLIT_MODES:
+            raise ParameterError(f"split_mode={split_mode} is not implemented; known: {SPLIT_MODES}")
+        offload = chosen(offload, SPLIT_MODES[split_mode], main_gpu)
         n_gpu_layers = (-1 if offload else 0) if n_gpu_layers is None else n_gpu_layers
         self._model = model = Model.load(
             self.model_path,
             devices=offload,
             n_gpu_layers=n_gpu_layers,
             tensor_split=tensor_split or (),
+            metadata=kv_overrides,
+            use_mmap=use_mmap,
+            use_mlock=use_mlock,
             progress=progress,
         )
         self.metadata = {
@@ -170,6 +177,8 @@ class Llama:
             type_v=GGMLType.F16 if type_v is None else GGMLType(type_v),
             flash_attn=flash_attn,
             n_threads=n_threads,
+            n_threads_batch=n_threads_batch,
+            offload_kqv=offload_kqv,
         )
         self.n_tokens = 0
         self.input_ids: NDArray[np.int32] = np.zeros(context.n_ctx, np.int32)
@@ -426,6 +435,8 @@ class Llama:
     create_completion = create_completion
     __call__ = create_completion
     create_chat_completion = create_chat_completion
+    save_state = save_state
+    load_state = load_state
 
     # ---- the end
 

@@ -20,6 +20,7 @@ ROWS = (
     ("pyggml.alloc", "pyggml.kernels", "pyggml.quantize"),
     ("pyggml.backend", "pyggml.inspection"),
     ("pyggml.model",),
+    ("pyggml.llama_state",),
     ("pyggml.engine",),
     ("pyggml",),
     ("pyggml_rpc",),

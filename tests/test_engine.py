@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from text_model import BOS, EOT, N_VOCAB, write_text_model
 from pyggml import Llama
 from pyggml.arguments import NOT_IMPLEMENTED, ParameterError
 from pyggml.backend.reference import ReferenceDevice
-from pyggml.errors import ContextError, PyggmlError, SamplerError
+from pyggml.errors import ContextError, PyggmlError, SamplerError, StateError
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -133,7 +134,7 @@ def test_unknown_parameter(path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"n_threads_batch": 3, "n_threads": 2}, "n_threads_batch=3"),
+        ({"split_mode": 3}, "split_mode=3"),
         ({"rpc_servers": "127.0.0.1:1", "devices": []}, "rpc_servers and devices"),
         ({"n_ctx": -1}, "n_ctx"),
         ({"n_batch": 0}, "n_batch"),
@@ -418,3 +419,37 @@ def test_close(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         llm("a")
     captured = capsys.readouterr()
     assert captured.out == "" and "text.gguf: ready in" in captured.err
+
+
+def test_where_weights_are_read_and_kept(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What the tests in model/ show of Model and Context reaches them from here."""
+    with Llama(path, verbose=False, use_mmap=False, use_mlock=True, kv_overrides={"llama.context_length": 48},
+               n_ctx=0, n_threads=1, n_threads_batch=2, offload_kqv=False, split_mode=0) as llm:  # fmt: skip
+        assert llm.n_ctx() == 48
+        llm.eval([1, 2, 3])
+        assert (llm.context._n_threads, llm.context._n_threads_batch) == (1, 2)
+        weight = llm.context.model.weights.top["token_embd"]
+        assert weight.data != llm.context.model.file.tensors[weight.name].data.ctypes.data
+
+
+@pytest.mark.parametrize("logits_all", [False, True])
+def test_states(path: Path, logits_all: bool) -> None:
+    with Llama(path, verbose=False, logits_all=logits_all) as llm, Llama(path, verbose=False, seed=3) as other:
+        llm.eval([5, 6, 7])
+        state = pickle.loads(pickle.dumps(llm.save_state()))
+        assert (state.n_tokens, state.llama_state_size) == (3, len(state.llama_state))
+        before = llm.scores[:3].copy(), llm.last_logits.copy()
+        llm.eval([8])
+        after = llm.last_logits.copy()
+        llm.load_state(state)
+        assert llm.n_tokens == 3 and llm.input_ids[:3].tolist() == [5, 6, 7]
+        np.testing.assert_array_equal(llm.last_logits, before[1])
+        np.testing.assert_array_equal(llm.scores[:3] if logits_all else llm.scores, before[0])
+        llm.eval([8])
+        np.testing.assert_array_equal(llm.last_logits, after)
+        other.load_state(state)
+        assert other.seed == llm.seed
+        other.eval([8])
+        np.testing.assert_array_equal(other.last_logits, after)
+    with Llama(path, verbose=False, n_ctx=2) as small, pytest.raises(StateError, match="3 tokens do not fit"):
+        small.load_state(state)

@@ -32,6 +32,10 @@ _TO_BYTE = {c: b for b, c in enumerate(BYTE_CHARACTERS)}
 
 
 class BPE(Tokenizer):
+    """After llm_tokenizer_bpe_session in llama-vocab.cpp: patterns cut words out of the text's bytes, and within a word
+    the pair that stands first among the merges is merged first.
+    """
+
     @classmethod
     def build(cls, metadata: Mapping[str, Any]) -> "BPE":
         pre = _pre_tokenizer(metadata)
