@@ -29,7 +29,9 @@ def types() -> str:
         size = SIZES[dtype]
         bits = f"{size.type_size * 8 / size.block_size:g}"
         product, cache = ("x" if dtype in group else "" for group in (matmul.TYPES, kv_cache.TYPES))
-        lines.append(f"| {dtype.name} | {bits} | x | x | {product} | {cache} | {', '.join(mixes.get(dtype.name, []))} |")
+        lines.append(
+            f"| {dtype.name} | {bits} | x | x | {product} | {cache} | {', '.join(mixes.get(dtype.name, []))} |"
+        )
     return "\n".join(lines)
 
 
