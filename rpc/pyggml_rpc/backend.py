@@ -248,6 +248,7 @@ class RpcBackend(Backend):
             return
         number, client = self.device.number, self.device.client
         with client.lock:
+            client.computing = True
             if client.stored.get(number) is plan:
                 client.tell(Command.GRAPH_RECOMPUTE, _body(Command.GRAPH_RECOMPUTE, device=number), urgent=True)
             else:
@@ -257,6 +258,10 @@ class RpcBackend(Backend):
     def synchronize(self) -> None:
         """The smallest question: its answer comes after all that was handed over."""
         self.device.client.ask(Command.DEVICE_COUNT)
+
+    def abort(self) -> None:
+        """End the wait for results. The server computes on; it hears of it only when the connection is closed."""
+        self.device.client.interrupt()
 
     def close(self) -> None:
         if self._open:

@@ -8,6 +8,7 @@ out in one system call. Reference: `rpc_dispatcher` in ggml-rpc.cpp.
 import threading
 import weakref
 
+from pyggml.errors import ComputeError
 from pyggml_rpc.connection import ClientConnection, Piece, Reply
 from pyggml_rpc.errors import RemoteProtocolError, RpcError
 from pyggml_rpc.transport import Wire, split_endpoint
@@ -42,7 +43,8 @@ class Client:
 
     `users` are open backends and live buffers: when the last of them goes, the connection is closed, which frees what
     the server still holds, and the next request opens another. A failure is final (`broken`): what was on the server is
-    lost. `stored` says what the server can compute again, by device; its content is the backend's.
+    lost. `stored` says what the server can compute again, by device; its content is the backend's. `computing`: a graph
+    was handed over, and no answer has come since.
     """
 
     def __init__(self, endpoint: str, connect_timeout: float, hello_timeout: float, io_timeout: float) -> None:
@@ -51,6 +53,8 @@ class Client:
         self.broken = False
         self.users = 0
         self.stored: dict[int, object] = {}
+        self.computing = False
+        self._interrupted = False
         self.bytes_sent = 0
         self.requests = dict.fromkeys(Command, 0)
         self._timeouts = connect_timeout, hello_timeout, io_timeout
@@ -93,7 +97,7 @@ class Client:
         return version
 
     def ask(self, command: Command, body: Piece = b"", into: memoryview | None = None) -> Record:
-        """Send a request, with all that waits, and return the reply. Raises RpcError."""
+        """Send a request, with all that waits, and return the reply. Raises RpcError; ComputeError after `interrupt`."""
         with self.lock:
             self._queue(command, body, into=into)
             ticket = self._asked
@@ -134,11 +138,22 @@ class Client:
                 raise
             self.bytes_sent += size
 
+    def interrupt(self) -> None:
+        """From any thread: nobody waits any longer for what is computed. ComputeError ends a wait for its results.
+
+        The protocol cannot end the computation itself. The connection stays, and what is asked next is answered after it.
+        """
+        wire = self._wire
+        if self.computing and wire is not None:
+            self._interrupted = True
+            wire.wake()
+
     def close(self) -> None:
         """Leave the server to others."""
         with self.lock:
             self._outbox, self._outbox_size = [], 0
             self.stored.clear()
+            self.computing = self._interrupted = False
             if self._wire is not None:
                 self._wire.close()
                 self._wire = None
@@ -173,8 +188,11 @@ class Client:
                 if isinstance(event, Reply):
                     self._answered += 1
                     self._last_reply = event.record
-                else:
-                    connection.received(wire.receive_into(connection.space()))
+                elif self._interrupted:
+                    self.computing = self._interrupted = False
+                    raise ComputeError(f"RPC server {self.endpoint}: aborted while it computes")
+                elif (count := wire.receive_into(connection.space())) is not None:
+                    connection.received(count)
         except RemoteProtocolError as error:
             raise self._failed(str(error)) from error
         except TimeoutError as error:
@@ -182,6 +200,7 @@ class Client:
         except OSError as error:
             raise self._failed(f"the connection broke ({error.strerror or error})") from error
         assert self._last_reply is not None
+        self.computing = self._interrupted = False
         return self._last_reply
 
     def _silence(self) -> str:

@@ -71,18 +71,39 @@ class Wire:
     def __init__(self, host: str, port: int, timeout: float) -> None:
         self._sock = socket.create_connection((host, port), timeout)
         _tune(self._sock)
+        self._timeout = timeout
+        self._wake, self._woken = socket.socketpair()
+        self._wake.setblocking(False)
+        self._selector = selectors.DefaultSelector()
+        for sock in (self._sock, self._woken):
+            self._selector.register(sock, selectors.EVENT_READ)
 
     def set_timeout(self, seconds: float) -> None:
         self._sock.settimeout(seconds)
+        self._timeout = seconds
 
     def send(self, pieces: Sequence[Piece]) -> None:
         send_pieces(self._sock, pieces)
 
-    def receive_into(self, space: memoryview) -> int:
+    def receive_into(self, space: memoryview) -> int | None:
+        """The number of bytes that came, 0 at the end of the stream; None when `wake` was called."""
+        ready = self._selector.select(self._timeout)
+        if not ready:
+            raise TimeoutError
+        if any(key.fileobj is self._woken for key, _ in ready):
+            self._woken.recv(1 << 12)
+            return None
         return self._sock.recv_into(space)
 
+    def wake(self) -> None:
+        """Make a `receive_into` that waits, or else the next one, return None; from any thread."""
+        with contextlib.suppress(OSError):  # it is closed, or enough are under way
+            self._wake.send(b"!")
+
     def close(self) -> None:
-        self._sock.close()
+        self._selector.close()
+        for sock in (self._sock, self._wake, self._woken):
+            sock.close()
 
 
 # ---- the server's end

@@ -21,7 +21,7 @@ from pyggml import ops
 from pyggml.backend.base import Usage, extra_devices
 from pyggml.backend.host import host_memory
 from pyggml.dtypes import GGMLType
-from pyggml.errors import DeviceError, UnsupportedError
+from pyggml.errors import ComputeError, DeviceError, UnsupportedError
 from pyggml.graph import Graph, build_forward
 from pyggml.tensor import Tensor
 
@@ -434,6 +434,28 @@ def test_an_interrupted_wait_does_not_shift_answers(listener: Listener, monkeypa
     with pytest.raises(KeyboardInterrupt):
         device.memory()
     assert int(device.client.ask(C.DEVICE_COUNT)["device_count"][0]) == 1
+
+
+def test_an_abort_ends_the_wait_and_keeps_the_connection(listener: Listener, server: Server, toy: Any) -> None:
+    adder = Adder(device_of(listener))
+    adder.backend.abort()  # nothing is computed: nothing happens
+    assert adder.run(1, 2) == 3
+    adder.backend.abort()
+    assert adder.run(1, 3) == 4
+    toy.gate.clear()
+    toy.entered.clear()
+    adder.backend.compute(adder.plan)
+    assert toy.entered.wait(5)
+    threading.Timer(0.05, adder.backend.abort).start()
+    began = time.monotonic()
+    with pytest.raises(ComputeError, match=f"^RPC server {listener.endpoint}: aborted while it computes$"):
+        adder.buffer.get(adder.out)
+    assert time.monotonic() - began < 5 and toy.inside == 1, "the server computes on"
+    adder.buffer.set(adder.a, np.full(4, 7, "<f4").tobytes())
+    toy.gate.set()
+    assert adder.run(10, 20) == 30, "the answer that nobody waited for is not taken for this one"
+    assert server.counters.requests[C.HELLO] == 1
+    adder.close()
 
 
 # ---- the server among many clients
