@@ -101,13 +101,15 @@ class RpcDevice(Device):
     def alloc_size(self, tensor: Tensor) -> int:
         if not _must_be_asked(tensor) and tensor.op not in MAY_EXPAND:
             return tensor.nbytes
-        key = tensor.type, tensor.op, tensor.op_params, tensor.ne, tensor.nb
+        # all that the question tells of shapes: a server may need room for what it makes of the sources
+        shapes = tuple(None if s is None else (s.type, s.ne, s.nb) for s in tensor.src)
+        key = tensor.type, tensor.op, tensor.op_params, tensor.ne, tensor.nb, shapes
         known = self._alloc_sizes.get(key)
         if known is None:
             sources = np.zeros(MAX_SRC, TENSOR)
-            present = [s for s in tensor.src if s is not None]
-            if present:
-                sources[: len(present)] = write_tensors(present, self.place, {})
+            for i, source in enumerate(tensor.src):
+                if source is not None:
+                    sources[i : i + 1] = write_tensors([source], self.place, {})
             body = _body(
                 Command.GET_ALLOC_SIZE,
                 device=self.number,

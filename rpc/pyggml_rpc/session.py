@@ -9,6 +9,8 @@ import logging
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
+
 from pyggml.backend.base import Plan
 from pyggml.backend.host import HostBuffer
 from pyggml.errors import DeviceError, PyggmlError
@@ -130,9 +132,12 @@ class Session:
         """From shapes alone: buffers in these records may be anybody's."""
         slot = self._slot(request)
         (tensor,) = read_tensors(request["tensor"], None)
-        present = request["srcs"][0]
-        present = present[present["id"] != 0]
-        tensor.src = tuple(read_tensors(present, None))
+        sources = request["srcs"][0]
+        present = np.flatnonzero(sources["id"])
+        src: list[Tensor | None] = [None] * (int(present.max(initial=-1)) + 1)
+        for i, source in zip(present.tolist(), read_tensors(sources[present], None), strict=True):
+            src[i] = source
+        tensor.src = tuple(src)
         size = slot.device.alloc_size(tensor)
         if size >= 1 << 64:
             raise RefusedError(f"tensor {tensor.name!r}: {size} bytes")

@@ -198,6 +198,26 @@ def test_alloc_size_is_asked_once_for_each_shape(listener: Listener, server: Ser
     assert server.counters.requests[C.GET_ALLOC_SIZE] == 2
 
 
+def test_alloc_size_tells_the_sources_in_their_places(
+    listener: Listener, server: Server, toy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server may need room for what it makes of a source: the same result of other sources is another question."""
+    asked: list[tuple[Any, ...]] = []
+
+    def alloc_size(tensor: Tensor) -> int:
+        asked.append(tuple(None if s is None else (s.type, s.ne) for s in tensor.src))
+        return tensor.nbytes + 100 * len(asked)
+
+    monkeypatch.setattr(toy, "alloc_size", alloc_size)
+    device = device_of(listener)
+    x, w = Tensor(GGMLType.F32, (64, 3)), Tensor(GGMLType.F32, (64, 8))
+    product, other = ops.mul_mat(w, x), ops.mul_mat(Tensor(GGMLType.F16, (64, 8)), x)
+    assert [device.alloc_size(t) - t.nbytes for t in (product, other, product, other)] == [100, 200, 100, 200]
+    product.src = (w, None, x, None)
+    assert device.alloc_size(product) == product.nbytes + 300
+    assert asked[1:] == [((GGMLType.F16, w.ne), (GGMLType.F32, x.ne)), ((w.type, w.ne), None, (x.type, x.ne))]
+
+
 def test_ops_that_cannot_be_sent(listener: Listener) -> None:
     device = device_of(listener)
     custom = Tensor(GGMLType.F32, (4,), op=ops.Op.CUSTOM)
