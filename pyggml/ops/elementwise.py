@@ -1,4 +1,4 @@
-"""ADD, SUB, MUL, DIV: their rule and builders. Not how they are computed."""
+"""ADD, SUB, MUL, DIV, ADD1: their rule and builders. Not how they are computed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pyggml.ops.rules import (
     build,
     can_repeat,
     need,
+    rule,
     sources,
 )
 from pyggml.tensor import Tensor
@@ -21,6 +22,8 @@ def _binary_rule(op: Op) -> Rule:
     def binary(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
         a, b = sources(op, src, 2)
         need(can_repeat(b, a), op, "the second operand does not tile the first", a, b)
+        if op == Op.ADD and node.nelements and node.type == GGMLType.F32:
+            return GGMLType.F32, a.ne  # ggml.c: ggml_add_cast
         return a.type, a.ne
 
     return binary
@@ -48,3 +51,15 @@ def mul(a: Tensor, b: Tensor, name: str = "") -> Tensor:
 def div(a: Tensor, b: Tensor, name: str = "") -> Tensor:
     """a / b elementwise; b is repeated over a."""
     return build(Op.DIV, (a, b), name=name)
+
+
+@rule(Op.ADD1)
+def _add1(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
+    a, b = sources(Op.ADD1, src, 2)
+    need(b.ne == (1, 1, 1, 1), Op.ADD1, "the second operand is more than one number", a, b)
+    return a.type, a.ne
+
+
+def add1(a: Tensor, b: Tensor, name: str = "") -> Tensor:
+    """a + b, where b is one number."""
+    return build(Op.ADD1, (a, b), name=name)

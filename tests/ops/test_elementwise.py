@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_cases import (
+    ANY_LAYOUT,
     BF16,
     DENSE_ROWS,
     F16,
@@ -26,6 +27,7 @@ from pyggml import ops
 from pyggml.backend.base import Device
 from pyggml.backend.reference.elementwise import refuse
 from pyggml.backend.reference.values import read, source, write
+from pyggml.dtypes import GGMLType
 from pyggml.ops import Op, UnaryOp
 from pyggml.tensor import Tensor, pack_params
 
@@ -43,6 +45,36 @@ def binary_cases(draw: Callable, op: Op | None = None) -> Case:
     b = make.like(draw(layouts(type_b)), type_b, small)
     node = BINARY[op or draw(st.sampled_from(list(BINARY)))](a, b)
     return Case(node, make.contents, ROUNDING[type_a])
+
+
+BLOCK_TYPES = (GGMLType.Q4_0, GGMLType.Q8_0)
+
+
+@st.composite
+def sum_cases(draw: Callable, op: Op) -> Case:
+    """ADD of blocks and F32, ADD1 of anything and one number, and sums of half floats in F32 (ggml_add_cast)."""
+    make = draw(operands(specials=False))
+    dtype = draw(st.sampled_from((*BLOCK_TYPES, F16, BF16) if op == Op.ADD else (F32, F16, BF16, *BLOCK_TYPES)))
+    blocks = dtype in BLOCK_TYPES
+    a = make.like(draw(layouts(dtype, DENSE_ROWS)), dtype, draw(shapes(dtype)))
+    if op == Op.ADD1:
+        node = ops.add1(a, make.leaf(F32 if blocks else draw(st.sampled_from((F32, dtype))), (1,)))
+    else:
+        node = ops.add(a, make.like(draw(layouts(F32, DENSE_ROWS if blocks else ANY_LAYOUT)), F32, a.ne))
+        if not blocks:
+            node = Tensor(F32, a.ne, op=Op.ADD, src=node.src)
+    # what is added and what it comes to are rounded another way by ggml's vectorised code
+    return Case(node, make.contents, ROUNDING.get(dtype, 0.0), peer_nmse=1e-4 if blocks else 0.0)
+
+
+@pytest.mark.parametrize("op", (Op.ADD, Op.ADD1), ids=lambda op: op.name)
+def test_sums(device: Device, op: Op) -> None:
+    @settings(deadline=None, max_examples=30)
+    @given(case=sum_cases(op))
+    def attempt(case: Case) -> None:
+        check(case, device)
+
+    attempt()
 
 
 @st.composite

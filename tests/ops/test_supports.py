@@ -65,6 +65,21 @@ def params_for(draw: Callable, op: Op) -> bytes:
         return pack_params("i", draw(st.sampled_from((0, 0, 3, 2**31 - 1, -1))))
     if op == Op.SOFT_MAX_BACK:
         return pack_params("2f", 0.5, draw(st.sampled_from((0.0, 0.0, 8.0))))
+    if op == Op.CONCAT:
+        return pack_params("i", draw(st.sampled_from((0, 1, 2, 3, 3, 4, -1))))
+    if op in (Op.SET, Op.ACC):
+        nb = [draw(st.sampled_from((0, 4, 64, 128, 256, -4))) for _ in range(3)]
+        return pack_params("5i", *nb, draw(st.sampled_from((0, 0, 4, 128, -4, 2**30))), 0)
+    if op in (Op.PAD, Op.PAD_REFLECT_1D, Op.ROLL):
+        return pack_params(
+            "9i", *(draw(st.sampled_from((0, 0, 0, 1, 2, -1))) for _ in range(8)), draw(st.integers(0, 2))
+        )
+    if op == Op.ARANGE:
+        return pack_params("3f", 0.0, *(draw(st.sampled_from((1.0, 7.5, -3.0, 0.0, float("nan"), 1e30))) for _ in "ab"))
+    if op == Op.TRI:
+        return pack_params("i", draw(st.integers(-1, 4)))
+    if op == Op.TIMESTEP_EMBEDDING:
+        return pack_params("ii", draw(st.sampled_from((0, 1, 7, 64, -4))), draw(st.sampled_from((10000, 10000, 0))))
     return pack_params("4f", *(draw(st.sampled_from((0.0, 1.0, 0.125))) for _ in range(4)))
 
 
@@ -74,7 +89,21 @@ def nodes(draw: Callable, op: Op) -> Tensor:
     a = draw(tensors((F32, F16) if op in (Op.ROPE, Op.ROPE_BACK) and draw(st.booleans()) else TYPES))
     src: list[Tensor | None] = [a]
     n0, n1, n2, n3 = a.ne
-    if op in (Op.ADD, Op.SUB, Op.MUL, Op.DIV):
+    if op == Op.ARANGE:
+        src = []
+    elif op == Op.ADD1:
+        src.append(draw(tensors(ne=(1, 1, 1, draw(st.sampled_from((1, 1, 1, 2)))))))
+    elif op == Op.TIMESTEP_EMBEDDING:
+        src = [draw(tensors((F32, F32, F16), (5, 1, 1, draw(st.sampled_from((1, 1, 2))))))]
+    elif op == Op.TRI:
+        src = [draw(tensors(ne=(n0, draw(st.sampled_from((n0, n0, n1))), n2, n3)))]
+    elif op == Op.DIAG:
+        src = [draw(tensors(ne=(n0, draw(st.sampled_from((1, 1, 2))), n2, n3)))]
+    elif op == Op.CONCAT:
+        src.append(draw(tensors((a.type, a.type, F32), draw(st.sampled_from((a.ne, (n0, n1 + 1, n2, n3)))))))
+    elif op in (Op.SET, Op.ACC):
+        src.append(draw(tensors((a.type, a.type, F32), (draw(st.sampled_from((1, n0))), 1, n2, 1))))
+    elif op in (Op.ADD, Op.SUB, Op.MUL, Op.DIV):
         src.append(draw(tensors(ne=draw(st.sampled_from((a.ne, (n0, 1, 1, 1), (1, n1, 1, n3)))))))
     elif op == Op.GLU and draw(st.booleans()):
         src.append(draw(tensors((a.type,), a.ne)))
@@ -105,6 +134,8 @@ def nodes(draw: Callable, op: Op) -> Tensor:
         if draw(st.booleans()):
             src.append(draw(tensors((F16,), (7, n1, 1, 1))))
     probe = Tensor(F32, (0,), op=op, op_params=params_for(draw, op), src=src)
+    if op in (Op.REPEAT, Op.REPEAT_BACK):
+        probe = Tensor(F32, (n0, n1 * draw(st.sampled_from((1, 2))), n2, n3), op=op, src=src)
     try:
         dtype, ne = RULES[op](src, probe)
     except (ShapeError, UnsupportedError):

@@ -114,6 +114,28 @@ def moved(make: Operands) -> Iterator[tuple[str, Tensor, float]]:
     yield "cpy-I32-F32", ops.cpy(make.leaf(I32, (65,), np.arange(65) - 2**30), make.leaf(F32, (65,))), 0.0
 
 
+def placed(make: Operands) -> Iterator[tuple[str, Tensor, float]]:
+    a, b = make.like("rows", F32, (33, 5, 3)), make.like("transposed", F32, (33, 2, 3))
+    yield "concat", ops.concat(a, b, 1), 0.0
+    yield "concat-Q8_0", ops.concat(make.leaf(GGMLType.Q8_0, (64, 5)), make.leaf(GGMLType.Q8_0, (32, 5)), 0), 0.0
+    whole, part = make.leaf(F32, (65, 7, 3)), make.leaf(F32, (33, 3, 2))
+    yield "set", ops.set_part(whole, part, whole.nb, 8), 0.0
+    yield "acc", ops.acc(whole, part, whole.nb, 8), 1e-7
+    yield "pad", ops.pad(a, (1, 0, 2), (3, 1)), 0.0
+    yield "pad-circular", ops.pad(a, (40, 0, 2), (3, 1), circular=True), 0.0
+    yield "pad_reflect_1d", ops.pad_reflect_1d(a, 32, 7), 0.0
+    yield "roll", ops.roll(b, 3, -1, 2), 0.0
+    yield "repeat", ops.repeat(make.leaf(F16, (33, 1, 2)), 66, 5, 4), 0.0
+    yield "repeat_back", ops.repeat_back(make.leaf(F32, (66, 5, 4)), 33, 1, 2), 1e-7
+    yield "fill", ops.fill(make.leaf(F16, (33, 5)), 1.5), 0.0
+    yield "arange", ops.arange(-3.0, 5000.0, 0.75), 1e-7
+    yield "tri", ops.tri(make.leaf(F32, (17, 17, 2)), ops.TriType.LOWER), 0.0
+    yield "diag", ops.diag(make.leaf(F32, (17, 1, 2))), 0.0
+    yield "timestep_embedding", ops.timestep_embedding(make.leaf(F32, (5,), scale=20.0), 65), 1e-9
+    yield "add1", ops.add1(make.leaf(F32, (65, 3)), make.leaf(F32, (1,))), 1e-7
+    yield "add-Q4_0", ops.add(make.leaf(GGMLType.Q4_0, (96, 3)), make.leaf(F32, (96, 3))), 0.0
+
+
 def products(make: Operands) -> Iterator[tuple[str, Tensor, float]]:
     for dtype in WEIGHTS:
         block = SIZES[dtype].block_size
@@ -137,7 +159,7 @@ def products(make: Operands) -> Iterator[tuple[str, Tensor, float]]:
 def cases(device: Device) -> dict[str, Case]:
     """By name; those that the device computes."""
     found: dict[str, Case] = {}
-    for family in (arithmetic, rows_of_numbers, moved, products):
+    for family in (arithmetic, rows_of_numbers, moved, placed, products):
         make = Operands(np.random.default_rng(1))
         for name, node, limit in family(make):
             assert name not in found, name

@@ -99,12 +99,31 @@ class PeerDevice(Device):
     def why_not(self, node: Tensor) -> str | None:
         """What would end the process: the GGML_ASSERTs and switches of ggml-cpu."""
         src = [s for s in node.src if s is not None]
-        op, a = Op(node.op), src[0]
+        op, a = Op(node.op), src[0] if src else node
         b = src[1] if len(src) > 1 else None
         if node.nelements and not all(s.nelements for s in src):
             return "an empty source of a result that is not empty"
-        if op in (Op.ADD, Op.SUB, Op.MUL, Op.DIV):
-            ok = (a.type, b.type) in BINARY_TYPES and dense(a, node)
+        if op in (Op.ADD, Op.ADD1) and SIZES[a.type].block_size > 1:
+            # its ADD1 takes the third stride of the result for the first
+            ok = b.type == F32 and a.ne == b.ne and dense(a, b, node) and op == Op.ADD
+            ok = ok and node.nb[0] <= node.nb[1] <= node.nb[2] <= node.nb[3]
+        elif op in (Op.ADD, Op.SUB, Op.MUL, Op.DIV, Op.ADD1):
+            ok = (a.type, b.type) in BINARY_TYPES and dense(a, node) and (node.type == a.type or b.type == F32)
+        elif op == Op.CONCAT:
+            ok = rows_dense(a, b) and node.is_contiguous
+        elif op in (Op.REPEAT, Op.REPEAT_BACK):
+            allowed = (F32, F16, BF16, I32, GGMLType.I16) if op == Op.REPEAT else (F32,)
+            ok = a.type in allowed and dense(a, node)
+        elif op in (Op.SET, Op.ACC):
+            ok = a.type in ((F32, I32) if op == Op.SET else (F32,)) and dense(b)
+        elif op in (Op.PAD, Op.PAD_REFLECT_1D, Op.ROLL):
+            circular = op == Op.PAD and node.param_i32(8)
+            once = all(node.param_i32(i) <= a.ne[i // 2] for i in range(8))  # further round it reads elsewhere
+            ok = a.type == F32 and dense(a) and node.is_contiguous and (once or not circular)
+        elif op in (Op.FILL, Op.TRI, Op.DIAG):
+            ok = a.type in ((F32, F16) if op == Op.FILL else (F32,)) and a.is_contiguous and dense(node)
+        elif op in (Op.ARANGE, Op.TIMESTEP_EMBEDDING):
+            ok = dense(*src, node) and all(s.type == F32 for s in src)
         elif op == Op.SCALE:
             # it steps over all rows by nb[1], which says nothing where ne[1] is 1
             ok = a.type in (F32, BF16) and a.nb == contiguous_strides(a.type, a.ne) and node.is_contiguous
@@ -141,6 +160,11 @@ class PeerDevice(Device):
 
 def dense(*tensors: Tensor) -> bool:
     return all(t.nb[0] == SIZES[t.type].type_size for t in tensors)
+
+
+def rows_dense(*tensors: Tensor) -> bool:
+    """ggml.c: ggml_is_contiguous_rows."""
+    return all(t.ne[0] == SIZES[t.type].block_size or dense(t) for t in tensors)
 
 
 def copies(a: Tensor, node: Tensor) -> bool:

@@ -11,7 +11,24 @@ import numpy as np
 
 from pyggml.backend.base import Backend, Device, Kind, Plan, Usage
 from pyggml.backend.host import HostBuffer, host_memory
-from pyggml.backend.reference import attention, copy, diag_mask, elementwise, glu, matmul, norm, rope, rows, soft_max
+from pyggml.backend.reference import (
+    attention,
+    concat,
+    copy,
+    diag_mask,
+    elementwise,
+    fill,
+    glu,
+    matmul,
+    norm,
+    pad,
+    parts,
+    repeat,
+    rope,
+    rows,
+    soft_max,
+    timestep_embedding,
+)
 from pyggml.dtypes import SIZES
 from pyggml.errors import ComputeError, UnsupportedError
 from pyggml.graph import Graph
@@ -22,9 +39,12 @@ Law = tuple[Callable[[Tensor], str | None], Callable[[Tensor], None]]
 
 LAWS: dict[Op, Law] = {
     op: law
-    for family in (attention, copy, diag_mask, elementwise, glu, matmul, norm, rope, rows, soft_max)
+    for family in (
+        attention, concat, copy, diag_mask, elementwise, fill, glu, matmul, norm, pad, parts, repeat, rope, rows,
+        soft_max, timestep_embedding,
+    )
     for op, law in family.LAWS.items()
-}
+}  # fmt: skip
 
 
 class ReferenceDevice(Device):

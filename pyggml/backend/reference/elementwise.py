@@ -1,4 +1,4 @@
-"""ADD SUB MUL DIV, SCALE and the 22 functions of UNARY, element by element. Knows nothing of rows or types' bytes.
+"""ADD SUB MUL DIV ADD1, SCALE and the 22 functions of UNARY, element by element. Knows nothing of rows or types' bytes.
 
 Sources: ggml-cpu/binary-ops.cpp, unary-ops.cpp, vec.h; ops.cpp: ggml_compute_forward_scale.
 """
@@ -12,6 +12,7 @@ import numpy as np
 
 from pyggml.backend.reference.values import FLOATS, Values, not_among, read, source, write
 from pyggml.ops import Op, UnaryOp
+from pyggml.quants import QUANTS
 from pyggml.tensor import Tensor
 
 BINARY: dict[Op, Callable[[Values, Values], Values]] = {
@@ -19,6 +20,7 @@ BINARY: dict[Op, Callable[[Values, Values], Values]] = {
     Op.SUB: np.subtract,
     Op.MUL: np.multiply,
     Op.DIV: np.divide,
+    Op.ADD1: np.add,
 }
 
 erf = np.vectorize(math.erf, otypes=[np.float64])
@@ -26,6 +28,10 @@ erf = np.vectorize(math.erf, otypes=[np.float64])
 
 def refuse(node: Tensor) -> str | None:
     return not_among(FLOATS, node, *(s for s in node.src if s is not None))
+
+
+def refuse_sum(node: Tensor) -> str | None:
+    return not_among(QUANTS, node, source(node, 0)) or not_among(FLOATS, source(node, 1))
 
 
 def binary(node: Tensor) -> None:
@@ -113,6 +119,8 @@ def unary(node: Tensor) -> None:
 
 LAWS = {
     **dict.fromkeys(BINARY, (refuse, binary)),
+    Op.ADD: (refuse_sum, binary),
+    Op.ADD1: (refuse_sum, binary),
     Op.SCALE: (refuse, scale),
     Op.UNARY: (refuse, unary),
 }

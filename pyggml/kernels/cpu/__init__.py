@@ -11,6 +11,7 @@ FAMILIES: dict[Op, str] = {
     Op.SUB: "elementwise",
     Op.MUL: "elementwise",
     Op.DIV: "elementwise",
+    Op.ADD1: "elementwise",
     Op.MUL_MAT: "matmul",
     Op.FLASH_ATTN_EXT: "attention",
     Op.RMS_NORM: "norm",
@@ -28,6 +29,19 @@ FAMILIES: dict[Op, str] = {
     Op.CPY: "copy",
     Op.CONT: "copy",
     Op.DUP: "copy",
+    Op.CONCAT: "concat",
+    Op.SET: "parts",
+    Op.ACC: "parts",
+    Op.PAD: "pad",
+    Op.PAD_REFLECT_1D: "pad",
+    Op.ROLL: "pad",
+    Op.REPEAT: "repeat",
+    Op.REPEAT_BACK: "repeat",
+    Op.FILL: "fill",
+    Op.ARANGE: "fill",
+    Op.TRI: "fill",
+    Op.DIAG: "fill",
+    Op.TIMESTEP_EMBEDDING: "timestep_embedding",
 }
 
 FUSIONS: dict[tuple[Op, Op], str] = {

@@ -129,9 +129,9 @@ def _in_runs(write, block_d, block_a):
 def move_blocks():
     """-> kernel. ints: length of the runs in blocks, their number, bytes and elements a block."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import record
+    from pyggml.kernels.cpu import elements, record
 
-    U = v.U
+    U, move_elements = v.U, elements.move_elements
     length, number, size_of, block_of = (record.field("ints", i) for i in range(4))
     start_d, start_a, piece = _element("dst"), _element("src0"), record.piece
     nb_d, nb_a, ne_d, ne_a = (record.field(f) for f in ("dst.nb", "src0.nb", "dst.ne", "src0.ne"))
@@ -147,23 +147,7 @@ def move_blocks():
             k = min(n, begin + cut) - begin
             to = start_d(step, run * n * block, block) + U(begin * sd)
             source = start_a(step, run * n * block, block) + U(begin * sa)
-            if sd == size and sa == size:
-                v.copy_bytes(to, source, k * size)
-            elif size == 4:
-                for _ in range(k):
-                    v.put_i32(to, v.i32_at(source))
-                    to += U(sd)
-                    source += U(sa)
-            elif size == 2:
-                for _ in range(k):
-                    v.put_u16(to, v.u16_at(source))
-                    to += U(sd)
-                    source += U(sa)
-            else:
-                for _ in range(k):
-                    v.copy_bytes(to, source, size)
-                    to += U(sd)
-                    source += U(sa)
+            move_elements(to, sd, source, sa, k, size)
 
     return kernel
 

@@ -154,6 +154,34 @@ def mover(kind):
     return move
 
 
+@v.device
+def move_elements(to, to_stride, source, stride, count, size):
+    """So many elements or blocks of `size` bytes, as they are."""
+    if to_stride == size and stride == size:
+        v.copy_bytes(to, source, count * size)
+    elif size == 4:
+        for i in range(count):
+            v.put_i32(to + U(i * to_stride), v.i32_at(source + U(i * stride)))
+    elif size == 2:
+        for i in range(count):
+            v.put_u16(to + U(i * to_stride), v.u16_at(source + U(i * stride)))
+    else:
+        for i in range(count):
+            v.copy_bytes(to + U(i * to_stride), source + U(i * stride), size)
+
+
+@v.device
+def clear_elements(to, stride, count, size):
+    """So many elements whose bytes are all 0."""
+    if size == 4:
+        for i in range(count):
+            v.put_i32(to + U(i * stride), v.np.int32(0))
+    else:
+        for i in range(count):
+            for j in range(size):
+                v.put_u8(to + U(i * stride + j), v.np.uint8(0))
+
+
 def converter(target, source):
     """-> convert(to, to_stride, source, stride, begin, end): elements [begin, end) of a row, whole blocks of both.
 

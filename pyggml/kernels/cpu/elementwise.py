@@ -1,4 +1,4 @@
-"""ADD, SUB, MUL, DIV with broadcasting: the second operand is repeated over the first, in every dimension.
+"""ADD, SUB, MUL, DIV, ADD1 with broadcasting: the second operand is repeated over the first, in every dimension.
 
 Owns arithmetic between two tensors; functions of one tensor are in unary.py.
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pyggml.dtypes import SIZES
 from pyggml.jit import Spec, inline
+from pyggml.kernels.cpu.copy import READ, WRITTEN
 from pyggml.kernels.cpu.kinds import FLOATS, kind, refuse_types
 from pyggml.ops import Op
 
@@ -15,11 +17,17 @@ if TYPE_CHECKING:
     from pyggml.backend.cpu import Builder
     from pyggml.tensor import Tensor
 
-NAMES = {Op.ADD: "add", Op.SUB: "sub", Op.MUL: "mul", Op.DIV: "div"}
+NAMES = {Op.ADD: "add", Op.SUB: "sub", Op.MUL: "mul", Op.DIV: "div", Op.ADD1: "add"}
 
 
 def why_not(node: Tensor) -> str | None:
-    return refuse_types(FLOATS, node, *node.src)
+    a, b = node.src[:2]
+    assert a is not None and b is not None
+    if node.op not in (Op.ADD, Op.ADD1) or SIZES[a.type].block_size == 1:
+        return refuse_types(FLOATS, node, a, b)
+    if b.ne[0] != a.ne[0] and b.ne[0] != 1:
+        return f"rows of {b.ne[0]} repeated over blocks"
+    return refuse_types([*READ], a) or refuse_types([*FLOATS, *WRITTEN], node) or refuse_types(FLOATS, b)
 
 
 def lower(builder: Builder, node: Tensor) -> None:
@@ -29,6 +37,17 @@ def lower(builder: Builder, node: Tensor) -> None:
         repeat = "row"
     else:
         repeat = "scalar" if b.ne[0] == 1 else "tile"
+    if SIZES[node.type].block_size > 1:
+        room = builder.thread_scratch(4 * node.ne[0])
+        step = int(repeat == "row")
+        builder.step(
+            Spec("elementwise", "add_to_blocks", (kind(node), kind(a), kind(b))),
+            node,
+            (a, b),
+            ints=(step,),
+            writes=[room],
+        )
+        return
     builder.step(
         Spec("elementwise", "binary", (NAMES[Op(node.op)], repeat, kind(node), kind(a), kind(b))), node, (a, b)
     )
@@ -83,5 +102,30 @@ def binary(name, repeat, kind_d, kind_a, kind_b):
                 for i in range(begin, end, 16):
                     k = min(16, end - i)
                     store(z, i, f(load(x, i, k, sa), load_b(y, i, k, sb)), k, sd)
+
+    return kernel
+
+
+def add_to_blocks(kind_d, kind_a, kind_b):
+    """-> kernel: a + b, quantised again. ints: 1, or 0 where b has one number a row; scratch: a row of F32 a thread."""
+    from pyggml import simd as v
+    from pyggml.kernels.cpu import elements, record
+
+    U = v.U
+    quantise, load, load_b = elements.quantiser(kind_d), elements.loader(kind_a), elements.loader(kind_b)
+    put = elements.storer("f32")
+    rows, ne0, each = record.rows("dst"), record.field("dst.ne"), record.field("ints")
+    d, a, b = record.row("dst"), record.row("src0"), record.row_repeated("src1")
+    nbb, room_at, room_size = record.field("src1.nb"), record.field("scratch"), record.field("thread_bytes")
+
+    def kernel(step, ith, nth):
+        n, count, sb, room = ne0(step), rows(step), nbb(step), room_at(step) + U(ith * room_size(step))
+        for row in range(count * ith // nth, count * (ith + 1) // nth):
+            x, y = a(step, row), b(step, row)
+            one = v.splat_f32(v.lane(load_b(y, 0, 1, sb), 0))
+            for i in range(0, n, 16):
+                other = load_b(y, i, 16, sb) if each(step) != 0 else one
+                put(room, i, load(x, i, 16, 0) + other, 16, 4)
+            quantise(d(step, row), room, 4, 0, n, 0)
 
     return kernel
