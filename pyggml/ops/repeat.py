@@ -10,7 +10,7 @@ from pyggml.tensor import Tensor
 
 @rule(Op.REPEAT)
 def _repeat(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
-    (a,) = sources(Op.REPEAT, src, 1, 1)
+    (a,) = sources(Op.REPEAT, src, 1)
     need(can_repeat(a, node), Op.REPEAT, "the source does not tile the result", a, node)
     return a.type, node.ne
 
@@ -22,7 +22,7 @@ def repeat(a: Tensor, *ne: int, name: str = "") -> Tensor:
 
 @rule(Op.REPEAT_BACK)
 def _repeat_back(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
-    (a,) = sources(Op.REPEAT_BACK, src, 1, 1)
+    (a,) = sources(Op.REPEAT_BACK, src, 1)
     need(can_repeat(node, a), Op.REPEAT_BACK, "the result does not tile the source", a, node)
     return a.type, node.ne
 
