@@ -110,7 +110,7 @@ def our_types(model: dict[str, Any], mix: Mix, choose: Any = choose) -> list[int
 
 def test_types_are_the_peers(peer: Any, tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
-    models = [random_model(rng) for _ in range(60)]
+    models = [random_model(rng) for _ in range(40)]
     ftypes = [mix.number for mix in MIXES.values()]
     answers = ask(peer, tmp_path, "types", [{**model, "ftypes": ftypes} for model in models])
     wrong_twin = 0
@@ -122,7 +122,7 @@ def test_types_are_the_peers(peer: Any, tmp_path: Path) -> None:
             ours = our_types(model, mix)
             assert ours == types, (mix.name, model["architecture"], model["numbers"], model["params"])
             wrong_twin += our_types({**model, "architecture": "other"}, mix) != types
-    assert wrong_twin > 20  # models whose architecture is not looked at
+    assert wrong_twin > 10  # models whose architecture is not looked at
 
 
 def test_names_and_numbers(peer: Any) -> None:

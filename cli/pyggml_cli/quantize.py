@@ -133,6 +133,7 @@ def _arguments(values: Values) -> "tuple[Path, Path, Mix | None, int]":
 def _quantize(values: Values, source: Path, target: Path, mix: "Mix | None", n_threads: int) -> int:
     from pyggml.gguf import GGUFFile
     from pyggml.quantize import make_plan, run
+    from pyggml_cli.loading import shown_compiling
     from pyggml_cli.progress import meter
 
     wishes, overrides = _wishes(values), [_override(text) for text in values.override_kv]
@@ -146,7 +147,7 @@ def _quantize(values: Values, source: Path, target: Path, mix: "Mix | None", n_t
             _show(plan)
         _warn(plan)
         if not values.dry_run:
-            with meter("quantizing", plan.n_before) as update:
+            with shown_compiling(), meter("quantizing", plan.n_before) as update:
                 paths = run(plan, target, n_threads, lambda done, total, _: update(done, total))
         _sizes(plan)
     if not values.dry_run:

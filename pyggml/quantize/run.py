@@ -1,7 +1,7 @@
 """Carrying out a plan: rows read from the mapped file, converted on several threads, written in order.
 
-Owns the threads and the bound on memory; must not know why a tensor gets its type. NumPy does the work outside the
-GIL, on pieces that are small enough for a core's cache.
+Owns the threads and the bound on memory; must not know why a tensor gets its type. NumPy, and for K types compiled
+searches, do the work outside the GIL, on pieces that are small enough for a core's cache.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ from pyggml.gguf import TensorInfo
 from pyggml.gguf.write import head, padding
 from pyggml.quantize.plan import Part, Plan, Task, part_paths
 from pyggml.quants import QUANTS, dequantize_row, quantize_row
+from pyggml.quants.search import Searches
 from pyggml.whole_file import whole_file
 
 Progress = Callable[[int, int, str], None]
@@ -42,6 +43,11 @@ def run(plan: Plan, dst: str | os.PathLike[str], n_threads: int = 0, progress: P
     _refuse_sources(plan, paths)
     if n_threads <= 0:
         n_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    search = None
+    if any(task.type != task.source.type and QUANTS[task.type].searches for task in plan.tasks):
+        from pyggml.kernels.cpu.search import searches  # loads the compiler's library
+
+        search = searches()
     done, total = 0, plan.n_before
 
     def tell(n: int, name: str) -> None:
@@ -54,7 +60,7 @@ def run(plan: Plan, dst: str | os.PathLike[str], n_threads: int = 0, progress: P
         pool = stack.enter_context(_pool(n_threads))
         written = [stack.enter_context(whole_file(path)) for path in paths]
         for part, (file, _) in zip(plan.parts, written, strict=True):
-            _write(part, plan.alignment, file, pool, n_threads * AHEAD, tell)
+            _write(part, plan.alignment, file, pool, n_threads * AHEAD, search, tell)
         for _, finish in written:
             finish()
     return paths
@@ -83,6 +89,7 @@ def _write(
     file: IO[bytes],
     pool: ThreadPoolExecutor,
     ahead: int,
+    search: Searches | None,
     tell: Callable[[int, str], None],
 ) -> None:
     """Pieces of all tensors one after the other; at most `ahead` of them are in memory."""
@@ -98,7 +105,9 @@ def _write(
     for task in part.tasks:
         for rows, last in _pieces(task):
             pad = padding(task.planned.nbytes, alignment) if last else 0
-            under_way.append((pool.submit(convert, task.source, task.type, rows), rows.size, task.source.name, pad))
+            under_way.append(
+                (pool.submit(convert, task.source, task.type, rows, search), rows.size, task.source.name, pad)
+            )
             if len(under_way) >= ahead:
                 take()
     while under_way:
@@ -116,14 +125,14 @@ def _pieces(task: Task) -> Iterator[tuple[Bytes, bool]]:
         yield source.data[start : start + step], start + step >= source.nbytes
 
 
-def convert(source: TensorInfo, wanted: GGMLType, rows: Bytes) -> Bytes:
+def convert(source: TensorInfo, wanted: GGMLType, rows: Bytes, search: Searches | None = None) -> Bytes:
     """Rows of a tensor in another type, or as they are. Raises ModelError when they are not finite, or become so."""
     if not finite(source.type, rows):
         raise ModelError(f"tensor {source.name} holds an infinity or a NaN")
     if wanted == source.type:
         return rows
     ne0 = source.ne[0]
-    made = quantize_row(wanted, dequantize_row(source.type, rows, ne0)).reshape(-1)
+    made = quantize_row(wanted, dequantize_row(source.type, rows, ne0), search).reshape(-1)
     if not finite(wanted, made):
         raise ModelError(f"tensor {source.name} holds values too large for {wanted.name}")
     return made

@@ -27,6 +27,7 @@ from pyggml.quants.q6_k import Q6_K
 from pyggml.quants.q8_0 import Q8_0
 from pyggml.quants.q8_1 import Q8_1
 from pyggml.quants.q8_k import Q8_K
+from pyggml.quants.search import Searches
 
 __all__ = ["QUANTS", "TYPES", "Quant", "dequantize_row", "quant", "quantize_row"]
 
@@ -44,16 +45,17 @@ def quant(dtype: GGMLType) -> Quant:
     return found
 
 
-def quantize_row(dtype: GGMLType, values: NDArray[Any]) -> Bytes:
+def quantize_row(dtype: GGMLType, values: NDArray[Any], search: Searches | None = None) -> Bytes:
     """float32 (..., ne0) -> bytes (rows, row size), every row of `values` in order; the bytes that llama-quantize writes.
 
+    search  functions that find scales as those of search.py do, but faster
     Raises ShapeError when ne0 is no whole number of blocks.
     """
     q = quant(dtype)
     ne0 = values.shape[-1]
     size = row_size(dtype, ne0)
     blocks = np.ascontiguousarray(values, np.float32).reshape(-1, q.block_size)
-    return q.quantize(blocks).reshape(values.size // ne0 if ne0 else 0, size)
+    return q.quantize(blocks, search).reshape(values.size // ne0 if ne0 else 0, size)
 
 
 def dequantize_row(dtype: GGMLType, data: NDArray[Any] | bytes | bytearray | memoryview, ne0: int) -> Floats:

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyggml.dtypes import SIZES, GGMLType
+
+if TYPE_CHECKING:
+    from pyggml.quants.search import Searches
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -39,16 +42,18 @@ class Quant:
     dequantize_blocks: records (blocks,) -> float32 (blocks, block size).
     partner: the type that the other operand of a product is converted to (`vec_dot_type` of ggml-cpu.c).
     convert_blocks: the same as `quantize_blocks` for ops that write rows, where they settle for less; None = as files.
+    searches: whether `quantize_blocks` takes the searches for scales to use (search.py) as its second argument.
     vector: makes the vector code that unpacks blocks; it imports Numba, so it is called when a kernel is compiled.
     """
 
     type: GGMLType
     layout: np.dtype[Any]
-    quantize_blocks: Callable[[Floats], Records]
+    quantize_blocks: Callable[..., Records]
     dequantize_blocks: Callable[[Records], Floats]
     partner: GGMLType
     vector: Callable[[], VectorBlocks] | None = None
     convert_blocks: Callable[[Floats], Records] | None = None
+    searches: bool = False
 
     def __post_init__(self) -> None:
         assert self.layout.itemsize == SIZES[self.type].type_size, f"{self.type.name}: {self.layout.itemsize} bytes"
@@ -63,8 +68,10 @@ class Quant:
         """Bytes a block."""
         return SIZES[self.type].type_size
 
-    def quantize(self, values: Floats) -> Bytes:
+    def quantize(self, values: Floats, search: "Searches | None" = None) -> Bytes:
         """float32 (n, block_size) -> bytes (n, type_size), as files have them."""
+        if search is not None and self.searches:
+            return self._bytes(lambda some: self.quantize_blocks(some, search), values)
         return self._bytes(self.quantize_blocks, values)
 
     def convert(self, values: Floats) -> Bytes:

@@ -6,7 +6,7 @@ import numpy as np
 from pyggml.dtypes import GGMLType
 from pyggml.quants.base import Floats, Quant, Records
 from pyggml.quants.f16 import f16_to_f32, f32_to_f16
-from pyggml.quants.search import by_scale, columns, greatest, in_batches, nearest_int, scales_and_minimums
+from pyggml.quants.search import PLAIN, Searches, by_scale, columns, greatest, in_batches, nearest_int
 from pyggml.quants.super_blocks import blocks_of, join_planes, split_planes
 
 LAYOUT = np.dtype(
@@ -28,10 +28,10 @@ def scale_of_each(records: Records) -> tuple[Floats, Floats]:
 
 
 @in_batches
-def quantize(values: Floats) -> Records:
+def quantize(values: Floats, search: Searches = PLAIN) -> Records:
     """ggml-quants.c quantize_row_q2_K_ref."""
     x = columns(values, 16)
-    scale, minimum, q = scales_and_minimums(x, np.abs(x), 3, -0.5, 0.1, 15, absolute=True)
+    scale, minimum, q = search.scales_and_minimums(x, np.abs(x), 3, -0.5, 0.1, 15, absolute=True)
     scale, minimum = scale.reshape(-1, 16), minimum.reshape(-1, 16)
     records = np.zeros(len(values), LAYOUT)
     for field, wanted, shift in (("d", scale, 0), ("dmin", minimum, 4)):
@@ -51,4 +51,4 @@ def dequantize(records: Records) -> Floats:
     return (d[:, :, None] * q.astype(np.float32) - m[:, :, None]).reshape(-1, 256)
 
 
-Q2_K = Quant(GGMLType.Q2_K, LAYOUT, quantize, dequantize, partner=GGMLType.Q8_K)
+Q2_K = Quant(GGMLType.Q2_K, LAYOUT, quantize, dequantize, partner=GGMLType.Q8_K, searches=True)

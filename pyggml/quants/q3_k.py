@@ -6,7 +6,7 @@ import numpy as np
 from pyggml.dtypes import GGMLType
 from pyggml.quants.base import Bytes, Floats, Quant, Records
 from pyggml.quants.f16 import f16_to_f32, f32_to_f16
-from pyggml.quants.search import by_scale, columns, in_batches, nearest_int, scales_by_refinement
+from pyggml.quants.search import PLAIN, Searches, by_scale, columns, in_batches, nearest_int
 from pyggml.quants.steps import largest_signed
 from pyggml.quants.super_blocks import blocks_of, join_planes, split_planes
 
@@ -42,10 +42,10 @@ def scale_of_each(records: Records) -> Floats:
 
 
 @in_batches
-def quantize(values: Floats) -> Records:
+def quantize(values: Floats, search: Searches = PLAIN) -> Records:
     """ggml-quants.c quantize_row_q3_K_ref."""
     x = columns(values, 16)
-    scale, q = scales_by_refinement(x, 4)
+    scale, q = search.scales_by_refinement(x, 4)
     scale = scale.reshape(-1, 16)
     most = largest_signed(scale)
     inverse = np.float32(-32) / most
@@ -66,4 +66,4 @@ def dequantize(records: Records) -> Floats:
     return (scale_of_each(records)[:, :, None] * whole).reshape(-1, 256)
 
 
-Q3_K = Quant(GGMLType.Q3_K, LAYOUT, quantize, dequantize, partner=GGMLType.Q8_K)
+Q3_K = Quant(GGMLType.Q3_K, LAYOUT, quantize, dequantize, partner=GGMLType.Q8_K, searches=True)

@@ -5,7 +5,7 @@ import numpy as np
 from pyggml.dtypes import GGMLType
 from pyggml.quants.base import Bytes, Floats, Quant, Records
 from pyggml.quants.f16 import f16_to_f32, f32_to_f16
-from pyggml.quants.search import by_scale, columns, greatest, in_batches, nearest_int, scales_and_minimums, total
+from pyggml.quants.search import PLAIN, Searches, by_scale, columns, greatest, in_batches, nearest_int, total
 from pyggml.quants.super_blocks import (
     blocks_of,
     join_planes,
@@ -25,11 +25,11 @@ LAYOUT = np.dtype(
 assert LAYOUT.itemsize == 144
 
 
-def scaled(values: Floats, records: Records, nmax: int, rmin: float, steps: int) -> Bytes:
+def scaled(values: Floats, records: Records, nmax: int, rmin: float, steps: int, search: Searches) -> Bytes:
     """Fills d, dmin and scales of the records; -> q (blocks, 256) in 0 ... nmax (quantize_row_q4_K_ref, q5_K)."""
     x = columns(values, 32)
     weights = np.sqrt(total(x * x) / np.float32(32)) + np.abs(x)
-    scale, minimum, q = scales_and_minimums(x, weights, nmax, rmin, 0.1, steps, absolute=False)
+    scale, minimum, q = search.scales_and_minimums(x, weights, nmax, rmin, 0.1, steps, absolute=False)
     scale, minimum = scale.reshape(-1, 8), minimum.reshape(-1, 8)
     parts = []
     for field, wanted in (("d", scale), ("dmin", minimum)):
@@ -56,10 +56,10 @@ def with_scales(records: Records, q: Bytes) -> Floats:
 
 
 @in_batches
-def quantize(values: Floats) -> Records:
+def quantize(values: Floats, search: Searches = PLAIN) -> Records:
     """ggml-quants.c quantize_row_q4_K_ref."""
     records = np.empty(len(values), LAYOUT)
-    records["qs"] = join_planes(scaled(values, records, 15, -1.0, 20), 4, 2)
+    records["qs"] = join_planes(scaled(values, records, 15, -1.0, 20, search), 4, 2)
     return records
 
 
@@ -68,4 +68,4 @@ def dequantize(records: Records) -> Floats:
     return with_scales(records, split_planes(records["qs"], 4))
 
 
-Q4_K = Quant(GGMLType.Q4_K, LAYOUT, quantize, dequantize, partner=GGMLType.Q8_K)
+Q4_K = Quant(GGMLType.Q4_K, LAYOUT, quantize, dequantize, partner=GGMLType.Q8_K, searches=True)

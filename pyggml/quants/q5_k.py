@@ -6,7 +6,7 @@ import numpy as np
 from pyggml.dtypes import GGMLType
 from pyggml.quants.base import Floats, Quant, Records
 from pyggml.quants.q4_k import scaled, with_scales
-from pyggml.quants.search import in_batches
+from pyggml.quants.search import PLAIN, Searches, in_batches
 from pyggml.quants.super_blocks import join_planes, split_planes
 
 LAYOUT = np.dtype(
@@ -22,10 +22,10 @@ assert LAYOUT.itemsize == 176
 
 
 @in_batches
-def quantize(values: Floats) -> Records:
+def quantize(values: Floats, search: Searches = PLAIN) -> Records:
     """ggml-quants.c quantize_row_q5_K_ref."""
     records = np.empty(len(values), LAYOUT)
-    q = scaled(values, records, 31, -0.5, 15)
+    q = scaled(values, records, 31, -0.5, 15, search)
     records["qs"] = join_planes(q & np.uint8(15), 4, 2)
     records["qh"] = join_planes(q >> np.uint8(4), 1, 8)
     return records
@@ -36,4 +36,4 @@ def dequantize(records: Records) -> Floats:
     return with_scales(records, split_planes(records["qs"], 4) | (split_planes(records["qh"], 1) << np.uint8(4)))
 
 
-Q5_K = Quant(GGMLType.Q5_K, LAYOUT, quantize, dequantize, partner=GGMLType.Q8_K)
+Q5_K = Quant(GGMLType.Q5_K, LAYOUT, quantize, dequantize, partner=GGMLType.Q8_K, searches=True)

@@ -5,7 +5,7 @@ import numpy as np
 from pyggml.dtypes import GGMLType
 from pyggml.quants.base import Floats, Quant, Records
 from pyggml.quants.f16 import f16_to_f32, f32_to_f16
-from pyggml.quants.search import TINY, by_scale, columns, in_batches, nearest_int, scales
+from pyggml.quants.search import PLAIN, TINY, Searches, by_scale, columns, in_batches, nearest_int
 from pyggml.quants.steps import largest_signed
 from pyggml.quants.super_blocks import blocks_of
 
@@ -26,10 +26,10 @@ def scale_of_each(records: Records) -> Floats:
 
 
 @in_batches
-def quantize(values: Floats) -> Records:
+def quantize(values: Floats, search: Searches = PLAIN) -> Records:
     """ggml-quants.c quantize_row_q6_K_ref."""
     x = columns(values, 16)
-    scale, q = scales(x, 32)
+    scale, q = search.scales(x, 32)
     scale = scale.reshape(-1, 16)
     most = largest_signed(scale)
     inverse = np.float32(-128) / most
@@ -56,4 +56,4 @@ def dequantize(records: Records) -> Floats:
     return values.reshape(-1, 256)
 
 
-Q6_K = Quant(GGMLType.Q6_K, LAYOUT, quantize, dequantize, partner=GGMLType.Q8_K)
+Q6_K = Quant(GGMLType.Q6_K, LAYOUT, quantize, dequantize, partner=GGMLType.Q8_K, searches=True)

@@ -6,6 +6,7 @@ block's layout.
 """
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +19,12 @@ TINY = np.float32(1e-15)  # GROUP_MAX_EPS: a group whose values are all smaller 
 BATCH = 1 << 16  # values at a time: what one step reads and writes stays in the cache
 
 
-def in_batches(quantize: Callable[[Floats], Records]) -> Callable[[Floats], Records]:
+def in_batches(quantize: Callable[..., Records]) -> Callable[..., Records]:
     """The same function of blocks, called for a few of them at a time."""
 
-    def whole(values: Floats) -> Records:
+    def whole(values: Floats, *search: Any) -> Records:
         n = BATCH // values.shape[1]
-        return np.concatenate([quantize(values[i : i + n]) for i in range(0, max(len(values), 1), n)])
+        return np.concatenate([quantize(values[i : i + n], *search) for i in range(0, max(len(values), 1), n)])
 
     return whole
 
@@ -182,6 +183,17 @@ def scales_by_refinement(x: Floats, nmax: int) -> tuple[Floats, Ints]:
     zero = magnitude < TINY
     q[:, zero] = 0
     return np.where(zero | ~(suml2 > 0), np.float32(0), sumlx / suml2), q
+
+
+class Searches(NamedTuple):
+    """These three functions, or others that find the same."""
+
+    scales_and_minimums: Callable[..., tuple[Floats, Floats, Ints]]
+    scales: Callable[[Floats, int], tuple[Floats, Ints]]
+    scales_by_refinement: Callable[[Floats, int], tuple[Floats, Ints]]
+
+
+PLAIN = Searches(scales_and_minimums, scales, scales_by_refinement)
 
 
 def by_scale(x: Floats, d: Floats, q: Ints, least: int, most: int, minimum: Floats | None = None) -> Bytes:
