@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from pyggml.errors import ComputeError, PyggmlError
+from pyggml_cli.color import colors
 from pyggml_cli.completion_flags import unescape
 from pyggml_cli.entry import on_ctrl_c
 from pyggml_cli.flags import UsageError, Values
@@ -20,7 +21,7 @@ from pyggml_cli.prompt_cache import PromptCache
 from pyggml_cli.timings import Timings
 
 if TYPE_CHECKING:
-    from pyggml.chat import Conversation
+    from pyggml.chat import Conversation, PlainDialogue
     from pyggml.model.context import Context
     from pyggml.sampler import SamplerChain
     from pyggml.tokenizer import Tokenizer
@@ -43,6 +44,8 @@ HELP_MULTILINE = "A message ends with a line that ends in \\."
 
 def wanted(values: Values) -> bool:
     """Whether the flags ask for a conversation: by name, by what only makes sense in one, or by giving no prompt."""
+    if plain(values):
+        return True
     if values.conversation is not None:
         return bool(values.conversation)
     asking = ("single_turn", "system", "system_file", "chat_template", "chat_template_file", "multiline")
@@ -52,9 +55,18 @@ def wanted(values: Values) -> bool:
     return not any(name in values.seen for name in (*prompts, "prompt_cache"))
 
 
+def plain(values: Values) -> bool:
+    """Whether it shall be a dialogue without a template: text around the user's lines is given, or -i or -if."""
+    if values.in_prefix is not None or values.in_suffix is not None or values.in_prefix_bos:
+        return True
+    templated = ("system", "system_file", "chat_template", "chat_template_file")
+    interactive = values.interactive or values.interactive_first
+    return bool(interactive) and not values.conversation and not any(name in values.seen for name in templated)
+
+
 def chat(values: Values, first: str | None, make_chain: Callable[[Values, "Tokenizer", int], "SamplerChain"]) -> int:
     """Converse; `first` is the user's first message, if a flag brought it. The exit code."""
-    from pyggml.chat import KEY, ChatTemplate, Conversation
+    from pyggml.chat import KEY, ChatTemplate, Conversation, PlainDialogue
     from pyggml.model.context import Context
     from pyggml.tokenizer import Tokenizer
     from pyggml_cli.loading import context_arguments, model_for, shown_compiling
@@ -63,11 +75,15 @@ def chat(values: Values, first: str | None, make_chain: Callable[[Values, "Token
     timings = Timings()
     with shown_compiling(), model_for(values) as model:
         tokenizer = Tokenizer.from_metadata(model.file.metadata)
-        if template is None and KEY not in model.file.metadata:
-            print("note: the file has no chat template, chatml is used", file=sys.stderr)
-        conversation = Conversation(
-            ChatTemplate.choose(model.file.metadata, tokenizer, template), tokenizer, system or ""
-        )
+        conversation: Conversation | PlainDialogue
+        if plain(values):
+            prefix, suffix = (_unescaped(values, text or "") for text in (values.in_prefix, values.in_suffix))
+            conversation = PlainDialogue(tokenizer, first or "", prefix, suffix, values.in_prefix_bos)
+        else:
+            if template is None and KEY not in model.file.metadata:
+                print("note: the file has no chat template, chatml is used", file=sys.stderr)
+            chosen = ChatTemplate.choose(model.file.metadata, tokenizer, template)
+            conversation = Conversation(chosen, tokenizer, system or "")
         n_ctx = values.n_ctx or model.config.n_ctx_train
         chain = make_chain(values, tokenizer, n_ctx)
         if n_ctx > model.config.n_ctx_train:
@@ -97,7 +113,11 @@ def _text(values: Values, name: str, flag: str) -> str | None:
                 return file.read().removesuffix("\n")
             except UnicodeDecodeError as reason:
                 raise UsageError(f"{file_name}: not UTF-8 text: {reason.reason}") from None
-    return unescape(text) if name == "system" and text is not None and values.escape else text
+    return _unescaped(values, text) if name == "system" and text is not None else text
+
+
+def _unescaped(values: Values, text: str) -> str:
+    return unescape(text) if values.escape else text
 
 
 def _input(prompt: str) -> str:
@@ -124,7 +144,7 @@ class _Talk:
     def __init__(
         self,
         values: Values,
-        conversation: "Conversation",
+        conversation: "Conversation | PlainDialogue",
         tokenizer: "Tokenizer",
         context: "Context",
         chain: "SamplerChain",
@@ -141,7 +161,13 @@ class _Talk:
         self.evaluated: list[int] = []  # the tokens in the KV cache
         if "" in values.reverse_prompt:
             raise UsageError("-r needs a text")
-        self.stop = [unescape(text) if values.escape else text for text in values.reverse_prompt]
+        self.stop = [_unescaped(values, text) for text in values.reverse_prompt]
+        self.stopped = self.ended = False  # whether the last reply ended with a reverse prompt, or with the end of text
+        self.plain = plain(values)
+        self.prefix, self.suffix = PROMPT, ""
+        if self.plain:
+            self.prefix, self.suffix = (_unescaped(values, text or "") for text in (values.in_prefix, values.in_suffix))
+        self.colors = colors(values.color)
         self.asks = sys.stdin.isatty()
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(encoding="utf-8", errors="replace", newline="")
@@ -150,19 +176,22 @@ class _Talk:
         """Until the user ends it, or after one reply with -st. Errors end it too, unless there is someone to read."""
         if self.asks and not self.values.single_turn:
             print("Ctrl-C stops a reply, Ctrl-D ends; /help lists commands", file=sys.stderr)
-        if first is not None:
-            self._turn(first, command=False)
+        if self.plain and first and self.values.display_prompt:
+            sys.stdout.write(f"{self.colors.prompt}{first}{self.colors.reset}")
+            sys.stdout.flush()
+        if first is not None and not (self.plain and self.values.interactive_first):
+            self._turn(None if self.plain else first, command=False)
             if self.values.single_turn:
                 return
         while (text := self._read()) is not None:
-            if text and (not self._turn(text) or self.values.single_turn):
+            if (text or self.plain) and (not self._turn(text) or self.values.single_turn):
                 return
 
     def _read(self) -> str | None:
         """The next message, None at the end of the input. Lines that go on are put together."""
         lines: list[str] = []
         while True:
-            line = self._line(PROMPT if not lines else "  ")
+            line = self._line(self.prefix if not lines else "  ")
             if line is None:
                 return "\n".join(lines) if lines else None
             goes_on = line.endswith("\\") != bool(self.values.multiline)
@@ -175,19 +204,23 @@ class _Talk:
             with contextlib.suppress(ImportError):
                 import readline  # noqa: F401 - gives input() a history and keys to edit with
             try:
-                return _input(prompt)
+                return _input(prompt + (f"\x01{self.colors.typed}\x02" if self.colors.typed else ""))
             except EOFError:
                 print(flush=True)
                 return None
-        if self.asks:
+            finally:
+                print(self.colors.reset, end="", flush=True)
+        if self.plain:
+            print(prompt, end="", flush=True)
+        elif self.asks:
             print(prompt, end="", file=sys.stderr, flush=True)
         line = sys.stdin.readline()
         return line.removesuffix("\n") if line else None
 
-    def _turn(self, text: str, command: bool = True) -> bool:
-        """Answer a message, or carry out a command; whether to go on."""
+    def _turn(self, text: str | None, command: bool = True) -> bool:
+        """Answer a message (None: go on with the prompt), or carry out a command; whether to go on."""
         try:
-            return self._command(text) if command and _is_command(text) else self._answer(text)
+            return self._command(text) if text and command and _is_command(text) else self._answer(text)
         except PyggmlError as reason:
             if not self.asks or self.values.single_turn:
                 raise
@@ -222,8 +255,10 @@ class _Talk:
         print(said if name == "/help" else f"[{said}]", file=sys.stderr)
         return True
 
-    def _answer(self, question: str) -> bool:
-        turn = self.conversation.say(question)
+    def _answer(self, question: str | None) -> bool:
+        if question and self.suffix:
+            print(self.suffix, end="", flush=True)
+        turn = self.conversation.say(question or "")
         room = self.context.n_ctx - SPARE
         if len(turn.tokens) > room:
             self.conversation.undo()
@@ -247,7 +282,11 @@ class _Talk:
         if interrupted.is_set():
             end = "[interrupted]"
         self.conversation.hear(said, self.tokenizer.decode(said))
-        sys.stdout.write("\n")
+        if not (self.plain and self.stopped):
+            sys.stdout.write("\n")
+            if self.plain and self.ended and self.stop:  # whose turn it is now must be in the text
+                sys.stdout.write(self.stop[0])
+                self.conversation.hear(self.tokenizer.encode(self.stop[0], add_special=False, parse_special=True), "")
         sys.stdout.flush()
         if end:
             print(end, file=sys.stderr, flush=True)
@@ -278,6 +317,7 @@ class _Talk:
 
         decoder = StreamDecoder(self.tokenizer, self.values.special)
         out, text, n_left = sys.stdout, "", self.values.n_predict
+        self.stopped = self.ended = False
         while n_left != 0 and not interrupted.is_set():
             start = time.perf_counter()
             token = self.chain.sample(logits)
@@ -285,6 +325,7 @@ class _Talk:
             timings.n_sample += 1
             n_left -= 1
             if self.tokenizer.is_eog(token):
+                self.ended = True
                 if self.values.special:
                     out.write(decoder.push(token))
                 break
@@ -293,7 +334,8 @@ class _Talk:
             out.write(piece)
             out.flush()
             text += piece
-            if any(s in text[-len(piece) - len(s) :] for s in self.stop) or n_left == 0:
+            self.stopped = any(s in text[-len(piece) - len(s) :] for s in self.stop)
+            if self.stopped or n_left == 0:
                 break
             if context.n_past + 1 >= context.n_ctx:
                 return f"[context full: {context.n_ctx} tokens]"

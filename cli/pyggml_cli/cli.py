@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyggml.errors import GrammarError, PyggmlError, SamplerError
 from pyggml_cli.chat import chat, wanted
+from pyggml_cli.color import colors
 from pyggml_cli.completion_flags import ABOUT, END, GROUPS, ROWS, unescape
 from pyggml_cli.entry import on_ctrl_c, run
 from pyggml_cli.environment import VARIABLES
@@ -254,7 +255,8 @@ def _generate(
         out.reconfigure(encoding="utf-8", errors="replace", newline="")
     decoder = StreamDecoder(tokenizer, values.special)
     if values.display_prompt:
-        out.write("".join(map(decoder.push, tokens)))
+        paint = colors(values.color)
+        out.write(f"{paint.prompt}{''.join(map(decoder.push, tokens))}{paint.reset}")
         out.flush()
     for token in tokens:
         chain.accept(token)

@@ -4,7 +4,7 @@ Owns names, meanings and defaults of the flags that are carried out; must not kn
 here and those that are refused are in other_flags.py. `MODEL` and `DEVICES` serve other commands too.
 """
 
-from pyggml_cli.flags import Flag, Row, UsageError, choice, csv_row, listed, number, proportions, whole
+from pyggml_cli.flags import FALSE, TRUE, Flag, Row, UsageError, choice, csv_row, listed, number, proportions, whole
 from pyggml_cli.other_flags import DRAFT, NO_DIFFERENCE, NOT_HERE, OTHER_TOOLS
 
 RANDOM_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED; not imported, because --help shall not wait for NumPy
@@ -21,6 +21,12 @@ def seed(text: str) -> int:
     """`-s`: 32 bits; -1 is a new random seed."""
     value = whole(-1, RANDOM_SEED)(text)
     return RANDOM_SEED if value == -1 else value
+
+
+def color(text: str) -> str:
+    """`-co`: on, off or auto, or a word that means the same."""
+    known = {**dict.fromkeys(TRUE, "on"), **dict.fromkeys(FALSE, "off"), "auto": "auto", "-1": "auto"}
+    return known[choice(*known)(text)]
 
 
 def split_mode(text: str) -> str:
@@ -212,6 +218,17 @@ CHAT: list[Row] = [
         "TEMPLATE",
     ),
     Flag(("--chat-template-file",), "chat_template_file", "take it from a file", str, "FNAME"),
+    Flag(
+        ("-i", "--interactive"),
+        "interactive",
+        "a dialogue without a template: the text goes on until a reverse prompt, then you type",
+        default=False,
+    ),
+    Flag(("-if", "--interactive-first"), "interactive_first", "the same; you begin", default=False),
+    Flag(("--in-prefix",), "in_prefix", "text before what you type; there is no template then", str, "STRING"),
+    Flag(("--in-suffix",), "in_suffix", "text after it; there is no template then", str, "STRING"),
+    Flag(("--in-prefix-bos",), "in_prefix_bos", "a BOS token before --in-prefix", default=False),
+    Flag(("-co", "--color"), "color", "color the prompt and what you type (auto)", color, "on|off|auto", "auto"),
     Flag(("--simple-io",), "simple_io", "read lines plainly, without keys to edit them", default=False),
     Flag(
         ("-mli", "--multiline-input"),

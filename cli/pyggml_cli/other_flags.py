@@ -23,7 +23,6 @@ NO_DIFFERENCE: list[Row] = [
     Ignored(("-Cr", "--cpu-range"), 1),
     Ignored(("-Cb", "--cpu-mask-batch"), 1),
     Ignored(("-Crb", "--cpu-range-batch"), 1),
-    Ignored(("-co", "--color"), 1),
     Ignored(("-lzm", "--lazy-mode"), 1),
     Ignored(("-dt", "--defrag-thold"), 1),
     Ignored(("-fit", "--fit"), 1),
@@ -44,15 +43,10 @@ DOWNLOADS = "models are not downloaded; give the file with -m"
 TEXT_ONLY = "text is all that models read here, no images, sound or video"
 ADAPTERS = "adapters of weights and control vectors are not applied"
 SPECULATION = "nothing is drafted by a second model"
-INTERACTION = "converse with -cnv"
 WHOLE = "devices are given whole layers"
 ROPE = "positions are scaled as the model file says"
 
 NOT_HERE: list[Row] = [
-    Refused(("-i", "--interactive"), why=INTERACTION),
-    Refused(("-if", "--interactive-first"), why=INTERACTION),
-    Refused(("--in-prefix-bos",), why=INTERACTION),
-    *(Refused((name,), 1, why=INTERACTION) for name in ("--in-prefix", "--in-suffix")),
     Refused(("--context-shift",), why="a full context ends the text", off=("--no-context-shift",)),
     Refused(("--log-jsonl",), why="there is no log", off=("--no-log-jsonl",)),
     Refused(("--log-file",), 1, why="there is no log; what is not text goes to stderr"),

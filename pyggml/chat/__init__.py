@@ -5,7 +5,17 @@ Owns the names that other packages use; must not know a model. Importing it is c
 
 from pyggml.chat.conversation import Conversation, Turn
 from pyggml.chat.formats import built_in_names
+from pyggml.chat.plain import PlainDialogue
 from pyggml.chat.sandbox import ChatError
 from pyggml.chat.template import KEY, ChatTemplate, prompt_tokens
 
-__all__ = ["KEY", "ChatError", "ChatTemplate", "Conversation", "Turn", "built_in_names", "prompt_tokens"]
+__all__ = [
+    "KEY",
+    "ChatError",
+    "ChatTemplate",
+    "Conversation",
+    "PlainDialogue",
+    "Turn",
+    "built_in_names",
+    "prompt_tokens",
+]

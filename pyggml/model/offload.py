@@ -37,15 +37,15 @@ def split_layers(
 
     `n_gpu_layers` of these n_layer + 1, counted from the end, are offloaded (negative: all). They are spread in
     proportion to `tensor_split`, or, where it is empty or all zero, to `free` (bytes of memory of each device).
-    Raises DeviceError when `tensor_split` does not fit the devices.
+    Raises DeviceError when `tensor_split` does not fit the devices; without devices it says nothing.
     """
     n_devices = len(free)
+    if not n_devices:
+        return [None] * (n_layer + 1)
     if len(tensor_split) > n_devices and any(tensor_split):
         raise DeviceError(f"a tensor split over {len(tensor_split)} devices, {n_devices} are in use")
     if any(not np.isfinite(share) or share < 0 for share in tensor_split):
         raise DeviceError(f"tensor split {list(tensor_split)}: each share must be 0 or more")
-    if not n_devices:
-        return [None] * (n_layer + 1)
     shares = np.zeros(n_devices, np.float32)
     shares[: len(tensor_split)] = tensor_split[:n_devices]
     if not shares.any():

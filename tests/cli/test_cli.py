@@ -284,7 +284,8 @@ def test_a_reader_that_has_had_enough(spawn: Callable[..., Any], tmp_path: Path)
 def test_a_terminal_gets_a_line_break_at_the_end(model: Path) -> None:
     leader, follower = pty.openpty()
     command = [sys.executable, "-m", "pyggml_cli.cli", "-m", str(model), "-p", "a", "-n", "3", "--temp", "0"]
-    with subprocess.Popen([*command, *biased("x"), "--no-perf"], stdout=follower, stderr=subprocess.PIPE) as process:
+    plain = {"env": {**os.environ, "NO_COLOR": "1"}, "stdout": follower, "stderr": subprocess.PIPE}
+    with subprocess.Popen([*command, *biased("x"), "--no-perf"], **plain) as process:
         os.close(follower)
         shown = b""
         deadline = time.monotonic() + 300
