@@ -27,7 +27,7 @@ from pyggml.whole_file import whole_file
 Progress = Callable[[int, int, str], None]
 """Called with (bytes of the source that are done, bytes of all tensors, name of the tensor)."""
 
-PIECE = 1 << 19  # values that one thread converts at a time
+PIECE = 1 << 17  # values that one thread converts at a time: they stay in its core's cache
 AHEAD = 3  # pieces a thread that may wait to be written
 
 Bytes = NDArray[np.uint8]
