@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peer import Peer
-from vocabularies import BITS, TEXT, WORDS, Stock, describe, load
+from vocabularies import BITS, BLOCKS, CUTS, TEXT, WORDS, Stock, describe, load
 
 from pyggml.errors import TokenizerError
 from pyggml.gguf import GGUFFile
@@ -141,9 +142,14 @@ def test_every_pre_tokenizer_equals_the_peer(pre: str, stock: Stock, vocab_file,
         path = write_vocab(tmp_path / "v.gguf", [*tokens[: 256 + 4000], *unmerged], merges[:4000], pre)
     tokenizer = load(path)
     random_ = random.Random(pre)
-    for _ in range(60):
-        text = "".join(random_.choice(WORDS) for _ in range(random_.randrange(1, 10)))
-        assert tokenizer.encode(text) == stock("tokenize", path, text, True, False), text
+    words = [
+        lambda: random_.choice(WORDS),
+        lambda: random_.choice(CUTS),
+        lambda: chr(random_.randint(*random_.choice(BLOCKS))),
+    ]
+    texts = ["".join(random_.choice(words)() for _ in range(random_.randrange(1, 12))) for _ in range(150)]
+    for text, expected in zip(texts, stock("tokenize_all", path, texts, True, False), strict=True):
+        assert tokenizer.encode(text) == expected, text
     for word in unmerged:
         text = bytes(BYTE_CHARACTERS.index(c) for c in word).decode("utf-8", "replace")
         assert tokenizer.encode(text) == stock("tokenize", path, text, True, False), text
@@ -357,3 +363,14 @@ def test_a_kind_is_one_line_of_the_registry(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setitem(KINDS, "other", Other)
     assert type(Tokenizer.from_metadata({**made(), "tokenizer.ggml.model": "other"})) is Other
+
+
+def test_tokens_that_a_file_suppresses() -> None:
+    keys = made("xx", "yy")
+    n = len(keys["tokenizer.ggml.tokens"])
+    assert Tokenizer.from_metadata(keys).suppressed == ()
+    ids = np.array([-1, 3, n - 1, n, 3], np.int32)
+    assert Tokenizer.from_metadata({**keys, "tokenizer.ggml.suppress_tokens": ids}).suppressed == (3, n - 1, 3)
+    for bad in (ids.astype(np.int64), 3, ["a"]):
+        with pytest.raises(TokenizerError, match=r"suppress_tokens must be an array of 32-bit integers"):
+            Tokenizer.from_metadata({**keys, "tokenizer.ggml.suppress_tokens": bad})

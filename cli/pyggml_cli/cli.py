@@ -112,6 +112,7 @@ def _chain(values: Values, tokenizer: "Tokenizer", n_ctx: int) -> "SamplerChain"
         bias = [parse_logit_bias(text) for text in values.logit_bias]
         if values.ignore_eos:
             bias += [(token, float("-inf")) for token in sorted(tokenizer.eog_ids)]
+        bias += [(token, float("-inf")) for token in tokenizer.suppressed]  # common/sampling.cpp
         params = SamplerParams(
             seed=values.seed,
             top_k=values.top_k,

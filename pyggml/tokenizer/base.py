@@ -83,6 +83,11 @@ class Tokenizer(ABC):
         """The tokens that end a generation."""
         return self.vocab.eog_ids
 
+    @property
+    def suppressed(self) -> tuple[int, ...]:
+        """Tokens that the file wants never to be chosen."""
+        return self.vocab.suppressed
+
     def is_eog(self, token: int) -> bool:
         return token in self.vocab.eog_ids
 

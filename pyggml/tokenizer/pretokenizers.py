@@ -46,6 +46,33 @@ def _set(ranges: str) -> str:
 # llama.cpp sees white space beyond ASCII as a vertical tab where a pattern names no category: no class but \s has it.
 _EAST_ASIAN = rf"[{_set('4E00-9FA5 800-4E00 AC00-D7FF')}&&[^\s]]+"
 
+# Several of llama.cpp's patterns tell upper from lower case, but it knows that only of ASCII: any other letter is both.
+_CASE = r"(?:[\p{L}&&[^a-z]]*[\p{L}&&[^A-Z]]+|[\p{L}&&[^a-z]]+[\p{L}&&[^A-Z]]*)"
+_CASE_MARKS = r"(?:[[\p{L}\p{M}]&&[^a-z]]*[[\p{L}\p{M}]&&[^A-Z]]+|[[\p{L}\p{M}]&&[^a-z]]+[[\p{L}\p{M}]&&[^A-Z]]*)"
+_SLASH_REST = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_GPT4O = rf"[^\r\n\p{{L}}\p{{N}}]?{_CASE}(?:{_CONTRACTIONS})?|\p{{N}}{{1,3}}|{_SLASH_REST}"
+_MARKED = rf"[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+(?:{_CONTRACTIONS})?"
+_SYMBOLS = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
+_SYMBOLS_REST = r" ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_KANA = rf"[{_set('4E00-9FA5 3040-30FF')}]+"
+_PARTS = rf" ?[^(\s|.,!?{_set('2026 3002 FF0C 3001 964 6D4 60C')})]+"
+# Digits in threes from the right, what comes before them together with the first: unicode_regex_split_custom_afmoe.
+_THREES = r"[^\p{N}]*\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))"
+_AFMOE_SCRIPTS = (
+    "4E00-9FFF 3400-4DBF 8C48-FAFF 3040-30FF FF65-FF9F 2F00-2FDF E40-E7F E80-EFF 1780-17FF 1000-109F AA60-AA7F A9E0-A9FF "
+    "AC00-D7AF 1100-11FF"
+)
+_YOUTU_SCRIPTS = "|".join(
+    f"[{_set(ranges)}]+"
+    for ranges in (
+        "AC00-D7A3 3131-318E",
+        "FF01 2026 201C 201D 2018 2019 2014 FF1A FF1B FF0C 3001-303F FE30-FE4F",
+        "3105-312F",
+        "4E00-9FA5 3040-30FF",
+    )
+)
+_CASCADE = "|".join(rf"\s{{{n}}}(?!\S)" for n in ("512", "256", "128", "64", "32", "16", "8", "4", "1,2"))
+
 _LLAMA3_WORDS = PreTokenizer((_LLAMA3,), ignore_merges=True, add_bos=True)
 
 DEFAULT = PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"))
@@ -73,6 +100,96 @@ _NAMES: list[tuple[str, PreTokenizer]] = [
                 _EAST_ASIAN,
                 r"\p{N}+",
             )
+        ),
+    ),
+    (
+        "deepseek-v3 hunyuan-dense joyai-llm hy_v4",
+        PreTokenizer((r"\p{N}{1,3}", _KANA, f"{_SYMBOLS}|{_SYMBOLS_REST}")),
+    ),
+    (
+        "spark2_5",
+        PreTokenizer(
+            (r"\p{N}{1,3}", _KANA, rf"{_SYMBOLS}| ?[\p{{P}}\p{{S}}]+|[\r\n]|\s+(?!\S)|\s+", r"\p{N}"),
+        ),
+    ),
+    (
+        "jais-2",
+        PreTokenizer(
+            (
+                rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+"
+                rf"|{_CASCADE}|\s{{1}}",
+            )
+        ),
+    ),
+    ("youtu", PreTokenizer((_YOUTU_SCRIPTS, rf"{_MARKED}|\p{{N}}|{_SLASH_REST}"), ignore_merges=True)),
+    ("poro-chat bloom gpt3-finnish", PreTokenizer((_PARTS,))),
+    ("viking", PreTokenizer((_PARTS, r"\p{N}"))),
+    (
+        "tekken",
+        PreTokenizer((rf"[^\r\n\p{{L}}\p{{N}}]?{_CASE}|\p{{N}}|{_SLASH_REST}",), ignore_merges=True, add_bos=True),
+    ),
+    (
+        "chameleon",
+        PreTokenizer(
+            (
+                "<sentinel:[0-9]+>",
+                "(?:IMGIMG)[A-I]{1,4}Z",
+                r"[\t\n]|    |  ",
+                r"\p{N}",
+                r"[\p{P}!-/:-@\[-`{-~]",
+                _GPT2,
+            ),
+            add_bos=True,
+        ),
+    ),
+    ("gpt-4o llama4 kanana2 talkie minimax-m2", PreTokenizer((_GPT4O,))),
+    (
+        "granite-embed-multi-97m",
+        PreTokenizer(
+            (rf"[^\r\n\p{{L}}\p{{N}}]?{_CASE_MARKS}(?:{_CONTRACTIONS})?|\p{{N}}{{1,3}}|{_SLASH_REST}",),
+            ignore_merges=True,
+        ),
+    ),
+    ("tiny_aya cohere2moe", PreTokenizer((_THREES, rf"{_MARKED}|\p{{N}}{{1,3}}|{_SLASH_REST}"))),
+    ("superbpe", PreTokenizer((r"\p{N}+", r"(?m:.)(?:(?!(?:[0-9]{3})+(?![0-9]))(?m:.))*"))),
+    (
+        "bailingmoe bailingmoe2 llada-moe",
+        PreTokenizer(
+            (
+                r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+                r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
+            )
+        ),
+    ),
+    (
+        "seed-coder",
+        PreTokenizer(
+            (
+                rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}"
+                r"| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+",
+            )
+        ),
+    ),
+    ("ufakzeka", PreTokenizer((rf"[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}",))),
+    ("afmoe", PreTokenizer((_THREES, f"[{_set(_AFMOE_SCRIPTS)}]+", f"{_SYMBOLS}|{_SYMBOLS_REST}"))),
+    ("laguna", PreTokenizer((r"[^\n]+|\n+", _QWEN2))),
+    (
+        "exaone-moe",
+        PreTokenizer(
+            (
+                rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}"
+                r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+",
+            )
+        ),
+    ),
+    (
+        "minicpm5",
+        PreTokenizer(
+            (
+                r"\p{N}{1,3}",
+                rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}+|{_REST}",
+            ),
+            ignore_merges=True,
         ),
     ),
     ("deepseek-coder", PreTokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _EAST_ASIAN, r"\p{N}"))),

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from enum import IntFlag
 from typing import Any
 
+import numpy as np
+
 from pyggml.errors import TokenizerError
 
 log = logging.getLogger(__name__)
@@ -141,6 +143,7 @@ class Vocab:
     ids: dict[str, int]
     special: dict[str, int]
     eog_ids: frozenset[int] = frozenset()
+    suppressed: tuple[int, ...] = ()  # tokens that the file wants never to be chosen
     special_order: list[int] = field(default_factory=list)  # tokens looked for in text, the longest first
 
     @classmethod
@@ -156,6 +159,7 @@ class Vocab:
         vocab = cls(texts, _attrs(metadata, len(texts)), ids, {})
         vocab._find_special(metadata, special)
         vocab._find_eog()
+        vocab.suppressed = _suppressed(metadata, len(texts))
         looked_for = int(Attr.CONTROL | Attr.USER_DEFINED | Attr.UNKNOWN)  # Python's flags are slow in loops
         order = [i for i, attr in enumerate(vocab.attrs) if attr & looked_for]
         vocab.special_order = sorted(order, key=lambda i: -len(texts[i].encode()))
@@ -251,6 +255,16 @@ def boolean(metadata: Mapping[str, Any], key: str, default: bool) -> bool:
     if not isinstance(value, bool):
         raise TokenizerError(f"{key} must be a bool, it is {value!r:.40}")
     return value
+
+
+def _suppressed(metadata: Mapping[str, Any], n: int) -> tuple[int, ...]:
+    """Those of tokenizer.ggml.suppress_tokens that there are. Raises TokenizerError."""
+    ids = metadata.get("tokenizer.ggml.suppress_tokens")
+    if ids is None:
+        return ()
+    if not isinstance(ids, np.ndarray) or ids.dtype != np.int32:
+        raise TokenizerError("tokenizer.ggml.suppress_tokens must be an array of 32-bit integers")
+    return tuple(i for i in ids.tolist() if 0 <= i < n)
 
 
 def _attrs(metadata: Mapping[str, Any], n: int) -> list[int]:

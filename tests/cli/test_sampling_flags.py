@@ -5,11 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pyggml_cli import cli
 from pyggml_cli.completion_flags import ROWS
 from pyggml_cli.flags import parse
-from text_model import EOT
+from text_model import EOT, N_VOCAB, write_text_model
 
 from pyggml.gguf import GGUFFile
 from pyggml.tokenizer import Tokenizer
@@ -97,3 +98,13 @@ def test_a_schema_rules_the_text(complete: Callable[..., Any], tmp_path: Path) -
 def test_mistakes_are_one_line(complete: Callable[..., Any], flags: list[str], message: str) -> None:
     outcome = complete(*flags)
     assert outcome.code in (1, 2) and message in outcome.err and outcome.err.count("\n") == 1
+
+
+def test_tokens_that_the_model_suppresses_are_never_chosen(tmp_path: Path) -> None:
+    model = write_text_model(tmp_path / "text.gguf")
+    with GGUFFile.open(model) as file:
+        keys = {**file.metadata, "tokenizer.ggml.suppress_tokens": np.array([5, 9], np.int32)}
+        chain = cli._chain(parse(ROWS, ["--temp", "0", "-l", "5+100"]), Tokenizer.from_metadata(keys), 64)
+    logits = np.zeros(N_VOCAB, np.float32)
+    logits[[5, 7, 9]] = 3, 1, 2
+    assert chain.sample(logits) == 7

@@ -77,6 +77,44 @@ WORDS += [
     " !",
 ]
 WORDS += ["a\u0301", "ſ", "-", "(", "e", "B", "9"]
+CUTS = ["aB", "Ab", "ABc", "XyZ", "É", "ñA", "IMGIMG", "ABCZ", "IMGIMGABCDEZ", "<sentinel:12>", "    ", "   ", 9 * " "]
+CUTS += [
+    70 * " ",
+    '"abc',
+    "[x",
+    "\\y",
+    "/",
+    "//\n",
+    " \n \n",
+    "1234567",
+    "12345",
+    "٣",
+    "٣123",
+    "123٣456",
+    "।",
+    "،",
+    "。",
+]
+CUTS += [
+    "！",
+    "（",
+    "ㄱ",
+    "ㄅ",
+    "가",
+    "ภา",
+    "က",
+    "ᄀ",
+    "a b c d",
+    "é e",
+    "\u0301",
+    "ǅ",
+    "ʰ",
+    "_",
+    "$",
+    "\u2028",
+    "'LLx",
+]
+"""What some of the patterns tell apart from other text."""
 BITS = st.sampled_from(WORDS)
 TEXT = st.lists(st.one_of(BITS, BITS, CHARACTERS), max_size=12).map("".join)
 
