@@ -285,23 +285,29 @@ def _encoder_bytes(layout):
     return encoder
 
 
+def nearest_level(entries):
+    """-> f(x): i32 lanes, the index of the level nearest to each x, the upper one of two; the highest for a NaN."""
+    bounds = v.constant("f32", [(int(a) + int(b)) / 2 for a, b in itertools.pairwise(entries)] + [0])
+    no, yes = v.constant("i32", [0] * 16), v.constant("i32", [1] * 16)
+
+    @v.device
+    def nearest(x):
+        """How many of the bounds between levels do not lie above each x."""
+        index = no()
+        for i in range(15):
+            index += v.where_less(x, v.splat_f32(v.lane(bounds(), i)), no(), yes())
+        return index
+
+    return nearest
+
+
 def _encoder_levels(layout, entries):
     """IQ4_NL as ops write it: the scale maps the value of largest magnitude to the lowest level, then is fitted to the
     levels nearest to all values."""
 
     def encoder():
         d_at, put, level = _offset(layout, "d"), _put_nibbles(layout), v.table(entries)
-        lowest, tiny = v.np.float32(entries[0]), iq4_nl.TINY
-        bounds = v.constant("f32", [(int(a) + int(b)) / 2 for a, b in itertools.pairwise(entries)] + [0])
-        no, yes = v.constant("i32", [0] * 16), v.constant("i32", [1] * 16)
-
-        @v.device
-        def nearest(x):
-            """How many of the bounds between levels do not lie above each x; all of them for a NaN."""
-            index = no()
-            for i in range(15):
-                index += v.where_less(x, v.splat_f32(v.lane(bounds(), i)), no(), yes())
-            return index
+        lowest, tiny, nearest = v.np.float32(entries[0]), iq4_nl.TINY, nearest_level(entries)
 
         @v.device
         def in_order(total, x):

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING
 
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.jit import Spec, inline
-from pyggml.kernels.cpu.kinds import FLOATS, SOURCES, kind, refuse_types
+from pyggml.kernels.cpu.kinds import FLOATS, SOURCES, kind, refuse_types, work_bytes
 
 if TYPE_CHECKING:
     from pyggml.backend.cpu import Builder
     from pyggml.tensor import Tensor
 
 T = GGMLType
-WRITTEN = (T.F32, T.F16, T.BF16, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q8_0, T.Q8_1, T.IQ4_NL)
-"""The types whose elements elements.py writes."""
-
-READ = (*WRITTEN, T.Q2_K, T.Q3_K, T.Q4_K, T.Q5_K, T.Q6_K, T.IQ4_XS)
-"""Those whose elements it reads."""
+WRITTEN = (
+    T.F32, T.F16, T.BF16, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q8_0, T.Q8_1, T.IQ4_NL, T.Q2_K, T.Q3_K, T.Q4_K, T.Q5_K,
+    T.Q6_K, T.IQ4_XS,
+)  # fmt: skip
+"""The types whose elements elements.py reads and writes."""
 
 
 def why_not(node: Tensor) -> str | None:
@@ -31,7 +31,7 @@ def why_not(node: Tensor) -> str | None:
         return refuse_types(GGMLType, node, a)
     if {a.type, node.type} == {GGMLType.F32, GGMLType.I32}:
         return None
-    allowed = FLOATS if SIZES[node.type].block_size > 1 else READ
+    allowed = FLOATS if SIZES[node.type].block_size > 1 else WRITTEN
     reason = refuse_types(WRITTEN, node) or refuse_types(allowed, a)
     if reason is None and _run(node, a) % (block := max(SIZES[t.type].block_size for t in (node, a))):
         return f"rows of {a.ne[0]} and {node.ne[0]} elements meet inside of blocks of {block}"
@@ -46,8 +46,8 @@ def lower(builder: Builder, node: Tensor) -> None:
     if a.type == node.type:
         move(builder, node, a)
     elif SIZES[node.type].block_size > 1:
-        source = SOURCES.index(kind(a))
-        builder.step(Spec("copy", "quantise", (kind(node),)), node, (a,), ints=(run, runs, source))
+        room, source = builder.thread_scratch(work_bytes(node.type)), SOURCES.index(kind(a))
+        builder.step(Spec("copy", "quantise", (kind(node),)), node, (a,), ints=(run, runs, source), writes=[room])
     else:
         builder.step(Spec("copy", "convert", (kind(node), kind(a))), node, (a,), ints=(run, runs))
 
@@ -87,28 +87,29 @@ def convert(kind_d, kind_a):
     nbd, nba = record.field("dst.nb"), record.field("src0.nb")
 
     @inline
-    def write(step, target, source, begin, end):
+    def write(step, ith, target, source, begin, end):
         convert_row(target, nbd(step), source, nba(step), begin, end)
 
     return _in_runs(write, elements.block_size(kind_d), elements.block_size(kind_a))
 
 
 def quantise(kind_d):
-    """-> kernel. ints: length of the runs, their number, kind of the source (position in kinds.SOURCES)."""
+    """-> kernel. ints: length of the runs, their number, kind of the source (position in kinds.SOURCES). scratch:
+    kinds.work_bytes a thread."""
     from pyggml.kernels.cpu import elements, record
 
-    quantise_row = elements.quantiser(kind_d)
+    quantise_row, room = elements.quantiser(kind_d), record.thread_room()
     nba, number = record.field("src0.nb"), record.field("ints", 2)
 
     @inline
-    def write(step, target, source, begin, end):
-        quantise_row(target, source, nba(step), begin, end, number(step))
+    def write(step, ith, target, source, begin, end):
+        quantise_row(target, source, nba(step), begin, end, number(step), room(step, ith))
 
     return _in_runs(write, elements.block_size(kind_d), 1)
 
 
 def _in_runs(write, block_d, block_a):
-    """-> kernel that calls write(step, target, source, begin, end) for elements of each run, in whole blocks."""
+    """-> kernel that calls write(step, ith, target, source, begin, end) for elements of each run, in whole blocks."""
     from pyggml.kernels.cpu import record
 
     length, number = record.field("ints", 0), record.field("ints", 1)
@@ -121,7 +122,8 @@ def _in_runs(write, block_d, block_a):
         pieces = (n + size - 1) // size
         for item in range(count * pieces * ith // nth, count * pieces * (ith + 1) // nth):
             run, begin = item // pieces, item % pieces * size
-            write(step, start_d(step, run * n, block_d), start_a(step, run * n, block_a), begin, min(n, begin + size))
+            to, source = start_d(step, run * n, block_d), start_a(step, run * n, block_a)
+            write(step, ith, to, source, begin, min(n, begin + size))
 
     return kernel
 

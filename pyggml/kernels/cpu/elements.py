@@ -9,7 +9,7 @@ from pyggml import simd as v
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.jit import inline
 from pyggml.kernels.cpu import blocks
-from pyggml.kernels.cpu.kinds import SOURCES
+from pyggml.kernels.cpu.kinds import SOURCES, SUPER_ROOM
 
 U = v.U
 _LANES = {"f32": "f32", "f16": "u16", "bf16": "u16", "i32": "i32"}
@@ -200,16 +200,36 @@ def converter(target, source):
 
 
 def quantiser(target):
-    """-> convert(to, source, stride, begin, end, number): elements [begin, end) of a row of kind SOURCES[number], whole
-    blocks of the target."""
-    size, encode = type_size(target), blocks.ENCODERS[target]()
-    pair = _any_pair_loader()
+    """-> convert(to, source, stride, begin, end, number, room): elements [begin, end) of a row of kind SOURCES[number],
+    whole blocks of the target. `room`: kinds.work_bytes of the target's type."""
+    size, pair = type_size(target), _any_pair_loader()
+    if block_size(target) == 256:
+        return _super_quantiser(target, pair, size)
+    encode = blocks.ENCODERS[target]()
 
     @inline
-    def convert(to, source, stride, begin, end, number):
+    def convert(to, source, stride, begin, end, number, room):
         for i in range(begin, end, 32):
             x, y = pair(source, i, stride, number)
             encode(to + U((i >> 5) * size), x, y)
+
+    return convert
+
+
+def _super_quantiser(target, pair, size):
+    from pyggml.kernels.cpu import super_encoders
+
+    encode = super_encoders.ENCODERS[target]()
+    assert super_encoders.ROOM <= SUPER_ROOM, super_encoders.ROOM
+
+    @inline
+    def convert(to, source, stride, begin, end, number, room):
+        for i in range(begin, end, 256):
+            for j in range(0, 256, 32):
+                x, y = pair(source, i + j, stride, number)
+                v.store(room + U(4 * j), x)
+                v.store(room + U(4 * j + 64), y)
+            encode(to + U((i >> 8) * size), room)
 
     return convert
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from pyggml.dtypes import SIZES
 from pyggml.jit import Spec, inline
-from pyggml.kernels.cpu.copy import READ, WRITTEN
-from pyggml.kernels.cpu.kinds import FLOATS, kind, refuse_types
+from pyggml.kernels.cpu.copy import WRITTEN
+from pyggml.kernels.cpu.kinds import FLOATS, SUPER_ROOM, kind, refuse_types
 from pyggml.ops import Op
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def why_not(node: Tensor) -> str | None:
         return refuse_types(FLOATS, node, a, b)
     if b.ne[0] != a.ne[0] and b.ne[0] != 1:
         return f"rows of {b.ne[0]} repeated over blocks"
-    return refuse_types([*READ], a) or refuse_types([*FLOATS, *WRITTEN], node) or refuse_types(FLOATS, b)
+    return refuse_types(WRITTEN, node, a) or refuse_types(FLOATS, b)
 
 
 def lower(builder: Builder, node: Tensor) -> None:
@@ -38,7 +38,7 @@ def lower(builder: Builder, node: Tensor) -> None:
     else:
         repeat = "scalar" if b.ne[0] == 1 else "tile"
     if SIZES[node.type].block_size > 1:
-        room = builder.thread_scratch(4 * node.ne[0])
+        room = builder.thread_scratch(SUPER_ROOM + 4 * node.ne[0])
         step = int(repeat == "row")
         builder.step(
             Spec("elementwise", "add_to_blocks", (kind(node), kind(a), kind(b))),
@@ -107,7 +107,8 @@ def binary(name, repeat, kind_d, kind_a, kind_b):
 
 
 def add_to_blocks(kind_d, kind_a, kind_b):
-    """-> kernel: a + b, quantised again. ints: 1, or 0 where b has one number a row; scratch: a row of F32 a thread."""
+    """-> kernel: a + b, quantised again. ints: 1, or 0 where b has one number a row; scratch: SUPER_ROOM
+    and a row of F32 a thread."""
     from pyggml import simd as v
     from pyggml.kernels.cpu import elements, record
 
@@ -116,16 +117,17 @@ def add_to_blocks(kind_d, kind_a, kind_b):
     put = elements.storer("f32")
     rows, ne0, each = record.rows("dst"), record.field("dst.ne"), record.field("ints")
     d, a, b = record.row("dst"), record.row("src0"), record.row_repeated("src1")
-    nbb, room_at, room_size = record.field("src1.nb"), record.field("scratch"), record.field("thread_bytes")
+    nbb, room = record.field("src1.nb"), record.thread_room()
 
     def kernel(step, ith, nth):
-        n, count, sb, room = ne0(step), rows(step), nbb(step), room_at(step) + U(ith * room_size(step))
+        n, count, sb, work = ne0(step), rows(step), nbb(step), room(step, ith)
+        line = work + U(SUPER_ROOM)
         for row in range(count * ith // nth, count * (ith + 1) // nth):
             x, y = a(step, row), b(step, row)
             one = v.splat_f32(v.lane(load_b(y, 0, 1, sb), 0))
             for i in range(0, n, 16):
                 other = load_b(y, i, 16, sb) if each(step) != 0 else one
-                put(room, i, load(x, i, 16, 0) + other, 16, 4)
-            quantise(d(step, row), room, 4, 0, n, 0)
+                put(line, i, load(x, i, 16, 0) + other, 16, 4)
+            quantise(d(step, row), line, 4, 0, n, 0, work)
 
     return kernel

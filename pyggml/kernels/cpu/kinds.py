@@ -14,6 +14,14 @@ SOURCES = ("f32", "f16", "bf16", "f32/", "f16/", "bf16/")
 """Kinds whose rows are quantised; a kernel that takes any of them is told the position in this list."""
 
 
+SUPER_ROOM = 9920
+
+
+def work_bytes(dtype: GGMLType) -> int:
+    """Work memory that a thread needs to quantise to this type."""
+    return SUPER_ROOM if SIZES[dtype].block_size == 256 else 0
+
+
 def kind(tensor: Tensor) -> str:
     """The type's name in small letters, and "/" if the elements of a row lie apart."""
     size = SIZES[tensor.type]

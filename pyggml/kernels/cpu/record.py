@@ -17,6 +17,17 @@ def field(name, index=0):
     return v.reader(offset(name) + 8 * index, "u64" if is_address else "i64")
 
 
+def thread_room():
+    """-> f(step, ith): address of the first work memory's part that thread `ith` has to itself."""
+    base, size = field("scratch"), field("thread_bytes")
+
+    @inline
+    def address(step, ith):
+        return base(step) + U(ith * size(step))
+
+    return address
+
+
 def param_i32(index):
     """-> f(step): op_params[index] as an integer."""
     return v.reader(offset("params") + 4 * index, "i32")

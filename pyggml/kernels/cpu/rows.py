@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.jit import Spec, inline
-from pyggml.kernels.cpu.copy import READ, WRITTEN
-from pyggml.kernels.cpu.kinds import FLOATS, SOURCES, kind, refuse_types
+from pyggml.kernels.cpu.copy import WRITTEN
+from pyggml.kernels.cpu.kinds import FLOATS, SOURCES, kind, refuse_types, work_bytes
 from pyggml.ops import Op
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def why_not(node: Tensor) -> str | None:
     a = node.src[0]
     if node.op == Op.SET_ROWS:
         return refuse_types(WRITTEN, node) or refuse_types(FLOATS, a)
-    return refuse_types([*READ, GGMLType.I32], a) or refuse_types([*WRITTEN, GGMLType.I32], node)
+    return refuse_types([*WRITTEN, GGMLType.I32], a) or refuse_types([*WRITTEN, GGMLType.I32], node)
 
 
 def lower(builder: Builder, node: Tensor) -> None:
@@ -33,8 +33,8 @@ def lower(builder: Builder, node: Tensor) -> None:
         return
     wide = int(numbers.type == GGMLType.I64)
     if SIZES[node.type].block_size > 1 and a.type != node.type:
-        spec = Spec("rows", "set_quantised_rows", (kind(node),))
-        builder.step(spec, node, (a, numbers), ints=(wide, SOURCES.index(kind(a))))
+        spec, room = Spec("rows", "set_quantised_rows", (kind(node),)), builder.thread_scratch(work_bytes(node.type))
+        builder.step(spec, node, (a, numbers), ints=(wide, SOURCES.index(kind(a))), writes=[room])
     elif node.ne[0] == 1:
         room = builder.thread_scratch(64)
         spec = Spec("rows", "set_elements", (kind(node), kind(a)))
@@ -126,22 +126,23 @@ def set_rows(kind_d, kind_a):
     nbd, nba = record.field("dst.nb"), record.field("src0.nb")
 
     @inline
-    def write(step, target, source, n):
+    def write(step, ith, target, source, n):
         convert(target, nbd(step), source, nba(step), 0, n)
 
     return _set_rows_with(write)
 
 
 def set_quantised_rows(kind_d):
-    """-> kernel. ints: whether row numbers have 64 bits, kind of the source (position in kinds.SOURCES)."""
+    """-> kernel. ints: whether row numbers have 64 bits, kind of the source (position in kinds.SOURCES). scratch:
+    kinds.work_bytes a thread."""
     from pyggml.kernels.cpu import elements, record
 
-    quantise = elements.quantiser(kind_d)
+    quantise, room = elements.quantiser(kind_d), record.thread_room()
     nba, number_of_kind = record.field("src0.nb"), record.field("ints", 1)
 
     @inline
-    def write(step, target, source, n):
-        quantise(target, source, nba(step), 0, n, number_of_kind(step))
+    def write(step, ith, target, source, n):
+        quantise(target, source, nba(step), 0, n, number_of_kind(step), room(step, ith))
 
     return _set_rows_with(write)
 
@@ -172,7 +173,7 @@ def _set_rows_with(write):
                 for _ in range(ne1(step)):
                     row = read(at, wide)
                     if row % nth == ith:
-                        write(step, d(step, 0, row, i2, i3), source, n)
+                        write(step, ith, d(step, 0, row, i2, i3), source, n)
                     source += U(row_a(step))
                     at += U(stride(step))
 
@@ -194,7 +195,7 @@ def set_elements(kind_d, kind_a):
     d, a, number = record.element("dst"), record.element("src0"), record.element("src1")
     n1, n2, limit = record.field("src1.ne", 1), record.field("src1.ne", 2), record.field("dst.ne", 1)
     row_d, row_a, stride = record.field("dst.nb", 1), record.field("src0.nb", 1), record.field("src1.nb")
-    room_at, room_size = record.field("scratch"), record.field("thread_bytes")
+    room_of = record.thread_room()
     dense, apart, store = elements.loader(kind_a), elements.loader(kind_a + "/"), elements.storer(kind_d)
     size_d, size_a, same = elements.type_size(kind_d), elements.type_size(kind_a), kind_d == kind_a
 
@@ -210,7 +211,7 @@ def set_elements(kind_d, kind_a):
             return
         n, wide, sa, sd = ne1(step), is_wide(step) != 0, row_a(step), row_d(step)
         first, end = limit(step) * ith // nth, limit(step) * (ith + 1) // nth
-        room = room_at(step) + U(ith * room_size(step))
+        room = room_of(step, ith)
         for i3 in range(ne3(step)):
             for i2 in range(ne2(step)):
                 source, target = a(step, 0, 0, i2, i3), d(step, 0, 0, i2, i3)
