@@ -11,6 +11,7 @@ decides which sources the server runs; several of these programs may run at once
 
 import argparse
 import re
+import signal
 import sys
 import time
 from collections import Counter
@@ -41,6 +42,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--endpoint", metavar="HOST:PORT", help="a server that runs already")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="of the server (2)")
     parser.add_argument("--slowest", type=int, default=0, metavar="N", help="also print the N slowest cases")
+    parser.add_argument("--markdown", action="store_true", help="the table as docs/conformance.md has it")
     parser.add_argument("-v", "--verbose", action="store_true", help="print every case as it ends")
     return parser.parse_args(argv)
 
@@ -74,6 +76,14 @@ def table(outcomes: Sequence[Outcome]) -> str:
     return "\n".join((head, *rows))
 
 
+def markdown(outcomes: Sequence[Outcome]) -> str:
+    counts = Counter((o.case.op, o.end) for o in outcomes)
+    counts += Counter(("all", o.end) for o in outcomes)
+    ops = [*sorted({o.case.op for o in outcomes}), "all"]
+    rows = (" | ".join([f"| {op}", *(str(counts[op, end]) for end in End)]) + " |" for op in ops)
+    return "\n".join(("| op | passed | failed | refused |", "| --- | --- | --- | --- |", *rows))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     flags = parse(argv)
     cases = choose(flags)
@@ -82,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if not cases:
         raise SystemExit("no such case")
+    for sent in (signal.SIGINT, signal.SIGTERM):  # also where a script has it ignored
+        signal.signal(sent, signal.default_int_handler)
     outcomes: list[Outcome] = []
     server = OtherServer(flags.endpoint) if flags.endpoint else OwnServer(flags.threads)
     began = time.monotonic()
@@ -100,7 +112,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"refused: {outcome.case}: {outcome.why}")
     for outcome in sorted(outcomes, key=lambda o: -o.seconds)[: flags.slowest]:
         print(f"{outcome.seconds:.2f} s: {outcome.case}")
-    print(f"\n{table(outcomes)}\n\n{len(outcomes)} cases in {time.monotonic() - began:.0f} s")
+    print(
+        f"\n{(markdown if flags.markdown else table)(outcomes)}\n\n{len(outcomes)} cases in {time.monotonic() - began:.0f} s"
+    )
     return 0 if len(outcomes) == len(cases) and all(o.end is End.PASSED for o in outcomes) else 1
 
 
