@@ -48,7 +48,20 @@ ACCEPTED: list[tuple[Callable[[], Tensor], GGMLType, tuple[int, ...]]] = [
     (lambda: ops.scale(padded(6, 4), 2.0), F32, (6, 4, 1, 1)),
     (lambda: ops.unary(swapped(6, 4, 2), UnaryOp.SILU), F32, (6, 4, 2, 1)),
     (lambda: ops.unary(padded(6, 4), UnaryOp.SILU), F32, (6, 4, 1, 1)),
+    (lambda: ops.sqr(swapped(6, 4, 2)), F32, (6, 4, 2, 1)),
+    (lambda: ops.clamp(t(6, 4, dtype=F16), -1.0, 1.0), F16, (6, 4, 1, 1)),
+    (lambda: ops.leaky_relu(padded(6, 4), 0.1), F32, (6, 4, 1, 1)),
+    (lambda: ops.sum_all(t(6, 4, dtype=F16)), F16, (1, 1, 1, 1)),
+    (lambda: ops.sum_rows(t(6, 4, 2)), F32, (1, 4, 2, 1)),
+    (lambda: ops.mean(columns(6, 4)), F32, (1, 4, 1, 1)),
+    (lambda: ops.cumsum(t(6, 4, 2)), F32, (6, 4, 2, 1)),
+    (lambda: ops.argmax(t(6, 4)), I32, (4, 1, 1, 1)),
+    (lambda: ops.count_equal(t(6, 4, dtype=I32), columns(6, 4)), I64, (1, 1, 1, 1)),
+    (lambda: ops.norm(columns(6, 4), 1e-5), F32, (6, 4, 1, 1)),
+    (lambda: ops.l2_norm(columns(6, 4), 1e-5), F32, (6, 4, 1, 1)),
+    (lambda: ops.group_norm(padded(6, 4, 5), 2, 1e-5), F32, (6, 4, 5, 1)),
     (lambda: ops.glu(t(6, 4), None, GluOp.SWIGLU), F32, (3, 4, 1, 1)),
+    (lambda: ops.glu(t(7, 4), None, GluOp.SWIGLU), F32, (3, 4, 1, 1)),
     (lambda: ops.swiglu(padded(6, 4), t(6, 4)), F32, (6, 4, 1, 1)),
     (lambda: ops.rms_norm(columns(6, 4), 1e-5), F32, (6, 4, 1, 1)),
     (lambda: ops.soft_max(t(8, 4, 6, 2), t(8, 5, 3, 1, dtype=F16)), F32, (8, 4, 6, 2)),
@@ -90,9 +103,19 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: ops.mul(t(6), t(0)), "MUL.*tile"),
     (lambda: ops.scale(columns(6, 4), 2.0), "SCALE.*dense"),
     (lambda: ops.unary(columns(6, 4), UnaryOp.EXP), "UNARY.*dense"),
+    (lambda: ops.sqr(columns(6, 4)), "SQR.*dense"),
+    (lambda: ops.clamp(columns(6, 4), 0.0, 1.0), "CLAMP.*dense"),
+    (lambda: ops.leaky_relu(columns(6, 4), 0.1), "LEAKY_RELU.*dense"),
+    (lambda: ops.cumsum(t(6, 4, dtype=F16)), "CUMSUM.*F32"),
+    (lambda: ops.argmax(t(6, 4, 2)), "ARGMAX.*matrix"),
+    (lambda: ops.count_equal(t(6, 4), t(6, 5)), "COUNT_EQUAL.*shape"),
+    (lambda: ops.norm(t(6), -1e-5), "NORM.*eps"),
+    (lambda: ops.l2_norm(t(6), float("nan")), "L2_NORM.*eps"),
+    (lambda: ops.group_norm(t(6, 4, 5), 0, 1e-5), "GROUP_NORM.*0 groups"),
+    (lambda: ops.group_norm(t(6, 4, 5), 2, -1e-5), "GROUP_NORM.*eps"),
+    (lambda: ops.group_norm(columns(6, 4), 2, 1e-5), "GROUP_NORM.*dense"),
     (lambda: ops.unary(t(4), 22), "UNARY.*22"),  # type: ignore[arg-type]
     (lambda: ops.glu(t(4), None, 7), "GLU.*7"),  # type: ignore[arg-type]
-    (lambda: ops.glu(t(5, 2), None, GluOp.REGLU), "GLU.*odd"),
     (lambda: ops.swiglu(t(6), t(6, 2)), "GLU.*differ"),
     (lambda: ops.swiglu(t(6), t(6, dtype=F16)), "GLU.*differ"),
     (lambda: ops.swiglu(swapped(6, 4, 2), t(6, 4, 2)), "GLU.*dense"),
@@ -187,9 +210,9 @@ def test_every_rule_is_tried_both_ways() -> None:
         accepted = " ".join(Op(build().op).name for build, _, _ in ACCEPTED)
         return set((refused if word == "refused" else accepted).split())
 
-    same = {"SUB", "MUL", "DIV", "ROPE_BACK"}  # the rule of ADD, of ROPE
+    same = {"SUB", "MUL", "DIV", "ROPE_BACK", "SQRT", "LOG", "SIN", "COS"}  # the rules of ADD, ROPE and SQR
     assert {op.name for op in RULES} - same <= tried("accepted")
-    assert {op.name for op in RULES} - same - {"DUP", "FILL"} <= tried("refused")
+    assert {op.name for op in RULES} - same - {"DUP", "FILL", "SUM", "SUM_ROWS", "MEAN"} <= tried("refused")
 
 
 FOREIGN = [build for build, _, _ in ACCEPTED if build().op in RULES]

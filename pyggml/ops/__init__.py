@@ -24,6 +24,9 @@ from pyggml.ops.fill import tri as tri
 from pyggml.ops.glu import glu as glu
 from pyggml.ops.glu import swiglu as swiglu
 from pyggml.ops.matmul import mul_mat as mul_mat
+from pyggml.ops.norm import group_norm as group_norm
+from pyggml.ops.norm import l2_norm as l2_norm
+from pyggml.ops.norm import norm as norm
 from pyggml.ops.norm import rms_norm as rms_norm
 from pyggml.ops.numbers import VIEW_OPS as VIEW_OPS
 from pyggml.ops.numbers import GluOp as GluOp
@@ -34,6 +37,12 @@ from pyggml.ops.pad import pad_reflect_1d as pad_reflect_1d
 from pyggml.ops.pad import roll as roll
 from pyggml.ops.parts import acc as acc
 from pyggml.ops.parts import set_part as set_part
+from pyggml.ops.reduce import argmax as argmax
+from pyggml.ops.reduce import count_equal as count_equal
+from pyggml.ops.reduce import cumsum as cumsum
+from pyggml.ops.reduce import mean as mean
+from pyggml.ops.reduce import sum_all as sum_all
+from pyggml.ops.reduce import sum_rows as sum_rows
 from pyggml.ops.repeat import repeat as repeat
 from pyggml.ops.repeat import repeat_back as repeat_back
 from pyggml.ops.rope import ROPE_IMROPE as ROPE_IMROPE
@@ -52,7 +61,14 @@ from pyggml.ops.rules import check as check
 from pyggml.ops.soft_max import soft_max as soft_max
 from pyggml.ops.soft_max import soft_max_back as soft_max_back
 from pyggml.ops.timestep_embedding import timestep_embedding as timestep_embedding
+from pyggml.ops.unary import clamp as clamp
+from pyggml.ops.unary import cos as cos
+from pyggml.ops.unary import leaky_relu as leaky_relu
+from pyggml.ops.unary import log as log
 from pyggml.ops.unary import scale as scale
+from pyggml.ops.unary import sin as sin
+from pyggml.ops.unary import sqr as sqr
+from pyggml.ops.unary import sqrt as sqrt
 from pyggml.ops.unary import unary as unary
 from pyggml.ops.views import permute as permute
 from pyggml.ops.views import reshape as reshape

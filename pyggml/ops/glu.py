@@ -23,7 +23,6 @@ def _glu(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     need(0 <= kind < len(GluOp), Op.GLU, f"unknown function number {kind}", a)
     need(a.is_contiguous_from(1), Op.GLU, "the source's rows are not dense", a)
     if b is None:
-        need(a.ne[0] % 2 == 0, Op.GLU, "an odd row cannot be halved", a)
         return a.type, (a.ne[0] // 2, *a.ne[1:])
     need(b.is_contiguous_from(1), Op.GLU, "the gate's rows are not dense", b)
     need(a.ne == b.ne and a.type == b.type, Op.GLU, "the halves differ", a, b)
@@ -31,7 +30,8 @@ def _glu(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
 
 
 def glu(a: Tensor, b: Tensor | None, kind: GluOp, swapped: bool = False, name: str = "") -> Tensor:
-    """f(a) * b; without `b` the halves of each row of `a` (`swapped`: the second half goes through f)."""
+    """f(a) * b; without `b` the halves of each row of `a` (`swapped`: the second half goes through f), whose last element
+    is left out if their number is odd."""
     return build(Op.GLU, (a,) if b is None else (a, b), pack_params("ii", kind, swapped), name)
 
 

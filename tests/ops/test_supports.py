@@ -80,6 +80,8 @@ def params_for(draw: Callable, op: Op) -> bytes:
         return pack_params("i", draw(st.integers(-1, 4)))
     if op == Op.TIMESTEP_EMBEDDING:
         return pack_params("ii", draw(st.sampled_from((0, 1, 7, 64, -4))), draw(st.sampled_from((10000, 10000, 0))))
+    if op == Op.GROUP_NORM:
+        return pack_params("if", draw(st.sampled_from((1, 2, 3, 0))), draw(st.sampled_from((1e-5, 0.0, -1.0))))
     return pack_params("4f", *(draw(st.sampled_from((0.0, 1.0, 0.125))) for _ in range(4)))
 
 
@@ -107,6 +109,11 @@ def nodes(draw: Callable, op: Op) -> Tensor:
         src.append(draw(tensors(ne=draw(st.sampled_from((a.ne, (n0, 1, 1, 1), (1, n1, 1, n3)))))))
     elif op == Op.GLU and draw(st.booleans()):
         src.append(draw(tensors((a.type,), a.ne)))
+    elif op == Op.COUNT_EQUAL:
+        dtype = draw(st.sampled_from((I32, F32)))
+        src = [draw(tensors((dtype, I32), a.ne)) for _ in range(2)]
+    elif op in (Op.ARGMAX, Op.SUM_ROWS, Op.MEAN, Op.CUMSUM, Op.NORM, Op.L2_NORM, Op.GROUP_NORM) and draw(st.booleans()):
+        src = [draw(tensors((F32,), (n0, n1, 1, 1)))]
     elif op == Op.MUL_MAT:
         src.append(draw(tensors(ne=(n0, 5, 2 * n2, n3))))
     elif op == Op.CPY:
@@ -204,6 +211,6 @@ def test_an_untruthful_device_is_caught() -> None:
 
 def test_a_foreign_op_is_not_supported(cpu_device: Device) -> None:
     for device in (ReferenceDevice(), cpu_device):
-        for op in (Op.POOL_2D, Op.ARGMAX, 101, -1):
+        for op in (Op.POOL_2D, Op.CONV_2D, 101, -1):
             node = Tensor(F32, (4,), op=op, src=(Tensor(F32, (4,)),))
             assert not device.supports_op(node), op

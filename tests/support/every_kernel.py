@@ -52,6 +52,30 @@ def arithmetic(make: Operands) -> Iterator[tuple[str, Tensor, float]]:
         yield kind.name, node, 1e-7
 
 
+def functions(make: Operands) -> Iterator[tuple[str, Tensor, float]]:
+    x = make.leaf(F32, (577, 3), scale=900.0)
+    for name, build in (("sqr", ops.sqr), ("sqrt", ops.sqrt), ("log", ops.log), ("sin", ops.sin), ("cos", ops.cos)):
+        yield name, build(x), 1e-7
+    yield "sin-far", ops.sin(make.leaf(F32, (65,), scale=1e6)), 1e-7
+    yield "clamp", ops.clamp(x, -1.0, 300.0), 1e-7
+    yield "leaky_relu", ops.leaky_relu(x, 0.1), 1e-7
+
+
+def reductions(make: Operands) -> Iterator[tuple[str, Tensor, float]]:
+    x = make.leaf(F32, (577, 5, 3), make.rng.uniform(-1, 2, 577 * 15))
+    yield "sum", ops.sum_all(x), 1e-7
+    yield "sum-long", ops.sum_all(make.leaf(F32, (9001,), make.rng.uniform(-1, 2, 9001))), 1e-7
+    yield "sum_rows", ops.sum_rows(x), 1e-7
+    yield "mean", ops.mean(x), 1e-7
+    yield "cumsum", ops.cumsum(x), 1e-7
+    yield "argmax", ops.argmax(make.leaf(F32, (577, 9), make.rng.integers(0, 40, 577 * 9))), 0.0
+    a, b = (make.leaf(I32, (577, 5), make.rng.integers(0, 3, 577 * 5)) for _ in range(2))
+    yield "count_equal", ops.count_equal(a, b), 0.0
+    yield "norm", ops.norm(x, 1e-5), 1e-7
+    yield "l2_norm", ops.l2_norm(x, 1e-5), 1e-7
+    yield "group_norm", ops.group_norm(make.leaf(F32, (33, 3, 7)), 3, 1e-5), 1e-7
+
+
 def rows_of_numbers(make: Operands) -> Iterator[tuple[str, Tensor, float]]:
     a, b = make.leaf(F32, (97, 3), scale=3.0), make.leaf(F32, (97, 3))
     for kind in GluOp:
@@ -159,7 +183,7 @@ def products(make: Operands) -> Iterator[tuple[str, Tensor, float]]:
 def cases(device: Device) -> dict[str, Case]:
     """By name; those that the device computes."""
     found: dict[str, Case] = {}
-    for family in (arithmetic, rows_of_numbers, moved, placed, products):
+    for family in (arithmetic, functions, reductions, rows_of_numbers, moved, placed, products):
         make = Operands(np.random.default_rng(1))
         for name, node, limit in family(make):
             assert name not in found, name

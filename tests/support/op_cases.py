@@ -133,7 +133,7 @@ def operands(draw: Callable, specials: bool | None = None) -> Operands:
 
 
 @st.composite
-def shapes(draw: Callable, dtype: GGMLType = F32, even: bool = False, limit: int = 30000) -> tuple[int, int, int, int]:
+def shapes(draw: Callable, dtype: GGMLType = F32, limit: int = 30000) -> tuple[int, int, int, int]:
     """Edge sizes in dimension 0 (whole blocks), few elsewhere; now and then a dimension of 0."""
     block = SIZES[dtype].block_size
     n0 = (
@@ -141,7 +141,6 @@ def shapes(draw: Callable, dtype: GGMLType = F32, even: bool = False, limit: int
         if block == 1
         else block * draw(st.sampled_from((1, 2, 3, 8, 9, 18) if block == 32 else (1, 2, 3)))
     )
-    n0 += n0 % 2 if even else 0
     rest = [draw(st.sampled_from(SMALL_SIZES)) for _ in range(3)]
     n1 = draw(st.sampled_from((rest[0], 33))) if n0 < 100 else rest[0]
     ne = [n0, n1, rest[1], rest[2] if n0 < 100 else 1]

@@ -135,8 +135,18 @@ class PeerDevice(Device):
             allowed = {GluOp.SWIGLU_OAI: (F32,), GluOp.SWIGLU_CLAMP: (F32, F16)}
             ok = a.type in allowed.get(GluOp(node.param_i32(0)), FLOATS)
             ok = ok and all(t.is_contiguous_from(1) for t in (*src, node)) and dense(*src, node)
-        elif op == Op.RMS_NORM:
+        elif op in (Op.SQR, Op.SQRT, Op.LOG, Op.SIN, Op.COS):
+            ok = a.type in FLOATS and dense(a, node)
+        elif op in (Op.CLAMP, Op.LEAKY_RELU):
+            ok = a.type in (F32, F16) and evenly_spaced_rows(a) and evenly_spaced_rows(node)
+        elif op in (Op.RMS_NORM, Op.GROUP_NORM, Op.SUM_ROWS, Op.MEAN, Op.CUMSUM, Op.ARGMAX):
             ok = a.type == F32 and dense(a, node)
+        elif op in (Op.NORM, Op.L2_NORM):
+            ok = a.type == F32
+        elif op == Op.SUM:
+            ok = a.type in FLOATS and dense(a)
+        elif op == Op.COUNT_EQUAL:
+            ok = a.type == b.type == I32 and a.ne[2] == a.ne[3] == 1  # it loses its way in further dimensions
         elif op == Op.SOFT_MAX:
             ok = a.type == F32
         elif op == Op.SOFT_MAX_BACK:
@@ -165,6 +175,11 @@ def dense(*tensors: Tensor) -> bool:
 def rows_dense(*tensors: Tensor) -> bool:
     """ggml.c: ggml_is_contiguous_rows."""
     return all(t.ne[0] == SIZES[t.type].block_size or dense(t) for t in tensors)
+
+
+def evenly_spaced_rows(t: Tensor) -> bool:
+    """Whether row number i of all is i * nb[1] bytes from the first."""
+    return dense(t) and t.nb[2] == t.ne[1] * t.nb[1] and t.nb[3] == t.ne[2] * t.nb[2]
 
 
 def copies(a: Tensor, node: Tensor) -> bool:

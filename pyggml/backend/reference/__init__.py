@@ -23,11 +23,13 @@ from pyggml.backend.reference import (
     norm,
     pad,
     parts,
+    reduce,
     repeat,
     rope,
     rows,
     soft_max,
     timestep_embedding,
+    unary,
 )
 from pyggml.dtypes import SIZES
 from pyggml.errors import ComputeError, UnsupportedError
@@ -40,8 +42,8 @@ Law = tuple[Callable[[Tensor], str | None], Callable[[Tensor], None]]
 LAWS: dict[Op, Law] = {
     op: law
     for family in (
-        attention, concat, copy, diag_mask, elementwise, fill, glu, matmul, norm, pad, parts, repeat, rope, rows,
-        soft_max, timestep_embedding,
+        attention, concat, copy, diag_mask, elementwise, fill, glu, matmul, norm, pad, parts, reduce, repeat, rope, rows,
+        soft_max, timestep_embedding, unary,
     )
     for op, law in family.LAWS.items()
 }  # fmt: skip

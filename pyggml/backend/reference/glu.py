@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pyggml.backend.reference.elementwise import gelu, gelu_erf, gelu_quick, sigmoid, silu
+from pyggml.backend.reference.unary import gelu, gelu_erf, gelu_quick, sigmoid, silu
 from pyggml.backend.reference.values import FLOATS, Values, not_among, option, read, source, write
 from pyggml.ops import GluOp, Op
 from pyggml.tensor import Tensor
@@ -40,7 +40,8 @@ def glu(node: Tensor) -> None:
     if gate is not None:
         g = read(gate)  # `swapped` is about halves of one tensor
     else:
-        first, second = np.split(x, 2, axis=-1)
+        half = node.ne[0]  # the last element of an odd row is in neither half
+        first, second = x[..., :half], x[..., half : 2 * half]
         x, g = (second, first) if swapped else (first, second)
     write(node, FUNCTIONS[kind](x, g, node.param_f32(2), node.param_f32(3)))
 

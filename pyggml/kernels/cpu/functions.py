@@ -1,7 +1,8 @@
 """Functions of f32 lanes: rounding, exponentials, logarithm, error function, and the activations made of them.
 
-Owns the formulas, shared by unary.py and glu.py; knows no tensor. Imported by factories only (Numba). No function here
-calls a library: polynomials, a few units in the last place. NaN gives NaN unless a docstring says otherwise.
+Owns the formulas, shared by unary.py and glu.py; knows no tensor. Imported by factories only (Numba). But for far sines
+and cosines none calls a library: polynomials, a few units in the last place. NaN gives NaN unless a docstring says
+otherwise.
 """
 
 import math
@@ -111,6 +112,20 @@ def log_normal(x):
     return v.fma(v.to_f32(n), _ln2(), s * _log_tail(s * s))
 
 
+_smallest_normal, _2_to_24, _24 = constant(2.0**-126), constant(2.0**24), constant(24)
+_infinity, _minus_infinity, _nan = constant(math.inf), constant(-math.inf), constant(math.nan)
+
+
+@inline
+def log(x):
+    """ln x, of denormals too; -inf of 0, NaN of negative numbers."""
+    big = v.where_less(x, _smallest_normal(), x * _2_to_24(), x)
+    y = log_normal(big) - v.where_less(x, _smallest_normal(), _24() * _ln2(), zero())
+    y = v.where_less(x, _infinity(), y, x)  # infinity and NaN are their own logarithms
+    y = v.where_equal(x, zero(), _minus_infinity(), y)
+    return v.where_less(x, zero(), _nan(), y)
+
+
 @inline
 def log1p(x):
     """ln(1 + x) of numbers from 0 to 1e30: what 1 + x rounds away comes back through the derivative."""
@@ -157,6 +172,55 @@ def erf(x):
     return v.copy_sign(v.where_less(a, one(), near, far), x)
 
 
+# ---- sine and cosine
+
+_2_over_pi, _near = constant(2 / math.pi), constant(8192)
+_half_pi_high, _half_pi_middle, _half_pi_low = constant(-1.5703125), constant(-4.837512969970703e-4), constant(-7.549789948768648e-8)  # fmt: skip
+_sine_tail = polynomial(-1.6666654611e-1, 8.3321608736e-3, -1.9515295891e-4)
+_cosine_tail = polynomial(4.166664568298827e-2, -1.388731625493765e-3, 2.443315711809948e-5)
+_minus_half = constant(-0.5)
+_1, _2, _30 = (v.constant("i32", [i] * 16) for i in (1, 2, 30))
+_numbers = v.constant("f32", list(range(16)))
+
+
+def _circular(quarter, function):
+    """-> f(x): the sine of x + `quarter` quarter turns.
+
+    x = n pi/2 + r with pi/2 in three pieces, the first two of which have so few bits that products with n are exact up
+    to |x| = 8192; beyond that a lane at a time, `function` in float64.
+    """
+    turn = v.constant("i32", [quarter] * 16)
+
+    @inline
+    def near(x):
+        n = v.round_even(x * _2_over_pi())
+        r = v.fma(n, _half_pi_low(), v.fma(n, _half_pi_middle(), v.fma(n, _half_pi_high(), x)))
+        s = r * r
+        sine = v.fma(_sine_tail(s) * s, r, r)
+        cosine = v.fma(_cosine_tail(s) * s, s, v.fma(_minus_half(), s, one()))
+        q = v.truncate_to_i32(n) + turn()
+        y = v.where_equal(v.to_f32(q & _1()), zero(), sine, cosine)
+        return v.bits_f32(v.f32_bits(y) ^ ((q & _2()) << _30()))
+
+    @v.device
+    def far(x):
+        y = zero()
+        for i in range(16):
+            exact = v.splat_f32(np.float32(function(np.float64(v.lane(x, i)))))
+            y = v.where_equal(_numbers(), v.splat_f32(np.float32(i)), exact, y)
+        return y
+
+    @v.device
+    def value(x):
+        if v.hmax(v.where_less(v.absolute(x), _near(), zero(), one())) > np.float32(0):  # so are NaN and infinity
+            return far(x)
+        return near(x)
+
+    return value
+
+
+sin, cos = _circular(0, math.sin), _circular(1, math.cos)
+
 # ---- activations (ggml-cpu/vec.h, unary-ops.cpp)
 
 
@@ -195,6 +259,11 @@ _sqrt_half_f32 = constant(math.sqrt(0.5))
 @inline
 def gelu_erf(x):
     return half() * x * (one() + erf(x * _sqrt_half_f32()))
+
+
+@inline
+def sqr(x):
+    return x * x
 
 
 @inline

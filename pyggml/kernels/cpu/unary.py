@@ -1,4 +1,8 @@
-"""SCALE and UNARY: a function of each element. Owns what is computed of one tensor; the formulas are in functions.py."""
+"""SCALE, UNARY, SQR SQRT LOG SIN COS, CLAMP, LEAKY_RELU: a function of each element.
+
+Owns what is computed of one tensor; the formulas are in functions.py.
+Sources: ggml-cpu/unary-ops.cpp; ops.cpp: ggml_compute_forward_scale, _clamp, _leaky_relu.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ def why_not(node: Tensor) -> str | None:
 def lower(builder: Builder, node: Tensor) -> None:
     (a,) = node.src[:1]
     assert a is not None
-    name = "scale" if node.op == Op.SCALE else UnaryOp(node.param_i32(0)).name.lower()
+    name = (UnaryOp(node.param_i32(0)) if node.op == Op.UNARY else Op(node.op)).name.lower()
     builder.step(Spec("unary", "unary", (name, kind(node), kind(a))), node, (a,))
 
 
@@ -34,6 +38,35 @@ def _scale():
     @inline
     def apply(step, x):
         return x * v.splat_f32(factor(step)) + v.splat_f32(bias(step))
+
+    return apply
+
+
+def _clamp():
+    """At least op_params[0] and at most op_params[1], which a NaN becomes."""
+    from pyggml import simd as v
+    from pyggml.kernels.cpu import record
+
+    low, high = record.param_f32(0), record.param_f32(1)
+
+    @inline
+    def apply(step, x):
+        return v.maximum(v.minimum(x, v.splat_f32(high(step))), v.splat_f32(low(step)))
+
+    return apply
+
+
+def _leaky_relu():
+    """Negative elements times op_params[0]. The other part is added as 0 times it, as in ggml: NaN gives 0."""
+    from pyggml import simd as v
+    from pyggml.kernels.cpu import functions as f
+    from pyggml.kernels.cpu import record
+
+    slope = record.param_f32(0)
+
+    @inline
+    def apply(step, x):
+        return f.relu(x) + v.splat_f32(slope(step)) * v.where_less(x, f.zero(), x, f.zero())
 
     return apply
 
@@ -60,7 +93,7 @@ def _plain(name):
     from pyggml import simd as v
     from pyggml.kernels.cpu import functions
 
-    renamed = {"abs": v.absolute, "neg": v.negative, "round": functions.round_half_away}
+    renamed = {"abs": v.absolute, "neg": v.negative, "round": functions.round_half_away, "sqrt": v.sqrt}
     f = renamed.get(name) or getattr(functions, name)
 
     @inline
@@ -74,7 +107,7 @@ def unary(name, kind_d, kind_a):
     """-> kernel: `name` of each element."""
     from pyggml.kernels.cpu import elements, record
 
-    f = {"scale": _scale, "xielu": _xielu}.get(name, lambda: _plain(name))()
+    f = {"scale": _scale, "xielu": _xielu, "clamp": _clamp, "leaky_relu": _leaky_relu}.get(name, lambda: _plain(name))()
     rows, ne0, piece = record.rows("dst"), record.field("dst.ne"), record.piece
     d, a = record.row("dst"), record.row("src0")
     store, load = elements.storer(kind_d), elements.loader(kind_a)
