@@ -65,6 +65,8 @@ ACCEPTED: list[tuple[Callable[[], Tensor], GGMLType, tuple[int, ...]]] = [
     (lambda: ops.swiglu(padded(6, 4), t(6, 4)), F32, (6, 4, 1, 1)),
     (lambda: ops.rms_norm(columns(6, 4), 1e-5), F32, (6, 4, 1, 1)),
     (lambda: ops.soft_max(t(8, 4, 6, 2), t(8, 5, 3, 1, dtype=F16)), F32, (8, 4, 6, 2)),
+    (lambda: ops.soft_max_back(t(8, 4), t(8, 4)), F32, (8, 4, 1, 1)),
+    (lambda: ops.diag_mask_inf(t(8, 4), 3), F32, (8, 4, 1, 1)),
     (lambda: ops.rope(t(8, 4, 3), t(3, dtype=I32), 6, factors=t(3)), F32, (8, 4, 3, 1)),
     (lambda: ops.mul_mat(t(8, 5, 2, dtype=F16), t(8, 3, 6, 4)), F32, (5, 3, 6, 4)),
     (lambda: ops.mul_mat(t(64, 5, dtype=Q4_0), padded(64, 3)), F32, (5, 3, 1, 1)),
@@ -128,6 +130,8 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: ops.soft_max(t(8, 4), t(8, 4, dtype=I32)), "SOFT_MAX.*F16 nor F32"),
     (lambda: ops.soft_max(t(8, 4), None, 1.0, 8.0), "SOFT_MAX.*ALiBi"),
     (lambda: soft_max(t(8, 4, 3), None, t(4)), "SOFT_MAX.*sink"),
+    (lambda: ops.soft_max_back(t(8, 4), t(8, 5)), "SOFT_MAX_BACK.*differ"),
+    (lambda: ops.diag_mask_inf(t(8, 4), -1), "DIAG_MASK_INF.*-1"),
     (lambda: ops.rope(t(8, 4, 3), t(2, dtype=I32), 8), "ROPE.*position"),
     (lambda: ops.rope(t(8, 4, 3), t(3), 8), "ROPE.*I32"),
     (lambda: ops.rope(t(8, 4, 3), t(3, dtype=I32), 10), "ROPE.*10"),
@@ -210,7 +214,8 @@ def test_every_rule_is_tried_both_ways() -> None:
         accepted = " ".join(Op(build().op).name for build, _, _ in ACCEPTED)
         return set((refused if word == "refused" else accepted).split())
 
-    same = {"SUB", "MUL", "DIV", "ROPE_BACK", "SQRT", "LOG", "SIN", "COS"}  # the rules of ADD, ROPE and SQR
+    # the rules of ADD, ROPE, DIAG_MASK_INF and SQR
+    same = {"SUB", "MUL", "DIV", "ROPE_BACK", "DIAG_MASK_ZERO", "SQRT", "LOG", "SIN", "COS"}
     assert {op.name for op in RULES} - same <= tried("accepted")
     assert {op.name for op in RULES} - same - {"DUP", "FILL", "SUM", "SUM_ROWS", "MEAN"} <= tried("refused")
 
