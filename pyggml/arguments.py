@@ -25,6 +25,7 @@ StoppingCriterion = Callable[[I32, F32], bool]
 
 LLAMA_SPLIT_MODE_LAYER = 1
 SPLIT_MODES = {0: "none", LLAMA_SPLIT_MODE_LAYER: "layer", 2: "row"}
+ROPE_SCALINGS = {None: None, -1: None, 0: "none", 1: "linear", 2: "yarn"}
 UNSPECIFIED = -1  # of llama.cpp's enums for rope scaling, pooling and attention
 
 
@@ -34,16 +35,8 @@ class ParameterError(PyggmlError, ValueError):
 
 NOT_IMPLEMENTED: dict[str, Any] = {  # name -> the one value that is accepted, which is also the default
     "vocab_only": False,
-    "rope_scaling_type": UNSPECIFIED,
     "pooling_type": UNSPECIFIED,
     "attention_type": UNSPECIFIED,
-    "rope_freq_base": 0.0,
-    "rope_freq_scale": 0.0,
-    "yarn_ext_factor": -1.0,
-    "yarn_attn_factor": 1.0,
-    "yarn_beta_fast": 32.0,
-    "yarn_beta_slow": 1.0,
-    "yarn_orig_ctx": 0,
     "embedding": False,
     "op_offload": None,
     "swa_full": None,

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pyggml.arguments import (
     F32,
     LLAMA_SPLIT_MODE_LAYER,
+    ROPE_SCALINGS,
     SPLIT_MODES,
     UNSPECIFIED,
     LogitsProcessor,
@@ -42,6 +43,7 @@ from pyggml.llama_state import load_state, save_state
 from pyggml.model.context import Context
 from pyggml.model.model import Model
 from pyggml.model.offload import chosen
+from pyggml.model.rope_options import RopeOptions
 from pyggml.sampler import LLAMA_DEFAULT_SEED, SamplerChain
 from pyggml.tokenizer import Tokenizer
 
@@ -94,9 +96,9 @@ class Llama:
         rope_freq_base: float = 0.0,
         rope_freq_scale: float = 0.0,
         yarn_ext_factor: float = -1.0,
-        yarn_attn_factor: float = 1.0,
-        yarn_beta_fast: float = 32.0,
-        yarn_beta_slow: float = 1.0,
+        yarn_attn_factor: float = -1.0,
+        yarn_beta_fast: float = -1.0,
+        yarn_beta_slow: float = -1.0,
         yarn_orig_ctx: int = 0,
         logits_all: bool = False,
         embedding: bool = False,
@@ -122,7 +124,9 @@ class Llama:
         devices: Sequence[Device] | None = None,
         progress: Progress | None = None,
     ) -> None:
-        refuse({**locals(), "rope_scaling_type": UNSPECIFIED if rope_scaling_type is None else rope_scaling_type})
+        refuse(locals())
+        if rope_scaling_type not in ROPE_SCALINGS:
+            raise ParameterError(f"rope_scaling_type={rope_scaling_type} is not implemented; known: {ROPE_SCALINGS}")
         if rpc_servers is not None and devices is not None:
             raise ParameterError("rpc_servers and devices: give one of them")
         for name, value in (("n_ctx", n_ctx), ("n_batch", n_batch - 1), ("n_ubatch", n_ubatch - 1)):
@@ -156,6 +160,10 @@ class Llama:
             n_gpu_layers=n_gpu_layers,
             tensor_split=tensor_split or (),
             metadata=kv_overrides,
+            rope=RopeOptions(
+                *(ROPE_SCALINGS[rope_scaling_type], rope_freq_base, rope_freq_scale, yarn_orig_ctx),
+                *(yarn_ext_factor, yarn_attn_factor, yarn_beta_fast, yarn_beta_slow),
+            ),
             use_mmap=use_mmap,
             use_mlock=use_mlock,
             progress=progress,

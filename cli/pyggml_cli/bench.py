@@ -15,6 +15,7 @@ from pyggml_cli.bench_output import PRINTERS, Result
 from pyggml_cli.completion_flags import CACHE_TYPES, layers
 from pyggml_cli.entry import on_ctrl_c, run
 from pyggml_cli.flags import Flag, Ignored, Refused, Row, choice, help_text, parse, proportions, show_notes, whole
+from pyggml_cli.other_flags import DOWNLOADS
 
 if TYPE_CHECKING:
     from pyggml.backend.base import Device
@@ -111,11 +112,13 @@ OTHERS: list[Row] = [
     *(Ignored(names, 1) for names in (("-C", "--cpu-mask"), ("-ncmoe", "--n-cpu-moe"), ("-mg", "--main-gpu"))),
     *(Ignored(names, 1) for names in (("-nopo", "--no-op-offload"), ("-lm", "--load-mode"), ("-lzm", "--lazy-mode"))),
     *(Ignored(names, 1) for names in (("-fitt", "--fit-target"), ("-fitc", "--fit-ctx"))),
-    Refused(("-sm", "--split-mode"), 1, harmless=("layer",)),
-    Refused(("-nkvo", "--no-kv-offload"), 1, harmless=("0",)),
-    Refused(("-embd", "--embeddings"), 1, harmless=("0",)),
-    Refused(("-ot", "--override-tensor"), 1),
-    *(Refused(names, 1) for names in (("-hf", "-hfr", "--hf-repo"), ("-hff", "--hf-file"), ("-hft", "--hf-token"))),
+    Refused(("-sm", "--split-mode"), 1, harmless=("layer",), why="pyggml-cli has it; here -dev chooses devices"),
+    Refused(("-nkvo", "--no-kv-offload"), 1, harmless=("0",), why="keys and values lie with their layers"),
+    Refused(("-embd", "--embeddings"), 1, harmless=("0",), why="models compute no embeddings here"),
+    Refused(("-ot", "--override-tensor"), 1, why="devices are given whole layers"),
+    Refused(("-hf", "-hfr", "--hf-repo"), 1, why=DOWNLOADS),
+    Refused(("-hff", "--hf-file"), 1, why=DOWNLOADS),
+    Refused(("-hft", "--hf-token"), 1, why=DOWNLOADS),
 ]
 
 DEFAULTS: dict[str, list[Any]] = {

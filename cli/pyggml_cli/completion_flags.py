@@ -23,6 +23,14 @@ def seed(text: str) -> int:
     return RANDOM_SEED if value == -1 else value
 
 
+def inverse(text: str) -> float:
+    """`--rope-scale`: a factor, kept as what positions are multiplied by."""
+    factor = number(text)
+    if factor == 0:
+        raise ValueError("must not be 0")
+    return 1 / factor
+
+
 def color(text: str) -> str:
     """`-co`: on, off or auto, or a word that means the same."""
     known = {**dict.fromkeys(TRUE, "on"), **dict.fromkeys(FALSE, "off"), "auto": "auto", "-1": "auto"}
@@ -102,6 +110,23 @@ MODEL: list[Row] = [
         "KEY=TYPE:VALUE,...",
         many=True,
     ),
+]  # fmt: skip
+
+ROPE: list[Row] = [
+    Flag(("--rope-scaling",), "rope_scaling", "how positions are scaled (as the file says)",
+         choice("none", "linear", "yarn"), "none|linear|yarn"),
+    Flag(("--rope-scale",), "rope_freq_scale", "let the context be n times as long (as the file says)", inverse, "N", 0.0),
+    Flag(("--rope-freq-scale",), "rope_freq_scale", "the same, as 1/n", number, "N", 0.0),
+    Flag(("--rope-freq-base",), "rope_freq_base", "base of the frequencies (as the file says)", number, "N", 0.0),
+    Flag(("--yarn-orig-ctx",), "yarn_orig_ctx", "YaRN: context that the model was trained on (as the file says)",
+         whole(0), "N", 0),
+    Flag(("--yarn-ext-factor",), "yarn_ext_factor", "YaRN: mix of extrapolation; 0: interpolate only; -1: 1 with YaRN (-1)",
+         number, "N", -1.0),
+    Flag(("--yarn-attn-factor",), "yarn_attn_factor", "scale of the attention without YaRN; -1: 1 (-1)", number, "N", -1.0),
+    Flag(("--yarn-beta-slow",), "yarn_beta_slow", "YaRN: high correction dimension; -1: as the file says (-1)",
+         number, "N", -1.0),
+    Flag(("--yarn-beta-fast",), "yarn_beta_fast", "YaRN: low correction dimension; -1: as the file says (-1)",
+         number, "N", -1.0),
 ]  # fmt: skip
 
 DEVICES: list[Row] = [
@@ -300,6 +325,7 @@ GROUPS = {
     "conversation": CHAT,
     "sampling": SAMPLING,
     "devices": DEVICES,
+    "positions": ROPE,
 }
 ROWS: list[Row] = [row for group in GROUPS.values() for row in group] + NO_DIFFERENCE + NOT_HERE + DRAFT + OTHER_TOOLS
 

@@ -56,6 +56,7 @@ def model_for(values: Any) -> contextlib.AbstractContextManager[Model]:
     """The model that the flags of MODEL and DEVICES ask for, as `loaded` gives it. Raises UsageError, DeviceError."""
     from pyggml.model.offload import chosen
     from pyggml.model.overrides import DENSE, EXPERTS, compiled, cpu_layers, parse_override
+    from pyggml.model.rope_options import RopeOptions
 
     path = model_path(values.model, values.offline)
     devices = chosen(offload_devices(values.rpc, values.device), values.split_mode, values.main_gpu)
@@ -82,6 +83,10 @@ def model_for(values: Any) -> contextlib.AbstractContextManager[Model]:
         cpu=cpu,
         overrides=[*overrides, *((compiled(pattern), cpu) for pattern in here)],
         metadata=metadata,
+        rope=RopeOptions(
+            *(values.rope_scaling, values.rope_freq_base, values.rope_freq_scale, values.yarn_orig_ctx),
+            *(values.yarn_ext_factor, values.yarn_attn_factor, values.yarn_beta_fast, values.yarn_beta_slow),
+        ),
         use_mmap=values.mmap and values.load_mode in ("auto", "mmap", "mmap+mlock"),
         use_mlock=values.mlock or values.load_mode in ("mlock", "mmap+mlock"),
         check=values.check_tensors,

@@ -44,7 +44,6 @@ TEXT_ONLY = "text is all that models read here, no images, sound or video"
 ADAPTERS = "adapters of weights and control vectors are not applied"
 SPECULATION = "nothing is drafted by a second model"
 WHOLE = "devices are given whole layers"
-ROPE = "positions are scaled as the model file says"
 
 NOT_HERE: list[Row] = [
     Refused(("--context-shift",), why="a full context ends the text", off=("--no-context-shift",)),
@@ -58,10 +57,6 @@ NOT_HERE: list[Row] = [
     Refused(("-np", "--parallel"), 1, harmless=("1", "-1"), why="one sequence at a time"),
     Refused(("-gan", "--grp-attn-n"), 1, harmless=("1",), why="positions are not grouped"),
     Refused(("-gaw", "--grp-attn-w"), 1, harmless=("512",), why="positions are not grouped"),
-    Refused(("--rope-scaling",), 1, why=ROPE),
-    *(Refused((name,), 1, why=ROPE) for name in ("--rope-scale", "--rope-freq-base", "--rope-freq-scale")),
-    *(Refused((name,), 1, why=ROPE) for name in ("--yarn-orig-ctx", "--yarn-ext-factor", "--yarn-attn-factor")),
-    *(Refused((name,), 1, why=ROPE) for name in ("--yarn-beta-slow", "--yarn-beta-fast")),
     Refused(("-mm", "--mmproj"), 1, why=TEXT_ONLY),
     Refused(("-mmu", "--mmproj-url"), 1, why=TEXT_ONLY),
     Refused(("-mmdev", "--mmproj-device"), 1, harmless=("none",), why=TEXT_ONLY),

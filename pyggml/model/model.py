@@ -21,6 +21,7 @@ from pyggml.model.architecture import INPUT_LAYER, Architecture, Spec, Weights
 from pyggml.model.config import Config
 from pyggml.model.offload import split_layers
 from pyggml.model.overrides import Override, Value, device_for, override_metadata
+from pyggml.model.rope_options import RopeOptions
 from pyggml.model.weights import check_tensors, lock
 from pyggml.ops import Op
 from pyggml.quants import QUANTS
@@ -64,6 +65,7 @@ class Model:
         tensor_split: Sequence[float] = (),
         overrides: Sequence[Override] = (),
         metadata: Mapping[str, Value] | None = None,
+        rope: RopeOptions | None = None,
         use_mmap: bool = True,
         use_mlock: bool = False,
         check: bool = False,
@@ -75,6 +77,7 @@ class Model:
         tensor_split  their shares; empty: in proportion to free memory
         overrides     patterns of tensor names, and the devices that these tensors go to instead
         metadata      values that take the place of the file's
+        rope          how positions are turned, in place of what the file says
         use_mmap      weights of the CPU stay in the mapped file; else they are read into memory
         use_mlock     the system is asked to keep them in memory; a warning is logged where it will not
         check         look for infinities and NaNs in all weights first
@@ -86,7 +89,7 @@ class Model:
             if check:
                 check_tensors(file.tensors.values(), progress or _unseen)
             architecture = architecture_of(file.metadata)
-            config = architecture.config(file.metadata)
+            config = (rope or RopeOptions()).apply(architecture.config(file.metadata))
             model = cls(file, architecture, config, cpu or _default_cpu())
             model._spread(devices, n_gpu_layers, tensor_split)
             model.devices += [d for d in _used(overrides) if d is not model.cpu and d not in model.devices]

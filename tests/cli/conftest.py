@@ -29,16 +29,27 @@ def reference(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def arg_cpp(peer: Any) -> str:
-    """The source in which llama.cpp describes the flags of its tools."""
+def sources(peer: Any) -> dict[str, str]:
+    """The files in which llama.cpp describes the flags of its tools."""
     archive = peer.vendor.parents[1].with_name(f"{peer.vendor.parents[1].name}.tar.gz")
+    wanted = {"arg.cpp": "llama.cpp/common/arg.cpp", "llama-bench.cpp": "llama.cpp/tools/llama-bench/llama-bench.cpp"}
+    found: dict[str, str] = {}
     with tarfile.open(archive, "r|gz") as stream:
         for member in stream:
-            if member.name.endswith("llama.cpp/common/arg.cpp"):
-                file = stream.extractfile(member)
-                assert file is not None
-                return file.read().decode()
-    raise AssertionError("common/arg.cpp is not in the archive")
+            for name, path in wanted.items():
+                if member.name.endswith(path):
+                    file = stream.extractfile(member)
+                    assert file is not None
+                    found[name] = file.read().decode()
+            if len(found) == len(wanted):
+                break
+    assert found.keys() == wanted.keys()
+    return found
+
+
+@pytest.fixture(scope="session")
+def arg_cpp(sources: dict[str, str]) -> str:
+    return sources["arg.cpp"]
 
 
 @dataclass

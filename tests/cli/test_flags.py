@@ -56,14 +56,14 @@ def test_flags_without_a_difference_are_noted_once(row: Ignored) -> None:
 
 
 def test_flags_not_implemented_are_refused_by_name_and_with_a_reason() -> None:
-    for row in [row for row in ROWS if isinstance(row, Refused)]:
+    for row in [row for row in [*ROWS, *bench.OTHERS] if isinstance(row, Refused)]:
         with pytest.raises(UsageError, match=f"^{row.names[0]}( x)*: not implemented here: {re.escape(row.why)}$"):
-            parse(ROWS, [row.names[0], *["x"] * row.n_args])
+            parse([row], [row.names[0], *["x"] * row.n_args])
         assert row.why
         for value in row.harmless:
-            assert parse(ROWS, [row.names[0], value]).notes == []
+            assert parse([row], [row.names[0], value]).notes == []
         for name in row.off:
-            assert parse(ROWS, [name]).notes == []
+            assert parse([row], [name]).notes == []
 
 
 @pytest.mark.parametrize(
@@ -80,6 +80,7 @@ def test_flags_not_implemented_are_refused_by_name_and_with_a_reason() -> None:
         ("-fa maybe", "-fa 'maybe': must be one of on, off, auto"),
         ("-ts 0,0", "-ts '0,0': must be proportions"),
         ("-ctk q9", "-ctk 'q9': must be one of f32, f16"),
+        ("-p a --rope-scale 0", "--rope-scale '0': must not be 0"),
         ("-ngl few", "-ngl 'few': must be a whole number"),
         ("-dev ,", "-dev ',': must name at least one"),
         ("-no-cnv", "no prompt: give one with -p or -f, or converse with -cnv"),
@@ -152,3 +153,15 @@ def test_prompt_files(tmp_path: Path) -> None:
     path.write_bytes(b"a\xff")
     with pytest.raises(UsageError, match="not UTF-8 text: byte 0xff at 1"):
         prompt("-f", str(path))
+
+
+def test_rope_flags() -> None:
+    v = parse(ROWS, ["--rope-freq-scale", "3", "--rope-scale", "4", "--rope-scaling", "yarn", "--yarn-beta-fast", "2"])
+    assert (v.rope_freq_scale, v.rope_scaling, v.yarn_beta_fast, v.yarn_beta_slow) == (0.25, "yarn", 2.0, -1.0)
+    assert parse(ROWS, ["--rope-scale", "4", "--rope-freq-scale", "3"]).rope_freq_scale == 3.0
+
+
+def test_no_flag_of_llama_bench_is_unknown(sources: dict[str, str]) -> None:
+    found = set(re.findall(r'arg == "(--?[a-z-]+)"', sources["llama-bench.cpp"]))
+    known = {name for row in [*bench.GENERAL, *bench.TESTS, *bench.OTHERS] for name in (*row.names, *row.off)}
+    assert len(found) > 50 and found <= known

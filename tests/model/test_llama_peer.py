@@ -7,8 +7,10 @@ from tiny_model import N_VOCAB, write_llama
 
 from pyggml.backend.reference import ReferenceDevice
 from pyggml.dtypes import GGMLType
+from pyggml.errors import ModelError
 from pyggml.model.context import Context
 from pyggml.model.model import Model
+from pyggml.model.rope_options import RopeOptions
 
 TOKENS = [int(t) for t in np.random.default_rng(3).integers(0, N_VOCAB, 40)]
 
@@ -83,3 +85,39 @@ def test_smollm2_in_f16(smollm2, peer):
     tokens = [19556, 28, 957]
     theirs, ours = peer.logits(path, tokens, flash_attn=True), run(path, tokens)
     assert kl(theirs, ours) < 1e-4
+
+
+ROPES = [
+    ({}, RopeOptions(freq_base=30000.0), {"rope_freq_base": 30000.0}),
+    ({}, RopeOptions(freq_scale=0.25), {"rope_freq_scale": 0.25}),
+    ({}, RopeOptions("none", freq_scale=0.25), {"rope_scaling_type": 0, "rope_freq_scale": 0.25}),
+    ({}, RopeOptions("yarn", freq_scale=0.125, n_ctx_orig=16),
+     {"rope_scaling_type": 2, "rope_freq_scale": 0.125, "yarn_orig_ctx": 16}),
+    ({}, RopeOptions("yarn", freq_scale=0.125, n_ctx_orig=16, ext_factor=0.5, beta_fast=16.0, beta_slow=2.0),
+     {"rope_scaling_type": 2, "rope_freq_scale": 0.125, "yarn_orig_ctx": 16, "yarn_ext_factor": 0.5,
+      "yarn_beta_fast": 16.0, "yarn_beta_slow": 2.0}),
+    ({}, RopeOptions(attn_factor=1.5), {"yarn_attn_factor": 1.5}),
+    ({}, RopeOptions("yarn", freq_scale=2.0), {"rope_scaling_type": 2, "rope_freq_scale": 2.0}),
+    (MODELS["yarn rope"], RopeOptions("linear"), {"rope_scaling_type": 1}),
+    (MODELS["yarn rope"], RopeOptions(ext_factor=0.0), {"yarn_ext_factor": 0.0}),
+    (MODELS["linear rope"], RopeOptions("none"), {"rope_scaling_type": 0}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("files", "options", "fields"), ROPES, ids=str)
+def test_rope_as_the_user_wants_it(files, options, fields, tmp_path, peer):
+    path = write_llama(tmp_path / "tiny.gguf", **files)
+    theirs = peer.steps(path, [("open", "a", fields), ("decode", "a", TOKENS)])
+    model = Model.load(path, cpu=ReferenceDevice(), rope=options)
+    context = Context(model, n_ctx=512, flash_attn=False)
+    ours = context.decode(TOKENS)
+    context.close(), model.close()
+    np.testing.assert_allclose(ours, theirs, atol=5e-3 * np.abs(theirs).max())
+    assert kl(theirs, ours) < 1e-5
+    assert kl(theirs, run(path, TOKENS)[-1:]) > 1e-5 or (options.scaling == "none" and not files)  # it matters
+
+
+@pytest.mark.parametrize("wrong", [{"freq_scale": -1.0}, {"freq_base": float("inf")}, {"ext_factor": float("nan")}])
+def test_rope_that_cannot_be(wrong):
+    with pytest.raises(ModelError, match="must be a finite number"):
+        RopeOptions(**wrong)
