@@ -13,7 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 from compare import PROMPTS, agreement, ask_peer, losses, mean_kl, prose
+from pyggml_rpc.server import Server
+from pyggml_rpc.transport import Listener
+from pyggml_rpc.wire import Command
 
+from pyggml.backend.cpu import CPUDevice
 from pyggml.model.context import Context
 from pyggml.model.model import Model
 
@@ -88,6 +92,32 @@ def test_quantised_files(peer: Any, model_file: Any, prompts: Texts, context: An
     singly = mean_kl(fused[2], one_by_one), mean_kl(rows[2], one_by_one)
     print(f"{ftype}: one prompt token by token: KL {singly[0]:.2e}, to our own batch {singly[1]:.2e}")
     assert max(singly) <= 1.5 * own
+
+
+@pytest.mark.parametrize("ftype", ["F16", "Q4_0"])
+def test_a_stock_client_on_our_server(peer: Any, model_file: Any, prompts: Texts, ftype: str) -> None:
+    """The same limits with llama.cpp itself at the other end of the wire, token by token along its own greedy text."""
+    path = model_file(ftype)
+    tokens = ask_peer(peer, "greedy", path, prompts, n_predict=N_GREEDY)
+    steps: list[tuple[Any, ...]] = [("open", "a")]
+    for prompt, made in zip(prompts, tokens.tolist(), strict=True):
+        steps += [("clear", "a"), ("decode", "a", prompt), *(("decode", "a", [token]) for token in made[:-1])]
+    way = {"n_threads": 1, "n_threads_batch": 1, "n_ctx": 256}
+    theirs = peer.steps(path, steps, flash_attn_type=1, **way)
+    server = Server([CPUDevice()], n_threads=1)
+    with Listener(server, port=0) as listener:
+        ours = peer.steps(path, steps, endpoints=[listener.endpoint], flash_attn_type=1, **way)
+    computed = server.counters.requests[Command.GRAPH_COMPUTE] + server.counters.requests[Command.GRAPH_RECOMPUTE]
+    assert server.counters.bytes[Command.SET_TENSOR] > 70 << 20 and computed >= tokens.size
+    kl, agree = mean_kl(theirs, ours), agreement(theirs, ours)
+    n_equal = int((ours.argmax(-1).reshape(tokens.shape) == tokens).all(-1).sum())
+    print(f"{ftype}: KL {kl:.2e}, argmax {agree:.4f}, {n_equal} of {len(prompts)} prompts equal")
+    if ftype == "F16":
+        assert kl < 1e-4 and n_equal >= 11
+    else:
+        own = mean_kl(theirs, peer.steps(path, steps, flash_attn_type=0, **way))
+        print(f"{ftype}: llama.cpp's own {own:.2e}")
+        assert kl <= 1.5 * own and agree >= 0.93  # of a third of the tokens: known to two percent
 
 
 @pytest.mark.parametrize("ftype", QUANTISED)
