@@ -60,10 +60,13 @@ def kv_overrides(text: str) -> list[str]:
 GENERAL: list[Row] = [
     Flag(("-h", "--help", "--usage"), "help", "print this page and exit", default=False),
     Flag(("--version",), "version", "print the version and exit", default=False),
+    Flag(("--list-devices",), "list_devices", "print the devices (also those of --rpc) and exit", default=False),
+]  # fmt: skip
+
+LISTS: list[Row] = [
     Flag(("--completion-bash",), "completion_bash", "print a script that completes flags in bash: source it",
          default=False),
     Flag(("-cl", "--cache-list"), "cache_list", "print the models in the cache folder and exit", default=False),
-    Flag(("--list-devices",), "list_devices", "print the devices (also those of --rpc) and exit", default=False),
 ]  # fmt: skip
 
 MODEL: list[Row] = [
@@ -319,7 +322,7 @@ SAMPLING: list[Row] = [
 ]  # fmt: skip
 
 GROUPS = {
-    "general": GENERAL,
+    "general": GENERAL + LISTS,
     "model": MODEL,
     "text": TEXT,
     "conversation": CHAT,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyggml_cli.completion_flags import DEVICES, GENERAL, MODEL, SAMPLING, unescape
+from pyggml_cli.completion_flags import DEVICES, GENERAL, LISTS, MODEL, ROPE, SAMPLING, unescape
 from pyggml_cli.entry import on_ctrl_c, run
 from pyggml_cli.environment import VARIABLES
 from pyggml_cli.flags import (
@@ -78,10 +78,12 @@ GROUPS = {
     "text": TEXT,
     "measures": MEASURES,
     "devices": DEVICES,
+    "positions": ROPE,
 }
 OTHERS: list[Row] = [
     *(Ignored(row.names, int(row.parse is not None), row.off) for row in SAMPLING if isinstance(row, Flag)),
     Ignored(("-kvu", "--kv-unified"), off=("-no-kvu", "--no-kv-unified")),
+    *(Refused(row.names, why="pyggml-cli prints that") for row in LISTS),
     *NO_DIFFERENCE,
     *NOT_HERE,
     Refused(("--ppl-stride",), 1, harmless=("0",), why="chunks do not overlap"),
@@ -117,16 +119,13 @@ def _command(argv: Sequence[str]) -> int:
 
         print(listing([*local_devices(), *offload_devices(values.rpc)]))
         return 0
-    from pyggml_cli.devices import offload_devices
-    from pyggml_cli.loading import loaded, model_path, shown_compiling
+    from pyggml_cli.loading import model_for, shown_compiling
 
     with contextlib.ExitStack() as stack:
         base = stack.enter_context(_base(values)) if values.divergence else None
         text = _text(values) if base is None else b""
-        path = model_path(values.model, values.offline)
-        devices = offload_devices(values.rpc, values.device)
         stack.enter_context(shown_compiling())
-        model = stack.enter_context(loaded(path, devices, values.n_gpu_layers, values.tensor_split))
+        model = stack.enter_context(model_for(values))
         start = time.perf_counter()
         n = _score(values, model, text) if base is None else _compare(values, model, base)
         if values.perf:

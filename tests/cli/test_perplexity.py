@@ -126,3 +126,12 @@ def test_flags_of_the_completion_tool(run: Callable[..., Any]) -> None:
 def test_it_helps_without_numpy() -> None:
     code = "import sys; from pyggml_cli.perplexity import main; main(['--help']); sys.exit('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+
+
+def test_flags_of_the_model_reach_it(run: Callable[..., Any]) -> None:
+    flags = ["-p", TEXT, "-c", 32, "--chunks", 2]
+    plain = run(*flags)
+    changed = run(*flags, "--override-kv", "llama.context_length=int:8", "--rope-freq-base", 5, "--no-mmap", "-nkvo")
+    assert changed.code == 0 and "the model was trained on 8 tokens, not 32" in changed.err
+    assert plain.out != changed.out
+    assert run(*flags, "-ot", "x=NONE").code == 1 and run("-cl").err.startswith("error: -cl: not implemented here: ")
