@@ -105,6 +105,8 @@ def chat(values: Values, first: str | None, make_chain: Callable[[Values, "Token
 def _text(values: Values, name: str, flag: str) -> str | None:
     """What the flag `name` gives, or the file that its companion names. Raises UsageError, OSError."""
     text, file_name = getattr(values, name), getattr(values, f"{name}_file")
+    if text is not None and file_name is not None and len({name, f"{name}_file"} & values.from_environment) == 1:
+        text, file_name = (None, file_name) if name in values.from_environment else (text, None)  # the flag counts
     if text is not None and file_name is not None:
         raise UsageError(f"give {flag} or a file, not both")
     if file_name is not None:

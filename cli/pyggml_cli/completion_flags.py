@@ -31,10 +31,12 @@ def inverse(text: str) -> float:
     return 1 / factor
 
 
-def color(text: str) -> str:
-    """`-co`: on, off or auto, or a word that means the same."""
+def on_off_auto(text: str) -> str:
+    """on, off or auto, or a word that means the same."""
     known = {**dict.fromkeys(TRUE, "on"), **dict.fromkeys(FALSE, "off"), "auto": "auto", "-1": "auto"}
-    return known[choice(*known)(text)]
+    if text not in known:
+        raise ValueError("must be one of on, off, auto")
+    return known[text]
 
 
 def split_mode(text: str) -> str:
@@ -90,7 +92,7 @@ MODEL: list[Row] = [
     Flag(("-ctk", "--cache-type-k"), "type_k", "type of the cached keys (f16)", choice(*CACHE_TYPES), "TYPE", "f16"),
     Flag(("-ctv", "--cache-type-v"), "type_v", "type of the cached values (f16)", choice(*CACHE_TYPES), "TYPE", "f16"),
     Flag(
-        ("-fa", "--flash-attn"), "flash_attn", "fused attention (auto)", choice("on", "off", "auto"), "on|off|auto",
+        ("-fa", "--flash-attn"), "flash_attn", "fused attention (auto)", on_off_auto, "on|off|auto",
         "auto",
     ),
     Flag(
@@ -256,7 +258,7 @@ CHAT: list[Row] = [
     Flag(("--in-prefix",), "in_prefix", "text before what you type; there is no template then", str, "STRING"),
     Flag(("--in-suffix",), "in_suffix", "text after it; there is no template then", str, "STRING"),
     Flag(("--in-prefix-bos",), "in_prefix_bos", "a BOS token before --in-prefix", default=False),
-    Flag(("-co", "--color"), "color", "color the prompt and what you type (auto)", color, "on|off|auto", "auto"),
+    Flag(("-co", "--color"), "color", "color the prompt and what you type (auto)", on_off_auto, "on|off|auto", "auto"),
     Flag(("--simple-io",), "simple_io", "read lines plainly, without keys to edit them", default=False),
     Flag(
         ("-mli", "--multiline-input"),

@@ -71,6 +71,7 @@ class Values:
     seen: set[str] = field(default_factory=set)  # the dests that were named, in contrast to defaults
     notes: list[str] = field(default_factory=list)
     free: list[str] = field(default_factory=list)  # arguments that belong to no flag
+    from_environment: set[str] = field(default_factory=set)  # the dests that a variable gave
 
     def __getattr__(self, dest: str) -> Any:
         try:
@@ -168,6 +169,8 @@ def _from_environment(
         reader.values.notes.append(f"note: {named[id(row)]} on the command line counts for more than {found}")
         return
     text = environ[found]
+    if isinstance(row, Flag):
+        reader.values.from_environment.add(row.dest)
     if _n_args(row):
         reader.take(found, row, on, [text])
     elif found == negative and negative != variable:

@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from pyggml_cli import cli
+from pyggml_cli import chat, cli
 from pyggml_cli.completion_flags import ROWS
 from pyggml_cli.environment import VARIABLES
 from pyggml_cli.flags import Flag, Ignored, Refused, UsageError, Values, parse
@@ -42,7 +43,7 @@ def test_values() -> None:
     values = read(
         {
             "LLAMA_ARG_THREADS": "3", "LLAMA_ARG_TEMPERATURE": "0.5", "LLAMA_ARG_N_GPU_LAYERS": "all",
-            "LLAMA_ARG_FLASH_ATTN": "off", "LLAMA_ARG_MODEL": "a b.gguf", "LLAMA_ARG_HOST": "not ours", "OTHER": "x",
+            "LLAMA_ARG_FLASH_ATTN": "0", "LLAMA_ARG_MODEL": "a b.gguf", "LLAMA_ARG_HOST": "not ours", "OTHER": "x",
         }
     )  # fmt: skip
     assert (values.n_threads, values.temp, values.n_gpu_layers, values.flash_attn) == (3, 0.5, -1, "off")
@@ -125,3 +126,17 @@ def test_the_command_reads_them(
     assert (outcome.code, outcome.out, outcome.err) == (0, "helloxxx", "")
     outcome = call(cli.main, "-p", "hello", "-l", f"{ord('x')}+1000", "-n", 1)
     assert outcome.out == "hellox" and "-n on the command line counts for more than LLAMA_ARG_N_PREDICT" in outcome.err
+
+
+def test_a_flag_counts_for_more_than_the_variable_of_its_companion(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("from the file")
+    variables = {"LLAMA_ARG_CHAT_TEMPLATE": "chatml", "LLAMA_ARG_CHAT_TEMPLATE_FILE": str(tmp_path / "file")}
+    both = "give --chat-template or a file, not both"
+    for variable, argv, expected in (
+        ("LLAMA_ARG_CHAT_TEMPLATE", ["--chat-template-file", str(tmp_path / "file")], "from the file"),
+        ("LLAMA_ARG_CHAT_TEMPLATE_FILE", ["--chat-template", "llama3"], "llama3"),
+    ):
+        values = read({variable: variables[variable]}, *argv)
+        assert chat._text(values, "chat_template", "--chat-template") == expected
+    with pytest.raises(UsageError, match=both):
+        chat._text(read(variables), "chat_template", "--chat-template")
