@@ -70,12 +70,13 @@ def test_of_equal_row_numbers_the_last_one_counts(seed: int, n_threads: int, ne0
 
 @pytest.mark.parametrize("n_threads", [1, 2, 5])
 @pytest.mark.parametrize("bad", [-1, 6, 2**40])
-def test_a_row_out_of_range_leaves_the_table_as_it_was(n_threads: int, bad: int) -> None:
+@pytest.mark.parametrize(("dtype", "ne0"), [(F16, 64), (F16, 1), (GGMLType.Q8_0, 64)])
+def test_a_row_out_of_range_leaves_the_table_as_it_was(n_threads: int, bad: int, dtype: GGMLType, ne0: int) -> None:
     make = Operands(np.random.default_rng(0))
     numbers = np.arange(40) % 6
     numbers[37] = bad
-    table = make.leaf(F16, (64, 6))
-    node = ops.set_rows(table, make.leaf(F32, (64, 40)), make.leaf(I64, (40,), numbers))
+    table = make.leaf(dtype, (ne0, 6))
+    node = ops.set_rows(table, make.leaf(F32, (ne0, 40)), make.leaf(I64, (40,), numbers))
     node.name = "cache"
     device = CPUDevice()
     buffer = device.alloc_buffer(1 << 16)

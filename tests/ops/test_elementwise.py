@@ -1,4 +1,4 @@
-"""ADD SUB MUL DIV."""
+"""ADD SUB MUL DIV ADD1."""
 
 from collections.abc import Callable
 
@@ -24,7 +24,7 @@ from op_check import assert_caught, check, wrong_twin
 
 from pyggml import ops
 from pyggml.backend.base import Device
-from pyggml.backend.reference.elementwise import refuse
+from pyggml.backend.reference.elementwise import refuse, refuse_sum
 from pyggml.backend.reference.values import read, source, write
 from pyggml.dtypes import GGMLType
 from pyggml.ops import Op
@@ -103,6 +103,12 @@ def upside_down(node: Tensor) -> None:
     write(node, np.tile(b, [n // m for n, m in zip(a.shape, b.shape, strict=True)]) / a)
 
 
+def not_added(node: Tensor) -> None:
+    write(node, read(source(node, 0)))
+
+
 def test_wrong_twins_are_caught() -> None:
+    assert_caught(sum_cases(Op.ADD), wrong_twin(Op.ADD, (refuse_sum, not_added)))
+    assert_caught(sum_cases(Op.ADD1), wrong_twin(Op.ADD1, (refuse_sum, not_added)))
     assert_caught(binary_cases(Op.ADD), wrong_twin(Op.ADD, (refuse, neighbours_instead_of_tiles)))
     assert_caught(binary_cases(Op.DIV), wrong_twin(Op.DIV, (refuse, upside_down)))

@@ -69,6 +69,16 @@ def full_rows(node: Tensor) -> None:
     view_of(node)[...] = view_of(source(node, 0))
 
 
+def without_the_start(node: Tensor) -> None:
+    law.write(node, (node.param_f32(2) * np.arange(node.ne[0])).reshape(1, 1, 1, -1))
+
+
+def whole_numbers(node: Tensor) -> None:
+    law.write(node, np.full(node.ne[::-1], np.rint(node.param_f32(0))))
+
+
 def test_wrong_twins_are_caught() -> None:
+    assert_caught(cases(Op.ARANGE), wrong_twin(Op.ARANGE, (law.refuse_arange, without_the_start)))
+    assert_caught(cases(Op.FILL), wrong_twin(Op.FILL, (law.refuse_fill, whole_numbers)))
     assert_caught(cases(Op.TRI), wrong_twin(Op.TRI, (law.refuse, the_other_triangle)))
     assert_caught(cases(Op.DIAG), wrong_twin(Op.DIAG, (law.refuse, full_rows)))

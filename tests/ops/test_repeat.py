@@ -11,8 +11,8 @@ from op_check import assert_caught, check, wrong_twin
 from pyggml import ops
 from pyggml.backend.base import Device
 from pyggml.backend.host import view_of
-from pyggml.backend.reference.repeat import refuse
-from pyggml.backend.reference.values import source
+from pyggml.backend.reference.repeat import refuse, refuse_back
+from pyggml.backend.reference.values import read, source, write
 from pyggml.dtypes import GGMLType
 from pyggml.ops import Op
 from pyggml.tensor import Tensor
@@ -51,5 +51,11 @@ def each_element_again(node: Tensor) -> None:
     view_of(node)[...] = x
 
 
+def last_tile_only(node: Tensor) -> None:
+    x = read(source(node, 0))
+    write(node, x[tuple(slice(-n, None) for n in node.ne[::-1])])
+
+
 def test_wrong_twins_are_caught() -> None:
+    assert_caught(cases(Op.REPEAT_BACK), wrong_twin(Op.REPEAT_BACK, (refuse_back, last_tile_only)))
     assert_caught(cases(Op.REPEAT, (F32,)), wrong_twin(Op.REPEAT, (refuse, each_element_again)))
