@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from pyggml import jit
 from pyggml.jit import Spec
-from pyggml.simd.tiles import RowWords
 
 Array = NDArray[Any]
 F32 = np.float32
@@ -598,33 +597,30 @@ def test_columns_of_a_tile() -> None:
     assert (np.ascontiguousarray(four[:, 11:]).view(np.uint8) == POISON).all(), "rows that are not wanted"
 
 
-def as_floats(kind: str, raw: Array) -> Array:
-    if kind == "F16":
-        return raw.view(np.float16).astype(F32)
-    return (raw.view(np.uint16).astype(np.uint32) << 16).view(F32) if kind == "BF16" else raw.view(F32)
-
-
-@pytest.mark.parametrize("kind", ["F16", "F32", "BF16"])
-def test_products_of_rows(kind: str) -> None:
+@pytest.mark.parametrize(("columns", "rows"), [(1, 8), (3, 4), (4, 4), (4, 1), (2, 2)])
+def test_groups_of_columns(columns: int, rows: int) -> None:
     rng = np.random.default_rng(14)
-    count = RowWords.count
-    for n, last in ((64, count - 1), (67, count // 2), (5, 0), (16, 1)):
-        wide = rng.normal(size=(last + 1, n)).astype(F32)
-        rows = {"F32": wide, "F16": wide.astype(np.float16), "BF16": (wide.view(np.uint32) >> 16).astype(np.uint16)}[
-            kind
-        ]
-        src = at_the_end(rows.nbytes)
-        src[:] = rows.view(np.uint8).ravel()
-        x = at_the_end(4 * n)
-        x[:] = rng.normal(size=n).astype(F32).view(np.uint8)
-        out = poisoned(64 + 256)
-        kernel("tiles.rows", "piipip", kind)(src, rows.strides[0], last, x, n, out)
-        floats = as_floats(kind, rows).reshape(last + 1, n).astype(np.float64)
-        y = x.view(F32).astype(np.float64)
-        expected = (floats @ y)[np.minimum(np.arange(count), last)]
-        assert np.allclose(out[: 4 * count].view(F32), expected, rtol=1e-5, atol=1e-5)
-        assert (out[4 * count : 64] == POISON).all()
-        if n >= 64:
-            row = np.minimum([0, 1], last)
-            both = floats[row[0], :64] * y[0] + floats[row[1], :64] * y[1]
-            assert np.allclose(out[64:].view(F32), both, rtol=1e-5, atol=1e-5)
+    x = rng.normal(size=(2, 16)).astype(F32)
+    y = rng.normal(size=(columns, 3, 16)).astype(F32)  # a column's third row is not for it
+    numbers = rng.normal(size=columns).astype(F32)
+    numbers[-1] = 0
+    out = poisoned(1024 * (1 + columns) + 1024)
+    totals = (y[:, :2].astype(np.float64) * x).sum(axis=2)
+    expected = np.zeros((columns, rows))
+    expected[:, 0] += totals[:, 0]
+    expected[:, -1] += totals[:, 1]
+    kernel("tiles.groups", "pppip", columns, rows)(x, y, numbers, y.strides[0], out)
+    for c in range(columns):
+        at = out[64 * c :][:64]
+        assert np.allclose(at[: 4 * rows].view(F32), expected[c], rtol=1e-5, atol=1e-5), c
+        assert (at[4 * rows :] == POISON).all()
+    x[1, 3] = np.nan  # must not reach the column whose number is 0
+    kernel("tiles.groups", "pppip", columns, rows)(x, y, numbers, y.strides[0], out)
+    for c in range(columns):
+        at = out[1024 * (1 + c) :][:1024]
+        sums = np.zeros((rows, 16))
+        sums[0] += 2.0 * x[0] * numbers[c]
+        sums[-1] += x[1] * numbers[c] if numbers[c] else 0.0
+        assert np.allclose(at[: 64 * rows].view(F32).reshape(rows, 16), sums, rtol=1e-6, atol=1e-6, equal_nan=True), c
+        assert (at[64 * rows :] == POISON).all()
+    assert (out[1024 * (1 + columns) :] == POISON).all(), "rows that are not wanted"

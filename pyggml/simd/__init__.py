@@ -31,9 +31,10 @@ from pyggml.simd.arithmetic import (
     where_nan,
 )
 from pyggml.simd.blocks import bits, bytes_at, nibbles, transposer
-from pyggml.simd.codegen import FLOAT_BYTES, HAS_F16C, HAS_FMA, HAS_VNNI, LEVEL, U
+from pyggml.simd.codegen import HAS_F16C, HAS_FMA, HAS_VNNI, LEVEL, U
 from pyggml.simd.dot import SIGNED_BIAS, dot_u8i8, dot_weights, signed_weights
 from pyggml.simd.functions import exp, exp2, tanh
+from pyggml.simd.groups import ROWS, GroupWords
 from pyggml.simd.half import (
     bf16_to_f32,
     f16_at,
@@ -114,5 +115,5 @@ from pyggml.simd.threads import (
     sem_post,
     sem_wait,
 )
-from pyggml.simd.tiles import RowWords, TileWords
+from pyggml.simd.tiles import TileWords
 from pyggml.simd.vectors import Vec

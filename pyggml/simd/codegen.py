@@ -16,7 +16,6 @@ HAS_VNNI = LEVEL == "vnni"
 U = np.uintp
 I1, I8, I16, I32, I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
 F32 = ir.FloatType()
-FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 SCALAR = {"u8": I8, "i8": I8, "u16": I16, "i16": I16, "i32": I32, "u32": I32, "f32": F32}
 
 

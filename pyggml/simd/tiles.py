@@ -6,9 +6,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from pyggml.simd import codegen as cg
-from pyggml.simd.codegen import FLOAT_BYTES, LEVEL
 from pyggml.simd.dot import emit_dot, emit_dot_signed
-from pyggml.simd.vectors import Tile, Vec
+from pyggml.simd.vectors import Tile
 
 
 class TileWords:
@@ -116,92 +115,3 @@ class TileWords:
         self.dot_weights = dot_with(emit_dot_signed)
         self.scale_add, self.fma_columns = scale_add, fma_columns
         self.load_scaled, self.store_columns = load_scaled, store_columns
-
-
-class RowWords:
-    """The words for `count` rows of floats (`kind`) at once, as many as fit the registers, and for one row times a
-    number."""
-
-    count = {"vnni": 16, "v4": 16, "v3": 4}.get(LEVEL, 2)
-
-    def __init__(self, kind):
-        count = self.count
-        rows = Tile("f32", count)
-        vec = Vec("f32", count)
-
-        def accumulate(b, a, part):
-            acc, addr, stride, last, x = a[:5]
-            out = []
-            for j, old in enumerate(cg.columns(b, acc, count)):
-                out.append(cg.fma(b, cg.load_floats(b, addr, kind, 16, part), x, old))
-                more = b.icmp_signed("<", ir.Constant(cg.I64, j), last)
-                addr = b.add(addr, b.select(more, stride, ir.Constant(cg.I64, 0)))
-            return cg.tile(b, out)
-
-        @intrinsic
-        def multiply(tyctx, acc, addr, stride, last, x):
-            """Column j: acc + (16 elements of row j) * x; rows beyond `last` repeat it."""
-            return acc(acc, types.uintp, types.uintp, types.int64, x), lambda ctx, b, sig, a: accumulate(b, a, None)
-
-        @intrinsic
-        def multiply_part(tyctx, acc, addr, stride, last, x, part):
-            """The same for `part` elements of each row."""
-            sig = acc(acc, types.uintp, types.uintp, types.int64, x, types.int64)
-            return sig, lambda ctx, b, sig, a: accumulate(b, a, a[5])
-
-        @intrinsic
-        def zero(tyctx):
-            return rows(), lambda ctx, b, sig, a: ir.Constant(rows.ir, None)
-
-        @intrinsic
-        def sums(tyctx, acc):
-            """Lane j: the sum over column j's lanes, in a fixed tree."""
-
-            def codegen(ctx, b, sig, a):
-                columns = cg.columns(b, a[0], count)
-                if count < 16:
-                    total = ir.Constant(vec.ir, ir.Undefined)
-                    for j, column in enumerate(columns):
-                        total = b.insert_element(total, cg.tree(b, column, b.fadd), cg.I32(j))
-                    return total
-                level = cg.transpose(b, columns)
-                while len(level) > 1:
-                    level = [b.fadd(level[i], level[i + 1]) for i in range(0, len(level), 2)]
-                return level[0]
-
-            return vec(acc), codegen
-
-        four = Tile("f32", 4)
-
-        @intrinsic
-        def add_row(tyctx, acc, addr, p):
-            """acc (64 elements) + row * p."""
-
-            def codegen(ctx, b, sig, a):
-                by = cg.splat(b, a[2], 16)
-                out = []
-                for c, old in enumerate(cg.columns(b, a[0], 4)):
-                    at = b.add(a[1], ir.Constant(a[1].type, 16 * FLOAT_BYTES[kind] * c))
-                    out.append(cg.fma(b, cg.load_floats(b, at, kind), by, old))
-                return cg.tile(b, out)
-
-            return acc(acc, types.uintp, types.float32), codegen
-
-        @intrinsic
-        def zero4(tyctx):
-            return four(), lambda ctx, b, sig, a: ir.Constant(four.ir, None)
-
-        @intrinsic
-        def store4(tyctx, addr, x, y):
-            """Write the 64 elements of x + y."""
-
-            def codegen(ctx, b, sig, a):
-                for c, (p, q) in enumerate(zip(cg.columns(b, a[1], 4), cg.columns(b, a[2], 4), strict=True)):
-                    at = b.add(a[0], ir.Constant(a[0].type, 64 * c))
-                    b.store(b.fadd(p, q), cg.ptr(b, at, p.type), align=1)
-                return ctx.get_dummy_value()
-
-            return types.none(types.uintp, x, y), codegen
-
-        self.multiply, self.multiply_part, self.zero, self.sums = multiply, multiply_part, zero, sums
-        self.add_row, self.zero4, self.store4 = add_row, zero4, store4

@@ -82,6 +82,8 @@ def params_for(draw: Callable, op: Op) -> bytes:
         return pack_params("ii", draw(st.sampled_from((0, 1, 7, 64, -4))), draw(st.sampled_from((10000, 10000, 0))))
     if op == Op.GROUP_NORM:
         return pack_params("if", draw(st.sampled_from((1, 2, 3, 0))), draw(st.sampled_from((1e-5, 0.0, -1.0))))
+    if op == Op.FLASH_ATTN_EXT:
+        return pack_params("3fi", 0.125, draw(st.sampled_from((0.0, 8.0))), 0.0, draw(st.sampled_from((0, 10, 10, 1))))
     return pack_params("4f", *(draw(st.sampled_from((0.0, 1.0, 0.125))) for _ in range(4)))
 
 

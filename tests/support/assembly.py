@@ -54,7 +54,7 @@ if __name__ == "__main__":
 
     widths = {"tile": matmul.WIDTH[jit.level()], "attention_tile": attention.WIDTH[jit.level()]}
     found = {}
-    for module, factory, args in ast.literal_eval(sys.stdin.read()):
+    for name, module, factory, args in ast.literal_eval(sys.stdin.read()):
         arguments = (*args, widths[module]) if module in widths else args
-        found[module, args] = jit.assembly(jit.Spec(module, factory, arguments))
+        found[name, args] = jit.assembly(jit.Spec(module, factory, arguments))
     print([jit.level(), found])

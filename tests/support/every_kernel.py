@@ -176,6 +176,11 @@ def products(make: Operands) -> Iterator[tuple[str, Tensor, float]]:
             q = make.like("planes", F32, (64, n_tokens, 6))
             mask = make.leaf(F16, (321, n_tokens), np.where(make.rng.random((n_tokens, 321)) < 0.3, -np.inf, 0.0))
             yield f"flash_attn-{kv.name}-{n_tokens}", ops.flash_attn_ext(q, k, v, mask, 0.125), 1e-5
+    k, v = make.like("planes", GGMLType.Q8_0, (96, 97, 2)), make.like("planes", GGMLType.Q4_1, (64, 97, 2))
+    for n_tokens in (1, 9):
+        q = make.like("planes", F32, (96, n_tokens, 4))
+        yield f"flash_attn-Q8_0-Q4_1-{n_tokens}", ops.flash_attn_ext(q, k, v, None, 0.125), 1e-5
+    q, k, v = make.leaf(F32, (72, 9, 6)), make.leaf(F16, (72, 321, 2)), make.leaf(F16, (40, 321, 2))
     plain = ops.flash_attn_ext(q, k, v, mask, 0.125, 8.0, 10.0)
     yield "flash_attn-alibi-cap-sinks", remade(plain, src=(*plain.src, make.leaf(F32, (6,)))), 1e-5
 

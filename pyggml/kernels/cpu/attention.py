@@ -2,30 +2,35 @@
 
 Owns both ways: `few`, for a few tokens, splits each head's keys in chunks of CHUNK that any thread may take, and
 `combine` joins the chunks; `many`, in attention_tile.py, meets tiles of tokens with tiles of keys. The chunks depend
-on the shapes alone, never on the number of threads.
+on the shapes alone, never on the number of threads. How a type's bytes are unpacked is attention_rows.py's.
 
-Partial result of a chunk: f32 maximum, f32 sum of exp(score - maximum), 56 bytes unused, then the weighted sum of
-the values, not yet divided.
+Heads of queries that share both their keys and their values are a block; a block's columns are its heads for each
+token. Partial result of a column and a chunk: f32 maximum, f32 sum of exp(score - maximum), 56 bytes unused, then the
+weighted sum of the values, not yet divided.
 """
 
 from __future__ import annotations
 
-import itertools
+import math
 from typing import TYPE_CHECKING
 
 from pyggml import jit
-from pyggml.dtypes import SIZES, GGMLType
+from pyggml.dtypes import SIZES
 from pyggml.jit import Spec
-from pyggml.kernels.cpu import attention_tile
+from pyggml.kernels.cpu import attention_rows, attention_tile
+from pyggml.kernels.cpu.copy import READ
+from pyggml.kernels.cpu.kinds import refuse_types
 
 if TYPE_CHECKING:
     from pyggml.backend.cpu import Builder
     from pyggml.tensor import Tensor
 
-T = GGMLType
-TYPES = (T.F16, T.F32, T.BF16)
 CHUNK = 64
 HEADER = 64
+SCORES = 128
+QUERIES = SCORES + 4 * CHUNK * attention_rows.MAX_COLUMNS
+"""Where a thread's work memory has the scores of some columns, and the queries of all; before them a CALL record."""
+
 MIN_TILE_TOKENS = 4
 WIDTH = {"vnni": 12, "v4": 12, "v3": 6, "v2": 3, "generic": 4}
 """Queries in a register tile."""
@@ -35,8 +40,6 @@ def why_not(node: Tensor) -> str | None:
     q, k, v = node.src[:3]
     assert q is not None and k is not None and v is not None
     for t in (k, v):
-        if t.type not in TYPES:
-            return f"FLASH_ATTN_EXT over {t.type.name}"
         if t.nb[0] != SIZES[t.type].type_size and t.ne[0] != 1:
             return "FLASH_ATTN_EXT over rows that are not dense"
     if q.nb[0] != 4 and q.ne[0] != 1:
@@ -45,34 +48,34 @@ def why_not(node: Tensor) -> str | None:
         return "FLASH_ATTN_EXT with a result that is not contiguous"
     if 0 in k.ne:
         return "FLASH_ATTN_EXT over no keys"
-    return None
+    return refuse_types(READ, k, v)
 
 
 def lower(builder: Builder, node: Tensor) -> None:
     q, k, v, mask, sinks = (*node.src, None, None)[:5]
     assert q is not None and k is not None and v is not None
+    blocks = math.lcm(k.ne[2], v.ne[2])
+    shared = q.ne[2] // blocks
+    columns = q.ne[1] * shared
     if q.ne[1] >= MIN_TILE_TOKENS:
         width = WIDTH[jit.level()]
-        sizes = attention_tile.scratch_floats(q.ne[0], v.ne[0], width)
-        work = builder.thread_scratch(4 * sum(sizes))
-        masks = (int(mask is not None), int(sinks is not None))
-        tiles = Spec("attention_tile", "many", (k.type.name, v.type.name, *masks, width))
-        offsets = [4 * n for n in itertools.accumulate(sizes[:-1])]
-        builder.step(tiles, node, [q, k, v, mask, sinks], ints=offsets, writes=[work])
+        offsets, size = attention_tile.work_memory(q.ne[0], v.ne[0], width)
+        builder.step(
+            Spec("attention_tile", "many", (width,)), node, [q, k, v, mask, sinks], ints=(shared, blocks, *offsets),
+            writes=[builder.thread_scratch(size)],
+            calls=[attention_rows.unpack_spec(k.type), attention_rows.unpack_spec(v.type)],
+        )  # fmt: skip
         return
     chunks = -(-k.ne[1] // CHUNK)
     partial = HEADER + (v.ne[0] * 4 + 63) // 64 * 64
-    results = builder.scratch(q.ne[1] * q.ne[2] * q.ne[3] * chunks * partial)
-    scores = builder.thread_scratch(4 * CHUNK)
-    spec = Spec("attention", "few", (k.type.name, v.type.name, int(mask is not None)))
-    builder.step(spec, None, [q, k, v, mask], ints=(chunks, partial), writes=[results, scores])
-    builder.step(
-        Spec("attention", "combine", (int(sinks is not None),)),
-        node,
-        [q, sinks],
-        ints=(chunks, partial),
-        reads=[results],
-    )
+    at_once = attention_rows.columns_at_once(columns, k.type, v.type)
+    padded = -(-columns // at_once) * at_once
+    results = builder.scratch(q.ne[3] * blocks * padded * chunks * partial)
+    work = builder.thread_scratch(QUERIES + blocks * padded * (q.ne[0] + 15) // 16 * 64)
+    ints = (chunks, partial, shared, blocks, padded, at_once)
+    calls = [attention_rows.scores_spec(k.type, at_once), attention_rows.weigh_spec(v.type, at_once)]
+    builder.step(Spec("attention", "few"), None, [q, k, v, mask], ints=ints, writes=[results, work], calls=calls)
+    builder.step(Spec("attention", "combine"), node, [q, sinks], ints=ints, reads=[results])
 
 
 def alibi_slope():
@@ -110,18 +113,14 @@ def score_rule():
     return rule
 
 
-def few(k_name, v_name, masked):
-    """-> kernel: src q, k, v, mask -> partial results; ints: chunks, bytes of a partial result."""
+def few():
+    """-> kernel: src q, k, v, mask -> partial results [batch][block][column][chunk]; ints: chunks, bytes of a partial
+    result, heads a block, blocks, columns a block and some that repeat the last one, columns at once."""
     from pyggml import simd as v
     from pyggml.kernels.cpu import record
 
     U = v.U
     np = v.np
-    keys, values = v.RowWords(k_name), v.RowWords(v_name)
-    multiply, multiply_part, zero, sums = keys.multiply, keys.multiply_part, keys.zero, keys.sums
-    add_row, zero4, store4 = values.add_row, values.zero4, values.store4
-    _, load_value_part = v.float_loader(v_name)
-    k_size, v_size = v.FLOAT_BYTES[k_name], v.FLOAT_BYTES[v_name]
     rule, slope_of = score_rule(), alibi_slope()
     scale_of, bias_of, softcap_of = (record.param_f32(i) for i in range(3))
     head, n_tokens, n_head, n_batch = (record.field("src0.ne", i) for i in range(4))
@@ -133,156 +132,173 @@ def few(k_name, v_name, masked):
     )
     mask2, mask3 = record.field("src3.ne", 2), record.field("src3.ne", 3)
     q_at, k_at, v_at, mask_at = (record.element(f"src{i}") for i in range(4))
-    k_row, v_row = record.field("src1.nb", 1), record.field("src2.nb", 1)
-    chunks_of, partial_of = record.field("ints"), record.field("ints", 1)
-    results, scores_of = record.field("scratch"), record.field("scratch", 1)
-    own_bytes = record.field("thread_bytes")
+    k_row, v_row, mask_data = record.field("src1.nb", 1), record.field("src2.nb", 1), record.field("src3.data")
+    chunks_of, partial_of, shared_of, blocks_of, padded_of, at_once_of = (record.field("ints", i) for i in range(6))
+    results, work_at, own_bytes = record.field("scratch"), record.field("scratch", 1), record.field("thread_bytes")
+    multiply, weigh = record.field("calls"), record.field("calls", 1)
     minus_inf = np.float32(-np.inf)
-    chunk, header = CHUNK, U(HEADER)
-    at_once = keys.count
+    chunk, header, scores_at, queries_at, row_bytes = CHUNK, U(HEADER), U(SCORES), U(QUERIES), U(4 * CHUNK)
+    (
+        call_rows,
+        call_stride,
+        call_count,
+        call_n,
+        call_columns,
+        call_apart,
+        call_out,
+        call_out_apart,
+        call_zeros,
+        call_all,
+    ) = (U(attention_rows.CALL.fields[name][1]) for name in attention_rows.CALL.names[:10])
 
     @v.device
-    def score16(query, n, keys, stride, last, out):
-        """Products of one query with 16 keys, of which those beyond `last` repeat it; by way of memory at `out`."""
-        for first in range(0, 16, at_once):
-            acc = zero()
-            q = query
-            k = keys + stride * U(min(first, last))
-            rest = max(last - first, 0)
-            for _ in range(n >> 4):
-                acc = multiply(acc, k, stride, rest, v.load_f32(q))
-                q += U(64)
-                k += U(16 * k_size)
-            if n & 15:
-                acc = multiply_part(acc, k, stride, rest, v.load_f32_part(q, n & 15), n & 15)
-            v.store(out + U(4 * first), sums(acc))
-        return v.load_f32(out)
+    def pack_queries(step, to, size, i3):
+        """All queries of a batch: f32 [block][column][size / 4], zeros behind the head."""
+        d, shared = head(step), shared_of(step)
+        columns = n_tokens(step) * shared
+        for block in range(blocks_of(step)):
+            for c in range(padded_of(step)):
+                column = min(c, columns - 1)
+                q = q_at(step, 0, column // shared, block * shared + column % shared, i3)
+                for i in range(0, d, 16):
+                    v.store(to + U(4 * i), v.load_f32_part(q + U(4 * i), min(16, d - i)))
+                to += size
 
     @v.device
-    def weigh(scores, value, stride, n, rows, out):
-        """out[n] = sum over rows of score x value row; rows with score 0 are not looked at."""
-        done = 0
-        while done + 64 <= n:
-            even = zero4()
-            odd = zero4()
-            row = value
-            for j in range(0, rows, 2):
-                p0 = v.f32_at(scores + U(4 * j))
-                if p0 != np.float32(0.0):
-                    even = add_row(even, row, p0)
-                row += stride
-                if j + 1 < rows:
-                    p1 = v.f32_at(scores + U(4 * j + 4))
-                    if p1 != np.float32(0.0):
-                        odd = add_row(odd, row, p1)
-                    row += stride
-            store4(out, even, odd)
-            done += 64
-            value += U(64 * v_size)
-            out += U(256)
-        while done < n:
-            left = min(n - done, 16)
-            acc = v.zero_f32()
-            row = value
-            for j in range(rows):
-                p = v.f32_at(scores + U(4 * j))
-                if p != np.float32(0.0):
-                    acc = v.fma(load_value_part(row, left), v.splat_f32(p), acc)
-                row += stride
-            v.store_part(out, acc, left)
-            done += 16
-            value += U(16 * v_size)
-            out += U(64)
+    def bias_row(step, first, column, block, i3):
+        """Address of the mask of a column from key `first` on."""
+        shared = shared_of(step)
+        h = block * shared + column % shared
+        return mask_at(step, first, column // shared, h % mask2(step), i3 % mask3(step))
+
+    @v.device
+    def hidden(step, first, rows, columns, count, block, i3):
+        """Whether the mask hides these keys from `count` columns: then they may hold anything."""
+        top = v.splat_f32(minus_inf)
+        for column in range(columns, min(columns + count, n_tokens(step) * shared_of(step))):
+            m = bias_row(step, first, column, block, i3)
+            for j in range(0, rows, 16):
+                have = min(rows - j, 16)
+                top = v.maximum(v.select_part(v.f16_to_f32(v.load_u16_part(m + U(2 * j), have)), minus_inf, have), top)
+            if mask2(step) == 1 and n_tokens(step) == 1:
+                break
+        return v.hmax(top) == minus_inf
 
     def kernel(step, ith, nth):
         scale, softcap, max_bias = scale_of(step), softcap_of(step), bias_of(step)
-        heads, tokens = n_head(step), n_tokens(step)
-        chunks = chunks_of(step)
-        group = heads // k_heads(step)
-        scores = scores_of(step) + U(ith * own_bytes(step))
-        work = n_batch(step) * tokens * heads * chunks
+        chunks, shared, blocks, padded, at_once = (
+            chunks_of(step), shared_of(step), blocks_of(step), padded_of(step), at_once_of(step),
+        )  # fmt: skip
+        columns, partial, masked = n_tokens(step) * shared, U(partial_of(step)), mask_data(step) != U(0)
+        call = work_at(step) + U(ith * own_bytes(step))
+        scores, queries, query_bytes = call + scores_at, call + queries_at, U((head(step) + 15) // 16 * 64)
+        packed = -1
+        work = n_batch(step) * chunks * blocks
         for w in range(work * ith // nth, work * (ith + 1) // nth):
-            # heads that share keys are neighbours, so that the chunk stays in cache
-            in_group, rest = w % group, w // group
-            c, rest = rest % chunks, rest // chunks
-            kv_head, rest = rest % k_heads(step), rest // k_heads(step)
-            t, i3 = rest % tokens, rest // tokens
-            h = kv_head * group + in_group
-            out = results(step) + U((((i3 * tokens + t) * heads + h) * chunks + c) * partial_of(step))
+            # heads of one cell are neighbours in a cache
+            block, rest = w % blocks, w // blocks
+            c, i3 = rest % chunks, rest // chunks
+            if i3 != packed:
+                pack_queries(step, queries, query_bytes, i3)
+                packed = i3
             first = c * chunk
             rows = min(n_kv(step) - first, chunk)
-            q = q_at(step, 0, t, h, i3)
-            k = k_at(step, 0, first, kv_head, i3)
-            top = minus_inf
-            if masked:
-                m = mask_at(step, first, t, h % mask2(step), i3 % mask3(step))
-                slope = v.splat_f32(slope_of(h, heads, max_bias))
-            for j in range(0, rows, 16):
-                have = min(rows - j, 16)
-                if masked:
-                    # nothing to see here: such cells may hold anything
-                    bias = v.select_part(v.f16_to_f32(v.load_u16_part(m, have)), minus_inf, have)
-                    m += U(32)
-                    if v.hmax(bias) == minus_inf:
-                        v.store(scores + U(4 * j), bias)
-                        continue
-                    s = rule(
-                        score16(q, head(step), k + U(j * k_row(step)), U(k_row(step)), have - 1, scores + U(4 * j)),
-                        scale,
-                        softcap,
-                    )
-                    # where the mask is -inf the product does not count, even if it is NaN
-                    s = v.where_less(v.splat_f32(minus_inf), bias, v.fma(slope, bias, s), bias)
-                else:
-                    s = rule(
-                        score16(q, head(step), k + U(j * k_row(step)), U(k_row(step)), have - 1, scores + U(4 * j)),
-                        scale,
-                        softcap,
-                    )
-                    s = v.select_part(s, minus_inf, have)
-                v.store(scores + U(4 * j), s)
-                top = max(top, v.hmax(s))
-            v.put_f32(out, top)
-            total = np.float32(0.0)
-            if top != minus_inf:
-                for j in range(0, rows, 16):
-                    p = v.exp(v.load_f32(scores + U(4 * j)) - v.splat_f32(top))
-                    v.store(scores + U(4 * j), p)
-                    total += v.hsum(p)
-                kv = h // (heads // v_heads(step))
-                weigh(scores, v_at(step, 0, first, kv, i3), U(v_row(step)), v_head(step), rows, out + header)
-            v.put_f32(out + U(4), total)
+            for turns in range(padded // at_once):
+                g = turns * at_once
+                out = results(step) + U(((i3 * blocks + block) * padded + g) * chunks + c) * partial
+                if masked and hidden(step, first, rows, g, at_once, block, i3):
+                    for _ in range(at_once):
+                        v.put_f32(out, minus_inf)
+                        out += U(chunks) * partial
+                    continue
+                v.put_i64(call + call_rows, k_at(step, 0, first, block // (blocks // k_heads(step)), i3))
+                v.put_i64(call + call_stride, k_row(step))
+                v.put_i64(call + call_count, rows)
+                v.put_i64(call + call_n, head(step))
+                v.put_i64(call + call_columns, queries + U(block * padded + g) * query_bytes)
+                v.put_i64(call + call_apart, query_bytes)
+                v.put_i64(call + call_out, scores)
+                v.put_i64(call + call_out_apart, row_bytes)
+                v.call_kernel(multiply(step), call, 0, 1)
+                zeros, zeros_for_all = 0, -1
+                to = out
+                row = scores
+                for i in range(at_once):
+                    column = min(g + i, columns - 1)
+                    m = mask_data(step)
+                    slope = v.splat_f32(np.float32(1.0))
+                    if masked:
+                        m = bias_row(step, first, column, block, i3)
+                        slope = v.splat_f32(slope_of(block * shared + column % shared, n_head(step), max_bias))
+                    highest = v.splat_f32(minus_inf)
+                    for j in range(0, rows, 16):
+                        have = min(rows - j, 16)
+                        s = rule(v.load_f32(row + U(4 * j)), scale, softcap)
+                        if masked:
+                            # where the mask is -inf the product does not count, even if it is NaN
+                            bias = v.f16_to_f32(v.load_u16_part(m + U(2 * j), have))
+                            s = v.where_less(v.splat_f32(minus_inf), bias, v.fma(slope, bias, s), bias)
+                        s = v.select_part(s, minus_inf, have)
+                        v.store(row + U(4 * j), s)
+                        highest = v.maximum(s, highest)
+                    top = v.hmax(highest)
+                    none = 0
+                    total = v.zero_f32()
+                    for j in range(0, rows, 16):
+                        p = v.zero_f32()
+                        if top != minus_inf:
+                            p = v.exp(v.load_f32(row + U(4 * j)) - v.splat_f32(top))
+                        v.store(row + U(4 * j), p)
+                        none |= v.equal_bits(p, v.zero_f32()) << j
+                        total = total + p
+                    zeros |= none
+                    zeros_for_all &= none
+                    v.put_f32(to, top)
+                    v.put_f32(to + U(4), v.hsum(total))
+                    to += U(chunks) * partial
+                    row += row_bytes
+                v.put_i64(call + call_rows, v_at(step, 0, first, block // (blocks // v_heads(step)), i3))
+                v.put_i64(call + call_stride, v_row(step))
+                v.put_i64(call + call_n, v_head(step))
+                v.put_i64(call + call_columns, scores)
+                v.put_i64(call + call_apart, row_bytes)
+                v.put_i64(call + call_out, out + header)
+                v.put_i64(call + call_out_apart, U(chunks) * partial)
+                v.put_i64(call + call_zeros, zeros)
+                v.put_i64(call + call_all, zeros_for_all)
+                v.call_kernel(weigh(step), call, 0, 1)
 
     return kernel
 
 
-def combine(with_sinks):
-    """-> kernel: partial results -> dst; src0 = q for its shape, src1 = sinks; ints as for `few`."""
+def combine():
+    """-> kernel: partial results -> dst; src0 = q for its shape, src1 = sinks or nothing; ints as for `few`."""
     from pyggml import simd as v
     from pyggml.kernels.cpu import record
 
     U = v.U
     np = v.np
     v_head, n_head, n_tokens, n_batch = (record.field("dst.ne", i) for i in range(4))
-    chunks_of, partial_of = record.field("ints"), record.field("ints", 1)
+    chunks_of, partial_of, shared_of, blocks_of, padded_of = (record.field("ints", i) for i in range(5))
     results, dst = record.field("scratch"), record.element("dst")
     sinks = record.field("src1.data")
     minus_inf = np.float32(-np.inf)
     header = U(HEADER)
 
     def kernel(step, ith, nth):
-        n, heads, chunks = v_head(step), n_head(step), chunks_of(step)
+        n, heads, chunks, shared = v_head(step), n_head(step), chunks_of(step), shared_of(step)
         size = U(partial_of(step))
         work = n_batch(step) * n_tokens(step) * heads
         for w in range(work * ith // nth, work * (ith + 1) // nth):
             h, rest = w % heads, w // heads
             t, i3 = rest % n_tokens(step), rest // n_tokens(step)
-            first = results(step) + U(w * chunks) * size
+            column = (i3 * blocks_of(step) + h // shared) * padded_of(step) + t * shared + h % shared
+            first = results(step) + U(column * chunks) * size
             top = minus_inf
             for c in range(chunks):
                 top = max(top, v.f32_at(first + U(c) * size))
             total = np.float32(0.0)
-            if with_sinks:
+            if sinks(step) != U(0):
                 sink = v.f32_at(sinks(step) + U(4 * h))
                 top = max(top, sink)
                 total = v.lane(v.exp(v.splat_f32(sink - top)), 0)

@@ -4,13 +4,16 @@ Owns the blocked way only; `few` and `combine` for single tokens are in attentio
 of the heads that share keys; GROUP tiles of columns share each unpacked chunk of keys and values. A chunk whose mask
 hides it from all of them is skipped, which halves a causal prompt.
 
-Work memory of a thread, in order, all f32:
-  queries [GROUP][d][width] | keys 4 x [d][16] | values [64][dv] | scores [16][64] | weights [64][16]
-  | result [GROUP][width][dv] | top, sum [GROUP][width] each | factors [16]
-where dv is v's head size rounded up to 16.
+Work memory of a thread, in order, all f32 but the first:
+  a CALL record | scores [16][64] | weights [64][16] | top, sum [GROUP][width] each | factors [16]
+  | queries [GROUP][d][width] | rows of keys [64][d] | keys 4 x [d][16] | values [64][dv] | the same as they are, where
+  some are not finite | result [GROUP][width][dv]
+where d and dv are the head sizes of k and v, rounded up to 16.
 """
 
 from __future__ import annotations
+
+from pyggml.kernels.cpu.attention_rows import CALL
 
 CHUNK = 64
 GROUP = 4
@@ -21,21 +24,26 @@ def _round16(n):
     return (n + 15) // 16 * 16
 
 
-def scratch_floats(d: int, dv: int, width: int) -> list[int]:
-    """Sizes of the areas above, in f32."""
-    dv = _round16(dv)
-    sizes = [GROUP * d * width, 64 * d, 64 * dv, 16 * 64, 64 * 16 + 16, GROUP * width * dv + 16]
-    return [_round16(n) for n in [*sizes, GROUP * width, GROUP * width, 16]]
+def fixed_areas(width: int) -> list[int]:
+    """Byte offsets of scores, weights, top, sum, factors, and of what follows."""
+    sizes = [CALL.itemsize, 4 * 16 * 64, 4 * (64 * 16 + 16), *[4 * _round16(GROUP * width)] * 2, 64]
+    return [sum(sizes[: i + 1]) for i in range(len(sizes))]
 
 
-def many(k_name, v_name, masked, with_sinks, width):
-    """-> kernel: src q, k, v, mask, sinks -> dst; scratch: the thread's work memory; ints[0..7]: byte offset of each
-    area but the first. The size of one thread's memory is that of scratch_floats."""
+def work_memory(d: int, dv: int, width: int) -> tuple[list[int], int]:
+    """(byte offsets of the rows of keys, keys, values, odd values and the result; bytes in all)."""
+    d, dv = _round16(d), _round16(dv)
+    sizes = [GROUP * d * width, 64 * d, 64 * d, 64 * dv, 64 * dv, GROUP * width * dv + 16]
+    ends = [fixed_areas(width)[-1] + 4 * sum(map(_round16, sizes[: i + 1])) for i in range(len(sizes))]
+    return ends[:-1], ends[-1]
+
+
+def many(width):
+    """-> kernel: src q, k, v, mask, sinks -> dst; scratch: the thread's work memory; ints: heads a block, blocks (see
+    attention.py), then the offsets of `work_memory`; calls: `unpack` for k and for v."""
     from pyggml import simd as v
-    from pyggml.dtypes import GGMLType
     from pyggml.kernels.cpu import record
     from pyggml.kernels.cpu.attention import alibi_slope, score_rule
-    from pyggml.kernels.cpu.tile import _unpack_floats
 
     U = v.U
     np = v.np
@@ -46,38 +54,52 @@ def many(k_name, v_name, masked, with_sinks, width):
         words.store_columns,
         words.load_scaled,
     )
-    unpack_keys = _unpack_floats(GGMLType[k_name])
     turn = v.transposer(v.load_f32)
-    _, load_value_part = v.float_loader(v_name)
-    v_size = v.FLOAT_BYTES[v_name]
     rule, slope_of = score_rule(), alibi_slope()
     scale_of, bias_of, softcap_of = (record.param_f32(i) for i in range(3))
     head, n_tokens, n_head, n_batch = (record.field("src0.ne", i) for i in range(4))
     n_kv, k_heads = record.field("src1.ne", 1), record.field("src1.ne", 2)
     v_head, v_heads = record.field("src2.ne"), record.field("src2.ne", 2)
-    mask2, mask3 = record.field("src3.ne", 2), record.field("src3.ne", 3)
+    mask2, mask3, mask_data = record.field("src3.ne", 2), record.field("src3.ne", 3), record.field("src3.data")
     q_at, k_at, v_at, mask_at = (record.element(f"src{i}") for i in range(4))
     k_row, v_row = record.field("src1.nb", 1), record.field("src2.nb", 1)
     sinks, dst = record.field("src4.data"), record.element("dst")
     work_at, own_bytes = record.field("scratch"), record.field("thread_bytes")
-    area = [record.field("ints", i) for i in range(8)]
-    keys_at, values_at, scores_at, weights_at, result_at, top_at, sum_at, factor_at = area
+    shared_of, blocks_of, rows_at, keys_at, values_at, odd_at, result_at = (record.field("ints", i) for i in range(7))
+    unpack_k, unpack_v = record.field("calls"), record.field("calls", 1)
+    scores_at, weights_at, top_at, sum_at, factor_at, queries_at = (U(n) for n in fixed_areas(width))
     minus_inf = np.float32(-np.inf)
     chunk, group_columns, columns_each = CHUNK, GROUP * width, width
     zero_f = np.float32(0.0)
+    call_rows, call_stride, call_count, call_n, call_out, call_out_apart, call_finite = (
+        U(CALL.fields[name][1]) for name in ("rows", "stride", "count", "n", "out", "out_stride", "finite")
+    )
 
     @v.device
-    def token_head(step, column, kv_head):
-        """(token, head) of a column; heads that share keys are neighbours, then tokens."""
-        shared = n_head(step) // k_heads(step)
-        return column // shared, kv_head * shared + column % shared
+    def token_head(step, column, block):
+        """(token, head) of a column; the heads of a block are neighbours, then tokens."""
+        shared = shared_of(step)
+        return column // shared, block * shared + column % shared
 
     @v.device
-    def pack_queries(step, at, first, count, kv_head, i3):
+    def unpack(function, call, rows, stride, count, n, out, finite):
+        """`count` rows of n elements as f32[count][n rounded up to 16]. -> whether some were not finite and are now 0."""
+        v.put_i64(call + call_rows, rows)
+        v.put_i64(call + call_stride, stride)
+        v.put_i64(call + call_count, count)
+        v.put_i64(call + call_n, n)
+        v.put_i64(call + call_out, out)
+        v.put_i64(call + call_out_apart, (n + 15) // 16 * 64)
+        v.put_i64(call + call_finite, finite)
+        v.call_kernel(function, call, 0, 1)
+        return v.i64_at(call + call_finite) == 2
+
+    @v.device
+    def pack_queries(step, at, first, count, block, i3):
         """Columns first ... of one tile; columns beyond `count` repeat the last."""
         d = head(step)
         for c in range(columns_each):
-            t, h = token_head(step, first + min(c, count - 1), kv_head)
+            t, h = token_head(step, first + min(c, count - 1), block)
             q = q_at(step, 0, t, h, i3)
             out = at + U(4 * c)
             for _ in range(d):
@@ -86,14 +108,14 @@ def many(k_name, v_name, masked, with_sinks, width):
                 out += U(4 * columns_each)
 
     @v.device
-    def visible(step, first_token, last_token, kv_head, first, rows, i3):
+    def visible(step, first_token, last_token, block, first, rows, i3):
         """What the mask does to these keys for these tokens: HIDDEN from all, some are MASKED, or OPEN, all zero."""
-        shared = n_head(step) // k_heads(step)
+        shared = shared_of(step)
         top, low = v.splat_f32(minus_inf), v.zero_f32()
         high = v.zero_f32()
         for t in range(first_token, last_token + 1):
-            for h in range(kv_head * shared, (kv_head + 1) * shared):
-                if h > kv_head * shared and mask2(step) == 1:
+            for h in range(block * shared, (block + 1) * shared):
+                if h > block * shared and mask2(step) == 1:
                     break
                 m = mask_at(step, first, t, h % mask2(step), i3 % mask3(step))
                 for j in range(0, rows, 16):
@@ -109,61 +131,46 @@ def many(k_name, v_name, masked, with_sinks, width):
         return MASKED
 
     @v.device
-    def unpack_values(value, stride, rows, n, out):
-        """f32[64][dv], rows and elements that do not exist are zero. -> whether an element is not finite; such are
-        zero too, because 0 x NaN would reach the tokens from which they are hidden."""
-        odd = v.zero_f32()
-        for j in range(chunk):
-            for i in range(0, n, 16):
-                x = v.zero_f32()
-                if j < rows:
-                    x = load_value_part(value + U(i * v_size), min(n - i, 16))
-                wrong = x - x
-                odd = odd + wrong
-                v.store(out, v.where_equal(wrong, wrong, x, v.zero_f32()))
-                out += U(64)
-            value += stride
-        return v.hsum(odd) != zero_f
-
-    @v.device
-    def add_odd(value, stride, rows, n, weights, result, dv):
-        """Add weight x value for the elements that unpack_values left out."""
-        for j in range(rows):
+    def add_odd(values, rows, weights, result, dv):
+        """Add weight x value for the elements that are not finite: 0 x NaN must not reach the tokens they are hidden from."""
+        for _ in range(rows):
             for c in range(columns_each):
-                p = v.f32_at(weights + U(64 * j + 4 * c))
+                p = v.f32_at(weights + U(4 * c))
                 if p != zero_f:
-                    for i in range(0, n, 16):
-                        x = load_value_part(value + U(i * v_size), min(n - i, 16))
+                    for i in range(0, dv, 16):
+                        x = v.load_f32(values + U(4 * i))
                         wrong = x - x
                         at = result + U(4 * (c * dv + i))
                         y = v.load_f32(at)
                         v.store(at, v.where_equal(wrong, wrong, y, y + x * v.splat_f32(p)))
-            value += stride
+            values += U(4 * dv)
+            weights += U(64)
 
     def kernel(step, ith, nth):
         scale, softcap, max_bias = scale_of(step), softcap_of(step), bias_of(step)
         d, n = head(step), v_head(step)
-        dv = (n + 15) // 16 * 16
-        shared = n_head(step) // k_heads(step)
+        dk, dv = (d + 15) // 16 * 16, (n + 15) // 16 * 16
+        shared, blocks, masked = shared_of(step), blocks_of(step), mask_data(step) != U(0)
         columns = n_tokens(step) * shared
         groups = (columns + group_columns - 1) // group_columns
-        queries = work_at(step) + U(ith) * own_bytes(step)
-        keys, values = queries + U(keys_at(step)), queries + U(values_at(step))
-        scores, weights = queries + U(scores_at(step)), queries + U(weights_at(step))
-        results, tops, sums = queries + U(result_at(step)), queries + U(top_at(step)), queries + U(sum_at(step))
-        factors = queries + U(factor_at(step))
-        work = n_batch(step) * k_heads(step) * groups
+        call = work_at(step) + U(ith) * own_bytes(step)
+        scores, weights, tops, sums, factors = (
+            call + scores_at, call + weights_at, call + top_at, call + sum_at, call + factor_at,
+        )  # fmt: skip
+        queries, key_rows, keys = call + queries_at, call + U(rows_at(step)), call + U(keys_at(step))
+        values, odd_values, results = call + U(values_at(step)), call + U(odd_at(step)), call + U(result_at(step))
+        work = n_batch(step) * blocks * groups
         for turns in range((work - ith + nth - 1) // nth):  # in turn: later tiles of a causal prompt see more keys
             w = ith + turns * nth
             first_column, rest = w % groups * group_columns, w // groups
-            kv_head, i3 = rest % k_heads(step), rest // k_heads(step)
-            kv = kv_head * shared // (n_head(step) // v_heads(step))
+            block, i3 = rest % blocks, rest // blocks
+            k_head, kv_head = block // (blocks // k_heads(step)), block // (blocks // v_heads(step))
             count = min(columns - first_column, group_columns)
             tiles = (count + columns_each - 1) // columns_each
             for g in range(tiles):
                 at = first_column + g * columns_each
                 pack_queries(
-                    step, queries + U(4 * g * columns_each * d), at, min(columns - at, columns_each), kv_head, i3
+                    step, queries + U(4 * g * columns_each * d), at, min(columns - at, columns_each), block, i3
                 )
             for i in range(0, tiles * columns_each * dv, 16):
                 v.store(results + U(4 * i), v.zero_f32())
@@ -176,21 +183,29 @@ def many(k_name, v_name, masked, with_sinks, width):
                 rows = min(n_kv(step) - first, chunk)
                 seen = OPEN
                 if masked:
-                    seen = visible(step, first_token, last_token, kv_head, first, rows, i3)
+                    seen = visible(step, first_token, last_token, block, first, rows, i3)
                     if seen == HIDDEN:
                         continue
-                k = k_at(step, 0, first, kv_head, i3)
+                k = k_at(step, 0, first, k_head, i3)
+                unpack(unpack_k(step), call, k, k_row(step), rows, d, key_rows, 0)
                 for j in range(0, rows, 16):
-                    stride = U(k_row(step))
-                    unpack_keys(k + stride * U(j), stride, min(rows - j, 16) - 1, d, keys + U(4 * j * d))
-                value = v_at(step, 0, first, kv, i3)
-                odd = unpack_values(value, U(v_row(step)), rows, n, values)
+                    for i in range(0, dk, 16):
+                        turn(
+                            keys + U(4 * j * dk + 64 * i),
+                            key_rows + U(4 * (j * dk + i)),
+                            U(4 * dk),
+                            min(rows - j, 16) - 1,
+                        )
+                value = v_at(step, 0, first, kv_head, i3)
+                odd = unpack(unpack_v(step), call, value, v_row(step), rows, n, values, 1)
+                if odd:
+                    unpack(unpack_v(step), call, value, v_row(step), rows, n, odd_values, 0)
                 for g in range(tiles):
                     query = queries + U(4 * g * columns_each * d)
                     for j in range(0, rows, 16):
                         acc = zero()
                         y = query
-                        x = keys + U(4 * j * d)
+                        x = keys + U(4 * j * dk)
                         for _ in range(d):
                             acc = fma_columns(acc, v.load_f32(x), y)
                             x += U(64)
@@ -198,7 +213,7 @@ def many(k_name, v_name, masked, with_sinks, width):
                         store_columns(acc, scores + U(4 * j), U(4 * chunk), 16, columns_each)
                     for c in range(columns_each):
                         column = min(first_column + g * columns_each + c, columns - 1)
-                        t, h = token_head(step, column, kv_head)
+                        t, h = token_head(step, column, block)
                         row = scores + U(4 * chunk * c)
                         at = U(4 * (g * columns_each + c))
                         old = v.f32_at(tops + at)
@@ -241,18 +256,18 @@ def many(k_name, v_name, masked, with_sinks, width):
                         acc = load_scaled(result + U(4 * i), U(4 * dv), factors)
                         x = values + U(4 * i)
                         y = weights
-                        for _ in range(chunk):
+                        for _ in range(rows):
                             acc = fma_columns(acc, v.load_f32(x), y)
                             x += U(4 * dv)
                             y += U(64)
                         store_columns(acc, result + U(4 * i), U(4 * dv), 16, columns_each)
                     if odd:
-                        add_odd(value, U(v_row(step)), rows, n, weights, result, dv)
+                        add_odd(odd_values, rows, weights, result, dv)
             for c in range(count):
-                t, h = token_head(step, first_column + c, kv_head)
+                t, h = token_head(step, first_column + c, block)
                 total = v.f32_at(sums + U(4 * c))
                 factor = np.float32(1.0)
-                if with_sinks:
+                if sinks(step) != U(0):
                     top, sink = v.f32_at(tops + U(4 * c)), v.f32_at(sinks(step) + U(4 * h))
                     new = max(top, sink)
                     factor = v.lane(v.exp(v.splat_f32(top - new)), 0)

@@ -38,26 +38,25 @@ def columns():
     return kernel
 
 
-def rows(kind):
-    """-> kernel(src, stride, last, x, n, out): products of `RowWords.count` rows of n elements with n F32 at x,
-    summed; then, from byte 64, 64 elements of row 0 times x[0] plus 64 of row 1 times x[1]."""
-    w = v.RowWords(kind)
-    multiply, multiply_part, zero, sums = w.multiply, w.multiply_part, w.zero, w.sums
-    add_row, zero4, store4 = w.add_row, w.zero4, w.store4
-    size = v.FLOAT_BYTES[kind]
+def groups(columns, rows):
+    """-> kernel(x, y, numbers, apart, out): f32[2][16] at x with each column's f32[2][16] at y, `apart` bytes from one
+    column's to the next's: totals for the first and the last row, 64 bytes a column. From byte 1024 on, 1 KiB a column:
+    x times the column's number, twice for the first row, and again for the last one where the number is not 0."""
+    w = v.GroupWords(columns, rows)
+    zero, put_totals, put = w.zero, w.put_totals, w.put
+    first, last = w.fma_vectors[0], w.fma_vectors[-1]
+    number, seen = w.fma_numbers[0], w.fma_numbers_seen[-1]
 
-    def kernel(src, stride, last, x, n, out):
-        acc = zero()
-        at, y = src, x
-        for _ in range(n >> 4):
-            acc = multiply(acc, at, U(stride), last, v.load_f32(y))
-            at += U(16 * size)
-            y += U(64)
-        if n & 15:
-            acc = multiply_part(acc, at, U(stride), last, v.load_f32_part(y, n & 15), n & 15)
-        v.store(out, sums(acc))
-        if n >= 64:
-            second = add_row(zero4(), src + U(stride), v.f32_at(x + U(4)))
-            store4(out + U(64), add_row(zero4(), src, v.f32_at(x)), second)
+    def kernel(x, y, numbers, apart, out):
+        acc = first(zero(), v.load_f32(x), y, U(apart))
+        put_totals(out, last(acc, v.load_f32(x + U(64)), y + U(64), U(apart)), U(64))
+        acc = number(zero(), v.load_f32(x), numbers, U(4))
+        put(
+            out + U(1024),
+            seen(number(acc, v.load_f32(x), numbers, U(4)), v.load_f32(x + U(64)), numbers, U(4)),
+            U(1024),
+            rows,
+        )
+        put(out + U(1024 * (1 + columns)), zero(), U(64), 0)
 
     return kernel
