@@ -1,7 +1,7 @@
 """The hot kernels are made of the instructions that they are written for, at each CPU level. Must not run them.
 
 The hot loop of a kernel is the innermost loop with most products; that of a tile, whose kernel has long loops that
-prepare it, the one with the largest share of products.
+prepare it, the one with the largest share of products that are added up.
 """
 
 import ast
@@ -65,6 +65,7 @@ TOO_NEW = {  # instructions that a level must do without
     "generic": r"v\w+|.*%[yz]mm|pmaddubsw|pshufb|pabs[bwd]|psign|phadd|pmulld|pinsr[bdq]|pmov[sz]x|p?blend|round[ps]s|ptest",
 }
 PRODUCT = re.compile(r"v?(pdpbusd|pmaddubsw|pmaddwd|pmuludq|fmadd\d+ps|mulps) ")
+SUM = re.compile(r"v?(pdpbusd|paddd|addps|fmadd\d+ps) ")
 SPILLS = {  # vector instructions of the hot loop that touch the stack, as a share of all
     "matvec": {"vnni": 0.02, "v4": 0.05, "v3": 0.1},
     "tile": {"vnni": 0.0, "v4": 0.08, "v3": 0.3, "v2": 0.25},
@@ -106,7 +107,7 @@ def rest() -> dict[str, dict[Key, str]]:
 def hot_loop(module: str, text: str) -> list[str]:
     def rank(loop: list[str]) -> float:
         products = sum(bool(PRODUCT.match(x)) for x in loop)
-        return products / len(loop) if "tile" in module else products
+        return min(products, sum(bool(SUM.match(x)) for x in loop)) / len(loop) if "tile" in module else products
 
     return max(assembly.inner_loops(text), key=rank)
 
