@@ -18,7 +18,7 @@ from pyggml import jit
 from pyggml.dtypes import SIZES
 from pyggml.jit import Spec
 from pyggml.kernels.cpu import attention_rows, attention_tile
-from pyggml.kernels.cpu.copy import READ
+from pyggml.kernels.cpu.copy import WRITTEN
 from pyggml.kernels.cpu.kinds import refuse_types
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def why_not(node: Tensor) -> str | None:
         return "FLASH_ATTN_EXT with a result that is not contiguous"
     if 0 in k.ne:
         return "FLASH_ATTN_EXT over no keys"
-    return refuse_types(READ, k, v)
+    return refuse_types(WRITTEN, k, v)
 
 
 def lower(builder: Builder, node: Tensor) -> None:
