@@ -23,7 +23,17 @@ def cpu_device() -> Device:
     return CPUDevice()
 
 
-@pytest.fixture(scope="session", params=["peer", "cpu"])
+@pytest.fixture(scope="session")
+def cuda_device() -> Device:
+    """The CUDA backend with an emulated GPU."""
+    if importlib.util.find_spec("numba_cuda") is None:
+        pytest.skip("numba-cuda is not installed: pip install '.[test,cuda]'")
+    from cuda_device import EmulatedDevice
+
+    return EmulatedDevice()
+
+
+@pytest.fixture(scope="session", params=["peer", "cpu", "cuda"])
 def device(request: pytest.FixtureRequest) -> Device:
     """Each device that must do what the reference does: the stock ggml (the test of the reference) and ours."""
     found: Device = request.getfixturevalue(f"{request.param}_device")

@@ -1,0 +1,98 @@
+"""Cubins in the user's cache: each kernel is compiled once for each compute capability.
+
+Owns the files and what their names depend on; must not know a device or a plan. Where all kernels are in the cache
+Numba is not imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import os
+from pathlib import Path
+
+from pyggml.cachedir import cache_dir
+from pyggml.errors import DeviceError
+from pyggml.kernels.cuda.spec import Spec
+
+ENTRY = b"pyggml_kernel"
+_MAGIC = b"PYGGMLC1"
+_PACKAGES = ("numba", "numba-cuda", "llvmlite", "nvidia-nvvm", "nvidia-nvjitlink")
+
+
+class Counts:
+    """How many kernels this process compiled and how many it took from the cache."""
+
+    compiled = 0
+    loaded = 0
+
+
+@functools.cache
+def _versions() -> tuple[str, ...]:
+    """Of all that machine code depends on; a toolkit that is not a Python package counts as none."""
+    found = []
+    for name in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{name} {importlib.metadata.version(name)}")
+    return tuple(found)
+
+
+@functools.cache
+def _sources() -> dict[str, bytes]:
+    """Module name -> digest of its text: the kernels' files, and under "" of all that each of them may use."""
+    root = Path(__file__).parents[2]
+    folder = root / "kernels" / "cuda"
+    shared = hashlib.sha256()
+    for path in sorted([*folder.rglob("*.py"), *(root / "quants").glob("*.py"), root / "dtypes.py"]):
+        shared.update(path.read_bytes())
+    return {"": shared.digest()}
+
+
+def key(spec: Spec, cc: tuple[int, int]) -> str:
+    """What a cubin's file is named by: kernel, sources, versions, compute capability."""
+    parts = (repr(tuple(spec)), _sources()[""].hex(), *_versions(), f"{cc[0]}.{cc[1]}")
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+def _file(spec: Spec, cc: tuple[int, int]) -> Path:
+    folder = cache_dir("cuda") / f"sm_{cc[0]}{cc[1]}"
+    folder.mkdir(exist_ok=True)
+    return folder / f"{spec.label}-{key(spec, cc)}.cubin"
+
+
+def cubin(spec: Spec, cc: tuple[int, int]) -> bytes:
+    """The kernel's machine code. Raises DeviceError when the cache cannot be written to or the compiler is not there."""
+    try:
+        path = _file(spec, cc)
+        found = _read(path)
+        if found is not None:
+            Counts.loaded += 1
+            return found
+        image = _compile(spec, cc)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_bytes(_MAGIC + hashlib.sha256(image).digest() + image)
+        temporary.replace(path)
+        return image
+    except OSError as error:
+        raise DeviceError(f"kernel cache {error.filename}: {error.strerror}") from None
+
+
+def _read(path: Path) -> bytes | None:
+    """None when there is no such file or a damaged one."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    image = data[40:]
+    return image if data[:8] == _MAGIC and hashlib.sha256(image).digest() == data[8:40] else None
+
+
+def _compile(spec: Spec, cc: tuple[int, int]) -> bytes:
+    try:
+        from pyggml.kernels.cuda.device import build
+    except ImportError as error:
+        raise DeviceError(f"kernels cannot be compiled: {error}; pip install 'pyggml[cuda]'") from None
+    Counts.compiled += 1
+    return build.cubin(spec, cc).image

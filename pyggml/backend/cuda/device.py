@@ -1,0 +1,237 @@
+"""The CUDA backend: devices, buffers and the run of plans, over any driver with the interface of `driver.GPU`.
+
+Owns what the contract of backend/base.py asks for; knows no single op and no call of the driver.
+"""
+
+from __future__ import annotations
+
+import importlib
+import struct
+import threading
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pyggml.backend.base import Backend, Buffer, Bytes, Device, Kind, Plan, Usage
+from pyggml.backend.cuda.driver import GPU
+from pyggml.backend.cuda.plan import STATUS_BYTES, Builder, CudaPlan
+from pyggml.backend.cuda.staging import Staging
+from pyggml.errors import ComputeError, UnsupportedError
+from pyggml.graph import Graph
+from pyggml.kernels.cuda import FAMILIES, FUSIONS
+from pyggml.kernels.cuda.layout import alignment
+from pyggml.ops import VIEW_OPS, Op, check
+from pyggml.tensor import Flag, Tensor
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"pyggml.kernels.cuda.{name}")
+
+
+class CudaDevice(Device):
+    """`lock` is held by whoever speaks to the GPU: its one stream keeps everything in order."""
+
+    kind = Kind.GPU
+    backend_name = "CUDA"
+    alignment = 256
+
+    def __init__(self, gpu: GPU) -> None:
+        self.gpu = gpu
+        self.name = f"CUDA{gpu.number}"
+        self.description = gpu.name
+        self.lock = threading.RLock()
+        self.staging = Staging(gpu)
+        self.garbage: list[_Remains] = []  # plans that nobody holds any more; freed when no graph is being noted
+
+    def memory(self) -> tuple[int, int]:
+        with self.lock:
+            return self.gpu.memory()
+
+    def alloc_buffer(self, size: int, usage: Usage = Usage.ANY) -> CudaBuffer:
+        return CudaBuffer(self, size, usage)
+
+    def why_not(self, node: Tensor) -> str | None:
+        name = FAMILIES.get(Op(node.op))
+        if name is None:
+            return f"the CUDA backend has no {Op(node.op).name}"
+        reason: str | None = _module(name).why_not(node)
+        return reason
+
+    def open(self, n_threads: int | None = None) -> CudaBackend:
+        return CudaBackend(self)
+
+
+class CudaBuffer(Buffer):
+    device: CudaDevice
+
+    def __init__(self, device: CudaDevice, size: int, usage: Usage) -> None:
+        assert size >= 0, size
+        self.device, self.size, self.usage = device, size, usage
+        with device.lock:
+            self.base = device.gpu.alloc(size)
+
+    def _at(self, tensor: Tensor, offset: int, size: int) -> int:
+        start = tensor.data - self.base + offset
+        assert offset >= 0 and size >= 0 and offset + size <= tensor.nbytes, (tensor, offset, size)
+        assert start >= 0 and start + size <= self.size, (tensor, start, size, self.size)
+        return self.base + start
+
+    def set(self, tensor: Tensor, data: Bytes, offset: int = 0) -> None:
+        content = np.frombuffer(data, np.uint8)
+        with self.device.lock:
+            self.device.staging.write(self._at(tensor, offset, content.size), content)
+
+    def get(self, tensor: Tensor, offset: int = 0, size: int | None = None) -> bytes:
+        size = tensor.nbytes - offset if size is None else size
+        with self.device.lock:
+            return self.device.staging.read(self._at(tensor, offset, size), size)
+
+    def memset(self, tensor: Tensor, value: int, offset: int = 0, size: int | None = None) -> None:
+        size = tensor.nbytes - offset if size is None else size
+        at = self._at(tensor, offset, size)
+        if size:
+            with self.device.lock:
+                self.device.gpu.fill(at, value, size)
+
+    def clear(self, value: int) -> None:
+        if self.size:
+            with self.device.lock:
+                self.device.gpu.fill(self.base, value, self.size)
+
+    def copy(self, src: Tensor, dst: Tensor) -> bool:
+        if not isinstance(src.buffer, CudaBuffer) or src.buffer.device is not self.device:
+            return False
+        size = src.nbytes
+        source, target = src.buffer._at(src, 0, size), self._at(dst, 0, size)
+        if size:
+            with self.device.lock:
+                self.device.gpu.copy(target, source, size)
+        return True
+
+    def free(self) -> None:
+        if self.base:
+            with self.device.lock:
+                self.device.gpu.free(self.base)
+        self.base = self.size = 0
+
+
+class CudaBackend(Backend):
+    device: CudaDevice
+
+    def __init__(self, device: CudaDevice) -> None:
+        self.device = device
+        self.aborted = False
+
+    def plan(self, graph: Graph) -> Plan:
+        nodes = [n for n in graph.nodes if n.op not in VIEW_OPS and n.flags & Flag.COMPUTE and 0 not in n.ne]
+        for node in nodes:
+            check(node)
+            reason = self.device.why_not(node)
+            if reason is not None:
+                raise UnsupportedError(f"{self.device.name}: cannot compute {node.name!r}: {reason}")
+            for t in (node, *node.src):
+                if t is not None and t.data % alignment(t.type):
+                    raise UnsupportedError(f"{self.device.name}: {t.name!r} lies at {t.data:#x}, no multiple of {alignment(t.type)}")
+        gpu = self.device.gpu
+        builder = Builder(gpu.cc, gpu.multiprocessors, gpu.shared_limit)
+        self.lower(builder, graph, nodes)
+        with self.device.lock:
+            self._bury()
+            size = builder.place_scratch()
+            memory = gpu.alloc(size)
+            try:
+                self.device.staging.write(memory, builder.constants())
+                return _KeptPlan(self.device, builder, nodes, memory)
+            except BaseException:
+                gpu.free(memory)
+                raise
+
+    def lower(self, builder: Builder, graph: Graph, nodes: list[Tensor]) -> None:
+        """Turn nodes into launches; runs of nodes that one kernel computes together are tried first."""
+        i = 0
+        while i < len(nodes):
+            taken = 0
+            for fusion in FUSIONS.get(Op(nodes[i].op), ()):
+                group = nodes[i : i + len(fusion.ops)]
+                if tuple(Op(n.op) for n in group) == fusion.ops and only_inside(graph, group):
+                    builder.node, builder.number = group[-1], i + len(group) - 1
+                    if _module(fusion.module).lower_fused(builder, group):
+                        taken = len(group)
+                        break
+            if not taken:
+                builder.node, builder.number = nodes[i], i
+                _module(FAMILIES[Op(nodes[i].op)]).lower(builder, nodes[i])
+                taken = 1
+            builder.wrote(nodes[i + taken - 1])
+            i += taken
+
+    def compute(self, plan: Plan) -> None:
+        assert isinstance(plan, CudaPlan)
+        gpu = self.device.gpu
+        with self.device.lock:
+            self._bury()
+            if self.aborted:
+                self.aborted = False
+                raise ComputeError("aborted")
+            if not plan.steps:
+                return
+            plan.run()
+            if not plan.reports:
+                gpu.synchronize()
+                return
+            number, row, limit = struct.unpack("<iqi", self.device.staging.read(plan.memory, STATUS_BYTES))
+            if number:
+                gpu.fill(plan.memory, 0, STATUS_BYTES)
+        if number:
+            node = plan.nodes[number - 1]
+            raise ComputeError(f"{Op(node.op).name} {node.name!r}: row number {row}, there are {limit} rows")
+
+    def synchronize(self) -> None:
+        with self.device.lock:
+            self.device.gpu.synchronize()
+
+    def abort(self) -> None:
+        """A graph that has been handed over runs to its end, which takes milliseconds; the next one is refused."""
+        self.aborted = True
+
+    def _bury(self) -> None:
+        garbage, self.device.garbage = self.device.garbage, []
+        for remains in garbage:
+            if remains.graph is not None:
+                self.device.gpu.drop(remains.graph)
+            self.device.gpu.free(remains.memory)
+
+    def close(self) -> None:
+        with self.device.lock:
+            self._bury()
+
+
+class _Remains(NamedTuple):
+    """What a plan that nobody holds any more leaves on the GPU."""
+
+    graph: Any
+    memory: int
+
+
+class _KeptPlan(CudaPlan):
+    """A plan that leaves its memory to the device in the end: at once is no time, a graph may be being noted."""
+
+    def __init__(self, device: CudaDevice, builder: Builder, nodes: list[Tensor], memory: int) -> None:
+        super().__init__(device.gpu, builder, nodes, memory)
+        self.device = device
+
+    def __del__(self) -> None:
+        device = getattr(self, "device", None)
+        if device is not None:  # not where __init__ failed
+            device.garbage.append(_Remains(self.graph, self.memory))
+
+
+def only_inside(graph: Graph, group: list[Tensor]) -> bool:
+    """Whether all results of these nodes but the last are read within the group alone."""
+    for node in group[:-1]:
+        inside = sum(s is node for other in group for s in other.src)
+        if not inside or graph.uses.get(id(node), inside) != inside:
+            return False
+        if node.flags & Flag.OUTPUT or node.view_src is not None:
+            return False
+    return True

@@ -1,0 +1,269 @@
+"""The CUDA driver through `cuda.bindings`: devices, memory, one stream, launches, graphs. The only file that imports it.
+
+Owns every call of the driver and the errors they end in; must not know tensors, kernels or plans. `GPU` is also the
+interface that the emulated driver of the tests has.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import threading
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyggml.errors import DeviceError
+from pyggml.kernels.cuda.spec import Spec
+
+Grid = tuple[int, int, int]
+
+
+class GPU(Protocol):
+    """One GPU and its one stream, on which everything happens in the order of the calls.
+
+    cc              compute capability
+    multiprocessors how many there are
+    shared_limit    bytes of shared memory that a block may have
+    """
+
+    number: int
+    name: str
+    cc: tuple[int, int]
+    multiprocessors: int
+    shared_limit: int
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes (free, total)."""
+
+    def alloc(self, size: int) -> int:
+        """Address of `size` bytes, a multiple of 256. Raises DeviceError."""
+
+    def free(self, address: int) -> None:
+        """Give them back; waits for what uses them."""
+
+    def pin(self, size: int) -> NDArray[np.uint8]:
+        """Host memory that the GPU reads and writes by itself. Raises DeviceError."""
+
+    def unpin(self, memory: NDArray[np.uint8]) -> None: ...
+
+    def upload(self, to: int, source: int, size: int) -> None:
+        """From pinned host memory; returns at once."""
+
+    def download(self, to: int, source: int, size: int) -> None:
+        """To pinned host memory; returns at once."""
+
+    def copy(self, to: int, source: int, size: int) -> None:
+        """Within the GPU; returns at once."""
+
+    def fill(self, to: int, value: int, size: int) -> None:
+        """All bytes become `value`; returns at once."""
+
+    def event(self) -> Any:
+        """A mark to set in the stream and to wait for."""
+
+    def record(self, event: Any) -> None:
+        """Set the mark behind all that was asked for so far."""
+
+    def wait(self, event: Any) -> None:
+        """Return when the stream has passed the mark; at once where it was never set."""
+
+    def synchronize(self) -> None:
+        """Return when all that was asked for has happened. Raises DeviceError for what went wrong meanwhile."""
+
+    def load(self, spec: Spec) -> Any:
+        """A kernel made ready for this GPU."""
+
+    def prepare(self, kernel: Any, shared: int) -> None:
+        """Let its blocks have so many bytes of shared memory."""
+
+    def launch(self, kernel: Any, grid: Grid, threads: int, shared: int, parameters: int) -> None:
+        """`parameters`: address of an array of addresses, one a parameter; both stay in place while graphs hold them."""
+
+    def begin_capture(self) -> None:
+        """Launches from here on are noted instead of run."""
+
+    def end_capture(self) -> Any:
+        """The graph of what was noted."""
+
+    def replay(self, graph: Any) -> None:
+        """Run what was noted; returns at once."""
+
+    def drop(self, graph: Any) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def missing() -> str | None:
+    """Why there is no CUDA here, None = there may be. Looks for the driver's library before it imports anything."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "there is no NVIDIA driver (libcuda.so.1)"
+    if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.bindings") is None:
+        return "an NVIDIA driver is there, its Python interface is not: pip install 'pyggml[cuda]'"
+    return None
+
+
+@functools.cache
+def _driver() -> Any:
+    from cuda.bindings import driver
+
+    return driver
+
+
+def _checked(result: Any, what: str) -> Any:
+    """The values behind the status. Raises DeviceError in one line."""
+    status, *values = result
+    if int(status) != 0:
+        raise DeviceError(f"CUDA: {what}: {status.name}")
+    return values[0] if len(values) == 1 else values
+
+
+def count() -> int:
+    """GPUs that CUDA_VISIBLE_DEVICES leaves. Raises DeviceError when the driver does not start."""
+    driver = _driver()
+    status = driver.cuInit(0)[0]
+    if status == driver.CUresult.CUDA_ERROR_NO_DEVICE:
+        return 0
+    _checked((status,), "the driver does not start")
+    return int(_checked(driver.cuDeviceGetCount(), "counting devices"))
+
+
+_CC_MAJOR, _CC_MINOR, _MULTIPROCESSORS, _SHARED_OPTIN = 75, 76, 16, 97
+_SHARED_ATTRIBUTE = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+PLAIN_SHARED = 48 * 1024
+"""A block may have so many bytes of shared memory without asking."""
+
+
+class CudaGPU:
+    """See GPU. The primary context of the device, which other libraries of this process share."""
+
+    def __init__(self, number: int) -> None:
+        d = _driver()
+        self.number = number
+        self.device = _checked(d.cuDeviceGet(number), f"device {number}")
+        self.name = _checked(d.cuDeviceGetName(128, self.device), "name").split(b"\0")[0].decode(errors="replace")
+        self.cc = self._attribute(_CC_MAJOR), self._attribute(_CC_MINOR)
+        self.multiprocessors = self._attribute(_MULTIPROCESSORS)
+        self.shared_limit = self._attribute(_SHARED_OPTIN)
+        self._local = threading.local()
+        self._context: Any = None
+        self._stream: Any = None
+        self._lock = threading.Lock()
+        self._functions: dict[Spec, Any] = {}
+
+    def _attribute(self, which: int) -> int:
+        d = _driver()
+        return int(_checked(d.cuDeviceGetAttribute(d.CUdevice_attribute(which), self.device), f"attribute {which}"))
+
+    def _d(self) -> Any:
+        """The driver, with this device's context current in the calling thread. Made on first use: it takes memory."""
+        d = _driver()
+        if self._context is None:
+            with self._lock:
+                if self._context is None:
+                    context = _checked(d.cuDevicePrimaryCtxRetain(self.device), f"opening {self.name}")
+                    _checked(d.cuCtxSetCurrent(context), "context")
+                    flags = d.CUstream_flags.CU_STREAM_NON_BLOCKING
+                    self._stream = _checked(d.cuStreamCreate(flags), "stream")
+                    self._context = context
+        if getattr(self._local, "current", None) is not self._context:
+            _checked(d.cuCtxSetCurrent(self._context), "context")
+            self._local.current = self._context
+        return d
+
+    def memory(self) -> tuple[int, int]:
+        free, total = _checked(self._d().cuMemGetInfo(), "memory")
+        return int(free), int(total)
+
+    def alloc(self, size: int) -> int:
+        d = self._d()
+        result = d.cuMemAlloc(max(size, 1))
+        if result[0] == d.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+            raise DeviceError(f"{self.name}: cannot allocate {size} bytes, {self.memory()[0]} are free")
+        return int(_checked(result, f"allocating {size} bytes"))
+
+    def free(self, address: int) -> None:
+        d = self._d()
+        _checked(d.cuStreamSynchronize(self._stream), "waiting")
+        _checked(d.cuMemFree(address), "freeing memory")
+
+    def pin(self, size: int) -> NDArray[np.uint8]:
+        address = int(_checked(self._d().cuMemHostAlloc(size, 1), f"pinning {size} bytes"))  # 1: for all contexts
+        return np.frombuffer((ctypes.c_uint8 * size).from_address(address), np.uint8)
+
+    def unpin(self, memory: NDArray[np.uint8]) -> None:
+        _checked(self._d().cuMemFreeHost(memory.ctypes.data), "unpinning memory")
+
+    def upload(self, to: int, source: int, size: int) -> None:
+        _checked(self._d().cuMemcpyHtoDAsync(to, source, size, self._stream), f"copying {size} bytes to {self.name}")
+
+    def download(self, to: int, source: int, size: int) -> None:
+        _checked(self._d().cuMemcpyDtoHAsync(to, source, size, self._stream), f"copying {size} bytes from {self.name}")
+
+    def copy(self, to: int, source: int, size: int) -> None:
+        _checked(self._d().cuMemcpyDtoDAsync(to, source, size, self._stream), f"copying {size} bytes")
+
+    def fill(self, to: int, value: int, size: int) -> None:
+        _checked(self._d().cuMemsetD8Async(to, value, size, self._stream), f"filling {size} bytes")
+
+    def event(self) -> Any:
+        return _checked(self._d().cuEventCreate(2), "event")  # 2: without a clock
+
+    def record(self, event: Any) -> None:
+        _checked(self._d().cuEventRecord(event, self._stream), "event")
+
+    def wait(self, event: Any) -> None:
+        _checked(self._d().cuEventSynchronize(event), f"{self.name} failed")
+
+    def synchronize(self) -> None:
+        _checked(self._d().cuStreamSynchronize(self._stream), f"{self.name} failed")
+
+    # ---- kernels
+
+    def load(self, spec: Spec) -> Any:
+        found = self._functions.get(spec)
+        if found is None:
+            from pyggml.backend.cuda.compiled import ENTRY, cubin
+
+            d = self._d()
+            module = _checked(d.cuModuleLoadData(cubin(spec, self.cc)), f"loading kernel {spec.label}")
+            found = self._functions[spec] = _checked(d.cuModuleGetFunction(module, ENTRY), f"kernel {spec.label}")
+        return found
+
+    def prepare(self, kernel: Any, shared: int) -> None:
+        if shared > PLAIN_SHARED:
+            d = self._d()
+            attribute = d.CUfunction_attribute(_SHARED_ATTRIBUTE)
+            _checked(d.cuFuncSetAttribute(kernel, attribute, shared), f"{shared} bytes of shared memory a block")
+
+    def launch(self, kernel: Any, grid: Grid, threads: int, shared: int, parameters: int) -> None:
+        status = self._d().cuLaunchKernel(kernel, *grid, threads, 1, 1, shared, self._stream, parameters, 0)
+        if status[0]:
+            _checked(status, f"launching {grid} blocks of {threads} threads")
+
+    def begin_capture(self) -> None:
+        d = self._d()
+        mode = d.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        _checked(d.cuStreamBeginCapture(self._stream, mode), "noting a graph")
+
+    def end_capture(self) -> Any:
+        d = self._d()
+        graph = _checked(d.cuStreamEndCapture(self._stream), "noting a graph")
+        made = _checked(d.cuGraphInstantiate(graph, 0), "making a graph ready")
+        _checked(d.cuGraphDestroy(graph), "a graph")
+        return made
+
+    def replay(self, graph: Any) -> None:
+        _checked(self._d().cuGraphLaunch(graph, self._stream), "launching a graph")
+
+    def drop(self, graph: Any) -> None:
+        d = self._d()
+        _checked(d.cuStreamSynchronize(self._stream), "waiting")
+        _checked(d.cuGraphExecDestroy(graph), "a graph")
+
+    def close(self) -> None:
+        """Nothing: the context lives as long as the process, plans and buffers hold addresses in it."""

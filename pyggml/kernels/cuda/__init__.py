@@ -1,0 +1,43 @@
+"""CUDA kernels, one file per family, named as the CPU's: for each op how it is lowered to launches, and the kernels.
+
+Owns the table op -> file. A family's file has `why_not(node)` (None = can be computed), `lower(builder, node)`, and
+factories that return a kernel; factories import `pyggml.kernels.cuda.device` when they are called, because that imports
+Numba.
+"""
+
+from typing import NamedTuple
+
+from pyggml.ops import Op
+
+FAMILIES: dict[Op, str] = {
+    Op.ADD: "elementwise",
+    Op.SUB: "elementwise",
+    Op.MUL: "elementwise",
+    Op.DIV: "elementwise",
+    Op.MUL_MAT: "matmul",
+    Op.FLASH_ATTN_EXT: "attention",
+    Op.RMS_NORM: "norm",
+    Op.SOFT_MAX: "soft_max",
+    Op.ROPE: "rope",
+    Op.GLU: "glu",
+    Op.UNARY: "unary",
+    Op.SCALE: "unary",
+    Op.GET_ROWS: "rows",
+    Op.SET_ROWS: "rows",
+    Op.CPY: "copy",
+    Op.CONT: "copy",
+    Op.DUP: "copy",
+}
+
+
+class Fusion(NamedTuple):
+    """Ops in a row that one kernel may do; the file's `lower_fused(builder, nodes)` returns False where it cannot."""
+
+    ops: tuple[Op, ...]
+    module: str
+
+
+FUSIONS: dict[Op, tuple[Fusion, ...]] = {
+    Op.RMS_NORM: (Fusion((Op.RMS_NORM, Op.MUL), "norm"),),
+}
+"""By the first op, the longest first. All results but the last are read within the group alone."""

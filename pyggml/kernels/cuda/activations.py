@@ -1,0 +1,81 @@
+"""Activations as bytes: rows of F32 quantised for products with blocks of integers. Knows no weights.
+
+For each column a row of i8, padded with zeros to a multiple of GROUP values, then for each 32 values two f32: their scale
+d and d x the sum of their bytes (what a weight's minimum is multiplied by). ggml's Q8_1 with scales that are not rounded.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from pyggml.kernels.cuda.layout import blocks
+from pyggml.kernels.cuda.spec import Spec, i32, i64
+
+if TYPE_CHECKING:
+    from pyggml.backend.cuda.plan import Builder
+    from pyggml.kernels.cuda.spec import Place
+    from pyggml.tensor import Tensor
+
+GROUP = 128
+THREADS = 128
+
+
+class Activations(NamedTuple):
+    """bytes: where the rows of i8 begin, `step` apart; scales: the pairs of f32, 8 x step / 32 apart.
+
+    Column i1 of batch (i2, i3) is row i1 + ne1 x (i2 + ne2 x i3).
+    """
+
+    bytes: Place
+    scales: Place
+    step: int
+
+
+def quantized(builder: Builder, b: Tensor) -> Activations:
+    """The rows of b, quantised once for all products that read them."""
+    key = "q8", b.data, b.ne, b.nb
+    found: Activations | None = builder.remembered(key)
+    if found is not None:
+        return found
+    step = blocks(b.ne[0], GROUP) * GROUP
+    n_bytes = step * b.nrows
+    scratch = builder.scratch(n_bytes + n_bytes // 4)
+    made = Activations(scratch.at(), scratch.at(n_bytes), step)
+    args = (made.bytes, made.scales, step, b.data, *b.nb, *b.ne[:3])
+    grid = (b.nrows, min(65535, step // GROUP))
+    builder.launch(Spec("activations", "quantize"), grid, THREADS, args)
+    builder.remember(key, made, b)
+    return made
+
+
+def quantize():
+    """A warp takes 32 values."""
+    from pyggml.kernels.cuda import device as d
+
+    def kernel(
+        q: i64, scales: i64, step: i32, b: i64, b0: i64, b1: i64, b2: i64, b3: i64, n0: i32, n1: i32, n2: i32,
+    ):  # fmt: skip
+        row = d.block_x()
+        above = d.udiv(row, n1)
+        i1 = d.i32(row - above * n1)
+        i3 = d.udiv(above, n2)
+        i2 = d.i32(above - i3 * n2)
+        x = b + i1 * b1 + i2 * b2 + i3 * b3
+        i = d.i32(d.block_y() * THREADS + d.thread())
+        while i < step:
+            value = d.f32(0)
+            if i < n0:
+                value = d.ld_f32(x + i * b0)
+            most = d.warp_max(abs(value))
+            by = most / d.f32(127)
+            level = 0
+            if most > d.f32(0):
+                level = d.round_i32(value / by)
+            total = d.warp_sum(d.f32(level))
+            d.st_u8(q + row * d.i64(step) + i, level)
+            if d.thread() & 31 == 0:
+                d.st_f32x2(scales + (row * d.i64(step) + i) // 4, by, by * total)
+            i = d.i32(i + d.blocks_y() * THREADS)
+
+    kernel.threads = THREADS
+    return kernel

@@ -1,0 +1,174 @@
+"""FLASH_ATTN_EXT: which kernel takes it, and the plain one, which reads keys and values of any type element by element.
+
+In the plain kernel one block of threads takes one query of one head: 128 keys at a time, with a running maximum. Keys that
+the mask hides are not looked at, whatever they and their values hold. Knows no tensor cores.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyggml.dtypes import SIZES
+from pyggml.kernels.cuda.blocks import BLOCKS
+from pyggml.kernels.cuda.layout import F32, FLOATS, KINDS, option, refuse, refuse_types, source
+from pyggml.kernels.cuda.soft_max import slopes
+from pyggml.kernels.cuda.spec import Spec, f32, i32, i64
+
+if TYPE_CHECKING:
+    from pyggml.backend.cuda.plan import Builder
+    from pyggml.tensor import Tensor
+
+THREADS = 128
+MOST_HEAD = 1024
+AREA = 256
+"""Bytes of shared memory for sums and maxima."""
+
+
+def why_not(node: Tensor) -> str | None:
+    q, k, v = (source(node, i) for i in range(3))
+    if max(q.ne[0], v.ne[0]) > MOST_HEAD:
+        return f"heads of {q.ne[0]} and {v.ne[0]} elements, more than {MOST_HEAD}"
+    if q.ne[1] > 65535 or q.ne[3] > 65535:
+        return f"{q.ne[1]} queries, {q.ne[3]} batches"
+    return (
+        refuse_types((*FLOATS, *BLOCKS), k, v)
+        or refuse_types([F32], node, q)
+        or refuse(option(node, 3), option(node, 4))
+    )
+
+
+class Operands:
+    """What every kernel of attention gets, as arguments: result, queries, keys, values, mask, and numbers."""
+
+    def __init__(self, builder: Builder, node: Tensor) -> None:
+        q, k, v = (source(node, i) for i in range(3))
+        mask, sinks = option(node, 3), option(node, 4)
+        scale, max_bias, softcap = (node.param_f32(i) for i in range(3))
+        self.q, self.k, self.v, self.mask, self.sinks = q, k, v, mask, sinks
+        self.tensors = (
+            node.data, *node.nb, q.data, *q.nb, k.data, *k.nb, v.data, *v.nb,
+            *((mask.data, *mask.nb[:4]) if mask is not None else (0, 0, 0, 0, 0)),
+        )  # fmt: skip
+        self.shapes = (
+            q.ne[0], v.ne[0], k.ne[1], q.ne[1], q.ne[2], q.ne[2] // k.ne[2], q.ne[2] // v.ne[2],
+            *(mask.ne[2:] if mask is not None else (1, 1)),
+        )  # fmt: skip
+        self.numbers = (
+            slopes(builder, q.ne[2], max_bias), 0 if sinks is None else sinks.data, 0 if sinks is None else sinks.nb[0],
+            scale / softcap if softcap != 0.0 else scale, softcap,
+        )  # fmt: skip
+
+
+def lower(builder: Builder, node: Tensor) -> None:
+    x = Operands(builder, node)
+    k, v = x.k, x.v
+
+    def name(t: Tensor) -> str:
+        return "plain" if SIZES[t.type].block_size == 1 else t.type.name
+
+    args = (*x.tensors, *x.shapes, *x.numbers, KINDS.get(k.type, 0), KINDS.get(v.type, 0))
+    shared = 2 * AREA + 4 * THREADS + 4 * x.q.ne[0]
+    grid = (x.q.ne[2], x.q.ne[1], x.q.ne[3])
+    builder.launch(Spec("attention", "plain", (name(k), name(v))), grid, THREADS, args, shared)
+
+
+def plain(k_name, v_name):
+    import math
+
+    from pyggml.kernels.cuda import device as d
+    from pyggml.kernels.cuda.blocks import element
+    from pyggml.kernels.cuda.elements import access
+
+    load, _ = access()
+    key_of = load if k_name == "plain" else element(k_name)
+    value_of = load if v_name == "plain" else element(v_name)
+    plain_k, plain_v = k_name == "plain", v_name == "plain"
+    parts = MOST_HEAD // THREADS
+
+    def kernel(
+        y: i64, y0: i64, y1: i64, y2: i64, y3: i64, q: i64, q0: i64, q1: i64, q2: i64, q3: i64, k: i64, k0: i64,
+        k1: i64, k2: i64, k3: i64, v: i64, v0: i64, v1: i64, v2: i64, v3: i64, mask: i64, m0: i64, m1: i64, m2: i64,
+        m3: i64, head: i32, head_v: i32, n_kv: i32, n_tokens: i32, n_head: i32, ratio_k: i32, ratio_v: i32, mask2: i32,
+        mask3: i32, slopes: i64, sinks: i64, sink_step: i64, scale: f32, softcap: f32, kk: i32, kv: i32,
+    ):  # fmt: skip
+        lowest = d.bits_float(-8388608)  # -inf
+        me = d.i32(d.thread())
+        h, t, z = d.block_x(), d.block_y(), d.block_z()
+        areas = d.shared()
+        weights = d.i32(areas + 2 * AREA)
+        query = d.i32(weights + 4 * THREADS)
+        i = d.i32(me)
+        while i < head:
+            d.sst_f32(query + 4 * i, d.ld_f32(q + i * q0 + t * q1 + h * q2 + z * q3))
+            i = d.i32(i + THREADS)
+        keys = k + d.udiv(h, ratio_k) * k2 + z * k3
+        values = v + d.udiv(h, ratio_v) * v2 + z * v3
+        biases = mask + t * m1 + d.urem(h, mask2) * m2 + d.urem(z, mask3) * m3
+        slope = d.f32(1)
+        if slopes != 0:
+            slope = d.ld_f32(slopes + 4 * h)
+        top, total = lowest, d.f32(0)
+        result = d.cuda.local.array(parts, d.f32)
+        for e in range(parts):
+            result[e] = d.f32(0)
+        first = d.i32(0)
+        d.barrier()
+        while first < n_kv:
+            j = d.i32(first + me)
+            s = lowest
+            if j < n_kv:
+                bias = d.f32(0)
+                if mask != 0:
+                    bias = slope * d.ld_f16(biases + j * m0)
+                if bias != lowest:
+                    s = d.f32(0)
+                    i = d.i32(0)
+                    while i < head:
+                        x = key_of(keys + j * k1 + i * k0, kk) if plain_k else key_of(keys + j * k1, i)
+                        s = d.fma(d.sld_f32(query + 4 * i), x, s)
+                        i = d.i32(i + 1)
+                    s = s * scale
+                    if softcap != d.f32(0):
+                        s = softcap * math.tanh(s)
+                    s = s + bias
+            higher = d.fmaximum(top, d.block_max(s, areas))
+            w, keep = d.f32(0), d.f32(1)
+            if higher != lowest:
+                keep = math.exp(top - higher)
+                if s != lowest:
+                    w = math.exp(s - higher)
+            top = higher
+            d.sst_f32(weights + 4 * me, w)
+            total = total * keep + d.block_sum(w, areas + AREA)
+            count = min(n_kv - first, THREADS)
+            for e in range(parts):
+                i = d.i32(me + e * THREADS)
+                if i < head_v:
+                    x = result[e] * keep
+                    n = d.i32(0)
+                    while n < count:
+                        w = d.sld_f32(weights + 4 * n)
+                        if w != d.f32(0):
+                            at = values + (first + n) * v1
+                            x = d.fma(w, value_of(at + i * v0, kv) if plain_v else value_of(at, i), x)
+                        n = d.i32(n + 1)
+                    result[e] = x
+            d.barrier()
+            first = d.i32(first + THREADS)
+        if sinks != 0:
+            sink = d.ld_f32(sinks + h * sink_step)
+            higher = d.fmaximum(top, sink)
+            keep = math.exp(top - higher)
+            total = total * keep + math.exp(sink - higher)
+            for e in range(parts):
+                result[e] = result[e] * keep
+        for e in range(parts):
+            i = d.i32(me + e * THREADS)
+            if i < head_v:
+                x = d.f32(0)
+                if total != d.f32(0):
+                    x = result[e] / total
+                d.st_f32(y + i * y0 + h * y1 + t * y2 + z * y3, x)
+
+    kernel.threads = THREADS
+    return kernel

@@ -1,0 +1,148 @@
+"""CPY CONT DUP: elements in order into another shape, type or stride, one thread an element. Knows no arithmetic."""
+
+from __future__ import annotations
+
+from math import gcd
+from typing import TYPE_CHECKING
+
+from pyggml.dtypes import SIZES
+from pyggml.kernels.cuda.blocks import BLOCKS
+from pyggml.kernels.cuda.layout import F32, FLOATS, I32, KINDS, THREADS, blocks, refuse, source
+from pyggml.kernels.cuda.spec import Spec, i32, i64
+from pyggml.quants import QUANTS
+
+if TYPE_CHECKING:
+    from pyggml.backend.cuda.plan import Builder
+    from pyggml.dtypes import GGMLType
+    from pyggml.tensor import Tensor
+
+MOVED = {t for t in SIZES if SIZES[t].block_size == 1} | set(QUANTS)
+
+
+def why_not(node: Tensor) -> str | None:
+    a = source(node, 0)
+    if a.type == node.type:
+        if a.type not in MOVED:
+            return f"{a.type.name} is unknown"
+    elif {a.type, node.type} != {F32, I32} and not (a.type in (*FLOATS, *BLOCKS) and node.type in FLOATS):
+        return f"{a.type.name} to {node.type.name}"
+    return refuse(node, a)
+
+
+def lower(builder: Builder, node: Tensor) -> None:
+    a = source(node, 0)
+    if a.type == node.type:
+        move(builder, node, a)
+        return
+    n = node.nelements
+    shapes = (node.data, *node.nb, *node.ne[:3], a.data, *a.nb, *a.ne[:3], n)
+    if a.type in BLOCKS:
+        spec = Spec("copy", "dequantize", (a.type.name,))
+        builder.launch(spec, (blocks(n),), THREADS, (*shapes, KINDS[node.type], 0))
+    else:
+        builder.launch(Spec("copy", "convert"), (blocks(n),), THREADS, (*shapes, KINDS[node.type], KINDS[a.type]))
+
+
+def unit_of(dtype: GGMLType, *tensors: Tensor) -> int:
+    """The largest of 8, 4, 2, 1 bytes of which a block, and every stride, is a multiple."""
+    common = gcd(SIZES[dtype].type_size, 8)
+    for t in tensors:
+        for b in (*t.nb, t.data):
+            common = gcd(common, b)
+    return common
+
+
+def move(builder: Builder, node: Tensor, a: Tensor) -> None:
+    """Bytes of the same type: each block in pieces of `unit` bytes."""
+    size = SIZES[a.type]
+    unit = unit_of(a.type, node, a)
+    per = size.type_size // unit
+    ne, me = ([t.ne[0] // size.block_size, *t.ne[1:3]] for t in (node, a))
+    n = node.nelements // size.block_size * per
+    args = (node.data, *node.nb, *ne, a.data, *a.nb, *me, n, per, unit)
+    builder.launch(Spec("copy", "move_kernel"), (blocks(n),), THREADS, args)
+
+
+def move_kernel():
+    from pyggml.kernels.cuda import device as d
+    from pyggml.kernels.cuda.elements import places
+
+    place = places()
+
+    def kernel(
+        y: i64, y0: i64, y1: i64, y2: i64, y3: i64, n0: i32, n1: i32, n2: i32, a: i64, a0: i64, a1: i64, a2: i64,
+        a3: i64, m0: i32, m1: i32, m2: i32, n: i32, per: i32, unit: i32,
+    ):  # fmt: skip
+        i = d.i32(d.block_x() * d.threads() + d.thread())
+        if i < n:
+            block = d.udiv(i, per)
+            inside = (i - block * per) * unit
+            i0, i1, i2, i3 = place(block, n0, n1, n2)
+            j0, j1, j2, j3 = place(block, m0, m1, m2)
+            to = y + i0 * y0 + i1 * y1 + i2 * y2 + i3 * y3 + inside
+            at = a + j0 * a0 + j1 * a1 + j2 * a2 + j3 * a3 + inside
+            if unit == 4:
+                d.st_i32(to, d.ld_i32(at))
+            elif unit == 8:
+                d.st_i64(to, d.ld_i64(at))
+            elif unit == 2:
+                d.st_u16(to, d.ld_u16(at))
+            else:
+                d.st_u8(to, d.ld_u8(at))
+
+    kernel.threads = THREADS
+    return kernel
+
+
+def convert():
+    from pyggml.kernels.cuda import device as d
+    from pyggml.kernels.cuda.elements import access, places
+
+    load, store = access()
+    place = places()
+
+    def kernel(
+        y: i64, y0: i64, y1: i64, y2: i64, y3: i64, n0: i32, n1: i32, n2: i32, a: i64, a0: i64, a1: i64, a2: i64,
+        a3: i64, m0: i32, m1: i32, m2: i32, n: i32, ky: i32, ka: i32,
+    ):  # fmt: skip
+        i = d.i32(d.block_x() * d.threads() + d.thread())
+        if i < n:
+            i0, i1, i2, i3 = place(i, n0, n1, n2)
+            j0, j1, j2, j3 = place(i, m0, m1, m2)
+            to = y + i0 * y0 + i1 * y1 + i2 * y2 + i3 * y3
+            at = a + j0 * a0 + j1 * a1 + j2 * a2 + j3 * a3
+            if ky == 3:
+                x = d.ld_f32(at)
+                fits = x >= d.f32(-2147483648.0) and x < d.f32(2147483648.0)
+                d.st_i32(to, d.truncate_i32(x) if fits else d.i32(-2147483648))  # the rest is -2^31, as on x86
+            elif ka == 3:
+                d.st_f32(to, d.f32(d.ld_i32(at)))
+            else:
+                store(to, ky, load(at, ka))
+
+    kernel.threads = THREADS
+    return kernel
+
+
+def dequantize(name):
+    from pyggml.kernels.cuda import device as d
+    from pyggml.kernels.cuda.blocks import element
+    from pyggml.kernels.cuda.elements import access, places
+
+    _, store = access()
+    place = places()
+    value = element(name)
+
+    def kernel(
+        y: i64, y0: i64, y1: i64, y2: i64, y3: i64, n0: i32, n1: i32, n2: i32, a: i64, a0: i64, a1: i64, a2: i64,
+        a3: i64, m0: i32, m1: i32, m2: i32, n: i32, ky: i32, ka: i32,
+    ):  # fmt: skip
+        i = d.i32(d.block_x() * d.threads() + d.thread())
+        if i < n:
+            i0, i1, i2, i3 = place(i, n0, n1, n2)
+            j0, j1, j2, j3 = place(i, m0, m1, m2)
+            x = value(a + j1 * a1 + j2 * a2 + j3 * a3, j0)
+            store(y + i0 * y0 + i1 * y1 + i2 * y2 + i3 * y3, ky, x)
+
+    kernel.threads = THREADS
+    return kernel

@@ -1,0 +1,140 @@
+"""From a kernel to machine code: numba-cuda's front end, libNVVM, nvJitLink. None of them needs a GPU.
+
+Owns the steps and their options; must not know any kernel, and nothing of files. numba-cuda is used up to its LLVM IR
+and no further: its dispatcher costs 13 us a launch.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+from numba.cuda import types
+from numba.cuda.compiler import _compile_pyfunc_with_fixup
+
+from pyggml.kernels.cuda.device.word import PREFIX, WORDS, Word
+from pyggml.kernels.cuda.spec import Spec, make, parameters
+
+ENTRY = "pyggml_kernel"
+NEWEST = (9, 0)
+"""libNVVM 13.0 takes this dialect of LLVM IR up to here; for newer GPUs the same PTX is assembled."""
+
+_TYPES = {"i64": types.int64, "i32": types.int32, "f32": types.float32}
+
+
+class Kernel(NamedTuple):
+    """A kernel in LLVM IR that calls words by name.
+
+    ir          the module's text; the entry point is ENTRY
+    parameters  their types, words of spec.KINDS
+    words       those it calls, in order of their names
+    threads     most threads a block, which bounds its registers
+    """
+
+    ir: str
+    parameters: tuple[str, ...]
+    words: tuple[Word, ...]
+    threads: int
+
+
+def front_end(function: Callable[..., Any]) -> Kernel:
+    """Type and lower a kernel. `function.threads`, if it is there, is the most threads that a block of it has."""
+    kinds = parameters(function)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        library, _ = _compile_pyfunc_with_fixup(
+            function, types.void(*(_TYPES[k] for k in kinds)), device=False, cc=NEWEST, abi="numba", fastmath=False
+        )
+    assert len(library.llvm_strs) == 1, function
+    ir = library.llvm_strs[0].replace(f'@"{library._entry_name}"', f"@{ENTRY}")
+    ir = re.sub(r"^@\S*NumbaEnv.*\n", "", ir, flags=re.MULTILINE)
+    called = re.findall(rf'^declare .*@"?{PREFIX}(\w+)"?\(.*\n', ir, flags=re.MULTILINE)
+    words = tuple(WORDS[name] for name in sorted(set(called)))
+    return Kernel(ir, kinds, words, getattr(function, "threads", 1024))
+
+
+def with_words(kernel: Kernel) -> str:
+    """The module with the words' bodies in it, as libNVVM reads it."""
+    ir = re.sub(rf'^declare .*@"?{PREFIX}\w+"?\(.*\n', "", kernel.ir, flags=re.MULTILINE)
+    needs = dict.fromkeys(need for word in kernel.words for need in word.needs)
+    missing = [need for need in needs if not _declared(need, ir)]
+    parts = [ir, *missing, *(word.definition for word in kernel.words)]
+    parts.append("attributes #0 = { alwaysinline convergent nounwind }\nattributes #1 = { convergent nounwind }")
+    bounds = f'!{{ {_kernel_reference(ir)}, !"maxntidx", i32 {kernel.threads} }}'
+    text = "\n".join(parts)
+    number = 1 + max(int(n) for n in re.findall(r"^!(\d+) =", text, flags=re.MULTILINE))
+    text = re.sub(r"^(!nvvm.annotations = !\{.*?)\s*\}", rf"\1, !{number} }}", text, flags=re.MULTILINE)
+    return f"{text}\n!{number} = {bounds}\n"
+
+
+def _declared(need: str, ir: str) -> bool:
+    name = re.search(r"@[\w.]+", need)
+    assert name, need
+    return re.search(rf'^declare .*@"?{re.escape(name[0][1:])}"?\(', ir, flags=re.MULTILINE) is not None
+
+
+def _kernel_reference(ir: str) -> str:
+    found = re.search(rf"(void \([^)]*\)\*) @{ENTRY}\b", ir)
+    assert found, "no annotation of the kernel"
+    return f"{found[1]} @{ENTRY}"
+
+
+def ptx(kernel: Kernel, cc: tuple[int, int]) -> str:
+    """PTX for GPUs of this compute capability and later ones."""
+    from numba.cuda.cudadrv import nvvm
+
+    arch = min(cc, NEWEST)
+    text: bytes = nvvm.compile_ir([with_words(kernel)], opt=3, arch=f"compute_{arch[0]}{arch[1]}")
+    return text.decode().strip("\0").strip() + "\n"
+
+
+class Cubin(NamedTuple):
+    """Machine code, and what the assembler said of it."""
+
+    image: bytes
+    log: str
+
+    def count(self, pattern: str) -> int:
+        return max((int(n) for n in re.findall(pattern, self.log)), default=0)
+
+    @property
+    def registers(self) -> int:
+        return self.count(r"Used (\d+) registers")
+
+    @property
+    def spilled_bytes(self) -> int:
+        return self.count(r"(\d+) bytes spill stores") + self.count(r"(\d+) bytes spill loads")
+
+    @property
+    def stack_bytes(self) -> int:
+        return self.count(r"(\d+) bytes stack frame")
+
+
+def assemble(text: str, cc: tuple[int, int]) -> Cubin:
+    from cuda.bindings import nvjitlink
+
+    handle = nvjitlink.create(3, [f"-arch=sm_{cc[0]}{cc[1]}", "-O3", "-verbose"])
+    try:
+        code = text.encode()
+        nvjitlink.add_data(handle, nvjitlink.InputType.PTX, code, len(code), ENTRY)
+        nvjitlink.complete(handle)
+        image = bytearray(nvjitlink.get_linked_cubin_size(handle))
+        nvjitlink.get_linked_cubin(handle, image)
+        log = bytearray(nvjitlink.get_info_log_size(handle))
+        nvjitlink.get_info_log(handle, log)
+    finally:
+        nvjitlink.destroy(handle)
+    return Cubin(bytes(image), log.decode(errors="replace").strip("\0"))
+
+
+@cache
+def kernel(spec: Spec) -> Kernel:
+    """The kernel's IR, which is the same for all GPUs."""
+    return front_end(make(spec))
+
+
+def cubin(spec: Spec, cc: tuple[int, int]) -> Cubin:
+    return assemble(ptx(kernel(spec), cc), cc)

@@ -1,0 +1,45 @@
+"""Words for a thread's place and for meeting others: barriers, exchange within a warp. Must not know memory."""
+
+from pyggml.kernels.cuda.device.word import word
+
+
+def _register(name: str) -> str:
+    return f"%r = call i32 @llvm.nvvm.read.ptx.sreg.{name}()\nret i32 %r"
+
+
+def _sreg(word_name: str, register: str):
+    needs = (f"declare i32 @llvm.nvvm.read.ptx.sreg.{register}()",)
+    return word(word_name, "i32", [], _register(register), needs=needs)
+
+
+thread = _sreg("thread", "tid.x")
+"""Number of the thread in its block. Blocks have one dimension here; lane = thread & 31."""
+block_x = _sreg("block_x", "ctaid.x")
+block_y = _sreg("block_y", "ctaid.y")
+block_z = _sreg("block_z", "ctaid.z")
+blocks_x = _sreg("blocks_x", "nctaid.x")
+blocks_y = _sreg("blocks_y", "nctaid.y")
+blocks_z = _sreg("blocks_z", "nctaid.z")
+threads = _sreg("threads", "ntid.x")
+
+barrier = word(
+    "barrier", "void", [], "call void @llvm.nvvm.barrier0()\nret void", needs=("declare void @llvm.nvvm.barrier0() #1",)
+)
+"""All threads of the block meet; shared memory written before is seen after."""
+
+_SHUFFLE = ("declare {i32, i1} @llvm.nvvm.shfl.sync.i32(i32, i32, i32, i32, i32) #1",)
+
+
+def _shuffle(mode: int, floats: bool) -> str:
+    value = "%v = bitcast float %a0 to i32\n" if floats else "%v = add i32 %a0, 0\n"
+    call = f"%p = call {{i32, i1}} @llvm.nvvm.shfl.sync.i32(i32 -1, i32 {mode}, i32 %v, i32 %a1, i32 31)\n"
+    out = "%x = extractvalue {i32, i1} %p, 0\n"
+    return value + call + out + ("%r = bitcast i32 %x to float\nret float %r" if floats else "ret i32 %x")
+
+
+shuffle_xor_f32 = word("shuffle_xor_f32", "f32", ["f32", "i32"], _shuffle(3, True), needs=_SHUFFLE)
+"""The value of lane (own number xor n). All 32 lanes of the warp take part."""
+shuffle_xor_i32 = word("shuffle_xor_i32", "i32", ["i32", "i32"], _shuffle(3, False), needs=_SHUFFLE)
+shuffle_f32 = word("shuffle_f32", "f32", ["f32", "i32"], _shuffle(0, True), needs=_SHUFFLE)
+"""The value of lane n."""
+shuffle_i32 = word("shuffle_i32", "i32", ["i32", "i32"], _shuffle(0, False), needs=_SHUFFLE)

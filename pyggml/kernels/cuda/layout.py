@@ -1,0 +1,70 @@
+"""What kernels ask of a tensor's layout, and its numbers as a launch's arguments. Must not know a kernel.
+
+GPUs fault on addresses that are no multiple of an element's size, so that odd strides are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from pyggml.dtypes import SIZES, GGMLType
+
+if TYPE_CHECKING:
+    from pyggml.tensor import Tensor
+
+F32, F16, BF16, I32 = GGMLType.F32, GGMLType.F16, GGMLType.BF16, GGMLType.I32
+KINDS = {F32: 0, F16: 1, BF16: 2, I32: 3}
+"""Numbers by which kernels know the types that they tell apart while they run."""
+FLOATS = (F32, F16, BF16)
+MOST = 2**31 - 1024
+"""Kernels count elements in 32 bits."""
+THREADS = 256
+
+
+def alignment(dtype: GGMLType) -> int:
+    """What addresses and strides must be a multiple of: blocks begin with 16-bit fields."""
+    return {4: 4, 2: 2, 1: 1, 8: 8}.get(SIZES[dtype].type_size, 2) if SIZES[dtype].block_size == 1 else 2
+
+
+def refuse(*tensors: Tensor | None) -> str | None:
+    """Why kernels cannot walk one of these tensors."""
+    for t in tensors:
+        if t is None:
+            continue
+        size, step = SIZES[t.type], alignment(t.type)
+        if any(b % step for b in t.nb) or t.view_offs % step:
+            return f"{t.type.name} with strides {list(t.nb)} at {t.view_offs}: no multiples of {step}"
+        if size.block_size > 1:
+            if t.ne[0] % size.block_size:
+                return f"{t.ne[0]} elements of {t.type.name} are no whole number of blocks"
+            if t.nb[0] != size.type_size:
+                return f"blocks of {t.type.name} are {t.nb[0]} bytes apart"
+        if t.nelements > MOST:
+            return f"{t.nelements} elements are more than {MOST}"
+    return None
+
+
+def refuse_types(allowed: Iterable[GGMLType], *tensors: Tensor) -> str | None:
+    """The reason if some tensor has none of the allowed types, or a layout that cannot be walked."""
+    allowed = tuple(allowed)
+    for t in tensors:
+        if t.type not in allowed:
+            return f"{t.type.name} is none of {', '.join(a.name for a in allowed)}"
+    return refuse(*tensors)
+
+
+def blocks(n: int, each: int = THREADS) -> int:
+    """How many groups of `each` hold n."""
+    return -(-n // each)
+
+
+def source(node: Tensor, index: int) -> Tensor:
+    tensor = node.src[index]
+    assert tensor is not None
+    return tensor
+
+
+def option(node: Tensor, index: int) -> Tensor | None:
+    """A source that may be absent."""
+    return node.src[index] if index < len(node.src) else None

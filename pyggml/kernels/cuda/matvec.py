@@ -1,0 +1,254 @@
+"""MUL_MAT with 1 to 8 columns: what decoding is made of. Each row of weights is read once, as it lies in memory.
+
+Owns the kernels and how rows are given to warps; must not know the bits of a type. A warp takes two rows at a time, so that
+activations, which come from the first cache, are loaded once for both; with few rows up to four warps share the two.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyggml.dtypes import SIZES
+from pyggml.kernels.cuda.activations import quantized
+from pyggml.kernels.cuda.layout import FLOATS, blocks
+from pyggml.kernels.cuda.spec import Spec, i32, i64
+from pyggml.kernels.cuda.unpack import ALIGNMENT, HALVES, UNPACKED
+
+if TYPE_CHECKING:
+    from pyggml.backend.cuda.plan import Builder
+    from pyggml.tensor import Tensor
+
+MOST_COLUMNS = 8
+WARPS = 4
+ROWS = 2
+ENOUGH_WARPS = 4096
+"""So many keep a large GPU busy: fewer rows are split among more warps."""
+
+
+def takes(node: Tensor, a: Tensor, b: Tensor) -> bool:
+    """Whether these kernels can do the product: few columns, dense rows, addresses that are aligned."""
+    if not 0 < b.ne[1] <= MOST_COLUMNS or b.nb[0] != 4 or node.nb[0] != 4 or b.ne[2] * b.ne[3] > 65535:
+        return False
+    if a.type in FLOATS:
+        aligned = all(x % 16 == 0 for x in (a.data, *a.nb[1:], b.data, *b.nb[1:]))
+        return aligned and a.ne[0] % 8 == 0 and a.nb[0] == SIZES[a.type].type_size
+    step = ALIGNMENT.get(a.type, 2)
+    return a.type in UNPACKED and all(x % step == 0 for x in (a.data, *a.nb[1:]))
+
+
+def warps_a_row(n_rows: int, groups: int) -> int:
+    """How many warps share two rows of so many groups of 32 lanes' work: 1, 2 or 4, by the shapes alone."""
+    share = 1
+    while share < WARPS and groups > 32 * share and n_rows // ROWS * share < ENOUGH_WARPS:
+        share *= 2
+    return share
+
+
+def lower(builder: Builder, node: Tensor, a: Tensor, b: Tensor) -> None:
+    columns = b.ne[1]
+    places = (
+        node.data, *node.nb[1:], a.data, *a.nb[1:], a.ne[1], columns, b.ne[2], b.ne[2] // a.ne[2], b.ne[3] // a.ne[3],
+    )  # fmt: skip
+    variant = 1 if columns == 1 else MOST_COLUMNS
+    groups = a.ne[0] // 32 if a.type not in FLOATS else a.ne[0] // 8
+    share = warps_a_row(a.ne[1], groups)
+    grid = (blocks(a.ne[1], ROWS * (WARPS // share)), 1, b.ne[2] * b.ne[3])
+    shared = 4 * WARPS * ROWS * variant
+    if a.type in FLOATS:
+        spec = Spec("matvec", "floats", (a.type.name, variant))
+        args = (*places, b.data, *b.nb[1:], groups, share)
+    else:
+        spec = Spec("matvec", "integers", (a.type.name, variant))
+        x = quantized(builder, b)
+        args = (*places, x.bytes, x.scales, x.step, groups, share)  # type: ignore[assignment]
+    builder.launch(spec, grid, 32 * WARPS, args, shared)
+
+
+def _finish(columns):
+    """-> f(total, ...): add up what lanes and warps have, and store it."""
+    from pyggml.kernels.cuda import device as d
+
+    sums = ROWS * columns
+
+    @d.inline
+    def finish(total, y, y1, first, n_rows, m, share):
+        lane = d.thread() & 31
+        warp = d.thread() >> 5
+        for i in range(sums):
+            total[i] = d.warp_sum(total[i])
+        if share == 1:
+            for r in range(ROWS):
+                for c in range(columns):
+                    if lane == r * columns + c and first + r < n_rows and c < m:
+                        d.st_f32(y + c * y1 + (first + r) * 4, total[r * columns + c])
+        else:
+            area = d.shared()
+            if lane == 0:
+                for i in range(sums):
+                    d.sst_f32(area + (warp * sums + i) * 4, total[i])
+            d.barrier()
+            if warp % share == 0 and lane < sums:
+                whole = d.f32(0)
+                for w in range(WARPS):
+                    if w < share:
+                        whole += d.sld_f32(area + ((warp + w) * sums + lane) * 4)
+                r = lane // columns
+                c = lane - r * columns
+                if first + r < n_rows and c < m:
+                    d.st_f32(y + c * y1 + (first + r) * 4, whole)
+
+    return finish
+
+
+def integers(name, columns):
+    """Blocks of integers with activations of bytes."""
+    from pyggml.dtypes import GGMLType
+    from pyggml.kernels.cuda import device as d
+    from pyggml.kernels.cuda.unpack import unpack
+
+    group = unpack(name)
+    halves = GGMLType[name] in HALVES
+    finish = _finish(columns)
+    ones = 0x01010101
+    sums, eights, fours = ROWS * columns, ROWS * 8, ROWS * 4
+
+    def kernel(
+        y: i64, y1: i64, y2: i64, y3: i64, a: i64, a1: i64, a2: i64, a3: i64, n_rows: i32, m: i32, batch: i32,
+        ratio2: i32, ratio3: i32, x: i64, scales: i64, step: i32, groups: i32, share: i32,
+    ):  # fmt: skip
+        lane = d.i32(d.thread() & 31)
+        warp = d.i32(d.thread() >> 5)
+        i3 = d.udiv(d.block_z(), batch)
+        i2 = d.i32(d.block_z() - i3 * batch)
+        pair = d.i32(d.block_x() * d.udiv(WARPS, share) + d.udiv(warp, share))
+        first = d.i32(pair * ROWS)
+        matrix = a + d.udiv(i2, ratio2) * a2 + d.udiv(i3, ratio3) * a3
+        rows = d.cuda.local.array(ROWS, d.i64)
+        for r in range(ROWS):
+            rows[r] = matrix + min(first + r, n_rows - 1) * a1
+        total = d.cuda.local.array(sums, d.f32)
+        for i in range(ROWS * columns):
+            total[i] = d.f32(0)
+        q = d.cuda.local.array(eights, d.i32)
+        by = d.cuda.local.array(fours, d.f32)
+        column0 = d.block_z() * m
+        j = d.i32(lane + d.urem(warp, share) * 32)
+        while j < groups:
+            for r in range(ROWS):
+                if halves:
+                    (q[8 * r], q[8 * r + 1], q[8 * r + 2], q[8 * r + 3], q[8 * r + 4], q[8 * r + 5], q[8 * r + 6],
+                     q[8 * r + 7], by[4 * r], by[4 * r + 1], by[4 * r + 2], by[4 * r + 3]) = group(rows[r], j)  # fmt: skip
+                else:
+                    (q[8 * r], q[8 * r + 1], q[8 * r + 2], q[8 * r + 3], q[8 * r + 4], q[8 * r + 5], q[8 * r + 6],
+                     q[8 * r + 7], by[4 * r], by[4 * r + 1]) = group(rows[r], j)  # fmt: skip
+            for c in range(columns):
+                if c < m:
+                    at = x + (column0 + c) * d.i64(step) + j * 32
+                    u0, u1, u2, u3 = d.ld_i32x4(at)
+                    u4, u5, u6, u7 = d.ld_i32x4(at + 16)
+                    scale, scaled_sum = d.ld_f32x2(scales + (column0 + c) * d.i64(step >> 2) + j * 8)
+                    if halves:
+                        s = d.dp4a(ones, u3, d.dp4a(ones, u2, d.dp4a(ones, u1, d.dp4a(ones, u0, 0))))
+                        low_sum = scale * d.f32(s)
+                        high_sum = scaled_sum - low_sum
+                        for r in range(ROWS):
+                            s = d.dp4a(q[8 * r], u0, 0)
+                            s = d.dp4a(q[8 * r + 1], u1, s)
+                            s = d.dp4a(q[8 * r + 2], u2, s)
+                            s = d.dp4a(q[8 * r + 3], u3, s)
+                            t = d.dp4a(q[8 * r + 4], u4, 0)
+                            t = d.dp4a(q[8 * r + 5], u5, t)
+                            t = d.dp4a(q[8 * r + 6], u6, t)
+                            t = d.dp4a(q[8 * r + 7], u7, t)
+                            both = d.fma(by[4 * r], d.f32(s), by[4 * r + 2] * d.f32(t))
+                            low = d.fma(by[4 * r + 1], low_sum, by[4 * r + 3] * high_sum)
+                            i = r * columns + c
+                            total[i] = total[i] + d.fma(both, scale, low)
+                    else:
+                        for r in range(ROWS):
+                            s = d.dp4a(q[8 * r], u0, 0)
+                            s = d.dp4a(q[8 * r + 1], u1, s)
+                            s = d.dp4a(q[8 * r + 2], u2, s)
+                            s = d.dp4a(q[8 * r + 3], u3, s)
+                            s = d.dp4a(q[8 * r + 4], u4, s)
+                            s = d.dp4a(q[8 * r + 5], u5, s)
+                            s = d.dp4a(q[8 * r + 6], u6, s)
+                            s = d.dp4a(q[8 * r + 7], u7, s)
+                            i = r * columns + c
+                            total[i] = d.fma(by[4 * r] * scale, d.f32(s), d.fma(by[4 * r + 1], scaled_sum, total[i]))
+            j = d.i32(j + share * 32)
+        finish(total, y + i2 * y2 + i3 * y3, y1, first, n_rows, m, share)
+
+    kernel.threads = 32 * WARPS
+    return kernel
+
+
+def floats(name, columns):
+    """F32, F16 or BF16 with F32: a lane takes 8 values at a time."""
+    from pyggml.kernels.cuda import device as d
+
+    finish = _finish(columns)
+    sums, eights = ROWS * columns, ROWS * 8
+    wide, brain = name == "F32", name == "BF16"
+    size = 32 if wide else 16
+
+    @d.inline
+    def low(word):
+        return d.b2f(word) if brain else d.h2f(word)
+
+    @d.inline
+    def high(word):
+        return d.b2f(word >> 16) if brain else d.h2f(word >> 16)
+
+    @d.inline
+    def eight(at):
+        if wide:
+            v0, v1, v2, v3 = d.ld_f32x4(at)
+            v4, v5, v6, v7 = d.ld_f32x4(at + 16)
+            return v0, v1, v2, v3, v4, v5, v6, v7
+        w0, w1, w2, w3 = d.ld_i32x4(at)
+        return low(w0), high(w0), low(w1), high(w1), low(w2), high(w2), low(w3), high(w3)
+
+    def kernel(
+        y: i64, y1: i64, y2: i64, y3: i64, a: i64, a1: i64, a2: i64, a3: i64, n_rows: i32, m: i32, batch: i32,
+        ratio2: i32, ratio3: i32, b: i64, b1: i64, b2: i64, b3: i64, groups: i32, share: i32,
+    ):  # fmt: skip
+        lane = d.i32(d.thread() & 31)
+        warp = d.i32(d.thread() >> 5)
+        i3 = d.udiv(d.block_z(), batch)
+        i2 = d.i32(d.block_z() - i3 * batch)
+        pair = d.i32(d.block_x() * d.udiv(WARPS, share) + d.udiv(warp, share))
+        first = d.i32(pair * ROWS)
+        matrix = a + d.udiv(i2, ratio2) * a2 + d.udiv(i3, ratio3) * a3
+        x = b + i2 * b2 + i3 * b3
+        rows = d.cuda.local.array(ROWS, d.i64)
+        for r in range(ROWS):
+            rows[r] = matrix + min(first + r, n_rows - 1) * a1
+        total = d.cuda.local.array(sums, d.f32)
+        for i in range(ROWS * columns):
+            total[i] = d.f32(0)
+        w = d.cuda.local.array(eights, d.f32)
+        j = d.i32(lane + d.urem(warp, share) * 32)
+        while j < groups:
+            for r in range(ROWS):
+                (w[8 * r], w[8 * r + 1], w[8 * r + 2], w[8 * r + 3], w[8 * r + 4], w[8 * r + 5], w[8 * r + 6],
+                 w[8 * r + 7]) = eight(rows[r] + j * size)  # fmt: skip
+            for c in range(columns):
+                if c < m:
+                    u0, u1, u2, u3 = d.ld_f32x4(x + c * b1 + j * 32)
+                    u4, u5, u6, u7 = d.ld_f32x4(x + c * b1 + j * 32 + 16)
+                    for r in range(ROWS):
+                        i = r * columns + c
+                        s = d.fma(w[8 * r], u0, total[i])
+                        s = d.fma(w[8 * r + 1], u1, s)
+                        s = d.fma(w[8 * r + 2], u2, s)
+                        s = d.fma(w[8 * r + 3], u3, s)
+                        s = d.fma(w[8 * r + 4], u4, s)
+                        s = d.fma(w[8 * r + 5], u5, s)
+                        s = d.fma(w[8 * r + 6], u6, s)
+                        total[i] = d.fma(w[8 * r + 7], u7, s)
+            j = d.i32(j + share * 32)
+        finish(total, y + i2 * y2 + i3 * y3, y1, first, n_rows, m, share)
+
+    kernel.threads = 32 * WARPS
+    return kernel

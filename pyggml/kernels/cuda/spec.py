@@ -1,0 +1,68 @@
+"""Names of CUDA kernels and of the types of their parameters. Owns what a plan may say of a kernel; must not know a
+compiler: plans are made without one where all kernels are in the cache.
+
+A kernel is a plain function made by a factory of `pyggml.kernels.cuda.<module>`. Its parameters bear one of the types
+below as annotation; addresses are i64, as all arithmetic of Python integers is.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, NewType
+
+i64 = NewType("i64", int)
+i32 = NewType("i32", int)
+f32 = NewType("f32", float)
+KINDS = ("i64", "i32", "f32")
+
+
+class Spec(NamedTuple):
+    """Which kernel: `factory(*args)` of `pyggml.kernels.cuda.<module>` makes it."""
+
+    module: str
+    factory: str
+    args: tuple[str | int, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """A name for files and messages."""
+        return re.sub(r"[^\w.-]", "~", "-".join([self.module, self.factory, *map(str, self.args)]))
+
+
+def make(spec: Spec) -> Callable[..., Any]:
+    """The kernel as a plain function; importing what it is made of imports the compiler."""
+    name = spec.module if "." in spec.module else f"pyggml.kernels.cuda.{spec.module}"
+    function: Callable[..., Any] = getattr(importlib.import_module(name), spec.factory)(*spec.args)
+    return function
+
+
+def parameters(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The types of a kernel's parameters, as words of KINDS."""
+    names = function.__code__.co_varnames[: function.__code__.co_argcount]
+    kinds = tuple(str(getattr(kind := function.__annotations__[name], "__name__", kind)) for name in names)
+    assert all(kind in KINDS for kind in kinds), (function.__name__, kinds)
+    return kinds
+
+
+@dataclass(eq=False)
+class Scratch:
+    """Work memory of `size` bytes that lives from the first launch that names it to the last."""
+
+    size: int
+    first: int = -1
+    last: int = -1
+    offset: int = 0
+
+    def at(self, offset: int = 0) -> Place:
+        """An address in it, as a launch's argument."""
+        return Place(self, offset)
+
+
+class Place(NamedTuple):
+    """An address that is known when the plan is complete."""
+
+    scratch: Scratch
+    offset: int

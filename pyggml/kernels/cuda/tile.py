@@ -1,0 +1,99 @@
+"""MUL_MAT of anything with anything: values are read one by one, as f32, and multiplied in tiles of 64 x 64.
+
+The path for strides, addresses and GPUs that the faster kernels do not take. Knows no instruction but fma.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyggml.kernels.cuda.layout import FLOATS, KINDS, THREADS, blocks
+from pyggml.kernels.cuda.spec import Spec, i32, i64
+
+if TYPE_CHECKING:
+    from pyggml.backend.cuda.plan import Builder
+    from pyggml.tensor import Tensor
+
+TILE = 64
+DEEP = 16
+STEP = TILE + 1
+"""f32 from one k to the next in shared memory; odd, so that neighbours in k lie in different banks."""
+
+
+def lower(builder: Builder, node: Tensor, a: Tensor, b: Tensor) -> None:
+    plain = a.type in FLOATS
+    batches = b.ne[2] * b.ne[3]
+    spec = Spec("tile", "tile", ("plain" if plain else a.type.name,))
+    args = (
+        node.data, *node.nb, a.data, *a.nb, KINDS[a.type] if plain else 0, b.data, *b.nb, KINDS[b.type], a.ne[1], b.ne[1],
+        a.ne[0], b.ne[2], b.ne[2] // a.ne[2], b.ne[3] // a.ne[3], batches,
+    )  # fmt: skip
+    grid = (blocks(a.ne[1], TILE), min(blocks(b.ne[1], TILE), 65535), min(batches, 65535))
+    builder.launch(spec, grid, THREADS, args, 2 * 4 * DEEP * STEP)
+
+
+def tile(name):
+    from pyggml.kernels.cuda import device as d
+    from pyggml.kernels.cuda.blocks import element
+    from pyggml.kernels.cuda.elements import access
+
+    load, _ = access()
+    plain = name == "plain"
+    value = load if plain else element(name)
+
+    def kernel(
+        y: i64, y0: i64, y1: i64, y2: i64, y3: i64, a: i64, a0: i64, a1: i64, a2: i64, a3: i64, ka: i32, b: i64,
+        b0: i64, b1: i64, b2: i64, b3: i64, kb: i32, n: i32, m: i32, k: i32, batch: i32, ratio2: i32, ratio3: i32,
+        batches: i32,
+    ):  # fmt: skip
+        me = d.i32(d.thread())
+        left = d.shared()
+        right = d.i32(left + 4 * DEEP * STEP)
+        row, column = d.i32((me & 15) * 4), d.i32((me >> 4) * 4)
+        total = d.cuda.local.array(16, d.f32)
+        u, w = d.cuda.local.array(4, d.f32), d.cuda.local.array(4, d.f32)
+        first = d.i32(d.block_x() * TILE)
+        z = d.i32(d.block_z())
+        while z < batches:
+            i3 = d.udiv(z, batch)
+            i2 = d.i32(z - i3 * batch)
+            matrix = a + d.udiv(i2, ratio2) * a2 + d.udiv(i3, ratio3) * a3
+            others = b + i2 * b2 + i3 * b3
+            c0 = d.i32(d.block_y() * TILE)
+            while c0 < m:
+                for i in range(16):
+                    total[i] = d.f32(0)
+                k0 = d.i32(0)
+                while k0 < k:
+                    for i in range(4):
+                        which = d.i32(me + 256 * i)
+                        kk, r = d.i32(which & 15), d.i32(which >> 4)
+                        x, v = d.f32(0), d.f32(0)
+                        if k0 + kk < k:
+                            if first + r < n:
+                                at = matrix + (first + r) * a1
+                                x = value(at + (k0 + kk) * a0, ka) if plain else value(at, d.i32(k0 + kk))
+                            if c0 + r < m:
+                                v = load(others + (c0 + r) * b1 + (k0 + kk) * b0, kb)
+                        d.sst_f32(left + 4 * (kk * STEP + r), x)
+                        d.sst_f32(right + 4 * (kk * STEP + r), v)
+                    d.barrier()
+                    for kk in range(DEEP):
+                        for i in range(4):
+                            u[i] = d.sld_f32(left + 4 * (kk * STEP + row + i))
+                            w[i] = d.sld_f32(right + 4 * (kk * STEP + column + i))
+                        for i in range(4):
+                            for j in range(4):
+                                total[4 * i + j] = d.fma(u[i], w[j], total[4 * i + j])
+                    d.barrier()
+                    k0 = d.i32(k0 + DEEP)
+                for i in range(4):
+                    for j in range(4):
+                        if first + row + i < n and c0 + column + j < m:
+                            at = y + (first + row + i) * y0 + (c0 + column + j) * y1 + i2 * y2 + i3 * y3
+                            d.st_f32(at, total[4 * i + j])
+                c0 = d.i32(c0 + d.blocks_y() * TILE)
+            z = d.i32(z + d.blocks_z())
+
+    kernel.threads = THREADS
+    return kernel

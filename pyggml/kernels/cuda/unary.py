@@ -1,0 +1,138 @@
+"""UNARY and SCALE: one thread an element. Knows no operand but one.
+
+Which of the 22 functions it is a kernel learns when it runs: the branch is the same for all threads, and memory is what
+takes the time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyggml.kernels.cuda.layout import FLOATS, KINDS, THREADS, blocks, refuse_types, source
+from pyggml.kernels.cuda.spec import Spec, f32, i32, i64
+from pyggml.ops import Op
+
+if TYPE_CHECKING:
+    from pyggml.backend.cuda.plan import Builder
+    from pyggml.tensor import Tensor
+
+
+def why_not(node: Tensor) -> str | None:
+    return refuse_types(FLOATS, node, source(node, 0))
+
+
+def lower(builder: Builder, node: Tensor) -> None:
+    a, n = source(node, 0), node.nelements
+    places = (node.data, *node.nb, KINDS[node.type], a.data, *a.nb, KINDS[a.type], *node.ne[:3], n)
+    if node.op == Op.SCALE:
+        args = (*places, node.param_f32(0), node.param_f32(1))
+        builder.launch(Spec("unary", "scale"), (blocks(n),), THREADS, args)
+    else:
+        params = (node.param_i32(0), *(node.param_f32(i) for i in range(1, 5)))
+        builder.launch(Spec("unary", "unary"), (blocks(n),), THREADS, (*places, *params))
+
+
+def scale():
+    from pyggml.kernels.cuda import device as d
+    from pyggml.kernels.cuda.elements import access, places
+
+    load, store = access()
+    place = places()
+
+    def kernel(
+        y: i64, y0: i64, y1: i64, y2: i64, y3: i64, ky: i32, a: i64, a0: i64, a1: i64, a2: i64, a3: i64, ka: i32,
+        n0: i32, n1: i32, n2: i32, n: i32, by: f32, bias: f32,
+    ):  # fmt: skip
+        i = d.i32(d.block_x() * d.threads() + d.thread())
+        if i < n:
+            i0, i1, i2, i3 = place(i, n0, n1, n2)
+            x = load(a + i0 * a0 + i1 * a1 + i2 * a2 + i3 * a3, ka)
+            store(y + i0 * y0 + i1 * y1 + i2 * y2 + i3 * y3, ky, x * by + bias)
+
+    kernel.threads = THREADS
+    return kernel
+
+
+def unary():
+    import math
+
+    from pyggml.kernels.cuda import device as d
+    from pyggml.kernels.cuda.elements import access, places
+    from pyggml.kernels.cuda.functions import gates
+
+    load, store = access()
+    place = places()
+    silu, gelu, gelu_quick, gelu_erf, sigmoid = gates()
+
+    @d.inline
+    def hardsigmoid(x):
+        """A NaN gives 0, as fmin and fmax drop it."""
+        z = d.f32((x + d.f32(3)) / d.f32(6))
+        if not z > d.f32(0):
+            return d.f32(0)
+        if z > d.f32(1):
+            return d.f32(1)
+        return z
+
+    def kernel(
+        y: i64, y0: i64, y1: i64, y2: i64, y3: i64, ky: i32, a: i64, a0: i64, a1: i64, a2: i64, a3: i64, ka: i32,
+        n0: i32, n1: i32, n2: i32, n: i32, kind: i32, alpha_n: f32, alpha_p: f32, beta: f32, eps: f32,
+    ):  # fmt: skip
+        i = d.i32(d.block_x() * d.threads() + d.thread())
+        if i < n:
+            i0, i1, i2, i3 = place(i, n0, n1, n2)
+            x = load(a + i0 * a0 + i1 * a1 + i2 * a2 + i3 * a3, ka)
+            zero, one = d.f32(0), d.f32(1)
+            r = x
+            if kind == 0:
+                r = abs(x)
+            elif kind == 1:
+                r = one if x > zero else (d.f32(-1) if x < zero else zero)
+            elif kind == 2:
+                r = -x
+            elif kind == 3:
+                r = one if x > zero else zero
+            elif kind == 4:
+                r = math.tanh(x)
+            elif kind == 5:
+                r = x if x > zero else math.expm1(x)
+            elif kind == 6:
+                r = x if x > zero else zero
+            elif kind == 7:
+                r = sigmoid(x)
+            elif kind == 8:
+                r = gelu(x)
+            elif kind == 9:
+                r = gelu_quick(x)
+            elif kind == 10:
+                r = silu(x)
+            elif kind == 11:
+                r = x * hardsigmoid(x)
+            elif kind == 12:
+                r = hardsigmoid(x)
+            elif kind == 13:
+                r = math.exp(x)
+            elif kind == 14:
+                r = math.expm1(x)
+            elif kind == 15:
+                r = x if x > d.f32(20) else math.log1p(math.exp(x))
+            elif kind == 16:
+                r = gelu_erf(x)
+            elif kind == 17:
+                if x > zero:
+                    r = alpha_p * x * x + beta * x
+                else:
+                    low = eps if x > eps else x
+                    r = (math.expm1(low) - x) * alpha_n + beta * x
+            elif kind == 18:
+                r = d.round_down(x)
+            elif kind == 19:
+                r = -d.round_down(-x)
+            elif kind == 20:
+                r = d.sign_of(d.round_down(abs(x) + d.f32(0.5)), x)
+            else:
+                r = d.sign_of(d.round_down(abs(x)), x)
+            store(y + i0 * y0 + i1 * y1 + i2 * y2 + i3 * y3, ky, r)
+
+    kernel.threads = THREADS
+    return kernel

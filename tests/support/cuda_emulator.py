@@ -1,0 +1,301 @@
+"""The CUDA driver's interface on a machine without a GPU: kernels run on the CPU as fibers, memory is the host's.
+
+Owns how a kernel's IR becomes x86 code and what is poisoned and checked; must not know any kernel. It cannot see what a
+word's PTX means (only the assembler reads that), races between warps that differ from the orders tried, or speed.
+"""
+
+import ctypes
+import functools
+import re
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+from cuda_fibers import LOAD, MAX_RANGES, SHARED_BASE, STORE, WARP, machine
+
+from pyggml.errors import DeviceError
+from pyggml.kernels.cuda.device import build
+from pyggml.kernels.cuda.device.word import PREFIX, TEXT, Word, split
+from pyggml.kernels.cuda.spec import Spec
+
+KINDS = {
+    1: "loads outside of all memory", 2: "stores outside of all memory", 3: "loads outside of shared memory",
+    4: "stores outside of shared memory", 10: "loads from an odd address", 11: "stores to an odd address",
+    12: "loads from an odd shared address", 13: "stores to an odd shared address", 20: "lanes meet at different words",
+}  # fmt: skip
+
+_PLACES = {"thread": 0, "block_x": 1, "block_y": 2, "block_z": 3, "threads": 4, "blocks_x": 5, "blocks_y": 6, "blocks_z": 7}
+_SHUFFLES = {"shuffle_xor": 1, "shuffle": 2}
+_NOTHING = {"cp_async_commit", "cp_async_wait", "cp_async_wait_one"}
+
+
+class EmulatorError(AssertionError):
+    """A kernel did what no kernel may do."""
+
+
+def body(word: Word) -> tuple[str, tuple[str, ...]]:
+    """The word's meaning on the host, and the helpers that it calls."""
+    name, m = word.name, machine()
+    if word.plain:
+        return word.body, word.needs
+    if name in _PLACES:
+        at = m.place.ctypes.data + 4 * _PLACES[name]
+        return f"%p = inttoptr i64 {at} to ptr\n%r = load volatile i32, ptr %p\nret i32 %r", ()
+    if name == "shared":
+        return f"ret i32 {SHARED_BASE}", ()
+    if name == "barrier":
+        return "call void @emu_yield(i32 2)\nret void", ("declare void @emu_yield(i32)",)
+    if name in _NOTHING:
+        return "ret void", ()
+    if name == "funnel":
+        return "%r = call i32 @llvm.fshr.i32(i32 %a1, i32 %a0, i32 %a2)\nret i32 %r", (
+            "declare i32 @llvm.fshr.i32(i32, i32, i32)",
+        )
+    if name == "mul_rn":
+        return "%r = fmul float %a0, %a1\nret float %r", ()
+    if name == "round_down":
+        return "%r = call float @llvm.floor.f32(float %a0)\nret float %r", ("declare float @llvm.floor.f32(float)",)
+    if name == "rcp":
+        return "%r = fdiv float 1.0, %a0\nret float %r", ()
+    if name.rpartition("_")[0] in _SHUFFLES:
+        mode, is_float = _SHUFFLES[name.rpartition("_")[0]], name.endswith("f32")
+        before = "%v = bitcast float %a0 to i32" if is_float else "%v = add i32 %a0, 0"
+        call = f"%x = call i32 @emu_shuffle(i32 {mode}, i32 %v, i32 %a1)"
+        after = "%r = bitcast i32 %x to float\nret float %r" if is_float else "ret i32 %x"
+        return f"{before}\n{call}\n{after}", ("declare i32 @emu_shuffle(i32, i32, i32)",)
+    if name == "ldw_i32x4":
+        lines = ["call void @emu_check(i64 %a0, i32 16, i32 0)", "%p = inttoptr i64 %a0 to ptr"]
+        lines.append("%v = load <4 x i32>, ptr %p, align 16")
+        for i in range(4):
+            lines.append(f"%e{i} = extractelement <4 x i32> %v, i32 {i}")
+            before = "undef" if i == 0 else f"%r{i - 1}"
+            lines.append(f"%r{i} = insertvalue {word.result_text} {before}, i32 %e{i}, {i}")
+        return "\n".join([*lines, f"ret {word.result_text} %r3"]), ("declare void @emu_check(i64, i32, i32)",)
+    memory = re.search(r"inttoptr i(32|64) %a0 to .* addrspace\(\d\)\*", word.body)
+    if memory:
+        return _memory(word, memory[1] == "64")
+    return _helper(word)
+
+
+def _memory(word: Word, is_global: bool) -> tuple[str, tuple[str, ...]]:
+    """A load or store that looks at its address first."""
+    size = re.search(r"align (\d+)", word.body)
+    assert size, word
+    kind = STORE if word.result == "void" else LOAD
+    text = re.sub(r"addrspace\(\d\)", "", word.body)
+    text = re.sub(r"to [^\n]*?\*", "to ptr", text)
+    text = re.sub(r"(load|store) ([^,]*), [^%]*? %p", r"\1 \2, ptr %p", text)
+    if is_global:
+        return f"call void @emu_check(i64 %a0, i32 {size[1]}, i32 {kind})\n{text}", (
+            "declare void @emu_check(i64, i32, i32)",
+        )
+    text = text.replace("inttoptr i32 %a0", "inttoptr i64 %w")
+    return f"%w = call i64 @emu_shared(i32 %a0, i32 {size[1]}, i32 {kind})\n{text}", (
+        "declare i64 @emu_shared(i32, i32, i32)",
+    )
+
+
+def _helper(word: Word) -> tuple[str, tuple[str, ...]]:
+    """A call of compiled Python; tuples come back through memory."""
+    assert word.name in machine().cfuncs, f"the emulator does not know the word {word.name}"
+    kind, count = split(word.result)
+    kinds = [TEXT[a] for a in word.args]
+    arguments = ", ".join(f"{k} %a{i}" for i, k in enumerate(kinds))
+    if count == 1:
+        need = f"declare {word.result_text} @emu_{word.name}({', '.join(kinds)})"
+        if kind == "void":
+            return f"call void @emu_{word.name}({arguments})\nret void", (need,)
+        return f"%r = call {TEXT[kind]} @emu_{word.name}({arguments})\nret {TEXT[kind]} %r", (need,)
+    lines = [f"%b = alloca [{count} x {TEXT[kind]}], align 16", "%i = ptrtoint ptr %b to i64"]
+    lines.append(f"call void @emu_{word.name}(i64 %i, {arguments})")
+    for i in range(count):
+        before = "undef" if i == 0 else f"%r{i - 1}"
+        lines.append(f"%p{i} = getelementptr {TEXT[kind]}, ptr %b, i32 {i}")
+        lines.append(f"%e{i} = load {TEXT[kind]}, ptr %p{i}")
+        lines.append(f"%r{i} = insertvalue {word.result_text} {before}, {TEXT[kind]} %e{i}, {i}")
+    need = f"declare void @emu_{word.name}(i64, {', '.join(kinds)})"
+    return "\n".join([*lines, f"ret {word.result_text} %r{count - 1}"]), (need,)
+
+
+def host_ir(kernel: build.Kernel) -> str:
+    """The kernel's module for this machine, with an entry that reads its parameters from memory."""
+    ir = re.sub(r"^target .*\n", "", kernel.ir, flags=re.MULTILINE)
+    ir = re.sub(r"^!nvvm.*\n", "", ir, flags=re.MULTILINE)
+    ir = re.sub(rf'^declare .*@"?{PREFIX}\w+"?\(.*\n', "", ir, flags=re.MULTILINE)
+    ir = re.sub(r'^@"?llvm.used.*\n', "", ir, flags=re.MULTILINE)
+    bodies = [(word, *body(word)) for word in kernel.words]
+    needs = dict.fromkeys(need for _, _, needed in bodies for need in needed)
+    parts = [ir, *(need for need in needs)]
+    for word, text, _ in bodies:
+        arguments = ", ".join(f"{TEXT[kind]} %a{i}" for i, kind in enumerate(word.args))
+        parts.append(
+            f"define internal {word.result_text} @{PREFIX}{word.name}({arguments}) alwaysinline {{\n{text.strip()}\n}}"
+        )
+    lines, values = [], []
+    where = machine().kernel.ctypes.data + 8
+    for i, kind in enumerate(kernel.parameters):
+        lines.append(f"%p{i} = getelementptr i64, ptr %all, i32 {i}\n%v{i} = load {TEXT[kind]}, ptr %p{i}")
+        values.append(f"{TEXT[kind]} %v{i}")
+    parts.append(
+        f"define void @emulated() {{\n%where = inttoptr i64 {where} to ptr\n%all = load volatile ptr, ptr %where\n"
+        + "\n".join(lines)
+        + f"\ncall void @{build.ENTRY}({', '.join(values)})\nret void\n}}"
+    )
+    text = "\n".join(parts)
+    return re.sub(rf"^define void @{build.ENTRY}\(", f"define internal void @{build.ENTRY}(", text, flags=re.MULTILINE)
+
+
+@functools.cache
+def code(spec: Spec) -> int:
+    """Address of the kernel's x86 code."""
+    text = host_ir(build.kernel(spec))
+    libm = ctypes.CDLL("libm.so.6")
+    for name in sorted(set(re.findall(r'^declare [^@]*@"?(__nv_\w+)"?\(', text, flags=re.MULTILINE))):
+        function = ctypes.cast(getattr(libm, name.removeprefix("__nv_")), ctypes.c_void_p).value
+        assert function
+        llvm.add_symbol(name, function)
+    known = (*(f"emu_{n}" for n in machine().cfuncs), "emu_yield")
+    for name in re.findall(r'^declare [^@]*@"?([\w.]+)"?\(', text, flags=re.MULTILINE):
+        assert name.startswith(("llvm.", "__nv_")) or name in known, f"{spec.label} calls {name}"
+    address: int = machine().link(text).get_function_address("emulated")
+    return address
+
+
+class EmulatedGPU:
+    """One GPU of `memory` bytes. Its interface is that of `pyggml.backend.cuda.driver.GPU`.
+
+    `allowed`: ranges of addresses that kernels may touch; None = all that is allocated.
+    """
+
+    name = "Emulated GPU"
+    multiprocessors = 4
+    shared_limit = 96 * 1024
+
+    def __init__(self, number: int = 0, memory: int = 1 << 30, cc: tuple[int, int] = (9, 0), seed: int = 0) -> None:
+        self.number, self.cc, self.total = number, cc, memory
+        self.allocations: dict[int, np.ndarray] = {}
+        self.rng = np.random.default_rng(seed)
+        self.allowed: list[tuple[int, int]] | None = None
+        self.captured: list[tuple[Any, ...]] | None = None
+        self.launches = 0
+        self.replays = 0
+
+    # ---- memory
+
+    def memory(self) -> tuple[int, int]:
+        return self.total - sum(a.size - 256 for a in self.allocations.values()), self.total
+
+    def alloc(self, size: int) -> int:
+        if size > self.memory()[0]:
+            raise DeviceError(f"{self.name}: cannot allocate {size} bytes")
+        block = np.full(size + 256, 0xFF, np.uint8)  # whoever reads what nobody wrote shall see NaNs
+        address = -(-block.ctypes.data // 256) * 256
+        self.allocations[address] = block
+        return int(address)
+
+    def free(self, address: int) -> None:
+        del self.allocations[address]
+
+    def pin(self, size: int) -> np.ndarray:
+        return np.zeros(size, np.uint8)
+
+    def unpin(self, memory: np.ndarray) -> None:
+        pass
+
+    def _inside(self, address: int, size: int) -> None:
+        for start, block in self.allocations.items():
+            if start <= address and address + size <= start + block.size - 256:
+                return
+        raise EmulatorError(f"{size} bytes at {address:#x} are not allocated")
+
+    def upload(self, to: int, source: int, size: int) -> None:
+        self._inside(to, size)
+        ctypes.memmove(to, source, size)
+
+    def download(self, to: int, source: int, size: int) -> None:
+        self._inside(source, size)
+        ctypes.memmove(to, source, size)
+
+    def copy(self, to: int, source: int, size: int) -> None:
+        self._inside(to, size)
+        self._inside(source, size)
+        ctypes.memmove(to, source, size)
+
+    def fill(self, to: int, value: int, size: int) -> None:
+        self._inside(to, size)
+        ctypes.memset(to, value, size)
+
+    def event(self) -> object:
+        return object()
+
+    def record(self, event: object) -> None:
+        assert self.captured is None
+
+    def wait(self, event: object) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        assert self.captured is None, "synchronized while a graph is being captured"
+
+    # ---- kernels
+
+    def load(self, spec: Spec) -> Spec:
+        code(spec)
+        return spec
+
+    def prepare(self, kernel: Spec, shared: int) -> None:
+        if shared > self.shared_limit:
+            raise EmulatorError(f"{kernel.label}: {shared} bytes of shared memory")
+
+    def launch(self, kernel: Spec, grid: tuple[int, int, int], threads: int, shared: int, parameters: int) -> None:
+        if self.captured is not None:
+            self.captured.append((kernel, grid, threads, shared, parameters))
+            return
+        self.launches += 1
+        assert threads % 32 == 0 and 0 < threads <= build.kernel(kernel).threads, (kernel, threads)
+        assert all(g > 0 for g in grid) and grid[0] < 2**31 and grid[1] < 65536 and grid[2] < 65536, (kernel, grid)
+        m = machine()
+        m.prepare(threads)
+        ranges = self.allowed
+        if ranges is None:
+            ranges = [(start, start + block.size - 256) for start, block in self.allocations.items()]
+        assert 0 < len(ranges) <= MAX_RANGES, len(ranges)
+        m.ranges[:2] = len(ranges), 0
+        m.ranges[2 : 2 + 2 * len(ranges)] = np.array(ranges, np.int64).reshape(-1)
+        pointers = (ctypes.c_int64 * len(build.kernel(kernel).parameters)).from_address(parameters)
+        values = np.array([ctypes.c_int64.from_address(p).value for p in pointers] or [0], np.int64)
+        m.kernel[0], m.kernel[1] = code(kernel), values.ctypes.data
+        m.parity[:threads] = 0
+        n = grid[0] * grid[1] * grid[2]
+        blocks, warps = self.rng.permutation(min(n, 4096)), self.rng.permutation(threads // 32)
+        result = m.run_grid(*grid, threads, shared, blocks, warps, bool(self.rng.integers(2)))
+        if result:
+            m.fresh[:] = False
+            self.explain(kernel, result)
+
+    def explain(self, kernel: Spec, result: int) -> None:
+        m = machine()
+        _, address, size, thread, block = (int(x) for x in m.fault[:5])
+        if result == -1:
+            waiting = int((m.state == WARP).sum())
+            raise EmulatorError(f"{kernel.label}: threads wait for each other ({waiting} for their warp)")
+        raise EmulatorError(f"{kernel.label}: {KINDS[result]}: {size} bytes at {address:#x}, thread {thread}, block {block}")
+
+    def begin_capture(self) -> None:
+        assert self.captured is None
+        self.captured = []
+
+    def end_capture(self) -> Any:
+        graph, self.captured = self.captured, None
+        return graph
+
+    def replay(self, graph: Any) -> None:
+        self.replays += 1
+        for entry in graph:
+            self.launch(*entry)
+
+    def drop(self, graph: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        pass

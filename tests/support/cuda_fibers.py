@@ -1,0 +1,469 @@
+"""CUDA threads on one CPU thread: fibers, warps and blocks that meet, and the words that need other threads or memory.
+
+Owns the machine that an emulated kernel runs on: x86-64 code for switching stacks, the schedule of a grid, the check of
+each address. Must not know a kernel, a driver or a plan. Threads of a block are fibers; a warp's lanes run one after the
+other up to the next point where they meet. Order of blocks, warps and lanes is the caller's.
+"""
+
+import ctypes
+import functools
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+
+from pyggml.jit import _numba  # sets Numba to this machine as the CPU kernels want it
+
+MAX_THREADS = 1024
+STACK = 64 * 1024
+SLOTS = 16  # i32 a thread and meeting
+RUN, WARP, BLOCK, DONE, FAULT = 0, 1, 2, 3, 4
+MAX_RANGES = 4096
+SHARED_BYTES = 256 * 1024
+SHARED_BASE = 1024
+"""Where shared memory begins in its own address space, as on GPUs since compute capability 8.0."""
+
+LOAD, STORE = 0, 1
+
+
+class Machine:
+    """The one block that runs at a time. All state lies in arrays whose addresses the compiled code knows."""
+
+    def __init__(self) -> None:
+        self.slots = np.zeros(MAX_THREADS * 2 * SLOTS, np.int32)
+        self.state = np.zeros(MAX_THREADS, np.int32)
+        self.parity = np.zeros(MAX_THREADS, np.int32)
+        self.place = np.zeros(16, np.int32)  # thread, block x y z, threads, blocks x y z, shared bytes
+        self.ranges = np.zeros(2 + 2 * MAX_RANGES, np.int64)  # count, last hit, then (from, to)
+        self.fault = np.zeros(8, np.int64)  # kind, address, size, thread, block
+        self.stacks = np.zeros(MAX_THREADS * STACK + 64, np.uint8)
+        self.contexts = np.zeros(MAX_THREADS + 1, np.int64)  # stack pointers; the last is the scheduler's
+        self.shared = np.zeros(SHARED_BYTES + 64, np.uint8)
+        self.shared_at = -(-self.shared.ctypes.data // 64) * 64
+        self.half = np.arange(65536, dtype=np.uint16).view(np.float16).astype(np.float32)
+        self.kernel = np.zeros(2, np.int64)  # entry, parameters
+        self.fresh = np.zeros(MAX_THREADS, np.bool_)
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        llvm.initialize_native_asmparser()
+        host = llvm.Target.from_default_triple()
+        self.target = host.create_target_machine(
+            cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=2, jit=True
+        )
+        self.engines: list[Any] = []
+        self.symbols(self.core())
+        self.run_grid = self.build()
+
+    # ---- machine code
+
+    def link(self, text: str, level: int = 1) -> Any:
+        module = llvm.parse_assembly(text)
+        module.verify()
+        tuning = llvm.create_pipeline_tuning_options(speed_level=level)
+        llvm.create_pass_builder(self.target, tuning).getModulePassManager().run(
+            module, llvm.create_pass_builder(self.target, tuning)
+        )
+        engine = llvm.create_mcjit_compiler(module, self.target)
+        engine.finalize_object()
+        self.engines.append(engine)
+        return engine
+
+    def symbols(self, engine: Any) -> None:
+        for name in ("emu_yield", "emu_resume", "emu_entry"):
+            address = engine.get_function_address(name)
+            llvm.add_symbol(name, address)
+            setattr(self, name, address)
+
+    def core(self) -> Any:
+        """Switching from a fiber to the scheduler and back (System V x86-64)."""
+        switch = (
+            "pushq %rbp\\0Apushq %rbx\\0Apushq %r12\\0Apushq %r13\\0Apushq %r14\\0Apushq %r15\\0A"
+            "movq %rsp, (%rdi)\\0Amovq (%rsi), %rsp\\0A"
+            "popq %r15\\0Apopq %r14\\0Apopq %r13\\0Apopq %r12\\0Apopq %rbx\\0Apopq %rbp\\0Aretq"
+        )
+        contexts, main = self.contexts.ctypes.data, self.contexts.ctypes.data + 8 * MAX_THREADS
+        return self.link(f"""
+define internal void @emu_switch(ptr %from, ptr %to) naked noinline {{
+  call void asm sideeffect "{switch}", "~{{memory}}"()
+  unreachable
+}}
+define void @emu_yield(i32 %reason) noinline {{
+  %tp = inttoptr i64 {self.place.ctypes.data} to ptr
+  %t32 = load volatile i32, ptr %tp
+  %t = sext i32 %t32 to i64
+  %states = inttoptr i64 {self.state.ctypes.data} to ptr
+  %s = getelementptr i32, ptr %states, i64 %t
+  store volatile i32 %reason, ptr %s
+  %all = inttoptr i64 {contexts} to ptr
+  %mine = getelementptr i64, ptr %all, i64 %t
+  %main = inttoptr i64 {main} to ptr
+  call void @emu_switch(ptr %mine, ptr %main)
+  ret void
+}}
+define void @emu_resume(i64 %t) noinline {{
+  %all = inttoptr i64 {contexts} to ptr
+  %its = getelementptr i64, ptr %all, i64 %t
+  %main = inttoptr i64 {main} to ptr
+  call void @emu_switch(ptr %main, ptr %its)
+  ret void
+}}
+define void @emu_entry() noinline {{
+  br label %again
+again:
+  %kp = inttoptr i64 {self.kernel.ctypes.data} to ptr
+  %k = load volatile ptr, ptr %kp
+  call void %k()
+  call void @emu_yield(i32 {DONE})
+  br label %again
+}}""")
+
+    def prepare(self, n: int) -> None:
+        """Give each of n threads a stack that begins at the entry."""
+        base = -(-self.stacks.ctypes.data // 64) * 64
+        stacks = self.stacks
+        for t in range(n):
+            if self.fresh[t]:
+                continue
+            top = base + (t + 1) * STACK - 128
+            at = top - stacks.ctypes.data
+            frame = stacks[at : at + 56].view(np.int64)
+            frame[:6] = 0
+            frame[6] = self.emu_entry  # type: ignore[attr-defined]
+            self.contexts[t] = top
+            self.fresh[t] = True
+
+    def build(self) -> Any:
+        """The schedule of a grid and the words that are more than ordinary code, compiled by Numba."""
+        numba = _numba()
+        from llvmlite import ir
+        from numba.core import types as nt
+        from numba.extending import intrinsic
+
+        yield_to = ctypes.CFUNCTYPE(None, ctypes.c_int32)(self.emu_yield)  # type: ignore[attr-defined]
+        resume = ctypes.CFUNCTYPE(None, ctypes.c_int64)(self.emu_resume)  # type: ignore[attr-defined]
+        a_slots, a_state, a_place = (x.ctypes.data for x in (self.slots, self.state, self.place))
+        a_parity, a_ranges, a_fault, a_half = (
+            x.ctypes.data for x in (self.parity, self.ranges, self.fault, self.half)
+        )
+        shared_at = self.shared_at
+
+        def pointer(element: Any) -> Any:
+            @intrinsic
+            def cast(context: Any, address: Any) -> Any:
+                def generate(ctx: Any, builder: Any, sig: Any, args: Any) -> Any:
+                    return builder.inttoptr(args[0], ctx.get_value_type(sig.return_type))
+
+                return nt.CPointer(element)(nt.int64), generate
+
+            return cast
+
+        ints, longs, floats = pointer(nt.int32), pointer(nt.int64), pointer(nt.float32)
+
+        @intrinsic
+        def as_float(context: Any, bits: Any) -> Any:
+            def generate(ctx: Any, builder: Any, sig: Any, args: Any) -> Any:
+                return builder.bitcast(args[0], ir.FloatType())
+
+            return nt.float32(nt.int32), generate
+
+        self.cfuncs: dict[str, Any] = {}
+
+        def helper(name: str, sig: str) -> Any:
+            def register(function: Any) -> Any:
+                made = numba.cfunc(sig)(function)
+                self.cfuncs[name] = made
+                llvm.add_symbol("emu_" + name, made.address)
+                return made
+
+            return register
+
+        def fail(kind: Any, address: Any, size: Any) -> None:
+            f, p = longs(a_fault), ints(a_place)
+            if f[0] == 0:
+                f[0] = kind
+                f[1] = address
+                f[2] = size
+                f[3] = p[0]
+                f[4] = p[1]
+            yield_to(FAULT)
+
+        fail = numba.njit(fail)
+
+        @helper("check", "void(int64,int32,int32)")
+        def check(address: Any, size: Any, kind: Any) -> None:
+            if address & (size - 1):
+                fail(np.int64(10 + kind), address, np.int64(size))
+            r = longs(a_ranges)
+            last = r[1]
+            lo, hi = address, address + size
+            # a load takes whole words of 4 bytes: those that a range touches may be loaded
+            if kind == LOAD:
+                if r[2 + 2 * last] & -4 <= lo and hi <= (r[3 + 2 * last] + 3) & -4:
+                    return
+            elif r[2 + 2 * last] <= lo and hi <= r[3 + 2 * last]:
+                return
+            for i in range(r[0]):
+                if kind == LOAD:
+                    if r[2 + 2 * i] & -4 <= lo and hi <= (r[3 + 2 * i] + 3) & -4:
+                        r[1] = i
+                        return
+                elif r[2 + 2 * i] <= lo and hi <= r[3 + 2 * i]:
+                    r[1] = i
+                    return
+            fail(np.int64(1 + kind), address, np.int64(size))
+
+        @helper("shared", "int64(int32,int32,int32)")
+        def shared(address: Any, size: Any, kind: Any) -> Any:
+            at = np.int64(address) - SHARED_BASE
+            if at & (size - 1):
+                fail(np.int64(12 + kind), np.int64(at), np.int64(size))
+            if at < 0 or at + size > ints(a_place)[8]:
+                fail(np.int64(3 + kind), np.int64(at), np.int64(size))
+            return shared_at + at
+
+        def meet(code: Any, n: Any) -> Any:
+            """Wait for the warp; -> where lane 0's slots of this meeting are."""
+            p, q = ints(a_place), ints(a_parity)
+            me = p[0]
+            side = q[me]
+            q[me] = 1 - side
+            ints(a_slots)[(me * 2 + side) * SLOTS + SLOTS - 1] = code
+            yield_to(WARP)
+            base = ((me & -32) * 2 + side) * SLOTS
+            if ints(a_slots)[base + SLOTS - 1] != code:
+                fail(np.int64(20), np.int64(code), np.int64(ints(a_slots)[base + SLOTS - 1]))
+            return base
+
+        meet = numba.njit(meet)
+
+        def mine() -> Any:
+            me = ints(a_place)[0]
+            return (me * 2 + ints(a_parity)[me]) * SLOTS
+
+        mine = numba.njit(mine)
+        step = 2 * SLOTS  # from lane to lane
+
+        @helper("shuffle", "int32(int32,int32,int32)")
+        def shuffle(mode: Any, value: Any, n: Any) -> Any:
+            s = ints(a_slots)
+            s[mine()] = value
+            base = meet(np.int32(1 + mode), np.int32(1))
+            lane = ints(a_place)[0] & 31
+            other = (lane ^ n) if mode == 1 else n & 31
+            if other > 31 or other < 0:
+                other = lane
+            return s[base + other * step]
+
+        @helper("dp4a", "int32(int32,int32,int32)")
+        def dp4a(a: Any, b: Any, c: Any) -> Any:
+            for k in range(4):
+                c += np.int32(np.int8((a >> (8 * k)) & 0xFF)) * np.int32(np.int8((b >> (8 * k)) & 0xFF))
+            return c
+
+        @helper("round_i32", "int32(float32)")
+        def round_i32(x: Any) -> Any:
+            if not (x == x):
+                return np.int32(0)
+            y = np.rint(np.float64(x))
+            return np.int32(min(max(y, -2147483648.0), 2147483647.0))
+
+        @helper("truncate_i32", "int32(float32)")
+        def truncate_i32(x: Any) -> Any:
+            if not (x == x):
+                return np.int32(0)
+            y = np.trunc(np.float64(x))
+            return np.int32(min(max(y, -2147483648.0), 2147483647.0))
+
+        @helper("ex2", "float32(float32)")
+        def ex2(x: Any) -> Any:
+            return np.float32(2.0 ** np.float64(x))
+
+        @helper("sin_turn", "float32(float32)")
+        def sin_turn(x: Any) -> Any:
+            return np.float32(np.sin(np.float64(x)))
+
+        @helper("cos_turn", "float32(float32)")
+        def cos_turn(x: Any) -> Any:
+            return np.float32(np.cos(np.float64(x)))
+
+        @helper("permute", "int32(int32,int32,int32)")
+        def permute(a: Any, b: Any, which: Any) -> Any:
+            r = np.int64(0)
+            for k in range(4):
+                n = (which >> (4 * k)) & 7
+                byte = (a >> (8 * n)) & 0xFF if n < 4 else (b >> (8 * (n - 4))) & 0xFF
+                r |= np.int64(byte) << (8 * k)
+            return np.int32(r if r < 2**31 else r - 2**32)
+
+        def signed(word: Any, k: Any) -> Any:
+            return np.int32(np.int8((word >> (8 * k)) & 0xFF))
+
+        signed = numba.njit(signed)
+
+        @helper("mma_s8", "void(int64," + "int32," * 9 + "int32)")
+        def mma_s8(out: Any, a0: Any, a1: Any, a2: Any, a3: Any, b0: Any, b1: Any, c0: Any, c1: Any, c2: Any, c3: Any) -> None:
+            s, q, o = ints(a_slots), mine(), ints(out)
+            s[q], s[q + 1], s[q + 2], s[q + 3], s[q + 4], s[q + 5] = a0, a1, a2, a3, b0, b1
+            base = meet(np.int32(4), np.int32(6))
+            lane = ints(a_place)[0] & 31
+            o[0], o[1], o[2], o[3] = c0, c1, c2, c3
+            for e in range(4):
+                row, col = (lane >> 2) + 8 * (e >> 1), (lane & 3) * 2 + (e & 1)
+                total = o[e]
+                for k in range(32):
+                    at = (k & 15) >> 2
+                    a = s[base + ((row & 7) * 4 + at) * step + (row >> 3) + 2 * (k >> 4)]
+                    b = s[base + (col * 4 + at) * step + 4 + (k >> 4)]
+                    total += signed(a, k & 3) * signed(b, k & 3)
+                o[e] = total
+
+        @helper("mma_s8_k16", "void(int64," + "int32," * 6 + "int32)")
+        def mma_s8_k16(out: Any, a0: Any, a1: Any, b0: Any, c0: Any, c1: Any, c2: Any, c3: Any) -> None:
+            s, q, o = ints(a_slots), mine(), ints(out)
+            s[q], s[q + 1], s[q + 2] = a0, a1, b0
+            base = meet(np.int32(5), np.int32(3))
+            lane = ints(a_place)[0] & 31
+            o[0], o[1], o[2], o[3] = c0, c1, c2, c3
+            for e in range(4):
+                row, col = (lane >> 2) + 8 * (e >> 1), (lane & 3) * 2 + (e & 1)
+                total = o[e]
+                for k in range(16):
+                    a = s[base + ((row & 7) * 4 + (k >> 2)) * step + (row >> 3)]
+                    b = s[base + (col * 4 + (k >> 2)) * step + 2]
+                    total += signed(a, k & 3) * signed(b, k & 3)
+                o[e] = total
+
+        def half_of(word: Any, k: Any, brain: Any) -> Any:
+            bits = (word >> (16 * k)) & 0xFFFF
+            return as_float(np.int32(bits << 16)) if brain else floats(a_half)[bits]
+
+        half_of = numba.njit(half_of)
+
+        def mma_half(out: Any, a0: Any, a1: Any, a2: Any, a3: Any, b0: Any, b1: Any, c0: Any, c1: Any, c2: Any, c3: Any,
+                     brain: Any) -> None:  # fmt: skip
+            s, q, o = ints(a_slots), mine(), floats(out)
+            s[q], s[q + 1], s[q + 2], s[q + 3], s[q + 4], s[q + 5] = a0, a1, a2, a3, b0, b1
+            base = meet(np.int32(6 + brain), np.int32(6))
+            lane = ints(a_place)[0] & 31
+            o[0], o[1], o[2], o[3] = c0, c1, c2, c3
+            for e in range(4):
+                row, col = (lane >> 2) + 8 * (e >> 1), (lane & 3) * 2 + (e & 1)
+                total = o[e]
+                for k in range(16):
+                    at = (k & 7) >> 1
+                    a = s[base + ((row & 7) * 4 + at) * step + (row >> 3) + 2 * (k >> 3)]
+                    b = s[base + (col * 4 + at) * step + 4 + (k >> 3)]
+                    total += half_of(a, k & 1, brain) * half_of(b, k & 1, brain)
+                o[e] = total
+
+        mma_half = numba.njit(mma_half)
+        half_signature = "void(int64," + "int32," * 6 + "float32,float32,float32,float32)"
+
+        @helper("mma_f16", half_signature)
+        def mma_f16(out: Any, a0: Any, a1: Any, a2: Any, a3: Any, b0: Any, b1: Any, c0: Any, c1: Any, c2: Any, c3: Any) -> None:
+            mma_half(out, a0, a1, a2, a3, b0, b1, c0, c1, c2, c3, 0)
+
+        @helper("mma_bf16", half_signature)
+        def mma_bf16(out: Any, a0: Any, a1: Any, a2: Any, a3: Any, b0: Any, b1: Any, c0: Any, c1: Any, c2: Any, c3: Any) -> None:
+            mma_half(out, a0, a1, a2, a3, b0, b1, c0, c1, c2, c3, 1)
+
+        def row_of(address: Any) -> Any:
+            at = np.int64(address) - SHARED_BASE
+            if at & 15:
+                fail(np.int64(12), at, np.int64(16))
+            if at < 0 or at + 16 > ints(a_place)[8]:
+                fail(np.int64(3), at, np.int64(16))
+            return shared_at + at
+
+        row_of = numba.njit(row_of)
+
+        def matrices(out: Any, address: Any, transposed: Any) -> None:
+            s, o = ints(a_slots), ints(out)
+            row_of(address)
+            s[mine()] = address
+            base = meet(np.int32(8 + transposed), np.int32(1))
+            lane = ints(a_place)[0] & 31
+            for m in range(4):
+                if transposed:
+                    low = row_of(s[base + (m * 8 + 2 * (lane & 3)) * step]) + 2 * (lane >> 2)
+                    high = row_of(s[base + (m * 8 + 2 * (lane & 3) + 1) * step]) + 2 * (lane >> 2)
+                    first = (ints(low & -4)[0] >> (8 * (low & 2))) & 0xFFFF
+                    second = (ints(high & -4)[0] >> (8 * (high & 2))) & 0xFFFF
+                    o[m] = np.int32(first | (second << 16))
+                else:
+                    o[m] = ints(row_of(s[base + (m * 8 + (lane >> 2)) * step]) + 4 * (lane & 3))[0]
+
+        matrices = numba.njit(matrices)
+
+        @helper("ldmatrix_x4", "void(int64,int32)")
+        def ldmatrix_x4(out: Any, address: Any) -> None:
+            matrices(out, address, 0)
+
+        @helper("ldmatrix_x4_trans", "void(int64,int32)")
+        def ldmatrix_x4_trans(out: Any, address: Any) -> None:
+            matrices(out, address, 1)
+
+        @helper("cp_async16", "void(int32,int64)")
+        def cp_async16(to: Any, address: Any) -> None:
+            check(address, np.int32(16), np.int32(LOAD))
+            for k in range(4):
+                ints(row_of(to))[k] = ints(address)[k]
+
+        @numba.njit
+        def run_grid(
+            gx: Any, gy: Any, gz: Any, n: Any, shared_bytes: Any, blocks: Any, warps: Any, backwards: Any
+        ) -> Any:  # fmt: skip
+            """0, or what went wrong: -1 threads that wait for each other, else the fault's kind."""
+            p, st, f = ints(a_place), ints(a_state), longs(a_fault)
+            f[0] = 0
+            p[4], p[5], p[6], p[7], p[8] = n, gx, gy, gz, shared_bytes
+            n_warps = n // 32
+            for number in range(gx * gy * gz):
+                b = blocks[number] if number < blocks.shape[0] else number
+                p[1], p[2], p[3] = b % gx, (b // gx) % gy, b // (gx * gy)
+                for i in range(shared_bytes // 4):
+                    ints(shared_at)[i] = -1  # NaN: whoever reads what nobody wrote shall see it
+                for t in range(n):
+                    st[t] = RUN
+                while True:
+                    progress = False
+                    for i in range(n_warps):
+                        first = warps[i] * 32
+                        while True:
+                            ran = False
+                            for j in range(32):
+                                t = first + (31 - j if backwards else j)
+                                if st[t] == RUN:
+                                    p[0] = t
+                                    resume(t)
+                                    ran = True
+                                    if f[0]:
+                                        return f[0]
+                            if not ran:
+                                break
+                            progress = True
+                            waiting = 0
+                            for j in range(32):
+                                waiting += st[first + j] == WARP
+                            if waiting == 32:
+                                for j in range(32):
+                                    st[first + j] = RUN
+                    waiting, done = 0, 0
+                    for t in range(n):
+                        waiting += st[t] == BLOCK
+                        done += st[t] == DONE
+                    if done == n:
+                        break
+                    if waiting == n:
+                        for t in range(n):
+                            st[t] = RUN
+                    elif not progress:
+                        return -1
+
+        return run_grid
+
+
+@functools.cache
+def machine() -> Machine:
+    """The one machine of this process."""
+    return Machine()
