@@ -32,6 +32,7 @@ RANK = {room: i for i, row in enumerate(ROWS) for room in row}
 DOORS = {
     "numba": ("pyggml.jit", "pyggml.simd", "pyggml.kernels.cuda.device"),
     "llvmlite": ("pyggml.jit", "pyggml.simd", "pyggml.kernels.cuda.device"),
+    "cuda": ("pyggml.backend.cuda.driver", "pyggml.kernels.cuda.device"),
     "socket": ("pyggml_rpc.transport", "pyggml_cli.entry"),  # the latter: a pair through which a signal wakes it
     "argparse": ("pyggml_cli",),
 }
@@ -119,6 +120,8 @@ PLANTED = {
     "pyggml.backend.reference.copy": "from pyggml.jit import kernel",
     "pyggml.backend.scheduler": "from pyggml.model import model",
     "pyggml.engine": "import pyggml_rpc.backend",
+    "pyggml.backend.cuda.plan": "from cuda.bindings import driver",
+    "pyggml.kernels.cuda.norm": "from numba import cuda",
     "pyggml_rpc.session": "import socket",
     "pyggml_rpc.server": "from pyggml_cli import cli",
     "pyggml.model.llama": "import argparse",

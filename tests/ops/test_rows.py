@@ -92,10 +92,10 @@ def test_cpu_supports_what_models_need(cpu_device: Device) -> None:
 
 
 @pytest.mark.parametrize("bad", [-1, 5, 2**31 - 1, -(2**31)])
-@pytest.mark.parametrize("which", ["reference", "cpu"])
+@pytest.mark.parametrize("which", ["reference", "cpu", "cuda"])
 def test_a_row_out_of_range_is_named(request: pytest.FixtureRequest, which: str, bad: int) -> None:
     """The error tells op, node, row and limit, and nothing is written (or read) outside."""
-    device: Device = ReferenceDevice() if which == "reference" else request.getfixturevalue("cpu_device")
+    device: Device = ReferenceDevice() if which == "reference" else request.getfixturevalue(f"{which}_device")
     make = Operands(np.random.default_rng(0))
     table, rows = make.leaf(F32, (32, 5)), make.leaf(I32, (3,), np.array([4, bad, 0]))
     get = ops.get_rows(table, rows, name="embeddings")

@@ -12,6 +12,7 @@ from pyggml.backend.base import Device
 from pyggml.backend.reference import ReferenceDevice
 from pyggml.dtypes import GGMLType
 from pyggml.errors import ComputeError, ShapeError, UnsupportedError
+from pyggml.kernels.cuda import FAMILIES as cuda_ops
 from pyggml.ops import RULES, GluOp, Op, UnaryOp, check
 from pyggml.tensor import Tensor, contiguous_strides, pack_params
 
@@ -171,9 +172,9 @@ def holds(node: Tensor, device: Device) -> bool:
 
 
 @pytest.mark.parametrize("op", list(RULES), ids=lambda op: op.name)
-@pytest.mark.parametrize("which", ["reference", "cpu"])
+@pytest.mark.parametrize("which", ["reference", "cpu", "cuda"])
 def test_supports_op_is_true(request: pytest.FixtureRequest, which: str, op: Op) -> None:
-    device = ReferenceDevice() if which == "reference" else request.getfixturevalue("cpu_device")
+    device = ReferenceDevice() if which == "reference" else request.getfixturevalue(f"{which}_device")
     supported = []
 
     @settings(deadline=None, max_examples=100)
@@ -182,6 +183,9 @@ def test_supports_op_is_true(request: pytest.FixtureRequest, which: str, op: Op)
         supported.append(holds(node, device))
 
     attempt()
+    if which == "cuda" and op not in cuda_ops:
+        assert not any(supported)
+        return
     assert any(supported) and not all(supported), f"{sum(supported)} of {len(supported)}: this test sees one side only"
 
 

@@ -6,6 +6,8 @@ word's PTX means (only the assembler reads that), races between warps that diffe
 
 import ctypes
 import functools
+import json
+import os
 import re
 from typing import Any
 
@@ -13,9 +15,11 @@ import llvmlite.binding as llvm
 import numpy as np
 from cuda_fibers import LOAD, MAX_RANGES, SHARED_BASE, STORE, WARP, machine
 
+from pyggml.backend.cuda.compiled import key
+from pyggml.cachedir import cache_dir
 from pyggml.errors import DeviceError
 from pyggml.kernels.cuda.device import build
-from pyggml.kernels.cuda.device.word import PREFIX, TEXT, Word, split
+from pyggml.kernels.cuda.device.word import PREFIX, TEXT, WORDS, Word, split
 from pyggml.kernels.cuda.spec import Spec
 
 KINDS = {
@@ -24,7 +28,16 @@ KINDS = {
     12: "loads from an odd shared address", 13: "stores to an odd shared address", 20: "lanes meet at different words",
 }  # fmt: skip
 
-_PLACES = {"thread": 0, "block_x": 1, "block_y": 2, "block_z": 3, "threads": 4, "blocks_x": 5, "blocks_y": 6, "blocks_z": 7}
+_PLACES = {
+    "thread": 0,
+    "block_x": 1,
+    "block_y": 2,
+    "block_z": 3,
+    "threads": 4,
+    "blocks_x": 5,
+    "blocks_y": 6,
+    "blocks_z": 7,
+}
 _SHUFFLES = {"shuffle_xor": 1, "shuffle": 2}
 _NOTHING = {"cp_async_commit", "cp_async_wait", "cp_async_wait_one"}
 
@@ -146,9 +159,25 @@ def host_ir(kernel: build.Kernel) -> str:
 
 
 @functools.cache
+def kernel_of(spec: Spec) -> build.Kernel:
+    """The kernel's IR, from the cache folder if a run before has made it."""
+    folder = cache_dir("cuda") / "ir"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{spec.label}-{key(spec, (0, 0))}.json"
+    if path.exists():
+        ir, parameters, words, threads = json.loads(path.read_text())
+        return build.Kernel(ir, tuple(parameters), tuple(WORDS[w] for w in words), threads)
+    kernel = build.kernel(spec)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps([kernel.ir, kernel.parameters, [w.name for w in kernel.words], kernel.threads]))
+    temporary.replace(path)
+    return kernel
+
+
+@functools.cache
 def code(spec: Spec) -> int:
     """Address of the kernel's x86 code."""
-    text = host_ir(build.kernel(spec))
+    text = host_ir(kernel_of(spec))
     libm = ctypes.CDLL("libm.so.6")
     for name in sorted(set(re.findall(r'^declare [^@]*@"?(__nv_\w+)"?\(', text, flags=re.MULTILINE))):
         function = ctypes.cast(getattr(libm, name.removeprefix("__nv_")), ctypes.c_void_p).value
@@ -252,7 +281,7 @@ class EmulatedGPU:
             self.captured.append((kernel, grid, threads, shared, parameters))
             return
         self.launches += 1
-        assert threads % 32 == 0 and 0 < threads <= build.kernel(kernel).threads, (kernel, threads)
+        assert threads % 32 == 0 and 0 < threads <= kernel_of(kernel).threads, (kernel, threads)
         assert all(g > 0 for g in grid) and grid[0] < 2**31 and grid[1] < 65536 and grid[2] < 65536, (kernel, grid)
         m = machine()
         m.prepare(threads)
@@ -262,7 +291,7 @@ class EmulatedGPU:
         assert 0 < len(ranges) <= MAX_RANGES, len(ranges)
         m.ranges[:2] = len(ranges), 0
         m.ranges[2 : 2 + 2 * len(ranges)] = np.array(ranges, np.int64).reshape(-1)
-        pointers = (ctypes.c_int64 * len(build.kernel(kernel).parameters)).from_address(parameters)
+        pointers = (ctypes.c_int64 * len(kernel_of(kernel).parameters)).from_address(parameters)
         values = np.array([ctypes.c_int64.from_address(p).value for p in pointers] or [0], np.int64)
         m.kernel[0], m.kernel[1] = code(kernel), values.ctypes.data
         m.parity[:threads] = 0
@@ -279,7 +308,9 @@ class EmulatedGPU:
         if result == -1:
             waiting = int((m.state == WARP).sum())
             raise EmulatorError(f"{kernel.label}: threads wait for each other ({waiting} for their warp)")
-        raise EmulatorError(f"{kernel.label}: {KINDS[result]}: {size} bytes at {address:#x}, thread {thread}, block {block}")
+        raise EmulatorError(
+            f"{kernel.label}: {KINDS[result]}: {size} bytes at {address:#x}, thread {thread}, block {block}"
+        )
 
     def begin_capture(self) -> None:
         assert self.captured is None

@@ -142,9 +142,7 @@ again:
         yield_to = ctypes.CFUNCTYPE(None, ctypes.c_int32)(self.emu_yield)  # type: ignore[attr-defined]
         resume = ctypes.CFUNCTYPE(None, ctypes.c_int64)(self.emu_resume)  # type: ignore[attr-defined]
         a_slots, a_state, a_place = (x.ctypes.data for x in (self.slots, self.state, self.place))
-        a_parity, a_ranges, a_fault, a_half = (
-            x.ctypes.data for x in (self.parity, self.ranges, self.fault, self.half)
-        )
+        a_parity, a_ranges, a_fault, a_half = (x.ctypes.data for x in (self.parity, self.ranges, self.fault, self.half))
         shared_at = self.shared_at
 
         def pointer(element: Any) -> Any:
@@ -262,14 +260,14 @@ again:
 
         @helper("round_i32", "int32(float32)")
         def round_i32(x: Any) -> Any:
-            if not (x == x):
+            if x != x:
                 return np.int32(0)
             y = np.rint(np.float64(x))
             return np.int32(min(max(y, -2147483648.0), 2147483647.0))
 
         @helper("truncate_i32", "int32(float32)")
         def truncate_i32(x: Any) -> Any:
-            if not (x == x):
+            if x != x:
                 return np.int32(0)
             y = np.trunc(np.float64(x))
             return np.int32(min(max(y, -2147483648.0), 2147483647.0))
@@ -301,7 +299,9 @@ again:
         signed = numba.njit(signed)
 
         @helper("mma_s8", "void(int64," + "int32," * 9 + "int32)")
-        def mma_s8(out: Any, a0: Any, a1: Any, a2: Any, a3: Any, b0: Any, b1: Any, c0: Any, c1: Any, c2: Any, c3: Any) -> None:
+        def mma_s8(
+            out: Any, a0: Any, a1: Any, a2: Any, a3: Any, b0: Any, b1: Any, c0: Any, c1: Any, c2: Any, c3: Any
+        ) -> None:
             s, q, o = ints(a_slots), mine(), ints(out)
             s[q], s[q + 1], s[q + 2], s[q + 3], s[q + 4], s[q + 5] = a0, a1, a2, a3, b0, b1
             base = meet(np.int32(4), np.int32(6))
@@ -360,11 +360,15 @@ again:
         half_signature = "void(int64," + "int32," * 6 + "float32,float32,float32,float32)"
 
         @helper("mma_f16", half_signature)
-        def mma_f16(out: Any, a0: Any, a1: Any, a2: Any, a3: Any, b0: Any, b1: Any, c0: Any, c1: Any, c2: Any, c3: Any) -> None:
+        def mma_f16(
+            out: Any, a0: Any, a1: Any, a2: Any, a3: Any, b0: Any, b1: Any, c0: Any, c1: Any, c2: Any, c3: Any
+        ) -> None:
             mma_half(out, a0, a1, a2, a3, b0, b1, c0, c1, c2, c3, 0)
 
         @helper("mma_bf16", half_signature)
-        def mma_bf16(out: Any, a0: Any, a1: Any, a2: Any, a3: Any, b0: Any, b1: Any, c0: Any, c1: Any, c2: Any, c3: Any) -> None:
+        def mma_bf16(
+            out: Any, a0: Any, a1: Any, a2: Any, a3: Any, b0: Any, b1: Any, c0: Any, c1: Any, c2: Any, c3: Any
+        ) -> None:
             mma_half(out, a0, a1, a2, a3, b0, b1, c0, c1, c2, c3, 1)
 
         def row_of(address: Any) -> Any:

@@ -40,19 +40,20 @@ def _versions() -> tuple[str, ...]:
 
 
 @functools.cache
-def _sources() -> dict[str, bytes]:
-    """Module name -> digest of its text: the kernels' files, and under "" of all that each of them may use."""
+def _sources() -> str:
+    """Of all texts that a kernel is made of."""
     root = Path(__file__).parents[2]
-    folder = root / "kernels" / "cuda"
-    shared = hashlib.sha256()
-    for path in sorted([*folder.rglob("*.py"), *(root / "quants").glob("*.py"), root / "dtypes.py"]):
-        shared.update(path.read_bytes())
-    return {"": shared.digest()}
+    digest = hashlib.sha256()
+    for path in sorted(
+        [*(root / "kernels" / "cuda").rglob("*.py"), *(root / "quants").glob("*.py"), root / "dtypes.py"]
+    ):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def key(spec: Spec, cc: tuple[int, int]) -> str:
     """What a cubin's file is named by: kernel, sources, versions, compute capability."""
-    parts = (repr(tuple(spec)), _sources()[""].hex(), *_versions(), f"{cc[0]}.{cc[1]}")
+    parts = (repr(tuple(spec)), _sources(), *_versions(), f"{cc[0]}.{cc[1]}")
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 

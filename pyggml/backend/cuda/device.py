@@ -131,7 +131,9 @@ class CudaBackend(Backend):
                 raise UnsupportedError(f"{self.device.name}: cannot compute {node.name!r}: {reason}")
             for t in (node, *node.src):
                 if t is not None and t.data % alignment(t.type):
-                    raise UnsupportedError(f"{self.device.name}: {t.name!r} lies at {t.data:#x}, no multiple of {alignment(t.type)}")
+                    raise UnsupportedError(
+                        f"{self.device.name}: {t.name!r} lies at {t.data:#x}, no multiple of {alignment(t.type)}"
+                    )
         gpu = self.device.gpu
         builder = Builder(gpu.cc, gpu.multiprocessors, gpu.shared_limit)
         self.lower(builder, graph, nodes)

@@ -193,7 +193,7 @@ class CudaGPU:
 
     def pin(self, size: int) -> NDArray[np.uint8]:
         address = int(_checked(self._d().cuMemHostAlloc(size, 1), f"pinning {size} bytes"))  # 1: for all contexts
-        return np.frombuffer((ctypes.c_uint8 * size).from_address(address), np.uint8)
+        return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
 
     def unpin(self, memory: NDArray[np.uint8]) -> None:
         _checked(self._d().cuMemFreeHost(memory.ctypes.data), "unpinning memory")

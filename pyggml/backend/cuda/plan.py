@@ -139,7 +139,9 @@ class CudaPlan(Plan):
         self.runs = 0
         self.graph: Any = None
         self.buffers: list[Buffer] = list(
-            {id(t.buffer): t.buffer for n in nodes for t in (n, *n.src) if t is not None and t.buffer is not None}.values()
+            {
+                id(t.buffer): t.buffer for n in nodes for t in (n, *n.src) if t is not None and t.buffer is not None
+            }.values()
         )
         total = sum(len(step.args) for step in builder.launches)
         self.values = np.zeros(max(total, 1), np.int64)
@@ -149,7 +151,9 @@ class CudaPlan(Plan):
         for step in builder.launches:
             kernel = gpu.load(step.spec)
             gpu.prepare(kernel, step.shared)
-            self.steps.append((kernel, step.grid, step.threads, step.shared, int(self.pointers[at : at + 1].ctypes.data)))
+            self.steps.append(
+                (kernel, step.grid, step.threads, step.shared, int(self.pointers[at : at + 1].ctypes.data))
+            )
             for arg in step.args:
                 if isinstance(arg, float):
                     self.values[at : at + 1].view(np.float32)[0] = arg

@@ -19,6 +19,7 @@ FAMILIES: dict[Op, str] = {
     Op.RMS_NORM: "norm",
     Op.SOFT_MAX: "soft_max",
     Op.ROPE: "rope",
+    Op.ROPE_BACK: "rope",
     Op.GLU: "glu",
     Op.UNARY: "unary",
     Op.SCALE: "unary",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyggml.dtypes import SIZES
-from pyggml.kernels.cuda.blocks import BLOCKS
+from pyggml.kernels.cuda.blocks import SIMPLE
 from pyggml.kernels.cuda.layout import F32, FLOATS, KINDS, option, refuse, refuse_types, source
 from pyggml.kernels.cuda.soft_max import slopes
 from pyggml.kernels.cuda.spec import Spec, f32, i32, i64
@@ -31,7 +31,7 @@ def why_not(node: Tensor) -> str | None:
     if q.ne[1] > 65535 or q.ne[3] > 65535:
         return f"{q.ne[1]} queries, {q.ne[3]} batches"
     return (
-        refuse_types((*FLOATS, *BLOCKS), k, v)
+        refuse_types((*FLOATS, *SIMPLE), k, v)
         or refuse_types([F32], node, q)
         or refuse(option(node, 3), option(node, 4))
     )

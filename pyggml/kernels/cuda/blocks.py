@@ -186,9 +186,9 @@ def _q6_k(d):
     def q6_k(row, i):
         b = row + (i >> 8) * 210
         n, r = (i >> 7) & 1, i & 127
-        part, l = r >> 5, r & 31
-        q = (d.ld_u8(b + n * 64 + (part & 1) * 32 + l) >> ((part >> 1) * 4)) & 15
-        q = q | (((d.ld_u8(b + 128 + n * 32 + l) >> (part * 2)) & 3) << 4)
+        part, low = r >> 5, r & 31
+        q = (d.ld_u8(b + n * 64 + (part & 1) * 32 + low) >> ((part >> 1) * 4)) & 15
+        q = q | (((d.ld_u8(b + 128 + n * 32 + low) >> (part * 2)) & 3) << 4)
         return d.ld_f16(b + 208) * d.f32(d.ld_i8(b + 192 + ((i >> 4) & 15))) * d.f32(q - 32)
 
     return q6_k

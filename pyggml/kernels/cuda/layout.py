@@ -68,3 +68,12 @@ def source(node: Tensor, index: int) -> Tensor:
 def option(node: Tensor, index: int) -> Tensor | None:
     """A source that may be absent."""
     return node.src[index] if index < len(node.src) else None
+
+
+def apart(result: Tensor, *read: Tensor) -> bool:
+    """Whether a kernel may write `result` while it reads these: their bytes lie apart, or element upon element."""
+    lo, hi = result.data, result.data + result.nbytes
+    return all(
+        t.data + t.nbytes <= lo or hi <= t.data or (t.data == lo and t.nb == result.nb and t.ne == result.ne)
+        for t in read
+    )

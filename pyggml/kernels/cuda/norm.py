@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyggml.kernels.cuda.layout import F32, THREADS, refuse_types, source
+from pyggml.kernels.cuda.layout import F32, apart, refuse_types, source
 from pyggml.kernels.cuda.spec import Spec, f32, i32, i64
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ def lower_fused(builder: Builder, nodes: list[Tensor]) -> bool:
     a, w = source(norm, 0), source(product, 1)
     if w is norm or product.src[0] is not norm or w.ne[0] != a.ne[0] or refuse_types([F32], product, w):
         return False
+    if not apart(product, a) or (product.data < w.data + w.nbytes and w.data < product.data + product.nbytes):
+        return False  # the place of `a` may have been given away once the norm is done
     args = (
         product.data, *product.nb, a.data, *a.nb, *a.ne[:3], norm.param_f32(0), w.data, *w.nb, *w.ne[1:],
     )  # fmt: skip

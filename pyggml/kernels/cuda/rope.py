@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pyggml.kernels.cuda.layout import F16, F32, KINDS, THREADS, blocks, option, refuse, refuse_types, source
 from pyggml.kernels.cuda.spec import Spec, f32, i32, i64
-from pyggml.ops import ROPE_NEOX, ROPE_NORMAL
+from pyggml.ops import ROPE_IMROPE, ROPE_MROPE, ROPE_NORMAL, ROPE_VISION, Op, rope_pairs
 
 if TYPE_CHECKING:
     from pyggml.backend.cuda.plan import Builder
@@ -23,57 +23,83 @@ if TYPE_CHECKING:
 
 
 def why_not(node: Tensor) -> str | None:
-    a = source(node, 0)
-    mode, n_dims, offset = node.param_i32(2), node.param_i32(1), node.param_i32(15)
-    if mode not in (ROPE_NORMAL, ROPE_NEOX):
-        return f"mode {mode} is neither normal ({ROPE_NORMAL}) nor neox ({ROPE_NEOX})"
-    if offset < 0 or offset % 2 or offset + n_dims > a.ne[0]:
-        return f"{n_dims} rotated dimensions from {offset} on do not lie in {a.ne[0]}"
+    a, offset, factors = source(node, 0), node.param_i32(15), option(node, 2)
+    pairs, n_ctx_orig = rope_pairs(node.param_i32(1), node.param_i32(2)), node.param_i32(4)
+    if offset < 0 or offset % 2 or offset + 2 * pairs > a.ne[0]:
+        return f"{2 * pairs} rotated dimensions from {offset} on do not lie in {a.ne[0]}"
+    if factors is not None and factors.ne[0] < pairs:
+        return f"{factors.ne[0]} frequency factors for {pairs} pairs"
     base, scale, ext_factor, _, beta_fast, beta_slow = params = [node.param_f32(i) for i in range(5, 11)]
     if not all(map(math.isfinite, params)) or base <= 0.0:
         return f"frequency base {base}, or one of {params[1:]}"
-    if ext_factor != 0.0 and (min(scale, beta_fast, beta_slow) <= 0.0 or base == 1.0 or node.param_i32(4) <= 0):
-        return f"yarn with frequency base {base}, scale {scale}, betas {beta_fast} {beta_slow}, context {node.param_i32(4)}"
-    return refuse_types([F32, F16], node, a) or refuse(source(node, 1), option(node, 2))
+    if ext_factor != 0.0 and (min(scale, beta_fast, beta_slow) <= 0.0 or base == 1.0 or n_ctx_orig < 0):
+        return f"yarn with frequency base {base}, scale {scale}, betas {beta_fast} {beta_slow}, context {n_ctx_orig}"
+    return refuse_types([F32, F16], node, a) or refuse(source(node, 1), factors)
 
 
-def rates(node: Tensor) -> tuple[NDArray[np.float64], float]:
-    """Turns each position adds to each pair's angle, and the magnitude of the rotation."""
+def axes(node: Tensor) -> tuple[list[int], list[int]]:
+    """For each pair which of a token's four positions turns it, and its number among those whose frequencies fall."""
+    mode, n = node.param_i32(2), rope_pairs(node.param_i32(1), node.param_i32(2))
+    if not mode & ROPE_MROPE:
+        return [0] * n, list(range(n))
+    sections = [node.param_i32(i) for i in range(11, 15)]
+    begins = [0, sections[0], sum(sections[:2]), sum(sections[:3])]
+    which, numbers, begun = [], [], [0, 0, 0, 0]
+    for pair in range(n):
+        sector = pair % sum(sections)
+        if mode == ROPE_VISION and sector in begins:
+            begun[begins.index(sector)] = pair  # each section begins anew
+        if mode == ROPE_IMROPE:
+            which.append(sector % 3 if sector < 3 * sections[sector % 3] else 3)
+        else:
+            which.append(sum(sector >= end for end in begins[1:]))
+        numbers.append(pair - begun[which[-1]])
+    return which, numbers
+
+
+def rates(node: Tensor, numbers: list[int]) -> tuple[NDArray[np.float64], float]:
+    """Turns that each position adds to each pair's angle, and the magnitude of the rotation."""
     n_dims, n_ctx_orig = node.param_i32(1), node.param_i32(4)
     base, scale, ext_factor, magnitude, beta_fast, beta_slow = (node.param_f32(i) for i in range(5, 11))
-    pairs = np.arange(n_dims // 2)
-    frequencies = base ** (-2.0 * pairs / n_dims)
+    frequencies = base ** (-2.0 * np.array(numbers) / n_dims)
     if ext_factor == 0.0:
         return frequencies * scale / (2 * math.pi), magnitude
 
     def pair_turning(n_rot: float) -> float:
-        """The pair (a fraction) that turns n_rot times within the original context."""
+        """The pair (a fraction) that turns n_rot times within the original context; none does in one of 0 tokens."""
+        if n_ctx_orig == 0:
+            return 0.0
         return n_dims * math.log(n_ctx_orig / (n_rot * 2 * math.pi)) / (2 * math.log(base))
 
     low = max(0.0, math.floor(pair_turning(beta_fast)))
     high = min(n_dims - 1.0, math.ceil(pair_turning(beta_slow)))
-    mix = (1.0 - np.clip((pairs - low) / max(0.001, high - low), 0.0, 1.0)) * ext_factor
+    ramp = np.clip((np.arange(len(numbers)) - low) / max(0.001, high - low), 0.0, 1.0)
+    mix = (1.0 - ramp) * ext_factor
     magnitude *= 1.0 + 0.1 * math.log(1.0 / scale)
     return frequencies * (scale * (1 - mix) + mix) / (2 * math.pi), magnitude
 
 
 def lower(builder: Builder, node: Tensor) -> None:
     a, positions, factors = source(node, 0), source(node, 1), option(node, 2)
-    turns, magnitude = rates(node)
+    which, numbers = axes(node)
+    turns, magnitude = rates(node, numbers)
     high = turns.astype(np.float32)
-    table = np.stack([high, (turns - high).astype(np.float32)], axis=1)
+    table = np.zeros((len(turns), 4), np.float32)
+    table[:, 0], table[:, 1] = high, turns - high
+    table[:, 2] = np.array(which, np.int32).view(np.float32)
     key = "rope", table.tobytes()
     constant = builder.remembered(key)
     if constant is None:
         constant = builder.constant(table)
         builder.remember(key, constant, positions)
-    n0, n_dims = a.ne[0], node.param_i32(1)
-    per_row = n_dims // 2 + (n0 - n_dims + 1) // 2
+    n0, pairs = a.ne[0], len(turns)
+    per_row = pairs + (n0 - 2 * pairs + 1) // 2
     n = per_row * a.nrows
     args = (
         node.data, *node.nb, KINDS[node.type], a.data, *a.nb, KINDS[a.type], *a.ne[:3], per_row, n, positions.data,
         positions.nb[0], constant, 0 if factors is None else factors.data, 0 if factors is None else factors.nb[0],
-        n_dims, node.param_i32(15), int(node.param_i32(2) == ROPE_NEOX), float(magnitude),
+        pairs, node.param_i32(15), int(node.param_i32(2) != ROPE_NORMAL), float(magnitude),
+        -1.0 if node.op == Op.ROPE_BACK else 1.0,
     )  # fmt: skip
     builder.launch(Spec("rope", "rope"), (blocks(n),), THREADS, args)
 
@@ -88,37 +114,36 @@ def rope():
     def kernel(
         y: i64, y0: i64, y1: i64, y2: i64, y3: i64, ky: i32, a: i64, a0: i64, a1: i64, a2: i64, a3: i64, ka: i32,
         n0: i32, n1: i32, n2: i32, per_row: i32, n: i32, positions: i64, position_step: i64, rates: i64,
-        factors: i64, factor_step: i64, n_dims: i32, offset: i32, neox: i32, magnitude: f32,
+        factors: i64, factor_step: i64, pairs: i32, offset: i32, halves: i32, magnitude: f32, way: f32,
     ):  # fmt: skip
         i = d.i32(d.block_x() * d.threads() + d.thread())
         if i < n:
             p, i1, i2, i3 = place(i, per_row, n1, n2)
             x = a + i1 * a1 + i2 * a2 + i3 * a3
             z = y + i1 * y1 + i2 * y2 + i3 * y3
-            half = n_dims >> 1
-            if p < half:
-                high, low = d.ld_f32x2(rates + 8 * p)
+            if p < pairs:
+                high, low, axis, _ = d.ld_f32x4(rates + 16 * p)
                 if factors != 0:
                     factor = d.ld_f32(factors + p * factor_step)
                     low = (d.fma(-(high / factor), factor, high) + low) / factor
                     high = high / factor
-                position = d.f32(d.ld_i32(positions + i2 * position_step))
+                position = d.f32(d.ld_i32(positions + (i2 + d.float_bits(axis) * n2) * position_step))
                 turns = position * high
                 rest = d.fma(position, high, -turns) + position * low
                 angle = ((turns - d.f32(d.round_i32(turns))) + rest) * d.f32(6.283185307179586)
                 c = d.cos_turn(angle) * magnitude
-                s = d.sin_turn(angle) * magnitude
-                first = offset + (p if neox else 2 * p)
-                second = first + (half if neox else 1)
+                s = d.sin_turn(angle) * magnitude * way
+                first = offset + (p if halves else 2 * p)
+                second = first + (pairs if halves else 1)
                 u = load(x + first * a0, ka)
                 v = load(x + second * a0, ka)
                 store(z + first * y0, ky, u * c - v * s)
                 store(z + second * y0, ky, u * s + v * c)
             else:
                 for k in range(2):
-                    e = (p - half) * 2 + k
+                    e = (p - pairs) * 2 + k
                     if e >= offset:
-                        e = e + n_dims
+                        e = e + 2 * pairs
                     if e < n0:
                         store(z + e * y0, ky, load(x + e * a0, ka))
 

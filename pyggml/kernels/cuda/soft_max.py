@@ -33,7 +33,9 @@ def slopes(builder: Builder, n_head: int, max_bias: float) -> Place | int:
 
 def lower(builder: Builder, node: Tensor) -> None:
     a, mask, sinks = source(node, 0), option(node, 1), option(node, 2)
-    m, nb, ne, kind = (0, (0, 0, 0, 0), (1, 1, 1, 1), 0) if mask is None else (mask.data, mask.nb, mask.ne, KINDS[mask.type])
+    m, nb, ne, kind = (
+        (0, (0, 0, 0, 0), (1, 1, 1, 1), 0) if mask is None else (mask.data, mask.nb, mask.ne, KINDS[mask.type])
+    )
     args = (
         node.data, *node.nb, a.data, *a.nb, *a.ne[:3], m, *nb, ne[2], ne[3], kind,
         slopes(builder, a.ne[2], node.param_f32(1)), 0 if sinks is None else sinks.data,

@@ -27,8 +27,8 @@ from pyggml.kernels.cuda.device.arithmetic import (
     permute,
     rcp,
     round_down,
-    sign_of,
     round_i32,
+    sign_of,
     sin_turn,
     truncate_i32,
     udiv,
@@ -111,7 +111,7 @@ from pyggml.kernels.cuda.device.threads import (
 
 f32, i32, i64 = _types.float32, _types.int32, _types.int64
 
-cuda = _cuda
+cuda: Any = _cuda
 """`cuda.local.array(n, f32)`: an array that lives in registers where loops over it have constant bounds; n is a name of
 the factory's, or a number."""
 

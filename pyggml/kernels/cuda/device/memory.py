@@ -99,7 +99,9 @@ def _family(prefix: str, space: int) -> dict[str, Any]:
 
 _g = _family("", 1)
 ld_u8, ld_i8, ld_u16, ld_i32, ld_i64, ld_f32 = (_g[k] for k in ("u8", "i8", "u16", "i32", "i64", "f32"))
-ld_f16, ld_bf16, ld_i32x4, ld_i32x2, ld_f32x4, ld_f32x2 = (_g[k] for k in ("f16", "bf16", "i32x4", "i32x2", "f32x4", "f32x2"))
+ld_f16, ld_bf16, ld_i32x4, ld_i32x2, ld_f32x4, ld_f32x2 = (
+    _g[k] for k in ("f16", "bf16", "i32x4", "i32x2", "f32x4", "f32x2")
+)
 st_u8, st_u16, st_i32, st_i64, st_f32, st_f16 = (_g["st_" + k] for k in ("u8", "u16", "i32", "i64", "f32", "f16"))
 st_bf16, st_i32x4, st_i32x2, st_f32x4, st_f32x2 = (_g["st_" + k] for k in ("bf16", "i32x4", "i32x2", "f32x4", "f32x2"))
 
@@ -107,7 +109,9 @@ _s = _family("s", 3)
 sld_u8, sld_i8, sld_u16, sld_i32, sld_f32, sld_f16 = (_s[k] for k in ("u8", "i8", "u16", "i32", "f32", "f16"))
 sld_i32x4, sld_i32x2, sld_f32x4, sld_f32x2 = (_s[k] for k in ("i32x4", "i32x2", "f32x4", "f32x2"))
 sst_u8, sst_u16, sst_i32, sst_f32, sst_f16 = (_s["st_" + k] for k in ("u8", "u16", "i32", "f32", "f16"))
-sst_bf16, sst_i32x4, sst_i32x2, sst_f32x4, sst_f32x2 = (_s["st_" + k] for k in ("bf16", "i32x4", "i32x2", "f32x4", "f32x2"))
+sst_bf16, sst_i32x4, sst_i32x2, sst_f32x4, sst_f32x2 = (
+    _s["st_" + k] for k in ("bf16", "i32x4", "i32x2", "f32x4", "f32x2")
+)
 
 ldw_i32x4 = word(
     "ldw_i32x4", "i32*4", ["i64"],

@@ -1,0 +1,44 @@
+"""One layer of SmolLM2's shape, prompt and decoding, on the emulated GPU beside the definition. Must not know kernels."""
+
+import gguf
+import numpy as np
+import pytest
+
+pytest.importorskip("numba_cuda", reason="numba-cuda is not installed: pip install '.[cuda]'")
+from cuda_device import EmulatedDevice
+from cuda_emulator import EmulatedGPU
+from tiny_model import N_VOCAB, write_llama
+
+from pyggml.backend.reference import ReferenceDevice
+from pyggml.model.context import Context
+from pyggml.model.model import Model
+
+Q = gguf.GGMLQuantizationType
+TOKENS = [int(t) for t in np.random.default_rng(0).integers(0, N_VOCAB, 12)]
+SHAPE = {"n_layer": 1, "n_embd": 576, "n_head": 9, "n_head_kv": 3, "head_k": 64, "head_v": 64, "n_ff": 1536}
+
+
+def logits(path, flash_attn: bool, devices=()):
+    """After a prompt, then after each of three more tokens."""
+    model = Model.load(path, devices=devices, n_gpu_layers=99, cpu=ReferenceDevice())
+    context = Context(model, n_ctx=256, flash_attn=flash_attn)
+    out = [context.decode(TOKENS[:9], logits="all"), *(context.decode([t], logits="all") for t in TOKENS[9:])]
+    context.close()
+    model.close()
+    return np.concatenate(out)
+
+
+@pytest.mark.parametrize("cc", [(7, 5), (9, 0)], ids=lambda cc: f"sm_{cc[0]}{cc[1]}")
+@pytest.mark.parametrize(
+    ("quant", "flash_attn"), [(Q.F16, True), (Q.Q4_0, True), (Q.Q8_0, False)], ids=["F16", "Q4_0", "Q8_0-unfused"]
+)
+def test_a_layer(tmp_path, quant, flash_attn, cc):
+    path = write_llama(tmp_path / "layer.gguf", quant=quant, **SHAPE)
+    device = EmulatedDevice(EmulatedGPU(cc=cc))
+    actual = logits(path, flash_attn, [device])
+    assert device.gpu.launches > 40 and device.gpu.replays, "the layer did not run there"
+    assert not device.gpu.allocations or set(device.gpu.allocations) == {r.memory for r in device.garbage}
+    expected = logits(path, flash_attn)
+    error = ((actual - expected) ** 2).sum() / (expected**2).sum()
+    assert error < (1e-5 if quant == Q.F16 else 2e-4), error
+    assert (actual.argmax(1) == expected.argmax(1)).mean() > 0.7
