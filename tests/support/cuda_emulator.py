@@ -64,6 +64,10 @@ def body(word: Word) -> tuple[str, tuple[str, ...]]:
         return "%r = call i32 @llvm.fshr.i32(i32 %a1, i32 %a0, i32 %a2)\nret i32 %r", (
             "declare i32 @llvm.fshr.i32(i32, i32, i32)",
         )
+    if name == "pack_f16":
+        lines = [f"%h{i} = fptrunc float %a{i} to half\n%b{i} = bitcast half %h{i} to i16" for i in range(2)]
+        lines += [f"%w{i} = zext i16 %b{i} to i32" for i in range(2)]
+        return "\n".join([*lines, "%u = shl i32 %w1, 16\n%r = or i32 %u, %w0\nret i32 %r"]), ()
     if name == "mul_rn":
         return "%r = fmul float %a0, %a1\nret float %r", ()
     if name == "round_down":

@@ -252,6 +252,30 @@ again:
                 other = lane
             return s[base + other * step]
 
+        @helper("warp_barrier", "void()")
+        def warp_barrier() -> None:
+            meet(np.int32(30), np.int32(0))
+
+        @intrinsic
+        def as_bits(context: Any, value: Any) -> Any:
+            def generate(ctx: Any, builder: Any, sig: Any, args: Any) -> Any:
+                return builder.bitcast(args[0], ir.IntType(32))
+
+            return nt.int32(nt.float32), generate
+
+        def brain_bits(x: Any) -> Any:
+            bits = np.int64(as_bits(x)) & 0xFFFFFFFF
+            if x != x:
+                return (bits >> 16) | 64
+            return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16) & 0xFFFF
+
+        brain_bits = numba.njit(brain_bits)
+
+        @helper("pack_bf16", "int32(float32,float32)")
+        def pack_bf16(a: Any, b: Any) -> Any:
+            r = brain_bits(a) | (brain_bits(b) << 16)
+            return np.int32(r if r < 2**31 else r - 2**32)
+
         @helper("dp4a", "int32(int32,int32,int32)")
         def dp4a(a: Any, b: Any, c: Any) -> Any:
             for k in range(4):

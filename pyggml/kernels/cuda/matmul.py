@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyggml.kernels.cuda import matvec, tile
+from pyggml.kernels.cuda import matvec, mma, tile
 from pyggml.kernels.cuda.blocks import BLOCKS
 from pyggml.kernels.cuda.layout import F32, FLOATS, refuse_types, source
 
@@ -28,5 +28,7 @@ def lower(builder: Builder, node: Tensor) -> None:
     a, b = source(node, 0), source(node, 1)
     if b.type == F32 and matvec.takes(node, a, b):
         matvec.lower(builder, node, a, b)
+    elif b.type == F32 and mma.takes(builder.cc, node, a, b):
+        mma.lower(builder, node, a, b)
     else:
         tile.lower(builder, node, a, b)

@@ -3,21 +3,22 @@
 Owns how a type's bits become bytes; must not know what is multiplied. value = d x q + m, with one d and m for the first
 16 values and one for the others, which are the same in types whose blocks (or sub-blocks) have 32 values.
 
-Rows of SIMPLE types but Q4_1 and Q5_1 begin at any even address: aligned words are loaded and shifted together.
+Rows of types that ALIGNMENT does not name begin at any even address: aligned words are loaded and shifted together.
 """
 
 from __future__ import annotations
 
 from pyggml.dtypes import GGMLType
-from pyggml.kernels.cuda.blocks import BLOCKS, SIMPLE, SUPER
+from pyggml.kernels.cuda.blocks import BLOCKS
 
 T = GGMLType
-ALIGNMENT = {T.Q4_1: 4, T.Q5_1: 4}
+ALIGNMENT = {T.Q4_1: 4, T.Q5_1: 4, T.Q2_K: 4, T.IQ4_XS: 4, T.Q4_K: 16, T.Q5_K: 16}
 """What rows must be aligned to; 2 where nothing is said."""
-HALVES: frozenset[GGMLType] = frozenset()
+HALVES = frozenset({T.Q2_K, T.Q3_K, T.Q6_K})
 """Types with a scale for each 16 values."""
-UNPACKED = SIMPLE
-assert set(UNPACKED) <= set(BLOCKS) and SUPER
+NO_MINIMUM = frozenset({T.Q8_0, T.IQ4_NL, T.IQ4_XS, T.Q3_K, T.Q6_K})
+"""Types whose m is always 0."""
+UNPACKED = BLOCKS
 
 
 def unpack(name: str):
@@ -25,7 +26,8 @@ def unpack(name: str):
     from pyggml.kernels.cuda import device as d
 
     make = {
-        "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q8_0": _q8_0, "IQ4_NL": _iq4_nl,
+        "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q8_0": _q8_0, "IQ4_NL": _iq4_nl, "Q2_K": _q2_k,
+        "Q3_K": _q3_k, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k, "IQ4_XS": _iq4_xs,
     }[name]  # fmt: skip
     return d.inline(make(d))
 
@@ -170,3 +172,185 @@ def _iq4_nl(d):
         )  # fmt: skip
 
     return unpack_iq4_nl
+
+
+# ---- blocks of 256: group j is sub-block j % 8
+
+
+def _eight(d):
+    """-> f(at): 32 bytes from an even address as eight words."""
+
+    @d.inline
+    def eight(b):
+        odd = b & 2
+        at = b - odd
+        select = 0x5432 if odd else 0x3210
+        w0, w1, w2, w3, w4 = d.ld_i32(at), d.ld_i32(at + 4), d.ld_i32(at + 8), d.ld_i32(at + 12), d.ld_i32(at + 16)
+        w5, w6, w7, w8 = d.ld_i32(at + 20), d.ld_i32(at + 24), d.ld_i32(at + 28), d.ld_i32(at + 28 + 2 * odd)
+        return (
+            d.permute(w0, w1, select), d.permute(w1, w2, select), d.permute(w2, w3, select), d.permute(w3, w4, select),
+            d.permute(w4, w5, select), d.permute(w5, w6, select), d.permute(w6, w7, select), d.permute(w7, w8, select),
+        )  # fmt: skip
+
+    return eight
+
+
+TWO_BITS = 0x03030303
+ONE_BIT = 0x01010101
+
+
+def _q2_k(d):
+    def unpack_q2_k(row, j):
+        sub = j & 7
+        b = row + (j >> 3) * 84
+        at = b + 16 + (sub >> 2) * 32
+        shift = (sub & 3) * 2
+        both = d.ld_i32(b + 80)
+        s0, s1 = d.ld_u8(b + 2 * sub), d.ld_u8(b + 2 * sub + 1)
+        scale, low = d.h2f(both), -d.h2f(both >> 16)
+        return (
+            d.i32((d.ld_i32(at) >> shift) & TWO_BITS), d.i32((d.ld_i32(at + 4) >> shift) & TWO_BITS),
+            d.i32((d.ld_i32(at + 8) >> shift) & TWO_BITS), d.i32((d.ld_i32(at + 12) >> shift) & TWO_BITS),
+            d.i32((d.ld_i32(at + 16) >> shift) & TWO_BITS), d.i32((d.ld_i32(at + 20) >> shift) & TWO_BITS),
+            d.i32((d.ld_i32(at + 24) >> shift) & TWO_BITS), d.i32((d.ld_i32(at + 28) >> shift) & TWO_BITS),
+            scale * d.f32(s0 & 15), low * d.f32(s0 >> 4), scale * d.f32(s1 & 15), low * d.f32(s1 >> 4),
+        )  # fmt: skip
+
+    return unpack_q2_k
+
+
+def _q3_k(d):
+    eight = _eight(d)
+
+    @d.inline
+    def scale_of(b, s):
+        low = (d.ld_u8(b + 96 + (s & 7)) >> ((s >> 3) * 4)) & 15
+        return d.f32((low | (((d.ld_u8(b + 104 + (s & 3)) >> ((s >> 2) * 2)) & 3) << 4)) - 32)
+
+    @d.inline
+    def three(low, high, shift, sub):
+        """Two bits and a third, minus 4, as signed bytes."""
+        y = (((low >> shift) & TWO_BITS) | (((high >> sub) & ONE_BIT) << 2)) ^ 0x04040404
+        return d.i32(y | ((y & 0x04040404) * 62))
+
+    def unpack_q3_k(row, j):
+        sub = j & 7
+        b = row + (j >> 3) * 110
+        shift = (sub & 3) * 2
+        h0, h1, h2, h3, h4, h5, h6, h7 = eight(b)
+        w0, w1, w2, w3, w4, w5, w6, w7 = eight(b + 32 + (sub >> 2) * 32)
+        by = d.ld_f16(b + 108)
+        return (
+            three(w0, h0, shift, sub), three(w1, h1, shift, sub), three(w2, h2, shift, sub), three(w3, h3, shift, sub),
+            three(w4, h4, shift, sub), three(w5, h5, shift, sub), three(w6, h6, shift, sub), three(w7, h7, shift, sub),
+            by * scale_of(b, 2 * sub), d.f32(0), by * scale_of(b, 2 * sub + 1), d.f32(0),
+        )  # fmt: skip
+
+    return unpack_q3_k
+
+
+def _k4_header(d):
+    """-> f(b, sub): scale and minimum of a sub-block of Q4_K or Q5_K (ggml-quants.c: get_scale_min_k4)."""
+
+    @d.inline
+    def header(b, sub):
+        both, s0, s1, s2 = d.ld_i32x4(b)
+        k = (sub & 3) * 8
+        if sub < 4:
+            scale, low = (s0 >> k) & 63, (s1 >> k) & 63
+        else:
+            scale = ((s2 >> k) & 15) | (((s0 >> (k + 6)) & 3) << 4)
+            low = ((s2 >> (k + 4)) & 15) | (((s1 >> (k + 6)) & 3) << 4)
+        return d.h2f(both) * d.f32(scale), -d.h2f(both >> 16) * d.f32(low)
+
+    return header
+
+
+def _q4_k(d):
+    header = _k4_header(d)
+
+    def unpack_q4_k(row, j):
+        sub = j & 7
+        b = row + (j >> 3) * 144
+        scale, low = header(b, sub)
+        shift = (sub & 1) * 4
+        at = b + 16 + (sub >> 1) * 32
+        w0, w1, w2, w3 = d.ld_i32x4(at)
+        w4, w5, w6, w7 = d.ld_i32x4(at + 16)
+        return (
+            d.i32((w0 >> shift) & LOW), d.i32((w1 >> shift) & LOW), d.i32((w2 >> shift) & LOW),
+            d.i32((w3 >> shift) & LOW), d.i32((w4 >> shift) & LOW), d.i32((w5 >> shift) & LOW),
+            d.i32((w6 >> shift) & LOW), d.i32((w7 >> shift) & LOW), scale, low,
+        )  # fmt: skip
+
+    return unpack_q4_k
+
+
+def _q5_k(d):
+    header = _k4_header(d)
+
+    @d.inline
+    def five(low, high, shift, sub):
+        return d.i32(((low >> shift) & LOW) | (((high >> sub) & ONE_BIT) << 4))
+
+    def unpack_q5_k(row, j):
+        sub = j & 7
+        b = row + (j >> 3) * 176
+        scale, low = header(b, sub)
+        shift = (sub & 1) * 4
+        at = b + 48 + (sub >> 1) * 32
+        h0, h1, h2, h3 = d.ld_i32x4(b + 16)
+        h4, h5, h6, h7 = d.ld_i32x4(b + 32)
+        w0, w1, w2, w3 = d.ld_i32x4(at)
+        w4, w5, w6, w7 = d.ld_i32x4(at + 16)
+        return (
+            five(w0, h0, shift, sub), five(w1, h1, shift, sub), five(w2, h2, shift, sub), five(w3, h3, shift, sub),
+            five(w4, h4, shift, sub), five(w5, h5, shift, sub), five(w6, h6, shift, sub), five(w7, h7, shift, sub),
+            scale, low,
+        )  # fmt: skip
+
+    return unpack_q5_k
+
+
+def _q6_k(d):
+    eight = _eight(d)
+
+    @d.inline
+    def six(low, high, shift, pair):
+        """Four bits and two, minus 32, as signed bytes."""
+        y = (((low >> shift) & LOW) | (((high >> pair) & TWO_BITS) << 4)) ^ 0x20202020
+        return d.i32(y | ((y & 0x20202020) * 6))
+
+    def unpack_q6_k(row, j):
+        sub = j & 7
+        b = row + (j >> 3) * 210
+        shift, pair = ((sub >> 1) & 1) * 4, (sub & 3) * 2
+        h0, h1, h2, h3, h4, h5, h6, h7 = eight(b + 128 + (sub >> 2) * 32)
+        w0, w1, w2, w3, w4, w5, w6, w7 = eight(b + (sub >> 2) * 64 + (sub & 1) * 32)
+        by = d.ld_f16(b + 208)
+        return (
+            six(w0, h0, shift, pair), six(w1, h1, shift, pair), six(w2, h2, shift, pair), six(w3, h3, shift, pair),
+            six(w4, h4, shift, pair), six(w5, h5, shift, pair), six(w6, h6, shift, pair), six(w7, h7, shift, pair),
+            by * d.f32(d.ld_i8(b + 192 + 2 * sub)), d.f32(0), by * d.f32(d.ld_i8(b + 193 + 2 * sub)), d.f32(0),
+        )  # fmt: skip
+
+    return unpack_q6_k
+
+
+def _iq4_xs(d):
+    look_up = levels(d)
+
+    def unpack_iq4_xs(row, j):
+        sub = j & 7
+        b = row + (j >> 3) * 136
+        head, lows = d.ld_i32(b), d.ld_i32(b + 4)
+        scale = ((lows >> (sub * 4)) & 15) | (((head >> (16 + sub * 2)) & 3) << 4)
+        at = b + 8 + sub * 16
+        a0, a1, a2, a3 = d.ld_i32(at), d.ld_i32(at + 4), d.ld_i32(at + 8), d.ld_i32(at + 12)
+        return (
+            look_up(a0 & LOW), look_up(a1 & LOW), look_up(a2 & LOW), look_up(a3 & LOW), look_up((a0 >> 4) & LOW),
+            look_up((a1 >> 4) & LOW), look_up((a2 >> 4) & LOW), look_up((a3 >> 4) & LOW),
+            d.h2f(head) * d.f32(scale - 32), d.f32(0),
+        )  # fmt: skip
+
+    return unpack_iq4_xs

@@ -24,6 +24,8 @@ from pyggml.kernels.cuda.device.arithmetic import (
     funnel,
     h2f,
     mul_rn,
+    pack_bf16,
+    pack_f16,
     permute,
     rcp,
     round_down,
@@ -107,6 +109,7 @@ from pyggml.kernels.cuda.device.threads import (
     shuffle_xor_i32,
     thread,
     threads,
+    warp_barrier,
 )
 
 f32, i32, i64 = _types.float32, _types.int32, _types.int64

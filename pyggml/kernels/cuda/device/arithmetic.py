@@ -81,3 +81,13 @@ rcp = word("rcp", "f32", ["f32"], asm("rcp.approx.f32 $0, $1;", "=f,f", "float",
 sin_turn = word("sin_turn", "f32", ["f32"], asm("sin.approx.f32 $0, $1;", "=f,f", "float", "float %a0", pure=True))
 """sin of an angle between -pi and pi, absolute error 2^-20."""
 cos_turn = word("cos_turn", "f32", ["f32"], asm("cos.approx.f32 $0, $1;", "=f,f", "float", "float %a0", pure=True))
+pack_f16 = word(
+    "pack_f16", "i32", ["f32", "f32"],
+    asm("cvt.rn.f16x2.f32 $0, $2, $1;", "=r,f,f", "i32", "float %a0, float %a1", pure=True),
+)  # fmt: skip
+"""Two F16 in a register, the first in the lower half. Compute capability 8.0."""
+pack_bf16 = word(
+    "pack_bf16", "i32", ["f32", "f32"],
+    asm("cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,f,f", "i32", "float %a0, float %a1", pure=True),
+)  # fmt: skip
+"""Two BF16, likewise."""

@@ -45,13 +45,13 @@ mma_bf16 = word(
 
 ldmatrix_x4 = word(
     "ldmatrix_x4", "i32*4", ["i32"],
-    asm("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {$0,$1,$2,$3}, [$4];", "=r,=r,=r,=r,r,~{memory}", _FOUR, "i32 %0"),
+    asm("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {$0,$1,$2,$3}, [$4];", "=r,=r,=r,=r,r,~{memory}", _FOUR, "i32 %a0"),
 )  # fmt: skip
 """Four 8 x 8 matrices of 16-bit elements from shared memory: lane 8 m + r gives the address of row r of matrix m, 16
 bytes aligned to 16; register m holds elements 2t and 2t + 1 of row g of matrix m."""
 ldmatrix_x4_trans = word(
     "ldmatrix_x4_trans", "i32*4", ["i32"],
     asm("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {$0,$1,$2,$3}, [$4];", "=r,=r,=r,=r,r,~{memory}", _FOUR,
-        "i32 %0"),
+        "i32 %a0"),
 )  # fmt: skip
 """The same, each matrix transposed: register m holds elements g of rows 2t and 2t + 1."""

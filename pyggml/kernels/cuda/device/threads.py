@@ -43,3 +43,8 @@ shuffle_xor_i32 = word("shuffle_xor_i32", "i32", ["i32", "i32"], _shuffle(3, Fal
 shuffle_f32 = word("shuffle_f32", "f32", ["f32", "i32"], _shuffle(0, True), needs=_SHUFFLE)
 """The value of lane n."""
 shuffle_i32 = word("shuffle_i32", "i32", ["i32", "i32"], _shuffle(0, False), needs=_SHUFFLE)
+warp_barrier = word(
+    "warp_barrier", "void", [], "call void @llvm.nvvm.bar.warp.sync(i32 -1)\nret void",
+    needs=("declare void @llvm.nvvm.bar.warp.sync(i32) #1",),
+)  # fmt: skip
+"""The lanes of a warp meet; what one wrote to shared memory before the others see after."""

@@ -1,0 +1,290 @@
+"""MUL_MAT with many columns on tensor cores: what prompts are made of. Compute capability 8.0.
+
+A block of 256 threads makes 128 rows x 64 columns: its weights and activations for a stretch of k lie in shared memory,
+each of eight warps multiplies 32 x 32 of them. Weights in blocks become bytes there and meet the activations' bytes; F16
+and BF16 meet activations rounded to their type. Owns tiles and fragments; must not know the bits of a type.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyggml.kernels.cuda.activations import quantized
+from pyggml.kernels.cuda.layout import BF16, F16, THREADS, blocks
+from pyggml.kernels.cuda.spec import Spec, i32, i64
+from pyggml.kernels.cuda.unpack import ALIGNMENT, HALVES, NO_MINIMUM, UNPACKED
+
+if TYPE_CHECKING:
+    from pyggml.backend.cuda.plan import Builder
+    from pyggml.tensor import Tensor
+
+OLDEST = (8, 0)
+ROWS, COLUMNS = 128, 64
+DEEP = 128
+"""Bytes of k at a time: 128 values of blocks, 64 of F16."""
+STRIDE = DEEP + 16
+"""From row to row in shared memory: rows that are read together lie in different banks."""
+GROUPS = DEEP // 32
+LEFT, RIGHT = ROWS * STRIDE, COLUMNS * STRIDE
+
+
+def takes(cc: tuple[int, int], node: Tensor, a: Tensor, b: Tensor) -> bool:
+    """Whether these kernels can do the product: this GPU, dense rows, addresses that are aligned."""
+    if cc < OLDEST or b.nb[0] != 4 or node.nb[0] != 4 or b.ne[2] * b.ne[3] > 65535 or b.ne[1] > 65535 * COLUMNS:
+        return False
+    if a.type in (F16, BF16):
+        return a.nb[0] == 2 and a.ne[0] % 8 == 0 and all(x % 16 == 0 for x in (a.data, *a.nb[1:], b.data, *b.nb[1:]))
+    return a.type in UNPACKED and all(x % ALIGNMENT.get(a.type, 2) == 0 for x in (a.data, *a.nb[1:]))
+
+
+def lower(builder: Builder, node: Tensor, a: Tensor, b: Tensor) -> None:
+    places = (
+        node.data, *node.nb[1:], a.data, *a.nb[1:], a.ne[1], b.ne[1], b.ne[2], b.ne[2] // a.ne[2], b.ne[3] // a.ne[3],
+    )  # fmt: skip
+    grid = (blocks(a.ne[1], ROWS), blocks(b.ne[1], COLUMNS), b.ne[2] * b.ne[3])
+    if a.type in (F16, BF16):
+        args = (*places, b.data, *b.nb[1:], a.ne[0])
+        builder.launch(Spec("mma", "floats", (a.type.name,)), grid, THREADS, args, LEFT + RIGHT)
+        return
+    x = quantized(builder, b)
+    halves = 2 if a.type in HALVES else 1
+    shared = LEFT + RIGHT + 8 * GROUPS * (ROWS + COLUMNS) * halves
+    args = (*places, x.bytes, x.scales, x.step, a.ne[0] // 32)  # type: ignore[assignment]
+    builder.launch(Spec("mma", "integers", (a.type.name,)), grid, THREADS, args, shared)
+
+
+def integers(name):
+    """Blocks of integers with activations of bytes."""
+    from pyggml.dtypes import GGMLType
+    from pyggml.kernels.cuda import device as d
+    from pyggml.kernels.cuda.unpack import unpack
+
+    group, store = unpack(name), _storing()
+    halves, minimum = GGMLType[name] in HALVES, GGMLType[name] not in NO_MINIMUM
+    wide = 16 if halves else 8  # bytes of scales for each group of a row
+    ones = 0x01010101
+
+    @d.inline
+    def unpacked(row, j, groups, to, scales):
+        """Group j of a row to shared memory; zeros behind the end."""
+        if j < groups:
+            if halves:
+                q0, q1, q2, q3, q4, q5, q6, q7, d0, m0, d1, m1 = group(row, j)
+                d.sst_f32x4(scales, d0, m0, d1, m1)
+            else:
+                q0, q1, q2, q3, q4, q5, q6, q7, d0, m0 = group(row, j)
+                d.sst_f32x2(scales, d0, m0)
+            d.sst_i32x4(to, q0, q1, q2, q3)
+            d.sst_i32x4(to + 16, q4, q5, q6, q7)
+        else:
+            zero = d.f32(0)
+            d.sst_i32x4(to, 0, 0, 0, 0)
+            d.sst_i32x4(to + 16, 0, 0, 0, 0)
+            if halves:
+                d.sst_f32x4(scales, zero, zero, zero, zero)
+            else:
+                d.sst_f32x2(scales, zero, zero)
+
+    def kernel(
+        y: i64, y1: i64, y2: i64, y3: i64, a: i64, a1: i64, a2: i64, a3: i64, n: i32, m: i32, batch: i32, ratio2: i32,
+        ratio3: i32, x: i64, scales: i64, step: i32, groups: i32,
+    ):  # fmt: skip
+        me = d.i32(d.thread())
+        lane, warp = d.i32(me & 31), d.i32(me >> 5)
+        wm, wn = d.i32((warp & 3) * 32), d.i32((warp >> 2) * 32)
+        i3 = d.udiv(d.block_z(), batch)
+        i2 = d.i32(d.block_z() - i3 * batch)
+        matrix = a + d.udiv(i2, ratio2) * a2 + d.udiv(i3, ratio3) * a3
+        row0, column0 = d.i32(d.block_x() * ROWS), d.i32(d.block_y() * COLUMNS)
+        left = d.shared()
+        right = d.i32(left + LEFT)
+        left_scales = d.i32(right + RIGHT)
+        right_scales = d.i32(left_scales + ROWS * GROUPS * wide)
+        first = d.block_z() * d.i64(m)
+        total = d.cuda.local.array(32, d.f32)
+        for i in range(32):
+            total[i] = d.f32(0)
+        low, high = d.cuda.local.array(8, d.f32), d.cuda.local.array(8, d.f32)
+        j0 = d.i32(0)
+        while j0 < groups:
+            for i in range(2):  # columns' bytes
+                u = d.i32(me + 256 * i)
+                c, part = d.i32(u >> 3), d.i32(u & 7)
+                column = first + min(column0 + c, m - 1)
+                d.cp_async16(right + c * STRIDE + part * 16, x + column * d.i64(step) + j0 * 32 + part * 16)
+            d.cp_async_commit()
+            c, part = d.i32(me >> 2), d.i32(me & 3)
+            column = first + min(column0 + c, m - 1)
+            scale, total_of = d.ld_f32x2(scales + column * d.i64(step >> 2) + (j0 + part) * 8)
+            if halves:
+                at = x + column * d.i64(step) + (j0 + part) * 32
+                u0, u1, u2, u3 = d.ld_i32x4(at)
+                s = d.dp4a(ones, u3, d.dp4a(ones, u2, d.dp4a(ones, u1, d.dp4a(ones, u0, 0))))
+                part_of = scale * d.f32(s)
+                d.sst_f32x4(right_scales + me * 16, scale, part_of, total_of - part_of, d.f32(0))
+            else:
+                d.sst_f32x2(right_scales + me * 8, scale, total_of)
+            for i in range(2):
+                u = d.i32(me + 256 * i)
+                r, part = d.i32(u >> 2), d.i32(u & 3)
+                row = matrix + min(row0 + r, n - 1) * a1
+                unpacked(row, d.i32(j0 + part), groups, left + r * STRIDE + part * 32, left_scales + u * wide)
+            d.cp_async_wait()
+            d.barrier()
+            for k in range(GROUPS):
+                for i in range(2):
+                    r = wm + 16 * i
+                    at = left + (r + (lane & 15)) * STRIDE + 32 * k + (lane >> 4) * 16
+                    q0, q1, q2, q3 = d.ldmatrix_x4(at)
+                    for h in range(2):
+                        to = left_scales + ((r + (lane >> 2) + 8 * h) * GROUPS + k) * wide
+                        if halves:
+                            low[4 * h], low[4 * h + 1], low[4 * h + 2], low[4 * h + 3] = d.sld_f32x4(to)
+                        else:
+                            low[4 * h], low[4 * h + 1] = d.sld_f32x2(to)
+                    for jj in range(2):
+                        c = wn + 16 * jj
+                        at = right + (c + (lane & 7) + (lane >> 4) * 8) * STRIDE + 32 * k + ((lane >> 3) & 1) * 16
+                        b0, b1, b2, b3 = d.ldmatrix_x4(at)
+                        for half in range(2):
+                            v0 = b2 if half else b0
+                            v1 = b3 if half else b1
+                            t = (i * 4 + jj * 2 + half) * 4
+                            for e in range(2):
+                                cc = c + 8 * half + (lane & 3) * 2 + e
+                                if halves:
+                                    (high[4 * e], high[4 * e + 1], high[4 * e + 2], high[4 * e + 3]) = d.sld_f32x4(
+                                        right_scales + (cc * GROUPS + k) * 16
+                                    )
+                                else:
+                                    high[4 * e], high[4 * e + 1] = d.sld_f32x2(right_scales + (cc * GROUPS + k) * 8)
+                            if halves:
+                                c0, c1, c2, c3 = d.mma_s8_k16(q0, q1, v0, 0, 0, 0, 0)
+                                e0, e1, e2, e3 = d.mma_s8_k16(q2, q3, v1, 0, 0, 0, 0)
+                                f0 = d.fma(low[0], d.f32(c0), low[2] * d.f32(e0))
+                                f1 = d.fma(low[0], d.f32(c1), low[2] * d.f32(e1))
+                                f2 = d.fma(low[4], d.f32(c2), low[6] * d.f32(e2))
+                                f3 = d.fma(low[4], d.f32(c3), low[6] * d.f32(e3))
+                                total[t] = d.fma(f0, high[0], total[t])
+                                total[t + 1] = d.fma(f1, high[4], total[t + 1])
+                                total[t + 2] = d.fma(f2, high[0], total[t + 2])
+                                total[t + 3] = d.fma(f3, high[4], total[t + 3])
+                                if minimum:
+                                    total[t] += d.fma(low[1], high[1], low[3] * high[2])
+                                    total[t + 1] += d.fma(low[1], high[5], low[3] * high[6])
+                                    total[t + 2] += d.fma(low[5], high[1], low[7] * high[2])
+                                    total[t + 3] += d.fma(low[5], high[5], low[7] * high[6])
+                            else:
+                                c0, c1, c2, c3 = d.mma_s8(q0, q1, q2, q3, v0, v1, 0, 0, 0, 0)
+                                total[t] = d.fma(d.f32(c0), low[0] * high[0], total[t])
+                                total[t + 1] = d.fma(d.f32(c1), low[0] * high[4], total[t + 1])
+                                total[t + 2] = d.fma(d.f32(c2), low[4] * high[0], total[t + 2])
+                                total[t + 3] = d.fma(d.f32(c3), low[4] * high[4], total[t + 3])
+                                if minimum:
+                                    total[t] = d.fma(low[1], high[1], total[t])
+                                    total[t + 1] = d.fma(low[1], high[5], total[t + 1])
+                                    total[t + 2] = d.fma(low[5], high[1], total[t + 2])
+                                    total[t + 3] = d.fma(low[5], high[5], total[t + 3])
+            d.barrier()
+            j0 = d.i32(j0 + GROUPS)
+        store(total, y + i2 * y2 + i3 * y3, y1, row0 + wm, column0 + wn, n, m, lane)
+
+    kernel.threads = THREADS
+    return kernel
+
+
+def _storing():
+    """-> f: a warp's 32 x 32 results to where they belong."""
+    from pyggml.kernels.cuda import device as d
+
+    @d.inline
+    def store(total, y, y1, row0, column0, n, m, lane):
+        for i in range(2):
+            for j in range(4):
+                for e in range(4):
+                    row = row0 + 16 * i + (lane >> 2) + 8 * (e >> 1)
+                    column = column0 + 8 * j + (lane & 3) * 2 + (e & 1)
+                    if row < n and column < m:
+                        d.st_f32(y + column * y1 + row * 4, total[(i * 4 + j) * 4 + e])
+
+    return store
+
+
+def floats(name):
+    """F16 or BF16 with F32, which is rounded to the same type."""
+    from pyggml.kernels.cuda import device as d
+
+    store = _storing()
+    brain = name == "BF16"
+
+    @d.inline
+    def pack(u, v):
+        return d.pack_bf16(u, v) if brain else d.pack_f16(u, v)
+
+    @d.inline
+    def product(a0, a1, a2, a3, b0, b1, c0, c1, c2, c3):
+        if brain:
+            return d.mma_bf16(a0, a1, a2, a3, b0, b1, c0, c1, c2, c3)
+        return d.mma_f16(a0, a1, a2, a3, b0, b1, c0, c1, c2, c3)
+
+    def kernel(
+        y: i64, y1: i64, y2: i64, y3: i64, a: i64, a1: i64, a2: i64, a3: i64, n: i32, m: i32, batch: i32, ratio2: i32,
+        ratio3: i32, b: i64, b1: i64, b2: i64, b3: i64, k: i32,
+    ):  # fmt: skip
+        me = d.i32(d.thread())
+        lane, warp = d.i32(me & 31), d.i32(me >> 5)
+        wm, wn = d.i32((warp & 3) * 32), d.i32((warp >> 2) * 32)
+        i3 = d.udiv(d.block_z(), batch)
+        i2 = d.i32(d.block_z() - i3 * batch)
+        matrix = a + d.udiv(i2, ratio2) * a2 + d.udiv(i3, ratio3) * a3
+        others = b + i2 * b2 + i3 * b3
+        row0, column0 = d.i32(d.block_x() * ROWS), d.i32(d.block_y() * COLUMNS)
+        left = d.shared()
+        right = d.i32(left + LEFT)
+        total = d.cuda.local.array(32, d.f32)
+        for i in range(32):
+            total[i] = d.f32(0)
+        k0 = d.i32(0)
+        while k0 < k:
+            for i in range(4):
+                u = d.i32(me + 256 * i)
+                r, part = d.i32(u >> 3), d.i32(u & 7)
+                to = left + r * STRIDE + part * 16
+                if k0 + part * 8 < k:
+                    d.cp_async16(to, matrix + min(row0 + r, n - 1) * a1 + (k0 + part * 8) * 2)
+                else:
+                    d.sst_i32x4(to, 0, 0, 0, 0)
+            d.cp_async_commit()
+            for i in range(2):
+                u = d.i32(me + 256 * i)
+                c, part = d.i32(u >> 3), d.i32(u & 7)
+                to = right + c * STRIDE + part * 16
+                if k0 + part * 8 < k:
+                    at = others + min(column0 + c, m - 1) * b1 + (k0 + part * 8) * 4
+                    v0, v1, v2, v3 = d.ld_f32x4(at)
+                    v4, v5, v6, v7 = d.ld_f32x4(at + 16)
+                    d.sst_i32x4(to, pack(v0, v1), pack(v2, v3), pack(v4, v5), pack(v6, v7))
+                else:
+                    d.sst_i32x4(to, 0, 0, 0, 0)
+            d.cp_async_wait()
+            d.barrier()
+            for kk in range(4):
+                for i in range(2):
+                    at = left + (wm + 16 * i + (lane & 15)) * STRIDE + 32 * kk + (lane >> 4) * 16
+                    q0, q1, q2, q3 = d.ldmatrix_x4(at)
+                    for jj in range(2):
+                        c = wn + 16 * jj + (lane & 7) + (lane >> 4) * 8
+                        w0, w1, w2, w3 = d.ldmatrix_x4(right + c * STRIDE + 32 * kk + ((lane >> 3) & 1) * 16)
+                        t = (i * 4 + jj * 2) * 4
+                        total[t], total[t + 1], total[t + 2], total[t + 3] = product(
+                            q0, q1, q2, q3, w0, w1, total[t], total[t + 1], total[t + 2], total[t + 3]
+                        )
+                        total[t + 4], total[t + 5], total[t + 6], total[t + 7] = product(
+                            q0, q1, q2, q3, w2, w3, total[t + 4], total[t + 5], total[t + 6], total[t + 7]
+                        )
+            d.barrier()
+            k0 = d.i32(k0 + 64)
+        store(total, y + i2 * y2 + i3 * y3, y1, row0 + wm, column0 + wn, n, m, lane)
+
+    kernel.threads = THREADS
+    return kernel
