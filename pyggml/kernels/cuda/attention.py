@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyggml.dtypes import SIZES
+from pyggml.kernels.cuda import attention_tile
 from pyggml.kernels.cuda.blocks import SIMPLE
 from pyggml.kernels.cuda.layout import F32, FLOATS, KINDS, option, refuse, refuse_types, source
 from pyggml.kernels.cuda.soft_max import slopes
@@ -62,6 +63,9 @@ class Operands:
 def lower(builder: Builder, node: Tensor) -> None:
     x = Operands(builder, node)
     k, v = x.k, x.v
+    if attention_tile.takes(builder.cc, node, x):
+        attention_tile.lower(builder, node, x)
+        return
 
     def name(t: Tensor) -> str:
         return "plain" if SIZES[t.type].block_size == 1 else t.type.name

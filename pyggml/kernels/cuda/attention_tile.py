@@ -1,0 +1,315 @@
+"""FLASH_ATTN_EXT on tensor cores, for keys and values of F16. Compute capability 8.0.
+
+A row is a query of one head; the heads that share keys are neighbours, so that 16 rows meet the same keys. `many`: four
+warps of 16 rows each share 32 keys at a time. `few`, for decoding: the warps have the same 16 rows and 16 keys each, blocks
+share the cache between them, and `combine` adds up what all warps found. Weights of keys are rounded to F16, sums are F32.
+
+Keys that the mask hides from a whole block are not looked at; others must be numbers, also where the mask hides them.
+Owns tiles and fragments; must not know which op needs them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from pyggml.kernels.cuda.layout import F16, blocks
+from pyggml.kernels.cuda.spec import Spec, f32, i32, i64
+
+if TYPE_CHECKING:
+    from pyggml.backend.cuda.plan import Builder
+    from pyggml.kernels.cuda.attention import Operands
+    from pyggml.tensor import Tensor
+
+OLDEST = (8, 0)
+WARPS = 4
+THREADS = 32 * WARPS
+KEYS_MANY, KEYS_FEW = 32, 16
+MOST_HEAD = 128
+FEW_ROWS = 32
+BLOCKS_A_MULTIPROCESSOR = 2
+FLAGS = 32
+LOG2E = math.log2(math.e)
+
+
+def takes(cc: tuple[int, int], node: Tensor, x: Operands) -> bool:
+    """Whether these kernels can do it: this GPU, F16, heads of whole tiles, addresses that are aligned."""
+    head = x.q.ne[0]
+    if cc < OLDEST or x.k.type != F16 or x.v.type != F16 or head % 16 or head > MOST_HEAD or x.v.ne[0] != head:
+        return False
+    if x.k.ne[2] != x.v.ne[2] or x.k.nb[0] != 2 or x.v.nb[0] != 2 or x.q.nb[0] != 4 or node.nb[0] != 4:
+        return False
+    aligned = all(b % 16 == 0 for t in (x.k, x.v) for b in (t.data, *t.nb[1:]))
+    return (
+        aligned and all(b % 8 == 0 for t in (x.q, node) for b in (t.data, *t.nb[1:])) and x.k.ne[2] * x.q.ne[3] < 65536
+    )
+
+
+def lower(builder: Builder, node: Tensor, x: Operands) -> None:
+    head, n_tokens, n_head, n_batch = x.q.ne
+    heads = x.k.ne[2]
+    rows = n_tokens * (n_head // heads)
+    row_bytes = 2 * head + 16
+    if rows > FEW_ROWS:
+        shared = FLAGS + 2 * KEYS_MANY * row_bytes
+        grid = (blocks(rows, 16 * WARPS), heads * n_batch)
+        builder.launch(
+            Spec("attention_tile", "attend", (head, 0)),
+            grid,
+            THREADS,
+            (*x.tensors, *x.shapes, *x.numbers, 0, 0, 1, 0),
+            shared,
+        )
+        return
+    row_blocks = blocks(rows, 16)
+    steps = blocks(x.k.ne[1], KEYS_FEW * WARPS)
+    wanted = blocks(BLOCKS_A_MULTIPROCESSOR * builder.multiprocessors, row_blocks * heads * n_batch)
+    splits = max(1, min(steps, wanted, 65535))
+    parts = splits * WARPS
+    sums = builder.scratch(heads * n_batch * rows * parts * 4 * (head + 2))
+    meta = sums.at(heads * n_batch * rows * parts * 4 * head)
+    args = (*x.tensors, *x.shapes, *x.numbers, sums.at(), meta, splits, blocks(steps, splits))
+    shared = FLAGS + 2 * KEYS_FEW * WARPS * row_bytes
+    grid = (row_blocks, heads * n_batch, splits)  # type: ignore[assignment]
+    builder.launch(Spec("attention_tile", "attend", (head, 1)), grid, THREADS, args, shared)
+    scale = (*x.numbers[1:3],)
+    combined = (node.data, *node.nb, sums.at(), meta, head, n_tokens, n_head, n_head // heads, parts, *scale)
+    builder.launch(Spec("attention_tile", "combine"), (n_head, n_tokens, n_batch), THREADS, combined)
+
+
+def attend(head, few):
+    import math
+
+    from pyggml.kernels.cuda import device as d
+
+    keys = KEYS_FEW if few else KEYS_MANY
+    row_bytes = 2 * head + 16
+    deep, wide, tiles = head // 16, head // 8, keys // 8
+    n_queries, n_results, n_scores = deep * 4, wide * 4, tiles * 4
+    chunks = keys * head // 8  # of 16 bytes, of keys or of values
+    loaders = 32 if few else THREADS
+    tile_bytes = keys * row_bytes
+    shared_rows = WARPS * tile_bytes if few else tile_bytes
+
+    def kernel(
+        y: i64, y0: i64, y1: i64, y2: i64, y3: i64, q: i64, q0: i64, q1: i64, q2: i64, q3: i64, k: i64, k0: i64,
+        k1: i64, k2: i64, k3: i64, v: i64, v0: i64, v1: i64, v2: i64, v3: i64, mask: i64, m0: i64, m1: i64, m2: i64,
+        m3: i64, n0: i32, n0_v: i32, n_kv: i32, n_tokens: i32, n_head: i32, ratio: i32, ratio_v: i32, mask2: i32,
+        mask3: i32, slopes: i64, sinks: i64, sink_step: i64, scale: f32, softcap: f32, sums: i64, meta: i64, splits: i32,
+        steps: i32,
+    ):  # fmt: skip
+        lowest = d.bits_float(-8388608)  # -inf
+        me = d.i32(d.thread())
+        lane, warp = d.i32(me & 31), d.i32(me >> 5)
+        g, t = d.i32(lane >> 2), d.i32(lane & 3)
+        heads = d.udiv(n_head, ratio)
+        z = d.udiv(d.block_y(), heads)
+        key_head = d.i32(d.block_y() - z * heads)
+        rows = d.i32(n_tokens * ratio)
+        row0 = d.i32(d.block_x() * 16) if few else d.i32(d.block_x() * (16 * WARPS) + warp * 16)
+        # the two rows of this lane
+        biases, slope = d.cuda.local.array(2, d.i64), d.cuda.local.array(2, d.f32)
+        query, valid = d.cuda.local.array(2, d.i64), d.cuda.local.array(2, d.i32)
+        for r in range(2):
+            row = d.i32(row0 + g + 8 * r)
+            token = d.udiv(min(row, rows - 1), ratio)
+            h = key_head * ratio + d.urem(min(row, rows - 1), ratio)
+            valid[r] = row < rows
+            query[r] = q + token * q1 + h * q2 + z * q3
+            biases[r] = mask + token * m1 + d.urem(h, mask2) * m2 + d.urem(z, mask3) * m3
+            slope[r] = d.f32(LOG2E)
+            if slopes != 0:
+                slope[r] = d.ld_f32(slopes + 4 * h) * d.f32(LOG2E)
+        queries = d.cuda.local.array(n_queries, d.i32)
+        for i in range(deep):
+            for e in range(4):
+                x0, x1 = d.f32(0), d.f32(0)
+                if valid[e & 1]:
+                    x0, x1 = d.ld_f32x2(query[e & 1] + (16 * i + 8 * (e >> 1) + 2 * t) * 4)
+                queries[4 * i + e] = d.pack_f16(x0, x1)
+        result, s = d.cuda.local.array(n_results, d.f32), d.cuda.local.array(n_scores, d.f32)
+        for i in range(n_results):
+            result[i] = d.f32(0)
+        top, total = d.cuda.local.array(2, d.f32), d.cuda.local.array(2, d.f32)
+        for r in range(2):
+            top[r], total[r] = lowest, d.f32(0)
+        flags = d.shared()
+        key_rows = d.i32(flags + FLAGS)
+        if few:
+            key_rows = d.i32(key_rows + warp * tile_bytes)
+        value_rows = d.i32(key_rows + shared_rows)
+        keys_at, values_at = k + key_head * k2 + z * k3, v + key_head * v2 + z * v3
+        by = scale * d.f32(LOG2E)
+        first, end, step = d.i32(0), n_kv, d.i32(keys)
+        if few:
+            first = d.i32((d.block_z() * steps * WARPS + warp) * keys)
+            end = min(n_kv, d.i32((d.block_z() + 1) * steps * WARPS * keys))
+            step = d.i32(keys * WARPS)
+        side = d.i32(0)
+        while first < end:
+            seen = d.f32(0)
+            for j in range(tiles):
+                for e in range(4):
+                    key = first + 8 * j + 2 * t + (e & 1)
+                    bias = lowest
+                    if key < n_kv:
+                        bias = d.f32(0)
+                        if mask != 0:
+                            bias = slope[e >> 1] * d.ld_f16(biases[e >> 1] + key * m0)
+                        if bias != lowest:
+                            seen = d.f32(1)
+                    s[4 * j + e] = bias
+            seen = d.warp_max(seen)
+            if not few:
+                if lane == 0:
+                    d.sst_f32(flags + side * 16 + warp * 4, seen)
+                d.barrier()
+                f0, f1, f2, f3 = d.sld_f32x4(flags + side * 16)
+                seen = d.fmaximum(d.fmaximum(f0, f1), d.fmaximum(f2, f3))
+                side = d.i32(1 - side)
+            if seen != d.f32(0):
+                if few:
+                    d.warp_barrier()
+                i = lane if few else me
+                while i < chunks:
+                    row = d.udiv(i, wide)
+                    part = d.i32(i - row * wide) * 16
+                    key = min(first + row, n_kv - 1)
+                    d.cp_async16(key_rows + row * row_bytes + part, keys_at + key * k1 + part)
+                    d.cp_async16(value_rows + row * row_bytes + part, values_at + key * v1 + part)
+                    i = d.i32(i + loaders)
+                d.cp_async_commit()
+                d.cp_async_wait()
+                if few:
+                    d.warp_barrier()
+                else:
+                    d.barrier()
+                corner, inside = lane >> 3, lane & 7
+                for pair in range(tiles // 2):
+                    a0, a1, a2, a3 = d.f32(0), d.f32(0), d.f32(0), d.f32(0)
+                    c0, c1, c2, c3 = d.f32(0), d.f32(0), d.f32(0), d.f32(0)
+                    at = key_rows + (16 * pair + (corner >> 1) * 8 + inside) * row_bytes + (corner & 1) * 16
+                    for i in range(deep):
+                        b0, b1, b2, b3 = d.ldmatrix_x4(at + 32 * i)
+                        u0, u1, u2, u3 = queries[4 * i], queries[4 * i + 1], queries[4 * i + 2], queries[4 * i + 3]
+                        a0, a1, a2, a3 = d.mma_f16(u0, u1, u2, u3, b0, b1, a0, a1, a2, a3)
+                        c0, c1, c2, c3 = d.mma_f16(u0, u1, u2, u3, b2, b3, c0, c1, c2, c3)
+                    for e in range(8):
+                        x = a0 if e == 0 else a1 if e == 1 else a2 if e == 2 else a3
+                        if e > 3:
+                            x = c0 if e == 4 else c1 if e == 5 else c2 if e == 6 else c3
+                        x = x * by if softcap == d.f32(0) else softcap * math.tanh(x * scale) * d.f32(LOG2E)
+                        bias = s[8 * pair + e]
+                        s[8 * pair + e] = x + bias if bias != lowest else lowest
+                keep = d.cuda.local.array(2, d.f32)
+                for r in range(2):
+                    most = top[r]
+                    for j in range(tiles):
+                        most = d.fmaximum(most, d.fmaximum(s[4 * j + 2 * r], s[4 * j + 2 * r + 1]))
+                    most = d.fmaximum(most, d.shuffle_xor_f32(most, 1))
+                    most = d.fmaximum(most, d.shuffle_xor_f32(most, 2))
+                    base = d.f32(0) if most == lowest else most
+                    keep[r] = d.ex2(top[r] - base)
+                    top[r] = most
+                    more = d.f32(0)
+                    for j in range(tiles):
+                        for e in range(2):
+                            w = d.ex2(s[4 * j + 2 * r + e] - base)
+                            s[4 * j + 2 * r + e] = w
+                            more = more + w
+                    total[r] = total[r] * keep[r] + more
+                for i in range(wide):
+                    for e in range(4):
+                        result[4 * i + e] = result[4 * i + e] * keep[e >> 1]
+                for pair in range(tiles // 2):
+                    p = 8 * pair
+                    w0, w1 = d.pack_f16(s[p], s[p + 1]), d.pack_f16(s[p + 2], s[p + 3])
+                    w2, w3 = d.pack_f16(s[p + 4], s[p + 5]), d.pack_f16(s[p + 6], s[p + 7])
+                    at = value_rows + (16 * pair + (corner & 1) * 8 + inside) * row_bytes + (corner >> 1) * 16
+                    for i in range(deep):
+                        b0, b1, b2, b3 = d.ldmatrix_x4_trans(at + 32 * i)
+                        o = 8 * i
+                        result[o], result[o + 1], result[o + 2], result[o + 3] = d.mma_f16(
+                            w0, w1, w2, w3, b0, b1, result[o], result[o + 1], result[o + 2], result[o + 3]
+                        )
+                        result[o + 4], result[o + 5], result[o + 6], result[o + 7] = d.mma_f16(
+                            w0, w1, w2, w3, b2, b3, result[o + 4], result[o + 5], result[o + 6], result[o + 7]
+                        )
+            first = d.i32(first + step)
+        for r in range(2):
+            x = total[r]
+            x = x + d.shuffle_xor_f32(x, 1)
+            x = x + d.shuffle_xor_f32(x, 2)
+            row = d.i32(row0 + g + 8 * r)
+            if few:
+                if row < rows:
+                    at = (d.i64(d.block_y()) * rows + row) * (splits * WARPS) + d.block_z() * WARPS + warp
+                    if t == 0:
+                        d.st_f32x2(meta + at * 8, top[r], x)
+                    for i in range(wide):
+                        d.st_f32x2(
+                            sums + (at * head + 8 * i + 2 * t) * 4, result[4 * i + 2 * r], result[4 * i + 2 * r + 1]
+                        )
+            elif row < rows:
+                token = d.udiv(row, ratio)
+                h = key_head * ratio + d.urem(row, ratio)
+                less = d.f32(1)
+                if sinks != 0:
+                    sink = d.ld_f32(sinks + h * sink_step) * d.f32(LOG2E)
+                    most = d.fmaximum(top[r], sink)
+                    less = d.ex2(top[r] - most)
+                    x = x * less + d.ex2(sink - most)
+                share = d.f32(0)
+                if x != d.f32(0):
+                    share = less / x
+                to = y + h * y1 + token * y2 + z * y3
+                for i in range(wide):
+                    at = to + (8 * i + 2 * t) * 4
+                    d.st_f32x2(at, result[4 * i + 2 * r] * share, result[4 * i + 2 * r + 1] * share)
+
+    kernel.threads = THREADS
+    return kernel
+
+
+def combine():
+    """What the warps of `few` found, weighted by their maxima: one block of threads a query of a head."""
+    from pyggml.kernels.cuda import device as d
+
+    def kernel(
+        y: i64, y0: i64, y1: i64, y2: i64, y3: i64, sums: i64, meta: i64, head: i32, n_tokens: i32, n_head: i32,
+        ratio: i32, parts: i32, sinks: i64, sink_step: i64,
+    ):  # fmt: skip
+        lowest = d.bits_float(-8388608)  # -inf
+        h, token, z = d.block_x(), d.block_y(), d.block_z()
+        key_head = d.udiv(h, ratio)
+        rows = n_tokens * ratio
+        row = token * ratio + (h - key_head * ratio)
+        first = ((d.i64(z) * d.udiv(n_head, ratio) + key_head) * rows + row) * parts
+        most = lowest
+        p = d.i32(0)
+        while p < parts:
+            most = d.fmaximum(most, d.ld_f32(meta + (first + p) * 8))
+            p = d.i32(p + 1)
+        sink = lowest
+        if sinks != 0:
+            sink = d.ld_f32(sinks + h * sink_step) * d.f32(LOG2E)
+        most = d.fmaximum(most, sink)
+        base = d.f32(0) if most == lowest else most
+        i = d.i32(d.thread())
+        while i < head:
+            total = d.ex2(sink - base)
+            x = d.f32(0)
+            p = d.i32(0)
+            while p < parts:
+                top, part = d.ld_f32x2(meta + (first + p) * 8)
+                weight = d.ex2(top - base)
+                total = total + part * weight
+                x = d.fma(d.ld_f32(sums + ((first + p) * head + i) * 4), weight, x)
+                p = d.i32(p + 1)
+            if total != d.f32(0):
+                x = x / total
+            d.st_f32(y + i * y0 + h * y1 + token * y2 + z * y3, x)
+            i = d.i32(i + THREADS)
+
+    kernel.threads = THREADS
+    return kernel
