@@ -14,13 +14,14 @@ import numpy as np
 
 from pyggml.errors import ModelError
 
-ROPE_SCALINGS = ("none", "linear", "yarn")
+ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 MAX_LAYERS = 512
 
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes in elements. `rope_freq_scale` multiplies positions: 1 / the file's linear scaling factor."""
+    """Sizes in elements. `rope_freq_scale` multiplies positions: 1 / the file's scaling factor, also where `rope_scaling`
+    is none; RopeOptions.apply makes of it what counts."""
 
     architecture: str
     name: str
@@ -34,13 +35,15 @@ class Config:
     n_embd_head_v: int
     n_rot: int
     rms_eps: float
+    rope_scaling: str
     rope_freq_base: float
     rope_freq_scale: float
-    rope_ext_factor: float  # how much of yarn: 0 or 1
+    rope_ext_factor: float  # how much of yarn; -1: all of it where it is the scaling
     rope_attn_factor: float
     rope_beta_fast: float
     rope_beta_slow: float
     rope_n_ctx_orig: int
+    rope_n_ctx_short: int  # longrope: in a larger context the factors for long ones count
 
     @property
     def n_embd_k_gqa(self) -> int:
@@ -137,10 +140,12 @@ def read_config(metadata: Mapping[str, Any], architecture: str) -> Config:
         n_rot=n_rot,
         rms_eps=keys.f32("attention.layer_norm_rms_epsilon"),
         rope_freq_base=keys.f32("rope.freq_base", 10000.0),
-        rope_freq_scale=1.0 / factor if factor and scaling != "none" else 1.0,
-        rope_ext_factor=1.0 if scaling == "yarn" else 0.0,
+        rope_scaling=scaling,
+        rope_freq_scale=1.0 / factor if factor else 1.0,
+        rope_ext_factor=-1.0,
         rope_attn_factor=keys.f32("rope.scaling.attn_factor", 1.0),
-        rope_beta_fast=keys.f32("rope.scaling.yarn_beta_fast", 32.0),
-        rope_beta_slow=keys.f32("rope.scaling.yarn_beta_slow", 1.0),
+        rope_beta_fast=32.0,
+        rope_beta_slow=1.0,
         rope_n_ctx_orig=keys.u32("rope.scaling.original_context_length", n_ctx_train),
+        rope_n_ctx_short=keys.u32("rope.scaling.original_context_length", n_ctx_train),
     )

@@ -20,6 +20,9 @@ from pyggml.model.kv_cache import KVCache
 from pyggml.ops import Op
 from pyggml.tensor import Flag, Tensor
 
+ROPE_FACTORS = {False: ("rope_freqs",), True: ("rope_factors_short", "rope_factors_long")}
+"""By whether the file's scaling is longrope; the last ones then count in contexts longer than rope_n_ctx_short."""
+
 
 class Llama(Architecture):
     name = "llama"
@@ -39,7 +42,8 @@ class Llama(Architecture):
         tied = "output.weight" not in tensors
         yield Spec(out, "output", "token_embd.weight" if tied else "output.weight", (embd, n_vocab), Op.MUL_MAT)
         for il in range(config.n_layer):
-            yield Spec(il, "rope_freqs", "rope_freqs.weight", (config.n_rot // 2,), Op.ROPE, required=False)
+            for key in ROPE_FACTORS[config.rope_scaling == "longrope"]:
+                yield Spec(il, key, f"{key}.weight", (config.n_rot // 2,), Op.ROPE, required=False)
             yield Spec(il, "attn_norm", f"blk.{il}.attn_norm.weight", (embd,), Op.MUL)
             yield Spec(il, "ffn_norm", f"blk.{il}.ffn_norm.weight", (embd,), Op.MUL)
             for key, ne in {
@@ -153,13 +157,22 @@ class _Builder:
         return ops.mul(ops.rms_norm(x, self.config.rms_eps), weight, name=name)
 
     def rope(self, x: Tensor, il: int) -> Tensor:
-        c = self.config
-        return ops.rope(
-            x, self.positions, c.n_rot, ops.ROPE_NORMAL, factors=self.weights.layers[il].get("rope_freqs"),
-            n_ctx_orig=c.rope_n_ctx_orig, freq_base=c.rope_freq_base, freq_scale=c.rope_freq_scale,
-            ext_factor=c.rope_ext_factor, attn_factor=c.rope_attn_factor, beta_fast=c.rope_beta_fast,
-            beta_slow=c.rope_beta_slow, name=f"rope-{il}",
-        )  # fmt: skip
+        return rotate(x, self.positions, self.config, self.weights.layers[il], self.cache.n_cells, name=f"rope-{il}")
+
+
+def rotate(
+    x: Tensor, positions: Tensor, config: Config, layer: Mapping[str, Tensor], n_ctx: int, in_place: bool = False,
+    name: str = "",
+) -> Tensor:  # fmt: skip
+    """x (head, n_head, n_tokens), queries or keys of a layer, turned by its tokens' positions."""
+    factors = ROPE_FACTORS[config.rope_scaling == "longrope"]
+    key = factors[-1] if n_ctx > config.rope_n_ctx_short else factors[0]
+    return ops.rope(
+        x, positions, config.n_rot, ops.ROPE_NORMAL, factors=layer.get(key), n_ctx_orig=config.rope_n_ctx_orig,
+        freq_base=config.rope_freq_base, freq_scale=config.rope_freq_scale, ext_factor=config.rope_ext_factor,
+        attn_factor=config.rope_attn_factor, beta_fast=config.rope_beta_fast, beta_slow=config.rope_beta_slow,
+        in_place=in_place, name=name,
+    )  # fmt: skip
 
 
 def _input(dtype: GGMLType, name: str, *ne: int) -> Tensor:

@@ -37,9 +37,7 @@ class RopeOptions:
 
     def apply(self, config: Config) -> Config:
         """The hyper-parameters in use."""
-        if self == RopeOptions():
-            return config
-        scaling = self.scaling or ("yarn" if config.rope_ext_factor else "linear")
+        scaling = self.scaling or config.rope_scaling
         scale = self.freq_scale or config.rope_freq_scale
         if scaling == "none":
             scale = 1.0

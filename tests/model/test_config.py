@@ -10,6 +10,7 @@ from pyggml.gguf import GGUFFile
 from pyggml.model import architecture_of
 from pyggml.model.config import read_config
 from pyggml.model.model import Model
+from pyggml.model.rope_options import RopeOptions
 
 META = {
     "llama.context_length": 2048,
@@ -30,7 +31,7 @@ def config(**changes):
 def test_defaults():
     c = config()
     assert (c.n_embd_head_k, c.n_embd_head_v, c.n_rot, c.n_embd_k_gqa) == (64, 64, 64, 192)
-    assert (c.rope_freq_base, c.rope_freq_scale, c.rope_ext_factor, c.rope_n_ctx_orig) == (10000.0, 1.0, 0.0, 2048)
+    assert (c.rope_freq_base, c.rope_freq_scale, c.rope_scaling, c.rope_n_ctx_orig) == (10000.0, 1.0, "linear", 2048)
 
 
 def test_values_of_the_file_win():
@@ -53,8 +54,24 @@ def test_values_of_the_file_win():
     ],
 )
 def test_rope_scaling(changes, scale, ext):
-    c = config(**changes)
+    c = RopeOptions().apply(config(**changes))
     assert (c.rope_freq_scale, c.rope_ext_factor) == (scale, ext)
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        (RopeOptions("none"), {"freq_scale": 1.0, "ext_factor": 0.0}),
+        (RopeOptions("linear"), {"freq_scale": 0.25, "attn_factor": 1.0}),
+        (RopeOptions("yarn", attn_factor=3.0), {"freq_scale": 0.25, "attn_factor": 1.0}),  # yarn has its own
+        (RopeOptions("yarn", ext_factor=0.0, attn_factor=3.0), {"ext_factor": 0.0, "attn_factor": 3.0}),
+        (RopeOptions(freq_scale=0.5, n_ctx_orig=99), {"freq_scale": 1.0, "n_ctx_orig": 99, "n_ctx_short": 2048}),
+    ],
+)
+def test_the_user_comes_before_the_file(options, expected):
+    """The file says none, so its factor waits for a user who asks for another scaling."""
+    c = options.apply(config(rope__scaling__type="none", rope__scaling__factor=4.0))
+    assert {name: getattr(c, f"rope_{name}") for name in expected} == expected
 
 
 @pytest.mark.parametrize(
@@ -71,7 +88,7 @@ def test_rope_scaling(changes, scale, ext):
         ({"attention__layer_norm_rms_epsilon": float("nan")}, "layer_norm_rms_epsilon is nan, must be a finite number"),
         ({"rope__freq_base": -1.0}, "key llama.rope.freq_base is -1.0, must be positive"),
         ({"rope__scaling__factor": -2.0}, "key llama.rope.scaling.factor is -2.0, must not be negative"),
-        ({"rope__scaling__type": "magic"}, "key llama.rope.scaling.type is 'magic', known are none, linear, yarn"),
+        ({"rope__scaling__type": "magic"}, "key llama.rope.scaling.type is 'magic', known are none, linear, yarn, longrope"),
         ({"rope__dimension_count": 63}, "key llama.rope.dimension_count is 63, must be even and at most 64"),
         ({"expert_count": 8}, "key llama.expert_count is not 0"),
     ],

@@ -29,6 +29,23 @@ MODELS = {
         "ints": {"llama.rope.scaling.original_context_length": 16},
     },
     "rope factors": {"rope_freqs": True},
+    "magnitude": {"floats": {"llama.rope.scaling.attn_factor": 1.3}},
+    "yarn rope, and what other architectures read": {
+        "strings": {"llama.rope.scaling.type": "yarn"},
+        "floats": {"llama.rope.scaling.factor": 0.5, "llama.rope.scaling.yarn_beta_fast": 2.0},
+        "ints": {"llama.rope.scaling.original_context_length": 64},
+    },
+    "longrope, short": {
+        "long_factors": True,
+        "strings": {"llama.rope.scaling.type": "longrope"},
+        "floats": {"llama.rope.scaling.attn_factor": 1.2},
+        "ints": {"llama.rope.scaling.original_context_length": 512},
+    },
+    "longrope, long": {
+        "long_factors": True,
+        "strings": {"llama.rope.scaling.type": "longrope"},
+        "ints": {"llama.rope.scaling.original_context_length": 511},
+    },
     "F16 weights": {"quant": gguf.GGMLQuantizationType.F16},
 }
 
@@ -101,6 +118,7 @@ ROPES = [
     (MODELS["yarn rope"], RopeOptions("linear"), {"rope_scaling_type": 1}),
     (MODELS["yarn rope"], RopeOptions(ext_factor=0.0), {"yarn_ext_factor": 0.0}),
     (MODELS["linear rope"], RopeOptions("none"), {"rope_scaling_type": 0}),
+    (MODELS["no rope scaling"], RopeOptions("linear"), {"rope_scaling_type": 1}),
 ]  # fmt: skip
 
 

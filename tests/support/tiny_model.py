@@ -24,6 +24,7 @@ def write_llama(
     tied: bool = True,
     biases: bool = False,
     rope_freqs: bool = False,
+    long_factors: bool = False,
     quant: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
     floats: Mapping[str, float] | None = None,
     strings: Mapping[str, str] | None = None,
@@ -79,6 +80,9 @@ def write_llama(
         matrix("output", N_VOCAB, n_embd)
     if rope_freqs:
         tensors["rope_freqs.weight"] = rng.uniform(1, 8, head_k // 2).astype(np.float32)
+    if long_factors:
+        tensors["rope_factors_long.weight"] = rng.uniform(4, 16, head_k // 2).astype(np.float32)
+        tensors["rope_factors_short.weight"] = rng.uniform(1, 2, head_k // 2).astype(np.float32)
     for il in range(n_layer):
         norm(f"blk.{il}.attn_norm")
         norm(f"blk.{il}.ffn_norm")
