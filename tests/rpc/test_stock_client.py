@@ -80,7 +80,7 @@ def test_prompts_of_1_to_1024_tokens(
 
 @pytest.mark.parametrize(
     ("flash_attn", "type_k", "type_v"),
-    [(1, F32, F32), (0, F32, F16), (0, Q8_0, F16), (0, Q4_0, F16)],
+    [(1, F32, F32), (0, F32, F16), (0, Q8_0, F16), (0, Q4_0, F16), (1, Q8_0, Q8_0), (1, Q4_0, Q4_0), (1, Q8_0, Q4_0)],
 )
 def test_types_of_the_kv_cache(
     peer: Peer, model: Path, alone: Callable[..., np.ndarray], listener: Listener, flash_attn: int, type_k: int, type_v: int
