@@ -22,6 +22,9 @@ sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 from conformance_run import Case, End, OtherServer, Outcome, OwnServer, all_cases, run, sample
 
+DOCUMENT = Path(__file__).parents[1] / "docs" / "conformance.md"
+ROW = re.compile(r"^\| (\w+) \| (\d+) \| (\d+) \| (\d+) \|$", re.MULTILINE)
+
 LANGUAGE_MODEL_OPS = """
     DUP ADD ADD_ID ADD1 ACC SUB MUL DIV SQR SQRT LOG SIN COS SUM SUM_ROWS CUMSUM MEAN ARGMAX COUNT_EQUAL REPEAT CONCAT
     NORM RMS_NORM L2_NORM GROUP_NORM MUL_MAT MUL_MAT_ID OUT_PROD SCALE SET CPY CONT GET_ROWS SET_ROWS DIAG
@@ -42,9 +45,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--endpoint", metavar="HOST:PORT", help="a server that runs already")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="of the server (2)")
     parser.add_argument("--slowest", type=int, default=0, metavar="N", help="also print the N slowest cases")
-    parser.add_argument("--markdown", action="store_true", help="the table as docs/conformance.md has it")
+    parser.add_argument(
+        "--document", action="store_true", help="write the counts of whole ops into docs/conformance.md"
+    )
     parser.add_argument("-v", "--verbose", action="store_true", help="print every case as it ends")
-    return parser.parse_args(argv)
+    flags = parser.parse_args(argv)
+    if flags.document and (flags.sample or flags.params):
+        parser.error("--document needs all cases of an op")
+    return flags
 
 
 def choose(flags: argparse.Namespace) -> list[Case]:
@@ -76,12 +84,15 @@ def table(outcomes: Sequence[Outcome]) -> str:
     return "\n".join((head, *rows))
 
 
-def markdown(outcomes: Sequence[Outcome]) -> str:
+def document(outcomes: Sequence[Outcome], text: str) -> str:
+    """`text` of docs/conformance.md with the rows of these ops in place of its own, and all of them added up."""
+    rows = {op: [int(n) for n in counts] for op, *counts in ROW.findall(text) if op != "all"}
     counts = Counter((o.case.op, o.end) for o in outcomes)
-    counts += Counter(("all", o.end) for o in outcomes)
-    ops = [*sorted({o.case.op for o in outcomes}), "all"]
-    rows = (" | ".join([f"| {op}", *(str(counts[op, end]) for end in End)]) + " |" for op in ops)
-    return "\n".join(("| op | passed | failed | refused |", "| --- | --- | --- | --- |", *rows))
+    rows |= {op: [counts[op, end] for end in End] for op in {o.case.op for o in outcomes}}
+    rows = dict(sorted(rows.items())) | {"all": [sum(column) for column in zip(*rows.values(), strict=True)]}
+    table = [" | ".join(["| op", *(end.value for end in End)]) + " |", "| --- | --- | --- | --- |"]
+    table += [" | ".join([f"| {op}", *map(str, row)]) + " |" for op, row in rows.items()]
+    return text.partition("| op |")[0] + "\n".join(table) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -112,9 +123,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"refused: {outcome.case}: {outcome.why}")
     for outcome in sorted(outcomes, key=lambda o: -o.seconds)[: flags.slowest]:
         print(f"{outcome.seconds:.2f} s: {outcome.case}")
-    print(
-        f"\n{(markdown if flags.markdown else table)(outcomes)}\n\n{len(outcomes)} cases in {time.monotonic() - began:.0f} s"
-    )
+    print(f"\n{table(outcomes)}\n\n{len(outcomes)} cases in {time.monotonic() - began:.0f} s")
+    if flags.document and len(outcomes) == len(cases):
+        DOCUMENT.write_text(document(outcomes, DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
     return 0 if len(outcomes) == len(cases) and all(o.end is End.PASSED for o in outcomes) else 1
 
 

@@ -20,6 +20,10 @@ from conformance_build import ensure_driver
 SILENCE = 300.0  # seconds that a case may take
 ABORTED = "Remote RPC server crashed"  # what a stock client says when a server has hung up
 
+# Elements of a row are not side by side here: ggml-cpu asserts that they are (ggml_compute_forward_sum_f32), but not in
+# the peer's build, and adds up others.
+WRONG_THERE = frozenset({("SUM", "type=f32,ne=[33,256,1,1],permute=[1,0,2,3]")})
+
 
 class Case(NamedTuple):
     """One of the reference's test cases. `supported`: by ggml's own CPU backend, which the results are compared with."""
@@ -50,7 +54,10 @@ def all_cases() -> list[Case]:
     """In the reference's order."""
     done = subprocess.run([str(ensure_driver())], check=True, capture_output=True, text=True)
     rows = (line.split("\t") for line in done.stdout.splitlines())
-    return [Case(int(number), op, supported == "1", params) for number, op, supported, params in rows]
+    return [
+        Case(int(number), op, supported == "1" and (op, params) not in WRONG_THERE, params)
+        for number, op, supported, params in rows
+    ]
 
 
 def sample(cases: Sequence[Case], n: int) -> list[Case]:
