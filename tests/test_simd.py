@@ -571,30 +571,37 @@ def test_transposer(keep: int, last: int) -> None:
     assert (out[keep:] == 7).all()
 
 
-def test_columns_of_a_tile() -> None:
+@pytest.mark.parametrize("extreme", [False, True])
+def test_columns_of_a_tile(extreme: bool) -> None:
     from word_kernels.tiles import WIDTH
 
     rng = np.random.default_rng(13)
     w = rng.normal(size=16).astype(F32)
-    q = rng.integers(0, 64, 64).astype(np.uint8)
+    q5, q6 = (rng.integers(n if extreme else 0, n + 1, (4, 64)).astype(np.uint8) for n in (31, 63))
+    q8 = rng.integers(-128, -127 if extreme else 128, (4, 64)).astype(np.int8)
     scale = rng.normal(size=WIDTH).astype(F32)
     starts = rng.integers(-100, 100, WIDTH).astype(np.int32)
-    s = rng.integers(-127, 128, (WIDTH, 4)).astype(np.int8)
+    s = rng.integers(127 if extreme else -127, 128, (4, WIDTH, 4)).astype(np.int8)
+    s[:, 1] *= -1
     f = rng.normal(size=(WIDTH, 16)).astype(F32)
     y = np.concatenate([a.ravel().view(np.uint8) for a in (scale, starts, s, f)])
     out = poisoned(8192 + 64)
-    kernel("tiles.columns", "pppip")(w, q, y, 11, out)
-    one, two, three, four = (out[1024 * i :][: 64 * WIDTH].view(F32).reshape(WIDTH, 16) for i in range(4))
-    sums = np.stack([four_products(q, np.tile(c, 16))[0] for c in s])
-    same(one, (sums + starts[:, None] * 128).astype(F32), "from u8")
-    bias = 128 * s.astype(np.int64).sum(axis=1)[:, None] if jit.level() == "vnni" else 0
-    same(two, (sums + bias).astype(F32) * (w * scale[:, None]), "from i8")
+    sums = [
+        sum(np.stack([four_products(q[i], np.tile(c, 16))[0] for c in s[i]]).astype(np.int64) for i in range(4))
+        for q in (q5, q6, q8)
+    ]
+    kernel("tiles.columns", "pppppip")(w, q5, q6, q8, y, 11, out)
+    one, two, three, four, five = (out[1024 * i :][: 64 * WIDTH].view(F32).reshape(WIDTH, 16) for i in range(5))
+    same(one, (sums[0] + starts[:, None] * 128).astype(F32), "5 bits")
+    same(two, sums[1].astype(F32), "6 bits")
+    bias = 128 * s.astype(np.int64).sum(axis=(0, 2))[:, None] if jit.level() == "vnni" else 0
+    same(three, (sums[2] + bias).astype(F32) * (w * scale[:, None]) + F32(0), "signed")
     scaled = f * scale[:, None]
-    same(three[:2], scaled[:2], "load_scaled")
-    assert (three[2].view(np.uint8) == POISON).all(), "columns that are not wanted"
+    same(four[:2], scaled[:2], "load_scaled")
+    assert (four[2].view(np.uint8) == POISON).all(), "columns that are not wanted"
     exact = w.astype(np.float64) * scale[:, None].astype(np.float64) + scaled
-    assert np.allclose(four[:, :11], exact[:, :11], rtol=3e-7, atol=1e-7)
-    assert (np.ascontiguousarray(four[:, 11:]).view(np.uint8) == POISON).all(), "rows that are not wanted"
+    assert np.allclose(five[:, :11], exact[:, :11], rtol=3e-7, atol=1e-7)
+    assert (np.ascontiguousarray(five[:, 11:]).view(np.uint8) == POISON).all(), "rows that are not wanted"
 
 
 @pytest.mark.parametrize(("columns", "rows"), [(1, 8), (3, 4), (4, 4), (4, 1), (2, 2)])

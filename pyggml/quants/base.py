@@ -21,7 +21,7 @@ Records = NDArray[Any]  # blocks seen through their layout
 class VectorBlocks:
     """How vector code reads blocks of 32 values: value = d * (q - bias) + m. Made of words of `pyggml.simd`.
 
-    quants: (1 or 2 blocks) -> f(addr): their q in order, u8 x 64, or i8 where `signed`; with one block the rest is 0.
+    quants: (1 or 2 blocks) -> f(addr): their q in order, u8 x 64 of at most 31, or i8 where `signed`; with one block the rest is 0.
     d: offset of the f16 scale. m: offset of the f16 minimum, None = there is none.
     """
 

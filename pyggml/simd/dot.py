@@ -8,11 +8,22 @@ from pyggml.simd import codegen as cg
 from pyggml.simd.codegen import HAS_VNNI, LEVEL
 from pyggml.simd.vectors import Vec
 
+# of each level without VNNI: bits a register, u8 x i8 -> sums of two in i16, i16 x i16 -> sums of two in i32, sign
+_NAMES = {
+    "v4": (512, "llvm.x86.avx512.pmaddubs.w.512", "llvm.x86.avx512.pmaddw.d.512", None),
+    "v3": (256, "llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd", "llvm.x86.avx2.psign.b"),
+    "v2": (128, "llvm.x86.ssse3.pmadd.ub.sw.128", "llvm.x86.sse2.pmadd.wd", "llvm.x86.ssse3.psign.b.128"),
+}
 
-def _madd(b, acc, u, s, bits, maddubs, maddwd):
-    """u8 x i8 through 16-bit pair sums, which must not overflow: u at most 127, or the products small."""
+
+def _madd(b, acc, us, ss):
+    """acc + u8 x i8 through sums of pairs in 16 bits, of all steps together: the caller knows that they fit."""
+    bits, maddubs, maddwd, _ = _NAMES[LEVEL]
     i16, i32 = ir.VectorType(cg.I16, bits // 16), ir.VectorType(cg.I32, bits // 32)
-    pairs = cg.call(b, maddubs, i16, [u, s])
+    pairs = None
+    for u, s in zip(us, ss, strict=True):
+        more = cg.call(b, maddubs, i16, [u, s])
+        pairs = more if pairs is None else b.add(pairs, more)
     return b.add(acc, cg.call(b, maddwd, i32, [pairs, cg.const(i16, [1] * (bits // 16))]))
 
 
@@ -26,34 +37,53 @@ def _dot_generic(b, acc, u, s, unsigned):
     return acc
 
 
-def emit_dot(b, acc, u, s):
+def emit_dots(b, acc, us, ss, largest):
+    """acc + several u8 x i8 products a lane, one after the other. Lanes of us are at most `largest`, those of ss 127 in
+    size. Exact: as many steps share their 16-bit sums as fit."""
     if LEVEL == "vnni":
-        return cg.call(b, "llvm.x86.avx512.vpdpbusd.512", acc.type, [acc, u, s])
-    if LEVEL == "v4":
-        return _madd(b, acc, u, s, 512, "llvm.x86.avx512.pmaddubs.w.512", "llvm.x86.avx512.pmaddw.d.512")
-    if LEVEL == "v3":
-        f = lambda x, y, z: _madd(b, x, y, z, 256, "llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd")  # noqa: E731
-        return cg.in_parts(b, 2, f, acc, u, s)
-    if LEVEL == "v2":
-        f = lambda x, y, z: _madd(b, x, y, z, 128, "llvm.x86.ssse3.pmadd.ub.sw.128", "llvm.x86.sse2.pmadd.wd")  # noqa: E731
-        return cg.in_parts(b, 4, f, acc, u, s)
-    return _dot_generic(b, acc, u, s, unsigned=True)
-
-
-def emit_dot_signed(b, acc, w, s):
-    if HAS_VNNI:
-        return emit_dot(b, acc, w, s)
+        for u, s in zip(us, ss, strict=True):
+            acc = cg.call(b, "llvm.x86.avx512.vpdpbusd.512", acc.type, [acc, u, s])
+        return acc
     if LEVEL == "generic":
-        return _dot_generic(b, acc, w, s, unsigned=False)
-    zero = ir.Constant(w.type, None)  # |w| <= 128 times s with w's sign: two such products fit 16 bits
-    negative = b.icmp_signed("<", w, zero)
-    return emit_dot(b, acc, b.select(negative, b.sub(zero, w), w), b.select(negative, b.sub(zero, s), s))
+        for u, s in zip(us, ss, strict=True):
+            acc = _dot_generic(b, acc, u, s, unsigned=True)
+        return acc
+    fit = max(1, 32767 // (2 * 127 * largest))
+    parts = 512 // _NAMES[LEVEL][0]
+    for i in range(0, len(us), fit):
+        some_us, some_ss = us[i : i + fit], ss[i : i + fit]
+        n = len(some_us)
+        f = lambda x, *o, n=n: _madd(b, x, o[:n], o[n:])  # noqa: E731
+        acc = cg.in_parts(b, parts, f, acc, *some_us, *some_ss)
+    return acc
+
+
+def emit_dots_signed(b, acc, ws, ss):
+    """The same of weights in the form of `signed_weights`, -128 to 127 where there is no VNNI."""
+    if HAS_VNNI:
+        return emit_dots(b, acc, ws, ss, 255)
+    for w, s in zip(ws, ss, strict=True):
+        if LEVEL == "generic":
+            acc = _dot_generic(b, acc, w, s, unsigned=False)
+        else:  # |w| times s with w's sign
+            zero = ir.Constant(w.type, None)
+            negative = b.icmp_signed("<", w, zero)
+            acc = emit_dots(b, acc, [b.select(negative, b.sub(zero, w), w)], [_with_sign(b, s, w, negative)], 128)
+    return acc
+
+
+def _with_sign(b, s, w, negative):
+    bits, _, _, sign = _NAMES[LEVEL]
+    if sign is None:
+        return b.select(negative, b.sub(ir.Constant(s.type, None), s), s)
+    part = ir.VectorType(cg.I8, bits // 8)
+    return cg.in_parts(b, 512 // bits, lambda x, y: cg.call(b, sign, part, [x, y]), s, w)
 
 
 @intrinsic
 def dot_u8i8(tyctx, acc, u, s):
     """acc (i32 x 16) + sums of 4 adjacent u8 x i8 products of 64. Lanes of u are at most 63 below VNNI."""
-    return acc(acc, u, s), lambda ctx, b, sig, a: emit_dot(b, *a)
+    return acc(acc, u, s), lambda ctx, b, sig, a: emit_dots(b, a[0], [a[1]], [a[2]], 63)
 
 
 SIGNED_BIAS = 128 if HAS_VNNI else 0
@@ -75,4 +105,4 @@ def signed_weights(tyctx, w):
 def dot_weights(tyctx, acc, w, s):
     """acc + sums of 4 adjacent products of `signed_weights` and i8 activations (-127 to 127)."""
 
-    return acc(acc, w, s), lambda ctx, b, sig, a: emit_dot_signed(b, *a)
+    return acc(acc, w, s), lambda ctx, b, sig, a: emit_dots_signed(b, a[0], [a[1]], [a[2]])

@@ -6,7 +6,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from pyggml.simd import codegen as cg
-from pyggml.simd.dot import emit_dot, emit_dot_signed
+from pyggml.simd.dot import emit_dots, emit_dots_signed
 from pyggml.simd.vectors import Tile
 
 
@@ -35,21 +35,25 @@ class TileWords:
         def start_zero(tyctx):
             return i32(), lambda ctx, b, sig, a: ir.Constant(i32.ir, None)
 
-        def dot_with(dot):
+        def dot4_with(dots):
             @intrinsic
-            def step(tyctx, acc, w, y):
-                """acc + 4 products a lane: 16 rows x 4 weights `w` with the 4 activations of each column at y."""
+            def steps(tyctx, acc, q, y):
+                """acc + 16 products a lane: 16 rows x 16 weights (4 x 64 bytes at q) with the 16
+                activations of each column, of which four lie together at y + 4 t, the next four a row of columns on."""
 
                 def codegen(ctx, b, sig, a):
                     v64 = ir.VectorType(cg.I8, 64)
-                    s = [b.bitcast(cg.splat_from(b, a[2], 4 * t, cg.I32), v64) for t in range(count)]
-                    return cg.tile(
-                        b, [dot(b, acc, a[1], x) for acc, x in zip(cg.columns(b, a[0], count), s, strict=True)]
-                    )
+                    at = [b.add(a[1], ir.Constant(a[1].type, 64 * i)) for i in range(4)]
+                    w = [b.load(cg.ptr(b, p, v64), align=1) for p in at]
+                    out = []
+                    for t, x in enumerate(cg.columns(b, a[0], count)):
+                        s = [b.bitcast(cg.splat_from(b, a[2], 4 * (count * i + t), cg.I32), v64) for i in range(4)]
+                        out.append(dots(b, x, w, s))
+                    return cg.tile(b, out)
 
-                return acc(acc, w, types.uintp), codegen
+                return acc(acc, types.uintp, types.uintp), codegen
 
-            return step
+            return steps
 
         @intrinsic
         def scale_add(tyctx, acc, sums, d, y):
@@ -111,7 +115,8 @@ class TileWords:
             return types.none(acc, types.uintp, types.uintp, types.int64, types.int64), codegen
 
         self.zero, self.start, self.start_zero = zero, start, start_zero
-        self.dot_u8i8 = dot_with(emit_dot)
-        self.dot_weights = dot_with(emit_dot_signed)
+        self.dot4_u5i8 = dot4_with(lambda b, acc, w, s: emit_dots(b, acc, w, s, 31))
+        self.dot4_u6i8 = dot4_with(lambda b, acc, w, s: emit_dots(b, acc, w, s, 63))
+        self.dot4_weights = dot4_with(emit_dots_signed)
         self.scale_add, self.fma_columns = scale_add, fma_columns
         self.load_scaled, self.store_columns = load_scaled, store_columns

@@ -153,21 +153,18 @@ def _tile_halves(dtype, width):
     assert blocks.run == 16 and not blocks.signed
     words = v.TileWords(width)
     has_bias, has_min, shift = blocks.bias != 0, blocks.has_min, blocks.bias.bit_length() - 1
-    zero, start, start_zero, dot = words.zero, words.start, words.start_zero, words.dot_u8i8
+    zero, start, start_zero, dot4 = words.zero, words.start, words.start_zero, words.dot4_u6i8
     scale_add, store_columns = words.scale_add, words.store_columns
     size, step = U(PANEL_BYTES * width), 4 * width
     first, second, q_at = U(step), U(2 * step), U(3 * step)
-    y1, y2, y3, y4 = (U(step * i) for i in (1, 2, 3, 4))
+    y4 = U(4 * step)
     scale = U(128 if has_min else 64)
 
     @v.device
     def half(f, q, d, y, s, sums):
         """16 values of the rows at q with those at s of the panel at y, whose sums are at `sums`."""
         n = start(sums, shift) if has_bias else start_zero()
-        n = dot(n, v.load_u8(q), s)
-        n = dot(n, v.load_u8(q + U(64)), s + y1)
-        n = dot(n, v.load_u8(q + U(128)), s + y2)
-        n = dot(n, v.load_u8(q + U(192)), s + y3)
+        n = dot4(n, q, s)
         f = scale_add(f, n, v.load_f32(d), y)
         if has_min:  # minus the minimum, times minus the sum
             f = scale_add(f, start(sums, 0), v.negative(v.load_f32(d + U(64))), y)
@@ -210,12 +207,12 @@ def _tile_blocks(dtype, width):
     shift = bias.bit_length() - 1
     assert bias in (0, 1 << max(shift, 0))
     has_bias = bias != 0
-    dot = words.dot_weights if blocks.signed else words.dot_u8i8
+    dot4 = words.dot4_weights if blocks.signed else words.dot4_u5i8
     zero, start, start_zero = words.zero, words.start, words.start_zero
     scale_add, fma_columns, store_columns = words.scale_add, words.fma_columns, words.store_columns
     s_at, n_at, q_at = U(4 * width), U(8 * width), U(12 * width)
     size, step = U(PANEL_BYTES * width), 4 * width
-    q1, q2, q3, q4, q5, q6, q7 = (U(step * i) for i in range(1, 8))
+    half = U(4 * step)
 
     @v.device
     def tile(nb, panel, y, out, stride, rows, columns):
@@ -225,14 +222,8 @@ def _tile_blocks(dtype, width):
         for _ in range(nb):
             n = start(y + n_at, shift) if has_bias else start_zero()
             s = y + q_at
-            n = dot(n, v.load_u8(q), s)
-            n = dot(n, v.load_u8(q + U(64)), s + q1)
-            n = dot(n, v.load_u8(q + U(128)), s + q2)
-            n = dot(n, v.load_u8(q + U(192)), s + q3)
-            n = dot(n, v.load_u8(q + U(256)), s + q4)
-            n = dot(n, v.load_u8(q + U(320)), s + q5)
-            n = dot(n, v.load_u8(q + U(384)), s + q6)
-            n = dot(n, v.load_u8(q + U(448)), s + q7)
+            n = dot4(n, q, s)
+            n = dot4(n, q + U(256), s + half)
             f = scale_add(f, n, v.load_f32(d), y)
             d += U(64)
             if has_min:

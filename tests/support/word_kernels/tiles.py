@@ -18,22 +18,34 @@ def transposed(keep):
 
 
 def columns():
-    """-> kernel(w, q, y, rows, out): results of WIDTH columns, four times, 1 KiB apart: integers from u8 and from i8
-    weights, then floats. y: f32[3] scales, i32[3] starts, i8[3][4], f32[3][16]; out: columns 64 bytes apart."""
+    """-> kernel(w, q5, q6, q8, y, rows, out): results of WIDTH columns, five times, 1 KiB apart: integers from weights
+    of 5 and of 6 bits and from signed ones (u8 or i8[4][16][4]), then floats.
+    y: f32[3] scales, i32[3] starts, i8[4][3][4], f32[3][16]; out: columns 64 bytes apart."""
     t = v.TileWords(WIDTH)
-    zero, start, start_zero, dot, dot_weights = t.zero, t.start, t.start_zero, t.dot_u8i8, t.dot_weights
+    zero, start, start_zero, dot4_u5, dot4_u6, dot4_weights = (
+        t.zero,
+        t.start,
+        t.start_zero,
+        t.dot4_u5i8,
+        t.dot4_u6i8,
+        t.dot4_weights,
+    )
     scale_add, fma_columns, load_scaled, store = t.scale_add, t.fma_columns, t.load_scaled, t.store_columns
     one = v.constant("f32", [1.0] * 16)
 
-    def kernel(w, q, y, rows, out):
+    def kernel(w, q5, q6, q8, y, rows, out):
         v.store(out + U(8192), one())
-        n = dot(start(y + U(12), 7), v.load_u8(q), y + U(24))
+        n = dot4_u5(start(y + U(12), 7), q5, y + U(24))
         store(scale_add(zero(), n, one(), out + U(8192)), out, U(64), 16, WIDTH)
-        n = dot_weights(start_zero(), v.signed_weights(v.load_i8(q)), y + U(24))
-        store(scale_add(zero(), n, v.load_f32(w), y), out + U(1024), U(64), 16, WIDTH)
-        f = load_scaled(y + U(36), U(64), y)
-        store(f, out + U(2048), U(64), 16, 2)
-        store(fma_columns(f, v.load_f32(w), y), out + U(3072), U(64), rows, WIDTH)
+        n = dot4_u6(start_zero(), q6, y + U(24))
+        store(scale_add(zero(), n, one(), out + U(8192)), out + U(1024), U(64), 16, WIDTH)
+        for i in range(4):
+            v.store(q8 + U(64 * i), v.signed_weights(v.load_i8(q8 + U(64 * i))))
+        n = dot4_weights(start_zero(), q8, y + U(24))
+        store(scale_add(zero(), n, v.load_f32(w), y), out + U(2048), U(64), 16, WIDTH)
+        f = load_scaled(y + U(72), U(64), y)
+        store(f, out + U(3072), U(64), 16, 2)
+        store(fma_columns(f, v.load_f32(w), y), out + U(4096), U(64), rows, WIDTH)
 
     return kernel
 
