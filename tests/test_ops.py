@@ -71,6 +71,12 @@ ACCEPTED: list[tuple[Callable[[], Tensor], GGMLType, tuple[int, ...]]] = [
     (lambda: ops.mul_mat(t(8, 5, 2, dtype=F16), t(8, 3, 6, 4)), F32, (5, 3, 6, 4)),
     (lambda: ops.mul_mat(t(64, 5, dtype=Q4_0), padded(64, 3)), F32, (5, 3, 1, 1)),
     (lambda: ops.mul_mat(swapped(8, 5, 2), t(8, 3, 2)), F32, (5, 3, 2, 1)),
+    (lambda: ops.mul_mat_id(t(8, 5, 4), t(8, 2, 3), t(6, 3, dtype=I32)), F32, (5, 6, 3, 1)),
+    (lambda: ops.out_prod(t(5, 8, 2, dtype=F16), t(3, 8, 6, 4)), F32, (5, 3, 6, 4)),
+    (lambda: ops.out_prod(t(5, 8), columns(3, 8)), F32, (5, 3, 1, 1)),
+    (lambda: ops.add_id(t(8, 2, 3), t(8, 5), t(2, 3, dtype=I32)), F32, (8, 2, 3, 1)),
+    (lambda: ops.argsort(columns(6, 4)), I32, (6, 4, 1, 1)),
+    (lambda: ops.top_k(t(6, 4, 2), 6), I32, (6, 4, 2, 1)),
     (attention, F32, (64, 6, 5, 1)),
     (lambda: attention(v=t(32, 32, 2, dtype=Q4_0)), F32, (32, 6, 5, 1)),
     (lambda: ops.add1(t(6, 4, dtype=F16), t(1)), F16, (6, 4, 1, 1)),
@@ -144,6 +150,24 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: ops.mul_mat(t(8, 5, 2), t(8, 5)), "MUL_MAT.*tile"),
     (lambda: ops.mul_mat(t(8, 5, 0), t(8, 5)), "MUL_MAT.*tile"),
     (lambda: ops.mul_mat(columns(8, 5), t(8, 3)), "MUL_MAT.*transposed"),
+    (lambda: ops.mul_mat_id(t(8, 5, 4), t(9, 2, 3), t(2, 3, dtype=I32)), "MUL_MAT_ID.*length"),
+    (lambda: ops.mul_mat_id(t(8, 5, 4), t(8, 2, 3), t(3, 3, dtype=I32)), "MUL_MAT_ID.*tile"),
+    (lambda: ops.mul_mat_id(t(8, 5, 4), t(8, 2, 3), t(2, 4, dtype=I32)), "MUL_MAT_ID.*token"),
+    (lambda: ops.mul_mat_id(t(8, 5, 4), t(8, 2, 3), t(2, 3)), "MUL_MAT_ID.*I32"),
+    (lambda: ops.mul_mat_id(t(8, 5, 4, 2), t(8, 2, 3), t(2, 3, dtype=I32)), "MUL_MAT_ID.*dimensions"),
+    (lambda: ops.mul_mat_id(columns(8, 5), t(8, 2, 3), t(2, 3, dtype=I32)), "MUL_MAT_ID.*transposed"),
+    (lambda: ops.out_prod(t(5, 8), t(5, 9)), "OUT_PROD.*length"),
+    (lambda: ops.out_prod(t(5, 8, 2), t(5, 8, 3)), "OUT_PROD.*tile"),
+    (lambda: ops.out_prod(columns(5, 8), t(3, 8)), "OUT_PROD.*transposed"),
+    (lambda: ops.add_id(t(8, 2, 3), t(9, 5), t(2, 3, dtype=I32)), "ADD_ID.*length"),
+    (lambda: ops.add_id(t(8, 2, 3), t(8, 5), t(3, 3, dtype=I32)), "ADD_ID.*row number"),
+    (lambda: ops.add_id(t(8, 2, 3), t(8, 5, 2), t(2, 3, dtype=I32)), "ADD_ID.*dimensions"),
+    (lambda: ops.add_id(t(8, 2, 3), t(8, 5), t(2, 3)), "ADD_ID.*I32"),
+    (lambda: ops.add_id(t(8, 2, 3), t(8, 5, dtype=F16), t(2, 3, dtype=I32)), "ADD_ID.*F32"),
+    (lambda: ops.argsort(t(6, dtype=F16)), "ARGSORT.*F32"),
+    (lambda: ops.argsort(t(6), 2), "ARGSORT.*2"),  # type: ignore[arg-type]
+    (lambda: ops.argsort_top_k(t(6), 7), "ARGSORT.*7"),
+    (lambda: ops.top_k(t(6), 7), "TOP_K.*7"),
     (lambda: attention(q=t(64, 5, 6, dtype=F16)), "FLASH_ATTN_EXT.*q is not F32"),
     (lambda: attention(q=t(32, 5, 6)), "FLASH_ATTN_EXT.*head size"),
     (lambda: attention(v=t(64, 31, 2, dtype=F16)), "FLASH_ATTN_EXT.*length"),
@@ -229,7 +253,8 @@ def test_a_foreign_node_of_another_shape_is_refused(build: Callable[[], Tensor],
     node = build()
     ne = list(node.ne)
     ne[dim] += more
-    if min(ne) < 0 or node.op in (Op.REPEAT, Op.REPEAT_BACK):  # those may become many shapes
+    # those may become many shapes, and TOP_K's length is what is asked for
+    if min(ne) < 0 or node.op in (Op.REPEAT, Op.REPEAT_BACK) or (node.op == Op.TOP_K and ne[0] <= 6):
         return
     node.ne = (ne[0], ne[1], ne[2], ne[3])
     with pytest.raises(ShapeError, match=Op(node.op).name):
@@ -249,9 +274,12 @@ def test_a_foreign_node_of_another_type_is_refused(index: int) -> None:
 @pytest.mark.parametrize("index", range(len(FOREIGN)))
 def test_a_foreign_node_without_a_source_is_refused(index: int) -> None:
     node = FOREIGN[index]()
-    two = (Op.MUL_MAT, Op.CPY, Op.ADD, Op.ADD1, Op.MUL, Op.DIV, Op.GET_ROWS, Op.ROPE, Op.CONCAT, Op.SET, Op.ACC)
+    two = (
+        *(Op.MUL_MAT, Op.OUT_PROD, Op.CPY, Op.ADD, Op.ADD1, Op.MUL, Op.DIV, Op.GET_ROWS),
+        *(Op.ROPE, Op.CONCAT, Op.SET, Op.ACC),
+    )
     required = 0 if node.op == Op.ARANGE else 2 if node.op in two else 1
-    required = 3 if node.op in (Op.SET_ROWS, Op.FLASH_ATTN_EXT) else required
+    required = 3 if node.op in (Op.SET_ROWS, Op.FLASH_ATTN_EXT, Op.MUL_MAT_ID, Op.ADD_ID) else required
     for i in range(required):
         src = list(node.src)
         src[i] = None

@@ -6,6 +6,7 @@ family in kernels/cpu lowers its own.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import itertools
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from pyggml import jit
 from pyggml.backend.base import Backend, Device, Kind, Plan, Usage
 from pyggml.backend.host import HostBuffer, default_threads, host_memory
 from pyggml.backend.team import IndexFault, Team
+from pyggml.dtypes import GGMLType
 from pyggml.errors import ComputeError, UnsupportedError
 from pyggml.graph import Graph
 from pyggml.kernels.cpu import FAMILIES, FUSIONS
@@ -26,6 +28,7 @@ from pyggml.steps import MAX_OPERANDS, STEP
 from pyggml.tensor import Flag, Tensor
 
 SMALL_STEPS = 4
+LARGE_OPS = (Op.MUL_MAT, Op.MUL_MAT_ID, Op.OUT_PROD, Op.FLASH_ATTN_EXT)
 SMALL_BYTES = 65536
 """A plan of so few steps with results of so few bytes is run by one thread."""
 
@@ -89,7 +92,7 @@ class CPUPlan(Plan):
     def __init__(self, steps: np.ndarray[Any, Any], nodes: list[Tensor], keep: list[Any]) -> None:
         self.steps = steps
         self.small = len(steps) <= SMALL_STEPS and sum(n.nbytes for n in nodes) <= SMALL_BYTES
-        self.small = self.small and not any(n.op in (Op.MUL_MAT, Op.FLASH_ATTN_EXT) for n in nodes)
+        self.small = self.small and not any(n.op in LARGE_OPS for n in nodes)
         self.nodes = nodes  # the node of each step, to name it when it fails
         self.keep = keep  # memory that the steps point to
 
@@ -164,6 +167,16 @@ class Scratch:
     address: int = 0
 
 
+class WorkTensor(Tensor):
+    """An operand whose bytes are work memory. Its `data` is a number of its own, below 0, until the plan is finished."""
+
+    __slots__ = ("scratch",)
+
+    def __init__(self, dtype: GGMLType, ne: Sequence[int]) -> None:
+        super().__init__(dtype, ne)
+        self.scratch = Scratch(self.nbytes)
+
+
 @dataclass
 class _Step:
     spec: jit.Spec
@@ -173,6 +186,7 @@ class _Step:
     params: bytes
     ints: tuple[int, ...]
     scratch: tuple[Scratch, ...]
+    held: tuple[Scratch, ...]  # those and the operands' own
     calls: tuple[jit.Spec, ...] = ()
     sync: bool = False
 
@@ -191,6 +205,7 @@ class Builder:
     _reads: list[Span] = field(default_factory=list)
     _writes: list[Span] = field(default_factory=list)
     _pending: set[int] = field(default_factory=set)
+    _made: int = 0
 
     def step(
         self,
@@ -210,9 +225,11 @@ class Builder:
         assert self.node is not None and len(src) <= MAX_OPERANDS and len(ints) <= 8
         scratch = (*writes, *reads)
         assert len(scratch) <= 2 and len(calls) <= 2
-        write = [_span(dst)] if dst is not None else []
-        read = [_span(s) for s in src if s is not None]
-        touched = {id(s) for s in scratch if not s.per_thread}
+        made = [dst.scratch] if isinstance(dst, WorkTensor) else []
+        held = (*scratch, *made, *(s.scratch for s in src if isinstance(s, WorkTensor)))
+        write = [_span(dst)] if dst is not None and not made else []
+        read = [_span(s) for s in src if s is not None and not isinstance(s, WorkTensor)]
+        touched = {id(s) for s in held if not s.per_thread}
         if (
             touched & self._pending
             or _overlap(read, self._writes)
@@ -224,12 +241,12 @@ class Builder:
             self.memo = {k: kept for k, kept in self.memo.items() if not _overlap(write, [kept[1]])}
         self._reads += read
         self._writes += write
-        self._pending |= {id(s) for s in writes}
-        for s in scratch:
+        self._pending |= {id(s) for s in (*writes, *made)}
+        for s in held:
             s.first = len(self.steps) if s.first < 0 else s.first
             s.last = len(self.steps)
         self.steps.append(
-            _Step(spec, self.node, dst, tuple(src), self.node.op_params, tuple(ints), scratch, tuple(calls))
+            _Step(spec, self.node, dst, tuple(src), self.node.op_params, tuple(ints), scratch, held, tuple(calls))
         )
 
     def barrier(self) -> None:
@@ -240,7 +257,7 @@ class Builder:
 
     def remember(self, key: Any, value: Any, source: Tensor) -> None:
         """Keep what was made of `source` until a step writes to the source's memory."""
-        self.memo[key] = (value, _span(source))
+        self.memo[key] = (value, (0, 0) if isinstance(source, WorkTensor) else _span(source))
 
     def remembered(self, key: Any) -> Any:
         """What was kept under `key`; None if there is nothing, or its source has changed since."""
@@ -250,6 +267,19 @@ class Builder:
     def scratch(self, size: int) -> Scratch:
         """`size` bytes of work memory."""
         return Scratch(size)
+
+    def work_tensor(self, dtype: GGMLType, ne: Sequence[int]) -> WorkTensor:
+        """Work memory as an operand, dense."""
+        made = WorkTensor(dtype, ne)
+        self._made += 1
+        made.data = -self._made
+        return made
+
+    def seen_as(self, t: Tensor, ne: tuple[int, int, int, int], nb: tuple[int, int, int, int]) -> Tensor:
+        """The bytes of `t` in another shape."""
+        view = copy.copy(t)
+        view.ne, view.nb = ne, nb
+        return view
 
     def thread_scratch(self, size: int) -> Scratch:
         """`size` bytes for each thread, thread i at i * (size rounded up to 64)."""
@@ -271,6 +301,9 @@ class Builder:
                 r["scratch"][j] = arena.ctypes.data + scratch.address
                 if scratch.per_thread:
                     r["thread_bytes"] = scratch.size // self.n_threads
+            for t in (s.dst, *s.src):
+                if isinstance(t, WorkTensor):
+                    t.data = int(arena.ctypes.data) + t.scratch.address
             if s.dst is not None:
                 _operand(r["dst"], s.dst)
             for j, t in enumerate(s.src):
@@ -300,7 +333,7 @@ def _place(steps: list[_Step]) -> np.ndarray[Any, np.dtype[np.uint8]]:
         meeting.append(meeting[-1] + step.sync)
     placed: list[Scratch] = []
     size = 0
-    pieces = {id(s): s for step in steps for s in step.scratch}
+    pieces = {id(s): s for step in steps for s in step.held}
     for piece in sorted(pieces.values(), key=lambda s: s.first):
         alive = [p for p in placed if meeting[p.last] >= meeting[piece.first]]
         at = 0

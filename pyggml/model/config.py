@@ -16,6 +16,7 @@ from pyggml.errors import ModelError
 
 ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 MAX_LAYERS = 512
+MAX_EXPERTS = 1024
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Config:
     n_embd: int
     n_layer: int
     n_ff: int
+    n_expert: int  # 0: one feed-forward network a layer
+    n_expert_used: int
     n_head: int
     n_head_kv: int
     n_embd_head_k: int
@@ -106,8 +109,12 @@ class Keys:
 def read_config(metadata: Mapping[str, Any], architecture: str) -> Config:
     """The hyper-parameters of a llama-like model. Raises ModelError naming the key."""
     keys = Keys(metadata, architecture)
-    if keys.u32("expert_count", 0, least=0):
-        raise ModelError(f"key {architecture}.expert_count is not 0: mixtures of experts are unknown here")
+    n_expert = keys.u32("expert_count", 0, least=0)
+    n_expert_used = keys.u32("expert_used_count", 0, least=0)
+    if n_expert > MAX_EXPERTS:
+        raise ModelError(f"key {architecture}.expert_count is {n_expert}, at most {MAX_EXPERTS} are possible")
+    if n_expert_used > n_expert or (n_expert and not n_expert_used):
+        raise ModelError(f"key {architecture}.expert_used_count is {n_expert_used}, there are {n_expert} experts")
     n_embd = keys.u32("embedding_length")
     n_head = keys.u32("attention.head_count")
     n_head_kv = keys.u32("attention.head_count_kv", n_head)
@@ -133,6 +140,8 @@ def read_config(metadata: Mapping[str, Any], architecture: str) -> Config:
         n_embd=n_embd,
         n_layer=n_layer,
         n_ff=keys.u32("feed_forward_length"),
+        n_expert=n_expert,
+        n_expert_used=n_expert_used,
         n_head=n_head,
         n_head_kv=n_head_kv,
         n_embd_head_k=head_k,

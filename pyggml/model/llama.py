@@ -1,4 +1,5 @@
-"""general.architecture = llama: RMS norms, rope on neighbouring pairs, grouped-query attention, SwiGLU.
+"""general.architecture = llama: RMS norms, rope on neighbouring pairs, grouped-query attention, SwiGLU; or, with
+experts (Mixtral), as many SwiGLUs a token as its router wants.
 
 Owns the names of its weights and the order of its nodes, which is llama.cpp's (models/llama.cpp, llama-graph.cpp);
 knows no device and no address.
@@ -51,12 +52,23 @@ class Llama(Architecture):
                 "attn_k": (embd, n_k),
                 "attn_v": (embd, n_v),
                 "attn_output": (n_kqv, embd),
-                "ffn_gate": (embd, n_ff),
-                "ffn_up": (embd, n_ff),
-                "ffn_down": (n_ff, embd),
+                **(
+                    {}
+                    if config.n_expert
+                    else {"ffn_gate": (embd, n_ff), "ffn_up": (embd, n_ff), "ffn_down": (n_ff, embd)}
+                ),
             }.items():
                 yield Spec(il, key, f"blk.{il}.{key}.weight", ne, Op.MUL_MAT)
                 yield Spec(il, f"{key}_b", f"blk.{il}.{key}.bias", ne[1:], Op.ADD, required=False)
+            if config.n_expert:
+                n = config.n_expert
+                yield Spec(il, "ffn_gate_inp", f"blk.{il}.ffn_gate_inp.weight", (embd, n), Op.MUL_MAT)
+                for key, matrices, required in (
+                    ("ffn_gate_exps", (embd, n_ff, n), False),
+                    ("ffn_up_exps", (embd, n_ff, n), True),
+                    ("ffn_down_exps", (n_ff, embd, n), True),
+                ):
+                    yield Spec(il, key, f"blk.{il}.{key}.weight", matrices, Op.MUL_MAT_ID, required)
 
     def build(
         self, config: Config, weights: Weights, cache: KVCache, n_tokens: int, n_kv: int, n_outputs: int
@@ -121,9 +133,39 @@ class _Builder:
             residual = ops.get_rows(residual, self.out_ids)
         residual = ops.add(cur, residual, name=f"ffn_inp-{il}")
         cur = self.norm(residual, layer["ffn_norm"], f"ffn_norm-{il}")
+        cur = self.experts(il, cur) if self.config.n_expert else self.feed_forward(il, cur)
+        return ops.add(cur, residual, name=f"l_out-{il}")
+
+    def feed_forward(self, il: int, cur: Tensor) -> Tensor:
         up = self.linear(il, "ffn_up", cur)
         cur = ops.swiglu(self.linear(il, "ffn_gate", cur), up, name=f"ffn_swiglu-{il}")
-        return ops.add(self.linear(il, "ffn_down", cur), residual, name=f"l_out-{il}")
+        return self.linear(il, "ffn_down", cur)
+
+    def experts(self, il: int, cur: Tensor) -> Tensor:
+        """The experts with the largest logits, each with its share (llama-graph.cpp: build_moe_ffn).
+
+        llama.cpp divides the chosen ones of all probabilities by their sum; that is the soft max of the chosen logits.
+        """
+        layer, used, n_tokens = self.weights.layers[il], self.config.n_expert_used, cur.ne[1]
+        logits = self.linear(il, "ffn_gate_inp", cur)
+        chosen = ops.argsort_top_k(logits, used, name=f"ffn_moe_topk-{il}")
+        shares = ops.get_rows(ops.reshape(logits, 1, self.config.n_expert, n_tokens), chosen)
+        shares = ops.soft_max(ops.reshape(shares, used, n_tokens), name=f"ffn_moe_weights-{il}")
+        self.order.append(shares)
+        cur = ops.reshape(cur, cur.ne[0], 1, n_tokens)
+        up = ops.mul_mat_id(layer["ffn_up_exps"], cur, chosen, name=f"ffn_moe_up-{il}")
+        gate = layer.get("ffn_gate_exps")
+        if gate is None:
+            cur = ops.unary(up, ops.UnaryOp.SILU, name=f"ffn_moe_silu-{il}")
+        else:
+            cur = ops.swiglu(ops.mul_mat_id(gate, cur, chosen, name=f"ffn_moe_gate-{il}"), up)
+        cur = ops.mul_mat_id(layer["ffn_down_exps"], cur, chosen, name=f"ffn_moe_down-{il}")
+        cur = ops.mul(cur, ops.reshape(shares, 1, used, n_tokens), name=f"ffn_moe_weighted-{il}")
+        parts = [ops.view(cur, (cur.ne[0], n_tokens), (cur.nb[2],), i * cur.nb[1]) for i in range(used)]
+        total = parts[0]
+        for part in parts[1:]:
+            total = ops.add(total, part)
+        return total
 
     def store(self, il: int, cur: Tensor) -> None:
         """Project K and V of the tokens and write them to their cells."""

@@ -180,6 +180,8 @@ def probe(weight: Tensor, op: Op) -> Tensor:
         return ops.get_rows(weight, Tensor(GGMLType.I32, (1,)))
     if op == Op.MUL_MAT:
         return ops.mul_mat(weight, Tensor(GGMLType.F32, (ne0, 1)))
+    if op == Op.MUL_MAT_ID:
+        return ops.mul_mat_id(weight, Tensor(GGMLType.F32, (ne0, 1, 1)), Tensor(GGMLType.I32, (1, 1)))
     if op == Op.ROPE:
         return ops.rope(Tensor(GGMLType.F32, (2 * ne0, 1, 1)), Tensor(GGMLType.I32, (1,)), 2 * ne0, factors=weight)
     assert op in (Op.MUL, Op.ADD), op

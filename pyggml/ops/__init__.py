@@ -4,6 +4,11 @@ One file a family, named as the family's kernels; `rules.py` holds what they sha
 computed. Rules and the use of op_params follow the builder of the same name in ggml.c.
 """
 
+from pyggml.ops.add_id import add_id as add_id
+from pyggml.ops.argsort import SortOrder as SortOrder
+from pyggml.ops.argsort import argsort as argsort
+from pyggml.ops.argsort import argsort_top_k as argsort_top_k
+from pyggml.ops.argsort import top_k as top_k
 from pyggml.ops.attention import flash_attn_ext as flash_attn_ext
 from pyggml.ops.concat import concat as concat
 from pyggml.ops.copy import cont as cont
@@ -24,6 +29,8 @@ from pyggml.ops.fill import tri as tri
 from pyggml.ops.glu import glu as glu
 from pyggml.ops.glu import swiglu as swiglu
 from pyggml.ops.matmul import mul_mat as mul_mat
+from pyggml.ops.matmul import mul_mat_id as mul_mat_id
+from pyggml.ops.matmul import out_prod as out_prod
 from pyggml.ops.norm import group_norm as group_norm
 from pyggml.ops.norm import l2_norm as l2_norm
 from pyggml.ops.norm import norm as norm

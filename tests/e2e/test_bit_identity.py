@@ -6,8 +6,10 @@ Must not know what the logits should be: the other files here say that.
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
+from tiny_model import N_VOCAB, write_llama
 
 from pyggml.backend.base import extra_devices
 from pyggml.model.context import Context
@@ -96,6 +98,22 @@ def test_long_texts(smollm2: Any, tokenize: Callable[..., Any], two_servers: Any
     model.close()
     model = Model.load(smollm2, **placed("two servers", [server.endpoint for server in two_servers]))
     others.append(run(model, tokens, 4, flash_attn=flash_attn))
+    model.close()
+    for other in others:
+        same(other, expected)
+
+
+@pytest.mark.parametrize("quant", ["F32", "Q8_0"])
+def test_experts(two_servers: Any, tmp_path: Any, quant: str) -> None:
+    """Few tokens go through experts row by row, many in tiles; also where two servers have a layer each."""
+    path = write_llama(tmp_path / "experts.gguf", n_expert=8, quant=gguf.GGMLQuantizationType[quant])
+    tokens = np.random.default_rng(0).integers(0, N_VOCAB, 60).tolist()
+    model = Model.load(path)
+    expected, *others = (run(model, tokens, n_threads=n) for n in (1, 2, 3))
+    model.close()
+    model = Model.load(path, **placed("two servers", [server.endpoint for server in two_servers]))
+    assert len(model.devices) == 2
+    others.append(run(model, tokens))
     model.close()
     for other in others:
         same(other, expected)

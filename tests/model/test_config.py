@@ -90,7 +90,10 @@ def test_the_user_comes_before_the_file(options, expected):
         ({"rope__scaling__factor": -2.0}, "key llama.rope.scaling.factor is -2.0, must not be negative"),
         ({"rope__scaling__type": "magic"}, "key llama.rope.scaling.type is 'magic', known are none, linear, yarn, longrope"),
         ({"rope__dimension_count": 63}, "key llama.rope.dimension_count is 63, must be even and at most 64"),
-        ({"expert_count": 8}, "key llama.expert_count is not 0"),
+        ({"expert_count": 8}, "key llama.expert_used_count is 0, there are 8 experts"),
+        ({"expert_count": 8, "expert_used_count": 9}, "key llama.expert_used_count is 9, there are 8 experts"),
+        ({"expert_used_count": 2}, "key llama.expert_used_count is 2, there are 0 experts"),
+        ({"expert_count": 1025, "expert_used_count": 2}, "at most 1024"),
     ],
 )  # fmt: skip
 def test_a_bad_value_names_its_key(changes, message):

@@ -85,6 +85,8 @@ def params_for(draw: Callable, op: Op) -> bytes:
         return pack_params("if", draw(st.sampled_from((1, 2, 3, 0))), draw(st.sampled_from((1e-5, 0.0, -1.0))))
     if op == Op.FLASH_ATTN_EXT:
         return pack_params("3fi", 0.125, draw(st.sampled_from((0.0, 8.0))), 0.0, draw(st.sampled_from((0, 10, 10, 1))))
+    if op == Op.ARGSORT:
+        return pack_params("i", draw(st.sampled_from((0, 1, 2, -1))))
     return pack_params("4f", *(draw(st.sampled_from((0.0, 1.0, 0.125))) for _ in range(4)))
 
 
@@ -119,6 +121,16 @@ def nodes(draw: Callable, op: Op) -> Tensor:
         src = [draw(tensors((F32,), (n0, n1, 1, 1)))]
     elif op == Op.MUL_MAT:
         src.append(draw(tensors(ne=(n0, 5, 2 * n2, n3))))
+    elif op == Op.MUL_MAT_ID:
+        a = draw(tensors(ne=(n0, n1, n2, 1)))
+        src = [a, draw(tensors(ne=(n0, draw(st.sampled_from((1, 2, 3))), 5, 1))), draw(tensors((I32,), (2, 5, 1, 1)))]
+    elif op == Op.OUT_PROD:
+        src.append(draw(tensors(ne=(5, n1, 2 * n2, n3))))
+    elif op == Op.ADD_ID:
+        a = draw(tensors((F32,), (n0, n1, n2, 1)))
+        src = [a, draw(tensors((F32, F32, F16), (n0, 5, 1, 1))), draw(tensors((I32,), (n1, n2, 1, 1)))]
+    elif op in (Op.ARGSORT, Op.TOP_K):
+        src = [draw(tensors((F32, F32, F16)))]
     elif op == Op.CPY:
         src.append(draw(tensors(ne=draw(st.sampled_from((a.ne, (n1, n0, n3, n2), (n0, n1 * n2, n3, 1)))))))
     elif op == Op.GET_ROWS:
@@ -143,7 +155,8 @@ def nodes(draw: Callable, op: Op) -> Tensor:
         ]
         if draw(st.booleans()):
             src.append(draw(tensors((F16,), (7, n1, 1, 1))))
-    probe = Tensor(F32, (0,), op=op, op_params=params_for(draw, op), src=src)
+    wanted = draw(st.integers(1, 64)) if op == Op.TOP_K else 0
+    probe = Tensor(F32, (wanted,), op=op, op_params=params_for(draw, op), src=src)
     if op in (Op.REPEAT, Op.REPEAT_BACK):
         probe = Tensor(F32, (n0, n1 * draw(st.sampled_from((1, 2))), n2, n3), op=op, src=src)
     try:

@@ -168,6 +168,17 @@ def products(make: Operands) -> Iterator[tuple[str, Tensor, float]]:
             a = make.leaf(dtype, (k, 37), scale=k**-0.5)
             for m in (1, 3, 33):
                 yield f"mul_mat-{dtype.name}-{k}-{m}", ops.mul_mat(a, make.leaf(F32, (k, m))), limit
+    for dtype in (F32, GGMLType.Q4_0, GGMLType.Q6_K):
+        a = make.leaf(dtype, (512, 37, 3), scale=512**-0.5)
+        for m in (1, 33):
+            ids, b = make.leaf(I32, (2, m), make.rng.integers(0, 3, 2 * m)), make.leaf(F32, (512, 1, m))
+            yield f"mul_mat_id-{dtype.name}-{m}", ops.mul_mat_id(a, b, ids), 1e-7 if dtype == F32 else QUANTIZED
+    yield "out_prod", ops.out_prod(make.leaf(GGMLType.Q4_0, (64, 33, 2)), make.leaf(F32, (5, 33, 2))), 1e-7
+    biases = make.leaf(F32, (97, 5)), make.leaf(I32, (2, 7), make.rng.integers(0, 5, 14))
+    yield "add_id", ops.add_id(make.leaf(F32, (97, 2, 7)), *biases), 1e-7
+    for n in (37, 257):
+        yield f"argsort-{n}", ops.argsort(make.leaf(F32, (n, 3))), 0.0
+        yield f"top_k-{n}", ops.top_k(make.leaf(F32, (n, 3)), 5), 0.0
     scores = ops.mul_mat(make.like("planes", F16, (64, 33, 2)), make.like("planes", F32, (64, 5, 6)))
     yield "mul_mat-batch", scores, 1e-6
     for kv in FLOATS:

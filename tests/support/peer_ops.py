@@ -156,7 +156,17 @@ class PeerDevice(Device):
         elif op in (Op.ROPE, Op.ROPE_BACK):
             ok = a.type in (F32, F16) and dense(a, node) and a.ne[0] % 2 == 0
         elif op == Op.MUL_MAT:
-            ok = a.type in QUANTS and a.type not in PARTNERS and b.type == F32 and dense(a, b, node)
+            ok = a.type in QUANTS and a.type not in PARTNERS and dense(a, b, node) and multiplies(a, b)
+        elif op == Op.MUL_MAT_ID:
+            ok = a.type in QUANTS and a.type not in PARTNERS and dense(a, b, node)
+            ok = ok and b.type in (F32, QUANTS[a.type].partner)
+        elif op == Op.OUT_PROD:
+            ok = a.type == F32 or (a.type in QUANTS and a.type not in (*PARTNERS, BF16) and a.ne[2:] == b.ne[2:])
+            ok = ok and b.type == F32 and dense(a, node)
+        elif op == Op.ADD_ID:
+            ok = dense(a, b, node)
+        elif op in (Op.ARGSORT, Op.TOP_K):  # it takes rows to lie behind each other
+            ok = a.is_contiguous and node.is_contiguous
         elif op == Op.FLASH_ATTN_EXT:
             ok = all(t.type in QUANTS and t.type not in PARTNERS for t in src[1:3]) and dense(*src[:3], node)
         elif op == Op.GET_ROWS:
@@ -180,6 +190,12 @@ def rows_dense(*tensors: Tensor) -> bool:
 def evenly_spaced_rows(t: Tensor) -> bool:
     """Whether row number i of all is i * nb[1] bytes from the first."""
     return dense(t) and t.nb[2] == t.ne[1] * t.nb[1] and t.nb[3] == t.ne[2] * t.nb[2]
+
+
+def multiplies(a: Tensor, b: Tensor) -> bool:
+    """ggml-cpu.cpp: ggml_backend_cpu_device_supports_op."""
+    partner = QUANTS[a.type].partner
+    return b.type in (F32, partner) or (b.type == BF16 and partner == F32)
 
 
 def copies(a: Tensor, node: Tensor) -> bool:

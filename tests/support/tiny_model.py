@@ -25,6 +25,8 @@ def write_llama(
     biases: bool = False,
     rope_freqs: bool = False,
     long_factors: bool = False,
+    n_expert: int = 0,
+    n_expert_used: int = 2,
     quant: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
     floats: Mapping[str, float] | None = None,
     strings: Mapping[str, str] | None = None,
@@ -50,6 +52,8 @@ def write_llama(
         f"{arch}.vocab_size": N_VOCAB,
         f"{arch}.attention.layer_norm_rms_epsilon": 1e-5,
     }
+    if n_expert:
+        values |= {f"{arch}.expert_count": n_expert, f"{arch}.expert_used_count": n_expert_used}
     values |= {**(floats or {}), **(strings or {}), **(ints or {})}
     writer = gguf.GGUFWriter(path, arch)
     for key, value in values.items():
@@ -71,6 +75,9 @@ def write_llama(
         if biases and name.startswith("blk."):
             tensors[name + ".bias"] = rng.normal(0, 0.3, n_out).astype(np.float32)
 
+    def matrices(name: str, n_out: int, n_in: int) -> None:
+        tensors[name + ".weight"] = rng.normal(0, n_in**-0.5, (n_expert, n_out, n_in)).astype(np.float32)
+
     def norm(name: str) -> None:
         tensors[name + ".weight"] = rng.uniform(0.5, 1.5, n_embd).astype(np.float32)
 
@@ -90,13 +97,19 @@ def write_llama(
         matrix(f"blk.{il}.attn_k", n_head_kv * head_k, n_embd)
         matrix(f"blk.{il}.attn_v", n_head_kv * head_v, n_embd)
         matrix(f"blk.{il}.attn_output", n_embd, n_head * head_v)
+        if n_expert:
+            tensors[f"blk.{il}.ffn_gate_inp.weight"] = rng.normal(0, 1, (n_expert, n_embd)).astype(np.float32)
+            matrices(f"blk.{il}.ffn_gate_exps", n_ff, n_embd)
+            matrices(f"blk.{il}.ffn_up_exps", n_ff, n_embd)
+            matrices(f"blk.{il}.ffn_down_exps", n_embd, n_ff)
+            continue
         matrix(f"blk.{il}.ffn_gate", n_ff, n_embd)
         matrix(f"blk.{il}.ffn_up", n_ff, n_embd)
         matrix(f"blk.{il}.ffn_down", n_embd, n_ff)
     for name, value in (tensors | dict(replace or {})).items():
         if name in leave_out:
             continue
-        if value.ndim == 2 and quant != gguf.GGMLQuantizationType.F32:
+        if value.ndim >= 2 and "ffn_gate_inp" not in name and quant != gguf.GGMLQuantizationType.F32:
             writer.add_tensor(name, gguf.quants.quantize(value, quant), raw_dtype=quant)
         else:
             writer.add_tensor(name, value)

@@ -12,6 +12,8 @@ import numpy as np
 from pyggml.backend.base import Backend, Device, Kind, Plan, Usage
 from pyggml.backend.host import HostBuffer, host_memory
 from pyggml.backend.reference import (
+    add_id,
+    argsort,
     attention,
     concat,
     copy,
@@ -42,8 +44,8 @@ Law = tuple[Callable[[Tensor], str | None], Callable[[Tensor], None]]
 LAWS: dict[Op, Law] = {
     op: law
     for family in (
-        attention, concat, copy, diag_mask, elementwise, fill, glu, matmul, norm, pad, parts, reduce, repeat, rope, rows,
-        soft_max, timestep_embedding, unary,
+        add_id, argsort, attention, concat, copy, diag_mask, elementwise, fill, glu, matmul, norm, pad, parts, reduce,
+        repeat, rope, rows, soft_max, timestep_embedding, unary,
     )
     for op, law in family.LAWS.items()
 }  # fmt: skip

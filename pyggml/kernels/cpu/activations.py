@@ -9,9 +9,12 @@ Panels, for matrix-matrix products: `width` rows (tokens) side by side, block af
   d f32[width] | s f32[width] | n i32[width]: -sum(q) | q i8[8][width][4]
 or, with `halves`, for weights whose scales change every 16 values
   d f32[width] | i32[width]: -sum of the first 16 q | i32[width]: of the other 16 | q i8[8][width][4]
+Which row of src0 is which token of a panel, shapes say, or a table of experts.py.
 """
 
 from __future__ import annotations
+
+from pyggml.jit import inline
 
 BLOCK = 32
 PLANE_BYTES = 32 + 32 + 4 + 4  # a block in planes
@@ -108,18 +111,54 @@ def planes():
     return kernel
 
 
+def _places(width):
+    """-> (count(step): panels, places(step, p): which rows panel p has, row(step, places, t): the address of its
+    token t). A token that is not there repeats the last one: its results are not stored."""
+    from pyggml.kernels.cpu import experts, record
+
+    ne1, rows, row = record.field("src0.ne", 1), record.rows("src0"), record.row("src0", "src0")
+    at, panels_each, table = record.element("src0"), record.field("ints", 2), record.field("src1.data")
+    read = experts.reader("src1", 3)
+    n_panels, panel, pair = read.n_panels, read.panel, read.pair
+
+    @inline
+    def count(step):
+        if table(step):
+            return n_panels(step)
+        return panels_each(step) * (rows(step) // ne1(step))
+
+    @inline
+    def places(step, p):
+        """Where its rows begin, and the number of the last one there."""
+        if table(step):
+            first, have = panel(step, p)
+            return first, have - 1
+        each = panels_each(step)
+        first = p % each * width
+        return p // each * ne1(step) + first, min(width, ne1(step) - first) - 1
+
+    @inline
+    def address(step, first, last, t):
+        i = first + min(t, last)
+        if table(step):
+            slot, token = pair(step, i)
+            return at(step, 0, slot % ne1(step), token, 0)
+        return row(step, i)
+
+    return count, places, address
+
+
 def panels(width, halves=0):
-    """-> kernel: src0 rows to panels of `width`; ints: blocks, rows a matrix (ne1), panels a matrix."""
+    """-> kernel: src0 rows to panels of `width`; ints: blocks, nothing, panels a matrix. With a table of experts.py in
+    src1 the rows are those that it lists."""
     from pyggml import simd as v
     from pyggml.kernels.cpu import record
 
     U = v.U
     np = v.np
     quantize = _quantize()
-    ne0, ne1, rows = record.field("src0.ne"), record.field("src0.ne", 1), record.rows("src0")
-    row = record.row("src0", "src0")
-    blocks, _, panels_each = (record.field("ints", i) for i in range(3))
-    out = record.field("scratch")
+    ne0, blocks, out = record.field("src0.ne"), record.field("ints", 0), record.field("scratch")
+    panel_count, places, row = _places(width)
     lower, upper = v.shuffler([*range(8)]), v.shuffler([*range(8, 16)])
     size = U(PANEL_BYTES * width)
     d_at, s_at, n_at, q_at = U(0), U(4 * width), U(8 * width), U(12 * width)
@@ -141,15 +180,12 @@ def panels(width, halves=0):
     put = put_halves if halves else put_whole
 
     def kernel(step, ith, nth):
-        n, nb = ne0(step), blocks(step)
-        each, per_matrix = panels_each(step), ne1(step)
-        total = each * (rows(step) // per_matrix)
+        n, nb, total = ne0(step), blocks(step), panel_count(step)
         for p in range(total * ith // nth, total * (ith + 1) // nth):
-            first = p % each * width
+            first, last = places(step, p)
             for t in range(width):
                 at = out(step) + U(p * nb) * size + U(4 * t)
-                # a column that has no token repeats the last one: its results are not stored
-                x = row(step, p // each * per_matrix + min(first + t, per_matrix - 1))
+                x = row(step, first, last, t)
                 for b in range(0, nb, 2):
                     values, d0, d1, sums = quantize(x, min(n - b * 32, 64))
                     v.put_f32(at + d_at, d0)
@@ -172,21 +208,17 @@ def columns(width):
     from pyggml.kernels.cpu import record
 
     U = v.U
-    ne0, ne1, rows = record.field("src0.ne"), record.field("src0.ne", 1), record.rows("src0")
-    row = record.row("src0", "src0")
-    panels_each = record.field("ints", 2)
-    out = record.field("scratch")
+    ne0, out = record.field("src0.ne"), record.field("scratch")
+    panel_count, places, row = _places(width)
     size = U(4 * width)
 
     def kernel(step, ith, nth):
-        n = ne0(step)
-        each, per_matrix = panels_each(step), ne1(step)
-        total = each * (rows(step) // per_matrix)
+        n, total = ne0(step), panel_count(step)
         for p in range(total * ith // nth, total * (ith + 1) // nth):
-            first = p % each * width
+            first, last = places(step, p)
             for t in range(width):
                 at = out(step) + U(p * n) * size + U(4 * t)
-                x = row(step, p // each * per_matrix + min(first + t, per_matrix - 1))
+                x = row(step, first, last, t)
                 for _ in range(n):
                     v.put_f32(at, v.f32_at(x))
                     x += U(4)

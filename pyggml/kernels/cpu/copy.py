@@ -41,15 +41,20 @@ def why_not(node: Tensor) -> str | None:
 def lower(builder: Builder, node: Tensor) -> None:
     a = node.src[0]
     assert a is not None
-    run = _run(node, a)
-    runs = node.nelements // run
-    if a.type == node.type:
-        move(builder, node, a)
-    elif SIZES[node.type].block_size > 1:
-        room, source = builder.thread_scratch(work_bytes(node.type)), SOURCES.index(kind(a))
-        builder.step(Spec("copy", "quantise", (kind(node),)), node, (a,), ints=(run, runs, source), writes=[room])
+    put(builder, node, a)
+
+
+def put(builder: Builder, to: Tensor, a: Tensor) -> None:
+    """A step that puts the elements of `a` into `to`, in order, converted to its type."""
+    run = _run(to, a)
+    runs = to.nelements // run
+    if a.type == to.type:
+        move(builder, to, a)
+    elif SIZES[to.type].block_size > 1:
+        room, source = builder.thread_scratch(work_bytes(to.type)), SOURCES.index(kind(a))
+        builder.step(Spec("copy", "quantise", (kind(to),)), to, (a,), ints=(run, runs, source), writes=[room])
     else:
-        builder.step(Spec("copy", "convert", (kind(node), kind(a))), node, (a,), ints=(run, runs))
+        builder.step(Spec("copy", "convert", (kind(to), kind(a))), to, (a,), ints=(run, runs))
 
 
 def move(builder: Builder, target: Tensor, source: Tensor) -> None:

@@ -1,20 +1,23 @@
-"""MUL_MAT: chooses how a product is computed and shares the activations' conversion between products.
+"""MUL_MAT, MUL_MAT_ID, OUT_PROD: chooses how a product is computed and shares what is made of activations between them.
 
-Owns the choice; the kernels are in matvec.py (few columns), tile.py (many) and activations.py. It depends on shapes
-and the CPU level alone, never on the number of threads.
+Owns the choice; the kernels are in matvec.py (few columns), tile.py (many), activations.py and experts.py. It depends on
+shapes and the CPU level alone, never on the number of threads. Operands that no kernel reads as they lie, such as
+transposed ones or activations of another type than F32, are copied into work memory first.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from pyggml import jit
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.jit import Spec
-from pyggml.kernels.cpu import activations, tile
+from pyggml.kernels.cpu import activations, copy, experts, tile
+from pyggml.kernels.cpu.kinds import FLOATS, refuse_types
+from pyggml.ops import Op
 
 if TYPE_CHECKING:
-    from pyggml.backend.cpu import Builder, Scratch
+    from pyggml.backend.cpu import Builder, Scratch, WorkTensor
     from pyggml.tensor import Tensor
 
 T = GGMLType
@@ -28,61 +31,132 @@ MIN_TILE_COLUMNS = 4
 WIDTH = {"vnni": 12, "v4": 12, "v3": 3, "v2": 1, "generic": 4}
 """Tokens in a register tile: as many accumulators (and twice as many, for integers) as there are registers."""
 
+Listed: TypeAlias = "tuple[WorkTensor, tuple[int, int]] | None"
+"""A table of experts.py and where its parts begin."""
+
 
 def why_not(node: Tensor) -> str | None:
     a, b = node.src[:2]
     assert a is not None and b is not None
-    if a.type not in TYPES:
-        return f"MUL_MAT with weights of {a.type.name}"
-    if b.type != T.F32:
-        return f"MUL_MAT with activations of {b.type.name}"
-    if a.nb[0] != SIZES[a.type].type_size:
-        return "MUL_MAT with rows that are not dense"
-    if b.nb[0] != 4 and b.ne[0] != 1:
-        return "MUL_MAT with activation rows that are not dense"
+    if node.op == Op.OUT_PROD:
+        return refuse_types(copy.READ, a, b) or _result(node)
+    reason = refuse_types(TYPES, a) or refuse_types(copy.READ, b)
+    if reason:
+        return f"{Op(node.op).name}: {reason}"
+    return _result(node)
+
+
+def _result(node: Tensor) -> str | None:
     if node.nb[0] != 4:
-        return "MUL_MAT with a result whose rows are not dense"
+        return f"{Op(node.op).name} with a result whose rows are not dense"
     return None
 
 
 def lower(builder: Builder, node: Tensor) -> None:
     a, b = node.src[:2]
     assert a is not None and b is not None
+    if node.op == Op.OUT_PROD:
+        _product(builder, node, _transposed(builder, a), _transposed(builder, b))
+        return
+    if not _dense(a):
+        a = _copied(builder, a, a.type)
+    b = _f32(builder, b)
+    if node.op == Op.MUL_MAT:
+        _product(builder, node, a, b)
+    else:
+        _by_expert(builder, node, a, b)
+
+
+def _dense(t: Tensor) -> bool:
+    return t.nb[0] == SIZES[t.type].type_size or t.ne[0] == 1
+
+
+def _copied(builder: Builder, t: Tensor, dtype: GGMLType) -> Tensor:
+    """A dense copy in work memory, once for all products that need it."""
+    key = ("copied", dtype, t.data, t.type, t.ne, t.nb)
+    found: Tensor | None = builder.remembered(key)
+    if found is None:
+        found = builder.work_tensor(dtype, t.ne)
+        if found.nelements:
+            copy.put(builder, found, t)
+        builder.remember(key, found, t)
+    return found
+
+
+def _f32(builder: Builder, t: Tensor) -> Tensor:
+    """F32 in dense rows."""
+    return t if t.type == T.F32 and _dense(t) else _copied(builder, t, T.F32)
+
+
+def _transposed(builder: Builder, t: Tensor) -> Tensor:
+    """F32 with dimensions 0 and 1 swapped, in dense rows."""
+    if t.type not in FLOATS:
+        t = _f32(builder, t)
+    (n0, n1, n2, n3), (b0, b1, b2, b3) = t.ne, t.nb
+    turned = builder.seen_as(t, (n1, n0, n2, n3), (b1, b0, b2, b3))
+    return _f32(builder, turned)
+
+
+def _product(builder: Builder, node: Tensor, a: Tensor, b: Tensor) -> None:
     if b.ne[1] >= MIN_TILE_COLUMNS:
-        _many(builder, node, a, b)
+        width = WIDTH[jit.level()]
+        if b.ne[1] <= 4:
+            width = min(width, 4)
+        each = -(-b.ne[1] // width)
+        _many(builder, node, a, b, width, each, each * b.ne[2] * b.ne[3])
     else:
         _few(builder, node, a, b)
 
 
-def _converted(builder: Builder, b: Tensor, spec: Spec, size: int, ints: tuple[int, ...]) -> Scratch:
+def _by_expert(builder: Builder, node: Tensor, a: Tensor, b: Tensor) -> None:
+    """Tiles where an expert has enough tokens on average, else row by row, reading the experts that have any."""
+    ids = node.src[2]
+    assert ids is not None
+    n_experts = a.ne[2]
+    if ids.ne[0] * ids.ne[1] >= MIN_TILE_COLUMNS * n_experts:
+        width = WIDTH[jit.level()]
+        table = experts.table(builder, ids, n_experts, width)
+        _many(builder, node, a, b, width, 0, experts.most_panels(ids, n_experts, width), table)
+    else:
+        _few(builder, node, a, b, experts.table(builder, ids, n_experts, ids.ne[0] * ids.ne[1]))
+
+
+def _converted(
+    builder: Builder, b: Tensor, spec: Spec, size: int, ints: tuple[int, ...], listed: Listed = None
+) -> Scratch:
     """The activations in the layout that `spec` makes, once for all products that read them."""
-    key = (spec, b.data, b.ne, b.nb)
+    table, parts = listed or (None, ())
+    key = (spec, b.data, b.ne, b.nb, table and table.data)
     found: Scratch | None = builder.remembered(key)
     if found is None:
         found = builder.scratch(size)
-        builder.step(spec, None, [b], ints=ints, writes=[found])
+        builder.step(spec, None, [b, table], ints=(*ints, *parts), writes=[found])
         builder.remember(key, found, b)
     return found
 
 
-def _few(builder: Builder, node: Tensor, a: Tensor, b: Tensor) -> None:
-    spec = Spec("matvec", "rows", (a.type.name,))
-    if SIZES[a.type].block_size == 1:
-        builder.step(spec, node, [a, b])
+def _few(builder: Builder, node: Tensor, a: Tensor, b: Tensor, listed: Listed = None) -> None:
+    spec, reads = Spec("matvec", "rows", (a.type.name,)), []
+    ints: tuple[int, ...] = (0, 0, 0)
+    if SIZES[a.type].block_size > 1:
+        nb = a.ne[0] // activations.BLOCK
+        pad = activations.padded(nb)
+        ints = (nb, pad, pad * activations.PLANE_BYTES)
+        reads = [_converted(builder, b, Spec("activations", "planes"), b.nrows * ints[2], ints)]
+    if listed is None:
+        builder.step(spec, node, [a, b], ints=ints, reads=reads)
         return
-    nb = a.ne[0] // activations.BLOCK
-    pad = activations.padded(nb)
-    ints = (nb, pad, pad * activations.PLANE_BYTES)
-    planes = _converted(builder, b, Spec("activations", "planes"), b.nrows * ints[2], ints)
-    builder.step(spec, node, [a, b], ints=ints, reads=[planes])
+    table, parts = listed
+    work = builder.thread_scratch(experts.RECORD)
+    few = Spec("experts", "few")
+    builder.step(few, node, [a, b, table], ints=(*ints, *parts), writes=[work], reads=reads, calls=[spec])
 
 
-def _many(builder: Builder, node: Tensor, a: Tensor, b: Tensor) -> None:
+def _many(
+    builder: Builder, node: Tensor, a: Tensor, b: Tensor, width: int, each: int, panels: int, listed: Listed = None
+) -> None:
+    """`panels` of `width` tokens, `each` for one matrix."""
     k = a.ne[0]
-    width = WIDTH[jit.level()]
-    if b.ne[1] <= 4:
-        width = min(width, 4)
-    each = -(-b.ne[1] // width)
     if SIZES[a.type].block_size == 1:
         length, size = k, k * 4 * width
         spec = Spec("activations", "columns", (width,))
@@ -90,8 +164,13 @@ def _many(builder: Builder, node: Tensor, a: Tensor, b: Tensor) -> None:
         length = k // activations.BLOCK
         size = length * activations.PANEL_BYTES * width
         spec = Spec("activations", "panels", (width, 1) if a.type in HALVES else (width,))
-    matrices = b.ne[2] * b.ne[3]
-    panels = _converted(builder, b, spec, matrices * each * size, (length, 0, each))
-    work = builder.thread_scratch(tile.panel_bytes(a.type, k))
-    spec = Spec("tile", "rows", (a.type.name, width))
-    builder.step(spec, node, [a, b], ints=(length, each, size), writes=[work], reads=[panels])
+    columns = _converted(builder, b, spec, panels * size, (length, 0, each), listed)
+    spec, room = Spec("tile", "rows", (a.type.name, width)), -(-tile.panel_bytes(a.type, k) // 64) * 64
+    if listed is None:
+        work = builder.thread_scratch(room)
+        builder.step(spec, node, [a, b], ints=(length, each, size), writes=[work], reads=[columns])
+        return
+    table, parts = listed
+    work = builder.thread_scratch(experts.RECORD + room + node.ne[1] * node.ne[2] * 4 * experts.ROWS)
+    many, ints = Spec("experts", "many"), (length, each, size, *parts, room)
+    builder.step(many, node, [a, b, table], ints=ints, writes=[work], reads=[columns], calls=[spec])

@@ -5,7 +5,7 @@ A kernel gets the address of the record and walks rows: row number `r` counts th
 
 from pyggml import simd as v
 from pyggml.jit import inline
-from pyggml.steps import offset
+from pyggml.steps import STATUS, offset
 
 U = v.U
 _ADDRESSES = ("kernel", "status", "scratch", "calls")
@@ -47,6 +47,24 @@ def rows(name):
         return n1(step) * n2(step) * n3(step)
 
     return count
+
+
+def fault():
+    """-> f(step, number, limit): let the run end, because an operand holds a row number that is not below `limit`.
+
+    The step itself has to return; the threads leave where they next meet."""
+    status, index = field("status"), field("index")
+    abort, step_at, row_at, limit_at = (U(STATUS.fields[n][1]) for n in ("abort", "step", "row", "limit"))
+
+    @inline
+    def note(step, number, limit):
+        at = status(step)
+        v.put_i64(at + step_at, index(step))
+        v.put_i64(at + row_at, number)
+        v.put_i64(at + limit_at, limit)
+        v.atomic_store(at + abort, 2)
+
+    return note
 
 
 LONG = 4096

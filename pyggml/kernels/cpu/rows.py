@@ -56,22 +56,19 @@ def _number_reader():
     return read
 
 
-def _numbers_are_bad():
+def numbers_are_bad():
     """-> f(step, limit, ith): whether some row number is not below `limit`; thread 0 notes the first one.
 
     Each thread looks at all of them before it writes anything, so that none begins what another one refuses.
     """
     from pyggml import simd as v
     from pyggml.kernels.cpu import record
-    from pyggml.steps import STATUS
 
     U = v.U
     at = record.element("src1")
     n0, n1, n2 = (record.field("src1.ne", i) for i in range(3))
     stride, is_wide = record.field("src1.nb"), record.field("ints", 0)
-    status, index = record.field("status"), record.field("index")
-    read = _number_reader()
-    abort, step_at, row_at, limit_at = (U(STATUS.fields[n][1]) for n in ("abort", "step", "row", "limit"))
+    read, fault = _number_reader(), record.fault()
 
     @inline
     def bad(step, limit, ith):
@@ -83,11 +80,7 @@ def _numbers_are_bad():
                     found = read(number, wide)
                     if found < 0 or found >= limit:
                         if ith == 0:
-                            note = status(step)
-                            v.put_i64(note + step_at, index(step))
-                            v.put_i64(note + row_at, found)
-                            v.put_i64(note + limit_at, limit)
-                            v.atomic_store(note + abort, 2)
+                            fault(step, found, limit)
                         return True
                     number += U(stride(step))
         return False
@@ -100,7 +93,7 @@ def get_rows(kind_d, kind_a):
     from pyggml import simd as v
     from pyggml.kernels.cpu import elements, record
 
-    bad, convert = _numbers_are_bad(), elements.converter(kind_d, kind_a)
+    bad, convert = numbers_are_bad(), elements.converter(kind_d, kind_a)
     rows, limit, ne0 = record.rows("dst"), record.field("src0.ne", 1), record.field("dst.ne", 0)
     d, a, number = record.row("dst"), record.element("src0"), record.element("src1")
     ne1, ne2 = record.field("dst.ne", 1), record.field("dst.ne", 2)
@@ -156,7 +149,7 @@ def _set_rows_with(write):
     from pyggml.kernels.cpu import record
 
     U = v.U
-    bad, read, is_wide = _numbers_are_bad(), _number_reader(), record.field("ints", 0)
+    bad, read, is_wide = numbers_are_bad(), _number_reader(), record.field("ints", 0)
     ne0, ne1, ne2, ne3 = (record.field("src0.ne", i) for i in range(4))
     d, a, number = record.element("dst"), record.element("src0"), record.element("src1")
     n1, n2, limit = record.field("src1.ne", 1), record.field("src1.ne", 2), record.field("dst.ne", 1)
@@ -190,7 +183,7 @@ def set_elements(kind_d, kind_a):
     from pyggml.kernels.cpu import elements, record
 
     U = v.U
-    bad, read, is_wide = _numbers_are_bad(), _number_reader(), record.field("ints", 0)
+    bad, read, is_wide = numbers_are_bad(), _number_reader(), record.field("ints", 0)
     ne1, ne2, ne3 = (record.field("src0.ne", i) for i in range(1, 4))
     d, a, number = record.element("dst"), record.element("src0"), record.element("src1")
     n1, n2, limit = record.field("src1.ne", 1), record.field("src1.ne", 2), record.field("dst.ne", 1)

@@ -1,0 +1,54 @@
+"""ADD_ID: to each row the row of a table that its number says. Owns the loop; rows.py checks the numbers.
+
+Source: ggml-cpu/ops.cpp: ggml_compute_forward_add_id.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyggml.dtypes import GGMLType
+from pyggml.jit import Spec
+from pyggml.kernels.cpu.kinds import refuse_types
+
+if TYPE_CHECKING:
+    from pyggml.backend.cpu import Builder
+    from pyggml.tensor import Tensor
+
+
+def why_not(node: Tensor) -> str | None:
+    for t in (node, *node.src[:2]):
+        if t is not None and t.nb[0] != 4 and t.ne[0] != 1:
+            return "ADD_ID of rows that are not dense"
+    return refuse_types([GGMLType.F32], node, *node.src[:2])
+
+
+def lower(builder: Builder, node: Tensor) -> None:
+    a, b, ids = node.src[:3]
+    builder.step(Spec("add_id", "add_id"), node, (a, ids, b), ints=(0,))
+
+
+def add_id():
+    """-> kernel: dst = src0 + the rows of src2 that src1 numbers."""
+    from pyggml import simd as v
+    from pyggml.kernels.cpu import record, rows
+
+    U = v.U
+    bad, limit, n0, n1 = (
+        rows.numbers_are_bad(), record.field("src2.ne", 1), record.field("dst.ne"), record.field("dst.ne", 1),
+    )  # fmt: skip
+    count, d, a = record.rows("dst"), record.row("dst"), record.row("src0")
+    number, table = record.element("src1"), record.element("src2")
+
+    def kernel(step, ith, nth):
+        if bad(step, limit(step), ith):
+            return
+        total, n = count(step), n0(step)
+        for r in range(total * ith // nth, total * (ith + 1) // nth):
+            to, x = d(step, r), a(step, r)
+            y = table(step, 0, v.i32_at(number(step, r % n1(step), r // n1(step), 0, 0)), 0, 0)
+            for i in range(0, n, 16):
+                at, left = U(4 * i), n - i
+                v.store_part(to + at, v.load_f32_part(x + at, left) + v.load_f32_part(y + at, left), left)
+
+    return kernel
