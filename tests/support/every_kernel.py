@@ -1,12 +1,14 @@
 """One graph that makes every family of CPU kernels work, in all its kinds, with tails and strides: the same in each
 process, so that CPU levels and numbers of threads can be held against each other and against the reference.
 
-As a program: `every_kernel.py OUT` computes it at the level that the environment asks for and writes the results.
+As a program: `every_kernel.py OUT TURN TURNS` computes it, or a share of it, at the level that the environment asks for
+and writes the results.
 Must not know what is compared.
 """
 
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from op_cases import BF16, F16, F32, FLOATS, I32, I64, ROUNDING, WEIGHTS, Case, Operands
@@ -244,9 +246,27 @@ def families(only: dict[str, Case]) -> set[Op]:
     return {Op(t.op) for t in every_tensor([case.node for case in only.values()])}
 
 
+EVERYWHERE = re.compile(r"(F16|Q4_0|Q8_0|add|SWIGLU|rms_norm|soft_max|rope-[02]|flash_attn-F16-\d|cont|mul_mat-batch)$")
+
+
+def share(names: Iterable[str], turn: int, turns: int) -> set[str]:
+    """Every `turns`-th block type and, of the other cases, every `turns`-th; and what a llama graph is made of. Compiling
+    takes long: what one CPU level leaves out another one has."""
+    keys: dict[str, None] = {}
+    of: dict[str, str] = {}
+    for name in names:
+        found = re.search(r"(?<![A-Z])(I?Q\d_\w+|BF16|F32|F16)", name)
+        of[name] = found[1] if found else name
+        keys[of[name]] = None
+    mine = set(list(keys)[turn % turns :: turns])
+    return {name for name, key in of.items() if key in mine or EVERYWHERE.match(key) or EVERYWHERE.match(name)}
+
+
 if __name__ == "__main__":
     from pyggml.backend.cpu import CPUDevice
 
     here = CPUDevice()
-    results = compute(here, cases(here))
+    all_cases = cases(here)
+    mine = share(all_cases, int(sys.argv[2]), int(sys.argv[3]))
+    results = compute(here, {name: case for name, case in all_cases.items() if name in mine})
     np.savez(sys.argv[1], level=jit.level(), **{name: np.frombuffer(b, np.uint8) for name, b in results.items()})
