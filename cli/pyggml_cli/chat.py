@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from pyggml.errors import ComputeError, PyggmlError
 from pyggml_cli.color import colors
 from pyggml_cli.completion_flags import unescape
+from pyggml_cli.context_shift import ContextShift
 from pyggml_cli.entry import on_ctrl_c
 from pyggml_cli.flags import UsageError, Values
 from pyggml_cli.prompt_cache import PromptCache
@@ -94,7 +95,8 @@ def chat(values: Values, first: str | None, make_chain: Callable[[Values, "Token
             cache = PromptCache(values, context)
             talk = _Talk(values, conversation, tokenizer, context, chain, timings, cache)
             talk.run(first)
-            cache.keep_all(talk.evaluated)
+            if not talk.shift or not talk.shift.forgotten:
+                cache.keep_all(talk.evaluated)
         finally:
             context.close()
             if values.perf:
@@ -160,7 +162,8 @@ class _Talk:
         self.context = context
         self.chain = chain
         self.timings = timings
-        self.evaluated: list[int] = []  # the tokens in the KV cache
+        self.evaluated: list[int] = []  # the tokens in the KV cache, and those forgotten there
+        self.shift: ContextShift | None = None
         if "" in values.reverse_prompt:
             raise UsageError("-r needs a text")
         self.stop = [_unescaped(values, text) for text in values.reverse_prompt]
@@ -262,7 +265,7 @@ class _Talk:
             print(self.suffix, end="", flush=True)
         turn = self.conversation.say(question or "")
         room = self.context.n_ctx - SPARE
-        if len(turn.tokens) > room:
+        if len(turn.tokens) > room and not (self.shift and self.shift.on):
             self.conversation.undo()
             raise UsageError(
                 f"the conversation would have {len(turn.tokens)} tokens; a context of {self.context.n_ctx} takes at most "
@@ -280,7 +283,8 @@ class _Talk:
                 if not (isinstance(reason, ComputeError) and interrupted.is_set()):
                     self.conversation.undo()
                     raise
-        self.evaluated = [*turn.tokens, *said][: self.context.n_past]
+        assert self.shift is not None
+        self.evaluated = [*turn.tokens, *said][: self.context.n_past + self.shift.forgotten]
         if interrupted.is_set():
             end = "[interrupted]"
         self.conversation.hear(said, self.tokenizer.decode(said))
@@ -302,16 +306,20 @@ class _Talk:
         if cache is not None:
             cache.resume(tokens)
             self.evaluated, self.cache = tokens[: context.n_past], None
+        if self.shift is None:
+            self.shift = ContextShift(self.values, context, tokens, self.tokenizer.add_bos)
+        shift = self.shift
         common = 0
-        for a, b in zip(tokens, self.evaluated[: context.n_past], strict=False):
+        for a, b in zip(tokens, self.evaluated, strict=False):
             if a != b:
                 break
             common += 1
-        context.truncate(min(common, len(tokens) - 1))
+        new = tokens[shift.go_back(min(common, len(tokens) - 1)) :]
         self.evaluated = []  # until the turn is over
-        new = tokens[context.n_past :]
         start = time.perf_counter()
-        logits = context.decode(new)[-1]
+        logits = shift.decode(new)
+        if logits is None:
+            raise UsageError(f"{len(new)} tokens do not fit into a context of {context.n_ctx}: /clear begins anew")
         if cache is not None:
             cache.keep_prompt(tokens)
         timings.prompt += time.perf_counter() - start
@@ -339,7 +347,7 @@ class _Talk:
             self.stopped = any(s in text[-len(piece) - len(s) :] for s in self.stop)
             if self.stopped or n_left == 0:
                 break
-            if context.n_past + 1 >= context.n_ctx:
+            if not shift.make_room(1):
                 return f"[context full: {context.n_ctx} tokens]"
             start = time.perf_counter()
             logits = context.decode([token])[-1]

@@ -14,6 +14,7 @@ from pyggml.errors import GrammarError, PyggmlError, SamplerError
 from pyggml_cli.chat import chat, wanted
 from pyggml_cli.color import colors
 from pyggml_cli.completion_flags import ABOUT, END, GROUPS, ROWS, unescape
+from pyggml_cli.context_shift import ContextShift
 from pyggml_cli.entry import on_ctrl_c, run
 from pyggml_cli.environment import VARIABLES
 from pyggml_cli.flags import UsageError, Values, help_text, parse, show_notes
@@ -199,7 +200,8 @@ def _complete(values: Values, prompt: str | None) -> int:
             if values.verbose_prompt:
                 _show(tokens, tokenizer)
             with on_ctrl_c(context.abort):
-                end = _generate(values, tokens, tokenizer, context, chain, timings, cache)
+                shift = ContextShift(values, context, tokens, tokenizer.add_bos)
+                end = _generate(values, tokens, tokenizer, context, chain, timings, cache, shift)
         except KeyboardInterrupt:
             _report("", timings if values.perf else None)
             raise
@@ -244,6 +246,7 @@ def _generate(
     chain: "SamplerChain",
     timings: "Timings",
     cache: PromptCache,
+    shift: ContextShift,
 ) -> str:
     """Print the text and add it to `tokens`; why it ended, "" for the number of tokens wanted."""
     from pyggml.tokenizer import StreamDecoder
@@ -288,7 +291,7 @@ def _generate(
             break
         if n_left == 0:
             break
-        if context.n_past + 1 >= context.n_ctx:
+        if not shift.make_room(1):
             end = f"[context full: {context.n_ctx} tokens]"
             break
         start = time.perf_counter()
@@ -297,7 +300,8 @@ def _generate(
         timings.n_eval += 1
     out.write(decoder.finish())
     out.flush()
-    cache.keep_all(tokens)
+    if not shift.forgotten:
+        cache.keep_all(tokens)
     return end
 
 

@@ -201,11 +201,16 @@ TEXT: list[Row] = [
     Flag(
         ("-n", "--predict", "--n-predict"),
         "n_predict",
-        "tokens to generate (-1 and -2: until the text ends or the context is full)",
+        "tokens to generate (-1: until the text ends, or the context is full; -2: so also with --context-shift)",
         whole(-2),
         "N",
         -1,
     ),
+    Flag(
+        ("--context-shift",), "context_shift", "when the context is full, forget the older half and go on", default=False,
+        off=("--no-context-shift",),
+    ),
+    Flag(("--keep",), "keep", "tokens of the prompt not to forget then, beside the BOS token; -1: all (0)", whole(), "N", 0),
     Flag(
         ("-r", "--reverse-prompt"), "reverse_prompt", "end (a reply) after this text; may be given again", str, "TEXT",
         many=True,

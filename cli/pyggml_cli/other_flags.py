@@ -34,7 +34,7 @@ NO_DIFFERENCE: list[Row] = [
     Ignored(("-cram", "--cache-ram"), 1),
     Ignored(("-hft", "--hf-token"), 1),
     *(Ignored((name,), 1) for name in ("--cpu-strict", "--prio", "--poll", "--cpu-strict-batch", "--prio-batch")),
-    *(Ignored((name,), 1) for name in ("--poll-batch", "--keep", "--numa", "--log-colors", "--reasoning-format")),
+    *(Ignored((name,), 1) for name in ("--poll-batch", "--numa", "--log-colors", "--reasoning-format")),
     *(Ignored((name,), 1) for name in ("--reasoning-effort", "--reasoning-budget", "--reasoning-budget-message")),
     Ignored(("-rea", "--reasoning"), 1),
 ]
@@ -46,7 +46,6 @@ SPECULATION = "nothing is drafted by a second model"
 WHOLE = "devices are given whole layers"
 
 NOT_HERE: list[Row] = [
-    Refused(("--context-shift",), why="a full context ends the text", off=("--no-context-shift",)),
     Refused(("--log-jsonl",), why="there is no log", off=("--no-log-jsonl",)),
     Refused(("--log-file",), 1, why="there is no log; what is not text goes to stderr"),
     Refused(("--log-prompts-dir",), 1, why="prompts are not kept; --verbose-prompt shows one"),

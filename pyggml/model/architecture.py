@@ -77,3 +77,9 @@ class Architecture(ABC):
         self, config: Config, weights: Weights, cache: KVCache, n_tokens: int, n_kv: int, n_outputs: int
     ) -> Built:
         """The graph of one micro-batch that sees the first `n_kv` cells of the cache."""
+
+    @abstractmethod
+    def rotate(
+        self, config: Config, weights: Weights, cache: KVCache, keys: Tensor, positions: Tensor, il: int
+    ) -> Tensor:
+        """Keys (head, n_head_kv, n) of a layer, as the cache holds them, turned by further positions."""

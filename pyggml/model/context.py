@@ -20,6 +20,8 @@ from pyggml.errors import ComputeError, ContextError
 from pyggml.model.architecture import Built
 from pyggml.model.kv_cache import KVCache
 from pyggml.model.model import Model
+from pyggml.model.shift import shift_graph
+from pyggml.tensor import Tensor
 
 KEPT_SCHEDULES = 8
 
@@ -163,6 +165,30 @@ class Context:
         if not 0 <= n <= self.n_past:
             raise ContextError(f"cannot keep {n} tokens, {self.n_past} are decoded")
         self.n_past = n
+
+    def shift(self, n_keep: int, n_discard: int) -> None:
+        """Forget `n_discard` tokens after the first `n_keep`; those behind them move up, so that there is room again.
+
+        What they were computed from stays in their keys and values: no logits are computed anew. As
+        llama_memory_seq_rm and llama_memory_seq_add do it for a context that is full. Raises ContextError, ComputeError.
+        """
+        first = n_keep + n_discard
+        if n_keep < 0 or n_discard < 0 or first > self.n_past:
+            raise ContextError(f"cannot forget {n_discard} tokens after {n_keep}, {self.n_past} are decoded")
+        if 0 < n_discard < self.n_past - n_keep:
+            model = self.model
+
+            def rotate(keys: Tensor, positions: Tensor, il: int) -> Tensor:
+                return model.architecture.rotate(model.config, model.weights, self.cache, keys, positions, il)
+
+            self.scheduler.aborted = False
+            graph, turns = shift_graph(self.cache, rotate, first, self.n_past, n_discard)
+            schedule = self.scheduler.schedule(graph)
+            schedule.set_input(turns, np.full(turns.ne[0], -n_discard, np.int32))
+            end, self.n_past = self.n_past, n_keep  # all that is left of a run that breaks off
+            schedule.run()
+            self.n_past = end
+        self.n_past -= n_discard
 
     def clear(self) -> None:
         """Forget all tokens."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pyggml import ops
@@ -74,6 +75,14 @@ class Llama(Architecture):
         self, config: Config, weights: Weights, cache: KVCache, n_tokens: int, n_kv: int, n_outputs: int
     ) -> Built:
         return _Builder(config, weights, cache, n_tokens, n_kv, n_outputs).build()
+
+    def rotate(
+        self, config: Config, weights: Weights, cache: KVCache, keys: Tensor, positions: Tensor, il: int
+    ) -> Tensor:
+        # keys have their magnitude already. llama.cpp gives it to all of them again at each shift.
+        magnitude = 1.0 / (1.0 - 0.1 * math.log(config.rope_freq_scale)) if config.rope_ext_factor else 1.0
+        config = replace(config, rope_attn_factor=magnitude)
+        return _rotate(keys, positions, config, weights.layers[il], cache.n_cells, name=f"k_shift-{il}")
 
 
 class _Builder:
@@ -199,12 +208,11 @@ class _Builder:
         return ops.mul(ops.rms_norm(x, self.config.rms_eps), weight, name=name)
 
     def rope(self, x: Tensor, il: int) -> Tensor:
-        return rotate(x, self.positions, self.config, self.weights.layers[il], self.cache.n_cells, name=f"rope-{il}")
+        return _rotate(x, self.positions, self.config, self.weights.layers[il], self.cache.n_cells, name=f"rope-{il}")
 
 
-def rotate(
-    x: Tensor, positions: Tensor, config: Config, layer: Mapping[str, Tensor], n_ctx: int, in_place: bool = False,
-    name: str = "",
+def _rotate(
+    x: Tensor, positions: Tensor, config: Config, layer: Mapping[str, Tensor], n_ctx: int, name: str = ""
 ) -> Tensor:  # fmt: skip
     """x (head, n_head, n_tokens), queries or keys of a layer, turned by its tokens' positions."""
     factors = ROPE_FACTORS[config.rope_scaling == "longrope"]
@@ -213,7 +221,7 @@ def rotate(
         x, positions, config.n_rot, ops.ROPE_NORMAL, factors=layer.get(key), n_ctx_orig=config.rope_n_ctx_orig,
         freq_base=config.rope_freq_base, freq_scale=config.rope_freq_scale, ext_factor=config.rope_ext_factor,
         attn_factor=config.rope_attn_factor, beta_fast=config.rope_beta_fast, beta_slow=config.rope_beta_slow,
-        in_place=in_place, name=name,
+        name=name,
     )  # fmt: skip
 
 

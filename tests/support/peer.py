@@ -189,13 +189,22 @@ class Peer:
         """float32 (decodes, n_vocab): the logits of the last token of each decode.
 
         Steps, all in one process, on one model: ("open", name, fields of llama_context_params), ("decode", name,
-        tokens), ("clear", name), ("free", name). `context` holds fields for all of them.
+        tokens), ("shift", name, n_keep, n_discard), ("clear", name), ("free", name). `context` holds fields for all of them.
         """
         context = {"n_ctx": 1024, "n_batch": 1024, "n_threads": 2, "n_threads_batch": 2, "flash_attn_type": 0} | context
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "logits.npy"
             self._worker("steps", out, steps=list(steps), context=context, **_model(model, endpoints, None))
             return np.asarray(np.load(out))
+
+    def endless(
+        self, model: Path, tokens: Sequence[int], n_predict: int, n_keep: int, *, endpoints: Sequence[str] = (),
+        **context: Any,
+    ) -> dict[str, Any]:  # fmt: skip
+        """{"tokens", "n_shifts"}: greedy tokens after a prompt; a full context is shifted as the completion tool does it."""
+        context = {"n_threads": 2, "n_threads_batch": 2, "flash_attn_type": 1} | context
+        p = {"tokens": list(tokens), "n_predict": n_predict, "n_keep": n_keep, "context": context}
+        return self._json("endless", **p, **_model(model, endpoints, None))
 
     def generate(
         self,

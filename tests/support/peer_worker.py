@@ -93,12 +93,46 @@ def steps(p: dict[str, Any]) -> None:
         elif action == "clear":
             llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(contexts[name]), True)
             positions[name] = 0
+        elif action == "shift":
+            shift(contexts[name], positions[name], *rest)
+            positions[name] -= rest[1]
         elif action == "decode":
             rows.append(decode(contexts[name], rest[0], positions[name], n_vocab))
             positions[name] += len(rest[0])
         else:
             raise SystemExit(f"peer: what is {action}?")
     np.save(p["out"], np.array(rows))
+
+
+def shift(context: Any, n_past: int, n_keep: int, n_discard: int) -> None:
+    """As the completion tool does it when a context is full."""
+    memory = llama_cpp.llama_get_memory(context)
+    llama_cpp.llama_memory_seq_rm(memory, 0, n_keep, n_keep + n_discard)
+    llama_cpp.llama_memory_seq_add(memory, 0, n_keep + n_discard, n_past, -n_discard)
+
+
+def endless(p: dict[str, Any]) -> None:
+    """Greedy tokens after a prompt, past the end of the context (tools/completion/completion.cpp)."""
+    add_servers(p["endpoints"])
+    model_params = llama_cpp.llama_model_default_params()
+    model_params.n_gpu_layers = p["n_gpu_layers"]
+    model = llama_cpp.llama_model_load_from_file(p["model"].encode(), model_params)
+    n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
+    params = llama_cpp.llama_context_default_params()
+    for field, value in p["context"].items():
+        setattr(params, field, value)
+    context = llama_cpp.llama_init_from_model(model, params)
+    new, n_past, made, n_shifts = p["tokens"], 0, [], 0
+    while len(made) < p["n_predict"]:
+        if n_past + len(new) >= p["context"]["n_ctx"]:
+            n_discard = (n_past - p["n_keep"]) // 2
+            shift(context, n_past, p["n_keep"], n_discard)
+            n_past, n_shifts = n_past - n_discard, n_shifts + 1
+        token = int(decode(context, new, n_past, n_vocab).argmax())
+        made.append(token)
+        n_past += len(new)
+        new = [token]
+    write(p, {"tokens": made, "n_shifts": n_shifts})
 
 
 def decode(context: Any, tokens: list[int], position: int, n_vocab: int) -> np.ndarray:
@@ -149,5 +183,5 @@ def write(p: dict[str, Any], result: Any) -> None:
 
 
 if __name__ == "__main__":
-    commands = {f.__name__: f for f in (logits, generate, steps, tokenize, quantize, serve)}
+    commands = {f.__name__: f for f in (logits, generate, steps, endless, tokenize, quantize, serve)}
     commands[sys.argv[1]](json.loads(sys.argv[2]))

@@ -1,0 +1,123 @@
+"""Context shift: what is left after it, held against llama.cpp's and against the meaning of a turn."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_devices import FakeDevice
+from tiny_model import N_VOCAB, write_llama
+
+from pyggml.backend.reference import ReferenceDevice
+from pyggml.dtypes import GGMLType
+from pyggml.errors import ComputeError, ContextError
+from pyggml.model.context import Context
+from pyggml.model.model import Model
+
+TOKENS = [int(t) for t in np.random.default_rng(5).integers(0, N_VOCAB, 60)]
+MODELS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "factors": {"rope_freqs": True},
+    "linear": {"floats": {"llama.rope.scaling.factor": 4.0}},
+}
+MAGNITUDES: dict[str, dict[str, Any]] = {
+    "none": {},
+    "yarn": {
+        "strings": {"llama.rope.scaling.type": "yarn"},
+        "floats": {"llama.rope.scaling.factor": 8.0, "llama.rope.scaling.attn_factor": 1.1},
+        "ints": {"llama.rope.scaling.original_context_length": 16},
+    },
+    "attn_factor": {"floats": {"llama.rope.scaling.attn_factor": 1.2}},
+}
+
+
+def after_a_shift(context: Context, n_keep: int = 4, n_discard: int = 13) -> np.ndarray:
+    """The logits after two further tokens, and of one more after a second shift, of which stretches overlap."""
+    context.decode(TOKENS[:40])
+    context.shift(n_keep, n_discard)
+    rows = [context.decode(TOKENS[40:42])[-1]]
+    context.shift(0, 3)
+    rows.append(context.decode(TOKENS[42:43])[-1])
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("flash_attn", [True, False])
+def test_logits_are_the_peers(name: str, flash_attn: bool, tmp_path: Path, peer: Any) -> None:
+    path = write_llama(tmp_path / "tiny.gguf", **MODELS[name])
+    for dtype in (GGMLType.F16, GGMLType.F32):
+        fields = {"n_ctx": 256, "flash_attn_type": int(flash_attn), "type_k": int(dtype), "type_v": int(dtype)}
+        steps = [("open", "a", fields), ("decode", "a", TOKENS[:40]), ("shift", "a", 4, 13)]
+        steps += [("decode", "a", TOKENS[40:42]), ("shift", "a", 0, 3), ("decode", "a", TOKENS[42:43])]
+        theirs = peer.steps(path, steps)[1:]
+        model = Model.load(path, cpu=ReferenceDevice())
+        context = Context(model, n_ctx=256, flash_attn=flash_attn, type_k=dtype, type_v=dtype)
+        np.testing.assert_allclose(after_a_shift(context), theirs, atol=5e-3 * np.abs(theirs).max())
+        assert context.n_past == 40 - 13 + 2 - 3 + 1
+        context.clear()
+        context.decode(TOKENS[:40])
+        context.truncate(27)  # a wrong twin: the newest tokens are forgotten
+        assert np.abs(context.decode(TOKENS[40:42])[-1] - theirs[0]).max() > 2e-2 * np.abs(theirs).max()
+        context.close(), model.close()
+
+
+@pytest.mark.parametrize("name", MAGNITUDES)
+def test_one_layer_sees_no_more_than_was_left(name: str, tmp_path: Path) -> None:
+    """Keys and values of the only layer depend on their own tokens alone: a context that never saw what was forgotten
+    is the same."""
+    model = Model.load(write_llama(tmp_path / "one.gguf", n_layer=1, **MAGNITUDES[name]), cpu=ReferenceDevice())
+    for flash_attn in (True, False):
+        context, fresh = (Context(model, n_ctx=256, flash_attn=flash_attn, type_k=GGMLType.F32) for _ in range(2))
+        shifted = after_a_shift(context)
+        fresh.decode([*TOKENS[:4], *TOKENS[17:40]])
+        np.testing.assert_allclose(fresh.decode(TOKENS[40:42])[-1], shifted[0], atol=1e-3)
+        fresh.clear()
+        np.testing.assert_allclose(fresh.decode([*TOKENS[3:4], *TOKENS[17:43]])[-1], shifted[1], atol=1e-3)
+        context.close(), fresh.close()
+    model.close()
+
+
+def test_layers_on_several_devices(tmp_path: Path) -> None:
+    path = write_llama(tmp_path / "tiny.gguf", n_layer=3, rope_freqs=True)
+    rows = []
+    for n_devices in (0, 2):
+        devices = [FakeDevice(f"D{i}") for i in range(n_devices)]
+        model = Model.load(path, cpu=FakeDevice("CPU"), devices=devices)
+        for device in devices:
+            assert any(d is device for d in model.layer_devices)
+        context = Context(model, n_ctx=256)
+        rows.append(after_a_shift(context))
+        context.close(), model.close()
+    np.testing.assert_array_equal(*rows)
+
+
+def test_edges(tmp_path: Path) -> None:
+    model = Model.load(write_llama(tmp_path / "tiny.gguf"), cpu=FakeDevice("CPU"))
+    context = Context(model, n_ctx=256)
+    context.decode(TOKENS[:20])
+    plans = model.cpu.plans  # type: ignore[attr-defined]
+    context.shift(7, 0)
+    assert context.n_past == 20
+    context.shift(15, 5)  # nothing stands behind what is forgotten
+    assert (context.n_past, model.cpu.plans) == (15, plans)  # type: ignore[attr-defined]
+    for n_keep, n_discard in ((-1, 3), (3, -1), (10, 6), (16, 0)):
+        with pytest.raises(ContextError, match=f"cannot forget {n_discard} tokens after {n_keep}, 15 are decoded"):
+            context.shift(n_keep, n_discard)
+    context.close(), model.close()
+
+
+def test_a_shift_that_breaks_off_leaves_what_was_not_to_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model.load(write_llama(tmp_path / "tiny.gguf"), cpu=FakeDevice("CPU"))
+    context, other = Context(model, n_ctx=256), Context(model, n_ctx=256)
+    context.decode(TOKENS[:20])
+
+    def broken(*_: Any) -> None:
+        raise ComputeError("aborted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pyggml.backend.scheduler.Schedule.run", broken)
+        with pytest.raises(ComputeError, match="aborted"):
+            context.shift(5, 4)
+    assert context.n_past == 5
+    np.testing.assert_array_equal(context.decode(TOKENS[5:9]), [other.decode(TOKENS[:5]), other.decode(TOKENS[5:9])][1])
+    context.close(), other.close(), model.close()
