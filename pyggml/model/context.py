@@ -30,7 +30,7 @@ class Context:
     """`n_ctx` tokens at most (0: as many as the model was trained on), `n_past` of them decoded.
 
     n_batch, n_ubatch  a call may bring any number of tokens; they are computed min(n_batch, n_ubatch) at a time
-    type_k, type_v     of the cache: F16 or F32
+    type_k, type_v     of the cache, one of kv_cache.TYPES; a V in blocks needs flash_attn
     flash_attn         attention in one fused node; without it as products and soft max
     n_threads          of the CPU, None: one a core; n_threads_batch: for more than one token, None: the same
     offload_kqv        the cache lies with its layers; else on the CPU, where attention is then computed

@@ -132,7 +132,7 @@ class _Builder:
         cur = self.norm(residual, layer["attn_norm"], f"attn_norm-{il}")
         head = self.config.n_embd_head_k
         q = ops.reshape(self.linear(il, "attn_q", cur), head, self.config.n_head, self.n_tokens)
-        self.order.append(q := self.rope(q, il))
+        self.order.append(q := self.cache.query(il, self.rope(q, il)))
         self.store(il, cur)
         cur = self.attention(il, q)
         self.order.append(cur)
@@ -193,10 +193,12 @@ class _Builder:
             kq = ops.mul_mat(k, q, name=f"kq-{il}")
             kq = ops.soft_max(kq, self.mask, scale, name=f"kq_soft_max-{il}")
             kqv = ops.permute(ops.mul_mat(v, kq, name=f"kqv-{il}"), 0, 2, 1, 3)
-            return ops.cont(kqv, kqv.ne[0] * kqv.ne[1], self.n_tokens, name=f"kqv_out-{il}")
-        k, v = _as_f16(k), _as_f16(v)
-        cur = ops.flash_attn_ext(q, k, v, self.mask, scale, name=f"fattn-{il}")
-        return ops.reshape(cur, cur.ne[0] * cur.ne[1], self.n_tokens, name=f"kqv_out-{il}")
+            cur = ops.cont(kqv, kqv.ne[0] * kqv.ne[1], self.n_tokens, name=f"kqv_out-{il}")
+        else:
+            k, v = _as_f16(k), _as_f16(v)
+            cur = ops.flash_attn_ext(q, k, v, self.mask, scale, name=f"fattn-{il}")
+            cur = ops.reshape(cur, cur.ne[0] * cur.ne[1], self.n_tokens, name=f"kqv_out-{il}")
+        return self.cache.result(il, cur)
 
     def linear(self, il: int, key: str, x: Tensor) -> Tensor:
         layer = self.weights.layers[il]
@@ -230,5 +232,6 @@ def _input(dtype: GGMLType, name: str, *ne: int) -> Tensor:
 
 
 def _as_f16(t: Tensor) -> Tensor:
-    """Flash attention reads F16: an F32 cache is converted for each run, as llama.cpp does."""
-    return t if t.type == GGMLType.F16 else ops.cpy(t, Tensor(GGMLType.F16, t.ne, name=f"{t.name} (f16)"))
+    """For flash attention an F32 cache is converted to F16 in each run, as llama.cpp does; other types are read as they
+    are."""
+    return t if t.type != GGMLType.F32 else ops.cpy(t, Tensor(GGMLType.F16, t.ne, name=f"{t.name} (f16)"))

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pyggml import ops
 from pyggml.dtypes import SIZES, GGMLType, row_size
 from pyggml.graph import Graph, build_forward
-from pyggml.model.kv_cache import KVCache
+from pyggml.model.kv_cache import KVCache, rotated
 from pyggml.tensor import Flag, Tensor
 
 Rotate = Callable[[Tensor, Tensor, int], Tensor]
@@ -29,9 +29,10 @@ def shift_graph(cache: KVCache, rotate: Rotate, first: int, end: int, by: int) -
     for il in range(len(cache.k)):
         k = cells(cache.k[il], first, n, cache.head_k, cache.n_head_kv)
         target = cells(cache.k[il], first - by, n, cache.head_k, cache.n_head_kv)
-        if SIZES[k.type].block_size > 1:
+        if k.type not in (GGMLType.F32, GGMLType.F16):
             k = ops.cpy(k, Tensor(GGMLType.F32, k.ne, name=f"k_shift-{il} (f32)"))
-        order.append(k := rotate(k, turns, il))
+        plain = rotated(k, cache.k_rotation[il])  # it is its own inverse
+        order.append(k := rotated(rotate(plain, turns, il), cache.k_rotation[il]))
         order.append(ops.cpy(k, target, name=f"k_shifted-{il}"))
         source, target = (values(cache, il, begin, n) for begin in (first, first - by))
         order.append(kept := ops.cont(source, name=f"v_shift-{il}"))  # both stretches may overlap

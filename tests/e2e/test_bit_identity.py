@@ -12,6 +12,7 @@ import pytest
 from tiny_model import N_VOCAB, write_llama
 
 from pyggml.backend.base import extra_devices
+from pyggml.dtypes import GGMLType
 from pyggml.model.context import Context
 from pyggml.model.model import Model
 
@@ -117,6 +118,18 @@ def test_experts(two_servers: Any, tmp_path: Any, quant: str) -> None:
     model.close()
     for other in others:
         same(other, expected)
+
+
+def test_caches_of_blocks(smollm2: Any, tokenize: Callable[..., Any], two_servers: Any) -> None:
+    """Each server has its own copy of the matrix that rotates keys and values."""
+    tokens, options = tokenize(TEXT), {"type_k": GGMLType.Q8_0, "type_v": GGMLType.Q4_0}
+    model = Model.load(smollm2)
+    expected = run(model, tokens, n_threads=1, **options)
+    same(run(model, tokens, n_threads=3, **options), expected)
+    model.close()
+    model = Model.load(smollm2, **placed("two servers", [server.endpoint for server in two_servers]))
+    same(run(model, tokens, **options), expected)
+    model.close()
 
 
 def test_one_flipped_bit_of_a_weight_is_seen(local: Any) -> None:

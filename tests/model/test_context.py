@@ -129,8 +129,8 @@ def test_bad_tokens_and_bad_sizes_are_refused(model, context):
         context.decode([])
     with pytest.raises(ContextError, match="n_ubatch 0"):
         Context(model, n_ctx=256, n_ubatch=0)
-    with pytest.raises(UnsupportedError, match="a cache of K in Q8_0 is unknown; known are F16, F32"):
-        Context(model, n_ctx=256, type_k=GGMLType.Q8_0)
+    with pytest.raises(UnsupportedError, match="a cache of K in Q6_K is unknown; known are F32, F16"):
+        Context(model, n_ctx=256, type_k=GGMLType.Q6_K)
 
 
 @pytest.mark.parametrize("flash_attn", [True, False])

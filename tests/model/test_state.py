@@ -45,7 +45,7 @@ def saved(model):
 
 @pytest.mark.parametrize("spread", [False, True])
 @pytest.mark.parametrize("flash", [(True, True), (False, False), (True, False), (False, True)])
-@pytest.mark.parametrize("types", [("F16", "F16"), ("F32", "F16")])
+@pytest.mark.parametrize("types", [("F16", "F16"), ("F32", "F16"), ("BF16", "BF16")])
 def test_what_is_restored_computes_on_to_the_bit(paths, tmp_path, types, flash, spread):
     devices = [FakeDevice("ONE"), FakeDevice("TWO")] if spread else []
     made = Model.load(paths[0], cpu=FakeDevice("CPU"), devices=devices)
