@@ -10,7 +10,7 @@ from op_check import run
 
 from pyggml import ops
 from pyggml.backend.cpu import CPUDevice
-from pyggml.backend.reference.elementwise import FUNCTIONS
+from pyggml.backend.reference.unary import FUNCTIONS
 from pyggml.dtypes import GGMLType
 from pyggml.ops import UnaryOp
 from pyggml.quants import QUANTS
