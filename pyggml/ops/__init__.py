@@ -28,6 +28,9 @@ from pyggml.ops.fill import fill as fill
 from pyggml.ops.fill import tri as tri
 from pyggml.ops.glu import glu as glu
 from pyggml.ops.glu import swiglu as swiglu
+from pyggml.ops.linear_attention import gated_linear_attn as gated_linear_attn
+from pyggml.ops.linear_attention import rwkv_wkv6 as rwkv_wkv6
+from pyggml.ops.linear_attention import rwkv_wkv7 as rwkv_wkv7
 from pyggml.ops.matmul import mul_mat as mul_mat
 from pyggml.ops.matmul import mul_mat_id as mul_mat_id
 from pyggml.ops.matmul import out_prod as out_prod

@@ -141,6 +141,16 @@ def nodes(draw: Callable, op: Op) -> Tensor:
         src.append(draw(tensors((I32,), (n2 * draw(st.sampled_from((1, 4))), 1, 1, 1))))
         if draw(st.booleans()):
             src.append(draw(tensors((F32,), (32, 1, 1, 1))))
+    elif op in (Op.GATED_LINEAR_ATTN, Op.RWKV_WKV6, Op.RWKV_WKV7):
+        ne = (n0, n1, n2 * 2, 1)
+        state = draw(tensors((F32,), (n0 * n0 * n1, draw(st.sampled_from((1, 2, 3))), 1, 1)))
+        n = {Op.GATED_LINEAR_ATTN: 4, Op.RWKV_WKV6: 5, Op.RWKV_WKV7: 6}[op]
+        types = draw(st.sampled_from(((F32,), (F32,), (F32, F16))))
+        src = [*(draw(tensors(types, ne)) for _ in range(n)), state]
+        if op == Op.RWKV_WKV6:
+            src[3] = draw(tensors((F32,), (n0, n1, 1, 1)))
+        if draw(st.booleans()):
+            src = [Tensor(s.type, s.ne, name=s.name) for s in src if s is not None]
     elif op == Op.SOFT_MAX_BACK:
         src.append(draw(tensors((F32, F32, F16), a.ne)))
     elif op == Op.SOFT_MAX and draw(st.booleans()):

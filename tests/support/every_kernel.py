@@ -198,10 +198,18 @@ def products(make: Operands) -> Iterator[tuple[str, Tensor, float]]:
     yield "flash_attn-alibi-cap-sinks", remade(plain, src=(*plain.src, make.leaf(F32, (6,)))), 1e-5
 
 
+def linear_attention(make: Operands) -> Iterator[tuple[str, Tensor, float]]:
+    k, v, q, a, b = (make.leaf(F32, (24, 3, 6), scale=0.2) for _ in range(5))
+    g, state = make.leaf(F32, (24, 3, 6), make.rng.uniform(0.5, 1.0, 432)), make.leaf(F32, (24 * 24 * 3, 2))
+    yield "gated_linear_attn", ops.gated_linear_attn(k, v, q, g, state, 0.2), 1e-7
+    yield "rwkv_wkv6", ops.rwkv_wkv6(k, v, q, make.leaf(F32, (24, 3)), g, state), 1e-7
+    yield "rwkv_wkv7", ops.rwkv_wkv7(q, g, k, v, a, b, state), 1e-7
+
+
 def cases(device: Device) -> dict[str, Case]:
     """By name; those that the device computes."""
     found: dict[str, Case] = {}
-    for family in (arithmetic, functions, reductions, rows_of_numbers, moved, placed, products):
+    for family in (arithmetic, functions, reductions, rows_of_numbers, moved, placed, products, linear_attention):
         make = Operands(np.random.default_rng(1))
         for name, node, limit in family(make):
             assert name not in found, name

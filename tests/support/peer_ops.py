@@ -149,6 +149,9 @@ class PeerDevice(Device):
             ok = a.type == b.type == I32 and a.ne[2] == a.ne[3] == 1  # it loses its way in further dimensions
         elif op == Op.SOFT_MAX:
             ok = a.type == F32
+        elif op in (Op.GATED_LINEAR_ATTN, Op.RWKV_WKV6, Op.RWKV_WKV7):
+            # its vector code takes whole vectors of channels, RWKV_WKV7's four of them
+            ok = a.ne[0] % (64 if op == Op.RWKV_WKV7 else 16) == 0 and node.is_contiguous
         elif op == Op.SOFT_MAX_BACK:
             ok = a.type == b.type == F32 and all(t.is_contiguous for t in (a, b, node))
         elif op in (Op.DIAG_MASK_INF, Op.DIAG_MASK_ZERO):

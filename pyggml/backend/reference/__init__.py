@@ -21,6 +21,7 @@ from pyggml.backend.reference import (
     elementwise,
     fill,
     glu,
+    linear_attention,
     matmul,
     norm,
     pad,
@@ -44,8 +45,8 @@ Law = tuple[Callable[[Tensor], str | None], Callable[[Tensor], None]]
 LAWS: dict[Op, Law] = {
     op: law
     for family in (
-        add_id, argsort, attention, concat, copy, diag_mask, elementwise, fill, glu, matmul, norm, pad, parts, reduce,
-        repeat, rope, rows, soft_max, timestep_embedding, unary,
+        add_id, argsort, attention, concat, copy, diag_mask, elementwise, fill, glu, linear_attention, matmul, norm, pad,
+        parts, reduce, repeat, rope, rows, soft_max, timestep_embedding, unary,
     )
     for op, law in family.LAWS.items()
 }  # fmt: skip
