@@ -13,6 +13,13 @@ from pyggml.quants.base import Bytes, Floats, Quant
 from pyggml.quants.bf16 import BF16
 from pyggml.quants.f16 import F16
 from pyggml.quants.f32 import F32
+from pyggml.quants.iq1_m import IQ1_M
+from pyggml.quants.iq1_s import IQ1_S
+from pyggml.quants.iq2_s import IQ2_S
+from pyggml.quants.iq2_xs import IQ2_XS
+from pyggml.quants.iq2_xxs import IQ2_XXS
+from pyggml.quants.iq3_s import IQ3_S
+from pyggml.quants.iq3_xxs import IQ3_XXS
 from pyggml.quants.iq4_nl import IQ4_NL
 from pyggml.quants.iq4_xs import IQ4_XS
 from pyggml.quants.q2_k import Q2_K
@@ -31,7 +38,10 @@ from pyggml.quants.search import Searches
 
 __all__ = ["QUANTS", "TYPES", "Quant", "dequantize_row", "quant", "quantize_row"]
 
-TYPES = (F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q8_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_K, IQ4_NL, IQ4_XS)
+TYPES = (
+    *(F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q8_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_K, IQ4_NL, IQ4_XS),
+    *(IQ1_S, IQ1_M, IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S),
+)
 
 QUANTS: dict[GGMLType, Quant] = {q.type: q for q in TYPES}
 

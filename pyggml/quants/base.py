@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyggml.dtypes import SIZES, GGMLType
+from pyggml.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from pyggml.quants.search import Searches
@@ -38,7 +39,8 @@ class Quant:
 
     type: the id in files and on the wire.
     layout: a packed little-endian structured dtype, one record a block; f16 fields are their bits, `<u2`.
-    quantize_blocks: float32 (blocks, block size) -> records (blocks,), as llama-quantize writes them.
+    quantize_blocks: float32 (blocks, block size) -> records (blocks,), as llama-quantize writes them; None = this type is
+        read, and not made.
     dequantize_blocks: records (blocks,) -> float32 (blocks, block size).
     partner: the type that the other operand of a product is converted to (`vec_dot_type` of ggml-cpu.c).
     convert_blocks: the same as `quantize_blocks` for ops that write rows, where they settle for less; None = as files.
@@ -48,7 +50,7 @@ class Quant:
 
     type: GGMLType
     layout: np.dtype[Any]
-    quantize_blocks: Callable[..., Records]
+    quantize_blocks: Callable[..., Records] | None
     dequantize_blocks: Callable[[Records], Floats]
     partner: GGMLType
     vector: Callable[[], VectorBlocks] | None = None
@@ -64,19 +66,30 @@ class Quant:
         return SIZES[self.type].block_size
 
     @property
+    def is_made(self) -> bool:
+        """Whether values can be quantised to this type."""
+        return self.quantize_blocks is not None
+
+    @property
     def type_size(self) -> int:
         """Bytes a block."""
         return SIZES[self.type].type_size
 
     def quantize(self, values: Floats, search: "Searches | None" = None) -> Bytes:
         """float32 (n, block_size) -> bytes (n, type_size), as files have them."""
+        quantize = self._quantize()
         if search is not None and self.searches:
-            return self._bytes(lambda some: self.quantize_blocks(some, search), values)
-        return self._bytes(self.quantize_blocks, values)
+            return self._bytes(lambda some: quantize(some, search), values)
+        return self._bytes(quantize, values)
 
     def convert(self, values: Floats) -> Bytes:
         """The same as ops write it (`from_float` of ggml-cpu.c)."""
-        return self._bytes(self.convert_blocks or self.quantize_blocks, values)
+        return self._bytes(self.convert_blocks or self._quantize(), values)
+
+    def _quantize(self) -> Callable[..., Records]:
+        if self.quantize_blocks is None:
+            raise UnsupportedError(f"{self.type.name} is read, and not made")
+        return self.quantize_blocks
 
     def _bytes(self, quantize: Callable[[Floats], Records], values: Floats) -> Bytes:
         assert values.dtype == np.float32 and values.ndim == 2 and values.shape[1] == self.block_size

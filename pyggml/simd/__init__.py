@@ -34,6 +34,7 @@ from pyggml.simd.blocks import bits, bytes_at, nibbles, transposer
 from pyggml.simd.codegen import HAS_F16C, HAS_FMA, HAS_VNNI, LEVEL, U
 from pyggml.simd.dot import SIGNED_BIAS, dot_u8i8, dot_weights, signed_weights
 from pyggml.simd.functions import exp, exp2, tanh
+from pyggml.simd.grids import grid, negate_where
 from pyggml.simd.groups import ROWS, GroupWords
 from pyggml.simd.half import (
     bf16_to_f32,

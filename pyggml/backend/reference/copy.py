@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from pyggml.backend.host import view_of
-from pyggml.backend.reference.values import encode, not_among, read, source
+from pyggml.backend.reference.values import MADE, encode, not_among, read, source
 from pyggml.dtypes import GGMLType
 from pyggml.ops import Op
 from pyggml.quants import QUANTS
@@ -21,7 +21,7 @@ def refuse(node: Tensor) -> str | None:
         return None  # bytes move, values do not matter
     if {a.type, node.type} == {GGMLType.F32, GGMLType.I32}:
         return None
-    return not_among(QUANTS, a, node)
+    return not_among(QUANTS, a) or not_among(MADE, node)
 
 
 def copy(node: Tensor) -> None:

@@ -23,6 +23,9 @@ WRITTEN = (
 )  # fmt: skip
 """The types whose elements elements.py reads and writes."""
 
+READ = (*WRITTEN, T.IQ1_S, T.IQ1_M, T.IQ2_XXS, T.IQ2_XS, T.IQ2_S, T.IQ3_XXS, T.IQ3_S)
+"""And those that it reads."""
+
 
 def why_not(node: Tensor) -> str | None:
     a = node.src[0]
@@ -31,7 +34,7 @@ def why_not(node: Tensor) -> str | None:
         return refuse_types(GGMLType, node, a)
     if {a.type, node.type} == {GGMLType.F32, GGMLType.I32}:
         return None
-    allowed = FLOATS if SIZES[node.type].block_size > 1 else WRITTEN
+    allowed = FLOATS if SIZES[node.type].block_size > 1 else READ
     reason = refuse_types(WRITTEN, node) or refuse_types(allowed, a)
     if reason is None and _run(node, a) % (block := max(SIZES[t.type].block_size for t in (node, a))):
         return f"rows of {a.ne[0]} and {node.ne[0]} elements meet inside of blocks of {block}"

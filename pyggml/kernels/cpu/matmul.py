@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from pyggml.tensor import Tensor
 
 T = GGMLType
-HALVES = (T.Q2_K, T.Q3_K, T.Q6_K)  # their scales change every 16 values
+HALVES = (T.Q2_K, T.Q3_K, T.Q6_K, T.IQ1_M, T.IQ2_XS, T.IQ2_S)  # their scales change every 16 values
 TYPES = (
     *(T.F32, T.F16, T.BF16, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q8_0),
     *(T.Q2_K, T.Q3_K, T.Q4_K, T.Q5_K, T.Q6_K, T.IQ4_NL, T.IQ4_XS),
+    *(T.IQ1_S, T.IQ1_M, T.IQ2_XXS, T.IQ2_XS, T.IQ2_S, T.IQ3_XXS, T.IQ3_S),
 )
 
 MIN_TILE_COLUMNS = 4

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.jit import Spec, inline
-from pyggml.kernels.cpu.copy import WRITTEN
+from pyggml.kernels.cpu.copy import READ, WRITTEN
 from pyggml.kernels.cpu.kinds import FLOATS, SOURCES, kind, refuse_types, work_bytes
 from pyggml.ops import Op
 
@@ -22,7 +22,7 @@ def why_not(node: Tensor) -> str | None:
     a = node.src[0]
     if node.op == Op.SET_ROWS:
         return refuse_types(WRITTEN, node) or refuse_types(FLOATS, a)
-    return refuse_types([*WRITTEN, GGMLType.I32], a) or refuse_types([*WRITTEN, GGMLType.I32], node)
+    return refuse_types([*READ, GGMLType.I32], a) or refuse_types([*WRITTEN, GGMLType.I32], node)
 
 
 def lower(builder: Builder, node: Tensor) -> None:

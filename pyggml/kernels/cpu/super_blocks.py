@@ -21,7 +21,7 @@ _load_i8x16 = v.loader("i8", 16)
 class SuperBlocks:
     """value = scale of its run * (q - bias) + minimum of its run.
 
-    quants: four f(addr): q of values 64 i to 64 i + 63, u8 x 64 (at most 63), or i8 x 64 where `signed`.
+    quants: four f(addr): q of values 64 i to 64 i + 63, u8 x 64 (at most 127), or i8 x 64 where `signed`.
     scales: f(addr) -> f32 x (256 / run), or a pair of them, scales and minimums, with `has_min`.
     run: values that share a scale, 16 or 32. bias: 0 or a power of two up to 128.
     """
@@ -89,7 +89,7 @@ def _half_at(at):
     return load
 
 
-def _lanes(index, shift, mask, to=0):
+def lanes(index, shift, mask, to=0):
     """-> f(bytes): i32 lanes (bytes[index] >> shift & mask) << to, each list one entry a lane."""
     pick, down = v.shuffler(index), v.constant("i32", shift)
     keep, up = v.constant("i32", mask), v.constant("i32", [to] * len(index))
@@ -102,12 +102,12 @@ def _lanes(index, shift, mask, to=0):
 
 
 def _scales_and_minimums():
-    low = _lanes(
+    low = lanes(
         [4, 5, 6, 7, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15],
         [0] * 12 + [4] * 4,
         [63] * 4 + [15] * 4 + [63] * 4 + [15] * 4,
     )
-    high = _lanes([4, 5, 6, 7] * 2 + [8, 9, 10, 11] * 2, [2] * 16, ([0] * 4 + [48] * 4) * 2)
+    high = lanes([4, 5, 6, 7] * 2 + [8, 9, 10, 11] * 2, [2] * 16, ([0] * 4 + [48] * 4) * 2)
     each = v.shuffler([0] * 8 + [1] * 8)
     signs = v.constant("f32", [1.0] * 8 + [-1.0] * 8)
     first, last = v.shuffler([*range(8)]), v.shuffler([*range(8, 16)])
@@ -145,7 +145,7 @@ def _q2_k():
     scales_at, half = U(_at(q2_k.LAYOUT, "scales")), _half_at(d_at + 2)
     assert _at(q2_k.LAYOUT, "dmin") == d_at + 2
     every = [*range(16)]
-    low, high = _lanes(every, [0] * 16, [15] * 16), _lanes(every, [4] * 16, [15] * 16)
+    low, high = lanes(every, [0] * 16, [15] * 16), lanes(every, [4] * 16, [15] * 16)
     d_of, m_of, minus = v.shuffler([6] * 16), v.shuffler([7] * 16), v.constant("f32", [-1.0] * 16)
 
     @device
@@ -164,8 +164,8 @@ def _q3_k():
     d_at = _at(q3_k.LAYOUT, "d")
     assert _at(q3_k.LAYOUT, "scales") == d_at - 12
     end, half = U(d_at - 14), _half_at(d_at)  # sixteen bytes: two others, the scales, d
-    lower = _lanes([*range(2, 10), *range(2, 10)], [0] * 8 + [4] * 8, [15] * 16)
-    upper = _lanes([*range(10, 14)] * 4, [0] * 4 + [2] * 4 + [4] * 4 + [6] * 4, [3] * 16, to=4)
+    lower = lanes([*range(2, 10), *range(2, 10)], [0] * 8 + [4] * 8, [15] * 16)
+    upper = lanes([*range(10, 14)] * 4, [0] * 4 + [2] * 4 + [4] * 4 + [6] * 4, [3] * 16, to=4)
     d_of, middle = v.shuffler([7] * 16), v.constant("i32", [32] * 16)
 
     @device
@@ -208,8 +208,8 @@ def _q6_k():
 def _iq4_xs():
     at, level = _at(iq4_xs.LAYOUT, "qs"), v.table(iq4_nl.LEVELS)
     high, low = _at(iq4_xs.LAYOUT, "scales_h"), _at(iq4_xs.LAYOUT, "scales_l")
-    lower = _lanes([low + i // 2 for i in range(8)], [0, 4] * 4, [15] * 8)
-    upper = _lanes([high + i // 4 for i in range(8)], [0, 2, 4, 6] * 2, [3] * 8, to=4)
+    lower = lanes([low + i // 2 for i in range(8)], [0, 4] * 4, [15] * 8)
+    upper = lanes([high + i // 4 for i in range(8)], [0, 2, 4, 6] * 2, [3] * 8, to=4)
     d_of, middle = v.shuffler([_at(iq4_xs.LAYOUT, "d") // 2] * 8), v.constant("i32", [32] * 8)
     down = v.constant("u32", ([0] * 4 + [4] * 4) * 2)
     keep = _bytes(15)
@@ -231,7 +231,21 @@ def _iq4_xs():
     return SuperBlocks(tuple(map(part, range(4))), scales, run=32, signed=True)
 
 
+# ---- runs looked up in tables
+
+
+def _of_lattice(name):
+    def make():
+        from pyggml.kernels.cpu import lattice
+
+        return lattice.TYPES[name]()
+
+    return make
+
+
+LATTICE = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
 TYPES = {"Q2_K": _q2_k, "Q3_K": _q3_k, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k, "IQ4_XS": _iq4_xs}
+TYPES |= {name: _of_lattice(name) for name in LATTICE}
 
 
 def pick(name):

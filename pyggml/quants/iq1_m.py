@@ -1,0 +1,35 @@
+"""IQ1_M: 256 values in 56 bytes: runs of eight from IQ1_S's table, each with its shift, a scale for each two. Must not
+know types that store their scale in one piece."""
+
+import numpy as np
+
+from pyggml.dtypes import GGMLType
+from pyggml.quants.base import Floats, Quant, Records
+from pyggml.quants.f16 import f16_to_f32
+from pyggml.quants.iq1_s import SHIFT
+from pyggml.quants.lattice import grid, nibbles
+
+LAYOUT = np.dtype(
+    [
+        ("qs", "u1", (32,)),  # lower eight bits of the number of each run
+        ("qh", "u1", (16,)),  # of two runs, four bits each: the upper three, and the shift's sign
+        ("scales", "<u2", (4,)),  # four of three bits, and from bit 12 four bits of the f16 scale of the scales
+    ]
+)
+assert LAYOUT.itemsize == 56
+
+
+def dequantize(records: Records) -> Floats:
+    """ggml-quants.c dequantize_row_iq1_m."""
+    packed = records["scales"]
+    parts = (packed >> np.uint16(12)) << np.arange(0, 16, 4, dtype=np.uint16)
+    d = f16_to_f32(np.bitwise_or.reduce(parts, axis=1))[:, None]
+    scale = ((packed[:, :, None] >> np.arange(0, 12, 3, dtype=np.uint16)) & np.uint16(7)).reshape(-1, 16)
+    d = np.repeat(d * (scale.astype(np.float32) * np.float32(2) + np.float32(1)), 2, axis=1)
+    high = nibbles(records["qh"])
+    number = records["qs"].astype(np.uint16) | ((high & np.uint8(7)).astype(np.uint16) << np.uint16(8))
+    shift = np.where(high & np.uint8(8), -SHIFT, SHIFT)[:, :, None]
+    return (d[:, :, None] * (grid("IQ1_S")[number].astype(np.float32) + shift)).reshape(-1, 256)
+
+
+IQ1_M = Quant(GGMLType.IQ1_M, LAYOUT, None, dequantize, partner=GGMLType.Q8_K)
