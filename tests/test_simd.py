@@ -390,6 +390,20 @@ def test_pieces_of_blocks() -> None:
     same(out[5], in_two(*(block[o : o + 32] for o in BYTES_ONE)))
 
 
+def test_grids_and_signs() -> None:
+    from word_kernels.integers import RUNS_OF_4, RUNS_OF_8
+
+    rng = np.random.default_rng(9)
+    x = np.array([0, 199, 7, *rng.integers(0, 200, 12), 199], np.int32)
+    signs, values = rng.integers(0, 256, 8, np.uint8), rng.integers(0, 256, 64, np.uint8)
+    out = poisoned(192)
+    kernel("integers.grids", "ppp")(x, np.concatenate([signs, values]), out)
+    same(out[:64], RUNS_OF_8[x[:8]].reshape(-1), "runs of eight")
+    same(out[64:128], RUNS_OF_4[x].reshape(-1), "runs of four")
+    minus = np.unpackbits(signs, bitorder="little") == 1
+    same(out[128:], np.where(minus, -values.view(np.int8), values.view(np.int8)).view(np.uint8), "signs")
+
+
 def test_tables_and_words() -> None:
     from word_kernels.integers import LEVELS
 
@@ -577,7 +591,7 @@ def test_columns_of_a_tile(extreme: bool) -> None:
 
     rng = np.random.default_rng(13)
     w = rng.normal(size=16).astype(F32)
-    q5, q6 = (rng.integers(n if extreme else 0, n + 1, (4, 64)).astype(np.uint8) for n in (31, 63))
+    q5, q6, q7 = (rng.integers(n if extreme else 0, n + 1, (4, 64)).astype(np.uint8) for n in (31, 63, 127))
     q8 = rng.integers(-128, -127 if extreme else 128, (4, 64)).astype(np.int8)
     scale = rng.normal(size=WIDTH).astype(F32)
     starts = rng.integers(-100, 100, WIDTH).astype(np.int32)
@@ -588,12 +602,13 @@ def test_columns_of_a_tile(extreme: bool) -> None:
     out = poisoned(8192 + 64)
     sums = [
         sum(np.stack([four_products(q[i], np.tile(c, 16))[0] for c in s[i]]).astype(np.int64) for i in range(4))
-        for q in (q5, q6, q8)
+        for q in (q5, q6, q8, q7)
     ]
-    kernel("tiles.columns", "pppppip")(w, q5, q6, q8, y, 11, out)
-    one, two, three, four, five = (out[1024 * i :][: 64 * WIDTH].view(F32).reshape(WIDTH, 16) for i in range(5))
+    kernel("tiles.columns", "pppppip")(w, q5, np.concatenate([q6, q7]), q8, y, 11, out)
+    one, two, three, four, five, six = (out[1024 * i :][: 64 * WIDTH].view(F32).reshape(WIDTH, 16) for i in range(6))
     same(one, (sums[0] + starts[:, None] * 128).astype(F32), "5 bits")
     same(two, sums[1].astype(F32), "6 bits")
+    same(six, sums[3].astype(F32), "7 bits")
     bias = 128 * s.astype(np.int64).sum(axis=(0, 2))[:, None] if jit.level() == "vnni" else 0
     same(three, (sums[2] + bias).astype(F32) * (w * scale[:, None]) + F32(0), "signed")
     scaled = f * scale[:, None]

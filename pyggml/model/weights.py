@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pyggml.dtypes import GGMLType
 from pyggml.errors import ModelError
 from pyggml.gguf import TensorInfo
-from pyggml.quants import QUANTS
+from pyggml.quants import QUANTS, iq1_m
 from pyggml.tensor import Tensor
 
 SCALES = ("d", "m", "dmin")
@@ -49,6 +49,8 @@ def _first_bad(tensor: TensorInfo) -> int | None:
         return None
     layout = QUANTS[tensor.type].layout
     blocks = tensor.data.view(layout)
+    if tensor.type == GGMLType.IQ1_M:
+        return _first(iq1_m.scale_of_scales(blocks), 0x7C00)
     fields = [field for field in SCALES if field in (layout.names or ()) and layout[field] == np.dtype("<u2")]
     found = [_first(blocks[field], 0x7C00) for field in fields]
     return min((i for i in found if i is not None), default=None)

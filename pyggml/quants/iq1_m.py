@@ -2,6 +2,7 @@
 know types that store their scale in one piece."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pyggml.dtypes import GGMLType
 from pyggml.quants.base import Floats, Quant, Records
@@ -19,11 +20,17 @@ LAYOUT = np.dtype(
 assert LAYOUT.itemsize == 56
 
 
+def scale_of_scales(records: Records) -> NDArray[np.uint16]:
+    """(blocks,) f16 bits."""
+    parts = (records["scales"] >> np.uint16(12)) << np.arange(0, 16, 4, dtype=np.uint16)
+    joined: NDArray[np.uint16] = np.bitwise_or.reduce(parts, axis=1)
+    return joined
+
+
 def dequantize(records: Records) -> Floats:
     """ggml-quants.c dequantize_row_iq1_m."""
     packed = records["scales"]
-    parts = (packed >> np.uint16(12)) << np.arange(0, 16, 4, dtype=np.uint16)
-    d = f16_to_f32(np.bitwise_or.reduce(parts, axis=1))[:, None]
+    d = f16_to_f32(scale_of_scales(records))[:, None]
     scale = ((packed[:, :, None] >> np.arange(0, 12, 3, dtype=np.uint16)) & np.uint16(7)).reshape(-1, 16)
     d = np.repeat(d * (scale.astype(np.float32) * np.float32(2) + np.float32(1)), 2, axis=1)
     high = nibbles(records["qh"])

@@ -82,8 +82,8 @@ def _with_sign(b, s, w, negative):
 
 @intrinsic
 def dot_u8i8(tyctx, acc, u, s):
-    """acc (i32 x 16) + sums of 4 adjacent u8 x i8 products of 64. Lanes of u are at most 63 below VNNI."""
-    return acc(acc, u, s), lambda ctx, b, sig, a: emit_dots(b, a[0], [a[1]], [a[2]], 63)
+    """acc (i32 x 16) + sums of 4 adjacent u8 x i8 products of 64. Lanes of u are at most 127 below VNNI."""
+    return acc(acc, u, s), lambda ctx, b, sig, a: emit_dots(b, a[0], [a[1]], [a[2]], 127)
 
 
 SIGNED_BIAS = 128 if HAS_VNNI else 0

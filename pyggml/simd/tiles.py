@@ -117,6 +117,7 @@ class TileWords:
         self.zero, self.start, self.start_zero = zero, start, start_zero
         self.dot4_u5i8 = dot4_with(lambda b, acc, w, s: emit_dots(b, acc, w, s, 31))
         self.dot4_u6i8 = dot4_with(lambda b, acc, w, s: emit_dots(b, acc, w, s, 63))
+        self.dot4_u7i8 = dot4_with(lambda b, acc, w, s: emit_dots(b, acc, w, s, 127))
         self.dot4_weights = dot4_with(emit_dots_signed)
         self.scale_add, self.fma_columns = scale_add, fma_columns
         self.load_scaled, self.store_columns = load_scaled, store_columns

@@ -14,6 +14,7 @@ from op_cases import (
     F32,
     FLOATS,
     I32,
+    READ_ONLY,
     SIZES,
     Case,
     Operands,
@@ -37,6 +38,7 @@ from pyggml.tensor import Tensor
 QUANTISED = tuple(t for t in BLOCKS if t not in (GGMLType.Q8_1, GGMLType.Q8_K))
 PAIRS = [(a, b) for a in FLOATS for b in FLOATS] + [(F32, I32), (I32, F32), (I32, I32)]
 PAIRS += [(a, b) for a in FLOATS for b in QUANTISED] + [(q, F32) for q in QUANTISED] + [(q, q) for q in QUANTISED]
+PAIRS += [(READ_ONLY[0], F32), *((q, q) for q in READ_ONLY)]  # GET_ROWS reads them all
 
 
 @st.composite

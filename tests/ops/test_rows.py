@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from op_cases import DENSE_ROWS, F16, F32, I32, I64, SIZES, WEIGHTS, Case, Operands, layouts, operands
+from op_cases import DENSE_ROWS, F16, F32, I32, I64, MADE, READ_ONLY, SIZES, WEIGHTS, Case, Operands, layouts, operands
 from op_check import assert_caught, check, run, wrong_twin
 
 from pyggml import ops
@@ -69,7 +69,7 @@ def test_get_rows(device: Device, dtype: GGMLType) -> None:
     attempt()
 
 
-@pytest.mark.parametrize("dtype", WEIGHTS, ids=lambda dtype: dtype.name)
+@pytest.mark.parametrize("dtype", MADE, ids=lambda dtype: dtype.name)
 def test_set_rows(device: Device, dtype: GGMLType) -> None:
     @settings(deadline=None, max_examples=25)
     @given(case=set_rows_cases(dtype))
@@ -89,6 +89,14 @@ def test_cpu_supports_what_models_need(cpu_device: Device) -> None:
             assert cpu_device.supports_op(ops.set_rows(make.leaf(dtype, (192, 9)), make.leaf(F32, (192, 2)), index)), (
                 dtype
             )
+
+
+def test_types_that_are_not_made_are_not_written(device: Device) -> None:
+    make = Operands(np.random.default_rng(0))
+    for dtype in READ_ONLY:
+        table, rows = make.leaf(dtype, (256, 3)), make.leaf(I32, (1,), np.array([0]))
+        for node in (ops.set_rows(table, make.leaf(F32, (256, 1)), rows), ops.cpy(make.leaf(F32, (256, 3)), table)):
+            assert dtype.name in str(device.why_not(node))
 
 
 @pytest.mark.parametrize("bad", [-1, 5, 2**31 - 1, -(2**31)])

@@ -16,8 +16,9 @@ from pyggml.dtypes import SIZES, GGMLType, row_size
 from pyggml.quants import QUANTS, dequantize_row, quantize_row
 from pyggml.quants.f16 import f16_to_f32, f32_to_f16
 
-FILE_TYPES = [t for t in QUANTS if t not in (GGMLType.Q8_1, GGMLType.Q8_K)]  # ggml_quantize_chunk has none of the two
-REF_TYPES = [t for t in QUANTS if t not in (GGMLType.F32, GGMLType.IQ4_NL)]  # of that one, files and ops differ
+MADE = [t for t, quant in QUANTS.items() if quant.is_made]
+FILE_TYPES = [t for t in MADE if t not in (GGMLType.Q8_1, GGMLType.Q8_K)]  # ggml_quantize_chunk has none of the two
+REF_TYPES = [t for t in MADE if t not in (GGMLType.F32, GGMLType.IQ4_NL)]  # of that one, files and ops differ
 READ_TYPES = [t for t in QUANTS if t not in (GGMLType.F32, GGMLType.Q8_1)]  # ggml has no dequantize_row_q8_1
 
 # When NaNs of two kinds meet in a sum, C leaves it to the compiler which one stays; here it gets into the bytes.

@@ -3,15 +3,18 @@
 import gguf.quants
 import numpy as np
 import pytest
+from op_cases import random_blocks
 
 from pyggml.dtypes import GGMLType, row_size
 from pyggml.quants import QUANTS, dequantize_row, quantize_row
 
 TYPES = [t for t in QUANTS if t not in (GGMLType.Q8_1, GGMLType.Q8_K)]  # not in the package
-READ_ONLY = [t for t in TYPES if t.name.endswith("_K") or t.name.startswith("IQ")]  # there it quantises none of these
+# there it quantises none of these
+READ_ONLY = [t for t in TYPES if QUANTS[t].is_made and (t.name.endswith("_K") or t.name.startswith("IQ"))]
+NOT_MADE = [t for t in TYPES if not QUANTS[t].is_made]
 
 
-@pytest.mark.parametrize("dtype", [t for t in TYPES if t not in READ_ONLY], ids=lambda t: t.name)
+@pytest.mark.parametrize("dtype", [t for t in TYPES if t not in (*READ_ONLY, *NOT_MADE)], ids=lambda t: t.name)
 def test_same_bytes_and_same_values(dtype):
     rng = np.random.default_rng(3)
     x = np.ldexp(rng.standard_normal((200, 96)).astype(np.float32), rng.integers(-12, 8, (200, 1)))
@@ -33,3 +36,12 @@ def test_same_values(dtype):
     values = gguf.quants.dequantize(ours, gguf.GGMLQuantizationType(dtype)).astype(np.float32)
     assert (dequantize_row(dtype, ours, 512) == values).all()
     assert not (dequantize_row(dtype, ours, 512)[::-1] == values).all()  # a comparison of something
+
+
+@pytest.mark.parametrize("dtype", NOT_MADE, ids=lambda t: t.name)
+def test_same_values_of_any_blocks(dtype):
+    size = row_size(dtype, 512)
+    blocks = np.frombuffer(random_blocks(dtype, np.random.default_rng(5), 50 * size, 1.0), np.uint8).reshape(50, size)
+    values = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType(dtype)).astype(np.float32)
+    assert (dequantize_row(dtype, blocks, 512) == values).all()
+    assert not (dequantize_row(dtype, blocks, 512)[::-1] == values).all()  # a comparison of something

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-from op_cases import BF16, F16, F32, FLOATS, I32, I64, ROUNDING, WEIGHTS, Case, Operands
+from op_cases import BF16, F16, F32, FLOATS, I32, I64, MADE, ROUNDING, Case, Operands
 
 from pyggml import jit, ops
 from pyggml.backend.base import Buffer, Device
@@ -117,7 +117,7 @@ def rows_of_numbers(make: Operands) -> Iterator[tuple[str, Tensor, float]]:
 
 
 def moved(make: Operands) -> Iterator[tuple[str, Tensor, float]]:
-    for dtype in (*WEIGHTS, GGMLType.Q8_1):
+    for dtype in (*MADE, GGMLType.Q8_1):
         ne0 = 65 if SIZES[dtype].block_size == 1 else 2 * SIZES[dtype].block_size
         numbers = make.leaf(I32, (4,), np.array([6, 0, 3, 3]))
         yield f"get_rows-{dtype.name}", ops.get_rows(make.leaf(dtype, (ne0, 7)), numbers), 0.0
@@ -163,12 +163,12 @@ def placed(make: Operands) -> Iterator[tuple[str, Tensor, float]]:
 
 
 def products(make: Operands) -> Iterator[tuple[str, Tensor, float]]:
-    for dtype in WEIGHTS:
+    for dtype in (*MADE, GGMLType.IQ2_XS):
         block = SIZES[dtype].block_size
         limit = {F32: 1e-7, F16: 1e-6, BF16: 2e-5}.get(dtype, QUANTIZED)
         for k in (97, 64) if block == 1 else (3 * block, 18 * block) if block == 32 else (2 * block,):
             a = make.leaf(dtype, (k, 37), scale=k**-0.5)
-            for m in (1, 3, 33):
+            for m in (1, 3, 33) if dtype in MADE else (1, 33):
                 yield f"mul_mat-{dtype.name}-{k}-{m}", ops.mul_mat(a, make.leaf(F32, (k, m))), limit
     for dtype in (F32, GGMLType.Q4_0, GGMLType.Q6_K):
         a = make.leaf(dtype, (512, 37, 3), scale=512**-0.5)

@@ -16,8 +16,10 @@ from pyggml.tensor import Tensor
 
 F32, F16, BF16, I32, I64 = GGMLType.F32, GGMLType.F16, GGMLType.BF16, GGMLType.I32, GGMLType.I64
 FLOATS = (F32, F16, BF16)
-BLOCKS = tuple(t for t in QUANTS if SIZES[t].block_size > 1)
-WEIGHTS = (*FLOATS, *(t for t in BLOCKS if t not in (GGMLType.Q8_1, GGMLType.Q8_K)))
+BLOCKS = tuple(t for t in QUANTS if SIZES[t].block_size > 1 and QUANTS[t].is_made)
+READ_ONLY = tuple(t for t in QUANTS if not QUANTS[t].is_made)
+MADE = (*FLOATS, *(t for t in BLOCKS if t not in (GGMLType.Q8_1, GGMLType.Q8_K)))
+WEIGHTS = (*MADE, *READ_ONLY)
 
 EDGE_SIZES = (1, 2, 3, 5, 7, 31, 32, 33, 63, 64, 65, 97, 127, 255, 256, 257)
 SMALL_SIZES = (1, 2, 3, 4, 5, 7)
@@ -76,7 +78,9 @@ class Operands:
     def leaf(self, dtype: GGMLType, ne: Sequence[int], data: np.ndarray | None = None, scale: float = 1.0) -> Tensor:
         """A tensor of its own: `data` (any shape), or random values; of blocks without a meaning here random bytes."""
         t = Tensor(dtype, ne, name=f"{dtype.name.lower()}{len(self.contents)}")
-        if data is None and dtype not in QUANTS and SIZES[dtype].block_size > 1:
+        if data is None and dtype in READ_ONLY:
+            self.contents[id(t)] = (t, random_blocks(dtype, self.rng, t.nbytes, scale))
+        elif data is None and dtype not in QUANTS and SIZES[dtype].block_size > 1:
             self.contents[id(t)] = (t, self.rng.bytes(t.nbytes))
         else:
             self.contents[id(t)] = (t, to_bytes(dtype, self.values(t.nelements, scale) if data is None else data))
@@ -111,6 +115,20 @@ class Operands:
 
 DENSE_ROWS = ("dense", "padded", "rows", "planes")
 ANY_LAYOUT = (*DENSE_ROWS, "transposed", "reversed")
+
+
+def random_blocks(dtype: GGMLType, rng: np.random.Generator, size: int, scale: float) -> bytes:
+    """Any bytes, but for the scales of scales, with which values are about as large as `scale`."""
+    blocks = np.frombuffer(rng.bytes(size), np.uint8).reshape(-1, SIZES[dtype].type_size).copy()
+    records = blocks.view(QUANTS[dtype].layout).reshape(-1)
+    typical = scale / {"IQ1_S": 8, "IQ1_M": 8, "IQ3_XXS": 120, "IQ3_S": 128}.get(dtype.name, 40)
+    d = (typical * rng.choice([-1.0, 1.0], len(blocks))).astype(np.float16).view(np.uint16)
+    if dtype == GGMLType.IQ1_M:  # four bits in each number
+        parts = (d[:, None] >> np.arange(0, 16, 4, dtype=np.uint16)) << np.uint16(12)
+        records["scales"] = (records["scales"] & np.uint16(0xFFF)) | parts
+    else:
+        records["d"] = d
+    return blocks.tobytes()
 
 
 def to_bytes(dtype: GGMLType, data: np.ndarray) -> bytes:

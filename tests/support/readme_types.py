@@ -23,14 +23,15 @@ def types() -> str:
         "| type | bits a weight | dequantised | quantised | products | KV cache | mixes of `pyggml-quantize` |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for dtype in QUANTS:
+    for dtype, quant in QUANTS.items():
         if dtype.name in INNER:
             continue
         size = SIZES[dtype]
         bits = f"{size.type_size * 8 / size.block_size:g}"
         product, cache = ("x" if dtype in group else "" for group in (matmul.TYPES, kv_cache.TYPES))
+        made = "x" if quant.is_made else ""
         lines.append(
-            f"| {dtype.name} | {bits} | x | x | {product} | {cache} | {', '.join(mixes.get(dtype.name, []))} |"
+            f"| {dtype.name} | {bits} | x | {made} | {product} | {cache} | {', '.join(mixes.get(dtype.name, []))} |"
         )
     return "\n".join(lines)
 

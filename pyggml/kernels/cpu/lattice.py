@@ -117,7 +117,10 @@ def _iq2_s():
     end = _loaded(_load_16, _at(layout, "qh"))  # and the scales behind
 
     def part(i):
-        low, high = _loaded(_load_8, at + 8 * i), lanes([2 * i + j // 4 for j in range(8)], [0, 2, 4, 6] * 2, [3] * 8, to=8)
+        low, high = (
+            _loaded(_load_8, at + 8 * i),
+            lanes([2 * i + j // 4 for j in range(8)], [0, 2, 4, 6] * 2, [3] * 8, to=8),
+        )
         values = device(lambda addr: runs(v.widen(low(addr)) | high(end(addr))))
         return _signed(values, _loaded(_load_8, signs_at + 8 * i))
 
@@ -196,7 +199,7 @@ def _iq1_m():
 
 
 def _blocks(part, scales, run, bias=BIAS):
-    return SuperBlocks(tuple(map(part, range(4))), scales, run=run, bias=bias)
+    return SuperBlocks(tuple(map(part, range(4))), scales, run=run, bias=bias, wide=bias == BIAS)
 
 
 TYPES = {

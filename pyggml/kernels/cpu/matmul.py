@@ -40,8 +40,8 @@ def why_not(node: Tensor) -> str | None:
     a, b = node.src[:2]
     assert a is not None and b is not None
     if node.op == Op.OUT_PROD:
-        return refuse_types(copy.WRITTEN, a, b) or _result(node)
-    reason = refuse_types(TYPES, a) or refuse_types(copy.WRITTEN, b)
+        return refuse_types(copy.READ, a, b) or _result(node)
+    reason = refuse_types(TYPES, a) or refuse_types(copy.READ, b)
     if reason:
         return f"{Op(node.op).name}: {reason}"
     return _result(node)

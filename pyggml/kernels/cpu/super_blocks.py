@@ -21,7 +21,8 @@ _load_i8x16 = v.loader("i8", 16)
 class SuperBlocks:
     """value = scale of its run * (q - bias) + minimum of its run.
 
-    quants: four f(addr): q of values 64 i to 64 i + 63, u8 x 64 (at most 127), or i8 x 64 where `signed`.
+    quants: four f(addr): q of values 64 i to 64 i + 63, u8 x 64, or i8 x 64 where `signed`. They are at most 31 in runs
+        of 32 and 63 in runs of 16, or 127 where `wide`.
     scales: f(addr) -> f32 x (256 / run), or a pair of them, scales and minimums, with `has_min`.
     run: values that share a scale, 16 or 32. bias: 0 or a power of two up to 128.
     """
@@ -32,6 +33,7 @@ class SuperBlocks:
     has_min: bool = False
     bias: int = 0
     signed: bool = False
+    wide: bool = False
 
 
 def _at(layout, field):

@@ -153,7 +153,8 @@ def _tile_halves(dtype, width):
     assert blocks.run == 16 and not blocks.signed
     words = v.TileWords(width)
     has_bias, has_min, shift = blocks.bias != 0, blocks.has_min, blocks.bias.bit_length() - 1
-    zero, start, start_zero, dot4 = words.zero, words.start, words.start_zero, words.dot4_u6i8
+    zero, start, start_zero = words.zero, words.start, words.start_zero
+    dot4 = words.dot4_u7i8 if blocks.wide else words.dot4_u6i8
     scale_add, store_columns = words.scale_add, words.store_columns
     size, step = U(PANEL_BYTES * width), 4 * width
     first, second, q_at = U(step), U(2 * step), U(3 * step)
@@ -196,18 +197,18 @@ def _tile_blocks(dtype, width):
         blocks = super_blocks.TYPES[dtype.name]()
         if blocks.run == 16:
             return _tile_halves(dtype, width)
-        has_min = blocks.has_min
+        has_min, wide = blocks.has_min, blocks.wide
     else:
         make = quant(dtype).vector
         assert make is not None
         blocks = make()
-        has_min = blocks.m is not None
+        has_min, wide = blocks.m is not None, False
     words = v.TileWords(width)
     bias = v.SIGNED_BIAS if blocks.signed else blocks.bias
     shift = bias.bit_length() - 1
     assert bias in (0, 1 << max(shift, 0))
     has_bias = bias != 0
-    dot4 = words.dot4_weights if blocks.signed else words.dot4_u5i8
+    dot4 = words.dot4_weights if blocks.signed else words.dot4_u7i8 if wide else words.dot4_u5i8
     zero, start, start_zero = words.zero, words.start, words.start_zero
     scale_add, fma_columns, store_columns = words.scale_add, words.fma_columns, words.store_columns
     s_at, n_at, q_at = U(4 * width), U(8 * width), U(12 * width)

@@ -9,6 +9,8 @@ NIBBLES, NIBBLES_ONE = [3, 23], [3]
 BITS, BITS_ONE = [1, 9], [5]
 BYTES, BYTES_ONE = [2, 36], [2]
 LEVELS = [-128, 127, 0, -1, 5, 90, -90, 17, 1, 2, 3, 44, 100, -100, 60, 61]
+RUNS_OF_8 = np.random.default_rng(8).integers(0, 256, (200, 8), np.uint8)
+RUNS_OF_4 = np.random.default_rng(4).integers(0, 256, (200, 4), np.uint8)
 
 
 def arithmetic():
@@ -103,6 +105,20 @@ def tables():
         v.store(out + U(64), level(load_32(x)))
         v.store(out + U(96), level(load_16(x)))
         v.store(out + U(112), v.as_bytes(v.as_words(v.load_u8(x)) << three()))
+
+    return kernel
+
+
+def grids():
+    """-> kernel(x, bits, out): runs of RUNS_OF_8 by the first eight i32 at x, of RUNS_OF_4 by all sixteen; then the 64
+    bytes at `bits` + 8, some of them negated by the eight before."""
+    eights, fours, first = v.grid(RUNS_OF_8), v.grid(RUNS_OF_4), v.shuffler([*range(8)])
+    load_8 = v.loader("u8", 8)
+
+    def kernel(x, bits, out):
+        v.store(out, eights(first(v.load_i32(x))))
+        v.store(out + U(64), fours(v.load_i32(x)))
+        v.store(out + U(128), v.negate_where(v.load_u8(bits + U(8)), load_8(bits)))
 
     return kernel
 

@@ -18,8 +18,9 @@ def transposed(keep):
 
 
 def columns():
-    """-> kernel(w, q5, q6, q8, y, rows, out): results of WIDTH columns, five times, 1 KiB apart: integers from weights
-    of 5 and of 6 bits and from signed ones (u8 or i8[4][16][4]), then floats.
+    """-> kernel(w, q5, q6, q8, y, rows, out): results of WIDTH columns, six times, 1 KiB apart: integers from weights
+    of 5 and of 6 bits and from signed ones (u8 or i8[4][16][4]), then floats, then integers from weights of 7 bits at
+    q6 + 256.
     y: f32[3] scales, i32[3] starts, i8[4][3][4], f32[3][16]; out: columns 64 bytes apart."""
     t = v.TileWords(WIDTH)
     zero, start, start_zero, dot4_u5, dot4_u6, dot4_weights = (
@@ -30,6 +31,7 @@ def columns():
         t.dot4_u6i8,
         t.dot4_weights,
     )
+    dot4_u7 = t.dot4_u7i8
     scale_add, fma_columns, load_scaled, store = t.scale_add, t.fma_columns, t.load_scaled, t.store_columns
     one = v.constant("f32", [1.0] * 16)
 
@@ -46,6 +48,8 @@ def columns():
         f = load_scaled(y + U(72), U(64), y)
         store(f, out + U(3072), U(64), 16, 2)
         store(fma_columns(f, v.load_f32(w), y), out + U(4096), U(64), rows, WIDTH)
+        n = dot4_u7(start_zero(), q6 + U(256), y + U(24))
+        store(scale_add(zero(), n, one(), out + U(8192)), out + U(5120), U(64), 16, WIDTH)
 
     return kernel
 
