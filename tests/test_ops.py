@@ -41,6 +41,20 @@ def attention(**other: Tensor) -> Tensor:
     return ops.flash_attn_ext(**{**fits, **other}, scale=1.0)
 
 
+def scan(**other: Tensor) -> Tensor:
+    fits = {"s": t(8, 3, 4, 2), "x": t(3, 4, 5, 2), "dt": t(4, 5, 2), "a": t(1, 4), "b": t(8, 2, 5, 2)}
+    fits |= {"c": t(8, 2, 5, 2), "ids": t(2, dtype=I32)}
+    slots = other.pop("slots", 1)
+    return ops.ssm_scan(**{**fits, **other}, slots=slots)  # type: ignore[arg-type]
+
+
+def delta_net(**other: Tensor) -> Tensor:
+    fits = {"q": t(8, 2, 5, 1), "k": t(8, 4, 5, 2), "v": t(8, 4, 5, 2), "g": t(1, 4, 5, 2), "beta": t(1, 4, 5, 2)}
+    fits["state"] = t(8, 8, 4, 2)
+    slots = other.pop("slots", 1)
+    return ops.gated_delta_net(**{**fits, **other}, slots=slots)  # type: ignore[arg-type]
+
+
 ACCEPTED: list[tuple[Callable[[], Tensor], GGMLType, tuple[int, ...]]] = [
     (lambda: ops.add(t(6, 4, 2), t(3, 1, 2)), F32, (6, 4, 2, 1)),
     (lambda: ops.mul(t(6, 4, dtype=F16), t(6)), F16, (6, 4, 1, 1)),
@@ -61,6 +75,12 @@ ACCEPTED: list[tuple[Callable[[], Tensor], GGMLType, tuple[int, ...]]] = [
     (lambda: ops.l2_norm(columns(6, 4), 1e-5), F32, (6, 4, 1, 1)),
     (lambda: ops.group_norm(padded(6, 4, 5), 2, 1e-5), F32, (6, 4, 5, 1)),
     (lambda: ops.glu(t(6, 4), None, GluOp.SWIGLU), F32, (3, 4, 1, 1)),
+    (lambda: ops.ssm_conv(t(9, 5, 2), t(4, 5)), F32, (5, 6, 2, 1)),
+    (scan, F32, (3 * 4 * 5 * 2 + 8 * 3 * 4 * 2, 1, 1, 1)),
+    (lambda: scan(a=t(8, 4)), F32, (312, 1, 1, 1)),
+    (delta_net, F32, (32, 5 * 2 + 8 * 2, 1, 1)),
+    (lambda: delta_net(g=t(8, 4, 5, 2), slots=3), F32, (32, 10 + 48, 1, 1)),
+    (lambda: ops.solve_tri(t(5, 5, 2), t(3, 5, 2)), F32, (3, 5, 2, 1)),
     (lambda: ops.glu(t(7, 4), None, GluOp.SWIGLU), F32, (3, 4, 1, 1)),
     (lambda: ops.swiglu(padded(6, 4), t(6, 4)), F32, (6, 4, 1, 1)),
     (lambda: ops.rms_norm(columns(6, 4), 1e-5), F32, (6, 4, 1, 1)),
@@ -111,6 +131,29 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: ops.mul(t(6), t(0)), "MUL.*tile"),
     (lambda: ops.scale(columns(6, 4), 2.0), "SCALE.*dense"),
     (lambda: ops.unary(columns(6, 4), UnaryOp.EXP), "UNARY.*dense"),
+    (lambda: ops.ssm_conv(t(3, 5, 2), t(5, 5)), "SSM_CONV.*fewer"),
+    (lambda: ops.ssm_conv(t(9, 4, 2), t(4, 5)), "SSM_CONV.*channels differ"),
+    (lambda: ops.ssm_conv(padded(9, 5, 2), t(4, 5)), "SSM_CONV.*dense"),
+    (lambda: ops.ssm_conv(t(9, 5, 2), t(4, 5, 2)), "SSM_CONV.*dimensions"),
+    (lambda: scan(slots=0), "SSM_SCAN.*0 states"),
+    (lambda: scan(slots=2, a=t(8, 4)), "SSM_SCAN.*one decay"),
+    (lambda: scan(a=t(7, 4)), "SSM_SCAN.*decay"),
+    (lambda: scan(ids=t(3, dtype=I32)), "SSM_SCAN.*one I32"),
+    (lambda: scan(b=t(8, 3, 5, 2), c=t(8, 3, 5, 2)), "SSM_SCAN.*groups"),
+    (lambda: scan(c=t(8, 4, 5, 2)), "SSM_SCAN.*B and C"),
+    (lambda: scan(s=t(8, 2, 4, 2)), "SSM_SCAN.*other heads"),
+    (lambda: scan(dt=t(4, 4, 2)), "SSM_SCAN.*one step"),
+    (lambda: scan(x=padded(3, 4, 5, 2)), "SSM_SCAN.*dense"),
+    (lambda: delta_net(slots=0), "GATED_DELTA_NET.*0 states"),
+    (lambda: delta_net(q=t(7, 4, 5, 2)), "GATED_DELTA_NET.*fit"),
+    (lambda: delta_net(k=t(8, 4, 5, 3)), "GATED_DELTA_NET.*tile"),
+    (lambda: delta_net(g=t(2, 4, 5, 2)), "GATED_DELTA_NET.*gate"),
+    (lambda: delta_net(beta=t(1, 4, 5)), "GATED_DELTA_NET.*beta"),
+    (lambda: delta_net(state=t(8, 8, 4, 3)), "GATED_DELTA_NET.*other heads"),
+    (lambda: delta_net(v=t(8, 4, 5, 2, dtype=F16)), "GATED_DELTA_NET.*F32"),
+    (lambda: ops.solve_tri(t(5, 4), t(3, 5)), "SOLVE_TRI.*square"),
+    (lambda: ops.solve_tri(t(5, 5, 2), t(3, 5)), "SOLVE_TRI.*batches"),
+    (lambda: ops.solve_tri(t(5, 5), padded(3, 5)), "SOLVE_TRI.*contiguous"),
     (lambda: ops.sqr(columns(6, 4)), "SQR.*dense"),
     (lambda: ops.clamp(columns(6, 4), 0.0, 1.0), "CLAMP.*dense"),
     (lambda: ops.leaky_relu(columns(6, 4), 0.1), "LEAKY_RELU.*dense"),

@@ -26,6 +26,7 @@ from pyggml.ops.fill import arange as arange
 from pyggml.ops.fill import diag as diag
 from pyggml.ops.fill import fill as fill
 from pyggml.ops.fill import tri as tri
+from pyggml.ops.gated_delta_net import gated_delta_net as gated_delta_net
 from pyggml.ops.glu import glu as glu
 from pyggml.ops.glu import swiglu as swiglu
 from pyggml.ops.linear_attention import gated_linear_attn as gated_linear_attn
@@ -70,6 +71,9 @@ from pyggml.ops.rules import can_repeat as can_repeat
 from pyggml.ops.rules import check as check
 from pyggml.ops.soft_max import soft_max as soft_max
 from pyggml.ops.soft_max import soft_max_back as soft_max_back
+from pyggml.ops.solve_tri import solve_tri as solve_tri
+from pyggml.ops.ssm import ssm_conv as ssm_conv
+from pyggml.ops.ssm import ssm_scan as ssm_scan
 from pyggml.ops.timestep_embedding import timestep_embedding as timestep_embedding
 from pyggml.ops.unary import clamp as clamp
 from pyggml.ops.unary import cos as cos

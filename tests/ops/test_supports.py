@@ -81,6 +81,8 @@ def params_for(draw: Callable, op: Op) -> bytes:
         return pack_params("i", draw(st.integers(-1, 4)))
     if op == Op.TIMESTEP_EMBEDDING:
         return pack_params("ii", draw(st.sampled_from((0, 1, 7, 64, -4))), draw(st.sampled_from((10000, 10000, 0))))
+    if op in (Op.SSM_SCAN, Op.GATED_DELTA_NET):
+        return pack_params("i", draw(st.sampled_from((1, 1, 1, 2, 0))))
     if op == Op.GROUP_NORM:
         return pack_params("if", draw(st.sampled_from((1, 2, 3, 0))), draw(st.sampled_from((1e-5, 0.0, -1.0))))
     if op == Op.FLASH_ATTN_EXT:
@@ -114,6 +116,18 @@ def nodes(draw: Callable, op: Op) -> Tensor:
         src.append(draw(tensors(ne=draw(st.sampled_from((a.ne, (n0, 1, 1, 1), (1, n1, 1, n3)))))))
     elif op == Op.GLU and draw(st.booleans()):
         src.append(draw(tensors((a.type,), a.ne)))
+    elif op == Op.SSM_CONV:
+        src = [draw(tensors((F32, F32, F16), (9, 5, n2, 1))), draw(tensors((F32, F32, F16), (4, 5, 1, 1)))]
+    elif op == Op.SOLVE_TRI:
+        src = [draw(tensors((F32,), (7, 7, n2, n3))), draw(tensors((F32,), (n0, 7, n2, n3)))]
+    elif op == Op.SSM_SCAN:
+        shapes = ((8, 3, 4, 2), (3, 4, n1, 2), (4, n1, 2, 1), (draw(st.sampled_from((1, 8))), 4, 1, 1))
+        src = [draw(tensors((F32,), ne)) for ne in (*shapes, *[(8, 2, n1, 2)] * 2)]
+        src.append(draw(tensors((I32,), (2, 1, 1, 1))))
+    elif op == Op.GATED_DELTA_NET:
+        v = (8, 4, n1, 2)
+        shapes = ((8, 2, n1, 1), v, v, (draw(st.sampled_from((1, 8))), *v[1:]), (1, *v[1:]), (8, 8, 4, 2))
+        src = [draw(tensors((F32,), ne)) for ne in shapes]
     elif op == Op.COUNT_EQUAL:
         dtype = draw(st.sampled_from((I32, F32)))
         src = [draw(tensors((dtype, I32), a.ne)) for _ in range(2)]

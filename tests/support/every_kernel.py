@@ -78,6 +78,29 @@ def reductions(make: Operands) -> Iterator[tuple[str, Tensor, float]]:
     yield "group_norm", ops.group_norm(make.leaf(F32, (33, 3, 7)), 3, 1e-5), 1e-7
 
 
+def states(make: Operands) -> Iterator[tuple[str, Tensor, float]]:
+    yield "ssm_conv", ops.ssm_conv(make.leaf(F32, (3 + 19, 5, 2)), make.leaf(F32, (4, 5))), 1e-7
+    for d_state, head_dim, n_decay in ((33, 5, 1), (16, 1, 16)):
+        s, x = make.leaf(F32, (d_state, head_dim, 4, 3)), make.leaf(F32, (head_dim, 4, 7, 2))
+        decay = make.leaf(F32, (n_decay, 4), -make.rng.uniform(0.1, 1, 4 * n_decay))
+        b, c = (make.leaf(F32, (d_state, 2, 7, 2)) for _ in range(2))
+        ids = make.leaf(I32, (2,), np.array([2, 0]))
+        node = ops.ssm_scan(s, x, make.leaf(F32, (4, 7, 2)), decay, b, c, ids, 3 if n_decay == 1 else 1)
+        yield f"ssm_scan-{d_state}", node, 1e-6
+    for n_gate in (1, 33):
+        q, k = (make.leaf(F32, (33, 2, 7, 1), scale=0.2) for _ in range(2))
+        v = make.leaf(F32, (33, 4, 7, 2))
+        g = make.leaf(F32, (n_gate, 4, 7, 2), -make.rng.uniform(0, 2, n_gate * 56))
+        beta = make.leaf(F32, (1, 4, 7, 2), make.rng.uniform(0, 1, 56))
+        yield (
+            f"gated_delta_net-{n_gate}",
+            ops.gated_delta_net(q, k, v, g, beta, make.leaf(F32, (33, 33, 4, 2)), 2),
+            1e-6,
+        )
+    a = np.tril(make.rng.uniform(-0.5, 0.5, (2, 13, 13))) + 2 * np.eye(13)
+    yield "solve_tri", ops.solve_tri(make.leaf(F32, (13, 13, 2), a), make.leaf(F32, (33, 13, 2))), 1e-6
+
+
 def rows_of_numbers(make: Operands) -> Iterator[tuple[str, Tensor, float]]:
     a, b = make.leaf(F32, (97, 3), scale=3.0), make.leaf(F32, (97, 3))
     for kind in GluOp:
@@ -209,7 +232,17 @@ def linear_attention(make: Operands) -> Iterator[tuple[str, Tensor, float]]:
 def cases(device: Device) -> dict[str, Case]:
     """By name; those that the device computes."""
     found: dict[str, Case] = {}
-    for family in (arithmetic, functions, reductions, rows_of_numbers, moved, placed, products, linear_attention):
+    for family in (
+        arithmetic,
+        functions,
+        reductions,
+        states,
+        rows_of_numbers,
+        moved,
+        placed,
+        products,
+        linear_attention,
+    ):
         make = Operands(np.random.default_rng(1))
         for name, node, limit in family(make):
             assert name not in found, name

@@ -143,6 +143,10 @@ class PeerDevice(Device):
             ok = a.type == F32 and dense(a, node)
         elif op in (Op.NORM, Op.L2_NORM):
             ok = a.type == F32
+        elif op == Op.SSM_CONV:
+            ok = a.type == b.type == F32 and b.nb[:2] == (4, 4 * b.ne[0]) and node.nb[0] == 4
+        elif op in (Op.SSM_SCAN, Op.GATED_DELTA_NET, Op.SOLVE_TRI):
+            ok = all(s.type == F32 for s in src[:6]) and node.is_contiguous
         elif op == Op.SUM:
             ok = a.type in FLOATS and dense(a)
         elif op == Op.COUNT_EQUAL:

@@ -20,6 +20,7 @@ from pyggml.backend.reference import (
     diag_mask,
     elementwise,
     fill,
+    gated_delta_net,
     glu,
     linear_attention,
     matmul,
@@ -31,6 +32,8 @@ from pyggml.backend.reference import (
     rope,
     rows,
     soft_max,
+    solve_tri,
+    ssm,
     timestep_embedding,
     unary,
 )
@@ -45,8 +48,8 @@ Law = tuple[Callable[[Tensor], str | None], Callable[[Tensor], None]]
 LAWS: dict[Op, Law] = {
     op: law
     for family in (
-        add_id, argsort, attention, concat, copy, diag_mask, elementwise, fill, glu, linear_attention, matmul, norm, pad,
-        parts, reduce, repeat, rope, rows, soft_max, timestep_embedding, unary,
+        add_id, argsort, attention, concat, copy, diag_mask, elementwise, fill, gated_delta_net, glu, linear_attention,
+        matmul, norm, pad, parts, reduce, repeat, rope, rows, soft_max, solve_tri, ssm, timestep_embedding, unary,
     )
     for op, law in family.LAWS.items()
 }  # fmt: skip

@@ -1,0 +1,119 @@
+"""SSM_CONV, SSM_SCAN: what Mamba does with a sequence. Knows no model.
+
+Sources: ggml-cpu/ops.cpp: ggml_compute_forward_ssm_conv_f32, ggml_compute_forward_ssm_scan_f32.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyggml.dtypes import GGMLType
+from pyggml.jit import Spec
+from pyggml.kernels.cpu.kinds import refuse_types
+from pyggml.ops import Op
+
+if TYPE_CHECKING:
+    from pyggml.backend.cpu import Builder
+    from pyggml.tensor import Tensor
+
+
+def why_not(node: Tensor) -> str | None:
+    if node.op == Op.SSM_SCAN and not node.is_contiguous:
+        return "a result that is not contiguous"
+    weights = node.src[1]
+    assert weights is not None
+    if node.op == Op.SSM_CONV and weights.nb[0] != 4:
+        return "weights that are not dense"
+    return refuse_types([GGMLType.F32], node, *node.src[:6])
+
+
+def lower(builder: Builder, node: Tensor) -> None:
+    if node.op == Op.SSM_CONV:
+        builder.step(Spec("ssm", "ssm_conv"), node, node.src[:2])
+    else:
+        s, x, dt, a, b, c, ids = node.src[:7]
+        builder.step(Spec("ssm", "ssm_scan"), node, (s, ids, x, dt, a, b, c), ints=(0,))
+
+
+def ssm_conv():
+    """-> kernel: of each channel 16 tokens at once; the products of a window are added from its first column on."""
+    from pyggml import simd as v
+    from pyggml.kernels.cpu import elements, record
+
+    U = v.U
+    load = elements.loader("f32")
+    channels, n_tokens, n_seqs = (record.field("dst.ne", i) for i in range(3))
+    width, nb0, nb1 = record.field("src1.ne"), record.field("dst.nb"), record.field("dst.nb", 1)
+    d, a, w = record.element("dst"), record.element("src0"), record.element("src1")
+
+    def kernel(step, ith, nth):
+        n, taps, stride = n_tokens(step), width(step), nb1(step)
+        count = channels(step) * n_seqs(step)
+        for item in range(count * ith // nth, count * (ith + 1) // nth):
+            channel, seq = item % channels(step), item // channels(step)
+            x, weights = a(step, 0, channel, seq, 0), w(step, 0, channel, 0, 0)
+            z = d(step, 0, 0, seq, 0) + U(channel * nb0(step))
+            for t in range(0, n, 16):
+                part = min(16, n - t)
+                y = v.zero_f32()
+                for j in range(taps):
+                    y = v.fma(load(x, t + j, part, 4), v.broadcast_f32(weights + U(4 * j)), y)
+                v.store_strided(z + U(t * stride), y, stride, part)
+
+    return kernel
+
+
+def ssm_scan():
+    """-> kernel. Sources: states, numbers of the states to begin with, x, dt, decay, B, C. A thread takes whole heads."""
+    import numpy as np
+
+    from pyggml import simd as v
+    from pyggml.kernels.cpu import elements, record, rows
+    from pyggml.kernels.cpu import functions as f
+
+    U = v.U
+    bad, limit = rows.numbers_are_bad(), record.field("src0.ne", 3)
+    load, store = elements.loader("f32"), elements.storer("f32")
+    d_state, head_dim, n_head = (record.field("src0.ne", i) for i in range(3))
+    n_tokens, n_seqs, n_group = record.field("src2.ne", 2), record.field("src2.ne", 3), record.field("src5.ne", 1)
+    per_element, slots = record.field("src4.ne"), record.param_i32(0)
+    state_at, number = record.element("src0"), record.element("src1")
+    x_at, dt_at, a_at, b_at, c_at = (record.element(f"src{i}") for i in range(2, 7))
+    data = record.field("dst.data")
+
+    def kernel(step, ith, nth):
+        if bad(step, limit(step), ith):
+            return
+        n, dims, heads, tokens, seqs = d_state(step), head_dim(step), n_head(step), n_tokens(step), n_seqs(step)
+        share, kept = heads // n_group(step), np.int64(slots(step))
+        results = data(step) + U(4 * dims * heads * tokens * seqs)  # where the states begin
+        size = 4 * n * dims  # bytes of a head's state
+        for item in range(heads * seqs * ith // nth, heads * seqs * (ith + 1) // nth):
+            head, seq = item % heads, item // heads
+            old = state_at(step, 0, 0, head, v.i32_at(number(step, seq, 0, 0, 0)))
+            new = results + U((seq * heads + head) * size)
+            for t in range(tokens):
+                dt = f.softplus(v.broadcast_f32(dt_at(step, head, t, seq, 0)))
+                decays = a_at(step, 0, head, 0, 0)
+                whole = f.exp(dt * v.broadcast_f32(decays))
+                x = x_at(step, 0, head, t, seq)
+                b, c = b_at(step, 0, head // share, t, seq), c_at(step, 0, head // share, t, seq)
+                y = data(step) + U(4 * dims * (heads * (seq * tokens + t) + head))
+                for i1 in range(dims):
+                    step_x = dt * v.broadcast_f32(x + U(4 * i1))
+                    total = v.zero_f32()
+                    for i in range(0, n, 16):
+                        k = min(16, n - i)
+                        decay = whole
+                        if per_element(step) != 1:
+                            decay = f.exp(dt * load(decays, i, k, 4))
+                        state = v.fma(load(b, i, k, 4), step_x, load(old, i1 * n + i, k, 4) * decay)
+                        total = v.fma(state, load(c, i, k, 4), total)
+                        store(new, i1 * n + i, state, k, 4)
+                    v.put_f32(y + U(4 * i1), v.hsum(total))
+                slot = tokens - 1 - t
+                if 0 < slot < kept:
+                    v.copy_bytes(new + U(slot * seqs * heads * size), new, size)
+                old = new
+
+    return kernel
