@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from limits.kernels import DOT_COLUMNS, READ_BYTES
+from limits.kernels import DOT_COLUMNS, DOT_PRODUCTS, READ_BYTES
 from pyggml import jit
 from pyggml.jit import Spec
 
@@ -36,11 +36,11 @@ class Limits:
         seconds = self._together(lambda i: self._read(start + i * part, part, self._out[i].ctypes.data))
         return part * self.n_threads / seconds
 
-    def dot(self, rounds: int = 2_000_000) -> float:
+    def dot(self, rounds: int = 500_000) -> float:
         """Byte products summed into 32-bit lanes, from registers and the first cache."""
         start = self._memory.ctypes.data
         seconds = self._together(lambda i: self._dot(start, rounds, self._out[i].ctypes.data))
-        return 64.0 * self._columns * rounds * self.n_threads / seconds
+        return float(DOT_PRODUCTS) * self._columns * rounds * self.n_threads / seconds
 
     def _together(self, work: Callable[[int], Any]) -> float:
         threads = [threading.Thread(target=work, args=(i,)) for i in range(1, self.n_threads)]

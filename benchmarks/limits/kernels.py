@@ -3,6 +3,8 @@
 import numpy as np
 
 READ_BYTES = 1024
+DOT_PRODUCTS = 256
+"""Multiply-adds of a column in a round."""
 DOT_COLUMNS = {"vnni": 12, "v4": 12, "v3": 4, "v2": 2, "generic": 1}
 
 
@@ -32,15 +34,15 @@ def read():
 
 
 def dot(columns):
-    """-> kernel(address, rounds, out): each round 64 byte products for each of `columns` accumulators in registers,
-    whose other operand is broadcast from memory that is in the first cache (4 KiB at `address`)."""
+    """-> kernel(address, rounds, out): each round 4 x 64 byte products for each of `columns` accumulators in registers,
+    operands from the first cache (4 KiB at `address`)."""
     from pyggml import simd as v
 
     U = v.U
     words = v.TileWords(columns)
-    start_zero, dot_u8i8, zero, scale_add, store = (
+    start_zero, dot4, zero, scale_add, store = (
         words.start_zero,
-        words.dot_u8i8,
+        words.dot4_u5i8,
         words.zero,
         words.scale_add,
         words.store_columns,
@@ -49,8 +51,8 @@ def dot(columns):
     def kernel(address, rounds, out):
         n = start_zero()
         for i in range(rounds):
-            at = address + U((i & 31) * 64)
-            n = dot_u8i8(n, v.load_u8(at), at + U(64))
+            at = address + U((i & 15) * 128)
+            n = dot4(n, at, at + U(64))
         store(scale_add(zero(), n, v.load_f32(address), address), out, np.uint64(64), 16, 16)
 
     return kernel
