@@ -33,6 +33,7 @@ from pyggml.arguments import (
     stops,
 )
 from pyggml.backend.base import Device, extra_devices
+from pyggml.backend.cuda import cuda_devices
 from pyggml.chat import built_in_names
 from pyggml.chat_completion import create_chat_completion
 from pyggml.completion import create_completion
@@ -149,7 +150,11 @@ class Llama:
         self._model: Model | None = None
         if not Path(self.model_path).exists():
             raise ParameterError(f"Model path does not exist: {self.model_path}")
-        offload = list(devices) if devices is not None else extra_devices("rpc", rpc_servers) if rpc_servers else []
+        if devices is not None:
+            offload = list(devices)
+        else:
+            offload = extra_devices("rpc", rpc_servers) if rpc_servers else []
+            offload += cuda_devices() if n_gpu_layers else []
         if split_mode not in SPLIT_MODES:
             raise ParameterError(f"split_mode={split_mode} is not implemented; known: {SPLIT_MODES}")
         offload = chosen(offload, SPLIT_MODES[split_mode], main_gpu)

@@ -3,6 +3,7 @@
 Owns finding and naming them; must not know how layers are spread over them.
 """
 
+import sys
 from collections.abc import Sequence
 
 from pyggml.backend.base import Device, extra_devices
@@ -18,14 +19,24 @@ def local_devices() -> list[Device]:
     return [CPUDevice()]
 
 
+def gpu_devices() -> list[Device]:
+    """This machine's GPUs. Where only CUDA's Python packages are missing, a line on stderr says so."""
+    from pyggml.backend.cuda import HINT, cuda_devices, why_no_cuda
+
+    found = cuda_devices()
+    if not found and (reason := why_no_cuda()) and HINT in reason:
+        print(f"warning: {reason}", file=sys.stderr)
+    return found
+
+
 def offload_devices(rpc: str | None, names: Sequence[str] | None = None) -> list[Device]:
-    """Devices that layers can be offloaded to: all, or those named in this order; ["none"] are none.
+    """Devices that layers can be offloaded to, servers first: all, or those named in this order; ["none"] are none.
 
     Connects to the servers. Raises DeviceError, and RpcError for a server that does not answer.
     """
     if names is not None and list(names) == ["none"]:
         return []
-    found = extra_devices("rpc", rpc) if rpc else []
+    found = [*(extra_devices("rpc", rpc) if rpc else []), *gpu_devices()]
     if names is None:
         return found
     return pick(found, names)

@@ -20,7 +20,7 @@ ROWS: list[Row] = [
     Flag(("--version",), "version", "print the version and exit", default=False),
     Flag(("-p", "--port"), "port", "port to listen on; 0: any free one (50052)", whole(0, 65535), "PORT", 50052),
     Flag(("-H", "--host"), "host", "address to listen on (127.0.0.1)", str, "HOST", "127.0.0.1"),
-    Flag(("-d", "--device"), "device", "devices to offer, comma-separated (all)", listed, "DEV,..."),
+    Flag(("-d", "--device"), "device", "devices to offer, comma-separated (all GPUs, else CPU)", listed, "DEV,..."),
     Flag(("-t", "--threads"), "n_threads", "CPU threads (one a core)", whole(1), "N"),
     Flag(("-m", "--mem"), "memory", "most memory of each device to lend, in MiB (all)", whole(1), "MIB"),
     Flag(("-c", "--cache"), "cache", "keep large weights on disk, so that they travel once", default=False),
@@ -79,12 +79,14 @@ def _serve(values: Values, wait: Callable[[], object]) -> int:
     from pyggml_rpc.wire import PROTOCOL
 
     from pyggml.cachedir import cache_dir
-    from pyggml_cli.devices import local_devices, pick
+    from pyggml_cli.devices import gpu_devices, local_devices, pick
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    devices = local_devices()
+    gpus = gpu_devices()
     if values.device is not None:
-        devices = pick(devices, values.device)
+        devices = pick([*gpus, *local_devices()], values.device)
+    else:
+        devices = gpus or local_devices()
     cache = WeightCache(cache_dir("rpc")) if values.cache else None
     limit = values.memory * MIB if values.memory is not None else None
     server = Server(devices, n_threads=values.n_threads, memory_limit=limit, cache=cache)
@@ -96,7 +98,7 @@ def _serve(values: Values, wait: Callable[[], object]) -> int:
                 file=sys.stderr,
             )
         for slot in server.slots:
-            print(f"using {slot.device.kind.value} backend")
+            print(f"using {slot.device.backend_name or slot.device.kind.value} backend")
         print(f"Starting RPC server v{'.'.join(map(str, PROTOCOL))}")
         print(f"  endpoint       : {listener.endpoint}")
         print(f"  local cache    : {cache.folder if cache is not None else 'n/a'}")

@@ -107,9 +107,12 @@ class Backend(ABC):
 
 
 class Device(ABC):
+    """`backend_name`: what computes there, in the word that servers print; "" = the kind's."""
+
     name: str
     description: str
     kind: Kind
+    backend_name: str = ""
     alignment: int = 64
     max_size: int = 2**64 - 1
 

@@ -40,5 +40,5 @@ def test_a_layer(tmp_path, quant, flash_attn, cc):
     assert not device.gpu.allocations or set(device.gpu.allocations) == {r.memory for r in device.garbage}
     expected = logits(path, flash_attn)
     error = ((actual - expected) ** 2).sum() / (expected**2).sum()
-    assert error < (1e-5 if quant == Q.F16 else 2e-4), error
+    assert error < (1e-5 if quant == Q.F16 else 5e-4), error  # activations as bytes cost 3e-5 a product
     assert (actual.argmax(1) == expected.argmax(1)).mean() > 0.7

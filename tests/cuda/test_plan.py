@@ -232,14 +232,24 @@ def test_an_index_out_of_range_is_told_once(device):
     assert got.buffer.get(got) == expected.tobytes()
 
 
-def test_abort_ends_the_next_run(device):
+def test_results_of_an_aborted_run_are_not_to_be_used():
+    class Interrupted(RecordingGPU):
+        def launch(self, *args) -> None:
+            super().launch(*args)
+            if self.interrupt:
+                backend.abort()
+
+    device = CudaDevice(Interrupted())
     result = chain(1)
     place(device, result)
     backend = device.open()
     plan = backend.plan(build_forward([result]))
-    backend.abort()
+    device.gpu.interrupt = True
     with pytest.raises(ComputeError, match="aborted"):
         backend.compute(plan)
+    device.gpu.interrupt = False
+    backend.compute(plan)
+    backend.abort()  # nothing runs: nothing to end
     backend.compute(plan)
 
 

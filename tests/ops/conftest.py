@@ -33,7 +33,18 @@ def cuda_device() -> Device:
     return EmulatedDevice()
 
 
-@pytest.fixture(scope="session", params=["peer", "cpu", "cuda"])
+@pytest.fixture(scope="session")
+def gpu_device() -> Device:
+    """A real GPU."""
+    from pyggml.backend.cuda import cuda_devices, why_no_cuda
+
+    reason = why_no_cuda()
+    if reason is not None:
+        pytest.skip(reason)
+    return cuda_devices()[0]
+
+
+@pytest.fixture(scope="session", params=["peer", "cpu", "cuda", pytest.param("gpu", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> Device:
     """Each device that must do what the reference does: the stock ggml (the test of the reference) and ours."""
     found: Device = request.getfixturevalue(f"{request.param}_device")

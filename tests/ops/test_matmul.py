@@ -139,10 +139,10 @@ def test_out_prod(device: Device, dtype: GGMLType) -> None:
 
 @pytest.mark.parametrize("bad", [-1, 4, 2**31 - 1, -(2**31)])
 @pytest.mark.parametrize("tokens", [1, 40])
-@pytest.mark.parametrize("which", ["reference", "cpu"])
+@pytest.mark.parametrize("which", ["reference", "cpu", "cuda"])
 def test_an_expert_out_of_range_is_named(request: pytest.FixtureRequest, which: str, tokens: int, bad: int) -> None:
     """The error tells op, node, number and limit, and no thread reads or writes outside."""
-    device: Device = ReferenceDevice() if which == "reference" else request.getfixturevalue("cpu_device")
+    device: Device = ReferenceDevice() if which == "reference" else request.getfixturevalue(f"{which}_device")
     make = Operands(np.random.default_rng(0))
     ids = np.zeros((tokens, 2), np.int32)
     ids[-1, 1] = bad

@@ -106,8 +106,8 @@ def _memory(word: Word, is_global: bool) -> tuple[str, tuple[str, ...]]:
         return f"call void @emu_check(i64 %a0, i32 {size[1]}, i32 {kind})\n{text}", (
             "declare void @emu_check(i64, i32, i32)",
         )
-    text = text.replace("inttoptr i32 %a0", "inttoptr i64 %w")
-    return f"%w = call i64 @emu_shared(i32 %a0, i32 {size[1]}, i32 {kind})\n{text}", (
+    text = text.replace("inttoptr i32 %a0", "inttoptr i64 %window")
+    return f"%window = call i64 @emu_shared(i32 %a0, i32 {size[1]}, i32 {kind})\n{text}", (
         "declare i64 @emu_shared(i32, i32, i32)",
     )
 

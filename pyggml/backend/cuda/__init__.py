@@ -6,10 +6,10 @@ Owns that order of looking; must not know how a device computes.
 from __future__ import annotations
 
 from pyggml.backend.base import Device
-from pyggml.backend.cuda.driver import CudaGPU, count, missing
+from pyggml.backend.cuda.driver import HINT, CudaGPU, count, missing
 from pyggml.errors import DeviceError
 
-__all__ = ["OLDEST", "cuda_devices", "why_no_cuda"]
+__all__ = ["HINT", "OLDEST", "cuda_devices", "why_no_cuda"]
 
 OLDEST = (7, 5)
 """The compute capability that kernels are written for: libNVVM 13 knows no earlier one."""

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import hashlib
 import importlib.metadata
+import importlib.util
 import os
 from pathlib import Path
 
@@ -51,9 +52,17 @@ def _sources() -> str:
     return digest.hexdigest()
 
 
+def _other_source(module: str) -> str:
+    """Text of a module that is none of ours."""
+    found = importlib.util.find_spec(module)
+    assert found is not None and found.origin is not None
+    return Path(found.origin).read_text()
+
+
 def key(spec: Spec, cc: tuple[int, int]) -> str:
     """What a cubin's file is named by: kernel, sources, versions, compute capability."""
-    parts = (repr(tuple(spec)), _sources(), *_versions(), f"{cc[0]}.{cc[1]}")
+    own = _other_source(spec.module) if "." in spec.module else ""
+    parts = (repr(tuple(spec)), _sources(), own, *_versions(), f"{cc[0]}.{cc[1]}")
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 

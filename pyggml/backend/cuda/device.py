@@ -172,18 +172,19 @@ class CudaBackend(Backend):
         gpu = self.device.gpu
         with self.device.lock:
             self._bury()
-            if self.aborted:
-                self.aborted = False
-                raise ComputeError("aborted")
+            self.aborted = False
             if not plan.steps:
                 return
             plan.run()
-            if not plan.reports:
+            number = 0
+            if plan.reports:
+                number, row, limit = struct.unpack("<iqi", self.device.staging.read(plan.memory, STATUS_BYTES))
+                if number:
+                    gpu.fill(plan.memory, 0, STATUS_BYTES)
+            else:
                 gpu.synchronize()
-                return
-            number, row, limit = struct.unpack("<iqi", self.device.staging.read(plan.memory, STATUS_BYTES))
-            if number:
-                gpu.fill(plan.memory, 0, STATUS_BYTES)
+        if self.aborted:
+            raise ComputeError("aborted")
         if number:
             node = plan.nodes[number - 1]
             raise ComputeError(f"{Op(node.op).name} {node.name!r}: row number {row}, there are {limit} rows")
@@ -193,7 +194,7 @@ class CudaBackend(Backend):
             self.device.gpu.synchronize()
 
     def abort(self) -> None:
-        """A graph that has been handed over runs to its end, which takes milliseconds; the next one is refused."""
+        """What the GPU has been handed runs to its end, which takes milliseconds; the results are not to be used."""
         self.aborted = True
 
     def _bury(self) -> None:

@@ -96,6 +96,9 @@ class GPU(Protocol):
     def close(self) -> None: ...
 
 
+HINT = "pip install 'pyggml[cuda]'"
+
+
 def missing() -> str | None:
     """Why there is no CUDA here, None = there may be. Looks for the driver's library before it imports anything."""
     try:
@@ -103,7 +106,7 @@ def missing() -> str | None:
     except OSError:
         return "there is no NVIDIA driver (libcuda.so.1)"
     if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.bindings") is None:
-        return "an NVIDIA driver is there, its Python interface is not: pip install 'pyggml[cuda]'"
+        return f"an NVIDIA driver is there, its Python interface is not: {HINT}"
     return None
 
 

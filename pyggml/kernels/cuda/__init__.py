@@ -15,6 +15,7 @@ FAMILIES: dict[Op, str] = {
     Op.MUL: "elementwise",
     Op.DIV: "elementwise",
     Op.MUL_MAT: "matmul",
+    Op.MUL_MAT_ID: "matmul",
     Op.FLASH_ATTN_EXT: "attention",
     Op.RMS_NORM: "norm",
     Op.SOFT_MAX: "soft_max",

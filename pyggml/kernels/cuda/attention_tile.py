@@ -78,9 +78,12 @@ def lower(builder: Builder, node: Tensor, x: Operands) -> None:
 
 
 def attend(head, few):
-    import math
-
     from pyggml.kernels.cuda import device as d
+
+    @d.inline
+    def capped(x, softcap):
+        """softcap x tanh x, for ex2."""
+        return softcap * d.f32(LOG2E) * (d.f32(1) - d.f32(2) * d.rcp(d.f32(1) + d.ex2(x * d.f32(2 * LOG2E))))
 
     keys = KEYS_FEW if few else KEYS_MANY
     row_bytes = 2 * head + 16
@@ -198,7 +201,7 @@ def attend(head, few):
                         x = a0 if e == 0 else a1 if e == 1 else a2 if e == 2 else a3
                         if e > 3:
                             x = c0 if e == 4 else c1 if e == 5 else c2 if e == 6 else c3
-                        x = x * by if softcap == d.f32(0) else softcap * math.tanh(x * scale) * d.f32(LOG2E)
+                        x = x * by if softcap == d.f32(0) else capped(x * scale, softcap)
                         bias = s[8 * pair + e]
                         s[8 * pair + e] = x + bias if bias != lowest else lowest
                 keep = d.cuda.local.array(2, d.f32)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyggml.dtypes import SIZES
+from pyggml.kernels.cuda import experts
 from pyggml.kernels.cuda.activations import quantized
 from pyggml.kernels.cuda.layout import FLOATS, blocks
 from pyggml.kernels.cuda.spec import Spec, i32, i64
@@ -27,7 +28,12 @@ ENOUGH_WARPS = 4096
 
 def takes(node: Tensor, a: Tensor, b: Tensor) -> bool:
     """Whether these kernels can do the product: few columns, dense rows, addresses that are aligned."""
-    if not 0 < b.ne[1] <= MOST_COLUMNS or b.nb[0] != 4 or node.nb[0] != 4 or b.ne[2] * b.ne[3] > 65535:
+    if (
+        not 0 < experts.columns(node) <= MOST_COLUMNS
+        or b.nb[0] != 4
+        or node.nb[0] != 4
+        or experts.batches(node) > 65535
+    ):
         return False
     if a.type in FLOATS:
         aligned = all(x % 16 == 0 for x in (a.data, *a.nb[1:], b.data, *b.nb[1:]))
@@ -45,22 +51,23 @@ def warps_a_row(n_rows: int, groups: int) -> int:
 
 
 def lower(builder: Builder, node: Tensor, a: Tensor, b: Tensor) -> None:
-    columns = b.ne[1]
+    columns = experts.columns(node)
     places = (
-        node.data, *node.nb[1:], a.data, *a.nb[1:], a.ne[1], columns, b.ne[2], b.ne[2] // a.ne[2], b.ne[3] // a.ne[3],
+        node.data, *node.nb[1:], a.data, *a.nb[1:], a.ne[1], columns, b.ne[2], max(1, b.ne[2] // a.ne[2]), b.ne[3] // a.ne[3],
     )  # fmt: skip
+    lists = experts.lists(builder, node)
     variant = 1 if columns == 1 else MOST_COLUMNS
     groups = a.ne[0] // 32 if a.type not in FLOATS else a.ne[0] // 8
     share = warps_a_row(a.ne[1], groups)
-    grid = (blocks(a.ne[1], ROWS * (WARPS // share)), 1, b.ne[2] * b.ne[3])
+    grid = (blocks(a.ne[1], ROWS * (WARPS // share)), 1, experts.batches(node))
     shared = 4 * WARPS * ROWS * variant
     if a.type in FLOATS:
         spec = Spec("matvec", "floats", (a.type.name, variant))
-        args = (*places, b.data, *b.nb[1:], groups, share)
+        args = (*places, b.data, *b.nb[1:], groups, share, *lists)
     else:
         spec = Spec("matvec", "integers", (a.type.name, variant))
         x = quantized(builder, b)
-        args = (*places, x.bytes, x.scales, x.step, groups, share)  # type: ignore[assignment]
+        args = (*places, x.bytes, x.scales, x.step, groups, share, *lists)
     builder.launch(spec, grid, 32 * WARPS, args, shared)
 
 
@@ -104,25 +111,37 @@ def integers(name, columns):
     """Blocks of integers with activations of bytes."""
     from pyggml.dtypes import GGMLType
     from pyggml.kernels.cuda import device as d
+    from pyggml.kernels.cuda.experts import chosen
     from pyggml.kernels.cuda.unpack import unpack
 
     group = unpack(name)
     halves = GGMLType[name] in HALVES
-    finish = _finish(columns)
+    finish, choose = _finish(columns), chosen()
     ones = 0x01010101
     sums, eights, fours = ROWS * columns, ROWS * 8, ROWS * 4
 
     def kernel(
         y: i64, y1: i64, y2: i64, y3: i64, a: i64, a1: i64, a2: i64, a3: i64, n_rows: i32, m: i32, batch: i32,
-        ratio2: i32, ratio3: i32, x: i64, scales: i64, step: i32, groups: i32, share: i32,
+        ratio2: i32, ratio3: i32, x: i64, scales: i64, step: i32, groups: i32, share: i32, ids: i64, ids0: i64, ids1: i64, used: i32, shared_rows: i32, limit: i32, number: i32,
+        status: i64,
     ):  # fmt: skip
         lane = d.i32(d.thread() & 31)
         warp = d.i32(d.thread() >> 5)
-        i3 = d.udiv(d.block_z(), batch)
-        i2 = d.i32(d.block_z() - i3 * batch)
+        z = d.i32(d.block_z())
+        i3 = d.udiv(z, batch)
+        i2 = d.i32(z - i3 * batch)
         pair = d.i32(d.block_x() * d.udiv(WARPS, share) + d.udiv(warp, share))
         first = d.i32(pair * ROWS)
         matrix = a + d.udiv(i2, ratio2) * a2 + d.udiv(i3, ratio3) * a3
+        to = y + i2 * y2 + i3 * y3
+        column0 = z * m
+        if ids != 0:
+            which, row, slot, token = choose(z, ids, ids0, ids1, used, shared_rows, limit, number, status)
+            matrix = a + max(which, 0) * a2
+            to = y + slot * y1 + token * y2
+            column0 = d.i32(token * shared_rows + row)
+            if which < 0:
+                m = d.i32(0)
         rows = d.cuda.local.array(ROWS, d.i64)
         for r in range(ROWS):
             rows[r] = matrix + min(first + r, n_rows - 1) * a1
@@ -131,7 +150,6 @@ def integers(name, columns):
             total[i] = d.f32(0)
         q = d.cuda.local.array(eights, d.i32)
         by = d.cuda.local.array(fours, d.f32)
-        column0 = d.block_z() * m
         j = d.i32(lane + d.urem(warp, share) * 32)
         while j < groups:
             for r in range(ROWS):
@@ -177,7 +195,7 @@ def integers(name, columns):
                             i = r * columns + c
                             total[i] = d.fma(by[4 * r] * scale, d.f32(s), d.fma(by[4 * r + 1], scaled_sum, total[i]))
             j = d.i32(j + share * 32)
-        finish(total, y + i2 * y2 + i3 * y3, y1, first, n_rows, m, share)
+        finish(total, to, y1, first, n_rows, m, share)
 
     kernel.threads = 32 * WARPS
     return kernel
@@ -186,8 +204,9 @@ def integers(name, columns):
 def floats(name, columns):
     """F32, F16 or BF16 with F32: a lane takes 8 values at a time."""
     from pyggml.kernels.cuda import device as d
+    from pyggml.kernels.cuda.experts import chosen
 
-    finish = _finish(columns)
+    finish, choose = _finish(columns), chosen()
     sums, eights = ROWS * columns, ROWS * 8
     wide, brain = name == "F32", name == "BF16"
     size = 32 if wide else 16
@@ -211,16 +230,26 @@ def floats(name, columns):
 
     def kernel(
         y: i64, y1: i64, y2: i64, y3: i64, a: i64, a1: i64, a2: i64, a3: i64, n_rows: i32, m: i32, batch: i32,
-        ratio2: i32, ratio3: i32, b: i64, b1: i64, b2: i64, b3: i64, groups: i32, share: i32,
+        ratio2: i32, ratio3: i32, b: i64, b1: i64, b2: i64, b3: i64, groups: i32, share: i32, ids: i64, ids0: i64, ids1: i64, used: i32, shared_rows: i32, limit: i32, number: i32,
+        status: i64,
     ):  # fmt: skip
         lane = d.i32(d.thread() & 31)
         warp = d.i32(d.thread() >> 5)
-        i3 = d.udiv(d.block_z(), batch)
-        i2 = d.i32(d.block_z() - i3 * batch)
+        z = d.i32(d.block_z())
+        i3 = d.udiv(z, batch)
+        i2 = d.i32(z - i3 * batch)
         pair = d.i32(d.block_x() * d.udiv(WARPS, share) + d.udiv(warp, share))
         first = d.i32(pair * ROWS)
         matrix = a + d.udiv(i2, ratio2) * a2 + d.udiv(i3, ratio3) * a3
         x = b + i2 * b2 + i3 * b3
+        to = y + i2 * y2 + i3 * y3
+        if ids != 0:
+            which, row, slot, token = choose(z, ids, ids0, ids1, used, shared_rows, limit, number, status)
+            matrix = a + max(which, 0) * a2
+            to = y + slot * y1 + token * y2
+            x = b + row * b1 + token * b2
+            if which < 0:
+                m = d.i32(0)
         rows = d.cuda.local.array(ROWS, d.i64)
         for r in range(ROWS):
             rows[r] = matrix + min(first + r, n_rows - 1) * a1
@@ -248,7 +277,7 @@ def floats(name, columns):
                         s = d.fma(w[8 * r + 6], u6, s)
                         total[i] = d.fma(w[8 * r + 7], u7, s)
             j = d.i32(j + share * 32)
-        finish(total, y + i2 * y2 + i3 * y3, y1, first, n_rows, m, share)
+        finish(total, to, y1, first, n_rows, m, share)
 
     kernel.threads = 32 * WARPS
     return kernel

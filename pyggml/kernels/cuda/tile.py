@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pyggml.kernels.cuda import experts
 from pyggml.kernels.cuda.layout import FLOATS, KINDS, THREADS, blocks
 from pyggml.kernels.cuda.spec import Spec, i32, i64
 
@@ -22,13 +23,13 @@ STEP = TILE + 1
 
 def lower(builder: Builder, node: Tensor, a: Tensor, b: Tensor) -> None:
     plain = a.type in FLOATS
-    batches = b.ne[2] * b.ne[3]
+    batches, columns = experts.batches(node), experts.columns(node)
     spec = Spec("tile", "tile", ("plain" if plain else a.type.name,))
     args = (
-        node.data, *node.nb, a.data, *a.nb, KINDS[a.type] if plain else 0, b.data, *b.nb, KINDS[b.type], a.ne[1], b.ne[1],
-        a.ne[0], b.ne[2], b.ne[2] // a.ne[2], b.ne[3] // a.ne[3], batches,
+        node.data, *node.nb, a.data, *a.nb, KINDS[a.type] if plain else 0, b.data, *b.nb, KINDS[b.type], a.ne[1], columns,
+        a.ne[0], b.ne[2], max(1, b.ne[2] // a.ne[2]), b.ne[3] // a.ne[3], batches, *experts.lists(builder, node),
     )  # fmt: skip
-    grid = (blocks(a.ne[1], TILE), min(blocks(b.ne[1], TILE), 65535), min(batches, 65535))
+    grid = (blocks(a.ne[1], TILE), min(blocks(columns, TILE), 65535), min(batches, 65535))
     builder.launch(spec, grid, THREADS, args, 2 * 4 * DEEP * STEP)
 
 
@@ -36,15 +37,17 @@ def tile(name):
     from pyggml.kernels.cuda import device as d
     from pyggml.kernels.cuda.blocks import element
     from pyggml.kernels.cuda.elements import access
+    from pyggml.kernels.cuda.experts import chosen
 
     load, _ = access()
     plain = name == "plain"
     value = load if plain else element(name)
+    choose = chosen()
 
     def kernel(
         y: i64, y0: i64, y1: i64, y2: i64, y3: i64, a: i64, a0: i64, a1: i64, a2: i64, a3: i64, ka: i32, b: i64,
         b0: i64, b1: i64, b2: i64, b3: i64, kb: i32, n: i32, m: i32, k: i32, batch: i32, ratio2: i32, ratio3: i32,
-        batches: i32,
+        batches: i32, ids: i64, ids0: i64, ids1: i64, used: i32, shared_rows: i32, limit: i32, number: i32, status: i64,
     ):  # fmt: skip
         me = d.i32(d.thread())
         left = d.shared()
@@ -59,8 +62,17 @@ def tile(name):
             i2 = d.i32(z - i3 * batch)
             matrix = a + d.udiv(i2, ratio2) * a2 + d.udiv(i3, ratio3) * a3
             others = b + i2 * b2 + i3 * b3
+            to = y + i2 * y2 + i3 * y3
+            width = m
+            if ids != 0:
+                which, line, slot, token = choose(z, ids, ids0, ids1, used, shared_rows, limit, number, status)
+                matrix = a + max(which, 0) * a2
+                others = b + line * b1 + token * b2
+                to = y + slot * y1 + token * y2
+                if which < 0:
+                    width = d.i32(0)
             c0 = d.i32(d.block_y() * TILE)
-            while c0 < m:
+            while c0 < width:
                 for i in range(16):
                     total[i] = d.f32(0)
                 k0 = d.i32(0)
@@ -73,7 +85,7 @@ def tile(name):
                             if first + r < n:
                                 at = matrix + (first + r) * a1
                                 x = value(at + (k0 + kk) * a0, ka) if plain else value(at, d.i32(k0 + kk))
-                            if c0 + r < m:
+                            if c0 + r < width:
                                 v = load(others + (c0 + r) * b1 + (k0 + kk) * b0, kb)
                         d.sst_f32(left + 4 * (kk * STEP + r), x)
                         d.sst_f32(right + 4 * (kk * STEP + r), v)
@@ -89,8 +101,8 @@ def tile(name):
                     k0 = d.i32(k0 + DEEP)
                 for i in range(4):
                     for j in range(4):
-                        if first + row + i < n and c0 + column + j < m:
-                            at = y + (first + row + i) * y0 + (c0 + column + j) * y1 + i2 * y2 + i3 * y3
+                        if first + row + i < n and c0 + column + j < width:
+                            at = to + (first + row + i) * y0 + (c0 + column + j) * y1
                             d.st_f32(at, total[4 * i + j])
                 c0 = d.i32(c0 + d.blocks_y() * TILE)
             z = d.i32(z + d.blocks_z())

@@ -1,0 +1,249 @@
+"""Measures the CUDA backend on this machine's GPU: `python benchmarks/gpu.py [--out gpu.json]`, under 8 minutes.
+
+Owns what is measured and how it is told; must not know how it is computed. Everything is a graph that is planned, noted
+as a CUDA graph and replayed; weights are more than the second cache holds. Beside the card's own copy bandwidth, measured
+here, and a library's half-precision product (PyTorch), where one is installed. Shapes are those of an 8B llama.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from pyggml import ops
+from pyggml.backend.base import Buffer, Device, Usage
+from pyggml.backend.cpu import CPUDevice
+from pyggml.backend.pack import pack
+from pyggml.backend.scheduler import Scheduler
+from pyggml.dtypes import GGMLType
+from pyggml.graph import build_forward
+from pyggml.model.architecture import Weights
+from pyggml.model.kv_cache import KVCache
+from pyggml.model.llama import Llama
+from pyggml.tensor import Tensor
+
+T = GGMLType
+TYPES = (T.Q4_0, T.Q8_0, T.Q4_K, T.Q6_K, T.Q5_0, T.IQ4_XS, T.F16, T.BF16)
+SHAPES = ((4096, 4096), (4096, 14336), (14336, 4096), (4096, 128256))  # elements a row, rows
+MODELS = (T.Q4_0, T.Q8_0, T.Q4_K, T.F16)
+LLAMA_8B = {
+    "embedding_length": 4096, "block_count": 32, "feed_forward_length": 14336, "attention.head_count": 32,
+    "attention.head_count_kv": 8, "attention.key_length": 128, "attention.value_length": 128, "rope.dimension_count": 128,
+    "context_length": 8192, "vocab_size": 128256,
+}  # fmt: skip
+
+
+class Bench:
+    """`rotate`: bytes of weights to go through in one replay, beyond any cache; `seconds`: how long each thing is timed."""
+
+    def __init__(self, device: Device, rotate: int = 1 << 30, seconds: float = 0.4) -> None:
+        self.device, self.rotate, self.seconds = device, rotate, seconds
+        self.backend = device.open()
+        self.buffers: list[Buffer] = []
+
+    def place(self, *tensors: Tensor, usage: Usage = Usage.ANY) -> None:
+        """Bytes that are small numbers in every type."""
+        made = pack(self.device, tensors, usage)
+        for buffer in made:
+            buffer.clear(0x11)
+        self.buffers += made
+
+    def free(self) -> None:
+        for buffer in self.buffers:
+            buffer.free()
+        self.buffers = []
+
+    def timed(self, run: Callable[[], object]) -> float:
+        """Seconds of one run: the best of five stretches."""
+        for _ in range(3):  # direct, noted, replayed
+            run()
+        start = time.perf_counter()
+        run()
+        n = max(1, int(self.seconds / 5 / max(time.perf_counter() - start, 1e-6)))
+        best = float("inf")
+        for _ in range(5):
+            start = time.perf_counter()
+            for _ in range(n):
+                run()
+            best = min(best, (time.perf_counter() - start) / n)
+        return best
+
+    def graph(self, results: Sequence[Tensor], leafs: Sequence[Tensor]) -> float:
+        """Seconds of a graph of these results."""
+        self.place(*leafs)
+        nodes = build_forward(results)
+        self.place(*(n for n in nodes.nodes if n.view_src is None))
+        for n in nodes.nodes:
+            if n.view_src is not None:
+                n.buffer, n.data = n.view_src.buffer, n.view_src.data + n.view_offs
+        plan = self.backend.plan(nodes)
+        seconds = self.timed(lambda: self.backend.compute(plan))
+        self.free()
+        return seconds
+
+    # ---- what is measured
+
+    def copy(self, size: int = 1 << 30) -> float:
+        """Bytes a second, read and written, of a copy within the card."""
+        a, b = Tensor(T.I8, (size,)), Tensor(T.I8, (size,))
+        self.place(a, b)
+
+        def run() -> None:
+            assert b.buffer is not None
+            b.buffer.copy(a, b)
+            self.backend.synchronize()
+
+        seconds = self.timed(run)
+        self.free()
+        return 2 * size / seconds
+
+    def node(self, n: int = 500) -> float:
+        """Seconds a node of a replayed chain of tiny nodes."""
+        first = last = Tensor(T.F32, (32,))
+        for _ in range(n):
+            last = ops.scale(last, 1.0)
+        return self.graph([last], [first]) / n
+
+    def product(self, dtype: GGMLType, k: int, n: int, m: int) -> dict[str, float]:
+        """MUL_MAT of (k, n) with m columns, other weights each time."""
+        w = Tensor(dtype, (k, n))
+        count = max(2, min(64, self.rotate // w.nbytes))
+        weights = [Tensor(dtype, (k, n)) for _ in range(count)]
+        x = Tensor(T.F32, (k, m))
+        seconds = self.graph([ops.mul_mat(a, x) for a in weights], [x, *weights]) / count
+        return {"us": 1e6 * seconds, "bytes/s": w.nbytes / seconds, "flop/s": 2.0 * k * n * m / seconds}
+
+    def attention(
+        self, n_kv: int, n_tokens: int, n_head: int = 32, n_head_kv: int = 8, head: int = 128
+    ) -> dict[str, float]:
+        q, mask = Tensor(T.F32, (head, n_tokens, n_head)), Tensor(T.F16, (n_kv, n_tokens))
+        k, v = Tensor(T.F16, (head, n_kv, n_head_kv)), Tensor(T.F16, (head, n_kv, n_head_kv))
+        seconds = self.graph([ops.flash_attn_ext(q, k, v, mask, head**-0.5)], [q, k, v, mask])
+        work = 4.0 * n_tokens * n_kv * head * n_head
+        return {"us": 1e6 * seconds, "bytes/s": (k.nbytes + v.nbytes) / seconds, "flop/s": work / seconds}
+
+    def model(self, dtype: GGMLType, shape: dict[str, int], prompt: int = 512) -> dict[str, float]:
+        """Tokens a second of a llama whose weights are all the same, with every layer on the card."""
+        llama = Llama()
+        n_vocab = shape["vocab_size"]
+        metadata: dict[str, Any] = {f"llama.{key}": value for key, value in shape.items()}
+        metadata |= {"general.architecture": "llama", "llama.attention.layer_norm_rms_epsilon": 1e-5}
+        config = llama.config(metadata)
+        names = {"token_embd.weight": SimpleNamespace(ne=(config.n_embd, n_vocab, 1, 1)), "output.weight": None}
+        weights = Weights({}, [{} for _ in range(config.n_layer)])
+        for spec in llama.specs(config, names):
+            if spec.required:
+                weight = Tensor(dtype if len(spec.ne) > 1 else T.F32, spec.ne, name=spec.name)
+                target = weights.layers[spec.layer] if 0 <= spec.layer < config.n_layer else weights.top
+                target[spec.key] = weight
+        every = [*weights.top.values(), *(w for layer in weights.layers for w in layer.values())]
+        self.place(*every, usage=Usage.WEIGHTS)
+        cpu = CPUDevice()
+        scheduler = Scheduler([self.backend, cpu.open(1)])
+        head_k, head_v = config.n_embd_head_k, config.n_embd_head_v
+        cache = KVCache([self.device] * config.n_layer, 2 * prompt, head_k, head_v, config.n_head_kv)
+        found: dict[str, float] = {}
+        for name, n_tokens, past in (("prefill", prompt, 0), ("decode", 1, prompt)):
+            n_kv = cache.n_kv(past + n_tokens)
+            built = llama.build(config, weights, cache, n_tokens, n_kv, 1)
+            schedule = scheduler.schedule(built.graph)
+            cells = np.arange(past, past + n_tokens)
+            inputs = [
+                (built.tokens, np.ones(n_tokens, np.int32)), (built.positions, cells.astype(np.int32)),
+                (built.k_rows, cells.astype(np.int64)), (built.mask, cache.mask(cells, n_kv)),
+            ]  # fmt: skip
+            if built.out_ids is not None:
+                inputs.append((built.out_ids, np.array([n_tokens - 1], np.int32)))
+            logits = built.logits
+            assert logits is not None
+
+            def run(schedule: Any = schedule, inputs: Any = inputs, logits: Any = logits) -> None:
+                for tensor, values in inputs:
+                    schedule.set_input(tensor, values)
+                schedule.run()
+                schedule.get(logits)
+
+            seconds = self.timed(run)
+            found[f"{name} tokens/s"] = n_tokens / seconds
+        read = sum(w.nbytes for w in every) - weights.top["token_embd"].nbytes
+        found["decode bytes/s"] = read * found["decode tokens/s"]
+        cache.free()
+        scheduler.close()
+        self.free()
+        return found
+
+
+def library(k: int, n: int, m: int) -> dict[str, float] | None:
+    """The same product in F16 by PyTorch; None where it is not installed or sees no GPU."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    if not torch.cuda.is_available():
+        return None
+    a = [torch.ones(n, k, dtype=torch.float16, device="cuda") for _ in range(8)]
+    x = torch.ones(k, m, dtype=torch.float16, device="cuda")
+    for w in a:
+        w @ x
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(20):
+        for w in a:
+            w @ x
+    torch.cuda.synchronize()
+    seconds = (time.perf_counter() - start) / (20 * len(a))
+    return {"us": 1e6 * seconds, "flop/s": 2.0 * k * n * m / seconds, "bytes/s": 2.0 * k * n / seconds}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", default="gpu.json", help="where the figures go (gpu.json)")
+    parser.add_argument("--no-models", action="store_true", help="leave the whole models out")
+    args = parser.parse_args(argv)
+    from pyggml.backend.cuda import cuda_devices, why_no_cuda
+
+    reason = why_no_cuda()
+    if reason is not None:
+        print(f"nothing to measure: {reason}", file=sys.stderr)
+        return 1
+    device = cuda_devices()[0]
+    bench = Bench(device)
+    told: dict[str, Any] = {"device": device.description, "date": time.strftime("%Y-%m-%d")}
+
+    def tell(name: str, figures: Any) -> None:
+        told[name] = figures
+        print(
+            name,
+            {k: f"{v:.4g}" for k, v in figures.items()} if isinstance(figures, dict) else f"{figures:.4g}",
+            flush=True,
+        )
+
+    ceiling = bench.copy()
+    tell("copy bytes/s", ceiling)
+    tell("us a replayed node", 1e6 * bench.node())
+    for dtype in TYPES:
+        for k, n in SHAPES:
+            figures = bench.product(dtype, k, n, 1)
+            tell(f"matvec {dtype.name} {n}x{k}", {**figures, "of copy": figures["bytes/s"] / ceiling})
+        tell(f"matmat {dtype.name} 14336x4096x512", bench.product(dtype, 4096, 14336, 512))
+    for m in (1, 512):
+        figures_or_none = library(4096, 14336, m)
+        if figures_or_none is not None:
+            tell(f"PyTorch F16 14336x4096x{m}", figures_or_none)
+    for n_kv in (1024, 8192, 32768):
+        tell(f"attention decode {n_kv}", bench.attention(n_kv, 1))
+        tell(f"attention prefill 512 of {n_kv}", bench.attention(n_kv, 512))
+    for dtype in () if args.no_models else MODELS:
+        tell(f"8B {dtype.name}", bench.model(dtype, LLAMA_8B))
+    with open(args.out, "w", encoding="utf-8") as file:
+        json.dump(told, file, indent=1)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

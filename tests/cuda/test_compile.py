@@ -1,0 +1,138 @@
+"""Kernels as machine code for three generations of GPUs, made without one: instructions, registers, the cache."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("numba_cuda", reason="numba-cuda is not installed: pip install '.[cuda]'")
+
+from cuda_emulator import kernel_of
+from cuda_kernels import AMPERE, HOPPER, KERNELS, OLD, Expected
+
+from pyggml.backend.cuda import compiled
+from pyggml.errors import DeviceError
+from pyggml.kernels.cuda.device import build
+from pyggml.kernels.cuda.spec import Spec
+
+NVDISASM = next(Path(sys.prefix).glob("lib/python*/site-packages/nvidia/*/bin/nvdisasm"), None) or shutil.which(
+    "nvdisasm"
+)
+
+
+def sass(image: bytes, folder: Path) -> str:
+    if NVDISASM is None:
+        pytest.skip("nvdisasm is not installed: pip install '.[cuda-test]'")
+    file = folder / "kernel.cubin"
+    file.write_bytes(image)
+    return subprocess.run([str(NVDISASM), "-c", str(file)], capture_output=True, text=True, check=True).stdout
+
+
+def holds(expected: Expected, cc: tuple[int, int], folder: Path) -> None:
+    """The kernel compiles for this GPU; asserts what is expected of it."""
+    text = build.ptx(kernel_of(expected.spec), cc)
+    doubles = [line.strip() for line in text.splitlines() if re.search(r"\.f64\b", line)]
+    assert not doubles, f"{expected.spec.label} computes in f64: {doubles[:3]}"
+    made = build.assemble(text, cc)
+    assert made.registers * kernel_of(expected.spec).threads <= 65536, (expected.spec.label, made.registers)
+    if expected.hot:
+        assert max(made.spilled_bytes, made.stack_bytes) <= expected.spills, (expected.spec.label, made.log)
+    if expected.has and cc == HOPPER:
+        code = sass(made.image, folder)
+        missing = [name for name in expected.has if name not in code]
+        assert not missing, f"{expected.spec.label}: no {missing}"
+
+
+@pytest.mark.parametrize("expected", KERNELS, ids=lambda e: e.spec.label)
+def test_machine_code(expected: Expected, tmp_path: Path) -> None:
+    for cc in (OLD, AMPERE, HOPPER):
+        if cc >= expected.oldest and (expected.hot or cc != AMPERE):
+            holds(expected, cc, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("doubles", "computes in f64"), ("without_dp4a", "no .'IDP"), ("with_a_stack", "with_a_stack")]
+)
+def test_wrong_twins_are_caught(name: str, why: str, tmp_path: Path) -> None:
+    wrong = Expected(Spec("cuda_wrong_kernels.own", name), ("IDP.4A.S8.S8",), hot=True)
+    with pytest.raises(AssertionError, match=why):
+        holds(wrong, HOPPER, tmp_path)
+
+
+def test_a_newer_gpu_gets_the_same_ptx_assembled_for_it() -> None:
+    text = build.ptx(kernel_of(Spec("unary", "scale")), (12, 0))
+    assert ".target sm_90" in text
+    assert build.assemble(text, (12, 0)).image[:4] == b"\x7fELF"
+
+
+# ---- the cache
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYGGML_CACHE", str(tmp_path))
+    monkeypatch.setattr(compiled.Counts, "compiled", 0)
+    monkeypatch.setattr(compiled.Counts, "loaded", 0)
+    return tmp_path / "cuda"
+
+
+def counts() -> tuple[int, int]:
+    return compiled.Counts.compiled, compiled.Counts.loaded
+
+
+SCALE = Spec("unary", "scale")
+
+
+def test_a_kernel_is_compiled_once_for_each_generation(folder):
+    first = compiled.cubin(SCALE, HOPPER)
+    assert compiled.cubin(SCALE, HOPPER) == first and counts() == (1, 1)
+    assert compiled.cubin(SCALE, OLD) != first and counts() == (2, 1)
+    assert len(list(folder.rglob("*.cubin"))) == 2
+
+
+def test_a_damaged_file_is_made_anew(folder):
+    first = compiled.cubin(SCALE, HOPPER)
+    (file,) = folder.rglob("*.cubin")
+    file.write_bytes(file.read_bytes()[:-1])
+    assert compiled.cubin(SCALE, HOPPER) == first and counts() == (2, 0)
+
+
+def test_names_depend_on_kernel_sources_versions_and_generation(monkeypatch):
+    names = {compiled.key(SCALE, HOPPER), compiled.key(SCALE, OLD), compiled.key(Spec("unary", "unary"), HOPPER)}
+    monkeypatch.setattr(compiled, "_versions", lambda: ("numba-cuda 9.9",))
+    names.add(compiled.key(SCALE, HOPPER))
+    monkeypatch.setattr(compiled, "_sources", lambda: "other texts")
+    names.add(compiled.key(SCALE, HOPPER))
+    assert len(names) == 5
+
+
+def test_a_cache_that_cannot_be_written_is_told_in_one_line(tmp_path, monkeypatch):
+    (tmp_path / "cuda").write_text("a file")
+    monkeypatch.setenv("PYGGML_CACHE", str(tmp_path))
+    with pytest.raises(DeviceError, match=r"kernel cache .*cuda"):
+        compiled.cubin(SCALE, HOPPER)
+
+
+def test_a_warm_start_imports_no_compiler(folder):
+    compiled.cubin(SCALE, HOPPER)
+    code = (
+        "import sys\nfrom pyggml.backend.cuda import compiled\nfrom pyggml.kernels.cuda.spec import Spec\n"
+        "assert compiled.cubin(Spec('unary', 'scale'), (9, 0))[:4] == b'\\x7fELF'\n"
+        "print([m for m in ('numba', 'llvmlite', 'cuda') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_machine_without_a_gpu_imports_nothing_of_cuda():
+    code = (
+        "import sys\nfrom pyggml_cli.devices import gpu_devices\ngpu_devices()\n"
+        "import pyggml.backend.cuda as c\nprint(c.why_no_cuda(), [m for m in ('numba.cuda', 'cuda', 'llvmlite') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    if "libcuda" not in done.stdout:
+        pytest.skip("this machine has an NVIDIA driver")
+    assert done.stdout.strip() == "there is no NVIDIA driver (libcuda.so.1) []"

@@ -1,0 +1,77 @@
+"""The CUDA kernels that plans ask for (of plain ones in many types a few), and what its machine code must hold. Must not know what they compute."""
+
+from typing import NamedTuple
+
+from pyggml.dtypes import GGMLType
+from pyggml.kernels.cuda.blocks import BLOCKS, SIMPLE
+from pyggml.kernels.cuda.spec import Spec
+
+T = GGMLType
+OLD, AMPERE, HOPPER = (7, 5), (8, 0), (9, 0)
+
+
+class Expected(NamedTuple):
+    """has: instructions of SASS that must be there. hot: neither a stack nor more than `spills` bytes spilled (one kernel for
+    heads of 128 takes all 255 registers on compute capability 8.0, and three words more). oldest: compute capability."""
+
+    spec: Spec
+    has: tuple[str, ...] = ()
+    hot: bool = False
+    oldest: tuple[int, int] = OLD
+    spills: int = 0
+
+
+ALIGNED = (T.Q4_K, T.Q5_K)
+
+
+def products(t: GGMLType) -> list[Expected]:
+    wide = ("LDG.E.128",)
+    return [
+        Expected(Spec("matvec", "integers", (t.name, 1)), ("IDP.4A.S8.S8", *wide), hot=True),
+        Expected(Spec("matvec", "integers", (t.name, 8)), ("IDP.4A.S8.S8", *wide), hot=True),
+        Expected(
+            Spec("mma", "integers", (t.name,)), ("IMMA.168", "LDSM.16.M88.4", "LDGSTS.E.BYPASS.128"), True, AMPERE
+        ),
+    ]
+
+
+def floats(name: str) -> list[Expected]:
+    found = [Expected(Spec("matvec", "floats", (name, n)), ("FFMA", "LDG.E.128"), hot=True) for n in (1, 8)]
+    if name != "F32":
+        has = ("HMMA.16816.F32", "LDSM.16.M88.4", "LDGSTS.E.BYPASS.128")
+        found.append(Expected(Spec("mma", "floats", (name,)), has, True, AMPERE))
+    return found
+
+
+ATTENTION = ("HMMA.16816.F32", "LDSM.16.M88.4", "LDSM.16.MT88.4", "LDGSTS.E.BYPASS.128", "MUFU.EX2")
+
+KERNELS: list[Expected] = [
+    Expected(Spec("activations", "quantize"), ("SHFL.BFLY",), hot=True),
+    Expected(Spec("norm", "rms_norm", (0,)), ("SHFL.BFLY",), hot=True),
+    Expected(Spec("norm", "rms_norm", (1,)), ("SHFL.BFLY",), hot=True),
+    Expected(Spec("soft_max", "soft_max"), ("SHFL.BFLY",), hot=True),
+    Expected(Spec("rope", "rope"), ("MUFU.SIN", "MUFU.COS"), hot=True),
+    Expected(Spec("elementwise", "binary"), hot=True),
+    Expected(Spec("unary", "unary")),
+    Expected(Spec("unary", "scale"), hot=True),
+    Expected(Spec("glu", "glu"), ("MUFU.EX2",), hot=True),
+    Expected(Spec("rows", "set_rows"), hot=True),
+    Expected(Spec("rows", "set_elements")),
+    Expected(Spec("rows", "get_rows", ("plain",)), hot=True),
+    *(Expected(Spec("rows", "get_rows", (t.name,))) for t in (T.Q4_0, T.Q4_K, T.Q6_K)),
+    Expected(Spec("copy", "move_kernel"), hot=True),
+    Expected(Spec("copy", "convert"), hot=True),
+    *(Expected(Spec("copy", "dequantize", (t.name,))) for t in (T.Q8_0, T.Q4_K)),
+    Expected(Spec("tile", "tile", ("plain",)), ("FFMA",), hot=True),
+    *(Expected(Spec("tile", "tile", (t.name,)), ("FFMA",)) for t in (T.Q4_0, T.Q4_K, T.Q6_K)),
+    Expected(Spec("attention", "plain", ("plain", "plain"))),
+    *(Expected(Spec("attention", "plain", (t.name, t.name))) for t in SIMPLE if t in (T.Q8_0, T.Q4_0)),
+    *(
+        Expected(Spec("attention_tile", "attend", (head, few)), ATTENTION, True, AMPERE, spills=12 * (head > 64) * few)
+        for head in (64, 128)
+        for few in (0, 1)
+    ),
+    Expected(Spec("attention_tile", "combine"), hot=True),
+    *(e for t in BLOCKS for e in products(t)),
+    *(e for name in ("F32", "F16", "BF16") for e in floats(name)),
+]

@@ -1,0 +1,76 @@
+"""Kernels of the words of tensor cores: one warp, matrices as rows in memory. Must not know what is right."""
+
+from pyggml.kernels.cuda.spec import i64
+
+
+def bytes_32():
+    """C (16 x 8) += A (16 x 32) B^T, B as 8 rows of 32."""
+    from pyggml.kernels.cuda import device as d
+
+    def kernel(y: i64, a: i64, b: i64):
+        g, t = d.thread() >> 2, d.thread() & 3
+        row, column = a + g * 32 + 4 * t, b + g * 32 + 4 * t
+        c0, c1, c2, c3 = d.mma_s8(
+            d.ld_i32(row), d.ld_i32(row + 256), d.ld_i32(row + 16), d.ld_i32(row + 272), d.ld_i32(column),
+            d.ld_i32(column + 16), 1, 2, 3, 4,
+        )  # fmt: skip
+        d.st_i32x2(y + g * 32 + 8 * t, c0, c1)
+        d.st_i32x2(y + (g + 8) * 32 + 8 * t, c2, c3)
+
+    kernel.threads = 32
+    return kernel
+
+
+def bytes_16():
+    from pyggml.kernels.cuda import device as d
+
+    def kernel(y: i64, a: i64, b: i64):
+        g, t = d.thread() >> 2, d.thread() & 3
+        row, column = a + g * 16 + 4 * t, b + g * 16 + 4 * t
+        c0, c1, c2, c3 = d.mma_s8_k16(d.ld_i32(row), d.ld_i32(row + 128), d.ld_i32(column), 1, 2, 3, 4)
+        d.st_i32x2(y + g * 32 + 8 * t, c0, c1)
+        d.st_i32x2(y + (g + 8) * 32 + 8 * t, c2, c3)
+
+    kernel.threads = 32
+    return kernel
+
+
+def halves(brain):
+    """The same over 16 F16 or BF16."""
+    from pyggml.kernels.cuda import device as d
+
+    def kernel(y: i64, a: i64, b: i64):
+        g, t = d.thread() >> 2, d.thread() & 3
+        row, column = a + g * 32 + 4 * t, b + g * 32 + 4 * t
+        a0, a1, a2, a3 = d.ld_i32(row), d.ld_i32(row + 256), d.ld_i32(row + 16), d.ld_i32(row + 272)
+        b0, b1 = d.ld_i32(column), d.ld_i32(column + 16)
+        one = d.f32(1)
+        if brain:
+            c0, c1, c2, c3 = d.mma_bf16(a0, a1, a2, a3, b0, b1, one, one + one, one, one + one)
+        else:
+            c0, c1, c2, c3 = d.mma_f16(a0, a1, a2, a3, b0, b1, one, one + one, one, one + one)
+        d.st_f32x2(y + g * 32 + 8 * t, c0, c1)
+        d.st_f32x2(y + (g + 8) * 32 + 8 * t, c2, c3)
+
+    kernel.threads = 32
+    return kernel
+
+
+def loads(transposed):
+    """32 rows of 16 bytes by asynchronous copies; then each lane's four registers."""
+    from pyggml.kernels.cuda import device as d
+
+    def kernel(y: i64, a: i64):
+        at = d.shared() + 16 * d.thread()
+        d.cp_async16(at, a + 16 * d.thread())
+        d.cp_async_commit()
+        d.cp_async_wait()
+        d.warp_barrier()
+        if transposed:
+            r0, r1, r2, r3 = d.ldmatrix_x4_trans(at)
+        else:
+            r0, r1, r2, r3 = d.ldmatrix_x4(at)
+        d.st_i32x4(y + 16 * d.thread(), r0, r1, r2, r3)
+
+    kernel.threads = 32
+    return kernel

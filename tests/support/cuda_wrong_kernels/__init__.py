@@ -1,0 +1,1 @@
+"""Kernels that compile to what no kernel here should; owns nothing that is used."""
