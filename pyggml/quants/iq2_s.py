@@ -26,8 +26,8 @@ def dequantize(records: Records) -> Floats:
     number = records["qs"].astype(np.uint16) | (high.reshape(-1, 32).astype(np.uint16) << np.uint16(8))
     scale = np.float32(0.5) + nibbles(records["scales"]).astype(np.float32)
     d = f16_to_f32(records["d"])[:, None] * scale * np.float32(0.25)
-    values = signed(grid("IQ2_S")[number], records["signs"])
-    return (np.repeat(d, 2, axis=1)[:, :, None] * values).reshape(-1, 256)
+    values = np.repeat(d, 2, axis=1)[:, :, None] * grid("IQ2_S")[number].astype(np.float32)
+    return signed(values, records["signs"]).reshape(-1, 256)
 
 
 IQ2_S = Quant(GGMLType.IQ2_S, LAYOUT, None, dequantize, partner=GGMLType.Q8_K)

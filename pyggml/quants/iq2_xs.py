@@ -23,8 +23,8 @@ def dequantize(records: Records) -> Floats:
     qs = records["qs"]
     scale = np.float32(0.5) + nibbles(records["scales"]).astype(np.float32)
     d = f16_to_f32(records["d"])[:, None] * scale * np.float32(0.25)
-    values = signed(grid("IQ2_XS")[qs & np.uint16(511)], SIGNS[qs >> np.uint16(9)])
-    return (np.repeat(d, 2, axis=1)[:, :, None] * values).reshape(-1, 256)
+    values = np.repeat(d, 2, axis=1)[:, :, None] * grid("IQ2_XS")[qs & np.uint16(511)].astype(np.float32)
+    return signed(values, SIGNS[qs >> np.uint16(9)]).reshape(-1, 256)
 
 
 IQ2_XS = Quant(GGMLType.IQ2_XS, LAYOUT, None, dequantize, partner=GGMLType.Q8_K)

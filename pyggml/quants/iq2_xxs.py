@@ -25,7 +25,8 @@ def dequantize(records: Records) -> Floats:
     signs = SIGNS[(qs[:, :, 1:] >> np.array([0, 7, 14, 21], np.uint32)) & np.uint32(127)]
     scale = np.float32(0.5) + (qs[:, :, 1] >> np.uint32(28)).astype(np.float32)
     d = f16_to_f32(records["d"])[:, None] * scale * np.float32(0.25)
-    return (d[:, :, None, None] * signed(grid("IQ2_XXS")[number], signs)).reshape(-1, 256)
+    values = d[:, :, None, None] * grid("IQ2_XXS")[number].astype(np.float32)
+    return signed(values, signs).reshape(-1, 256)
 
 
 IQ2_XXS = Quant(GGMLType.IQ2_XXS, LAYOUT, None, dequantize, partner=GGMLType.Q8_K)

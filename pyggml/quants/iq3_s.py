@@ -26,8 +26,8 @@ def dequantize(records: Records) -> Floats:
     number = records["qs"].astype(np.uint16) | (high.astype(np.uint16) << np.uint16(8))
     scale = nibbles(records["scales"]).astype(np.float32) * np.float32(2) + np.float32(1)
     d = f16_to_f32(records["d"])[:, None] * scale
-    values = signed(grid("IQ3_S")[number].reshape(-1, 8, 4, 8), records["signs"].reshape(-1, 8, 4))
-    return (d[:, :, None, None] * values).reshape(-1, 256)
+    values = d[:, :, None, None] * grid("IQ3_S")[number].reshape(-1, 8, 4, 8).astype(np.float32)
+    return signed(values, records["signs"].reshape(-1, 8, 4)).reshape(-1, 256)
 
 
 IQ3_S = Quant(GGMLType.IQ3_S, LAYOUT, None, dequantize, partner=GGMLType.Q8_K)

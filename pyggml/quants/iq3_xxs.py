@@ -24,8 +24,8 @@ def dequantize(records: Records) -> Floats:
     signs = SIGNS[(packed[:, :, None] >> np.array([0, 7, 14, 21], np.uint32)) & np.uint32(127)]
     scale = np.float32(0.5) + (packed >> np.uint32(28)).astype(np.float32)
     d = f16_to_f32(records["d"])[:, None] * scale * np.float32(0.5)
-    values = signed(grid("IQ3_XXS")[records["qs"]].reshape(-1, 8, 4, 8), signs)
-    return (d[:, :, None, None] * values).reshape(-1, 256)
+    values = d[:, :, None, None] * grid("IQ3_XXS")[records["qs"]].reshape(-1, 8, 4, 8).astype(np.float32)
+    return signed(values, signs).reshape(-1, 256)
 
 
 IQ3_XXS = Quant(GGMLType.IQ3_XXS, LAYOUT, None, dequantize, partner=GGMLType.Q8_K)

@@ -25,10 +25,11 @@ SIGNS = np.array([i | (i.bit_count() % 2) << 7 for i in range(128)], np.uint8)
 """Seven signs as a byte: the eighth makes the number of minuses even (ksigns_iq2xs)."""
 
 
-def signed(values: NDArray[np.int8], signs: Bytes) -> Floats:
-    """Runs of eight values, negated where a bit of the run's byte of `signs` is set; the first is its lowest bit."""
+def signed(values: Floats, signs: Bytes) -> Floats:
+    """Runs of eight values, negated (NaNs too) where a bit of the run's byte of `signs` is set; the first is its lowest
+    bit."""
     minus = np.unpackbits(signs[..., None], axis=-1, bitorder="little")
-    return np.where(minus == 1, -values, values).astype(np.float32)
+    return np.where(minus == 1, -values, values)
 
 
 def nibbles(packed: Bytes) -> Bytes:
