@@ -31,6 +31,8 @@ CALL = np.dtype(
 assert CALL.itemsize == 128
 
 MAX_COLUMNS = 4
+AHEAD = 64
+"""Rows that are asked for before they are needed: those of the next chunk. Asking beyond the last row does no harm."""
 
 
 def columns_at_once(columns: int, *types: GGMLType) -> int:
@@ -86,6 +88,11 @@ def _thirty_two(name):
     return load
 
 
+def _bytes_of_32(name):
+    block, size = SIZES[GGMLType[name.upper()]]
+    return 32 * size // block
+
+
 def _sixteen_part(name):
     """-> load(row, i, n): elements i to i + n - 1, n from 1 to 16; i and n multiples of 16 where there are blocks."""
     from pyggml.jit import inline
@@ -121,7 +128,7 @@ def scores(name, columns):
     from pyggml.jit import inline
 
     U = v.U
-    at_once = v.ROWS[columns - 1]
+    at_once, bytes_32 = v.ROWS[columns - 1], _bytes_of_32(name)
     words = v.GroupWords(columns, at_once)
     zero, put_totals = words.zero, words.put_totals
     load, load_part = _thirty_two(name), _sixteen_part(name)
@@ -135,7 +142,9 @@ def scores(name, columns):
 
         @inline
         def step(acc, row, stride, last, i, n, query, apart):
-            x, y = load(row + stride * U(min(r, last)), i)
+            at = row + stride * U(min(r, last))
+            v.prefetch(at + stride * U(AHEAD) + U(i * bytes_32 // 32))
+            x, y = load(at, i)
             return fma(fma(acc, x, query, apart), y, query + U(64), apart)
 
         return step
@@ -185,7 +194,7 @@ def weigh(name, columns):
 
     U = v.U
     wide, narrow = v.GroupWords(columns, 4), v.GroupWords(columns, 1)
-    load, load_part = _thirty_two(name), _sixteen_part(name)
+    load, load_part, bytes_32 = _thirty_two(name), _sixteen_part(name), _bytes_of_32(name)
     rows_at, stride_at, count_at, n_at = (_field(f) for f in ("rows", "stride", "count", "n"))
     columns_at, apart_at, out_at, out_apart_at = (
         _field(f) for f in ("columns", "column_stride", "out", "out_stride")
@@ -197,7 +206,9 @@ def weigh(name, columns):
         f0, f1, f2, f3 = words
 
         @inline
-        def add_64(acc, row, i, number, apart):
+        def add_64(acc, row, i, number, apart, ahead):
+            v.prefetch(row + ahead + U(i * bytes_32 // 32))
+            v.prefetch(row + ahead + U((i + 32) * bytes_32 // 32))
             x, y = load(row, i)
             acc = f1(f0(acc, x, number, apart), y, number, apart)
             x, y = load(row, i + 32)
@@ -211,16 +222,16 @@ def weigh(name, columns):
     def kernel(call, _, __):
         stride, count, n = stride_at(call), count_at(call), n_at(call)
         numbers, apart, out, out_apart = columns_at(call), apart_at(call), out_at(call), out_apart_at(call)
-        some, every = zeros_at(call), zeros_for_all_at(call)
+        some, every, ahead = zeros_at(call), zeros_for_all_at(call), stride * U(AHEAD)
         for i in range(0, n & -64, 64):
             acc = zero()
             row = rows_at(call)
             number = numbers
             for j in range(count):
                 if (some >> U(j)) & U(1) == U(0):
-                    acc = add(acc, row, i, number, apart)
+                    acc = add(acc, row, i, number, apart, ahead)
                 elif (every >> U(j)) & U(1) == U(0):
-                    acc = add_seen(acc, row, i, number, apart)
+                    acc = add_seen(acc, row, i, number, apart, ahead)
                 row += stride
                 number += U(4)
             put(out + U(4 * i), acc, out_apart, 4)
