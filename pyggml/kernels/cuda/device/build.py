@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from numba.cuda import types
@@ -84,11 +85,16 @@ def _kernel_reference(ir: str) -> str:
 
 def ptx(kernel: Kernel, cc: tuple[int, int]) -> str:
     """PTX for GPUs of this compute capability and later ones."""
+    from cuda.pathfinder import find_bitcode_lib
     from numba.cuda.cudadrv import nvvm
 
     arch = min(cc, NEWEST)
-    text: bytes = nvvm.compile_ir([with_words(kernel)], opt=3, arch=f"compute_{arch[0]}{arch[1]}")
-    return text.decode().strip("\0").strip() + "\n"
+    unit = nvvm.CompilationUnit({"opt": 3, "arch": f"compute_{arch[0]}{arch[1]}"})
+    unit.add_module(nvvm.llvm_replace(with_words(kernel)).encode())
+    unit.verify()
+    # numba's own search for this file wants NVRTC, which nothing here needs
+    unit.lazy_add_module(Path(find_bitcode_lib("device")).read_bytes())
+    return str(unit.compile().decode()).strip("\0").strip() + "\n"
 
 
 class Cubin(NamedTuple):
