@@ -11,8 +11,7 @@ OLD, AMPERE, HOPPER = (7, 5), (8, 0), (9, 0)
 
 
 class Expected(NamedTuple):
-    """has: instructions of SASS that must be there. hot: no more than `spills` bytes of stack or spilled (matvec: the
-    assembler sets aside 8 bytes; one kernel for
+    """has: instructions of SASS that must be there. hot: no more than `spills` bytes of stack or spilled (one kernel for
     heads of 128 takes all 255 registers on compute capability 8.0, and three words more). oldest: compute capability."""
 
     spec: Spec
@@ -28,8 +27,8 @@ ALIGNED = (T.Q4_K, T.Q5_K)
 def products(t: GGMLType) -> list[Expected]:
     wide = ("LDG.E.128",)
     return [
-        Expected(Spec("matvec", "integers", (t.name, 1)), ("IDP.4A.S8.S8", *wide), hot=True, spills=8),
-        Expected(Spec("matvec", "integers", (t.name, 8)), ("IDP.4A.S8.S8", *wide), hot=True, spills=8),
+        Expected(Spec("matvec", "integers", (t.name, 1)), ("IDP.4A.S8.S8", *wide), hot=True),
+        Expected(Spec("matvec", "integers", (t.name, 8)), ("IDP.4A.S8.S8", *wide), hot=True),
         Expected(
             Spec("mma", "integers", (t.name,)), ("IMMA.168", "LDSM.16.M88.4", "LDGSTS.E.BYPASS.128"), True, AMPERE
         ),
@@ -37,7 +36,7 @@ def products(t: GGMLType) -> list[Expected]:
 
 
 def floats(name: str) -> list[Expected]:
-    found = [Expected(Spec("matvec", "floats", (name, n)), ("FFMA", "LDG.E.128"), hot=True, spills=8) for n in (1, 8)]
+    found = [Expected(Spec("matvec", "floats", (name, n)), ("FFMA", "LDG.E.128"), hot=True) for n in (1, 8)]
     if name != "F32":
         has = ("HMMA.16816.F32", "LDSM.16.M88.4", "LDGSTS.E.BYPASS.128")
         found.append(Expected(Spec("mma", "floats", (name,)), has, True, AMPERE))

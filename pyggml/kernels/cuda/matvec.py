@@ -83,26 +83,20 @@ def _finish(columns):
         warp = d.thread() >> 5
         for i in range(sums):
             total[i] = d.warp_sum(total[i])
-        if share == 1:
-            for r in range(ROWS):
-                for c in range(columns):
-                    if lane == r * columns + c and first + r < n_rows and c < m:
-                        d.st_f32(y + c * y1 + (first + r) * 4, total[r * columns + c])
-        else:
-            area = d.shared()
-            if lane == 0:
-                for i in range(sums):
-                    d.sst_f32(area + (warp * sums + i) * 4, total[i])
-            d.barrier()
-            if warp % share == 0 and lane < sums:
-                whole = d.f32(0)
-                for w in range(WARPS):
-                    if w < share:
-                        whole += d.sld_f32(area + ((warp + w) * sums + lane) * 4)
-                r = lane // columns
-                c = lane - r * columns
-                if first + r < n_rows and c < m:
-                    d.st_f32(y + c * y1 + (first + r) * 4, whole)
+        area = d.shared()
+        if lane == 0:
+            for i in range(sums):
+                d.sst_f32(area + (warp * sums + i) * 4, total[i])
+        d.barrier()
+        if warp % share == 0 and lane < sums:
+            whole = d.f32(0)
+            for w in range(WARPS):
+                if w < share:
+                    whole += d.sld_f32(area + ((warp + w) * sums + lane) * 4)
+            r = lane // columns
+            c = lane - r * columns
+            if first + r < n_rows and c < m:
+                d.st_f32(y + c * y1 + (first + r) * 4, whole)
 
     return finish
 
