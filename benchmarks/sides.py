@@ -49,9 +49,11 @@ llama = llama_cpp.Llama(
 )
 memory = llama_cpp.llama_get_memory(llama.ctx)
 def decode(tokens):
-    array = (llama_cpp.llama_token * len(tokens))(*tokens)
-    code = llama_cpp.llama_decode(llama.ctx, llama_cpp.llama_batch_get_one(array, len(tokens)))
-    assert code == 0, code
+    for i in range(0, len(tokens), 2048):  # it takes n_batch at most
+        part = tokens[i : i + 2048]
+        array = (llama_cpp.llama_token * len(part))(*part)
+        code = llama_cpp.llama_decode(llama.ctx, llama_cpp.llama_batch_get_one(array, len(part)))
+        assert code == 0, code
     llama_cpp.llama_synchronize(llama.ctx)
 def keep(n):
     if n:
