@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 
 def why_not(node: Tensor) -> str | None:
+    if kind(node).endswith("/"):
+        return "elements of the result that lie apart"  # as in ggml; the source's rows are dense by rule
     return refuse_types(FLOATS, node, node.src[0])
 
 
