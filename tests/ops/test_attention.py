@@ -128,7 +128,7 @@ def other_grouping(node: Tensor) -> None:
         made.buffer, made.data = t.buffer, t.data
         return made
 
-    if ratio > 1 and q.ne[3] == 1 and len(node.src) == 3:
+    if ratio > 1 and q.ne[3] == 1 and len(node.src) == 3 and k.ne[2] == v.ne[2]:
         order = [h % k.ne[2] for h in range(q.ne[2])]
         k_data, v_data, q_data = (law.read(t) for t in (k, v, q))
         result = np.empty((1, q.ne[1], q.ne[2], v.ne[0]))
