@@ -22,8 +22,8 @@ STEP = np.dtype(
         ("ints", "<i8", 8),  # what the lowering adds; each kernel says what
         ("scratch", "<u8", 2),  # addresses of work memory; each kernel says what for
         ("thread_bytes", "<i8"),  # work memory that each thread has of its own: thread i's part is i times this further
-        ("calls", "<u8", 2),  # addresses of further machine code that the kernel calls
-        ("pad", "<u8", 7),
+        ("calls", "<u8", 3),  # addresses of further machine code that the kernel calls
+        ("pad", "<u8", 6),
         ("dst", OPERAND),
         ("src", OPERAND, MAX_OPERANDS),
     ]

@@ -220,11 +220,11 @@ class Builder:
     ) -> None:
         """Add a step. `dst` is written, `src` are read; `writes` + `reads` are at most two pieces of work memory,
         which the kernel finds in this order in its `scratch`. The threads meet before it only if it needs what a
-        step since their last meeting wrote, or would overwrite what one of those reads. `calls`: at most two kernels whose
+        step since their last meeting wrote, or would overwrite what one of those reads. `calls`: at most three kernels whose
         addresses the step's own kernel finds in its record."""
         assert self.node is not None and len(src) <= MAX_OPERANDS and len(ints) <= 8
         scratch = (*writes, *reads)
-        assert len(scratch) <= 2 and len(calls) <= 2
+        assert len(scratch) <= 2 and len(calls) <= 3
         made = [dst.scratch] if isinstance(dst, WorkTensor) else []
         held = (*scratch, *made, *(s.scratch for s in src if isinstance(s, WorkTensor)))
         write = [_span(dst)] if dst is not None and not made else []

@@ -40,7 +40,7 @@ MIXES: dict[str, Mix] = {
 
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
-OTHERS = {  # llama-quantize's other mixes: their types are not quantised here
+OTHERS = {  # llama-quantize's other mixes, which need an importance matrix or types for single tensors
     "Q1_0": 40, "Q2_0": 41, "MXFP4_MOE": 38, "IQ2_XXS": 19, "IQ2_XS": 20, "IQ2_S": 28, "IQ2_M": 29, "IQ1_S": 24,
     "IQ1_M": 31, "TQ1_0": 36, "TQ2_0": 37, "IQ3_XXS": 23, "IQ3_S": 26, "IQ3_M": 27, "IQ3_XS": 22,
 }  # fmt: skip
@@ -137,8 +137,9 @@ def quantisable(tensor: Shape, leave_output: bool = False) -> bool:
     return not any(part in name for part in _LEFT)
 
 
-_SMALLER = {  # what a type with blocks of 256 becomes where rows are no multiple of that
-    T.IQ4_XS: T.IQ4_NL, T.Q2_K: T.Q4_0, T.Q3_K: T.Q4_0, T.Q4_K: T.Q5_0, T.Q5_K: T.Q5_1, T.Q6_K: T.Q8_0
+_SMALLER = {  # what a type with longer blocks becomes where rows are no multiple of them
+    T.IQ4_XS: T.IQ4_NL, T.Q2_K: T.Q4_0, T.Q3_K: T.Q4_0, T.Q4_K: T.Q5_0, T.Q5_K: T.Q5_1, T.Q6_K: T.Q8_0,
+    T.Q2_0: T.Q4_0, T.TQ1_0: T.Q4_0, T.TQ2_0: T.Q4_0,
 }  # fmt: skip
 
 

@@ -22,6 +22,10 @@ from pyggml.quants.iq3_s import IQ3_S
 from pyggml.quants.iq3_xxs import IQ3_XXS
 from pyggml.quants.iq4_nl import IQ4_NL
 from pyggml.quants.iq4_xs import IQ4_XS
+from pyggml.quants.mxfp4 import MXFP4
+from pyggml.quants.nvfp4 import NVFP4
+from pyggml.quants.q1_0 import Q1_0
+from pyggml.quants.q2_0 import Q2_0
 from pyggml.quants.q2_k import Q2_K
 from pyggml.quants.q3_k import Q3_K
 from pyggml.quants.q4_0 import Q4_0
@@ -35,12 +39,14 @@ from pyggml.quants.q8_0 import Q8_0
 from pyggml.quants.q8_1 import Q8_1
 from pyggml.quants.q8_k import Q8_K
 from pyggml.quants.search import Searches
+from pyggml.quants.tq1_0 import TQ1_0
+from pyggml.quants.tq2_0 import TQ2_0
 
 __all__ = ["QUANTS", "TYPES", "Quant", "dequantize_row", "quant", "quantize_row"]
 
 TYPES = (
     *(F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q8_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_K, IQ4_NL, IQ4_XS),
-    *(IQ1_S, IQ1_M, IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S),
+    *(IQ1_S, IQ1_M, IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S, Q1_0, Q2_0, TQ1_0, TQ2_0, MXFP4, NVFP4),
 )
 
 QUANTS: dict[GGMLType, Quant] = {q.type: q for q in TYPES}

@@ -100,7 +100,7 @@ def test_a_lock_that_is_refused_is_one_warning(path, caplog, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["F32", "F16", "BF16", *(t.name for t in QUANTS if t.name[0] in "QI" and t.name != "Q8_K")]
+    "name", ["F32", "F16", "BF16", *(t.name for t in QUANTS if t.name[0] in "QIT" and t.name != "Q8_K")]
 )
 def test_bad_numbers_in_weights_are_found(name):
     dtype = GGMLType[name]

@@ -22,7 +22,7 @@ REF_TYPES = [t for t in MADE if t not in (GGMLType.F32, GGMLType.IQ4_NL)]  # of 
 READ_TYPES = [t for t in QUANTS if t not in (GGMLType.F32, GGMLType.Q8_1)]  # ggml has no dequantize_row_q8_1
 
 # When NaNs of two kinds meet in a sum, C leaves it to the compiler which one stays; here it gets into the bytes.
-ONE_NAN = [t for t in QUANTS if SIZES[t].block_size == 256]
+ONE_NAN = [t for t in QUANTS if SIZES[t].block_size == 256 or t == GGMLType.Q1_0]
 
 
 def row_of(dtype: GGMLType) -> int:
@@ -136,7 +136,7 @@ def battery(ne0: int) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("name", battery(64))
 def test_battery(peer, name):
-    for ne0 in (64, 256):
+    for ne0 in (64, 128, 256):
         x = battery(ne0)[name]
         for dtype in FILE_TYPES:
             if row_of(dtype) == ne0:
@@ -303,7 +303,37 @@ def sums_of_neighbours(blocks: np.ndarray, x: np.ndarray) -> np.ndarray:
     return blocks
 
 
+def bits_in_reverse(blocks: np.ndarray, x: np.ndarray) -> np.ndarray:
+    blocks[:, 2:] = np.packbits(np.unpackbits(blocks[:, 2:], axis=1, bitorder="little"), axis=1, bitorder="big")
+    return blocks
+
+
+def floor_of_the_digits(blocks: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """TQ1_0 where the division is not rounded up."""
+    blocks[:, :52] -= blocks[:, :52] > 0
+    return blocks
+
+
+def first_pair_last(blocks: np.ndarray, x: np.ndarray) -> np.ndarray:
+    q = blocks[:, :64]
+    blocks[:, :64] = (q << 6) | ((q & 12) << 2) | ((q >> 2) & 12) | (q >> 6)
+    return blocks
+
+
+def minus_zero(blocks: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Zeros as the second of the two levels that are 0."""
+    q = blocks[:, -16:]
+    blocks[:, -16:] = np.where(q & 15 == 0, q | 8, q)
+    return blocks
+
+
 TWINS = [
+    (GGMLType.Q1_0, bits_in_reverse),
+    (GGMLType.Q2_0, neighbours_in_one_byte),
+    (GGMLType.TQ1_0, floor_of_the_digits),
+    (GGMLType.TQ2_0, first_pair_last),
+    (GGMLType.MXFP4, minus_zero),
+    (GGMLType.NVFP4, neighbours_in_one_byte),
     (GGMLType.Q2_K, halves_of_scales_swapped),
     (GGMLType.Q3_K, upper_bits_in_reverse),
     (GGMLType.Q4_K, scales_and_minimums_swapped),

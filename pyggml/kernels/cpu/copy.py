@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.jit import Spec, inline
+from pyggml.kernels.cpu import decoded
 from pyggml.kernels.cpu.kinds import FLOATS, SOURCES, kind, refuse_types, work_bytes
 
 if TYPE_CHECKING:
@@ -23,8 +24,11 @@ WRITTEN = (
 )  # fmt: skip
 """The types whose elements elements.py reads and writes."""
 
-READ = (*WRITTEN, T.IQ1_S, T.IQ1_M, T.IQ2_XXS, T.IQ2_XS, T.IQ2_S, T.IQ3_XXS, T.IQ3_S)
-"""And those that it reads."""
+MADE = (*WRITTEN, *decoded.TYPES)
+"""Those that values are quantised to."""
+
+READ = (*MADE, T.IQ1_S, T.IQ1_M, T.IQ2_XXS, T.IQ2_XS, T.IQ2_S, T.IQ3_XXS, T.IQ3_S)
+"""Those whose values can be read."""
 
 
 def why_not(node: Tensor) -> str | None:
@@ -35,7 +39,7 @@ def why_not(node: Tensor) -> str | None:
     if {a.type, node.type} == {GGMLType.F32, GGMLType.I32}:
         return None
     allowed = FLOATS if SIZES[node.type].block_size > 1 else READ
-    reason = refuse_types(WRITTEN, node) or refuse_types(allowed, a)
+    reason = refuse_types(MADE, node) or refuse_types(allowed, a)
     if reason is None and _run(node, a) % (block := max(SIZES[t.type].block_size for t in (node, a))):
         return f"rows of {a.ne[0]} and {node.ne[0]} elements meet inside of blocks of {block}"
     return reason
@@ -49,6 +53,13 @@ def lower(builder: Builder, node: Tensor) -> None:
 
 def put(builder: Builder, to: Tensor, a: Tensor) -> None:
     """A step that puts the elements of `a` into `to`, in order, converted to its type."""
+    if a.type in decoded.TYPES and a.type != to.type:
+        if to.type == GGMLType.F32 and to.is_contiguous:
+            decoded.unpack(builder, to, a)
+            return
+        plain = builder.work_tensor(GGMLType.F32, a.ne)
+        decoded.unpack(builder, plain, a)
+        a = plain
     run = _run(to, a)
     runs = to.nelements // run
     if a.type == to.type:

@@ -203,8 +203,8 @@ def quantiser(target):
     """-> convert(to, source, stride, begin, end, number, room): elements [begin, end) of a row of kind SOURCES[number],
     whole blocks of the target. `room`: kinds.work_bytes of the target's type."""
     size, pair = type_size(target), _any_pair_loader()
-    if block_size(target) == 256:
-        return _super_quantiser(target, pair, size)
+    if target not in blocks.ENCODERS:
+        return _whole_quantiser(target, pair, size)
     encode = blocks.ENCODERS[target]()
 
     @inline
@@ -216,20 +216,22 @@ def quantiser(target):
     return convert
 
 
-def _super_quantiser(target, pair, size):
-    from pyggml.kernels.cpu import super_encoders
+def _whole_quantiser(target, pair, size):
+    """The same for blocks of which all values are put into work memory first."""
+    from pyggml.kernels.cpu import small_encoders, super_encoders
 
-    encode = super_encoders.ENCODERS[target]()
+    encode = {**super_encoders.ENCODERS, **small_encoders.ENCODERS}[target]()
     assert super_encoders.ROOM <= SUPER_ROOM, super_encoders.ROOM
+    values = block_size(target)
 
     @inline
     def convert(to, source, stride, begin, end, number, room):
-        for i in range(begin, end, 256):
-            for j in range(0, 256, 32):
+        for i in range(begin, end, values):
+            for j in range(0, values, 32):
                 x, y = pair(source, i + j, stride, number)
                 v.store(room + U(4 * j), x)
                 v.store(room + U(4 * j + 64), y)
-            encode(to + U((i >> 8) * size), room)
+            encode(to + U(i // values * size), room)
 
     return convert
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pyggml.dtypes import GGMLType
 from pyggml.jit import Spec, inline
-from pyggml.steps import STEP, offset
+from pyggml.steps import STEP
 
 if TYPE_CHECKING:
     from pyggml.backend.cpu import Builder, WorkTensor
@@ -149,34 +149,13 @@ class reader:
         self.n_active, self.n_panels, self.active, self.panel, self.pair = n_active, n_panels, active, panel, pair
 
 
-def _record_words():
-    """-> (copy(step, to): its record; put(name, index) -> f(record, value): a word of it)."""
-    from pyggml import simd as v
-
-    U = v.U
-
-    @inline
-    def copy(step, to):
-        v.copy_bytes(to, step, RECORD)
-        for name_at in ones:
-            v.put_i64(to + name_at, 1)
-
-    def put(name, index=0):
-        at = U(offset(name) + 8 * index)
-
-        @inline
-        def word(record, value):
-            v.put_i64(record + at, v.np.int64(value))
-
-        return word
-
-    ones = tuple(U(offset(name) + 8 * i) for name in ("src0.ne", "dst.ne") for i in (2, 3))
-    return copy, put
+BATCH = (("src0.ne", 2), ("src0.ne", 3), ("dst.ne", 2), ("dst.ne", 3))
 
 
 def few():
     """-> kernel: dst = the rows that src2, a table, lists, each times its expert, row by row of src0. calls: matvec.rows,
-    whose ints and planes these are; scratch: a record for each thread, planes. The threads share the rows."""
+    whose ints and planes these are; scratch: of each thread a record and what a kernel without planes needs; planes. The
+    threads share the rows."""
     from pyggml import simd as v
     from pyggml.kernels.cpu import record
 
@@ -187,7 +166,7 @@ def few():
     product = record.field("calls")
     read = reader("src2", 3)
     n_active, active, pair = read.n_active, read.active, read.pair
-    copy, put = _record_words()
+    copy, put = record.copier(*BATCH), record.writer
     put_x, put_rows, put_y, put_plane = put("src0.data"), put("src0.ne", 1), put("src1.data"), put("scratch")
     put_out, put_columns = put("dst.data"), put("dst.ne", 1)
 
@@ -195,6 +174,7 @@ def few():
         own = work(step) + U(ith * room(step))
         copy(step, own)
         put_columns(own, 1)
+        put_plane(own, own + U(RECORD))
         begin, end = n1(step) * ith // nth, n1(step) * (ith + 1) // nth
         for j in range(n_active(step)):
             expert, number, pairs, _ = active(step, j)
@@ -205,7 +185,8 @@ def few():
                     slot, token = pair(step, i)
                     i1 = slot % slots(step)
                     put_y(own, plain(step, 0, i1, token, 0))
-                    put_plane(own, planes(step) + U((token * slots(step) + i1) * plane_bytes(step)))
+                    if plane_bytes(step):
+                        put_plane(own, planes(step) + U((token * slots(step) + i1) * plane_bytes(step)))
                     put_out(own, output(step, first, slot, token, 0))
                     v.call_kernel(product(step), own, 0, 1)
 
@@ -226,7 +207,7 @@ def many():
     product = record.field("calls")
     read = reader("src2", 3)
     n_active, active, pair = read.n_active, read.active, read.pair
-    copy, put = _record_words()
+    copy, put = record.copier(*BATCH), record.writer
     put_x, put_rows, put_tile, put_panels = put("src0.data"), put("src0.ne", 1), put("scratch"), put("scratch", 1)
     put_out, put_columns, put_stride = put("dst.data"), put("dst.ne", 1), put("dst.nb", 1)
 

@@ -19,7 +19,7 @@ SUPER_ROOM = 9920
 
 def work_bytes(dtype: GGMLType) -> int:
     """Work memory that a thread needs to quantise to this type."""
-    return SUPER_ROOM if SIZES[dtype].block_size == 256 else 0
+    return SUPER_ROOM if SIZES[dtype].block_size > 32 or dtype == GGMLType.MXFP4 else 0
 
 
 def kind(tensor: Tensor) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from pyggml import jit
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.jit import Spec
-from pyggml.kernels.cpu import activations, copy, experts, tile
+from pyggml.kernels.cpu import activations, copy, decoded, experts, tile
 from pyggml.kernels.cpu.kinds import FLOATS, refuse_types
 from pyggml.ops import Op
 
@@ -26,6 +26,7 @@ TYPES = (
     *(T.F32, T.F16, T.BF16, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q8_0),
     *(T.Q2_K, T.Q3_K, T.Q4_K, T.Q5_K, T.Q6_K, T.IQ4_NL, T.IQ4_XS),
     *(T.IQ1_S, T.IQ1_M, T.IQ2_XXS, T.IQ2_XS, T.IQ2_S, T.IQ3_XXS, T.IQ3_S),
+    *decoded.TYPES,
 )
 
 MIN_TILE_COLUMNS = 4
@@ -136,21 +137,39 @@ def _converted(
     return found
 
 
+def _as_floats(a: Tensor) -> bool:
+    """Whether rows meet F32 activations as they are, not rounded to 8 bits."""
+    return SIZES[a.type].block_size == 1 or a.type in decoded.TYPES
+
+
+def _kernel(a: Tensor, module: str, *args: int) -> tuple[Spec, list[Spec], tuple[int, ...]]:
+    """(kernel, what it calls, its ints from number 6) for weights of a's type."""
+    if a.type not in decoded.TYPES:
+        return Spec(module, "rows", (a.type.name, *args)), [], ()
+    calls = [decoded.decoder(a.type), Spec(module, "rows", ("F32", *args))]
+    return Spec("decoded", "product"), calls, (a.ne[0] // SIZES[a.type].block_size,)
+
+
 def _few(builder: Builder, node: Tensor, a: Tensor, b: Tensor, listed: Listed = None) -> None:
-    spec, reads = Spec("matvec", "rows", (a.type.name,)), []
+    spec, calls, more = _kernel(a, "matvec")
+    reads, room = [], 0
     ints: tuple[int, ...] = (0, 0, 0)
-    if SIZES[a.type].block_size > 1:
+    if not _as_floats(a):
         nb = a.ne[0] // activations.BLOCK
         pad = activations.padded(nb)
         ints = (nb, pad, pad * activations.PLANE_BYTES)
         reads = [_converted(builder, b, Spec("activations", "planes"), b.nrows * ints[2], ints)]
-    if listed is None:
-        builder.step(spec, node, [a, b], ints=ints, reads=reads)
+    elif calls:
+        room = decoded.product_bytes(a.ne[0], 0)
+    table, parts = listed or (None, (0, 0))
+    ints = (*ints, *parts, 0, *more)
+    if listed is not None:
+        writes = [builder.thread_scratch(experts.RECORD + room)]
+        few, calls = Spec("experts", "few"), [spec, *calls]
+        builder.step(few, node, [a, b, table], ints=ints, writes=writes, reads=reads, calls=calls)
         return
-    table, parts = listed
-    work = builder.thread_scratch(experts.RECORD)
-    few = Spec("experts", "few")
-    builder.step(few, node, [a, b, table], ints=(*ints, *parts), writes=[work], reads=reads, calls=[spec])
+    writes = [builder.thread_scratch(room)] if room else []
+    builder.step(spec, node, [a, b], ints=ints, writes=writes, reads=reads, calls=[spec, *calls] if calls else [])
 
 
 def _many(
@@ -158,7 +177,7 @@ def _many(
 ) -> None:
     """`panels` of `width` tokens, `each` for one matrix."""
     k = a.ne[0]
-    if SIZES[a.type].block_size == 1:
+    if _as_floats(a):
         length, size = k, k * 4 * width
         spec = Spec("activations", "columns", (width,))
     else:
@@ -166,12 +185,17 @@ def _many(
         size = length * activations.PANEL_BYTES * width
         spec = Spec("activations", "panels", (width, 1) if a.type in HALVES else (width,))
     columns = _converted(builder, b, spec, panels * size, (length, 0, each), listed)
-    spec, room = Spec("tile", "rows", (a.type.name, width)), -(-tile.panel_bytes(a.type, k) // 64) * 64
+    spec, calls, more = _kernel(a, "tile", width)
+    room = -(-tile.panel_bytes(T.F32 if calls else a.type, k) // 64) * 64
+    if calls:
+        room = decoded.product_bytes(k, room)
+    table, parts = listed or (None, (0, 0))
+    ints = (length, each, size, *parts, room, *more)
     if listed is None:
         work = builder.thread_scratch(room)
-        builder.step(spec, node, [a, b], ints=(length, each, size), writes=[work], reads=[columns])
+        calls = [spec, *calls] if calls else []
+        builder.step(spec, node, [a, b], ints=ints, writes=[work], reads=[columns], calls=calls)
         return
-    table, parts = listed
     work = builder.thread_scratch(experts.RECORD + room + node.ne[1] * node.ne[2] * 4 * experts.ROWS)
-    many, ints = Spec("experts", "many"), (length, each, size, *parts, room)
-    builder.step(many, node, [a, b, table], ints=ints, writes=[work], reads=[columns], calls=[spec])
+    many = Spec("experts", "many")
+    builder.step(many, node, [a, b, table], ints=ints, writes=[work], reads=[columns], calls=[spec, *calls])

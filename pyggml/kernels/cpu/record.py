@@ -5,9 +5,10 @@ A kernel gets the address of the record and walks rows: row number `r` counts th
 
 from pyggml import simd as v
 from pyggml.jit import inline
-from pyggml.steps import STATUS, offset
+from pyggml.steps import STATUS, STEP, offset
 
 U = v.U
+_SIZE = STEP.itemsize
 _ADDRESSES = ("kernel", "status", "scratch", "calls")
 
 
@@ -65,6 +66,32 @@ def fault():
         v.atomic_store(at + abort, 2)
 
     return note
+
+
+def copier(*ones):
+    """-> f(step, to): a record of its own for a kernel that another one calls; the four fields named are set to 1."""
+    a, b, c, d = (U(offset(name) + 8 * index) for name, index in ones)
+
+    @inline
+    def copy(step, to):
+        v.copy_bytes(to, step, _SIZE)
+        v.put_i64(to + a, 1)
+        v.put_i64(to + b, 1)
+        v.put_i64(to + c, 1)
+        v.put_i64(to + d, 1)
+
+    return copy
+
+
+def writer(name, index=0):
+    """-> f(record, value): puts a word of such a record."""
+    at = U(offset(name) + 8 * index)
+
+    @inline
+    def put(record, value):
+        v.put_i64(record + at, v.np.int64(value))
+
+    return put
 
 
 LONG = 4096

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.jit import Spec, inline
-from pyggml.kernels.cpu.copy import READ, WRITTEN
+from pyggml.kernels.cpu import decoded
+from pyggml.kernels.cpu.copy import MADE, READ, WRITTEN
 from pyggml.kernels.cpu.kinds import FLOATS, SOURCES, kind, refuse_types, work_bytes
 from pyggml.ops import Op
 
@@ -21,13 +22,20 @@ if TYPE_CHECKING:
 def why_not(node: Tensor) -> str | None:
     a = node.src[0]
     if node.op == Op.SET_ROWS:
-        return refuse_types(WRITTEN, node) or refuse_types(FLOATS, a)
-    return refuse_types([*READ, GGMLType.I32], a) or refuse_types([*WRITTEN, GGMLType.I32], node)
+        return refuse_types(MADE, node) or refuse_types(FLOATS, a)
+    reason = refuse_types([*READ, GGMLType.I32], a) or refuse_types([*WRITTEN, GGMLType.I32], node)
+    if reason is None and a is not None and a.type in decoded.TYPES and node.nb[0] != 4:
+        return f"rows of {a.type.name} into elements that lie apart"
+    return reason
 
 
 def lower(builder: Builder, node: Tensor) -> None:
     a, numbers = node.src[:2]
     assert a is not None and numbers is not None
+    if node.op == Op.GET_ROWS and a.type in decoded.TYPES:
+        ints, calls = (0, a.ne[0] // SIZES[a.type].block_size), [decoded.decoder(a.type)]
+        builder.step(Spec("decoded", "get_rows"), node, (a, numbers), ints=ints, calls=calls)
+        return
     if node.op == Op.GET_ROWS:
         builder.step(Spec("rows", "get_rows", (kind(node), kind(a))), node, (a, numbers), ints=(0,))
         return

@@ -1,0 +1,123 @@
+"""Types that only unpack: their rows become F32 in work memory, a few at a time, and what is computed then is for F32.
+
+Owns that detour, for rows that are copied or chosen and for products; decoders.py knows the blocks. All kernels here call
+`decoders.decode` of the type, so that a type is one small kernel.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyggml.dtypes import SIZES, GGMLType
+from pyggml.jit import Spec
+from pyggml.steps import STEP
+
+if TYPE_CHECKING:
+    from pyggml.backend.cpu import Builder
+    from pyggml.tensor import Tensor
+
+T = GGMLType
+TYPES = (T.Q1_0, T.Q2_0, T.TQ1_0, T.TQ2_0, T.MXFP4, T.NVFP4)
+ROWS = 16
+RECORD = STEP.itemsize
+
+
+def decoder(dtype: GGMLType) -> Spec:
+    return Spec("decoders", "decode", (dtype.name,))
+
+
+def unpack(builder: Builder, to: Tensor, a: Tensor) -> None:
+    """A step that puts the elements of `a` into `to`, F32 and contiguous, in order."""
+    assert to.type == T.F32 and to.is_contiguous
+    size = SIZES[a.type]
+    ints = (a.ne[0] // size.block_size, a.ne[0] * 4)
+    builder.step(Spec("decoded", "unpack_rows"), to, (a,), ints=ints, calls=[decoder(a.type)])
+
+
+def unpack_rows():
+    """-> kernel: the rows of src0 behind each other at dst. ints: blocks a row, bytes of one that is unpacked."""
+    from pyggml import simd as v
+    from pyggml.kernels.cpu import record
+
+    U = v.U
+    rows, row, to = record.rows("src0"), record.row("src0", "src0"), record.field("dst.data")
+    blocks, size, decode = record.field("ints", 0), record.field("ints", 1), record.field("calls")
+
+    def kernel(step, ith, nth):
+        count = rows(step)
+        for r in range(count * ith // nth, count * (ith + 1) // nth):
+            v.call_kernel(decode(step), row(step, r), v.np.int64(to(step) + U(r * size(step))), blocks(step))
+
+    return kernel
+
+
+def get_rows():
+    """-> kernel: row r of dst is row src1[r] of src0. ints: 0, blocks a row."""
+    from pyggml import simd as v
+    from pyggml.kernels.cpu import record, rows
+
+    bad, limit, total = rows.numbers_are_bad(), record.field("src0.ne", 1), record.rows("dst")
+    d, a, number = record.row("dst"), record.element("src0"), record.element("src1")
+    ne1, ne2 = record.field("dst.ne", 1), record.field("dst.ne", 2)
+    blocks, decode = record.field("ints", 1), record.field("calls")
+
+    def kernel(step, ith, nth):
+        if bad(step, limit(step), ith):
+            return
+        count = total(step)
+        for r in range(count * ith // nth, count * (ith + 1) // nth):
+            i1, i2, i3 = r % ne1(step), r // ne1(step) % ne2(step), r // ne1(step) // ne2(step)
+            x = a(step, 0, v.i32_at(number(step, i1, i2, i3, 0)), i2, i3)
+            v.call_kernel(decode(step), x, v.np.int64(d(step, r)), blocks(step))
+
+    return kernel
+
+
+def product_bytes(k: int, more: int) -> int:
+    """Work memory of one thread of `product`: a record, rows of k elements, and what the kernel for F32 needs."""
+    return RECORD + 4 * ROWS * k + more
+
+
+def product():
+    """-> kernel: dst = src0 . src1 as matvec.rows or tile.rows have it. calls: (free), the decoder, that kernel for F32.
+
+    ints: those of that kernel, then from ints[6] blocks a row. scratch: of each thread `product_bytes`; the panels.
+    """
+    from pyggml import simd as v
+    from pyggml.kernels.cpu import record
+
+    U = v.U
+    n0, n1, r2, r3 = (record.field("src0.ne", i) for i in range(4))
+    m2, m3, stride = record.field("dst.ne", 2), record.field("dst.ne", 3), record.field("src0.nb", 1)
+    weights, plain, output = record.element("src0"), record.element("src1"), record.element("dst")
+    work, panels, room = record.field("scratch", 0), record.field("scratch", 1), record.field("thread_bytes")
+    each, size, blocks = record.field("ints", 1), record.field("ints", 2), record.field("ints", 6)
+    decode, multiply = record.field("calls", 1), record.field("calls", 2)
+    copy, put = record.copier(("src0.ne", 2), ("src0.ne", 3), ("dst.ne", 2), ("dst.ne", 3)), record.writer
+    put_x, put_rows, put_bytes = put("src0.data"), put("src0.ne", 1), put("src0.nb", 1)
+    put_y, put_out, put_work, put_panels = put("src1.data"), put("dst.data"), put("scratch"), put("scratch", 1)
+
+    def kernel(step, ith, nth):
+        k = n0(step)
+        own = work(step) + U(ith * room(step))
+        unpacked = own + U(RECORD)
+        copy(step, own)
+        put_x(own, unpacked)
+        put_bytes(own, 4 * k)
+        put_work(own, unpacked + U(4 * ROWS * k))
+        groups = (n1(step) + ROWS - 1) // ROWS
+        total = groups * m2(step) * m3(step)
+        for w in range(total * ith // nth, total * (ith + 1) // nth):
+            matrix, first = w // groups, w % groups * ROWS
+            i2, i3 = matrix % m2(step), matrix // m2(step)
+            x = weights(step, 0, first, i2 // (m2(step) // r2(step)), i3 // (m3(step) // r3(step)))
+            have = min(ROWS, n1(step) - first)
+            for r in range(have):
+                v.call_kernel(decode(step), x + U(r * stride(step)), v.np.int64(unpacked + U(4 * k * r)), blocks(step))
+            put_rows(own, have)
+            put_y(own, plain(step, 0, 0, i2, i3))
+            put_panels(own, panels(step) + U(matrix * each(step) * size(step)))
+            put_out(own, output(step, first, 0, i2, i3))
+            v.call_kernel(multiply(step), own, 0, 1)
+
+    return kernel
