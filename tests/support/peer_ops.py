@@ -121,12 +121,11 @@ class PeerDevice(Device):
             once = all(node.param_i32(i) <= a.ne[i // 2] for i in range(8))  # further round it reads elsewhere
             ok = a.type == F32 and dense(a) and node.is_contiguous and (once or not circular)
         elif op in (Op.FILL, Op.TRI, Op.DIAG):
-            ok = a.type in ((F32, F16) if op == Op.FILL else (F32,)) and a.is_contiguous and dense(node)
+            ok = a.type in ((F32, F16) if op == Op.FILL else (F32,)) and as_made(a) and dense(node)
         elif op in (Op.ARANGE, Op.TIMESTEP_EMBEDDING):
             ok = dense(*src, node) and all(s.type == F32 for s in src)
         elif op == Op.SCALE:
-            # it steps over all rows by nb[1], which says nothing where ne[1] is 1
-            ok = a.type in (F32, BF16) and a.nb == contiguous_strides(a.type, a.ne) and node.is_contiguous
+            ok = a.type in (F32, BF16) and as_made(a) and node.is_contiguous
         elif op == Op.UNARY:
             ok = a.type in FLOATS and dense(a, node)
             if node.param_i32(0) == UnaryOp.XIELU:
@@ -157,9 +156,9 @@ class PeerDevice(Device):
             # its vector code takes whole vectors of channels, RWKV_WKV7's four of them
             ok = a.ne[0] % (64 if op == Op.RWKV_WKV7 else 16) == 0 and node.is_contiguous
         elif op == Op.SOFT_MAX_BACK:
-            ok = a.type == b.type == F32 and all(t.is_contiguous for t in (a, b, node))
+            ok = a.type == b.type == F32 and all(map(as_made, (a, b, node)))
         elif op in (Op.DIAG_MASK_INF, Op.DIAG_MASK_ZERO):
-            ok = a.is_contiguous and node.is_contiguous
+            ok = as_made(a) and as_made(node)
         elif op in (Op.ROPE, Op.ROPE_BACK):
             ok = a.type in (F32, F16) and dense(a, node) and a.ne[0] % 2 == 0
         elif op == Op.MUL_MAT:
@@ -173,7 +172,7 @@ class PeerDevice(Device):
         elif op == Op.ADD_ID:
             ok = dense(a, b, node)
         elif op in (Op.ARGSORT, Op.TOP_K):  # it takes rows to lie behind each other
-            ok = a.is_contiguous and node.is_contiguous
+            ok = as_made(a) and as_made(node)
         elif op == Op.FLASH_ATTN_EXT:
             ok = all(t.type in QUANTS and t.type not in PARTNERS for t in src[1:3]) and dense(*src[:3], node)
         elif op == Op.GET_ROWS:
@@ -187,6 +186,11 @@ class PeerDevice(Device):
 
 def dense(*tensors: Tensor) -> bool:
     return all(t.nb[0] == SIZES[t.type].type_size for t in tensors)
+
+
+def as_made(t: Tensor) -> bool:
+    """Contiguous, and by the strides of dimensions of one element too: where it steps by those, or asserts them."""
+    return t.nb == contiguous_strides(t.type, t.ne)
 
 
 def rows_dense(*tensors: Tensor) -> bool:
