@@ -34,4 +34,4 @@ def signed(values: Floats, signs: Bytes) -> Floats:
 
 def nibbles(packed: Bytes) -> Bytes:
     """(n, k) -> (n, 2 k): of each byte the low half, then the high half."""
-    return np.stack([packed & np.uint8(15), packed >> np.uint8(4)], axis=2).reshape(len(packed), -1)
+    return np.stack([packed & np.uint8(15), packed >> np.uint8(4)], axis=2).reshape(len(packed), 2 * packed.shape[1])

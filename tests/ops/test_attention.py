@@ -29,7 +29,7 @@ def attention_cases(draw: Callable, kv_types: tuple[GGMLType, ...] = KV_TYPES) -
 
     def head_of(dtype: GGMLType) -> int:
         block = SIZES[dtype].block_size
-        sizes = {1: (1, 8, 31, 40, 64, 72, 80, 100), 32: (32, 64, 96), 256: (256,)}[block]
+        sizes = {1: (1, 8, 31, 40, 64, 72, 80, 100), 32: (32, 64, 96), 64: (64, 128), 128: (128,), 256: (256,)}[block]
         return draw(st.sampled_from(sizes))
 
     head, head_v = head_of(type_k), head_of(type_v)
