@@ -212,16 +212,15 @@ def holds(node: Tensor, device: Device) -> bool:
 @pytest.mark.parametrize("which", ["reference", "cpu", "cuda"])
 def test_supports_op_is_true(request: pytest.FixtureRequest, which: str, op: Op) -> None:
     device = ReferenceDevice() if which == "reference" else request.getfixturevalue(f"{which}_device")
-    supported = []
-
+    supported: list[bool] = []
     absent = which == "cuda" and op not in cuda_ops
 
-    @settings(deadline=None, max_examples=5 if absent else 100)
-    @given(nodes(op))
-    def attempt(node: Tensor) -> None:
-        supported.append(holds(node, device))
-
-    attempt()
+    for examples in (5,) if absent else (100, 400, 1600):  # both sides of a rare op take more of them
+        settings(deadline=None, max_examples=examples)(
+            given(nodes(op))(lambda node: supported.append(holds(node, device)))
+        )()
+        if any(supported) and not all(supported):
+            break
     if absent:
         assert not any(supported)
         return
