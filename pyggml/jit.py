@@ -15,7 +15,6 @@ import ctypes
 import functools
 import hashlib
 import importlib
-import importlib.util
 import os
 import re
 import signal
@@ -31,6 +30,7 @@ from typing import Any, NamedTuple, TypeVar
 import llvmlite
 import llvmlite.binding as llvm
 
+from pyggml import sources
 from pyggml.cachedir import cache_dir
 from pyggml.errors import DeviceError
 
@@ -196,66 +196,16 @@ def _named(path: Path | None = None) -> Iterator[None]:
         raise DeviceError(f"kernel cache {path or error.filename}: {error.strerror}") from None
 
 
-_ROOT = Path(__file__).parent
-_IMPORT = re.compile(r"^[ \t]*from (pyggml\.(?:kernels|quants)[\w.]*) import (\([^)]*\)|[^\n]*)", re.MULTILINE)
+_COMMON = ("jit.py", "steps.py", "dtypes.py", "simd")
+"""What every kernel is made with."""
 
 
-@functools.cache
-def _text(path: Path) -> bytes:
-    return path.read_bytes()
-
-
-@functools.cache
-def _common_sources() -> tuple[Path, ...]:
-    """What every kernel is made with."""
-    return (*(_ROOT / name for name in ("jit.py", "steps.py", "dtypes.py")), *sorted((_ROOT / "simd").rglob("*.py")))
-
-
-def _module_file(name: str) -> Path | None:
-    path = _ROOT.parent.joinpath(*name.split("."))
-    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
-        if candidate.is_file():
-            return candidate
-    return None
-
-
-def _imports(path: Path) -> Iterator[Path]:
-    """Files of kernels and quants that a file imports; of a package whose own names are wanted, all files."""
-    for match in _IMPORT.finditer(_text(path).decode()):
-        for word in re.split(r"[\s,()]+", match[2].partition("#")[0]):
-            file = _module_file(f"{match[1]}.{word}") if word else None
-            if file is None and word:
-                file = _module_file(match[1])
-                if file is not None and file.name == "__init__.py":
-                    yield from sorted(file.parent.glob("*.py"))
-            if file is not None:
-                yield file
-
-
-@functools.cache
 def _source_files(module: str) -> tuple[Path, ...]:
-    """All that a module's kernels are made from: the file itself, what it imports, and so on."""
-    if module.startswith("pyggml."):
-        own = _module_file(module)
-    else:
-        found = importlib.util.find_spec(module)
-        own = Path(found.origin) if found is not None and found.origin is not None else None
-    assert own is not None, module
-    seen = {own}
-    left = [own]
-    while left:
-        fresh = set(_imports(left.pop())) - seen
-        seen |= fresh
-        left += fresh
-    return (*_common_sources(), *sorted(seen))
+    return sources.files(module, _COMMON)
 
 
-@functools.cache
 def _source_hash(module: str) -> str:
-    digest = hashlib.sha256()
-    for path in _source_files(module):
-        digest.update(b"%s\0%d\0" % (path.name.encode(), len(_text(path))) + _text(path))
-    return digest.hexdigest()
+    return sources.digest(module, _COMMON)
 
 
 @functools.cache

@@ -2,7 +2,6 @@
 real kernels compute: tests/support/word_kernels/planted.py has some that only misbehave.
 """
 
-import ast
 import functools
 import importlib.metadata
 import os
@@ -10,7 +9,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -208,65 +207,6 @@ def test_what_the_cache_depends_on(restart: Callable[[], None], monkeypatch: pyt
     monkeypatch.setenv("NUMBA_OPT", "1")
     seen.append(fresh())
     assert len(set(seen)) == len(seen)
-
-
-@pytest.fixture
-def changed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """Call it with a file's path in the package: its text is another one from then on."""
-    read, caches = Path.read_bytes, (jit._text, jit._source_files, jit._source_hash)
-
-    def change(name: str) -> None:
-        path = jit._ROOT / name
-        assert path.exists()
-        monkeypatch.setattr(Path, "read_bytes", lambda p: read(p) + b"#" * (p == path))
-        for cache in caches:
-            cache.cache_clear()
-
-    yield change
-    monkeypatch.undo()
-    for cache in caches:
-        cache.cache_clear()
-
-
-@pytest.mark.parametrize(
-    "name", ["jit.py", "steps.py", "simd/dot.py", "kernels/cpu/tile.py", "kernels/cpu/record.py", "quants/q4_1.py"]
-)
-def test_a_kernel_depends_on_its_sources(name: str, changed: Callable[[str], None]) -> None:
-    before = jit._source_hash("pyggml.kernels.cpu.tile")
-    changed(name)
-    assert jit._source_hash("pyggml.kernels.cpu.tile") != before
-
-
-def test_a_kernel_depends_on_no_other_kernel(changed: Callable[[str], None]) -> None:
-    before = jit._source_hash("pyggml.kernels.cpu.tile")
-    changed("kernels/cpu/glu.py")
-    assert jit._source_hash("pyggml.kernels.cpu.tile") == before
-
-
-def test_a_kernel_from_elsewhere_depends_on_its_file() -> None:
-    files = jit._source_files("word_kernels.planted")
-    assert SUPPORT / "word_kernels/planted.py" in files and jit._ROOT / "simd/memory.py" in files
-
-
-def imported(path: Path) -> Iterator[str]:
-    """Names of the kernels' and quants' modules that a file imports, by the parser's account."""
-    for node in ast.walk(ast.parse(path.read_bytes())):
-        if isinstance(node, ast.Import):
-            assert not any(alias.name.startswith(("pyggml.kernels", "pyggml.quants")) for alias in node.names), path
-        if isinstance(node, ast.ImportFrom):
-            assert not node.level, path
-            if node.module and node.module.startswith(("pyggml.kernels", "pyggml.quants")):
-                for alias in node.names:
-                    whole = f"{node.module}.{alias.name}"
-                    yield whole if jit._module_file(whole) else node.module
-
-
-@pytest.mark.parametrize("path", sorted((jit._ROOT / "kernels/cpu").glob("*.py")), ids=lambda path: path.stem)
-def test_no_import_is_missed(path: Path) -> None:
-    known = set(jit._source_files(f"pyggml.kernels.cpu.{path.stem}"))
-    for file in known - set(jit._common_sources()):
-        for module in imported(file):
-            assert jit._module_file(module) in known, f"{file}: {module}"
 
 
 def test_old_files_of_a_kernel_are_deleted(restart: Callable[[], None], tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_names_depend_on_kernel_sources_versions_and_generation(monkeypatch):
     names = {compiled.key(SCALE, HOPPER), compiled.key(SCALE, OLD), compiled.key(Spec("unary", "unary"), HOPPER)}
     monkeypatch.setattr(compiled, "_versions", lambda: ("numba-cuda 9.9",))
     names.add(compiled.key(SCALE, HOPPER))
-    monkeypatch.setattr(compiled, "_sources", lambda: "other texts")
+    monkeypatch.setattr(compiled, "_sources", lambda module: "other texts")
     names.add(compiled.key(SCALE, HOPPER))
     assert len(names) == 5
 

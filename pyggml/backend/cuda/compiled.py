@@ -10,13 +10,13 @@ import contextlib
 import functools
 import hashlib
 import importlib.metadata
-import importlib.util
 import os
 from pathlib import Path
 
+from pyggml import sources
 from pyggml.cachedir import cache_dir
 from pyggml.errors import DeviceError
-from pyggml.kernels.cuda.spec import Spec
+from pyggml.kernels.cuda.spec import Spec, full_name
 
 ENTRY = b"pyggml_kernel"
 _MAGIC = b"PYGGMLC1"
@@ -40,29 +40,18 @@ def _versions() -> tuple[str, ...]:
     return tuple(found)
 
 
-@functools.cache
-def _sources() -> str:
-    """Of all texts that a kernel is made of."""
-    root = Path(__file__).parents[2]
-    digest = hashlib.sha256()
-    for path in sorted(
-        [*(root / "kernels" / "cuda").rglob("*.py"), *(root / "quants").glob("*.py"), root / "dtypes.py"]
-    ):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+_COMMON = ("kernels/cuda/device", "kernels/cuda/spec.py", "dtypes.py")
+"""What every kernel is made with."""
 
 
-def _other_source(module: str) -> str:
-    """Text of a module that is none of ours."""
-    found = importlib.util.find_spec(module)
-    assert found is not None and found.origin is not None
-    return Path(found.origin).read_text()
+def _sources(module: str) -> str:
+    """Of all texts that a module's kernels are made of."""
+    return sources.digest(full_name(module), _COMMON)
 
 
 def key(spec: Spec, cc: tuple[int, int]) -> str:
     """What a cubin's file is named by: kernel, sources, versions, compute capability."""
-    own = _other_source(spec.module) if "." in spec.module else ""
-    parts = (repr(tuple(spec)), _sources(), own, *_versions(), f"{cc[0]}.{cc[1]}")
+    parts = (repr(tuple(spec)), _sources(spec.module), *_versions(), f"{cc[0]}.{cc[1]}")
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 

@@ -32,10 +32,14 @@ class Spec(NamedTuple):
         return re.sub(r"[^\w.-]", "~", "-".join([self.module, self.factory, *map(str, self.args)]))
 
 
+def full_name(module: str) -> str:
+    """Of a spec's module: one with a dot is none of ours."""
+    return module if "." in module else f"pyggml.kernels.cuda.{module}"
+
+
 def make(spec: Spec) -> Callable[..., Any]:
     """The kernel as a plain function; importing what it is made of imports the compiler."""
-    name = spec.module if "." in spec.module else f"pyggml.kernels.cuda.{spec.module}"
-    function: Callable[..., Any] = getattr(importlib.import_module(name), spec.factory)(*spec.args)
+    function: Callable[..., Any] = getattr(importlib.import_module(full_name(spec.module)), spec.factory)(*spec.args)
     return function
 
 
