@@ -205,7 +205,7 @@ def _complete(values: Values, prompt: str | None) -> int:
         except KeyboardInterrupt:
             _report("", timings if values.perf else None)
             raise
-        except PyggmlError:
+        except (PyggmlError, OSError):
             _report("", None)
             raise
         finally:
@@ -215,6 +215,8 @@ def _complete(values: Values, prompt: str | None) -> int:
 
 
 def _fitting(tokens: list[int], n_ctx: int) -> list[int]:
+    if n_ctx <= SPARE:
+        raise UsageError(f"a context of {n_ctx} is too small: a prompt must leave {SPARE} tokens free")
     if len(tokens) > n_ctx - SPARE:
         raise UsageError(f"the prompt has {len(tokens)} tokens; a context of {n_ctx} takes at most {n_ctx - SPARE}")
     return tokens

@@ -4,6 +4,7 @@ Owns the way out; must not know what any command does in between.
 """
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ from pyggml.errors import PyggmlError
 from pyggml_cli.flags import UsageError
 
 EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 130, 141  # the last two: 128 + the signal's number
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 def run(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> int:
@@ -22,28 +24,53 @@ def run(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> 
 
     What is wrong with a file, a flag, a machine or a peer is one line on stderr; own bugs keep their traceback.
     """
+    closed = _without_holes()
     try:
+        if closed:
+            raise OSError(errno.EBADF, "closed", "standard output")
         code = command(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
         return code
     except UsageError as reason:
         return _fail(reason, EXIT_USAGE)
     except BrokenPipeError:  # whoever read our text has had enough of it
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit is silent
+        _drop_output()
         return EXIT_PIPE
     except PyggmlError as reason:
         return _fail(reason, EXIT_ERROR)
     except UnicodeError:
         raise  # a ValueError of ours, no matter of the system
     except OSError as reason:
-        what = f"{reason.filename}: {reason.strerror}" if reason.filename else reason
+        if reason.filename is None and reason.errno in FULL:  # files of ours say their names
+            _drop_output()
+            return _fail(f"standard output: {reason.strerror}", EXIT_ERROR)
+        what = reason if reason.filename is None else f"{_text(reason.filename) or repr('')}: {reason.strerror}"
         return _fail(what, EXIT_ERROR)
     except MemoryError as reason:
         return _fail(f"out of memory: {reason}", EXIT_ERROR)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _without_holes() -> bool:
+    """Put the null device where a standard stream is closed, so that no file of ours gets its number; whether stdout was."""
+    closed = sys.stdout is None
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for as long as the process lives
+    return closed
+
+
+def _drop_output() -> None:
+    """What stdout still holds goes nowhere: the flush at exit is silent."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _text(name: object) -> str:
+    """A file's name, with bytes that are no text shown as such."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace") if isinstance(name, str | bytes) else str(name)
 
 
 def _fail(reason: object, code: int) -> int:

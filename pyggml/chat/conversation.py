@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pyggml.chat.sandbox import ChatError
 from pyggml.chat.template import ChatTemplate, prompt_tokens
+from pyggml.whole_file import whole_file
 
 if TYPE_CHECKING:
     from pyggml.tokenizer import Tokenizer
@@ -86,7 +87,9 @@ class Conversation:
         """Write the messages as JSON. Raises ChatError."""
         data = json.dumps({"messages": self.messages}, ensure_ascii=False, indent=1)
         try:
-            Path(path).write_text(data + "\n", encoding="utf-8", errors="surrogatepass")
+            with whole_file(path) as (file, finish):
+                file.write(f"{data}\n".encode("utf-8", "surrogatepass"))
+                finish()
         except (OSError, ValueError) as e:
             raise ChatError(f"{path}: {getattr(e, 'strerror', None) or e}") from None
 

@@ -12,7 +12,6 @@ import mmap
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.errors import StateError
+from pyggml.whole_file import whole_file
 
 if TYPE_CHECKING:
     from pyggml.model.context import Context
@@ -147,18 +147,12 @@ def save(context: "Context", tokens: Sequence[int], path: str | os.PathLike[str]
     path = os.path.realpath(path)
     if os.path.lexists(path) and not os.path.isfile(path):
         raise StateError(f"{path}: not a file")
-    beside = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(beside, "wb") as file:
-            for part in parts(context, tokens):
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(beside)
-        raise
+    with whole_file(path) as (file, finish):
+        for part in parts(context, tokens):
+            file.write(part)
+        file.flush()
+        os.fsync(file.fileno())
+        finish()
 
 
 def _header(context: "Context", n: int) -> Any:

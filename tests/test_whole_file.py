@@ -1,0 +1,77 @@
+"""Files that appear whole: what stands at their place before, and what fails on the way."""
+
+import os
+import resource
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pyggml.whole_file import whole_file
+
+
+def write(path: Path, data: bytes) -> None:
+    with whole_file(path) as (file, finish):
+        file.write(data)
+        finish()
+
+
+def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write(path, b"old")
+    with pytest.raises(KeyError), whole_file(path) as (file, _):
+        file.write(b"new")
+        raise KeyError
+    with whole_file(path) as (file, _):
+        file.write(b"new")
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
+    write(path, b"new")
+    assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["file"]
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("file")
+    write(tmp_path / "link", b"a")
+    write(tmp_path / "link", b"b")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_bytes() == b"b"
+
+
+def test_what_is_no_file_is_written_and_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    found: list[bytes] = []
+    reader = threading.Thread(target=lambda: found.append(pipe.read_bytes()))
+    reader.start()
+    write(pipe, b"through it")
+    reader.join(60)
+    assert found == [b"through it"] and stat.S_ISFIFO(pipe.stat().st_mode) and os.listdir(tmp_path) == ["pipe"]
+
+
+def test_errors_name_the_file_as_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    for name, kind in (("folder", IsADirectoryError), ("none/file", FileNotFoundError)):
+        with pytest.raises(kind) as caught, whole_file(name):
+            raise AssertionError("not reached")
+        assert caught.value.filename == name
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file of this process may grow beyond 4 KiB: a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("size", [5000, 1 << 20])  # noticed at the end, and on the way
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_files: None, size: int) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_bytes(b"old")
+    with pytest.raises(OSError, match="too large") as caught:
+        write(Path("file"), bytes(size))
+    assert caught.value.filename == "file"
+    assert Path("file").read_bytes() == b"old" and os.listdir(".") == ["file"]
