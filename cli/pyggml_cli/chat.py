@@ -5,6 +5,7 @@ a token is computed or chosen.
 """
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -124,6 +125,16 @@ def _unescaped(values: Values, text: str) -> str:
     return unescape(text) if values.escape else text
 
 
+def _edit_lines() -> None:
+    """Give input() a history and keys to edit with, and make lines that are pasted one message."""
+    with contextlib.suppress(ImportError):
+        import readline
+
+        if sys.flags.utf8_mode:  # in locale C: keys are UTF-8 to Python, and readline must not think otherwise
+            os.environ["LC_ALL"] = "C.UTF-8"
+        readline.parse_and_bind("set enable-bracketed-paste on")
+
+
 def _input(prompt: str) -> str:
     """input() that no Ctrl-C escapes: one that comes after readline has shown the prompt and before it waits for keys
     would be noticed at the next key only, so the signal is repeated until it has ended the wait."""
@@ -206,10 +217,9 @@ class _Talk:
 
     def _line(self, prompt: str) -> str | None:
         if self.asks and sys.stdout.isatty() and not self.values.simple_io:
-            with contextlib.suppress(ImportError):
-                import readline  # noqa: F401 - gives input() a history and keys to edit with
+            _edit_lines()
             try:
-                return _input(prompt + (f"\x01{self.colors.typed}\x02" if self.colors.typed else ""))
+                return _input(prompt + (f"\x01{self.colors.typed}\x02" if self.colors.typed else "")).rstrip("\n")
             except EOFError:
                 print(flush=True)
                 return None
