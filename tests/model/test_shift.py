@@ -9,6 +9,7 @@ from fake_devices import FakeDevice
 from tiny_model import N_VOCAB, write_llama
 
 from pyggml.backend.reference import ReferenceDevice
+from pyggml.backend.scheduler import Schedule
 from pyggml.dtypes import GGMLType
 from pyggml.errors import ComputeError, ContextError
 from pyggml.model.context import Context
@@ -66,6 +67,50 @@ def test_logits_are_the_peers(name: str, flash_attn: bool, tmp_path: Path, peer:
         context.close(), model.close()
 
 
+BLOCKS = {"Q8_0": 0.02, "Q5_1": 0.05, "Q4_0": 0.1, "IQ4_NL": 0.1}
+"""Types of a cache, and how far logits may be from the peer's (root mean square, of theirs): roundings differ."""
+
+
+def apart(found: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.sqrt(np.mean((found - wanted) ** 2) / np.mean(wanted**2)))
+
+
+@pytest.mark.parametrize("head", [64, 128])  # llama.cpp itself crashes where keys of blocks are not rotated
+def test_keys_of_blocks_are_turned_as_the_peers(
+    head: int, tmp_path: Path, peer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unpacked, rotated back, turned, rotated and rounded again."""
+    path = write_llama(tmp_path / "tiny.gguf", head_k=head, head_v=head)
+    caches = [
+        (GGMLType[t], GGMLType[t] if flash_attn else GGMLType.F16) for t in BLOCKS for flash_attn in (True, False)
+    ]
+    steps: list[tuple[Any, ...]] = []
+    for i, (type_k, type_v) in enumerate(caches):
+        fields = {"n_ctx": 256, "flash_attn_type": int(type_k == type_v), "type_k": int(type_k), "type_v": int(type_v)}
+        steps += [("open", i, fields), ("decode", i, TOKENS[:40]), ("shift", i, 4, 13), ("decode", i, TOKENS[40:42])]
+        steps += [("shift", i, 0, 3), ("decode", i, TOKENS[42:43]), ("free", i)]
+    rows = peer.steps(path, steps).reshape(len(caches), 3, -1)[:, 1:]
+    model = Model.load(path, cpu=ReferenceDevice())
+
+    def deviation(type_k: GGMLType, type_v: GGMLType, theirs: np.ndarray) -> float:
+        context = Context(model, n_ctx=256, flash_attn=type_k == type_v, type_k=type_k, type_v=type_v)
+        found = after_a_shift(context)
+        context.close()
+        return apart(found, theirs)
+
+    set_input = Schedule.set_input
+    for types, theirs in zip(caches, rows, strict=True):
+        limit = BLOCKS[types[0].name]
+        assert deviation(*types, theirs) < limit, types
+        with monkeypatch.context() as twin:
+            twin.setattr("pyggml.model.shift.rotated", lambda x, _: x)
+            assert deviation(*types, theirs) > 5 * limit, "turned as they lie"
+        with monkeypatch.context() as twin:
+            twin.setattr(Schedule, "set_input", lambda s, t, v: set_input(s, t, v * (t.name != "k_shift")))
+            assert deviation(*types, theirs) > 5 * limit, "moved and not turned"
+    model.close()
+
+
 @pytest.mark.parametrize("name", MAGNITUDES)
 def test_one_layer_sees_no_more_than_was_left(name: str, tmp_path: Path) -> None:
     """Keys and values of the only layer depend on their own tokens alone: a context that never saw what was forgotten
@@ -82,9 +127,10 @@ def test_one_layer_sees_no_more_than_was_left(name: str, tmp_path: Path) -> None
     model.close()
 
 
+@pytest.mark.parametrize("head", [32, 64])  # of 32 keys are not rotated
 @pytest.mark.parametrize("dtype", [GGMLType.BF16, GGMLType.Q8_0], ids=lambda t: t.name)
-def test_other_caches_are_turned_as_those_of_f32(tmp_path: Path, dtype: GGMLType) -> None:
-    path = write_llama(tmp_path / "one.gguf", head_k=64, head_v=64)
+def test_other_caches_are_turned_as_those_of_f32(tmp_path: Path, dtype: GGMLType, head: int) -> None:
+    path = write_llama(tmp_path / "one.gguf", head_k=head, head_v=head)
     model = Model.load(path, cpu=ReferenceDevice())
     contexts = [Context(model, n_ctx=256, type_k=t, type_v=t) for t in (GGMLType.F32, dtype)]
     exact, found = (after_a_shift(context) for context in contexts)
