@@ -1,6 +1,6 @@
 """FLASH_ATTN_EXT: grouped heads, masks, ALiBi, soft cap, sinks, keys and values of several types."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from pyggml import ops
 from pyggml.backend.base import Device
 from pyggml.backend.reference import ReferenceDevice
 from pyggml.backend.reference import attention as law
+from pyggml.backend.reference.values import Values
 from pyggml.dtypes import GGMLType
 from pyggml.ops import Op
 from pyggml.tensor import Tensor
@@ -109,6 +110,76 @@ def test_what_the_mask_hides_is_not_looked_at(cpu_device: Device, dtype: GGMLTyp
         assert np.isnan(values[0, -1]).all(), device.name
 
 
+ORDINARY, NAN_KEY, LEAST_KEY, NAN_VALUE, MORE = range(5)
+SEEN = (
+    (ORDINARY,), (ORDINARY, NAN_KEY), (NAN_KEY,), (LEAST_KEY,), (ORDINARY, LEAST_KEY), (ORDINARY, NAN_VALUE), (),
+    (NAN_KEY, LEAST_KEY), (NAN_KEY, NAN_VALUE, MORE), (LEAST_KEY, MORE), (ORDINARY, MORE),
+)  # fmt: skip
+"""Which runs of 64 keys each query sees."""
+
+
+def odd_rows(dtype: GGMLType, n_tokens: int, seen: Sequence[tuple[int, ...]] = SEEN, sinks: bool = False) -> list[Case]:
+    """`n_tokens` queries a node. Runs of 64 keys: usual ones; products that are NaN; products that are -inf; values that
+    are NaN where the weight is 0 in 32 bits and in 64; usual ones again, for the last query with a mask of NaN."""
+    cases = []
+    for at in range(0, len(seen), n_tokens):
+        make = Operands(np.random.default_rng(at))
+        n_kv = 4 * 64 + 37
+        kind = np.arange(n_kv) // 64
+        q, k, v = (np.abs(make.rng.standard_normal((n, 64))) + 0.5 for n in (3 * n_tokens, n_kv, n_kv))
+        k[kind == NAN_KEY], k[kind == LEAST_KEY], k[kind == NAN_VALUE] = np.nan, -np.inf, -300.0
+        v[kind == NAN_VALUE] = np.nan
+        mask = np.full((n_tokens, n_kv), -np.inf)
+        for row, runs in zip(mask, seen[at:], strict=False):
+            row[np.isin(kind, runs)] = 0.0
+        if at + n_tokens >= len(seen) and MORE in seen[-1]:
+            mask[-1, kind == MORE] = np.nan
+        node = ops.flash_attn_ext(
+            make.leaf(F32, (64, n_tokens, 3), q), make.leaf(dtype, (64, n_kv), k), make.leaf(dtype, (64, n_kv), v),
+            make.leaf(F16, (n_kv, n_tokens), mask), 0.125,
+        )  # fmt: skip
+        if sinks:
+            node = with_sinks(node, make.leaf(F32, (3,)))
+        cases.append(Case(node, make.contents, 1e-5, atol=1e-7, peer_nmse=5e-4))
+    return cases
+
+
+@pytest.mark.parametrize("device", ["peer", "cpu"], indirect=True)
+@pytest.mark.parametrize("n_tokens", [1, 2, len(SEEN)])
+@pytest.mark.parametrize("dtype", [F16, F32], ids=lambda t: t.name)
+def test_scores_that_are_no_numbers(device: Device, dtype: GGMLType, n_tokens: int) -> None:
+    """NaN where one that is seen is NaN, and where all are -inf; also if other threads have other keys of the query."""
+    cases = odd_rows(dtype, n_tokens)
+    results = [run(case, ReferenceDevice())[1] for case in cases]
+    assert len({str(np.isnan(row)) for result in results for row in result[0]}) == 2, "some are NaN, others are not"
+    # the stock ggml goes from key to key: one of -inf before any other makes it NaN
+    one_by_one = [runs for runs in SEEN if runs != (LEAST_KEY, MORE)]
+    for case in odd_rows(dtype, n_tokens, one_by_one) if device.name == "peer" else cases:
+        check(case, device)
+
+
+@pytest.mark.parametrize("n_tokens", [1, 5])
+def test_a_sink_counts_where_all_scores_are_the_least(cpu_device: Device, n_tokens: int) -> None:
+    (case,) = odd_rows(F16, n_tokens, [(LEAST_KEY,)] * n_tokens, sinks=True)
+    check(case, cpu_device)
+    _, values = run(case, cpu_device)
+    assert not values.any()
+
+
+@pytest.mark.parametrize("n_tokens", [1, 5])
+@pytest.mark.parametrize("key", [np.nan, -np.inf])
+def test_odd_scores_without_a_mask(cpu_device: Device, key: float, n_tokens: int) -> None:
+    make = Operands(np.random.default_rng(0))
+    k = make.leaf(F16, (64, 70), np.full((70, 64), key))
+    node = ops.flash_attn_ext(
+        make.leaf(F32, (64, n_tokens), np.ones((n_tokens, 64))), k, make.leaf(F16, (64, 70)), None, 1.0
+    )
+    case = Case(node, make.contents, 0)
+    check(case, cpu_device)
+    _, values = run(case, cpu_device)
+    assert np.isnan(values).all()
+
+
 def test_cpu_supports_what_models_need(cpu_device: Device) -> None:
     make = Operands(np.random.default_rng(0))
     q, mask = make.like("planes", F32, (64, 5, 9)), make.leaf(F16, (256, 64))
@@ -146,6 +217,28 @@ def without_softcap(node: Tensor) -> None:
     twin = Tensor(node.type, node.ne, node.nb, op=node.op, op_params=params, src=node.src)
     twin.buffer, twin.data = node.buffer, node.data
     law.flash_attn_ext(twin)
+
+
+def without_nan(node: Tensor) -> None:
+    """Scores that are NaN are dropped."""
+    right = law.attend
+
+    def attend(scores: Values, v: Values, bias: Values, softcap: float, sink: float | None) -> Values:
+        return right(scores, v, np.where(np.isnan(scores), -np.inf, bias), softcap, sink)
+
+    law.attend = attend
+    try:
+        law.flash_attn_ext(node)
+    finally:
+        law.attend = right
+
+
+@pytest.mark.parametrize("n_tokens", [1, 5])
+def test_dropped_scores_are_noticed(n_tokens: int) -> None:
+    twin = wrong_twin(Op.FLASH_ATTN_EXT, (law.refuse, without_nan))
+    with pytest.raises(AssertionError, match="NaN differs"):
+        for case in odd_rows(F16, n_tokens):
+            check(case, twin)
 
 
 def test_wrong_twins_are_caught() -> None:

@@ -6,7 +6,7 @@ on the shapes alone, never on the number of threads. How a type's bytes are unpa
 
 Heads of queries that share both their keys and their values are a block; a block's columns are its heads for each
 token. Partial result of a column and a chunk: f32 maximum, f32 sum of exp(score - maximum), 56 bytes unused, then the
-weighted sum of the values, not yet divided.
+weighted sum of the values, not yet divided. A sum of 0 says that every key is hidden.
 """
 
 from __future__ import annotations
@@ -98,19 +98,47 @@ def alibi_slope():
     return slope
 
 
-def score_rule():
-    """-> rule(s, scale, softcap): what is done to 16 products of q and k before the mask is added."""
+LOWEST = -3.4028234663852886e38
+"""The score that stands for -inf where a key is seen, so that -inf always means hidden. Where no score of a query is
+higher, exp(score - maximum) has no value and the result is NaN, as in the definition."""
+
+LEAST = 2.0**-126
+"""The least weight of a key that is seen, so that 0 always means hidden: 0 times a value that is NaN must be NaN."""
+
+
+def score_words():
+    """-> (score, add_mask, weight) for 16 keys.
+
+    score(s, scale, softcap): of products of q and k, before the mask; add_mask(score, mask, slope): -inf where that is,
+    whatever the score; weight(score, top): exp(score - top), 0 where the score is -inf; top is -inf where all scores are
+    that or NaN.
+    """
     from pyggml import simd as v
 
     np = v.np
+    minus_inf, lowest, least = np.float32(-np.inf), np.float32(LOWEST), np.float32(LEAST)
 
     @v.device
-    def rule(s, scale, softcap):
+    def score(s, scale, softcap):
         if softcap == np.float32(0.0):
-            return s * v.splat_f32(scale)
-        return v.splat_f32(softcap) * v.tanh(s * v.splat_f32(scale / softcap))
+            s = s * v.splat_f32(scale)
+        else:
+            s = v.splat_f32(softcap) * v.tanh(s * v.splat_f32(scale / softcap))
+        return v.maximum(v.splat_f32(lowest), s)
 
-    return rule
+    @v.device
+    def add_mask(s, mask, slope):
+        return v.where_less(v.splat_f32(minus_inf), mask, v.fma(slope, mask, s), mask)
+
+    @v.device
+    def weight(s, top):
+        base = top
+        if top == minus_inf:
+            base = np.float32(0.0)
+        p = v.exp(s - v.splat_f32(base))
+        return v.where_less(v.splat_f32(minus_inf), s, v.maximum(v.splat_f32(least), p), p)
+
+    return score, add_mask, weight
 
 
 def few():
@@ -121,7 +149,7 @@ def few():
 
     U = v.U
     np = v.np
-    rule, slope_of = score_rule(), alibi_slope()
+    (score, add_mask, weight), slope_of = score_words(), alibi_slope()
     scale_of, bias_of, softcap_of = (record.param_f32(i) for i in range(3))
     head, n_tokens, n_head, n_batch = (record.field("src0.ne", i) for i in range(4))
     n_kv, k_heads, v_head, v_heads = (
@@ -174,15 +202,16 @@ def few():
     @v.device
     def hidden(step, first, rows, columns, count, block, i3):
         """Whether the mask hides these keys from `count` columns: then they may hold anything."""
-        top = v.splat_f32(minus_inf)
+        none = v.splat_f32(minus_inf)
         for column in range(columns, min(columns + count, n_tokens(step) * shared_of(step))):
             m = bias_row(step, first, column, block, i3)
             for j in range(0, rows, 16):
                 have = min(rows - j, 16)
-                top = v.maximum(v.select_part(v.f16_to_f32(v.load_u16_part(m + U(2 * j), have)), minus_inf, have), top)
+                part = v.select_part(v.f16_to_f32(v.load_u16_part(m + U(2 * j), have)), minus_inf, have)
+                none = v.where_equal(part, v.splat_f32(minus_inf), none, v.zero_f32())  # a NaN hides nothing
             if mask2(step) == 1 and n_tokens(step) == 1:
                 break
-        return v.hmax(top) == minus_inf
+        return v.hmax(none) == minus_inf
 
     def kernel(step, ith, nth):
         scale, softcap, max_bias = scale_of(step), softcap_of(step), bias_of(step)
@@ -209,6 +238,7 @@ def few():
                 if masked and hidden(step, first, rows, g, at_once, block, i3):
                     for _ in range(at_once):
                         v.put_f32(out, minus_inf)
+                        v.put_f32(out + U(4), np.float32(0.0))
                         out += U(chunks) * partial
                     continue
                 v.put_i64(call + call_rows, k_at(step, 0, first, block // (blocks // k_heads(step)), i3))
@@ -233,11 +263,9 @@ def few():
                     highest = v.splat_f32(minus_inf)
                     for j in range(0, rows, 16):
                         have = min(rows - j, 16)
-                        s = rule(v.load_f32(row + U(4 * j)), scale, softcap)
+                        s = score(v.load_f32(row + U(4 * j)), scale, softcap)
                         if masked:
-                            # where the mask is -inf the product does not count, even if it is NaN
-                            bias = v.f16_to_f32(v.load_u16_part(m + U(2 * j), have))
-                            s = v.where_less(v.splat_f32(minus_inf), bias, v.fma(slope, bias, s), bias)
+                            s = add_mask(s, v.f16_to_f32(v.load_u16_part(m + U(2 * j), have)), slope)
                         s = v.select_part(s, minus_inf, have)
                         v.store(row + U(4 * j), s)
                         highest = v.maximum(s, highest)
@@ -245,9 +273,7 @@ def few():
                     none = 0
                     total = v.zero_f32()
                     for j in range(0, rows, 16):
-                        p = v.zero_f32()
-                        if top != minus_inf:
-                            p = v.exp(v.load_f32(row + U(4 * j)) - v.splat_f32(top))
+                        p = weight(v.load_f32(row + U(4 * j)), top)
                         v.store(row + U(4 * j), p)
                         none |= v.equal_bits(p, v.zero_f32()) << j
                         total = total + p
@@ -282,7 +308,7 @@ def combine():
     chunks_of, partial_of, shared_of, blocks_of, padded_of = (record.field("ints", i) for i in range(5))
     results, dst = record.field("scratch"), record.element("dst")
     sinks = record.field("src1.data")
-    minus_inf = np.float32(-np.inf)
+    minus_inf, lowest = np.float32(-np.inf), np.float32(LOWEST)
     header = U(HEADER)
 
     def kernel(step, ith, nth):
@@ -305,23 +331,22 @@ def combine():
             for c in range(chunks):
                 part = first + U(c) * size
                 m = v.f32_at(part)
-                if m != minus_inf:
+                if v.f32_at(part + U(4)) != np.float32(0.0):
                     weight = v.lane(v.exp(v.splat_f32(m - top)), 0)
                     total += weight * v.f32_at(part + U(4))
                     v.put_f32(part, weight)
-                else:
-                    v.put_f32(part, np.float32(0.0))
             inverse = np.float32(0.0)
-            if total != np.float32(0.0):
+            if top == lowest:
+                inverse = np.float32(np.nan)
+            elif total != np.float32(0.0):
                 inverse = np.float32(1.0) / total
             out = dst(step, 0, h, t, i3)
             for i in range(0, n, 16):
                 acc = v.zero_f32()
                 for c in range(chunks):
                     part = first + U(c) * size
-                    weight = v.f32_at(part)
-                    if weight != np.float32(0.0):
-                        acc = v.fma(v.load_f32(part + header + U(4 * i)), v.splat_f32(weight), acc)
+                    if v.f32_at(part + U(4)) != np.float32(0.0):
+                        acc = v.fma(v.load_f32(part + header + U(4 * i)), v.splat_f32(v.f32_at(part)), acc)
                 v.store_part(out + U(4 * i), acc * v.splat_f32(inverse), min(n - i, 16))
 
     return kernel

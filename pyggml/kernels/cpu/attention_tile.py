@@ -43,7 +43,7 @@ def many(width):
     attention.py), then the offsets of `work_memory`; calls: `unpack` for k and for v."""
     from pyggml import simd as v
     from pyggml.kernels.cpu import record
-    from pyggml.kernels.cpu.attention import alibi_slope, score_rule
+    from pyggml.kernels.cpu.attention import LOWEST, alibi_slope, score_words
 
     U = v.U
     np = v.np
@@ -55,7 +55,7 @@ def many(width):
         words.load_scaled,
     )
     turn = v.transposer(v.load_f32)
-    rule, slope_of = score_rule(), alibi_slope()
+    (score, add_mask, weight), slope_of = score_words(), alibi_slope()
     scale_of, bias_of, softcap_of = (record.param_f32(i) for i in range(3))
     head, n_tokens, n_head, n_batch = (record.field("src0.ne", i) for i in range(4))
     n_kv, k_heads = record.field("src1.ne", 1), record.field("src1.ne", 2)
@@ -68,7 +68,7 @@ def many(width):
     shared_of, blocks_of, rows_at, keys_at, values_at, odd_at, result_at = (record.field("ints", i) for i in range(7))
     unpack_k, unpack_v = record.field("calls"), record.field("calls", 1)
     scores_at, weights_at, top_at, sum_at, factor_at, queries_at = (U(n) for n in fixed_areas(width))
-    minus_inf = np.float32(-np.inf)
+    minus_inf, lowest = np.float32(-np.inf), np.float32(LOWEST)
     chunk, group_columns, columns_each = CHUNK, GROUP * width, width
     zero_f = np.float32(0.0)
     call_rows, call_stride, call_count, call_n, call_out, call_out_apart, call_finite = (
@@ -111,7 +111,7 @@ def many(width):
     def visible(step, first_token, last_token, block, first, rows, i3):
         """What the mask does to these keys for these tokens: HIDDEN from all, some are MASKED, or OPEN, all zero."""
         shared = shared_of(step)
-        top, low = v.splat_f32(minus_inf), v.zero_f32()
+        none, low = v.splat_f32(minus_inf), v.zero_f32()
         high = v.zero_f32()
         for t in range(first_token, last_token + 1):
             for h in range(block * shared, (block + 1) * shared):
@@ -121,10 +121,11 @@ def many(width):
                 for j in range(0, rows, 16):
                     have = min(rows - j, 16)
                     bias = v.f16_to_f32(v.load_u16_part(m + U(2 * j), have))
-                    top = v.maximum(top, v.select_part(bias, minus_inf, have))
+                    part = v.select_part(bias, minus_inf, have)
+                    none = v.where_equal(part, v.splat_f32(minus_inf), none, v.zero_f32())  # a NaN hides nothing
                     low = v.maximum(low, v.absolute(bias))
                     high = high + (bias - bias)  # NaN for what is not finite
-        if v.hmax(top) == minus_inf:
+        if v.hmax(none) == minus_inf:
             return HIDDEN
         if v.hmax(low) == zero_f and v.hsum(high) == zero_f:
             return OPEN
@@ -223,31 +224,25 @@ def many(width):
                             have = min(rows - j, 16)
                             s = v.splat_f32(minus_inf)
                             if have > 0:
-                                s = rule(v.load_f32(row + U(4 * j)), scale, softcap)
+                                s = score(v.load_f32(row + U(4 * j)), scale, softcap)
                                 if seen == MASKED:
                                     m = mask_at(step, first + j, t, h % mask2(step), i3 % mask3(step))
-                                    bias = v.f16_to_f32(v.load_u16_part(m, have))
-                                    s = v.where_less(v.splat_f32(minus_inf), bias, v.fma(slope, bias, s), bias)
+                                    s = add_mask(s, v.f16_to_f32(v.load_u16_part(m, have)), slope)
                                 if have < 16:
                                     s = v.select_part(s, minus_inf, have)
                                 highest = v.maximum(s, highest)
                             v.store(row + U(4 * j), s)
                         top = v.hmax(highest)
+                        total = v.zero_f32()
+                        for j in range(0, chunk, 16):
+                            p = weight(v.load_f32(row + U(4 * j)), top)
+                            v.store(row + U(4 * j), p)
+                            total = total + p
                         factor = np.float32(1.0)
-                        total = zero_f
-                        if top == minus_inf:
-                            for j in range(0, chunk, 16):
-                                v.store(row + U(4 * j), v.zero_f32())
-                        else:
-                            sums16 = v.zero_f32()
-                            for j in range(0, chunk, 16):
-                                p = v.exp(v.load_f32(row + U(4 * j)) - v.splat_f32(top))
-                                v.store(row + U(4 * j), p)
-                                sums16 = sums16 + p
-                            total = v.hsum(sums16)
+                        if old != top:
                             factor = v.lane(v.exp(v.splat_f32(old - top)), 0)
                         v.put_f32(tops + at, top)
-                        v.put_f32(sums + at, v.f32_at(sums + at) * factor + total)
+                        v.put_f32(sums + at, v.f32_at(sums + at) * factor + v.hsum(total))
                         v.put_f32(factors + U(4 * c), factor)
                     for j in range(0, chunk, 16):
                         turn(weights + U(64 * j), scores + U(4 * j), U(4 * chunk), columns_each - 1)
@@ -265,14 +260,17 @@ def many(width):
                         add_odd(odd_values, rows, weights, result, dv)
             for c in range(count):
                 t, h = token_head(step, first_column + c, block)
-                total = v.f32_at(sums + U(4 * c))
+                top, total = v.f32_at(tops + U(4 * c)), v.f32_at(sums + U(4 * c))
                 factor = np.float32(1.0)
                 if sinks(step) != U(0):
-                    top, sink = v.f32_at(tops + U(4 * c)), v.f32_at(sinks(step) + U(4 * h))
+                    sink = v.f32_at(sinks(step) + U(4 * h))
                     new = max(top, sink)
                     factor = v.lane(v.exp(v.splat_f32(top - new)), 0)
                     total = total * factor + v.lane(v.exp(v.splat_f32(sink - new)), 0)
-                if total != zero_f:
+                    top = new
+                if top == lowest:
+                    factor = np.float32(np.nan)
+                elif total != zero_f:
                     factor = factor / total
                 out = dst(step, 0, h, t, i3)
                 for i in range(0, n, 16):
