@@ -119,7 +119,10 @@ def test_clients_at_once_do_not_mix(smollm2: Path, listener: Listener, peer: Pee
         client.kill()
     thread.join(60)
     assert results == {"ours": alone, "other": alone, "stock": stock_alone}
-    assert most >= 1 and listener.server.counters.refused == 0
+    counters = listener.server.counters
+    assert most >= 1 and counters.refused == 0
+    assert counters.bytes[Command.SET_TENSOR] > 4 * 90 << 20  # each client's weights, the first one's too
+    assert counters.requests[Command.GRAPH_COMPUTE] + counters.requests[Command.GRAPH_RECOMPUTE] >= 2 * 24 + 2 * 15
 
 
 def test_two_models_share_an_endpoint(smollm2: Path, listener: Listener) -> None:

@@ -62,9 +62,6 @@ def assert_same_logits(got: np.ndarray, expected: np.ndarray, limit: float = 1e-
     assert got.shape == expected.shape
     errors = distance(got, expected)
     assert (errors < limit).all(), errors
-    import sys
-
-    print("ERR", errors.max(), distance(np.roll(got, 1, axis=0), expected).min(), file=sys.stderr)
     if len(got) > 1:
         assert (distance(np.roll(got, 1, axis=0), expected) > 100 * limit).all(), "this test could not fail"
 
