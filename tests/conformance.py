@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
-from conformance_run import Case, End, OtherServer, Outcome, OwnServer, all_cases, run, sample
+from conformance_run import SILENCE, Case, End, OtherServer, Outcome, OwnServer, all_cases, run, sample
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "conformance.md"
 ROW = re.compile(r"^\| (\w+) \| (\d+) \| (\d+) \| (\d+) \|$", re.MULTILINE)
@@ -44,6 +44,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="print the cases and run nothing")
     parser.add_argument("--endpoint", metavar="HOST:PORT", help="a server that runs already")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="of the server (2)")
+    parser.add_argument(
+        "--silence",
+        type=float,
+        default=SILENCE,
+        metavar="S",
+        help="seconds a case may take: some quantise 1 G weights (300)",
+    )
     parser.add_argument("--slowest", type=int, default=0, metavar="N", help="also print the N slowest cases")
     parser.add_argument(
         "--document", action="store_true", help="write the counts of whole ops into docs/conformance.md"
@@ -109,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     server = OtherServer(flags.endpoint) if flags.endpoint else OwnServer(flags.threads)
     began = time.monotonic()
     try:
-        for outcome in run(cases, server):
+        for outcome in run(cases, server, flags.silence):
             outcomes.append(outcome)
             if flags.verbose or outcome.end is End.FAILED:
                 print(f"{outcome.end.value}: {outcome.case}: {outcome.why}", flush=True)

@@ -6,6 +6,7 @@ Owns the conversation with the driver (conformance_driver.cpp) and the server's 
 import os
 import re
 import selectors
+import signal
 import subprocess
 import sys
 import tempfile
@@ -145,13 +146,19 @@ class OtherServer:
 
 
 class Driver:
-    """The reference's tests as a child process that runs chosen cases."""
+    """The reference's tests as a child process that runs chosen cases, each of which may take `silence` seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, silence: float) -> None:
+        self.silence = silence
         env = {**os.environ, "GGML_NO_BACKTRACE": "1", "OMP_WAIT_POLICY": "passive"}
         command = [str(ensure_driver()), "run"]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=env,
+            start_new_session=True,  # a group of its own, so that `kill` reaches its forks
         )
         assert self.process.stdout is not None
         self.selector = selectors.DefaultSelector()
@@ -166,7 +173,7 @@ class Driver:
     def line(self) -> str | None:
         """The next one; None when none came in time, or none will."""
         assert self.process.stdout is not None
-        until = time.monotonic() + SILENCE
+        until = time.monotonic() + self.silence
         while b"\n" not in self.pending:
             if not self.selector.select(max(0.0, until - time.monotonic())):
                 return None
@@ -177,19 +184,23 @@ class Driver:
         line, self.pending = self.pending.split(b"\n", 1)
         return line.decode(errors="replace")
 
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
     def close(self) -> None:
         self.selector.close()
-        self.process.kill()
-        self.process.wait()
+        self.kill()
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
             pipe.close()
 
 
-def run(cases: Sequence[Case], server: Server) -> Iterator[Outcome]:
+def run(cases: Sequence[Case], server: Server, silence: float = SILENCE) -> Iterator[Outcome]:
     """How each case ended, in order. A client process lives until a server refuses something, which ends it."""
     left = list(cases)
-    driver = Driver()
+    driver = Driver(silence)
     try:
         while left:
             driver.ask(server.endpoint(), left)
@@ -198,7 +209,7 @@ def run(cases: Sequence[Case], server: Server) -> Iterator[Outcome]:
                 yield outcome
             if driver.process.poll() is not None:
                 driver.close()
-                driver = Driver()
+                driver = Driver(silence)
     finally:
         driver.close()
 
@@ -226,9 +237,8 @@ def _until_death(driver: Driver, cases: Sequence[Case], server: Server) -> Itera
         else:
             printed.append(line)
     code = driver.process.poll()
-    driver.process.kill()
-    driver.process.wait()
-    why = f"nothing came for {SILENCE:g} s" if code is None else f"the driver ended with {code}"
+    driver.kill()
+    why = f"nothing came for {driver.silence:g} s" if code is None else f"the driver ended with {code}"
     yield Outcome(next(waiting), End.FAILED, f"{why}: {_text(printed)}", time.monotonic() - began)
 
 
