@@ -146,7 +146,7 @@ def test_two_of_our_servers(peer: Peer, model: Path, alone: Callable[..., np.nda
     what = contexts_that_come_and_go()
     servers = [Server([CPUDevice()], n_threads=1) for _ in range(2)]
     with Listener(servers[0], port=0) as one, Listener(servers[1], port=0) as two:
-        got = peer.steps(model, what, endpoints=[one.endpoint, two.endpoint])
+        got = peer.steps(model, what, endpoints=[one.endpoint, two.endpoint], tensor_split=[1, 1])
     assert_same_logits(got, alone(what))
     for server in servers:
         assert_used(server, listed(what), WEIGHTS // 4)
@@ -161,7 +161,7 @@ def test_one_of_ours_and_one_of_theirs(
     what += [("decode", "a", tokens[34:])]
     with peer.rpc_server(n_threads=1) as stock:
         endpoints = [listener.endpoint, stock.endpoint]
-        got = peer.steps(model, what, endpoints=endpoints if ours_first else endpoints[::-1])
+        got = peer.steps(model, what, endpoints=endpoints if ours_first else endpoints[::-1], tensor_split=[1, 1])
         assert stock.count("set_tensor") >= 7 and stock.count("graph_compute") >= 2
     assert_same_logits(got, alone(what))
     assert_used(listener.server, listed(what), WEIGHTS // 4)

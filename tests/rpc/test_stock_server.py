@@ -160,7 +160,7 @@ def test_two_stock_servers(peer: Peer, model: Path, here: Callable[..., np.ndarr
         peer.rpc_server(n_threads=1, n_devices=n_devices) as one,
         peer.rpc_server(n_threads=1, n_devices=n_devices) as two,
     ):
-        got = ours(model, what, [one.endpoint, two.endpoint])
+        got = ours(model, what, [one.endpoint, two.endpoint], tensor_split=[1] * 2 * n_devices)
         for stock in (one, two):
             assert_used(stock, listed(what), MATRICES)
     assert_same_logits(got, here(what))
@@ -174,7 +174,7 @@ def test_one_of_ours_and_one_of_theirs(
     server = Server([CPUDevice()], n_threads=1)
     with peer.rpc_server(n_threads=1) as stock, Listener(server, port=0) as listener:
         endpoints = [listener.endpoint, stock.endpoint]
-        got = ours(model, what, endpoints if ours_first else endpoints[::-1])
+        got = ours(model, what, endpoints if ours_first else endpoints[::-1], tensor_split=[1, 1])
         assert_used(stock, listed(what), MATRICES)
     assert_same_logits(got, here(what))
     assert_ours_used(server, listed(what))

@@ -184,8 +184,9 @@ class Peer:
             return np.asarray(np.load(out))
 
     def steps(
-        self, model: Path, steps: Sequence[Sequence[Any]], *, endpoints: Sequence[str] = (), **context: Any
-    ) -> np.ndarray:
+        self, model: Path, steps: Sequence[Sequence[Any]], *, endpoints: Sequence[str] = (),
+        tensor_split: Sequence[float] | None = None, **context: Any,
+    ) -> np.ndarray:  # fmt: skip
         """float32 (decodes, n_vocab): the logits of the last token of each decode.
 
         Steps, all in one process, on one model: ("open", name, fields of llama_context_params), ("decode", name,
@@ -194,7 +195,7 @@ class Peer:
         context = {"n_ctx": 1024, "n_batch": 1024, "n_threads": 2, "n_threads_batch": 2, "flash_attn_type": 0} | context
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "logits.npy"
-            self._worker("steps", out, steps=list(steps), context=context, **_model(model, endpoints, None))
+            self._worker("steps", out, steps=list(steps), context=context, **_model(model, endpoints, tensor_split))
             return np.asarray(np.load(out))
 
     def endless(

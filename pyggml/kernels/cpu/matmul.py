@@ -30,8 +30,9 @@ TYPES = (
 )
 
 MIN_TILE_COLUMNS = 4
-WIDTH = {"vnni": 12, "v4": 12, "v3": 3, "v2": 1, "generic": 4}
-"""Tokens in a register tile: as many accumulators (and twice as many, for integers) as there are registers."""
+WIDTH = {"vnni": (12, 12, 12), "v4": (12, 12, 12), "v3": (4, 3, 2), "v2": (1, 1, 1), "generic": (4, 4, 4)}
+"""Tokens in a register tile, whose accumulators should stay in registers: of floats, of integers (which have a second
+set), and of integers whose scales change every 16 values (benchmarks/kernels.py)."""
 
 Listed: TypeAlias = "tuple[WorkTensor, tuple[int, int]] | None"
 """A table of experts.py and where its parts begin."""
@@ -99,9 +100,14 @@ def _transposed(builder: Builder, t: Tensor) -> Tensor:
     return _f32(builder, turned)
 
 
+def _width(a: Tensor) -> int:
+    floats, integers, halves = WIDTH[jit.level()]
+    return floats if _as_floats(a) else halves if a.type in HALVES else integers
+
+
 def _product(builder: Builder, node: Tensor, a: Tensor, b: Tensor) -> None:
     if b.ne[1] >= MIN_TILE_COLUMNS:
-        width = WIDTH[jit.level()]
+        width = _width(a)
         if b.ne[1] <= 4:
             width = min(width, 4)
         each = -(-b.ne[1] // width)
@@ -116,7 +122,7 @@ def _by_expert(builder: Builder, node: Tensor, a: Tensor, b: Tensor) -> None:
     assert ids is not None
     n_experts = a.ne[2]
     if ids.ne[0] * ids.ne[1] >= MIN_TILE_COLUMNS * n_experts:
-        width = WIDTH[jit.level()]
+        width = _width(a)
         table = experts.table(builder, ids, n_experts, width)
         _many(builder, node, a, b, width, 0, experts.most_panels(ids, n_experts, width), table)
     else:
