@@ -122,15 +122,18 @@ def test_a_stock_client_on_our_server(peer: Any, model_file: Any, prompts: Texts
 
 @pytest.mark.parametrize("ftype", QUANTISED)
 def test_perplexity(peer: Any, model_file: Any, tokenize: Callable[..., Any], context: Any, ftype: str) -> None:
+    """Rounding to 8 bits makes single losses differ by 0.09, both of ours from llama.cpp's and of llama.cpp's without
+    fused attention from its own with it: over 5,033 tokens a ratio is known to 0.13 %, over 18,694 to 0.07 %."""
     tokens = tokenize(prose(40_000))[: N_WINDOWS * WINDOW]
     windows = [tokens[i : i + WINDOW] for i in range(0, len(tokens), WINDOW)]
     assert len(tokens) == N_WINDOWS * WINDOW >= 5000
     theirs = ask_peer(peer, "losses", model_file(ftype), windows)
     ours = context(ftype)
     mine = [losses(ours.decode(window[:-1], n_past=0, logits="all"), window[1:]) for window in windows]
-    ratio = float(np.exp(np.mean(mine) - theirs.mean()))
-    print(f"{ftype}: perplexity {np.exp(theirs.mean()):.3f}, ours {ratio:.5f} of it")
-    assert np.size(mine) == len(theirs) and abs(ratio - 1) < 0.01
+    apart = np.ravel(mine) - theirs
+    ratio, error = float(np.exp(apart.mean())), float(apart.std() / len(apart) ** 0.5)
+    print(f"{ftype}: perplexity {np.exp(theirs.mean()):.3f}, ours {ratio:.5f} +- {error:.5f} of it")
+    assert abs(ratio - 1) < min(0.01, 4 * error) and error < 0.002
 
 
 @pytest.mark.parametrize("change", [0.98, 1.02])
