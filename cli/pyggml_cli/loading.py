@@ -102,7 +102,7 @@ def shown_compiling() -> Iterator[None]:
 
     def show(done: int, total: int, kernel: str) -> None:
         if done == 0 and (not bars or sys.stderr.isatty()):
-            bars.append(Meter("compiling kernels, once", total, "kernels"))
+            bars.append(Meter("compiling kernels, once", total, "kernels", within_text=True))
         bars[-1](done, total)
         if done == total:
             bars[-1].close()

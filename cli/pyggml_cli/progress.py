@@ -9,6 +9,9 @@ import time
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+_LEAVE = "\x1bD\x1bD\x1b[2A\x1b7\r\n"  # make room for two lines below, remember the place, and begin a line
+_RETURN = "\x1b8"
+
 
 class Update(Protocol):
     """Tell how far it is, in the units of `total`; `total` and `label` may still change."""
@@ -17,10 +20,22 @@ class Update(Protocol):
 
 
 class Meter:
-    """One thing waited for. Nothing is shown until `patience` seconds have passed, nor when it is already done."""
+    """One thing waited for. Nothing is shown until `patience` seconds have passed, nor when it is already done.
 
-    def __init__(self, label: str, total: float | None = None, unit: str = "bytes", patience: float = 0.3) -> None:
+    `within_text`: a line that was begun stays, and goes on where it was once the bar is gone; nothing else may be
+    printed before that.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        total: float | None = None,
+        unit: str = "bytes",
+        patience: float = 0.3,
+        within_text: bool = False,
+    ) -> None:
         self.label, self.total, self.unit = label, total, unit
+        self._within_text = within_text
         self._due = time.monotonic() + patience
         self._shown = False
         self._bar: Any = None
@@ -46,7 +61,11 @@ class Meter:
 
         amount = DownloadColumn(binary_units=True) if self.unit == "bytes" else MofNCompleteColumn()
         columns = (TextColumn("{task.description}"), BarColumn(), amount)
-        self._bar = Progress(*columns, console=Console(file=sys.stderr), transient=True)
+        console = Console(file=sys.stderr)
+        self._within_text = self._within_text and not console.is_dumb_terminal
+        if self._within_text:
+            print(_LEAVE, end="", file=sys.stderr, flush=True)
+        self._bar = Progress(*columns, console=console, transient=True)
         self._bar.start()
         self._task = self._bar.add_task(self.label, total=self.total)
 
@@ -55,6 +74,8 @@ class Meter:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+            if self._within_text:
+                print(_RETURN, end="", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -30,10 +30,10 @@ class Screen:
         for name in ("TMUX", "NO_COLOR"):
             env.pop(name, None)
         given = [f"{name}={value}" for name, value in variables.items()]
-        program = ["env", *given, sys.executable, "-m", "pyggml_cli.cli", *map(str, args)]
+        said = 'trap : INT; "$@"; echo "exit code $?."; exec cat'  # tmux itself does not always learn of it
+        program = ["sh", "-c", said, "sh", "env", *given, sys.executable, *map(str, args)]
         start = ["new-session", "-d", "-x", str(columns), "-y", str(rows), *program]
-        options = ["set-option", "-g", "remain-on-exit", "on"]
-        subprocess.run([*self._tmux, *options, ";", *start], env=env, check=True, capture_output=True, timeout=PATIENCE)
+        subprocess.run([*self._tmux, *start], env=env, check=True, capture_output=True, timeout=PATIENCE)
 
     def tell(self, *words: str, input: str | None = None) -> str:  # noqa: A002 - subprocess's word
         done = subprocess.run(
@@ -70,12 +70,8 @@ class Screen:
         return self.until("prompt", lambda lines: prompts(lines) > before and lines[-1].rstrip() == ">")
 
     def exit_code(self) -> int:
-        shown = ["display-message", "-p", "#{pane_dead} #{pane_dead_status}"]
-        deadline = time.monotonic() + PATIENCE
-        while not (found := self.tell(*shown).split())[0].startswith("1"):
-            assert time.monotonic() < deadline, self.lines()
-            time.sleep(0.03)
-        return int(found[1])
+        shown = compact(self.until("end", lambda lines: compact(lines).endswith(".") and "exitcode" in compact(lines)))
+        return int(shown.rpartition("exitcode")[2].removesuffix("."))
 
     def close(self) -> None:
         subprocess.run([*self._tmux, "kill-server"], capture_output=True, timeout=PATIENCE)
@@ -97,7 +93,7 @@ def screen(tmp_path: Path) -> Iterator[Callable[..., Screen]]:
     opened: list[Screen] = []
 
     def start(columns: int, rows: int, grammar: str, **variables: str) -> Screen:
-        flags = ["-m", path, "--temp", 0, "--no-perf", "--grammar", grammar]
+        flags = ["-m", "pyggml_cli.cli", "-m", path, "--temp", 0, "--no-perf", "--grammar", grammar]
         opened.append(Screen(columns, rows, *flags, **variables))
         return opened[-1]
 
@@ -162,6 +158,39 @@ def test_ctrl_c_and_a_new_size_while_the_model_speaks(screen: Callable[..., Scre
         assert max(map(width, shown[-6:])) <= columns
     s.keys("/exit", "Enter")
     assert s.exit_code() == 0 and "Traceback" not in compact(s.lines())
+
+
+BAR_WITHIN_TEXT = """
+import os, sys, tty
+from pyggml_cli.progress import Meter
+tty.setcbreak(0)  # keys are not echoed
+print(*range(int(sys.argv[1])), sep="\\n")
+print("Hello, my name is", end="", flush=True)
+for _ in range(2):
+    meter = Meter("compiling kernels, once", 9, "kernels", patience=0.0, within_text=True)
+    meter(1)
+    os.read(0, 1)
+    meter.close()
+    print(" Ann", end="", flush=True)
+    os.read(0, 1)
+"""
+
+
+@pytest.mark.parametrize("before", [3, 20])  # in the middle of the window, and at its bottom
+def test_a_bar_leaves_the_line_that_was_begun(before: int) -> None:
+    s = Screen(50, 9, "-c", BAR_WITHIN_TEXT, before)
+    try:
+        shown = [*map(str, range(before)), "Hello, my name is"]
+        for _ in range(2):
+            lines = s.until("bar", lambda lines: "compiling" in lines[-1] and "1/9" in lines[-1])
+            assert lines[:-1] == shown
+            s.keys("x")
+            shown[-1] += " Ann"
+            s.until("text that goes on", lambda lines, wanted=shown: lines == wanted)
+            s.keys("x")
+        assert s.exit_code() == 0
+    finally:
+        s.close()
 
 
 def width(line: str) -> int:
