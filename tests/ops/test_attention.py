@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from op_cases import BF16, BLOCKS, DENSE_ROWS, F16, F32, SIZES, Case, Operands, layouts, operands
-from op_check import assert_caught, check, run, wrong_twin
+from op_cases import BF16, BLOCKS, DENSE_ROWS, F16, F32, READ_ONLY, SIZES, Case, Operands, layouts, operands
+from op_check import assert_caught, check, every_tensor, run, wrong_twin
 
 from pyggml import ops
 from pyggml.backend.base import Device
@@ -15,10 +15,12 @@ from pyggml.backend.reference import ReferenceDevice
 from pyggml.backend.reference import attention as law
 from pyggml.backend.reference.values import Values
 from pyggml.dtypes import GGMLType
+from pyggml.kernels.cpu.copy import WRITTEN
 from pyggml.ops import Op
 from pyggml.tensor import Tensor
 
 KV_TYPES = (F16, F16, F16, F32, BF16, *BLOCKS)
+UNPACKED = (*(t for t in BLOCKS if t not in (GGMLType.Q8_K, *WRITTEN)), *READ_ONLY)
 
 
 @st.composite
@@ -75,6 +77,20 @@ def with_sinks(node: Tensor, sinks: Tensor) -> Tensor:
 @given(case=attention_cases())
 def test_attention(device: Device, case: Case) -> None:
     check(case, device)
+
+
+@pytest.mark.parametrize("dtype", UNPACKED, ids=lambda t: t.name)
+def test_types_that_are_unpacked_first(cpu_device: Device, dtype: GGMLType) -> None:
+    """Keys of these and values of F16, and the other way round; as views of a cache, and a few tokens and more."""
+    for n_tokens in (1, 5):
+        make = Operands(np.random.default_rng(n_tokens))
+        q = make.like("planes", F32, (256, n_tokens, 4))
+        blocks, floats = make.like("planes", dtype, (256, 70, 2)), make.like("planes", F16, (256, 70, 2))
+        for k, v in ((blocks, floats), (floats, blocks)):
+            node = ops.flash_attn_ext(q, k, v, None, 0.0625)
+            assert cpu_device.supports_op(node)
+            used = {id(t): make.contents[id(t)] for t in every_tensor(node) if id(t) in make.contents}
+            check(Case(node, used, 1e-5, atol=1e-7), cpu_device)
 
 
 def test_a_query_that_sees_nothing_gives_zeros(device: Device) -> None:

@@ -15,10 +15,10 @@ import math
 from typing import TYPE_CHECKING
 
 from pyggml import jit
-from pyggml.dtypes import SIZES
+from pyggml.dtypes import SIZES, GGMLType
 from pyggml.jit import Spec
 from pyggml.kernels.cpu import attention_rows, attention_tile
-from pyggml.kernels.cpu.copy import WRITTEN
+from pyggml.kernels.cpu.copy import READ, WRITTEN, put
 from pyggml.kernels.cpu.kinds import refuse_types
 
 if TYPE_CHECKING:
@@ -48,12 +48,13 @@ def why_not(node: Tensor) -> str | None:
         return "FLASH_ATTN_EXT with a result that is not contiguous"
     if 0 in k.ne:
         return "FLASH_ATTN_EXT over no keys"
-    return refuse_types(WRITTEN, k, v)
+    return refuse_types(READ, k, v)
 
 
 def lower(builder: Builder, node: Tensor) -> None:
     q, k, v, mask, sinks = (*node.src, None, None)[:5]
     assert q is not None and k is not None and v is not None
+    k, v = _readable(builder, k), _readable(builder, v)
     blocks = math.lcm(k.ne[2], v.ne[2])
     shared = q.ne[2] // blocks
     columns = q.ne[1] * shared
@@ -76,6 +77,15 @@ def lower(builder: Builder, node: Tensor) -> None:
     calls = [attention_rows.scores_spec(k.type, at_once), attention_rows.weigh_spec(v.type, at_once)]
     builder.step(Spec("attention", "few"), None, [q, k, v, mask], ints=ints, writes=[results, work], calls=calls)
     builder.step(Spec("attention", "combine"), node, [q, sinks], ints=ints, reads=[results])
+
+
+def _readable(builder: Builder, t: Tensor) -> Tensor:
+    """`t`, or, of a type that attention_rows.py does not read, the values that it stands for."""
+    if t.type in WRITTEN:
+        return t
+    values = builder.work_tensor(GGMLType.F32, t.ne)
+    put(builder, values, t)
+    return values
 
 
 def alibi_slope():
