@@ -118,6 +118,27 @@ def test_inputs_travel_only_to_devices_that_read_them():
     assert [set(d.written) for d in (a, b, cpu)] == [{"x", "y"}, {"y"}, {"z"}]
 
 
+def test_a_device_begins_with_its_inputs_while_another_computes():
+    events = []
+
+    class Noting(FakeBackend):
+        def flush(self):
+            events.append(("flush", self.device.name))
+
+        def compute(self, plan):
+            events.append(("compute", self.device.name))
+            super().compute(plan)
+
+    far, cpu = FakeDevice("FAR"), FakeDevice("CPU")
+    x = source(8, 2)
+    out = ops.mul_mat(weight(far, 8, 8), ops.mul_mat(weight(cpu, 8, 8), x))
+    out.flags |= Flag.OUTPUT
+    schedule = Scheduler([Noting(far), Noting(cpu)]).schedule(build_forward([out]))
+    schedule.set_input(x, np.ones((2, 8), np.float32))
+    schedule.run()
+    assert events == [("flush", "FAR"), ("compute", "CPU"), ("compute", "FAR")]
+
+
 def test_on_one_device_nothing_is_copied_and_a_view_of_an_input_needs_no_second_place():
     cpu = FakeDevice("CPU")
     x = source(8, 2)

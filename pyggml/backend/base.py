@@ -96,6 +96,9 @@ class Backend(ABC):
     def use_threads(self, n_threads: int) -> None:  # noqa: B027
         """Compute with so many threads from now on, at most those of `Device.open`. Optional: changes no result."""
 
+    def flush(self) -> None:  # noqa: B027
+        """Begin with what was handed over, if it waits for more. Optional: changes no result."""
+
     def synchronize(self) -> None:  # noqa: B027
         """Return when everything handed over is done. Optional: for backends that compute asynchronously."""
 

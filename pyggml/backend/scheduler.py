@@ -210,6 +210,8 @@ class Schedule:
         """Compute all splits in order. Raises ComputeError when a node fails or the run is aborted."""
         self.bind()
         scheduler = self.scheduler
+        if self.splits and self.splits[0].device != self.splits[-1].device:
+            scheduler.backends[self.splits[-1].device].flush()  # it takes in its inputs while others compute
         for split in self.splits:
             for source, copy in split.copies:
                 carry(source, copy)

@@ -22,7 +22,7 @@ from pyggml_rpc.records import write_graph, write_tensor, write_tensors
 from pyggml_rpc.wire import COMMANDS, MAX_SRC, TENSOR, Command, Record, pack, unpack
 
 HASH_ABOVE = 10 * 1024 * 1024  # bytes of weights that are asked for by hash before they are sent
-MAX_RECORDS = 1024  # of one buffer's tensors
+MAX_RECORDS = 1024  # of one buffer's tensors, and requests for them
 
 # ops that some servers give more room than their result needs (ggml.c: ggml_op_alloc_size_may_expand)
 MAY_EXPAND = frozenset({Op.MUL_MAT, Op.MUL_MAT_ID, Op.FLASH_ATTN_EXT, Op.CUMSUM, Op.ARGSORT, Op.TOP_K})
@@ -143,6 +143,7 @@ class RpcBuffer(Buffer):
         self.usage = usage
         self.base = 0
         self._records: dict[tuple[object, ...], Record] = {}
+        self._heads: dict[tuple[object, ...], bytes] = {}
         body = _body(Command.BUFFER_GET_BASE, remote_ptr=handle)
         self.base = int(self.client.ask(Command.BUFFER_GET_BASE, body)["base_ptr"][0])
         self.client.add_user()
@@ -157,12 +158,10 @@ class RpcBuffer(Buffer):
     def set(self, tensor: Tensor, data: Bytes, offset: int = 0) -> None:
         content = np.frombuffer(data, np.uint8).data
         assert offset >= 0 and offset + len(content) <= tensor.nbytes, (tensor, offset, len(content))
-        record = self._record(tensor)
         keep = self.usage is Usage.WEIGHTS and len(content) > HASH_ABOVE and self.device.hash_weights
-        if keep and self._has(record, offset, content):
+        if keep and self._has(self._record(tensor), offset, content):
             return
-        body = _body(Command.SET_TENSOR, tensor=record, cache_flag=keep, offset=offset)
-        self.client.tell(Command.SET_TENSOR, body, content)
+        self.client.tell(Command.SET_TENSOR, self._head(Command.SET_TENSOR, tensor, offset, keep), content)
 
     def _has(self, record: Record, offset: int, content: memoryview) -> bool:
         """Whether the server had these bytes on disk and has put them in place."""
@@ -173,8 +172,7 @@ class RpcBuffer(Buffer):
         size = tensor.nbytes - offset if size is None else size
         assert offset >= 0 and size >= 0 and offset + size <= tensor.nbytes, (tensor, offset, size)
         memory = bytearray(size)
-        record = self._record(tensor)
-        body = _body(Command.GET_TENSOR, tensor=record, offset=offset, size=size)
+        body = self._head(Command.GET_TENSOR, tensor, offset, size)
         self.client.ask(Command.GET_TENSOR, body, into=memoryview(memory))
         return bytes(memory)
 
@@ -206,8 +204,20 @@ class RpcBuffer(Buffer):
                     self.client.tell(Command.FREE_BUFFER, _body(Command.FREE_BUFFER, remote_ptr=handle), urgent=True)
             self.client.remove_user()
 
+    def _head(self, command: Command, tensor: Tensor, offset: int, more: int) -> bytes:
+        """The body of a request without its data; `more` is its third field. Kept, as the same few inputs are written
+        for every token."""
+        key = command, offset, more, tensor.data, tensor.type, tensor.ne, tensor.nb
+        head = self._heads.get(key)
+        if head is None:
+            if len(self._heads) >= MAX_RECORDS:
+                self._heads.clear()
+            third = "size" if command is Command.GET_TENSOR else "cache_flag"
+            head = _body(command, tensor=self._record(tensor), offset=offset, **{third: more})
+            self._heads[key] = head
+        return head
+
     def _record(self, tensor: Tensor) -> Record:
-        """Kept, as the same few inputs are written for every token."""
         key = tensor.data, tensor.type, tensor.ne, tensor.nb
         record = self._records.get(key)
         if record is None:
@@ -256,6 +266,9 @@ class RpcBackend(Backend):
             else:
                 client.tell(Command.GRAPH_COMPUTE, plan.body, urgent=True)
                 client.stored[number] = plan
+
+    def flush(self) -> None:
+        self.device.client.flush()
 
     def synchronize(self) -> None:
         """The smallest question: its answer comes after all that was handed over."""

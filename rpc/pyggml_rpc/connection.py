@@ -51,9 +51,13 @@ class Request:
 class TensorHead:
     """The head of SET_TENSOR: `size` bytes follow; give their memory to `receive_into` before asking for more."""
 
-    record: Record
+    body: bytes
     size: int
     command: Command = Command.SET_TENSOR
+
+    @property
+    def record(self) -> Record:
+        return unpack(COMMANDS[self.command].request, self.body)
 
 
 @dataclass(frozen=True)
@@ -196,7 +200,7 @@ class ServerConnection(_Receiver):
             return None
         if message.request_rest is Rest.DATA:
             self._state = State.MEMORY
-            return TensorHead(unpack(message.request, body), self._length - len(body))
+            return TensorHead(body, self._length - len(body))
         self._state = State.HEADER
         self._owed = self._command if message.reply is not None else None
         return Request(self._command, body)

@@ -72,6 +72,8 @@ class Wire:
         self._sock = socket.create_connection((host, port), timeout)
         _tune(self._sock)
         self._timeout = timeout
+        self._ready = self._sock.dup()  # the same connection, read without waiting: a timeout costs a call to poll
+        self._ready.setblocking(False)
         self._wake, self._woken = socket.socketpair()
         self._wake.setblocking(False)
         self._selector = selectors.DefaultSelector()
@@ -87,13 +89,15 @@ class Wire:
 
     def receive_into(self, space: memoryview) -> int | None:
         """The number of bytes that came, 0 at the end of the stream; None when `wake` was called."""
-        ready = self._selector.select(self._timeout)
-        if not ready:
-            raise TimeoutError
-        if any(key.fileobj is self._woken for key, _ in ready):
-            self._woken.recv(1 << 12)
-            return None
-        return self._sock.recv_into(space)
+        while True:
+            with contextlib.suppress(BlockingIOError):  # the next part of an answer is mostly there already
+                return self._ready.recv_into(space)
+            ready = self._selector.select(self._timeout)
+            if not ready:
+                raise TimeoutError
+            if any(key.fileobj is self._woken for key, _ in ready):
+                self._woken.recv(1 << 12)
+                return None
 
     def wake(self) -> None:
         """Make a `receive_into` that waits, or else the next one, return None; from any thread."""
@@ -102,7 +106,7 @@ class Wire:
 
     def close(self) -> None:
         self._selector.close()
-        for sock in (self._sock, self._wake, self._woken):
+        for sock in (self._ready, self._sock, self._wake, self._woken):
             sock.close()
 
 

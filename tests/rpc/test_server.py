@@ -106,6 +106,26 @@ def test_set_get_with_offsets(kit: Any, anywhere: Server) -> None:
     assert client.get(whole, 0, offset=256) == b""
 
 
+def test_what_is_known_of_a_tensor_ends_with_its_buffer(kit: Any, anywhere: Server) -> None:
+    """Requests that come again are not checked again: they must be refused all the same when the memory is gone."""
+    client = kit.Glued(anywhere)
+    (freed, base), (other, at) = client.alloc(64), client.alloc(64)
+    gone, stays = kit.record((16,), buffer=freed, data=base), kit.record((16,), buffer=other, data=at)
+    for value in (b"a", b"b", b"c"):
+        for tensor in (gone, stays):
+            client.set(tensor, 64 * value)
+            assert client.get(tensor, 64) == 64 * value
+            client.set(tensor, value, offset=63)
+            assert client.get(tensor, 1, offset=63) == value
+    client.request(C.FREE_BUFFER, remote_ptr=freed)
+    assert client.get(stays, 64) == 64 * b"c"
+    for repeat in (lambda c: c.get(gone, 64), lambda c: c.set(gone, 64 * b"d")):
+        again = kit.Glued(anywhere)
+        again.session._lent, again.session._known = client.session._lent, client.session._known
+        with pytest.raises(RefusedError, match="in no buffer of this connection"):
+            repeat(again)
+
+
 def test_clear_and_memset(kit: Any, anywhere: Server) -> None:
     client = kit.Glued(anywhere)
     handle, base = client.alloc(64)
@@ -350,7 +370,7 @@ def test_what_a_killed_server_left_is_swept(tmp_path: Path) -> None:
 
 
 def test_every_command_has_a_handler(client: Any) -> None:
-    handled = set(client.session._handlers) | {C.SET_TENSOR, C.GRAPH_COMPUTE}
+    handled = set(client.session._handlers) | {C.SET_TENSOR, C.GET_TENSOR, C.GRAPH_COMPUTE}
     assert handled == set(Command)
 
 
