@@ -4,6 +4,7 @@ Owns how a kernel's IR becomes x86 code and what is poisoned and checked; must n
 word's PTX means (only the assembler reads that), races between warps that differ from the orders tried, or speed.
 """
 
+import bisect
 import ctypes
 import functools
 import json
@@ -207,6 +208,8 @@ class EmulatedGPU:
     def __init__(self, number: int = 0, memory: int = 1 << 30, cc: tuple[int, int] = (9, 0), seed: int = 0) -> None:
         self.number, self.cc, self.total = number, cc, memory
         self.allocations: dict[int, np.ndarray] = {}
+        self.starts: list[int] = []  # of the allocations, in order
+        self.used = 0
         self.rng = np.random.default_rng(seed)
         self.allowed: list[tuple[int, int]] | None = None
         self.captured: list[tuple[Any, ...]] | None = None
@@ -216,7 +219,7 @@ class EmulatedGPU:
     # ---- memory
 
     def memory(self) -> tuple[int, int]:
-        return self.total - sum(a.size - 256 for a in self.allocations.values()), self.total
+        return self.total - self.used, self.total
 
     def alloc(self, size: int) -> int:
         if size > self.memory()[0]:
@@ -224,10 +227,13 @@ class EmulatedGPU:
         block = np.full(size + 256, 0xFF, np.uint8)  # whoever reads what nobody wrote shall see NaNs
         address = -(-block.ctypes.data // 256) * 256
         self.allocations[address] = block
+        bisect.insort(self.starts, address)
+        self.used += size
         return int(address)
 
     def free(self, address: int) -> None:
-        del self.allocations[address]
+        self.used -= self.allocations.pop(address).size - 256
+        self.starts.remove(address)
 
     def pin(self, size: int) -> np.ndarray:
         return np.zeros(size, np.uint8)
@@ -236,9 +242,9 @@ class EmulatedGPU:
         pass
 
     def _inside(self, address: int, size: int) -> None:
-        for start, block in self.allocations.items():
-            if start <= address and address + size <= start + block.size - 256:
-                return
+        at = bisect.bisect_right(self.starts, address) - 1
+        if at >= 0 and address + size <= self.starts[at] + self.allocations[self.starts[at]].size - 256:
+            return
         raise EmulatorError(f"{size} bytes at {address:#x} are not allocated")
 
     def upload(self, to: int, source: int, size: int) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from op_cases import Case
 
 from pyggml.backend.base import Buffer, Device
+from pyggml.backend.cuda.device import CudaBackend
 from pyggml.backend.host import HostBuffer, view_of
 from pyggml.backend.reference import LAWS, Law, ReferenceDevice
 from pyggml.backend.reference.values import read
@@ -116,6 +117,9 @@ def run(
             if t is not owner and id(t) in case.contents:
                 assert buffers[id(t)].get(t) == case.contents[id(t)][1], f"{device.name}: wrote to its operand {t}"
     after = buffers[id(owner)].get(owner)
+    if isinstance(backend, CudaBackend):
+        for buffer in buffers.values():
+            buffer.free()
     return after, values_of(case.node, after)
 
 
