@@ -1,9 +1,11 @@
 """Kernels as machine code for three generations of GPUs, made without one: instructions, registers, the cache."""
 
+import os
 import re
 import shutil
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -39,18 +41,35 @@ def holds(expected: Expected, cc: tuple[int, int], folder: Path) -> None:
     made = build.assemble(text, cc)
     assert made.registers * kernel_of(expected.spec).threads <= 65536, (expected.spec.label, made.registers)
     if expected.hot:
-        assert max(made.spilled_bytes, made.stack_bytes) <= expected.spills, (expected.spec.label, made.log)
+        assert max(made.spilled_bytes, made.stack_bytes) == 0, (expected.spec.label, made.log)
     if expected.has and cc == HOPPER:
         code = sass(made.image, folder)
         missing = [name for name in expected.has if name not in code]
         assert not missing, f"{expected.spec.label}: no {missing}"
 
 
-@pytest.mark.parametrize("expected", KERNELS, ids=lambda e: e.spec.label)
+ALL = bool(os.environ.get("PYGGML_ALL_LEVELS"))
+"""Whether each kernel is made for every generation. Else for the newest, where its instructions are looked at, for the one
+where registers are scarcest if it needs many, and for one of the three that its name chooses: little differs between them."""
+
+
+def generations(expected: Expected) -> list[tuple[int, int]]:
+    every = [cc for cc in (OLD, AMPERE, HOPPER) if cc >= expected.oldest]
+    drawn = every[zlib.crc32(expected.spec.label.encode()) % len(every)]
+    return [
+        cc for cc in every if ALL or cc == drawn or (cc == HOPPER and expected.has) or (cc == AMPERE and expected.tight)
+    ]
+
+
+@pytest.mark.parametrize("expected", KERNELS if ALL else [e for e in KERNELS if e.often], ids=lambda e: e.spec.label)
 def test_machine_code(expected: Expected, tmp_path: Path) -> None:
-    for cc in (OLD, AMPERE, HOPPER):
-        if cc >= expected.oldest and (expected.hot or cc != AMPERE):
-            holds(expected, cc, tmp_path)
+    for cc in generations(expected):
+        holds(expected, cc, tmp_path)
+
+
+def test_every_generation_is_drawn() -> None:
+    drawn = {cc for e in KERNELS if e.often for cc in generations(e)}
+    assert drawn == {OLD, AMPERE, HOPPER}
 
 
 @pytest.mark.parametrize(

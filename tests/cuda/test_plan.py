@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("numba_cuda", reason="numba-cuda is not installed: pip install '.[cuda]'")
 from cuda_emulator import EmulatedGPU
+from cuda_recording import RecordingGPU, place
 from op_cases import F16, F32, I32, Operands
 
 from pyggml import ops
@@ -19,47 +20,6 @@ from pyggml.errors import ComputeError, DeviceError, UnsupportedError
 from pyggml.graph import build_forward
 from pyggml.kernels.cuda.spec import Spec
 from pyggml.tensor import Flag, Tensor
-
-
-class RecordingGPU(EmulatedGPU):
-    """Runs no kernel; notes what it is asked."""
-
-    def __init__(self, **options) -> None:
-        super().__init__(**options)
-        self.log: list[str] = []
-        self.dropped = 0
-
-    def load(self, spec: Spec) -> Spec:
-        return spec
-
-    def launch(self, kernel, grid, threads, shared, parameters) -> None:
-        n = ctypes.c_int64.from_address(parameters).value  # address of the first parameter
-        assert ctypes.c_int64.from_address(n).value is not None
-        self.log.append(f"{'note' if self.captured is not None else 'launch'} {kernel.label}")
-        if self.captured is not None:
-            self.captured.append((kernel, grid, threads, shared, parameters))
-
-    def replay(self, graph) -> None:
-        self.log.append(f"replay {len(graph)}")
-
-    def drop(self, graph) -> None:
-        self.dropped += 1
-
-
-def place(device: CudaDevice, *outputs: Tensor) -> None:
-    """A buffer for each tensor that owns memory."""
-    todo, seen = list(outputs), set()
-    while todo:
-        t = todo.pop()
-        if id(t) in seen:
-            continue
-        seen.add(id(t))
-        if t.view_src is None:
-            device.alloc_buffer(max(t.nbytes, 1)).place(t, 0)
-        todo += [s for s in (*t.src, t.view_src) if s is not None]
-        if t.view_src is not None:
-            place(device, t.view_src) if not t.view_src.buffer else None
-            t.buffer, t.data = t.view_src.buffer, t.view_src.data + t.view_offs
 
 
 def chain(n: int) -> Tensor:
@@ -118,7 +78,7 @@ def test_activations_are_quantised_once_for_all_products_that_read_them():
     plan = device.open().plan(build_forward([total]))
     assert isinstance(plan, CudaPlan)
     names = [kernel.factory for kernel, *_ in plan.steps]
-    assert names == ["quantize", "integers", "integers", "binary", "integers", "binary"]
+    assert names == ["quantize", "integers", "integers", "integers"]  # two of them add what is there
 
 
 def test_what_was_quantised_is_forgotten_when_its_source_changes():

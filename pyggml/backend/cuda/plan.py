@@ -52,6 +52,7 @@ class Builder:
     reports: bool = False
     _constants: list[NDArray[np.uint8]] = field(default_factory=list)
     _constant_bytes: int = STATUS_BYTES
+    _named: dict[Any, Place] = field(default_factory=dict)
     _memo: dict[Any, tuple[Any, Span]] = field(default_factory=dict)
     _base: Scratch = field(default_factory=lambda: Scratch(0))
 
@@ -73,14 +74,20 @@ class Builder:
         """Work memory from the first launch that names it to the last."""
         return Scratch(size)
 
-    def constant(self, values: NDArray[Any]) -> Place:
-        """Numbers that are the same in every run."""
+    def constant(self, values: NDArray[Any], name: Any = None) -> Place:
+        """Numbers that are the same in every run; with a name they can be asked for again."""
         data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
         at = -(-self._constant_bytes // 16) * 16
         self._constants.append(np.zeros(at - self._constant_bytes, np.uint8))
         self._constants.append(data)
         self._constant_bytes = at + data.size
-        return Place(self._base, at)
+        place = Place(self._base, at)
+        if name is not None:
+            self._named[name] = place
+        return place
+
+    def remembered_constant(self, name: Any) -> Place | None:
+        return self._named.get(name)
 
     def status(self) -> Place:
         """Where a kernel reports an index out of range."""

@@ -26,6 +26,9 @@ FAMILIES: dict[Op, str] = {
     Op.SCALE: "unary",
     Op.GET_ROWS: "rows",
     Op.SET_ROWS: "rows",
+    Op.ARGMAX: "reduce",
+    Op.ARGSORT: "argsort",
+    Op.TOP_K: "argsort",
     Op.CPY: "copy",
     Op.CONT: "copy",
     Op.DUP: "copy",
@@ -41,5 +44,6 @@ class Fusion(NamedTuple):
 
 FUSIONS: dict[Op, tuple[Fusion, ...]] = {
     Op.RMS_NORM: (Fusion((Op.RMS_NORM, Op.MUL), "norm"),),
+    Op.MUL_MAT: (Fusion((Op.MUL_MAT, Op.MUL_MAT, Op.GLU), "matmul"), Fusion((Op.MUL_MAT, Op.ADD), "matmul")),
 }
 """By the first op, the longest first. All results but the last are read within the group alone."""

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyggml.dtypes import SIZES
 from pyggml.kernels.cuda import attention_tile
 from pyggml.kernels.cuda.blocks import SIMPLE
-from pyggml.kernels.cuda.layout import F32, FLOATS, KINDS, option, refuse, refuse_types, source
+from pyggml.kernels.cuda.layout import F32, FLOATS, option, refuse, refuse_types, source
 from pyggml.kernels.cuda.soft_max import slopes
 from pyggml.kernels.cuda.spec import Spec, f32, i32, i64
 
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
     from pyggml.tensor import Tensor
 
 THREADS = 128
+TYPES = (*FLOATS, *SIMPLE)
+"""Of keys and values, by the numbers that kernels know them by."""
 MOST_HEAD = 1024
 AREA = 256
 """Bytes of shared memory for sums and maxima."""
@@ -31,11 +32,7 @@ def why_not(node: Tensor) -> str | None:
         return f"heads of {q.ne[0]} and {v.ne[0]} elements, more than {MOST_HEAD}"
     if q.ne[1] > 65535 or q.ne[3] > 65535:
         return f"{q.ne[1]} queries, {q.ne[3]} batches"
-    return (
-        refuse_types((*FLOATS, *SIMPLE), k, v)
-        or refuse_types([F32], node, q)
-        or refuse(option(node, 3), option(node, 4))
-    )
+    return refuse_types(TYPES, k, v) or refuse_types([F32], node, q) or refuse(option(node, 3), option(node, 4))
 
 
 class Operands:
@@ -67,27 +64,27 @@ def lower(builder: Builder, node: Tensor) -> None:
         attention_tile.lower(builder, node, x)
         return
 
-    def name(t: Tensor) -> str:
-        return "plain" if SIZES[t.type].block_size == 1 else t.type.name
-
-    args = (*x.tensors, *x.shapes, *x.numbers, KINDS.get(k.type, 0), KINDS.get(v.type, 0))
+    args = (*x.tensors, *x.shapes, *x.numbers, TYPES.index(k.type), TYPES.index(v.type))
     shared = 2 * AREA + 4 * THREADS + 4 * x.q.ne[0]
     grid = (x.q.ne[2], x.q.ne[1], x.q.ne[3])
-    builder.launch(Spec("attention", "plain", (name(k), name(v))), grid, THREADS, args, shared)
+    builder.launch(Spec("attention", "plain"), grid, THREADS, args, shared)
 
 
-def plain(k_name, v_name):
+def plain():
     import math
 
     from pyggml.kernels.cuda import device as d
     from pyggml.kernels.cuda.blocks import element
-    from pyggml.kernels.cuda.elements import access
 
-    load, _ = access()
-    key_of = load if k_name == "plain" else element(k_name)
-    value_of = load if v_name == "plain" else element(v_name)
-    plain_k, plain_v = k_name == "plain", v_name == "plain"
+    of_floats, of_blocks = element("floats"), element("simple")
+    count_floats = len(FLOATS)
     parts = MOST_HEAD // THREADS
+
+    @d.inline
+    def value(row, i, step, kind):
+        if kind < count_floats:
+            return of_floats(row, i, step, kind, 0)
+        return of_blocks(row, i, step, kind - count_floats, 0)
 
     def kernel(
         y: i64, y0: i64, y1: i64, y2: i64, y3: i64, q: i64, q0: i64, q1: i64, q2: i64, q3: i64, k: i64, k0: i64,
@@ -128,8 +125,7 @@ def plain(k_name, v_name):
                     s = d.f32(0)
                     i = d.i32(0)
                     while i < head:
-                        x = key_of(keys + j * k1 + i * k0, kk) if plain_k else key_of(keys + j * k1, i)
-                        s = d.fma(d.sld_f32(query + 4 * i), x, s)
+                        s = d.fma(d.sld_f32(query + 4 * i), value(keys + j * k1, i, k0, kk), s)
                         i = d.i32(i + 1)
                     s = s * scale
                     if softcap != d.f32(0):
@@ -153,8 +149,7 @@ def plain(k_name, v_name):
                     while n < count:
                         w = d.sld_f32(weights + 4 * n)
                         if w != d.f32(0):
-                            at = values + (first + n) * v1
-                            x = d.fma(w, value_of(at + i * v0, kv) if plain_v else value_of(at, i), x)
+                            x = d.fma(w, value(values + (first + n) * v1, i, v0, kv), x)
                         n = d.i32(n + 1)
                     result[e] = x
             d.barrier()

@@ -1,4 +1,5 @@
-"""FLASH_ATTN_EXT on tensor cores, for keys and values of F16. Compute capability 8.0.
+"""FLASH_ATTN_EXT on tensor cores, for keys and values of F16 and of blocks that become F16 on their way into shared
+memory. Compute capability 8.0.
 
 A row is a query of one head; the heads that share keys are neighbours, so that 16 rows meet the same keys. `many`: four
 warps of 16 rows each share 32 keys at a time. `few`, for decoding: the warps have the same 16 rows and 16 keys each, blocks
@@ -13,14 +14,18 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from pyggml.dtypes import SIZES, GGMLType
+from pyggml.kernels.cuda.blocks import SIMPLE
 from pyggml.kernels.cuda.layout import F16, blocks
 from pyggml.kernels.cuda.spec import Spec, f32, i32, i64
+from pyggml.kernels.cuda.unpack import ALIGNMENT
 
 if TYPE_CHECKING:
     from pyggml.backend.cuda.plan import Builder
     from pyggml.kernels.cuda.attention import Operands
     from pyggml.tensor import Tensor
 
+T = GGMLType
 OLDEST = (8, 0)
 WARPS = 4
 THREADS = 32 * WARPS
@@ -32,14 +37,31 @@ FLAGS = 32
 LOG2E = math.log2(math.e)
 
 
+TYPES = (*SIMPLE, F16)
+"""Of keys and values, by the numbers that kernels know them by."""
+
+
+def is_packed(x: Operands) -> bool:
+    return x.k.type != F16 or x.v.type != F16
+
+
+def layout_of(t: Tensor) -> tuple[int, int, int]:
+    """Number of the type, bytes of a block, where its quants begin."""
+    size = SIZES[t.type]
+    return TYPES.index(t.type), size.type_size, size.type_size - (32 if t.type == T.Q8_0 else 16)
+
+
 def takes(cc: tuple[int, int], node: Tensor, x: Operands) -> bool:
-    """Whether these kernels can do it: this GPU, F16, heads of whole tiles, addresses that are aligned."""
+    """Whether these kernels can do it: this GPU, these types, heads of whole tiles, addresses that are aligned."""
     head = x.q.ne[0]
-    if cc < OLDEST or x.k.type != F16 or x.v.type != F16 or head % 16 or head > MOST_HEAD or x.v.ne[0] != head:
+    if cc < OLDEST or head % (32 if is_packed(x) else 16) or head > MOST_HEAD or x.v.ne[0] != head:
         return False
-    if x.k.ne[2] != x.v.ne[2] or x.k.nb[0] != 2 or x.v.nb[0] != 2 or x.q.nb[0] != 4 or node.nb[0] != 4:
+    if x.k.type not in TYPES or x.v.type not in TYPES or x.k.ne[2] != x.v.ne[2] or x.q.nb[0] != 4 or node.nb[0] != 4:
         return False
-    aligned = all(b % 16 == 0 for t in (x.k, x.v) for b in (t.data, *t.nb[1:]))
+    if any(t.type == F16 and t.nb[0] != 2 for t in (x.k, x.v)):
+        return False
+    step = {F16: 16, **ALIGNMENT}
+    aligned = all(b % step.get(t.type, 2) == 0 for t in (x.k, x.v) for b in (t.data, *t.nb[1:]))
     return (
         aligned and all(b % 8 == 0 for t in (x.q, node) for b in (t.data, *t.nb[1:])) and x.k.ne[2] * x.q.ne[3] < 65536
     )
@@ -50,14 +72,15 @@ def lower(builder: Builder, node: Tensor, x: Operands) -> None:
     heads = x.k.ne[2]
     rows = n_tokens * (n_head // heads)
     row_bytes = 2 * head + 16
+    packed, kinds = int(is_packed(x)), (*layout_of(x.k), *layout_of(x.v))
     if rows > FEW_ROWS:
         shared = FLAGS + 2 * KEYS_MANY * row_bytes
         grid = (blocks(rows, 16 * WARPS), heads * n_batch)
         builder.launch(
-            Spec("attention_tile", "attend", (head, 0)),
+            Spec("attention_tile", "attend", (head, 0, packed)),
             grid,
             THREADS,
-            (*x.tensors, *x.shapes, *x.numbers, 0, 0, 1, 0),
+            (*x.tensors, *x.shapes, *x.numbers, 0, 0, 1, 0, *kinds),
             shared,
         )
         return
@@ -68,17 +91,70 @@ def lower(builder: Builder, node: Tensor, x: Operands) -> None:
     parts = splits * WARPS
     sums = builder.scratch(heads * n_batch * rows * parts * 4 * (head + 2))
     meta = sums.at(heads * n_batch * rows * parts * 4 * head)
-    args = (*x.tensors, *x.shapes, *x.numbers, sums.at(), meta, splits, blocks(steps, splits))
-    shared = FLAGS + 2 * KEYS_FEW * WARPS * row_bytes
+    args = (*x.tensors, *x.shapes, *x.numbers, sums.at(), meta, splits, blocks(steps, splits), *kinds)
+    shared = FLAGS + (16 + 2 * KEYS_FEW * WARPS) * row_bytes
     grid = (row_blocks, heads * n_batch, splits)  # type: ignore[assignment]
-    builder.launch(Spec("attention_tile", "attend", (head, 1)), grid, THREADS, args, shared)
+    builder.launch(Spec("attention_tile", "attend", (head, 1, packed)), grid, THREADS, args, shared)
     scale = (*x.numbers[1:3],)
     combined = (node.data, *node.nb, sums.at(), meta, head, n_tokens, n_head, n_head // heads, parts, *scale)
     builder.launch(Spec("attention_tile", "combine"), (n_head, n_tokens, n_batch), THREADS, combined)
 
 
-def attend(head, few):
+def _halves():
+    """-> f(to, row, i, kind, size, start): values i to i + 7 of a row of blocks as F16 in shared memory, i a multiple of 8.
+
+    size: bytes of a block; start: where its quants begin, behind scale, minimum and fifth bits. Other types: F16.
+    """
     from pyggml.kernels.cuda import device as d
+    from pyggml.kernels.cuda.unpack import LOW, fifths, levels
+
+    fifth, look_up = fifths(), levels()
+    q4_0, q5_0, q8_0, iq4_nl, f16 = (TYPES.index(t) for t in (T.Q4_0, T.Q5_0, T.Q8_0, T.IQ4_NL, F16))
+
+    @d.inline
+    def two(q, k, by, low):
+        """Bytes k and k + 1 as values."""
+        x = d.fma(d.f32(d.i32(q << (24 - 8 * k)) >> 24), by, low)
+        return d.pack_f16(x, d.fma(d.f32(d.i32(q << (16 - 8 * k)) >> 24), by, low))
+
+    @d.inline
+    def halves(to, row, i, kind, size, start):
+        if kind == f16:
+            w0, w1, w2, w3 = d.ld_i32x4(row + i * 2)
+            d.sst_i32x4(to, w0, w1, w2, w3)
+        else:
+            b = row + (i >> 5) * size
+            inside = i & 31
+            at = b + start + (inside if kind == q8_0 else inside & 8)
+            odd = at & 2
+            select = 0x5432 if odd else 0x3210
+            w0, w1, w2 = d.ld_i32(at - odd), d.ld_i32(at - odd + 4), d.ld_i32(at + 4 + odd)
+            q, p = d.permute(w0, w1, select), d.permute(w1, w2, select)
+            by = d.ld_f16(b)
+            low = d.f32(0)
+            if kind != q8_0:
+                shift = (inside >> 4) * 4
+                q, p = d.i32((q >> shift) & LOW), d.i32((p >> shift) & LOW)
+            if start > 4:  # four bytes of fifth bits lie before the quants
+                bits = d.ld_u8(b + start - 4 + (inside >> 3))
+                q, p = d.i32(q | fifth(bits, 0)), d.i32(p | fifth(bits, 4))
+            if start & 3 == 0:  # a minimum lies behind the scale
+                low = d.ld_f16(b + 2)
+            if kind == q4_0:
+                low = by * d.f32(-8)
+            if kind == q5_0:
+                low = by * d.f32(-16)
+            if kind == iq4_nl:
+                q, p = look_up(q), look_up(p)
+            d.sst_i32x4(to, two(q, 0, by, low), two(q, 2, by, low), two(p, 0, by, low), two(p, 2, by, low))
+
+    return halves
+
+
+def attend(head, few, packed):
+    from pyggml.kernels.cuda import device as d
+
+    halves = _halves() if packed else None
 
     @d.inline
     def capped(x, softcap):
@@ -99,7 +175,7 @@ def attend(head, few):
         k1: i64, k2: i64, k3: i64, v: i64, v0: i64, v1: i64, v2: i64, v3: i64, mask: i64, m0: i64, m1: i64, m2: i64,
         m3: i64, n0: i32, n0_v: i32, n_kv: i32, n_tokens: i32, n_head: i32, ratio: i32, ratio_v: i32, mask2: i32,
         mask3: i32, slopes: i64, sinks: i64, sink_step: i64, scale: f32, softcap: f32, sums: i64, meta: i64, splits: i32,
-        steps: i32,
+        steps: i32, kind_k: i32, size_k: i32, start_k: i32, kind_v: i32, size_v: i32, start_v: i32,
     ):  # fmt: skip
         lowest = d.bits_float(-8388608)  # -inf
         me = d.i32(d.thread())
@@ -123,21 +199,38 @@ def attend(head, few):
             slope[r] = d.f32(LOG2E)
             if slopes != 0:
                 slope[r] = d.ld_f32(slopes + 4 * h) * d.f32(LOG2E)
+        flags = d.shared()
+        key_rows = d.i32(flags + FLAGS)
         queries = d.cuda.local.array(n_queries, d.i32)
-        for i in range(deep):
-            for e in range(4):
+        query_rows = d.i32(key_rows + (lane & 15) * row_bytes + (lane >> 4) * 16)
+        if few:  # all warps have the same 16 rows: they stay in shared memory
+            i = me
+            while i < 8 * head:
+                r = d.udiv(i, head // 2)
+                part = d.i32(i - r * (head // 2))
+                row = d.i32(row0 + r)
                 x0, x1 = d.f32(0), d.f32(0)
-                if valid[e & 1]:
-                    x0, x1 = d.ld_f32x2(query[e & 1] + (16 * i + 8 * (e >> 1) + 2 * t) * 4)
-                queries[4 * i + e] = d.pack_f16(x0, x1)
+                if row < rows:
+                    token = d.udiv(row, ratio)
+                    h = key_head * ratio + d.urem(row, ratio)
+                    x0, x1 = d.ld_f32x2(q + token * q1 + h * q2 + z * q3 + part * 8)
+                d.sst_i32(key_rows + r * row_bytes + part * 4, d.pack_f16(x0, x1))
+                i = d.i32(i + THREADS)
+            d.barrier()
+            key_rows = d.i32(key_rows + 16 * row_bytes)
+        else:
+            for i in range(deep):
+                for e in range(4):
+                    x0, x1 = d.f32(0), d.f32(0)
+                    if valid[e & 1]:
+                        x0, x1 = d.ld_f32x2(query[e & 1] + (16 * i + 8 * (e >> 1) + 2 * t) * 4)
+                    queries[4 * i + e] = d.pack_f16(x0, x1)
         result, s = d.cuda.local.array(n_results, d.f32), d.cuda.local.array(n_scores, d.f32)
         for i in range(n_results):
             result[i] = d.f32(0)
         top, total = d.cuda.local.array(2, d.f32), d.cuda.local.array(2, d.f32)
         for r in range(2):
             top[r], total[r] = lowest, d.f32(0)
-        flags = d.shared()
-        key_rows = d.i32(flags + FLAGS)
         if few:
             key_rows = d.i32(key_rows + warp * tile_bytes)
         value_rows = d.i32(key_rows + shared_rows)
@@ -174,7 +267,18 @@ def attend(head, few):
                 if few:
                     d.warp_barrier()
                 i = lane if few else me
-                while i < chunks:
+                while packed and i < 2 * chunks:
+                    line = d.udiv(i, wide)
+                    part = d.i32(i - line * wide)
+                    row, to = keys_at + min(first + line, n_kv - 1) * k1, key_rows + line * row_bytes
+                    kind, size, start = kind_k, size_k, start_k
+                    if line >= keys:
+                        line = d.i32(line - keys)
+                        row, to = values_at + min(first + line, n_kv - 1) * v1, value_rows + line * row_bytes
+                        kind, size, start = kind_v, size_v, start_v
+                    halves(to + part * 16, row, part * 8, kind, size, start)
+                    i = d.i32(i + loaders)
+                while not packed and i < chunks:
                     row = d.udiv(i, wide)
                     part = d.i32(i - row * wide) * 16
                     key = min(first + row, n_kv - 1)
@@ -194,7 +298,10 @@ def attend(head, few):
                     at = key_rows + (16 * pair + (corner >> 1) * 8 + inside) * row_bytes + (corner & 1) * 16
                     for i in range(deep):
                         b0, b1, b2, b3 = d.ldmatrix_x4(at + 32 * i)
-                        u0, u1, u2, u3 = queries[4 * i], queries[4 * i + 1], queries[4 * i + 2], queries[4 * i + 3]
+                        if few:
+                            u0, u1, u2, u3 = d.ldmatrix_x4(query_rows + 32 * i)
+                        else:
+                            u0, u1, u2, u3 = queries[4 * i], queries[4 * i + 1], queries[4 * i + 2], queries[4 * i + 3]
                         a0, a1, a2, a3 = d.mma_f16(u0, u1, u2, u3, b0, b1, a0, a1, a2, a3)
                         c0, c1, c2, c3 = d.mma_f16(u0, u1, u2, u3, b2, b3, c0, c1, c2, c3)
                     for e in range(8):

@@ -1,19 +1,100 @@
-"""How kernels read quantised blocks: single elements, and 32 values at once as bytes for integer dot products.
+"""How kernels read single elements of any type: a family of types is one kernel, which learns when it runs which of them
+it reads. Owns the families and the bits of the common types as GPU code; their meaning is in `quants/`.
 
-Owns the bits of each type as GPU code; their meaning is in `quants/`. Rows of blocks begin at any even address.
+The rest is in small_blocks.py and lattice.py. Types of integers that products read 32 at a time: `unpack.py`.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from pyggml.dtypes import GGMLType
+from pyggml.kernels.cuda.layout import FLOATS
 from pyggml.quants.iq4_nl import LEVELS
+
+if TYPE_CHECKING:
+    from pyggml.backend.cuda.plan import Builder
+    from pyggml.kernels.cuda.spec import Place
 
 T = GGMLType
 SIMPLE = (T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q8_0, T.IQ4_NL)
 SUPER = (T.Q2_K, T.Q3_K, T.Q4_K, T.Q5_K, T.Q6_K, T.IQ4_XS)
+SMALL = (T.Q1_0, T.Q2_0, T.TQ1_0, T.TQ2_0, T.MXFP4, T.NVFP4)
+LATTICE = (T.IQ1_S, T.IQ1_M, T.IQ2_XXS, T.IQ2_XS, T.IQ2_S, T.IQ3_XXS, T.IQ3_S)
 BLOCKS = (*SIMPLE, *SUPER)
+"""Blocks of integers with a scale and a minimum."""
+READ = (*FLOATS, *BLOCKS, *SMALL, *LATTICE)
+"""All types whose elements kernels read as f32."""
+FAMILIES = {"floats": FLOATS, "simple": SIMPLE, "super": SUPER, "small": SMALL, "lattice": LATTICE}
+
+
+def reader(builder: Builder, dtype: GGMLType) -> tuple[str, tuple[int, int | Place]]:
+    """The family of a type, and what its `element` asks for: the type's number, the address of its table (0: none)."""
+    family = next(name for name, types in FAMILIES.items() if dtype in types)
+    return family, (FAMILIES[family].index(dtype), table_of(builder, dtype))
+
+
+def table_of(builder: Builder, dtype: GGMLType) -> int | Place:
+    """Where the runs of values are that a lattice type's blocks number; 0 for other types."""
+    if dtype not in LATTICE:
+        return 0
+    found: Place | None = builder.remembered_constant(dtype)
+    if found is None:
+        from pyggml.quants.lattice import grid
+
+        found = builder.constant(grid("IQ1_S" if dtype == T.IQ1_M else dtype.name), dtype)
+    return found
+
+
+def element(family: str):
+    """-> f(row, i, step, kind, table): element i of a row as f32, rounded as the plain functions in `quants/` round it.
+
+    step: bytes between elements that are no blocks. kind, table: see `reader`.
+    """
+    from pyggml.kernels.cuda import device as d
+
+    if family == "floats":
+        from pyggml.kernels.cuda.elements import access
+
+        load, _ = access()
+
+        @d.inline
+        def one(row, i, step, kind, table):
+            return load(row + i * step, kind)
+
+        return one
+    if family == "lattice":
+        from pyggml.kernels.cuda.lattice import elements
+
+        return elements()
+    if family == "small":
+        from pyggml.kernels.cuda.small_blocks import elements
+
+        return _of_six(d, elements())
+    makers = (_q4_0, _q4_1, _q5_0, _q5_1, _q8_0, _iq4_nl) if family == "simple" else None
+    return _of_six(d, [d.inline(make(d)) for make in makers or (_q2_k, _q3_k, _q4_k, _q5_k, _q6_k, _iq4_xs)])
+
+
+def _of_six(d, functions):
+    f0, f1, f2, f3, f4, f5 = functions
+
+    @d.inline
+    def one(row, i, step, kind, table):
+        if kind == 0:
+            return f0(row, i)
+        if kind == 1:
+            return f1(row, i)
+        if kind == 2:
+            return f2(row, i)
+        if kind == 3:
+            return f3(row, i)
+        if kind == 4:
+            return f4(row, i)
+        return f5(row, i)
+
+    return one
 
 
 def _table64(values: np.ndarray) -> int:
@@ -53,17 +134,6 @@ def k4_scales():
         return (d.ld_u8(at + sub + 4) >> 4) | ((d.ld_u8(at + sub) >> 6) << 4)
 
     return scale, minimum
-
-
-def element(name: str):
-    """-> f(row, i): element i of a row of blocks as f32, rounded as the plain functions in `quants/` round it."""
-    from pyggml.kernels.cuda import device as d
-
-    make = {
-        "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q8_0": _q8_0, "IQ4_NL": _iq4_nl, "Q2_K": _q2_k,
-        "Q3_K": _q3_k, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k, "IQ4_XS": _iq4_xs,
-    }[name]  # fmt: skip
-    return d.inline(make(d))
 
 
 def _q4_0(d):

@@ -6,7 +6,8 @@ from math import gcd
 from typing import TYPE_CHECKING
 
 from pyggml.dtypes import SIZES
-from pyggml.kernels.cuda.blocks import BLOCKS
+from pyggml.kernels.cuda import encoders
+from pyggml.kernels.cuda.blocks import READ, reader
 from pyggml.kernels.cuda.layout import F32, FLOATS, I32, KINDS, THREADS, blocks, refuse, source
 from pyggml.kernels.cuda.spec import Spec, i32, i64
 from pyggml.quants import QUANTS
@@ -24,7 +25,11 @@ def why_not(node: Tensor) -> str | None:
     if a.type == node.type:
         if a.type not in MOVED:
             return f"{a.type.name} is unknown"
-    elif {a.type, node.type} != {F32, I32} and not (a.type in (*FLOATS, *BLOCKS) and node.type in FLOATS):
+    elif (
+        {a.type, node.type} != {F32, I32}
+        and not (a.type in READ and node.type in FLOATS)
+        and not (a.type in FLOATS and node.type in encoders.KINDS)
+    ):
         return f"{a.type.name} to {node.type.name}"
     return refuse(node, a)
 
@@ -36,9 +41,17 @@ def lower(builder: Builder, node: Tensor) -> None:
         return
     n = node.nelements
     shapes = (node.data, *node.nb, *node.ne[:3], a.data, *a.nb, *a.ne[:3], n)
-    if a.type in BLOCKS:
-        spec = Spec("copy", "dequantize", (a.type.name,))
-        builder.launch(spec, (blocks(n),), THREADS, (*shapes, KINDS[node.type], 0))
+    if node.type in encoders.KINDS:
+        made = (node.data, *node.nb, node.ne[0] // 32, *node.ne[1:3], a.data, *a.nb, *a.ne[:3], n // 32)
+        spec = Spec("copy", "quantize")
+        builder.launch(
+            spec, (blocks(n // 32, THREADS // 32),), THREADS, (*made, encoders.KINDS[node.type], KINDS[a.type])
+        )
+    elif SIZES[a.type].block_size > 1:
+        family, which = reader(builder, a.type)
+        builder.launch(
+            Spec("copy", "dequantize", (family,)), (blocks(n),), THREADS, (*shapes, KINDS[node.type], *which)
+        )
     else:
         builder.launch(Spec("copy", "convert"), (blocks(n),), THREADS, (*shapes, KINDS[node.type], KINDS[a.type]))
 
@@ -124,25 +137,52 @@ def convert():
     return kernel
 
 
-def dequantize(name):
+def dequantize(family):
     from pyggml.kernels.cuda import device as d
     from pyggml.kernels.cuda.blocks import element
     from pyggml.kernels.cuda.elements import access, places
 
     _, store = access()
     place = places()
-    value = element(name)
+    value = element(family)
 
     def kernel(
         y: i64, y0: i64, y1: i64, y2: i64, y3: i64, n0: i32, n1: i32, n2: i32, a: i64, a0: i64, a1: i64, a2: i64,
         a3: i64, m0: i32, m1: i32, m2: i32, n: i32, ky: i32, ka: i32,
+        table: i64,
     ):  # fmt: skip
         i = d.i32(d.block_x() * d.threads() + d.thread())
         if i < n:
             i0, i1, i2, i3 = place(i, n0, n1, n2)
             j0, j1, j2, j3 = place(i, m0, m1, m2)
-            x = value(a + j1 * a1 + j2 * a2 + j3 * a3, j0)
+            x = value(a + j1 * a1 + j2 * a2 + j3 * a3, j0, a0, ka, table)
             store(y + i0 * y0 + i1 * y1 + i2 * y2 + i3 * y3, ky, x)
+
+    kernel.threads = THREADS
+    return kernel
+
+
+def quantize():
+    """Values become blocks, a warp each."""
+    from pyggml.kernels.cuda import device as d
+    from pyggml.kernels.cuda.elements import access, places
+    from pyggml.kernels.cuda.encoders import encoder
+
+    load, _ = access()
+    place, encode = places(), encoder()
+
+    def kernel(
+        y: i64, y0: i64, y1: i64, y2: i64, y3: i64, n0: i32, n1: i32, n2: i32, a: i64, a0: i64, a1: i64, a2: i64,
+        a3: i64, m0: i32, m1: i32, m2: i32, n: i32, ky: i32, ka: i32,
+    ):  # fmt: skip
+        warps = d.threads() >> 5
+        block = d.i32(d.block_x() * warps + (d.thread() >> 5))
+        while block < n:
+            i0, i1, i2, i3 = place(block, n0, n1, n2)
+            j0, j1, j2, j3 = place(d.i32(block * 32 + (d.thread() & 31)), m0, m1, m2)
+            x = load(a + j0 * a0 + j1 * a1 + j2 * a2 + j3 * a3, ka)
+            encode(y + i0 * y0 + i1 * y1 + i2 * y2 + i3 * y3, x, ky)
+            block = d.i32(block + d.blocks_x() * warps)
 
     kernel.threads = THREADS
     return kernel

@@ -23,7 +23,9 @@ THREADS = 256
 
 
 def alignment(dtype: GGMLType) -> int:
-    """What addresses and strides must be a multiple of: blocks begin with 16-bit fields."""
+    """What addresses and strides must be a multiple of: blocks have 16-bit fields, those of MXFP4 bytes alone."""
+    if dtype == GGMLType.MXFP4:
+        return 1
     return {4: 4, 2: 2, 1: 1, 8: 8}.get(SIZES[dtype].type_size, 2) if SIZES[dtype].block_size == 1 else 2
 
 
@@ -77,3 +79,8 @@ def apart(result: Tensor, *read: Tensor) -> bool:
         t.data + t.nbytes <= lo or hi <= t.data or (t.data == lo and t.nb == result.nb and t.ne == result.ne)
         for t in read
     )
+
+
+def disjoint(result: Tensor, *read: Tensor) -> bool:
+    """Whether a kernel may write `result` in any order while it reads these."""
+    return all(t.data + t.nbytes <= result.data or result.data + result.nbytes <= t.data for t in read)

@@ -1,12 +1,13 @@
 """MUL_MAT with 1 to 8 columns: what decoding is made of. Each row of weights is read once, as it lies in memory.
 
 Owns the kernels and how rows are given to warps; must not know the bits of a type. A warp takes two rows at a time, so that
-activations, which come from the first cache, are loaded once for both; with few rows up to four warps share the two.
+activations, which come from the first cache, are loaded once for both; with few rows up to four warps share the two. Where
+the products of two matrices become a GLU, the two rows are one of either.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyggml.dtypes import SIZES
 from pyggml.kernels.cuda import experts
@@ -50,35 +51,60 @@ def warps_a_row(n_rows: int, groups: int) -> int:
     return share
 
 
-def lower(builder: Builder, node: Tensor, a: Tensor, b: Tensor) -> None:
+class Ending(NamedTuple):
+    """What is done with the sums before they are stored: something added, or they are gates for another matrix's sums.
+
+    added: its address, and from column to column. up: the second matrix, and from row to row; glu: the function's number.
+    """
+
+    added: int = 0
+    added1: int = 0
+    up: int = 0
+    up1: int = 0
+    glu: int = 0
+
+
+PLAIN = Ending()
+
+
+def lower(builder: Builder, node: Tensor, a: Tensor, b: Tensor, result: Tensor, ending: Ending = PLAIN) -> None:
+    """The product `node`, which lands in `result`."""
     columns = experts.columns(node)
     places = (
-        node.data, *node.nb[1:], a.data, *a.nb[1:], a.ne[1], columns, b.ne[2], max(1, b.ne[2] // a.ne[2]), b.ne[3] // a.ne[3],
+        result.data, *result.nb[1:], a.data, *a.nb[1:], a.ne[1], columns, b.ne[2], max(1, b.ne[2] // a.ne[2]), b.ne[3] // a.ne[3],
     )  # fmt: skip
     lists = experts.lists(builder, node)
     variant = 1 if columns == 1 else MOST_COLUMNS
     groups = a.ne[0] // 32 if a.type not in FLOATS else a.ne[0] // 8
     share = warps_a_row(a.ne[1], groups)
-    grid = (blocks(a.ne[1], ROWS * (WARPS // share)), 1, experts.batches(node))
+    grid = (blocks(a.ne[1], (1 if ending.up else ROWS) * (WARPS // share)), 1, experts.batches(node))
     shared = 4 * WARPS * ROWS * variant
     if a.type in FLOATS:
         spec = Spec("matvec", "floats", (a.type.name, variant))
-        args = (*places, b.data, *b.nb[1:], groups, share, *lists)
+        args = (*places, b.data, *b.nb[1:], groups, share, *lists, *ending)
     else:
         spec = Spec("matvec", "integers", (a.type.name, variant))
         x = quantized(builder, b)
-        args = (*places, x.bytes, x.scales, x.step, groups, share, *lists)
+        args = (*places, x.bytes, x.scales, x.step, groups, share, *lists, *ending)
     builder.launch(spec, grid, 32 * WARPS, args, shared)
 
 
 def _finish(columns):
     """-> f(total, ...): add up what lanes and warps have, and store it."""
     from pyggml.kernels.cuda import device as d
+    from pyggml.kernels.cuda.functions import gates
 
     sums = ROWS * columns
+    silu, gelu, _, _, _ = gates()
 
     @d.inline
-    def finish(total, y, y1, first, n_rows, m, share):
+    def gated(x, g, glu):
+        if glu == 0:
+            return x * g if x > d.f32(0) else d.f32(0)
+        return (gelu(x) if glu == 1 else silu(x)) * g
+
+    @d.inline
+    def finish(total, y, y1, first, n_rows, m, share, added, added1, up, glu):
         lane = d.thread() & 31
         warp = d.thread() >> 5
         for i in range(sums):
@@ -88,14 +114,21 @@ def _finish(columns):
             for i in range(sums):
                 d.sst_f32(area + (warp * sums + i) * 4, total[i])
         d.barrier()
-        if warp % share == 0 and lane < sums:
+        if warp % share == 0:
             whole = d.f32(0)
-            for w in range(WARPS):
-                if w < share:
-                    whole += d.sld_f32(area + ((warp + w) * sums + lane) * 4)
+            if lane < sums:
+                for w in range(WARPS):
+                    if w < share:
+                        whole += d.sld_f32(area + ((warp + w) * sums + lane) * 4)
             r = lane // columns
             c = lane - r * columns
-            if first + r < n_rows and c < m:
+            if up != 0:
+                other = d.shuffle_f32(whole, (lane + columns) & 31)
+                if lane < columns and first < n_rows and c < m:
+                    d.st_f32(y + c * y1 + first * 4, gated(whole, other, glu))
+            elif lane < sums and first + r < n_rows and c < m:
+                if added != 0:
+                    whole = whole + d.ld_f32(added + c * added1 + (first + r) * 4)
                 d.st_f32(y + c * y1 + (first + r) * 4, whole)
 
     return finish
@@ -117,7 +150,7 @@ def integers(name, columns):
     def kernel(
         y: i64, y1: i64, y2: i64, y3: i64, a: i64, a1: i64, a2: i64, a3: i64, n_rows: i32, m: i32, batch: i32,
         ratio2: i32, ratio3: i32, x: i64, scales: i64, step: i32, groups: i32, share: i32, ids: i64, ids0: i64, ids1: i64, used: i32, shared_rows: i32, limit: i32, number: i32,
-        status: i64,
+        status: i64, added: i64, added1: i64, up: i64, up1: i64, glu: i32,
     ):  # fmt: skip
         lane = d.i32(d.thread() & 31)
         warp = d.i32(d.thread() >> 5)
@@ -125,7 +158,7 @@ def integers(name, columns):
         i3 = d.udiv(z, batch)
         i2 = d.i32(z - i3 * batch)
         pair = d.i32(d.block_x() * d.udiv(WARPS, share) + d.udiv(warp, share))
-        first = d.i32(pair * ROWS)
+        first = pair if up != 0 else d.i32(pair * ROWS)
         matrix = a + d.udiv(i2, ratio2) * a2 + d.udiv(i3, ratio3) * a3
         to = y + i2 * y2 + i3 * y3
         column0 = z * m
@@ -139,6 +172,8 @@ def integers(name, columns):
         rows = d.cuda.local.array(ROWS, d.i64)
         for r in range(ROWS):
             rows[r] = matrix + min(first + r, n_rows - 1) * a1
+        if up != 0:
+            rows[1] = up + min(first, n_rows - 1) * up1
         total = d.cuda.local.array(sums, d.f32)
         for i in range(ROWS * columns):
             total[i] = d.f32(0)
@@ -189,7 +224,7 @@ def integers(name, columns):
                             i = r * columns + c
                             total[i] = d.fma(by[4 * r] * scale, d.f32(s), d.fma(by[4 * r + 1], scaled_sum, total[i]))
             j = d.i32(j + share * 32)
-        finish(total, to, y1, first, n_rows, m, share)
+        finish(total, to, y1, first, n_rows, m, share, added, added1, up, glu)
 
     kernel.threads = 32 * WARPS
     return kernel
@@ -225,7 +260,7 @@ def floats(name, columns):
     def kernel(
         y: i64, y1: i64, y2: i64, y3: i64, a: i64, a1: i64, a2: i64, a3: i64, n_rows: i32, m: i32, batch: i32,
         ratio2: i32, ratio3: i32, b: i64, b1: i64, b2: i64, b3: i64, groups: i32, share: i32, ids: i64, ids0: i64, ids1: i64, used: i32, shared_rows: i32, limit: i32, number: i32,
-        status: i64,
+        status: i64, added: i64, added1: i64, up: i64, up1: i64, glu: i32,
     ):  # fmt: skip
         lane = d.i32(d.thread() & 31)
         warp = d.i32(d.thread() >> 5)
@@ -233,7 +268,7 @@ def floats(name, columns):
         i3 = d.udiv(z, batch)
         i2 = d.i32(z - i3 * batch)
         pair = d.i32(d.block_x() * d.udiv(WARPS, share) + d.udiv(warp, share))
-        first = d.i32(pair * ROWS)
+        first = pair if up != 0 else d.i32(pair * ROWS)
         matrix = a + d.udiv(i2, ratio2) * a2 + d.udiv(i3, ratio3) * a3
         x = b + i2 * b2 + i3 * b3
         to = y + i2 * y2 + i3 * y3
@@ -247,6 +282,8 @@ def floats(name, columns):
         rows = d.cuda.local.array(ROWS, d.i64)
         for r in range(ROWS):
             rows[r] = matrix + min(first + r, n_rows - 1) * a1
+        if up != 0:
+            rows[1] = up + min(first, n_rows - 1) * up1
         total = d.cuda.local.array(sums, d.f32)
         for i in range(ROWS * columns):
             total[i] = d.f32(0)
@@ -271,7 +308,7 @@ def floats(name, columns):
                         s = d.fma(w[8 * r + 6], u6, s)
                         total[i] = d.fma(w[8 * r + 7], u7, s)
             j = d.i32(j + share * 32)
-        finish(total, to, y1, first, n_rows, m, share)
+        finish(total, to, y1, first, n_rows, m, share, added, added1, up, glu)
 
     kernel.threads = 32 * WARPS
     return kernel

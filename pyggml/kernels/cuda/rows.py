@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyggml.dtypes import SIZES, GGMLType
-from pyggml.kernels.cuda.blocks import BLOCKS
+from pyggml.dtypes import GGMLType
+from pyggml.kernels.cuda import encoders
+from pyggml.kernels.cuda.blocks import READ, SIMPLE, reader
 from pyggml.kernels.cuda.layout import F16, F32, FLOATS, I32, KINDS, blocks, refuse, refuse_types, source
 from pyggml.kernels.cuda.spec import Spec, i32, i64
 from pyggml.ops import Op
@@ -22,8 +23,10 @@ def why_not(node: Tensor) -> str | None:
         a = source(node, 0)
         if a.ne[1] == 0:
             return "the table has no rows"
-        return refuse_types((*FLOATS, I32, *BLOCKS), a) or refuse_types([F32, I32], node) or refuse(source(node, 1))
-    return refuse_types([F32, F16], source(node, 0)) or refuse_types(FLOATS, node) or refuse(source(node, 1))
+        return refuse_types((*READ, I32), a) or refuse_types([F32, I32], node) or refuse(source(node, 1))
+    return (
+        refuse_types([F32, F16], source(node, 0)) or refuse_types((*FLOATS, *SIMPLE), node) or refuse(source(node, 1))
+    )
 
 
 def lower(builder: Builder, node: Tensor) -> None:
@@ -36,10 +39,9 @@ def get(builder: Builder, node: Tensor) -> None:
         node.data, *node.nb, a.data, *a.nb, rows.data, *rows.nb[:3], *node.ne[:3], a.ne[1], builder.number + 1,
         builder.status(),
     )  # fmt: skip
-    plain = SIZES[a.type].block_size == 1
-    spec = Spec("rows", "get_rows", ("plain" if plain else a.type.name,))
-    kind = KINDS[a.type] if plain else 0
-    builder.launch(spec, (node.nrows, min(blocks(node.ne[0], THREADS), 64)), THREADS, (*places, kind))
+    family, which = ("floats", (KINDS[I32], 0)) if a.type == I32 else reader(builder, a.type)
+    spec = Spec("rows", "get_rows", (family,))
+    builder.launch(spec, (node.nrows, min(blocks(node.ne[0], THREADS), 64)), THREADS, (*places, *which))
 
 
 def put(builder: Builder, node: Tensor) -> None:
@@ -47,28 +49,33 @@ def put(builder: Builder, node: Tensor) -> None:
     if not b.nelements:
         return
     single = b.ne[0] == 1  # a transposed cache: one thread a row
+    made = node.type in encoders.KINDS
+    kind = encoders.KINDS[node.type] if made else KINDS[node.type]
     places = (
         node.data, *node.nb, b.data, *b.nb, rows.data, *rows.nb[:3], b.nrows if single else b.ne[0], *b.ne[1:3], rows.ne[1], rows.ne[2], node.ne[1],
-        builder.number + 1, builder.status(), KINDS[node.type], KINDS[b.type], int(rows.type == GGMLType.I64),
+        builder.number + 1, builder.status(), kind, KINDS[b.type], int(rows.type == GGMLType.I64),
     )  # fmt: skip
-    if single:
+    if made:
+        warps = THREADS // 32
+        grid = (b.nrows, min(blocks(b.ne[0] // 32, warps), 64))
+        builder.launch(Spec("rows", "set_blocks"), grid, THREADS, places)
+    elif single:
         builder.launch(Spec("rows", "set_elements"), (blocks(b.nrows, THREADS),), THREADS, places)
     else:
         builder.launch(Spec("rows", "set_rows"), (b.nrows, min(blocks(b.ne[0], THREADS), 64)), THREADS, places)
 
 
-def get_rows(name):
+def get_rows(family):
     from pyggml.kernels.cuda import device as d
     from pyggml.kernels.cuda.blocks import element
-    from pyggml.kernels.cuda.elements import access
 
-    load, _ = access()
-    value = element(name) if name != "plain" else load
-    plain = name == "plain"
+    value = element(family)
+    plain = family == "floats"
 
     def kernel(
         y: i64, y0: i64, y1: i64, y2: i64, y3: i64, a: i64, a0: i64, a1: i64, a2: i64, a3: i64, rows: i64, r0: i64,
         r1: i64, r2: i64, n0: i32, n1: i32, n2: i32, limit: i32, number: i32, status: i64, kind: i32,
+        table: i64,
     ):  # fmt: skip
         row = d.block_x()
         above = d.udiv(row, n1)
@@ -84,13 +91,10 @@ def get_rows(name):
         else:
             i = d.i32(d.block_y() * d.threads() + d.thread())
             while i < n0:
-                if plain:
-                    if kind == 3:
-                        d.st_i32(z + i * y0, d.ld_i32(x + i * a0))
-                    else:
-                        d.st_f32(z + i * y0, value(x + i * a0, kind))
+                if plain and kind == 3:
+                    d.st_i32(z + i * y0, d.ld_i32(x + i * a0))
                 else:
-                    d.st_f32(z + i * y0, value(x, i))
+                    d.st_f32(z + i * y0, value(x, i, a0, kind, table))
                 i = d.i32(i + d.blocks_y() * d.threads())
 
     kernel.threads = THREADS
@@ -125,6 +129,43 @@ def set_rows():
             while i < n0:
                 store(z + i * y0, ky, load(x + i * b0, kb))
                 i = d.i32(i + d.blocks_y() * d.threads())
+
+    kernel.threads = THREADS
+    return kernel
+
+
+def set_blocks():
+    """Values become blocks, a warp each."""
+    from pyggml.kernels.cuda import device as d
+    from pyggml.kernels.cuda.elements import access
+    from pyggml.kernels.cuda.encoders import encoder
+
+    load, _ = access()
+    encode = encoder()
+
+    def kernel(
+        y: i64, y0: i64, y1: i64, y2: i64, y3: i64, b: i64, b0: i64, b1: i64, b2: i64, b3: i64, rows: i64, r0: i64,
+        r1: i64, r2: i64, n0: i32, n1: i32, n2: i32, m1: i32, m2: i32, limit: i32, number: i32, status: i64, ky: i32,
+        kb: i32, wide: i32,
+    ):  # fmt: skip
+        row = d.block_x()
+        above = d.udiv(row, n1)
+        i1 = d.i32(row - above * n1)
+        i3 = d.udiv(above, n2)
+        i2 = d.i32(above - i3 * n2)
+        at = rows + i1 * r0 + d.urem(i2, m1) * r1 + d.urem(i3, m2) * r2
+        which = d.ld_i64(at) if wide else d.i64(d.ld_i32(at))
+        if which < 0 or which >= limit:
+            if d.thread() == 0:
+                d.st_i32x4(status, number, which, which >> 32, limit)
+        else:
+            z = y + which * y1 + i2 * y2 + i3 * y3
+            x = b + i1 * b1 + i2 * b2 + i3 * b3
+            warps = d.threads() >> 5
+            block = d.i32(d.block_y() * warps + (d.thread() >> 5))
+            while block < n0 >> 5:
+                encode(z + block * y0, load(x + (block * 32 + (d.thread() & 31)) * b0, kb), ky)
+                block = d.i32(block + d.blocks_y() * warps)
 
     kernel.threads = THREADS
     return kernel

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyggml.kernels.cuda import experts
-from pyggml.kernels.cuda.layout import FLOATS, KINDS, THREADS, blocks
+from pyggml.kernels.cuda.blocks import reader
+from pyggml.kernels.cuda.layout import KINDS, THREADS, blocks
 from pyggml.kernels.cuda.spec import Spec, i32, i64
 
 if TYPE_CHECKING:
@@ -22,30 +23,29 @@ STEP = TILE + 1
 
 
 def lower(builder: Builder, node: Tensor, a: Tensor, b: Tensor) -> None:
-    plain = a.type in FLOATS
+    family, which = reader(builder, a.type)
     batches, columns = experts.batches(node), experts.columns(node)
-    spec = Spec("tile", "tile", ("plain" if plain else a.type.name,))
+    spec = Spec("tile", "tile", (family,))
     args = (
-        node.data, *node.nb, a.data, *a.nb, KINDS[a.type] if plain else 0, b.data, *b.nb, KINDS[b.type], a.ne[1], columns,
+        node.data, *node.nb, a.data, *a.nb, *which, b.data, *b.nb, KINDS[b.type], a.ne[1], columns,
         a.ne[0], b.ne[2], max(1, b.ne[2] // a.ne[2]), b.ne[3] // a.ne[3], batches, *experts.lists(builder, node),
     )  # fmt: skip
     grid = (blocks(a.ne[1], TILE), min(blocks(columns, TILE), 65535), min(batches, 65535))
     builder.launch(spec, grid, THREADS, args, 2 * 4 * DEEP * STEP)
 
 
-def tile(name):
+def tile(family):
     from pyggml.kernels.cuda import device as d
     from pyggml.kernels.cuda.blocks import element
     from pyggml.kernels.cuda.elements import access
     from pyggml.kernels.cuda.experts import chosen
 
     load, _ = access()
-    plain = name == "plain"
-    value = load if plain else element(name)
+    value = element(family)
     choose = chosen()
 
     def kernel(
-        y: i64, y0: i64, y1: i64, y2: i64, y3: i64, a: i64, a0: i64, a1: i64, a2: i64, a3: i64, ka: i32, b: i64,
+        y: i64, y0: i64, y1: i64, y2: i64, y3: i64, a: i64, a0: i64, a1: i64, a2: i64, a3: i64, ka: i32, table: i64, b: i64,
         b0: i64, b1: i64, b2: i64, b3: i64, kb: i32, n: i32, m: i32, k: i32, batch: i32, ratio2: i32, ratio3: i32,
         batches: i32, ids: i64, ids0: i64, ids1: i64, used: i32, shared_rows: i32, limit: i32, number: i32, status: i64,
     ):  # fmt: skip
@@ -83,8 +83,7 @@ def tile(name):
                         x, v = d.f32(0), d.f32(0)
                         if k0 + kk < k:
                             if first + r < n:
-                                at = matrix + (first + r) * a1
-                                x = value(at + (k0 + kk) * a0, ka) if plain else value(at, d.i32(k0 + kk))
+                                x = value(matrix + (first + r) * a1, d.i32(k0 + kk), a0, ka, table)
                             if c0 + r < width:
                                 v = load(others + (c0 + r) * b1 + (k0 + kk) * b0, kb)
                         d.sst_f32(left + 4 * (kk * STEP + r), x)

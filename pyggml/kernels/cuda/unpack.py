@@ -66,7 +66,10 @@ def _q4_1(d):
     return unpack_q4_1
 
 
-def _fifth(d):
+def fifths():
+    """-> f(bits, shift), see there."""
+    from pyggml.kernels.cuda import device as d
+
     @d.inline
     def fifth(bits, shift):
         """Bits shift ... shift + 3 as bit 4 of each of four bytes."""
@@ -76,7 +79,7 @@ def _fifth(d):
 
 
 def _q5_0(d):
-    fifth = _fifth(d)
+    fifth = fifths()
 
     def unpack_q5_0(row, j):
         b = row + j * 22
@@ -101,7 +104,7 @@ def _q5_0(d):
 
 
 def _q5_1(d):
-    fifth = _fifth(d)
+    fifth = fifths()
 
     def unpack_q5_1(row, j):
         b = row + j * 24
@@ -134,10 +137,11 @@ def _q8_0(d):
     return unpack_q8_0
 
 
-def levels(d):
+def levels():
     """-> f(v): four numbers of levels, one a byte -> the levels of IQ4_NL."""
     import numpy as np
 
+    from pyggml.kernels.cuda import device as d
     from pyggml.quants.iq4_nl import LEVELS
 
     t0, t1, t2, t3 = (int(x) for x in np.ascontiguousarray(LEVELS).view(np.int32))
@@ -154,7 +158,7 @@ def levels(d):
 
 
 def _iq4_nl(d):
-    look_up = levels(d)
+    look_up = levels()
 
     def unpack_iq4_nl(row, j):
         b = row + j * 18
@@ -338,7 +342,7 @@ def _q6_k(d):
 
 
 def _iq4_xs(d):
-    look_up = levels(d)
+    look_up = levels()
 
     def unpack_iq4_xs(row, j):
         sub = j & 7
