@@ -81,6 +81,21 @@ def test_activations_are_quantised_once_for_all_products_that_read_them():
     assert names == ["quantize", "integers", "integers", "integers"]  # two of them add what is there
 
 
+@pytest.mark.parametrize(
+    ("tokens", "expected"), [(40, ["quantize", "table", *["integers"] * 2]), (3, ["quantize", *["integers"] * 2])]
+)
+def test_lists_of_many_tokens_are_sorted_by_expert_once(tokens, expected):
+    device = CudaDevice(RecordingGPU())
+    make = Operands(np.random.default_rng(0))
+    x, ids = make.leaf(F32, (64, 1, tokens)), make.leaf(I32, (2, tokens), np.zeros(2 * tokens))
+    products = [ops.mul_mat_id(make.leaf(GGMLType.Q4_0, (64, 8, 4)), x, ids) for _ in range(2)]
+    place(device, *products)
+    plan = device.open().plan(build_forward(products))
+    assert isinstance(plan, CudaPlan)
+    assert [kernel.factory for kernel, *_ in plan.steps] == expected
+    assert plan.steps[-1][0].module == ("mma" if tokens > 3 else "matvec")
+
+
 def test_what_was_quantised_is_forgotten_when_its_source_changes():
     device = CudaDevice(RecordingGPU())
     make = Operands(np.random.default_rng(0))

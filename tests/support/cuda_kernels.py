@@ -77,6 +77,7 @@ KERNELS: list[Expected] = [
         for packed in (0, 1)
     ),
     Expected(Spec("attention_tile", "combine"), hot=True),
+    Expected(Spec("experts", "table"), hot=True),
     *(e for t in BLOCKS for e in products(t)),
     *(e for name in ("F32", "F16", "BF16") for e in floats(name)),
 ]

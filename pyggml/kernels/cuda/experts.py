@@ -1,13 +1,15 @@
 """Which matrix a block of threads multiplies with: by its place in the batch, or by a number that a list gives.
 
-The part of products that MUL_MAT_ID adds to MUL_MAT; must not know how a product is computed.
+The part of products that MUL_MAT_ID adds to MUL_MAT; must not know how a product is computed. With few entries of the lists
+each is a product of its own; with many they are sorted by matrix first, so that each matrix is read once a tile of them.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyggml.kernels.cuda.layout import source
+from pyggml.kernels.cuda.spec import Spec, i32, i64
 from pyggml.ops import Op
 
 if TYPE_CHECKING:
@@ -52,3 +54,117 @@ def chosen():
         return which, d.urem(slot, shared), slot, token
 
     return choose
+
+
+MOST = 1024
+"""So many matrices are sorted for; a thread each."""
+
+
+class Table(NamedTuple):
+    """The entries of the lists sorted by matrix and cut into tiles: as arguments.
+
+    In memory, i32: how many tiles there are; of each of `tiles` its matrix, its first place in the order, the end of its
+    matrix' places; the order: numbers of entries (list x used + slot).
+    """
+
+    at: Place | int = 0
+    tiles: int = 0
+    used: int = 0
+    shared_rows: int = 1
+
+
+def entries(node: Tensor) -> int:
+    ids = source(node, 2)
+    return ids.ne[0] * ids.ne[1]
+
+
+def sorted_entries(builder: Builder, node: Tensor, columns: int) -> Table:
+    """Made once for all products with these lists; `columns`: of a tile."""
+    a, b, ids = (source(node, i) for i in range(3))
+    key = "experts", ids.data, ids.ne, ids.nb, a.ne[2], b.ne[1], columns
+    found: Table | None = builder.remembered(key)
+    if found is not None:
+        return found
+    n = entries(node)
+    tiles = n // columns + a.ne[2]
+    work = builder.scratch(4 * (1 + 3 * tiles + n))
+    made = Table(work.at(), tiles, ids.ne[0], b.ne[1])
+    args = (
+        ids.data,
+        *ids.nb[:2],
+        ids.ne[0],
+        n,
+        a.ne[2],
+        tiles,
+        columns,
+        work.at(),
+        builder.number + 1,
+        builder.status(),
+    )
+    builder.launch(Spec("experts", "table"), (1,), -(-a.ne[2] // 32) * 32, args, 4 * MOST)
+    builder.remember(key, made, ids)
+    return made
+
+
+def table():
+    from pyggml.kernels.cuda import device as d
+
+    def kernel(
+        ids: i64, ids0: i64, ids1: i64, used: i32, n: i32, limit: i32, tiles: i32, columns: i32, to: i64, number: i32,
+        status: i64,
+    ):  # fmt: skip
+        me = d.i32(d.thread())
+        count, z = d.i32(0), d.i32(0)
+        while z < n:
+            token = d.udiv(z, used)
+            which = d.ld_i32(ids + (z - token * used) * ids0 + token * ids1)
+            if which == me:
+                count = d.i32(count + 1)
+            if me == 0 and (which < 0 or which >= limit):
+                d.st_i32x4(status, number, which, which >> 31, limit)
+            z = d.i32(z + 1)
+        d.sst_i32(d.shared() + 4 * me, count)
+        d.barrier()
+        if me < limit:
+            first, tile, e = d.i32(0), d.i32(0), d.i32(0)
+            while e < me:
+                before = d.sld_i32(d.shared() + 4 * e)
+                first = d.i32(first + before)
+                tile = d.i32(tile + d.udiv(before + columns - 1, columns))
+                e = d.i32(e + 1)
+            begin = d.i32(0)
+            while begin < count:
+                d.st_i32(to + 4 + 4 * tile, me)
+                d.st_i32(to + 4 + 4 * (tiles + tile), first + begin)
+                d.st_i32(to + 4 + 4 * (2 * tiles + tile), first + count)
+                tile = d.i32(tile + 1)
+                begin = d.i32(begin + columns)
+            if me == limit - 1:
+                d.st_i32(to, tile)
+            place = to + 4 + 12 * d.i64(tiles) + 4 * first
+            z = d.i32(0)
+            while z < n:
+                token = d.udiv(z, used)
+                if d.ld_i32(ids + (z - token * used) * ids0 + token * ids1) == me:
+                    d.st_i32(place, z)
+                    place = place + 4
+                z = d.i32(z + 1)
+
+    kernel.threads = MOST
+    return kernel
+
+
+def tile_of():
+    """-> f(table, tiles, y): a tile's matrix, its places in memory from the first to the end; none: an end of 0."""
+    from pyggml.kernels.cuda import device as d
+
+    @d.inline
+    def tile(table, tiles, number):
+        matrix, first, end = d.i32(0), d.i32(0), d.i32(0)
+        if number < d.ld_i32(table):
+            matrix = d.ld_i32(table + 4 + 4 * number)
+            first = d.ld_i32(table + 4 + 4 * (tiles + number))
+            end = d.ld_i32(table + 4 + 4 * (2 * tiles + number))
+        return matrix, first, end
+
+    return tile

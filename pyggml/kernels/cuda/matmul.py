@@ -36,9 +36,12 @@ def why_not(node: Tensor) -> str | None:
 
 def lower(builder: Builder, node: Tensor) -> None:
     a, b = source(node, 0), source(node, 1)
-    if b.type == F32 and matvec.takes(node, a, b):
+    many = b.type == F32 and mma.takes(builder.cc, node, a, b)
+    if many and node.op == Op.MUL_MAT_ID:
+        mma.lower(builder, node, a, b)
+    elif b.type == F32 and matvec.takes(node, a, b):
         matvec.lower(builder, node, a, b, node)
-    elif b.type == F32 and node.op == Op.MUL_MAT and mma.takes(builder.cc, node, a, b):
+    elif many:
         mma.lower(builder, node, a, b)
     else:
         tile.lower(builder, node, a, b)

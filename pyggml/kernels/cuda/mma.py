@@ -1,4 +1,4 @@
-"""MUL_MAT with many columns on tensor cores: what prompts are made of. Compute capability 8.0.
+"""MUL_MAT and MUL_MAT_ID with many columns on tensor cores: what prompts are made of. Compute capability 8.0.
 
 A block of 256 threads makes 128 rows x 64 columns: its weights and activations for a stretch of k lie in shared memory,
 each of eight warps multiplies 32 x 32 of them. Weights in blocks become bytes there and meet the activations' bytes; F16
@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pyggml.kernels.cuda import experts
 from pyggml.kernels.cuda.activations import quantized
 from pyggml.kernels.cuda.layout import BF16, F16, THREADS, blocks
 from pyggml.kernels.cuda.spec import Spec, i32, i64
 from pyggml.kernels.cuda.unpack import ALIGNMENT, HALVES, NO_MINIMUM, UNPACKED
+from pyggml.ops import Op
 
 if TYPE_CHECKING:
     from pyggml.backend.cuda.plan import Builder
@@ -25,12 +27,22 @@ DEEP = 128
 STRIDE = DEEP + 16
 """From row to row in shared memory: rows that are read together lie in different banks."""
 GROUPS = DEEP // 32
+LISTS = 8 * COLUMNS
+"""Bytes for what the columns are: row of b, number."""
+MANY_FOR_EACH = 2
 LEFT, RIGHT = ROWS * STRIDE, COLUMNS * STRIDE
 
 
 def takes(cc: tuple[int, int], node: Tensor, a: Tensor, b: Tensor) -> bool:
-    """Whether these kernels can do the product: this GPU, dense rows, addresses that are aligned."""
-    if cc < OLDEST or b.nb[0] != 4 or node.nb[0] != 4 or b.ne[2] * b.ne[3] > 65535 or b.ne[1] > 65535 * COLUMNS:
+    """Whether these kernels can do the product: this GPU, dense rows, addresses that are aligned; of experts: so many
+    entries that tiles of them are worth it."""
+    if cc < OLDEST or b.nb[0] != 4 or node.nb[0] != 4:
+        return False
+    if node.op == Op.MUL_MAT_ID:
+        n = experts.entries(node)
+        if n < MANY_FOR_EACH * a.ne[2] or a.ne[2] > experts.MOST or n > 65000 * COLUMNS:
+            return False
+    elif b.ne[2] * b.ne[3] > 65535 or b.ne[1] > 65535 * COLUMNS:
         return False
     if a.type in (F16, BF16):
         return a.nb[0] == 2 and a.ne[0] % 8 == 0 and all(x % 16 == 0 for x in (a.data, *a.nb[1:], b.data, *b.nb[1:]))
@@ -38,19 +50,61 @@ def takes(cc: tuple[int, int], node: Tensor, a: Tensor, b: Tensor) -> bool:
 
 
 def lower(builder: Builder, node: Tensor, a: Tensor, b: Tensor) -> None:
-    places = (
-        node.data, *node.nb[1:], a.data, *a.nb[1:], a.ne[1], b.ne[1], b.ne[2], b.ne[2] // a.ne[2], b.ne[3] // a.ne[3],
-    )  # fmt: skip
     grid = (blocks(a.ne[1], ROWS), blocks(b.ne[1], COLUMNS), b.ne[2] * b.ne[3])
-    if a.type in (F16, BF16):
-        args = (*places, b.data, *b.nb[1:], a.ne[0])
-        builder.launch(Spec("mma", "floats", (a.type.name,)), grid, THREADS, args, LEFT + RIGHT)
+    table, ratios, x = experts.Table(), (b.ne[2] // a.ne[2], b.ne[3] // a.ne[3]), None
+    if a.type not in (F16, BF16):
+        x = quantized(builder, b)
+    if node.op == Op.MUL_MAT_ID:
+        table, ratios = experts.sorted_entries(builder, node, COLUMNS), (1, 1)
+        grid = (grid[0], table.tiles, 1)
+    places = (node.data, *node.nb[1:], a.data, *a.nb[1:], a.ne[1], b.ne[1], b.ne[2], *ratios)
+    if x is None:
+        args = (*places, b.data, *b.nb[1:], a.ne[0], *table)
+        builder.launch(Spec("mma", "floats", (a.type.name,)), grid, THREADS, args, LISTS + LEFT + RIGHT)
         return
-    x = quantized(builder, b)
     halves = 2 if a.type in HALVES else 1
-    shared = LEFT + RIGHT + 8 * GROUPS * (ROWS + COLUMNS) * halves
-    args = (*places, x.bytes, x.scales, x.step, a.ne[0] // 32)  # type: ignore[assignment]
+    shared = LISTS + LEFT + RIGHT + 8 * GROUPS * (ROWS + COLUMNS) * halves
+    args = (*places, x.bytes, x.scales, x.step, a.ne[0] // 32, *table)  # type: ignore[assignment]
     builder.launch(Spec("mma", "integers", (a.type.name,)), grid, THREADS, args, shared)
+
+
+def _columns():
+    """-> f(...): which columns a block makes: notes each one's row of b and its number in shared memory; the matrix, the
+    first column, how many."""
+    from pyggml.kernels.cuda import device as d
+    from pyggml.kernels.cuda.experts import tile_of
+
+    tile = tile_of()
+
+    @d.inline
+    def columns(a, a2, a3, m, batch, ratio2, ratio3, table, tiles, used, shared_rows):
+        me = d.thread()
+        lists = d.shared()
+        if table != 0:
+            which, first, end = tile(table, tiles, d.block_y())
+            width = min(COLUMNS, end - first)
+            if me < width:
+                entry = d.ld_i32(table + 4 + 12 * d.i64(tiles) + 4 * (first + me))
+                token = d.udiv(entry, used)
+                d.sst_i32(lists + 4 * me, token * shared_rows + d.urem(entry - token * used, shared_rows))
+                d.sst_i32(lists + 4 * (COLUMNS + me), entry)
+            elif me < COLUMNS:
+                d.sst_i32(lists + 4 * me, 0)
+            matrix = a + which * a2
+        else:
+            z = d.block_z()
+            i3 = d.udiv(z, batch)
+            matrix = a + d.udiv(z - i3 * batch, ratio2) * a2 + d.udiv(i3, ratio3) * a3
+            first = d.i32(d.block_y() * COLUMNS)
+            width = min(COLUMNS, m - first)
+            if me < COLUMNS:
+                column = min(first + me, m - 1)
+                d.sst_i32(lists + 4 * me, z * m + column)
+                d.sst_i32(lists + 4 * (COLUMNS + me), column)
+        d.barrier()
+        return matrix, width
+
+    return columns
 
 
 def integers(name):
@@ -59,7 +113,7 @@ def integers(name):
     from pyggml.kernels.cuda import device as d
     from pyggml.kernels.cuda.unpack import unpack
 
-    group, store = unpack(name), _storing()
+    group, store, columns = unpack(name), _storing(), _columns()
     halves, minimum = GGMLType[name] in HALVES, GGMLType[name] not in NO_MINIMUM
     wide = 16 if halves else 8  # bytes of scales for each group of a row
     ones = 0x01010101
@@ -87,34 +141,32 @@ def integers(name):
 
     def kernel(
         y: i64, y1: i64, y2: i64, y3: i64, a: i64, a1: i64, a2: i64, a3: i64, n: i32, m: i32, batch: i32, ratio2: i32,
-        ratio3: i32, x: i64, scales: i64, step: i32, groups: i32,
+        ratio3: i32, x: i64, scales: i64, step: i32, groups: i32, table: i64, tiles: i32, used: i32, shared_rows: i32,
     ):  # fmt: skip
         me = d.i32(d.thread())
         lane, warp = d.i32(me & 31), d.i32(me >> 5)
         wm, wn = d.i32((warp & 3) * 32), d.i32((warp >> 2) * 32)
-        i3 = d.udiv(d.block_z(), batch)
-        i2 = d.i32(d.block_z() - i3 * batch)
-        matrix = a + d.udiv(i2, ratio2) * a2 + d.udiv(i3, ratio3) * a3
-        row0, column0 = d.i32(d.block_x() * ROWS), d.i32(d.block_y() * COLUMNS)
-        left = d.shared()
+        matrix, width = columns(a, a2, a3, m, batch, ratio2, ratio3, table, tiles, used, shared_rows)
+        row0 = d.i32(d.block_x() * ROWS)
+        lists = d.shared()
+        left = d.i32(lists + LISTS)
         right = d.i32(left + LEFT)
         left_scales = d.i32(right + RIGHT)
         right_scales = d.i32(left_scales + ROWS * GROUPS * wide)
-        first = d.block_z() * d.i64(m)
         total = d.cuda.local.array(32, d.f32)
         for i in range(32):
             total[i] = d.f32(0)
         low, high = d.cuda.local.array(8, d.f32), d.cuda.local.array(8, d.f32)
         j0 = d.i32(0)
-        while j0 < groups:
+        while j0 < groups and width > 0:
             for i in range(2):  # columns' bytes
                 u = d.i32(me + 256 * i)
                 c, part = d.i32(u >> 3), d.i32(u & 7)
-                column = first + min(column0 + c, m - 1)
+                column = d.sld_i32(lists + 4 * c)
                 d.cp_async16(right + c * STRIDE + part * 16, x + column * d.i64(step) + j0 * 32 + part * 16)
             d.cp_async_commit()
             c, part = d.i32(me >> 2), d.i32(me & 3)
-            column = first + min(column0 + c, m - 1)
+            column = d.sld_i32(lists + 4 * c)
             scale, total_of = d.ld_f32x2(scales + column * d.i64(step >> 2) + (j0 + part) * 8)
             if halves:
                 at = x + column * d.i64(step) + (j0 + part) * 32
@@ -187,7 +239,7 @@ def integers(name):
                                     total[t + 3] = d.fma(low[5], high[5], total[t + 3])
             d.barrier()
             j0 = d.i32(j0 + GROUPS)
-        store(total, y + i2 * y2 + i3 * y3, y1, row0 + wm, column0 + wn, n, m, lane)
+        store(total, y, y1, y2, y3, batch, table, used, row0 + wm, wn, n, width, lane)
 
     kernel.threads = THREADS
     return kernel
@@ -198,14 +250,23 @@ def _storing():
     from pyggml.kernels.cuda import device as d
 
     @d.inline
-    def store(total, y, y1, row0, column0, n, m, lane):
-        for i in range(2):
-            for j in range(4):
-                for e in range(4):
-                    row = row0 + 16 * i + (lane >> 2) + 8 * (e >> 1)
-                    column = column0 + 8 * j + (lane & 3) * 2 + (e & 1)
-                    if row < n and column < m:
-                        d.st_f32(y + column * y1 + row * 4, total[(i * 4 + j) * 4 + e])
+    def store(total, y, y1, y2, y3, batch, table, used, row0, column0, n, width, lane):
+        i3 = d.udiv(d.block_z(), batch)
+        whole = y + (d.block_z() - i3 * batch) * y2 + i3 * y3
+        for j in range(4):
+            for e in range(2):
+                column = column0 + 8 * j + (lane & 3) * 2 + e
+                if column < width:
+                    number = d.sld_i32(d.shared() + 4 * (COLUMNS + column))
+                    to = whole + number * y1
+                    if table != 0:
+                        token = d.udiv(number, used)
+                        to = y + (number - token * used) * y1 + token * y2
+                    for i in range(2):
+                        for h in range(2):
+                            row = row0 + 16 * i + (lane >> 2) + 8 * h
+                            if row < n:
+                                d.st_f32(to + row * 4, total[(i * 4 + j) * 4 + 2 * h + e])
 
     return store
 
@@ -214,7 +275,7 @@ def floats(name):
     """F16 or BF16 with F32, which is rounded to the same type."""
     from pyggml.kernels.cuda import device as d
 
-    store = _storing()
+    store, columns = _storing(), _columns()
     brain = name == "BF16"
 
     @d.inline
@@ -229,23 +290,23 @@ def floats(name):
 
     def kernel(
         y: i64, y1: i64, y2: i64, y3: i64, a: i64, a1: i64, a2: i64, a3: i64, n: i32, m: i32, batch: i32, ratio2: i32,
-        ratio3: i32, b: i64, b1: i64, b2: i64, b3: i64, k: i32,
+        ratio3: i32, b: i64, b1: i64, b2: i64, b3: i64, k: i32, table: i64, tiles: i32, used: i32, shared_rows: i32,
     ):  # fmt: skip
         me = d.i32(d.thread())
         lane, warp = d.i32(me & 31), d.i32(me >> 5)
         wm, wn = d.i32((warp & 3) * 32), d.i32((warp >> 2) * 32)
+        matrix, width = columns(a, a2, a3, m, batch, ratio2, ratio3, table, tiles, used, shared_rows)
+        row0 = d.i32(d.block_x() * ROWS)
         i3 = d.udiv(d.block_z(), batch)
-        i2 = d.i32(d.block_z() - i3 * batch)
-        matrix = a + d.udiv(i2, ratio2) * a2 + d.udiv(i3, ratio3) * a3
-        others = b + i2 * b2 + i3 * b3
-        row0, column0 = d.i32(d.block_x() * ROWS), d.i32(d.block_y() * COLUMNS)
-        left = d.shared()
+        others = b + (d.block_z() - i3 * batch) * b2 + i3 * b3
+        lists = d.shared()
+        left = d.i32(lists + LISTS)
         right = d.i32(left + LEFT)
         total = d.cuda.local.array(32, d.f32)
         for i in range(32):
             total[i] = d.f32(0)
         k0 = d.i32(0)
-        while k0 < k:
+        while k0 < k and width > 0:
             for i in range(4):
                 u = d.i32(me + 256 * i)
                 r, part = d.i32(u >> 3), d.i32(u & 7)
@@ -260,7 +321,12 @@ def floats(name):
                 c, part = d.i32(u >> 3), d.i32(u & 7)
                 to = right + c * STRIDE + part * 16
                 if k0 + part * 8 < k:
-                    at = others + min(column0 + c, m - 1) * b1 + (k0 + part * 8) * 4
+                    at = others + d.sld_i32(lists + 4 * (COLUMNS + c)) * b1
+                    if table != 0:
+                        line = d.sld_i32(lists + 4 * c)
+                        token = d.udiv(line, shared_rows)
+                        at = b + (line - token * shared_rows) * b1 + token * b2
+                    at = at + (k0 + part * 8) * 4
                     v0, v1, v2, v3 = d.ld_f32x4(at)
                     v4, v5, v6, v7 = d.ld_f32x4(at + 16)
                     d.sst_i32x4(to, pack(v0, v1), pack(v2, v3), pack(v4, v5), pack(v6, v7))
@@ -284,7 +350,7 @@ def floats(name):
                         )
             d.barrier()
             k0 = d.i32(k0 + 64)
-        store(total, y + i2 * y2 + i3 * y3, y1, row0 + wm, column0 + wn, n, m, lane)
+        store(total, y, y1, y2, y3, batch, table, used, row0 + wm, wn, n, width, lane)
 
     kernel.threads = THREADS
     return kernel
