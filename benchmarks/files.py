@@ -16,6 +16,7 @@ from peer_build import ensure_smollm2  # noqa: E402
 
 from pyggml.cachedir import cache_dir  # noqa: E402
 from pyggml.dtypes import GGMLType, row_size  # noqa: E402
+from pyggml.tokenizer.bpe import BYTE_CHARACTERS  # noqa: E402
 
 SMOLLM2 = ("Q4_0", "Q4_1", "Q5_0", "Q8_0", "Q4_K_M", "Q6_K", "F16")
 LLAMA_1B = ("Q4_0", "Q8_0", "Q4_K")
@@ -52,7 +53,8 @@ def llama_1b(peer: Peer, type_name: str) -> Path:
     writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([f"<{i}>" for i in range(N_VOCAB)])
+    characters = list(BYTE_CHARACTERS)
+    writer.add_token_list([*characters, *(f"<{i}>" for i in range(len(characters), N_VOCAB))])
     writer.add_token_types([1] * N_VOCAB)
     writer.add_token_merges(["a b"])
     writer.add_bos_token_id(0)

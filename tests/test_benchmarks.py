@@ -33,6 +33,12 @@ def test_whole_engines(tmp_path: Path) -> None:
     assert all(len(tests[name]["ratio"]) == 2 for name in ("pp8", "tg3", "tg3 @ d16", "first token"))
     assert set(tests["rpc"]["rates"]) == {"ours, local", "ours -> ours", "stock -> ours", "stock -> stock"}
     assert found["machine"]["read GB/s"] > 0 and found["machine"]["dot GMAC/s"] > 0
+    again = {**found, "results": [{**tests["pp8"], "ratio": [2.0, 4.0]}]}
+    (tmp_path / "again.json").write_text(json.dumps(again))
+    rows = run("report.py", report, tmp_path / "again.json").splitlines()
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows if row.startswith("| tiny")]
+    assert [row[1] for row in cells[:-1]] == [name for name in tests if name != "rpc"] and len(cells[-1]) == 9
+    assert cells[0][4:6] == ["3.00", "2.00 .. 4.00"] and cells[1][6].endswith("%")
 
 
 @pytest.mark.usefixtures("peer")
@@ -45,5 +51,5 @@ def test_single_kernels() -> None:
 
 
 def test_help() -> None:
-    for program in ("vs_llamacpp.py", "kernels.py", "sampler.py"):
+    for program in ("vs_llamacpp.py", "report.py", "kernels.py", "sampler.py"):
         assert "usage:" in run(program, "--help")
