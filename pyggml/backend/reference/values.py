@@ -26,7 +26,8 @@ MADE = tuple(t for t, quant in QUANTS.items() if quant.is_made)
 def decode(dtype: GGMLType, raw: NDArray[Any]) -> Values:
     """Elements as `view_of` gives them -> values."""
     if dtype in ELEMENTS and dtype != GGMLType.BF16:
-        return raw.astype(np.float64)
+        with np.errstate(invalid="ignore"):  # signalling NaNs are values like others
+            return raw.astype(np.float64)
     quant = QUANTS[dtype]
     outer = raw.shape if dtype == GGMLType.BF16 else (*raw.shape[:-2], raw.shape[-2] * quant.block_size)
     blocks = np.ascontiguousarray(raw).view(np.uint8).reshape(-1, quant.type_size)

@@ -55,14 +55,11 @@ def put(builder: Builder, node: Tensor) -> None:
         node.data, *node.nb, b.data, *b.nb, rows.data, *rows.nb[:3], b.nrows if single else b.ne[0], *b.ne[1:3], rows.ne[1], rows.ne[2], node.ne[1],
         builder.number + 1, builder.status(), kind, KINDS[b.type], int(rows.type == GGMLType.I64),
     )  # fmt: skip
-    if made:
-        warps = THREADS // 32
-        grid = (b.nrows, min(blocks(b.ne[0] // 32, warps), 64))
-        builder.launch(Spec("rows", "set_blocks"), grid, THREADS, places)
-    elif single:
+    if single and not made:
         builder.launch(Spec("rows", "set_elements"), (blocks(b.nrows, THREADS),), THREADS, places)
     else:
-        builder.launch(Spec("rows", "set_rows"), (b.nrows, min(blocks(b.ne[0], THREADS), 64)), THREADS, places)
+        grid = (b.nrows, min(blocks(b.ne[0], THREADS), 64))
+        builder.launch(Spec("rows", "set_rows", (int(made),)), grid, THREADS, places)
 
 
 def get_rows(family):
@@ -101,71 +98,46 @@ def get_rows(family):
     return kernel
 
 
-def set_rows():
+def set_rows(made):
+    """`made`: values become blocks, a warp each."""
     from pyggml.kernels.cuda import device as d
-    from pyggml.kernels.cuda.elements import access
-
-    load, store = access()
-
-    def kernel(
-        y: i64, y0: i64, y1: i64, y2: i64, y3: i64, b: i64, b0: i64, b1: i64, b2: i64, b3: i64, rows: i64, r0: i64,
-        r1: i64, r2: i64, n0: i32, n1: i32, n2: i32, m1: i32, m2: i32, limit: i32, number: i32, status: i64, ky: i32,
-        kb: i32, wide: i32,
-    ):  # fmt: skip
-        row = d.block_x()
-        above = d.udiv(row, n1)
-        i1 = d.i32(row - above * n1)
-        i3 = d.udiv(above, n2)
-        i2 = d.i32(above - i3 * n2)
-        at = rows + i1 * r0 + d.urem(i2, m1) * r1 + d.urem(i3, m2) * r2
-        which = d.ld_i64(at) if wide else d.i64(d.ld_i32(at))
-        if which < 0 or which >= limit:
-            if d.thread() == 0:
-                d.st_i32x4(status, number, which, which >> 32, limit)
-        else:
-            z = y + which * y1 + i2 * y2 + i3 * y3
-            x = b + i1 * b1 + i2 * b2 + i3 * b3
-            i = d.i32(d.block_y() * d.threads() + d.thread())
-            while i < n0:
-                store(z + i * y0, ky, load(x + i * b0, kb))
-                i = d.i32(i + d.blocks_y() * d.threads())
-
-    kernel.threads = THREADS
-    return kernel
-
-
-def set_blocks():
-    """Values become blocks, a warp each."""
-    from pyggml.kernels.cuda import device as d
-    from pyggml.kernels.cuda.elements import access
+    from pyggml.kernels.cuda.elements import access, places
     from pyggml.kernels.cuda.encoders import encoder
 
-    load, _ = access()
-    encode = encoder()
+    load, store = access()
+    place = places()
+    encode = encoder() if made else None
+
+    @d.inline
+    def elements(z, y0, ky, x, b0, kb, n0):
+        i = d.i32(d.block_y() * d.threads() + d.thread())
+        while i < n0:
+            store(z + i * y0, ky, load(x + i * b0, kb))
+            i = d.i32(i + d.blocks_y() * d.threads())
+
+    @d.inline
+    def blocks(z, y0, ky, x, b0, kb, n0):
+        warps = d.threads() >> 5
+        block = d.i32(d.block_y() * warps + (d.thread() >> 5))
+        while block < n0 >> 5:
+            encode(z + block * y0, load(x + (block * 32 + (d.thread() & 31)) * b0, kb), ky)
+            block = d.i32(block + d.blocks_y() * warps)
+
+    write = blocks if made else elements
 
     def kernel(
         y: i64, y0: i64, y1: i64, y2: i64, y3: i64, b: i64, b0: i64, b1: i64, b2: i64, b3: i64, rows: i64, r0: i64,
         r1: i64, r2: i64, n0: i32, n1: i32, n2: i32, m1: i32, m2: i32, limit: i32, number: i32, status: i64, ky: i32,
         kb: i32, wide: i32,
     ):  # fmt: skip
-        row = d.block_x()
-        above = d.udiv(row, n1)
-        i1 = d.i32(row - above * n1)
-        i3 = d.udiv(above, n2)
-        i2 = d.i32(above - i3 * n2)
+        _, i1, i2, i3 = place(d.i32(d.block_x()), 1, n1, n2)
         at = rows + i1 * r0 + d.urem(i2, m1) * r1 + d.urem(i3, m2) * r2
         which = d.ld_i64(at) if wide else d.i64(d.ld_i32(at))
         if which < 0 or which >= limit:
             if d.thread() == 0:
                 d.st_i32x4(status, number, which, which >> 32, limit)
         else:
-            z = y + which * y1 + i2 * y2 + i3 * y3
-            x = b + i1 * b1 + i2 * b2 + i3 * b3
-            warps = d.threads() >> 5
-            block = d.i32(d.block_y() * warps + (d.thread() >> 5))
-            while block < n0 >> 5:
-                encode(z + block * y0, load(x + (block * 32 + (d.thread() & 31)) * b0, kb), ky)
-                block = d.i32(block + d.blocks_y() * warps)
+            write(y + which * y1 + i2 * y2 + i3 * y3, y0, ky, b + i1 * b1 + i2 * b2 + i3 * b3, b0, kb, n0)
 
     kernel.threads = THREADS
     return kernel
