@@ -50,11 +50,14 @@ def calls(text: str) -> set[str]:
 
 if __name__ == "__main__":
     from pyggml import jit
+    from pyggml.dtypes import GGMLType
     from pyggml.kernels.cpu import attention, matmul
 
-    widths = {"tile": matmul.WIDTH[jit.level()], "attention_tile": attention.WIDTH[jit.level()]}
     found = {}
     for name, module, factory, args in ast.literal_eval(sys.stdin.read()):
-        arguments = (*args, widths[module]) if module in widths else args
+        if module == "tile":
+            arguments = (*args, matmul.tile_width(GGMLType[args[0]]))
+        else:
+            arguments = (*args, attention.WIDTH[jit.level()]) if module == "attention_tile" else args
         found[name, args] = jit.assembly(jit.Spec(module, factory, arguments))
     print([jit.level(), found])

@@ -100,14 +100,15 @@ def _transposed(builder: Builder, t: Tensor) -> Tensor:
     return _f32(builder, turned)
 
 
-def _width(a: Tensor) -> int:
+def tile_width(dtype: GGMLType) -> int:
+    """Tokens in a register tile that meets weights of this type."""
     floats, integers, halves = WIDTH[jit.level()]
-    return floats if _as_floats(a) else halves if a.type in HALVES else integers
+    return floats if _as_floats(dtype) else halves if dtype in HALVES else integers
 
 
 def _product(builder: Builder, node: Tensor, a: Tensor, b: Tensor) -> None:
     if b.ne[1] >= MIN_TILE_COLUMNS:
-        width = _width(a)
+        width = tile_width(a.type)
         if b.ne[1] <= 4:
             width = min(width, 4)
         each = -(-b.ne[1] // width)
@@ -122,7 +123,7 @@ def _by_expert(builder: Builder, node: Tensor, a: Tensor, b: Tensor) -> None:
     assert ids is not None
     n_experts = a.ne[2]
     if ids.ne[0] * ids.ne[1] >= MIN_TILE_COLUMNS * n_experts:
-        width = _width(a)
+        width = tile_width(a.type)
         table = experts.table(builder, ids, n_experts, width)
         _many(builder, node, a, b, width, 0, experts.most_panels(ids, n_experts, width), table)
     else:
@@ -143,9 +144,9 @@ def _converted(
     return found
 
 
-def _as_floats(a: Tensor) -> bool:
+def _as_floats(dtype: GGMLType) -> bool:
     """Whether rows meet F32 activations as they are, not rounded to 8 bits."""
-    return SIZES[a.type].block_size == 1 or a.type in decoded.TYPES
+    return SIZES[dtype].block_size == 1 or dtype in decoded.TYPES
 
 
 def _kernel(a: Tensor, module: str, *args: int) -> tuple[Spec, list[Spec], tuple[int, ...]]:
@@ -160,7 +161,7 @@ def _few(builder: Builder, node: Tensor, a: Tensor, b: Tensor, listed: Listed = 
     spec, calls, more = _kernel(a, "matvec")
     reads, room = [], 0
     ints: tuple[int, ...] = (0, 0, 0)
-    if not _as_floats(a):
+    if not _as_floats(a.type):
         nb = a.ne[0] // activations.BLOCK
         pad = activations.padded(nb)
         ints = (nb, pad, pad * activations.PLANE_BYTES)
@@ -183,7 +184,7 @@ def _many(
 ) -> None:
     """`panels` of `width` tokens, `each` for one matrix."""
     k = a.ne[0]
-    if _as_floats(a):
+    if _as_floats(a.type):
         length, size = k, k * 4 * width
         spec = Spec("activations", "columns", (width,))
     else:
