@@ -222,8 +222,8 @@ class Llama:
         return self.context.model.config.n_embd
 
     def n_vocab(self) -> int:
-        """Tokens of the vocabulary."""
-        return self._tokenizer.n_vocab
+        """Tokens that the model knows, with or without a vocabulary."""
+        return self.context.model.n_vocab
 
     def token_eos(self) -> int:
         """The token that ends a text, -1 if there is none."""

@@ -292,7 +292,7 @@ def measure(
         flash_attn=case.flash_attn != 0,
         n_threads=n_threads,
     )
-    tokens = Tokens(tokenizer)
+    tokens = Tokens(tokenizer, model.n_vocab)
 
     def work(what: str, n_prompt: int, n_gen: int) -> None:
         if say:
@@ -321,11 +321,11 @@ def measure(
 class Tokens:
     """Tokens to compute with: any will do, they are drawn from the vocabulary with a fixed seed."""
 
-    def __init__(self, tokenizer: "Tokenizer") -> None:
+    def __init__(self, tokenizer: "Tokenizer", n_vocab: int) -> None:
         import random
 
         self._draw = random.Random(0)
-        self._n_vocab = tokenizer.n_vocab
+        self._n_vocab = n_vocab
         self._bos = tokenizer.bos if tokenizer.add_bos else None
 
     def take(self, n: int, n_past: int) -> list[int]:

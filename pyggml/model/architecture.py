@@ -6,7 +6,7 @@ Owns these types alone; knows no architecture.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -71,6 +71,10 @@ class Architecture(ABC):
     @abstractmethod
     def specs(self, config: Config, tensors: Mapping[str, Any]) -> Iterator[Spec]:
         """All weights; `tensors` are the file's, by name, with `ne`. Raises ModelError."""
+
+    def unread(self, config: Config, tensors: Mapping[str, Any]) -> Iterable[str]:
+        """Names of tensors that a file may hold although no node reads them."""
+        return ()
 
     @abstractmethod
     def build(

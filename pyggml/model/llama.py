@@ -25,6 +25,9 @@ from pyggml.tensor import Flag, Tensor
 ROPE_FACTORS = {False: ("rope_freqs",), True: ("rope_factors_short", "rope_factors_long")}
 """By whether the file's scaling is longrope; the last ones then count in contexts longer than rope_n_ctx_short."""
 
+ATTENTION, DENSE = ("attn_q", "attn_k", "attn_v", "attn_output"), ("ffn_gate", "ffn_up", "ffn_down")
+EXPERTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+
 
 class Llama(Architecture):
     name = "llama"
@@ -43,6 +46,8 @@ class Llama(Architecture):
         yield Spec(out, "output_norm", "output_norm.weight", (embd,), Op.MUL)
         tied = "output.weight" not in tensors
         yield Spec(out, "output", "token_embd.weight" if tied else "output.weight", (embd, n_vocab), Op.MUL_MAT)
+        if _scaled_output(tensors):
+            yield Spec(out, "output_s", "output.scale", (1,), Op.MUL, required=False)
         for il in range(config.n_layer):
             for key in ROPE_FACTORS[config.rope_scaling == "longrope"]:
                 yield Spec(il, key, f"{key}.weight", (config.n_rot // 2,), Op.ROPE, required=False)
@@ -61,6 +66,7 @@ class Llama(Architecture):
             }.items():
                 yield Spec(il, key, f"blk.{il}.{key}.weight", ne, Op.MUL_MAT)
                 yield Spec(il, f"{key}_b", f"blk.{il}.{key}.bias", ne[1:], Op.ADD, required=False)
+                yield Spec(il, f"{key}_s", f"blk.{il}.{key}.scale", (1,), Op.MUL, required=False)
             if config.n_expert:
                 n = config.n_expert
                 yield Spec(il, "ffn_gate_inp", f"blk.{il}.ffn_gate_inp.weight", (embd, n), Op.MUL_MAT)
@@ -70,6 +76,18 @@ class Llama(Architecture):
                     ("ffn_down_exps", (n_ff, embd, n), True),
                 ):
                     yield Spec(il, key, f"blk.{il}.{key}.weight", matrices, Op.MUL_MAT_ID, required)
+                    if f"blk.{il}.{key}.weight" in tensors:
+                        yield Spec(il, f"{key}_s", f"blk.{il}.{key}.scale", (n,), Op.REPEAT, required=False)
+
+    def unread(self, config: Config, tensors: Mapping[str, Any]) -> Iterator[str]:
+        """Scales of activations, which conversions to NVFP4 leave beside the weights: for devices that quantise with
+        them (llama-model.cpp: load_tensors, "input_scale")."""
+        for il in range(config.n_layer):
+            for key in (*ATTENTION, *(EXPERTS if config.n_expert else DENSE)):
+                if f"blk.{il}.{key}.weight" in tensors:
+                    yield f"blk.{il}.{key}.input_scale"
+        if _scaled_output(tensors):
+            yield "output.input_scale"
 
     def build(
         self, config: Config, weights: Weights, cache: KVCache, n_tokens: int, n_kv: int, n_outputs: int
@@ -119,6 +137,7 @@ class _Builder:
         else:
             cur = self.norm(cur, self.weights.top["output_norm"], "result_norm")
             logits = ops.mul_mat(self.weights.top["output"], cur, name="result_output")
+            logits = _scaled(logits, self.weights.top.get("output_s"), "result_output_s")
             logits.flags |= Flag.OUTPUT
             self.order.append(logits)
         graph = build_forward(self.order)
@@ -155,20 +174,19 @@ class _Builder:
 
         llama.cpp divides the chosen ones of all probabilities by their sum; that is the soft max of the chosen logits.
         """
-        layer, used, n_tokens = self.weights.layers[il], self.config.n_expert_used, cur.ne[1]
+        used, n_tokens = self.config.n_expert_used, cur.ne[1]
         logits = self.linear(il, "ffn_gate_inp", cur)
         chosen = ops.argsort_top_k(logits, used, name=f"ffn_moe_topk-{il}")
         shares = ops.get_rows(ops.reshape(logits, 1, self.config.n_expert, n_tokens), chosen)
         shares = ops.soft_max(ops.reshape(shares, used, n_tokens), name=f"ffn_moe_weights-{il}")
         self.order.append(shares)
         cur = ops.reshape(cur, cur.ne[0], 1, n_tokens)
-        up = ops.mul_mat_id(layer["ffn_up_exps"], cur, chosen, name=f"ffn_moe_up-{il}")
-        gate = layer.get("ffn_gate_exps")
-        if gate is None:
-            cur = ops.unary(up, ops.UnaryOp.SILU, name=f"ffn_moe_silu-{il}")
+        up = self.each_linear(il, "ffn_up", cur, chosen)
+        if "ffn_gate_exps" in self.weights.layers[il]:
+            cur = ops.swiglu(self.each_linear(il, "ffn_gate", cur, chosen), up)
         else:
-            cur = ops.swiglu(ops.mul_mat_id(gate, cur, chosen, name=f"ffn_moe_gate-{il}"), up)
-        cur = ops.mul_mat_id(layer["ffn_down_exps"], cur, chosen, name=f"ffn_moe_down-{il}")
+            cur = ops.unary(up, ops.UnaryOp.SILU, name=f"ffn_moe_silu-{il}")
+        cur = self.each_linear(il, "ffn_down", cur, chosen)
         cur = ops.mul(cur, ops.reshape(shares, 1, used, n_tokens), name=f"ffn_moe_weighted-{il}")
         parts = [ops.view(cur, (cur.ne[0], n_tokens), (cur.nb[2],), i * cur.nb[1]) for i in range(used)]
         total = parts[0]
@@ -201,10 +219,26 @@ class _Builder:
         return self.cache.result(il, cur)
 
     def linear(self, il: int, key: str, x: Tensor) -> Tensor:
+        """The product with its bias and its scale, which comes first in attention (build_qkv), last in build_ffn."""
         layer = self.weights.layers[il]
         y = ops.mul_mat(layer[key], x, name=f"{key}-{il}")
-        bias = layer.get(f"{key}_b")
-        return y if bias is None else ops.add(y, bias, name=f"{key}_b-{il}")
+        bias, scale = layer.get(f"{key}_b"), layer.get(f"{key}_s")
+        if key not in DENSE:
+            y, scale = _scaled(y, scale, f"{key}_s-{il}"), None
+        if bias is not None:
+            y = ops.add(y, bias, name=f"{key}_b-{il}")
+        return _scaled(y, scale, f"{key}_s-{il}")
+
+    def each_linear(self, il: int, key: str, x: Tensor, chosen: Tensor) -> Tensor:
+        """The chosen experts' products (n, used, n_tokens), each with the scale of its expert (build_lora_mm_id)."""
+        layer, n_tokens = self.weights.layers[il], chosen.ne[1]
+        y = ops.mul_mat_id(layer[f"{key}_exps"], x, chosen, name=f"{key.replace('_', '_moe_')}-{il}")
+        scale = layer.get(f"{key}_exps_s")
+        if scale is None:
+            return y
+        n = self.config.n_expert
+        scales = ops.repeat(ops.reshape(scale, 1, n), 1, n, n_tokens)
+        return ops.mul(y, ops.get_rows(scales, chosen), name=f"{key}_exps_s-{il}")
 
     def norm(self, x: Tensor, weight: Tensor, name: str = "") -> Tensor:
         return ops.mul(ops.rms_norm(x, self.config.rms_eps), weight, name=name)
@@ -225,6 +259,15 @@ def _rotate(
         attn_factor=config.rope_attn_factor, beta_fast=config.rope_beta_fast, beta_slow=config.rope_beta_slow,
         name=name,
     )  # fmt: skip
+
+
+def _scaled_output(tensors: Mapping[str, Any]) -> bool:
+    """Whether the output may have scales beside it: an NVFP4 matrix of its own."""
+    return "output.weight" in tensors and tensors["output.weight"].type == GGMLType.NVFP4
+
+
+def _scaled(x: Tensor, scale: Tensor | None, name: str) -> Tensor:
+    return x if scale is None else ops.mul(x, scale, name=name)
 
 
 def _input(dtype: GGMLType, name: str, *ne: int) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 
 from pyggml import ops
 from pyggml.backend.base import Buffer, Device, Usage
@@ -28,6 +28,9 @@ from pyggml.quants import QUANTS
 from pyggml.tensor import Tensor
 
 log = logging.getLogger(__name__)
+
+NO_VOCABULARY = ("none", "no_vocab")
+"""Values of tokenizer.ggml.model in files whose tokens are numbers alone."""
 
 Progress = Callable[[int, int], None]
 """Called with (bytes uploaded, bytes to upload)."""
@@ -53,6 +56,7 @@ class Model:
         self.weights = Weights(layers=[{} for _ in range(config.n_layer)])
         self.n_vocab = 0
         self._buffers: list[Buffer] = []
+        self._asked: set[str] = set()  # names of tensors, there or not, that the architecture wants
 
     @classmethod
     def load(
@@ -117,6 +121,7 @@ class Model:
         """Make a tensor for each weight, map or upload it."""
         uploads: dict[int, tuple[Device, dict[str, Tensor]]] = {id(d): (d, {}) for d in (*self.devices, self.cpu)}
         for spec in self.architecture.specs(self.config, self.file.tensors):
+            self._asked.add(spec.name)
             info = self.file.tensors.get(spec.name)
             if info is None:
                 if spec.required:
@@ -139,7 +144,31 @@ class Model:
             repeating = 0 <= spec.layer < self.config.n_layer
             (self.weights.layers[spec.layer] if repeating else self.weights.top)[spec.key] = weight
         self.n_vocab = self.weights.top["token_embd"].ne[1]
+        self._check_vocabulary()
+        self._check_all_read()
         self._upload([u for u in uploads.values() if u[1]], progress)
+
+    def _check_vocabulary(self) -> None:
+        """Rows of the embedding are tokens: another number of either is another model's (llama.cpp: n_vocab)."""
+        metadata = self.file.metadata
+        n_tokens, what = None, "the vocabulary has"
+        if metadata.get("tokenizer.ggml.model") in NO_VOCABULARY:
+            n_tokens, what = metadata.get(f"{self.config.architecture}.vocab_size"), "vocab_size says"
+        elif isinstance(tokens := metadata.get("tokenizer.ggml.tokens"), Sized):
+            n_tokens = len(tokens)
+        if n_tokens is not None and n_tokens != self.n_vocab:
+            ne0 = self.weights.top["token_embd"].ne[0]
+            raise ModelError(
+                f"tensor token_embd.weight is {[ne0, self.n_vocab]}, must be {[ne0, n_tokens]}: {what} {n_tokens} tokens"
+            )
+
+    def _check_all_read(self) -> None:
+        """A tensor that no node reads means that the model is another one than will be computed (done_getting_tensors)."""
+        known = {*self._asked, *self.architecture.unread(self.config, self.file.tensors)}
+        if unread := [name for name in self.file.tensors if name not in known]:
+            more = f" (nor {len(unread) - 1} others)" if len(unread) > 1 else ""
+            what = f"a {self.config.architecture} model of {self.config.n_layer} layers"
+            raise ModelError(f"tensor {unread[0]}{more} is not known in {what}: without it the results would be wrong")
 
     def _upload(self, uploads: list[tuple[Device, dict[str, Tensor]]], progress: Progress) -> None:
         total = sum(tensor.nbytes for _, tensors in uploads for tensor in tensors.values())
@@ -182,6 +211,8 @@ def probe(weight: Tensor, op: Op) -> Tensor:
         return ops.mul_mat(weight, Tensor(GGMLType.F32, (ne0, 1)))
     if op == Op.MUL_MAT_ID:
         return ops.mul_mat_id(weight, Tensor(GGMLType.F32, (ne0, 1, 1)), Tensor(GGMLType.I32, (1, 1)))
+    if op == Op.REPEAT:
+        return ops.repeat(ops.reshape(weight, 1, ne0), 1, ne0, 2)
     if op == Op.ROPE:
         return ops.rope(Tensor(GGMLType.F32, (2 * ne0, 1, 1)), Tensor(GGMLType.I32, (1,)), 2 * ne0, factors=weight)
     assert op in (Op.MUL, Op.ADD), op

@@ -5,9 +5,12 @@ Owns the registry only; knows nothing of what the kinds do.
 
 from pyggml.tokenizer.base import Tokenizer
 from pyggml.tokenizer.bpe import BPE
+from pyggml.tokenizer.none import NoVocabulary
 from pyggml.tokenizer.spm import SPM
 
 KINDS: dict[str, type[Tokenizer]] = {
     "gpt2": BPE,
     "llama": SPM,
+    "no_vocab": NoVocabulary,
+    "none": NoVocabulary,
 }

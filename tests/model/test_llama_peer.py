@@ -3,7 +3,8 @@
 import gguf
 import numpy as np
 import pytest
-from tiny_model import N_VOCAB, write_llama
+from tiny_logits import TOKENS, kl, kl_each, run
+from tiny_model import write_llama
 
 from pyggml.backend.reference import ReferenceDevice
 from pyggml.dtypes import GGMLType
@@ -11,8 +12,6 @@ from pyggml.errors import ModelError
 from pyggml.model.context import Context
 from pyggml.model.model import Model
 from pyggml.model.rope_options import RopeOptions
-
-TOKENS = [int(t) for t in np.random.default_rng(3).integers(0, N_VOCAB, 40)]
 
 MODELS = {
     "gqa, tied": {},
@@ -52,26 +51,6 @@ MODELS = {
     "experts, 1 used, F16": {"n_expert": 4, "n_expert_used": 1, "quant": gguf.GGMLQuantizationType.F16},
     "experts without gates": {"n_expert": 4, "leave_out": tuple(f"blk.{i}.ffn_gate_exps.weight" for i in (0, 1))},
 }
-
-
-def run(path, tokens, **options):
-    model = Model.load(path, cpu=ReferenceDevice())
-    context = Context(model, n_ctx=512, n_ubatch=16, **options)
-    out = context.decode(tokens, logits="all")
-    context.close()
-    model.close()
-    return out
-
-
-def kl_each(theirs, ours):
-    """KL(theirs || ours) of each token, in nats."""
-    a, b = (x.astype(np.float64) - np.logaddexp.reduce(x.astype(np.float64), -1, keepdims=True) for x in (theirs, ours))
-    return (np.exp(a) * (a - b)).sum(-1)
-
-
-def kl(theirs, ours):
-    """The mean over tokens."""
-    return float(kl_each(theirs, ours).mean())
 
 
 @pytest.mark.parametrize("flash_attn", [True, False])

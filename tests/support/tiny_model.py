@@ -34,10 +34,11 @@ def write_llama(
     leave_out: tuple[str, ...] = (),
     replace: Mapping[str, np.ndarray] | None = None,
     arch: str = "llama",
+    tokenizer: str = "gpt2",
     seed: int = 1,
 ) -> Path:
     """`floats`, `strings` and `ints` are further keys (they win over those made here); `leave_out` and `replace`
-    name tensors or keys."""
+    name tensors or keys. A `tokenizer` other than gpt2 has no vocabulary."""
     rng = np.random.default_rng(seed)
     values: dict[str, Any] = {
         f"{arch}.context_length": n_ctx,
@@ -60,13 +61,14 @@ def write_llama(
         if key not in leave_out:
             add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
             add(key, value)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([f"<{i}>" for i in range(N_VOCAB)])
-    writer.add_token_types([1] * N_VOCAB)
-    writer.add_token_merges(["a b"])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(1)
+    writer.add_tokenizer_model(tokenizer)
+    if tokenizer == "gpt2":
+        writer.add_tokenizer_pre("gpt-2")
+        writer.add_token_list([f"<{i}>" for i in range(N_VOCAB)])
+        writer.add_token_types([1] * N_VOCAB)
+        writer.add_token_merges(["a b"])
+        writer.add_bos_token_id(0)
+        writer.add_eos_token_id(1)
 
     tensors: dict[str, np.ndarray] = {}
 
