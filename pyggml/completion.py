@@ -6,7 +6,6 @@ computed: `Llama.generate` gives them.
 
 from __future__ import annotations
 
-import random
 import time
 import uuid
 import warnings
@@ -75,7 +74,7 @@ def create_completion(
     stop        texts that end the answer and are not part of it
     logprobs    also give the log-probability of each token and of the n most likely; needs logits_all=True
     suffix      appended; a model with fill-in-the-middle tokens generates what comes between prompt and suffix
-    seed        default: derived from the model's seed, another one for each call
+    seed        default: derived from the Llama's seed, another one for each call; random where it has none
 
     Raises ParameterError and ContextError, which are also ValueErrors here.
     """
@@ -85,7 +84,6 @@ def create_completion(
     texts = [stop] if isinstance(stop, str) else list(stop or [])
     if "" in texts:
         raise ParameterError("stop: an empty text ends every answer before it begins")
-    llm.set_seed(seed if seed is not None else random.Random(llm.seed).randint(0, 2**32) & 0xFFFFFFFF)
     tokens, appended = _prompt_tokens(llm, prompt, suffix)
     room = llm.n_ctx() - len(tokens)
     if room <= 0:
@@ -112,19 +110,22 @@ def create_completion(
         "repeat_penalty": repeat_penalty,
         "frequency_penalty": frequency_penalty,
         "presence_penalty": presence_penalty,
-        "logits_processor": logits_processor,
         "logit_bias": logit_bias,
     }
     encoded = [text.encode() for text in texts]
-    steps = _run(llm, answer, tokens, n, encoded, logprobs, stopping_criteria, sampling)
-    if stream:
-        return _chunks(steps, answer, head, logprobs, appended)
-    reason = [reason for reason, _ in steps][-1]
+    with llm._turns:
+        chain = llm._new_chain(llm._next_seed(seed), **sampling)
+        said = llm._generate(tokens, chain, logits_processor=logits_processor)
+        steps = _run(llm, said, answer, tokens, n, encoded, logprobs, stopping_criteria)
+        if stream:
+            return _chunks(_in_turns(llm, steps), answer, head, logprobs, appended)
+        reason = [reason for reason, _ in steps][-1]
+        numbers = None if logprobs is None else _all_logprobs(llm, answer, tokens, logprobs, echo)
     whole = answer.data.decode("utf-8", "ignore") + appended
     choice = {
         "text": text + whole if echo else whole,
         "index": 0,
-        "logprobs": None if logprobs is None else _all_logprobs(llm, answer, tokens, logprobs, echo),
+        "logprobs": numbers,
         "finish_reason": reason,
     }
     n_done = len(answer.tokens)
@@ -160,18 +161,28 @@ def _prompt_tokens(llm: Llama, prompt: str | list[int], suffix: str | None) -> t
     return tokens, suffix or ""
 
 
+def _in_turns(llm: Llama, steps: Iterator[tuple[str, int]]) -> Iterator[tuple[str, int]]:
+    """The same steps; nobody else computes between a token and what is asked about it."""
+    while True:
+        with llm._turns:
+            step = next(steps, None)
+        if step is None:
+            return
+        yield step
+
+
 def _run(
     llm: Llama,
+    said: Iterator[int],
     answer: _Answer,
     prompt: list[int],
     max_tokens: int,
     stop: list[bytes],
     logprobs: int | None,
     stopping_criteria: Any,
-    sampling: dict[str, Any],
 ) -> Iterator[tuple[str, int]]:
     """Fill `answer`; after each token (reason or "", bytes of the answer that can no longer change)."""
-    for token in llm.generate(prompt, **sampling):
+    for token in said:
         if llm.is_eog(token):
             yield "stop", len(answer.data)
             return

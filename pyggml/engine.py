@@ -7,6 +7,7 @@ built or computed, nor what a completion's dict looks like (completion.py).
 from __future__ import annotations
 
 import os
+import random
 import sys
 import time
 from collections import deque
@@ -47,13 +48,15 @@ from pyggml.model.offload import chosen
 from pyggml.model.rope_options import RopeOptions
 from pyggml.sampler import LLAMA_DEFAULT_SEED, SamplerChain
 from pyggml.tokenizer import Tokenizer
+from pyggml.turns import Turns
 
 Progress = Callable[[int, int], None]
 """Called as `progress(bytes done, bytes in all)` while weights travel to their devices."""
 
 
 class Llama:
-    """A model loaded, with one context.
+    """A model loaded, with one context: calls from several threads take turns, a stream that another call has overtaken
+    raises OvertakenError.
 
     >>> llm = Llama("SmolLM2-135M-Instruct.Q4_1.gguf")
     >>> llm("Hello, my name is", max_tokens=8, temperature=0)["choices"][0]["text"]
@@ -146,6 +149,7 @@ class Llama:
         self.seed = LLAMA_DEFAULT_SEED
         self.set_seed(seed)
         self._logits_all = logits_all
+        self._turns = Turns()
         self._context: Context | None = None
         self._model: Model | None = None
         if not Path(self.model_path).exists():
@@ -197,7 +201,6 @@ class Llama:
         self.input_ids: NDArray[np.int32] = np.zeros(context.n_ctx, np.int32)
         self.scores: F32 = np.zeros((context.n_ctx if logits_all else 1, self.n_vocab()), np.float32)
         self._scored = -1  # position of the token that the newest logits belong to
-        self._chain: SamplerChain | None = None
         self._say(f"{self.model_path}: ready in {time.perf_counter() - start:.2f} s")
 
     def _say(self, text: str) -> None:
@@ -287,15 +290,32 @@ class Llama:
         return row
 
     def set_seed(self, seed: int) -> None:
-        """The seed of the next draw; -1 is random."""
+        """The seed that those of the following calls are derived from; -1: each of them is random."""
         self.seed = LLAMA_DEFAULT_SEED if seed == -1 else seed
+
+    def _next_seed(self, given: int | None) -> int:
+        """The seed of a call: the one given; else derived from that of the call before, as llama-cpp-python does it, or
+        random where nobody has given this Llama a seed."""
+        seed = LLAMA_DEFAULT_SEED if given in (None, -1) else given
+        if given is None and self.seed != LLAMA_DEFAULT_SEED:
+            seed = random.Random(self.seed).randint(0, 2**32) & 0xFFFFFFFF
+        if self.seed != LLAMA_DEFAULT_SEED != seed:
+            self.seed = seed
+        return seed
 
     def reset(self) -> None:
         """Forget the tokens evaluated."""
-        self.n_tokens = 0
+        with self._turns as turns:
+            turns.begin()
+            self.n_tokens = 0
 
     def eval(self, tokens: Sequence[int]) -> None:
         """Evaluate tokens after those there. Raises ContextError when they do not fit."""
+        with self._turns as turns:
+            turns.begin()
+            self._eval(tokens)
+
+    def _eval(self, tokens: Sequence[int]) -> None:
         context = self.context
         if self.n_tokens + len(tokens) > context.n_ctx:
             raise ContextError(f"{self.n_tokens} + {len(tokens)} tokens exceed the context of {context.n_ctx}")
@@ -315,12 +335,11 @@ class Llama:
 
     # ---- sampling
 
-    def _new_chain(self, logit_bias: Mapping[int, float] | None = None, **sampling: Any) -> SamplerChain:
+    def _new_chain(self, seed: int | None = None, **sampling: Any) -> SamplerChain:
         return sampler_chain(
             self.n_vocab(),
-            seed=self.seed,
+            seed=self.seed if seed is None else seed,
             last_n=self.last_n_tokens_size,
-            logit_bias=logit_bias,
             vocab=self._tokenizer,
             **sampling,
         )
@@ -344,7 +363,7 @@ class Llama:
         grammar: str | LlamaGrammar | None = None,
         idx: int | None = None,
     ) -> int:
-        """A token after the last one, or after token `idx`. Within `generate` the parameters given there hold."""
+        """A token after the last one, or after token `idx`."""
         refuse(locals())
         if idx is None or idx == self.n_tokens - 1:
             logits = self.last_logits
@@ -352,7 +371,7 @@ class Llama:
             raise ParameterError(f"idx={idx}: there are no logits of that token (logits_all={self._logits_all})")
         else:
             logits = self.scores[idx]
-        chain = self._chain or self._new_chain(
+        chain = self._new_chain(
             top_k=top_k,
             top_p=top_p,
             min_p=min_p,
@@ -396,7 +415,7 @@ class Llama:
         """
         refuse(locals())
         chain = self._new_chain(
-            logit_bias,
+            logit_bias=logit_bias,
             top_k=top_k,
             top_p=top_p,
             min_p=min_p,
@@ -410,14 +429,28 @@ class Llama:
             mirostat_eta=mirostat_eta,
             grammar=grammar,
         )
+        return self._generate(tokens, chain, reset, logits_processor, stopping_criteria)
+
+    def _generate(
+        self,
+        tokens: Sequence[int],
+        chain: SamplerChain,
+        reset: bool = True,
+        logits_processor: LogitsProcessor | Iterable[LogitsProcessor] | None = None,
+        stopping_criteria: StoppingCriterion | Iterable[StoppingCriterion] | None = None,
+    ) -> Generator[int, Sequence[int] | None, None]:
         pending = [int(token) for token in tokens]
-        if reset:
-            pending = pending[self._reuse(pending) :]
+        with self._turns as turns:
+            number = turns.begin()
+            if reset:
+                pending = pending[self._reuse(pending) :]
         while True:
-            self.eval(pending)
-            token = chain.sample(processed(self.last_logits, self._input_ids, logits_processor))
-            if stops(np.append(self._input_ids, np.int32(token)), self.last_logits, stopping_criteria):
-                return
+            with turns:
+                turns.check(number)
+                self._eval(pending)
+                token = chain.sample(processed(self.last_logits, self._input_ids, logits_processor))
+                if stops(np.append(self._input_ids, np.int32(token)), self.last_logits, stopping_criteria):
+                    return
             more = yield token
             pending = [token, *(more or ())]
 
@@ -455,10 +488,14 @@ class Llama:
 
     def close(self) -> None:
         """Give memory, threads and connections back; twice does nothing."""
-        for part in (getattr(self, "_context", None), getattr(self, "_model", None)):
-            if part is not None:
-                part.close()
-        self._context = self._model = None
+        if "_turns" not in vars(self):  # its constructor was refused
+            return
+        with self._turns as turns:
+            turns.begin()
+            for part in (self._context, self._model):
+                if part is not None:
+                    part.close()
+            self._context = self._model = None
 
     def __enter__(self) -> Self:
         return self

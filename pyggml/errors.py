@@ -32,6 +32,10 @@ class ContextError(PyggmlError):
     """More tokens than the context holds."""
 
 
+class OvertakenError(PyggmlError):
+    """A stream whose context another call uses by now."""
+
+
 class StateError(PyggmlError):
     """A saved state that is damaged, or that belongs to another model or kind of context."""
 

@@ -32,13 +32,14 @@ class LlamaState:
 
 def save_state(self: Llama) -> LlamaState:
     """A copy of all that the tokens evaluated have left behind; it may be pickled."""
-    context = self.context
-    if context.n_past > self.n_tokens:
-        context.truncate(self.n_tokens)
-    ids = self.input_ids[: self.n_tokens].copy()
-    data = b"".join(parts(context, ids.tolist()))
-    n_rows = self.n_tokens if self._logits_all else int(self._scored == self.n_tokens - 1 >= 0)
-    return LlamaState(ids, self.scores[:n_rows].copy(), self.n_tokens, data, len(data), self.seed)
+    with self._turns:
+        context = self.context
+        if context.n_past > self.n_tokens:
+            context.truncate(self.n_tokens)
+        ids = self.input_ids[: self.n_tokens].copy()
+        data = b"".join(parts(context, ids.tolist()))
+        n_rows = self.n_tokens if self._logits_all else int(self._scored == self.n_tokens - 1 >= 0)
+        return LlamaState(ids, self.scores[:n_rows].copy(), self.n_tokens, data, len(data), self.seed)
 
 
 def load_state(self: Llama, state: LlamaState) -> None:
@@ -46,12 +47,14 @@ def load_state(self: Llama, state: LlamaState) -> None:
     saved = State.parse(state.llama_state, "state")
     if len(saved.tokens) > self.n_ctx():
         raise StateError(f"state: {len(saved.tokens)} tokens do not fit into a context of {self.n_ctx()}")
-    saved.restore(self.context, len(saved.tokens))
-    self.n_tokens = len(saved.tokens)
-    self.input_ids[: self.n_tokens] = saved.tokens
-    n_rows = min(len(state.scores), len(self.scores))
-    complete = n_rows and len(state.scores) == (self.n_tokens if self._logits_all else 1)
-    if complete:
-        self.scores[:n_rows] = state.scores[:n_rows]
-    self._scored = self.n_tokens - 1 if complete else -1
-    self.seed = state.seed
+    with self._turns as turns:
+        turns.begin()
+        saved.restore(self.context, len(saved.tokens))
+        self.n_tokens = len(saved.tokens)
+        self.input_ids[: self.n_tokens] = saved.tokens
+        n_rows = min(len(state.scores), len(self.scores))
+        complete = n_rows and len(state.scores) == (self.n_tokens if self._logits_all else 1)
+        if complete:
+            self.scores[:n_rows] = state.scores[:n_rows]
+        self._scored = self.n_tokens - 1 if complete else -1
+        self.seed = state.seed

@@ -83,6 +83,10 @@ class _Worker:
                     stream.close()
         self._process = None
 
+    def forked(self) -> None:
+        """In a child process: whoever held the lock does not exist here; a process of its own is started when needed."""
+        self._lock = threading.Lock()
+
     def close(self) -> None:
         """End the process, if it is ours."""
         if self._process is not None and self._owner == os.getpid():
@@ -91,6 +95,8 @@ class _Worker:
 
 _worker = _Worker()
 atexit.register(_worker.close)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_worker.forked)
 
 
 def render(template: str, variables: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ Owns the cache, the micro-batches and the schedules that are used again; knows n
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Literal
@@ -12,11 +13,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pyggml.backend.base import Backend
+from pyggml.backend.base import Backend, Device
 from pyggml.backend.host import default_threads
 from pyggml.backend.scheduler import Schedule, Scheduler
 from pyggml.dtypes import GGMLType
-from pyggml.errors import ComputeError, ContextError
+from pyggml.errors import ComputeError, ContextError, DeviceError
 from pyggml.model.architecture import Built
 from pyggml.model.kv_cache import KVCache
 from pyggml.model.model import Model
@@ -24,6 +25,9 @@ from pyggml.model.shift import shift_graph
 from pyggml.tensor import Tensor
 
 KEPT_SCHEDULES = 8
+
+_PARENTS: list[object] = []
+"""In a forked process: what only the parent may end. Without threads or a connection of its own it would wait for ever."""
 
 
 class Context:
@@ -60,6 +64,7 @@ class Context:
         self._backends: list[Backend] = []
         self._scheduler: Scheduler | None = None
         self._cache: KVCache | None = None
+        self._process = os.getpid()
         if n_threads_batch is not None:
             n_threads = n_threads or default_threads()
         self._n_threads = n_threads
@@ -68,7 +73,7 @@ class Context:
         places = model.layer_devices[: config.n_layer] if offload_kqv else [model.cpu] * config.n_layer
         try:
             for device in (*model.devices, model.cpu):
-                self._backends.append(device.open(max(self._n_threads or 0, self._n_threads_batch or 0) or None))
+                self._backends.append(self._open(device))
             self._scheduler = Scheduler(self._backends)
             self._cache = KVCache(
                 places, self.n_ctx, config.n_embd_head_k, config.n_embd_head_v,
@@ -81,15 +86,37 @@ class Context:
             self.close()
             raise
 
+    def _open(self, device: Device) -> Backend:
+        return device.open(max(self._n_threads or 0, self._n_threads_batch or 0) or None)
+
     @property
     def scheduler(self) -> Scheduler:
+        self._after_fork()
         assert self._scheduler is not None, "the context is closed"
         return self._scheduler
 
     @property
     def cache(self) -> KVCache:
+        self._after_fork()
         assert self._cache is not None, "the context is closed"
         return self._cache
+
+    def _after_fork(self) -> None:
+        """In a child process that os.fork() made, the CPU's threads start anew: they did not come along, the memory did.
+        Raises DeviceError where other devices take part, whose connections are the parent's."""
+        if self._process == os.getpid() or not self._backends:
+            return
+        model = self.model
+        if others := [backend.device.name for backend in self._backends if backend.device is not model.cpu]:
+            raise DeviceError(
+                f"this context was made by process {self._process}, which this one was forked from: "
+                f"{', '.join(others)} cannot be used by both; load the model anew here"
+            )
+        self._process = os.getpid()
+        self._schedules.clear()
+        _PARENTS.append((self._backends, self._scheduler))
+        self._backends = [self._open(model.cpu)]
+        self._scheduler = Scheduler(self._backends)
 
     def decode(
         self, tokens: Sequence[int] | NDArray[np.int32], n_past: int | None = None,
@@ -201,10 +228,13 @@ class Context:
     def close(self) -> None:
         """Free cache and compute buffers, stop the backends' threads; twice does nothing."""
         self._schedules.clear()
-        if self._cache is not None:
-            self._cache.free()
-        if self._scheduler is not None:
-            self._scheduler.close()
-        for backend in self._backends:
-            backend.close()
+        if self._process == os.getpid():
+            if self._cache is not None:
+                self._cache.free()
+            if self._scheduler is not None:
+                self._scheduler.close()
+            for backend in self._backends:
+                backend.close()
+        else:  # what devices hold is the parent's to give back
+            _PARENTS.append((self._cache, self._backends, self._scheduler))
         self._cache, self._scheduler, self._backends = None, None, []

@@ -56,6 +56,7 @@ class Model:
         self.weights = Weights(layers=[{} for _ in range(config.n_layer)])
         self.n_vocab = 0
         self._buffers: list[Buffer] = []
+        self._process = os.getpid()
         self._asked: set[str] = set()  # names of tensors, there or not, that the architecture wants
 
     @classmethod
@@ -196,8 +197,9 @@ class Model:
     def close(self) -> None:
         """Free the weights on devices and close the file."""
         self.weights = Weights()
-        for buffer in self._buffers:
-            buffer.free()
+        if self._process == os.getpid():  # else they belong to the process that this one was forked from
+            for buffer in self._buffers:
+                buffer.free()
         self._buffers = []
         self.file.close()
 
