@@ -22,7 +22,21 @@ ROWS: list[Row] = [
     Flag(("-H", "--host"), "host", "address to listen on (127.0.0.1)", str, "HOST", "127.0.0.1"),
     Flag(("-d", "--device"), "device", "devices to offer, comma-separated (all GPUs, else CPU)", listed, "DEV,..."),
     Flag(("-t", "--threads"), "n_threads", "CPU threads (one a core)", whole(1), "N"),
-    Flag(("-m", "--mem"), "memory", "most memory of each device to lend, in MiB (all)", whole(1), "MIB"),
+    Flag(
+        ("-m", "--mem"),
+        "memory",
+        "most memory of each device to lend, in MiB (what is free, less a margin)",
+        whole(1),
+        "MIB",
+    ),
+    Flag(
+        ("--client-share",),
+        "share",
+        "most that one client gets of what the others leave, in percent (90)",
+        whole(1, 100),
+        "PERCENT",
+        90,
+    ),
     Flag(("-c", "--cache"), "cache", "keep large weights on disk, so that they travel once", default=False),
 ]
 
@@ -89,7 +103,9 @@ def _serve(values: Values, wait: Callable[[], object]) -> int:
         devices = gpus or local_devices()
     cache = WeightCache(cache_dir("rpc")) if values.cache else None
     limit = values.memory * MIB if values.memory is not None else None
-    server = Server(devices, n_threads=values.n_threads, memory_limit=limit, cache=cache)
+    server = Server(
+        devices, n_threads=values.n_threads, memory_limit=limit, client_share=values.share / 100, cache=cache
+    )
     with Listener(server, values.host, values.port) as listener:
         if values.host not in ("127.0.0.1", "localhost", "::1"):
             print(

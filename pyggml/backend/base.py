@@ -77,7 +77,12 @@ class Buffer(ABC):
 
 
 class Plan:
-    """A graph made ready to run again and again; the tensors' places are fixed, their contents are not."""
+    """A graph made ready to run again and again; the tensors' places are fixed, their contents are not.
+
+    `nbytes`: the device's memory that it takes for itself, such as work memory.
+    """
+
+    nbytes: int = 0
 
 
 class Backend(ABC):

@@ -95,6 +95,7 @@ class CPUPlan(Plan):
         self.small = self.small and not any(n.op in LARGE_OPS for n in nodes)
         self.nodes = nodes  # the node of each step, to name it when it fails
         self.keep = keep  # memory that the steps point to
+        self.nbytes = sum(part.nbytes for part in keep if isinstance(part, np.ndarray))
 
 
 class CPUBackend(Backend):

@@ -5,7 +5,11 @@ Both backends that compute in host memory use it: their tensors' addresses are r
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import mmap
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +21,7 @@ from pyggml.errors import DeviceError
 from pyggml.tensor import Tensor
 
 ALIGNMENT = 64
+MAPPED = 1 << 20  # bytes from which a buffer is a mapping of its own: a process may have some ten thousand
 
 ELEMENTS: dict[GGMLType, type[np.generic]] = {
     GGMLType.F32: np.float32,
@@ -46,8 +51,8 @@ class HostBuffer(Buffer):
         """`size` bytes, all zero. Raises DeviceError when they are not to be had."""
         assert size >= 0, size
         try:
-            memory = np.zeros(size + ALIGNMENT, np.uint8)  # pages come into being when they are first written
-        except (MemoryError, ValueError) as error:
+            memory = _mapped(size) if size >= MAPPED else np.zeros(size + ALIGNMENT, np.uint8)
+        except (MemoryError, ValueError, OSError, OverflowError) as error:
             raise DeviceError(f"{device.name}: cannot allocate {size} bytes") from error
         start = -memory.ctypes.data % ALIGNMENT
         return cls(device, memory[start : start + size], usage)
@@ -89,6 +94,17 @@ class HostBuffer(Buffer):
         self.size = 0
 
 
+def _mapped(size: int) -> NDArray[np.uint8]:
+    """Memory of its own from the system: all zero without anybody clearing it, as pages come into being when they are
+    first written, and given back as a whole. (calloc clears what the system did not give it as new pages.)"""
+    options = {} if os.name == "nt" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
+    memory = mmap.mmap(-1, size + ALIGNMENT, **options)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.uint8)
+
+
 def default_threads() -> int:
     """The cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -97,15 +113,47 @@ def default_threads() -> int:
 
 
 def host_memory() -> tuple[int, int]:
-    """Bytes (free, total) of this machine's memory; what the system can free counts as free."""
+    """Bytes (free, total) of the memory that this process may use; what the system can free counts as free.
+
+    That is the machine's, or less where a control group (a container) limits it.
+    """
     page = os.sysconf("SC_PAGE_SIZE")
     total, free = page * os.sysconf("SC_PHYS_PAGES"), page * os.sysconf("SC_AVPHYS_PAGES")
     try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            free = next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), free)
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), free)
     except OSError:
         pass  # not Linux
+    for files in _group_files():
+        with contextlib.suppress(OSError, ValueError):  # "max" is no number: no limit
+            limit, used = (int(path.read_text()) for path in files[:2])
+            lines = files[2].read_text().splitlines()
+            kept = next(int(line.split()[1]) for line in lines if "inactive_file" in line)
+            total, free = min(total, limit), min(free, max(0, limit - used + kept))
     return free, total
+
+
+@functools.cache
+def _group_files() -> list[tuple[Path, Path, Path]]:
+    """Where the control groups that this process is in, and those above them, tell limit, use, and what is cached."""
+    found = []
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        _, kinds, path = line.split(":", 2)
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if kinds else ("memory.max", "memory.current")
+        root = Path("/sys/fs/cgroup") / ("memory" if kinds else "")
+        home = root / path.lstrip("/")
+        found += [
+            (folder / names[0], folder / names[1], folder / "memory.stat")
+            for folder in (home, *home.parents)
+            if folder.is_relative_to(root) and (folder / names[0]).exists()
+        ]
+    return found
 
 
 def view_of(tensor: Tensor) -> NDArray[Any]:

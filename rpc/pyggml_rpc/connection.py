@@ -11,6 +11,7 @@ of a tensor is never stored: its head is an event, and the owner hands over the 
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, unique
 from typing import TypeAlias
@@ -157,9 +158,11 @@ class _Receiver:
 class ServerConnection(_Receiver):
     """The server's end: requests come out, replies go in. Requests are answered strictly in order."""
 
-    def __init__(self, max_graph: int = MAX_GRAPH) -> None:
+    def __init__(self, max_graph: int = MAX_GRAPH, receiving: Callable[[int], None] = lambda size: None) -> None:
+        """`receiving` is told how many bytes a graph that arrives takes from now on, before it does, and may raise."""
         super().__init__()
         self._max_graph = max_graph
+        self._receiving = receiving
         self._state = State.HEADER
         self._command = Command.HELLO
         self._length = 0
@@ -233,6 +236,7 @@ class ServerConnection(_Receiver):
         if message.request_rest is Rest.GRAPH:
             if not fixed + 4 <= length <= self._max_graph:
                 raise self._fail(f"{command.name} of {length} bytes, not within {fixed + 4} to {self._max_graph}")
+            self._receiving(min(length, FIRST_STEP))
             self._aim(memoryview(bytearray(min(length, FIRST_STEP))))
         self.greeted = True
         self._state, self._command, self._length = State.BODY, command, length
@@ -246,9 +250,13 @@ class ServerConnection(_Receiver):
                 self._aim(None)
                 self._state = State.HEADER
                 return done
-            larger = memoryview(bytearray(min(self._length, 2 * len(done))))
+            size = min(self._length, 2 * len(done))
+            self._receiving(len(done) + size)
+            larger = memoryview(bytearray(size))
             larger[: len(done)] = done
             self._target, self._filled = larger, len(done)
+            del done
+            self._receiving(size)
         return None
 
     def receive_into(self, memory: memoryview) -> None:

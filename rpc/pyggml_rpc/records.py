@@ -26,6 +26,7 @@ from pyggml_rpc.wire import GRAPH, TENSOR
 Records = NDArray[np.void]
 
 U32_MAX = 2**32 - 1
+EMPTY_MOST = 1 << 24  # what the other dimensions of a tensor of no elements may come to: kernels may count by them
 COMPUTE = int(Flag.COMPUTE)
 BY_NUMBER: dict[int, tuple[GGMLType, TypeSize]] = {int(t): (t, size) for t, size in SIZES.items()}
 
@@ -185,6 +186,8 @@ def _place(tensor: Tensor, handle: int, data: int, lent: Mapping[int, Lent], siz
     dense = prod(tensor.ne) // size.block_size * size.type_size
     if dense > buffer.size:
         raise RefusedError(f"{where}: {dense} bytes of elements in a buffer of {buffer.size}")
+    if not dense and prod(n or 1 for n in tensor.ne) > max(buffer.size, EMPTY_MOST):
+        raise RefusedError(f"{where}: a tensor of no elements with dimensions beyond a buffer of {buffer.size}")
     step = gcd(size.type_size, buffer.device.alignment)
     if offset % step or any(n > 1 and b % step for n, b in zip(tensor.ne, tensor.nb, strict=True)):
         raise RefusedError(f"{where}: offset {offset} or a stride is no multiple of {step}")

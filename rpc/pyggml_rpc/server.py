@@ -7,9 +7,11 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pyggml.backend.base import Backend, Device, Plan
+from pyggml.backend.base import Backend, Device, Kind, Plan
+from pyggml.backend.host import host_memory
 from pyggml.errors import ComputeError, DeviceError
 from pyggml_rpc.cache import WeightCache
+from pyggml_rpc.memory import SHARE, Ledger
 from pyggml_rpc.wire import Command
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 
 CLOSE_TIMEOUT = 2.0  # seconds
+MAX_BUFFERS = 1 << 15  # of all clients; each may be a mapping, of which Linux gives a process 65,530
 
 
 class Counters:
@@ -39,17 +42,16 @@ class Counters:
 
 
 class Slot:
-    """One served device: its backend, who computes on it, and how much of its memory is lent."""
+    """One served device: its backend, who computes on it, and who holds how much of its memory."""
 
-    def __init__(self, device: Device, n_threads: int | None, limit: int | None) -> None:
+    def __init__(self, device: Device, n_threads: int | None, ledger: Ledger) -> None:
         self.device = device
+        self.ledger = ledger
         self._n_threads = n_threads
-        self._limit = limit
         self._backend: Backend | None = None
         self._computing = threading.Lock()
         self._state = threading.Lock()
         self._running: Session | None = None
-        self._used = 0
 
     @property
     def backend(self) -> Backend:
@@ -79,30 +81,15 @@ class Slot:
             if self._running is session and self._backend is not None:
                 self._backend.abort()
 
-    def reserve(self, size: int) -> bool:
-        """Count `size` bytes as lent unless that is more than there is to offer."""
-        offered = self.memory()[1]
-        with self._state:
-            if self._used + size > offered:
-                return False
-            self._used += size
-            return True
-
-    def release(self, size: int) -> None:
-        with self._state:
-            self._used -= size
-            assert self._used >= 0
-
     @property
     def used(self) -> int:
-        return self._used
+        """Bytes that clients hold."""
+        return self.ledger.held
 
     def memory(self) -> tuple[int, int]:
-        """Bytes (free, total) that clients may count on."""
-        free, total = self.device.memory()
-        if self._limit is not None:
-            total = min(total, self._limit)
-        return min(free, max(0, total - self._used)), total
+        """Bytes (free, total) on offer, to all clients together."""
+        _, total = self.ledger.offer(None)
+        return max(0, total - self.ledger.held), total
 
     def close(self) -> None:
         """A computation that does not end when it is aborted keeps its threads, which end with the process."""
@@ -120,7 +107,8 @@ class Server:
     """Devices offered to any number of clients.
 
     `n_threads` goes to each device's backend (None: the backend's choice). `memory_limit` is what to offer of each
-    device in bytes (None: all of it). `cache` keeps weights that clients ask to keep.
+    device in bytes (None: what is free, less a margin). `client_share`: what one client may take of what the others have
+    left. `cache` keeps weights that clients ask to keep.
     """
 
     def __init__(
@@ -129,13 +117,31 @@ class Server:
         *,
         n_threads: int | None = None,
         memory_limit: int | None = None,
+        client_share: float = SHARE,
         cache: WeightCache | None = None,
     ) -> None:
         if not devices:
             raise DeviceError("a server needs at least one device")
-        self.slots = [Slot(device, n_threads, memory_limit) for device in devices]
+        self.slots = []
+        for device in devices:
+            here = device.kind is Kind.CPU
+            ledger = Ledger(device.memory, limit=memory_limit, share=client_share, lazy=here)
+            self.slots.append(Slot(device, n_threads, ledger))
+        # what clients cause in this machine's own memory: graphs, frames on their way to a GPU
+        hosts = [slot.ledger for slot in self.slots if slot.device.kind is Kind.CPU]
+        self.host = hosts[0] if hosts else Ledger(host_memory, share=client_share)
         self.cache = cache
         self.counters = Counters()
+        self._buffers = 0
+        self._lock = threading.Lock()
+
+    def count_buffers(self, more: int) -> bool:
+        """Count so many more (or fewer) buffers, unless there were too many: the system has a limit on mappings."""
+        with self._lock:
+            if self._buffers + more > MAX_BUFFERS:
+                return False
+            self._buffers += more
+            return True
 
     def close(self) -> None:
         for slot in self.slots:

@@ -7,17 +7,19 @@ ggml-rpc.cpp, `rpc_server`; where ours is stricter or kinder is said at the meth
 
 import logging
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from pyggml.backend.base import Plan
+from pyggml.backend.base import Buffer, Plan
 from pyggml.backend.host import HostBuffer
 from pyggml.errors import DeviceError, PyggmlError
 from pyggml.ops import Op, check
 from pyggml.tensor import Tensor
 from pyggml_rpc.connection import Closed, Piece, Request, ServerConnection, TensorBody, TensorHead
 from pyggml_rpc.errors import RefusedError
+from pyggml_rpc.memory import Account, NoRoomError
 from pyggml_rpc.records import ForeignGraph, Lent, check_range, link, read_graph, read_tensors
 from pyggml_rpc.server import Server, Slot
 from pyggml_rpc.wire import COMMANDS, HELLO_REPLY, PROTOCOL, Command, Record, pack
@@ -28,20 +30,44 @@ MAX_BUFFERS = 1 << 14  # a connection
 MAX_KNOWN = 256  # a connection
 BASE_STEP = 1 << 32  # synthetic base addresses are multiples of it
 
+# What objects cost beside the bytes that they stand for, measured with tests/rpc/test_memory.py
+UNCOUNTED = 512  # buffers of a connection that are not worth counting, as little else of a connection is
+BUFFER_COST = 2048  # bytes of each one beyond those
+READING = 6  # bytes for each byte of a graph while it is taken apart and lowered
+RECORD_COST = 3072  # bytes of a tensor that a stored graph keeps
+
+
+class Stored(NamedTuple):
+    """A graph that can be computed again: what it touches, and what it costs in the host's and the device's memory."""
+
+    plan: Plan
+    handles: frozenset[int]
+    objects: int
+    memory: int
+
 
 class Session:
-    """All that one client owns. It ends with the connection, and everything of it with it."""
+    """All that one client owns. It ends with the connection, and everything of it with it.
 
-    def __init__(self, server: Server, peer: str = "client") -> None:
+    `owner` is who it counts for where clients' shares of memory are counted: connections with one owner have one share.
+    """
+
+    def __init__(self, server: Server, peer: str = "client", owner: Hashable = None) -> None:
         self.server = server
         self.peer = peer
+        self.owner = self if owner is None else owner
+        ledgers = {id(ledger): ledger for ledger in (server.host, *(slot.ledger for slot in server.slots))}
+        self._accounts = {key: Account(ledger, self.owner) for key, ledger in ledgers.items()}
+        self._host = self._accounts[id(server.host)]
+        self._arriving = 0  # bytes of a graph that is being received
+        self._staged = 0  # bytes of a tensor on its way to or from a device's memory
         self.finished = False  # the peer has closed between two requests
         self.gone = False  # nobody waits for results any more
         self._lent: dict[int, Lent] = {}
         # the memory that a SET_TENSOR or GET_TENSOR means, as the same few come with every token
         self._known: dict[tuple[bytes, int], tuple[Tensor, int, memoryview, bool]] = {}
         self._next_base = BASE_STEP * (1 + secrets.randbelow(1 << 24))
-        self._stored: dict[int, tuple[Plan, frozenset[int]]] = {}
+        self._stored: dict[int, Stored] = {}
         self._incoming: tuple[Tensor, int, memoryview, bool] | None = None
         self._handlers: dict[Command, Callable[[Record], Sequence[Piece] | None]] = {
             Command.HELLO: self._hello,
@@ -80,6 +106,7 @@ class Session:
                 reply = self.execute(event)
                 if reply is not None:
                     yield connection.reply(*reply)
+                    self._unstage()
 
     def execute(self, request: Request) -> Sequence[Piece] | None:
         """The pieces of the reply's body; None for a command without one."""
@@ -93,6 +120,30 @@ class Session:
             return self._handlers[request.command](request.record)
         except (PyggmlError, MemoryError) as error:
             raise self._refusal(request.command, error) from error
+        finally:
+            self.receiving(0)
+
+    def receiving(self, size: int) -> None:
+        """A graph that is being received takes so many bytes from now on. Raises RefusedError when they are not there."""
+        more, self._arriving = size - self._arriving, size
+        try:
+            if more > 0:
+                self._host.take(more)
+            else:
+                self._host.give(-more)
+        except NoRoomError as error:
+            self._arriving -= more
+            raise self._refusal(Command.GRAPH_COMPUTE, error) from error
+
+    def _stage(self, size: int) -> None:
+        """Count what passes through this machine's memory. Raises NoRoomError."""
+        self._unstage()
+        self._host.take(size)
+        self._staged = size
+
+    def _unstage(self) -> None:
+        self._host.give(self._staged)
+        self._staged = 0
 
     def _refusal(self, command: Command, error: Exception) -> RefusedError:
         if not self.gone:
@@ -113,6 +164,9 @@ class Session:
         self._incoming = None
         for handle in list(self._lent):
             self._give_back(handle)
+        for account in self._accounts.values():
+            account.close()
+        self._arriving = self._staged = 0
 
     # ---- small questions
 
@@ -130,7 +184,7 @@ class Session:
         return [_answer(Command.GET_MAX_SIZE, max_size=self._slot(request).device.max_size)]
 
     def _get_device_memory(self, request: Record) -> list[Piece]:
-        free, total = self._slot(request).memory()
+        free, total = self._account(self._slot(request)).offer()
         return [_answer(Command.GET_DEVICE_MEMORY, free=free, total=total)]
 
     def _get_alloc_size(self, request: Record) -> list[Piece]:
@@ -162,22 +216,39 @@ class Session:
         """0/0 when the memory is not there: a stock client dies of a closed connection, but not of that."""
         device, size = int(request["device"][0]), int(request["size"][0])
         slot = self._slot_of(device)
-        failed = _answer(Command.ALLOC_BUFFER)
-        if len(self._lent) >= MAX_BUFFERS or not slot.reserve(size):
-            log.warning("%s: no room for a buffer of %d bytes (%d in use)", self.peer, size, slot.used)
-            return [failed]
         try:
-            buffer = slot.device.alloc_buffer(size)
+            buffer = self._lend(slot, size)
         except (DeviceError, MemoryError) as error:
-            slot.release(size)
-            log.warning("%s: %s", self.peer, error)
-            return [failed]
+            log.warning("%s: ALLOC_BUFFER: %s", self.peer, error)
+            return [_answer(Command.ALLOC_BUFFER)]
         handle = secrets.randbelow((1 << 64) - 1) + 1
         assert handle not in self._lent and buffer.size >= size
         base = self._next_base if size else 0
         self._next_base += BASE_STEP * (1 + -(-size // BASE_STEP))
         self._lent[handle] = Lent(handle, base, buffer, device, size)
         return [_answer(Command.ALLOC_BUFFER, remote_ptr=handle, remote_size=buffer.size)]
+
+    def _lend(self, slot: Slot, size: int) -> Buffer:
+        """A new buffer, counted. Raises DeviceError, of which NoRoomError is one."""
+        if len(self._lent) >= MAX_BUFFERS or not self.server.count_buffers(1):
+            raise NoRoomError(f"no room for a buffer of {size} bytes: there are too many buffers")
+        account, cost = self._account(slot), self._buffer_cost(len(self._lent))
+        before = account.held, self._host.held
+        try:
+            account.take(size)
+            self._host.take(cost)
+            return slot.device.alloc_buffer(size)
+        except BaseException:
+            self.server.count_buffers(-1)
+            for one, held in zip((account, self._host), before, strict=True):
+                one.give(max(0, one.held - held))
+            raise
+
+    def _buffer_cost(self, others: int) -> int:
+        return BUFFER_COST if others >= UNCOUNTED else 0
+
+    def _account(self, slot: Slot) -> Account:
+        return self._accounts[id(slot.ledger)]
 
     def _buffer_get_base(self, request: Record) -> list[Piece]:
         return [_answer(Command.BUFFER_GET_BASE, base_ptr=self._lent_by(request).base)]
@@ -197,11 +268,14 @@ class Session:
         return lent
 
     def _give_back(self, handle: int) -> None:
-        self._stored = {d: (plan, used) for d, (plan, used) in self._stored.items() if handle not in used}
+        for device in [device for device, stored in self._stored.items() if handle in stored.handles]:
+            self._forget(device)
         self._known.clear()
         lent = self._lent.pop(handle)
         lent.buffer.free()
-        self.server.slots[lent.device].release(lent.size)
+        self.server.count_buffers(-1)
+        self._account(self.server.slots[lent.device]).give(lent.size)
+        self._host.give(self._buffer_cost(len(self._lent)))
 
     # ---- tensors
 
@@ -224,6 +298,7 @@ class Session:
                 memory = _host_memory(tensor, offset, head.size)
                 here = memory is not None
                 if memory is None:
+                    self._stage(head.size)
                     memory = memoryview(bytearray(head.size))
             except (PyggmlError, MemoryError) as error:
                 raise self._refusal(head.command, error) from error
@@ -250,6 +325,8 @@ class Session:
                 raise self._refusal(body.command, error) from error
         if keep and self.server.cache is not None:
             self.server.cache.store(memory)
+        del memory
+        self._unstage()
 
     def _set_tensor_hash(self, request: Record) -> list[Piece]:
         tensor, offset = self._tensor(request["tensor"]), int(request["offset"][0])
@@ -264,6 +341,7 @@ class Session:
         memory = _host_memory(tensor, offset, size)
         if memory is not None:
             return cache.load(key, memory)
+        self._stage(size)
         staging = bytearray(size)
         if not cache.load(key, memoryview(staging)):
             return False
@@ -281,6 +359,7 @@ class Session:
         memory = _host_memory(tensor, offset, size)
         if memory is None:
             assert tensor.buffer is not None
+            self._stage(size)
             return tensor.buffer.get(tensor, offset, size)
         self._remember((bytes(request.body), 0), (tensor, offset, memory, False))
         return memory
@@ -305,6 +384,7 @@ class Session:
             raise RefusedError(f"{src.nbytes} bytes of {src.name!r} do not fit in the {dst.nbytes} of {dst.name!r}")
         assert src.buffer is not None and dst.buffer is not None
         if not dst.buffer.copy(src, dst):
+            self._stage(src.nbytes)
             dst.buffer.set(dst, src.buffer.get(src))
         return [_answer(Command.COPY_TENSOR, result=1)]
 
@@ -312,7 +392,18 @@ class Session:
 
     def _graph_compute(self, foreign: ForeignGraph) -> None:
         slot = self._slot_of(foreign.device)
-        self._stored.pop(foreign.device, None)
+        self._forget(foreign.device)
+        reading = READING * (foreign.records.nbytes + 8 * len(foreign.nodes))
+        self._host.take(reading)
+        try:
+            stored = self._lowered(slot, foreign)
+        finally:
+            self._host.give(reading)
+        self._stored[foreign.device] = stored
+        slot.compute(stored.plan, self)
+
+    def _lowered(self, slot: Slot, foreign: ForeignGraph) -> Stored:
+        """Check every node, and make the graph ready to run. Raises RefusedError and what the backend does."""
         tensors = read_tensors(foreign.records, self._lent)
         graph = link(foreign, tensors)
         for node in graph.nodes:
@@ -324,10 +415,26 @@ class Session:
             if reason is not None:
                 raise RefusedError(f"node {node.name!r} ({Op(node.op).name}): {reason}")
         plan = slot.backend.plan(graph)
+        objects = RECORD_COST * len(tensors)
+        self._host.take(objects)
+        try:
+            self._account(slot).take(plan.nbytes)
+        except NoRoomError:
+            self._host.give(objects)
+            raise
         buffers = {id(t.buffer) for node in graph.nodes for t in (node, *node.src) if t is not None}
         used = frozenset(handle for handle, lent in self._lent.items() if id(lent.buffer) in buffers)
-        self._stored[foreign.device] = plan, used
-        slot.compute(plan, self)
+        return Stored(plan, used, objects, plan.nbytes)
+
+    def _forget(self, device: int) -> None:
+        """Give up the graph that is stored for a device, if there is one."""
+        stored = self._stored.pop(device, None)
+        if stored is None:
+            return
+        objects, memory = stored.objects, stored.memory
+        del stored
+        self._host.give(objects)
+        self._account(self.server.slots[device]).give(memory)
 
     def _graph_recompute(self, request: Record) -> None:
         device = int(request["device"][0])
@@ -335,7 +442,7 @@ class Session:
         stored = self._stored.get(device)
         if stored is None:
             raise RefusedError(f"no graph is stored for device {device}")
-        slot.compute(stored[0], self)
+        slot.compute(stored.plan, self)
 
 
 def _answer(command: Command, **fields: int) -> bytes:

@@ -256,7 +256,7 @@ class Listener:
         sock, session, peer = client.sock, client.session, client.peer
         log.debug("%s: connected", peer)
         try:
-            connection = ServerConnection()
+            connection = ServerConnection(receiving=session.receiving)
             patient = False
             while not session.finished:
                 connection.received(sock.recv_into(connection.space()))

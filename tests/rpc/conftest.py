@@ -178,7 +178,7 @@ class Glued:
 
     def __init__(self, server: Server, hello: bool = True) -> None:
         self.session = Session(server)
-        self.server_end = ServerConnection()
+        self.server_end = ServerConnection(receiving=self.session.receiving)
         self.client_end = ClientConnection()
         if hello:
             self.ask(Command.HELLO, bytes(24))

@@ -30,7 +30,7 @@ def test_hello_and_devices(kit: Any, toy: Any) -> None:
     assert client.request(C.DEVICE_COUNT) == {"device_count": 2}
     assert client.request(C.GET_ALIGNMENT, device=1) == {"alignment": 64}
     assert client.request(C.GET_MAX_SIZE, device=0) == {"max_size": 2**64 - 1}
-    assert client.request(C.GET_DEVICE_MEMORY, device=1) == {"free": 1000, "total": 1000}
+    assert client.request(C.GET_DEVICE_MEMORY, device=1) == {"free": 844, "total": 938}, "less a margin, and a share"
 
 
 def test_what_a_peer_offers_in_hello_is_ignored(kit: Any, server: Server) -> None:
@@ -68,11 +68,11 @@ def test_empty_buffer(client: Any) -> None:
     assert client.request(C.BUFFER_GET_BASE, remote_ptr=reply["remote_ptr"])["base_ptr"] == 0
 
 
-@pytest.mark.parametrize("size", [1001, 2**40, 2**63, 2**64 - 1])
+@pytest.mark.parametrize("size", [939, 1000, 2**40, 2**63, 2**64 - 1])
 def test_too_much_is_answered_not_closed(kit: Any, size: int) -> None:
-    client = kit.Glued(Server([kit.ToyDevice(total=1000)]))
+    client = kit.Glued(Server([kit.ToyDevice(total=1000)], client_share=1.0))
     assert client.request(C.ALLOC_BUFFER, device=0, size=size) == {"remote_ptr": 0, "remote_size": 0}
-    client.alloc(1000)
+    client.alloc(938)
 
 
 def test_a_device_that_fails_to_allocate_is_answered(kit: Any) -> None:
@@ -83,7 +83,7 @@ def test_a_device_that_fails_to_allocate_is_answered(kit: Any) -> None:
 
 
 def test_the_memory_on_offer_is_enforced_and_honest(kit: Any, toy: Any) -> None:
-    server = Server([toy], memory_limit=1000)
+    server = Server([toy], memory_limit=1000, client_share=1.0)
     one, two = kit.Glued(server), kit.Glued(server)
     handle, _ = one.alloc(600)
     assert two.request(C.GET_DEVICE_MEMORY, device=0) == {"free": 400, "total": 1000}
@@ -251,7 +251,7 @@ def test_a_session_leaves_nothing(kit: Any, toy: Any, server: Server) -> None:
     client = kit.Glued(server)
     client.alloc(100)
     kit.sum_of(client).run(client)
-    assert server.slots[0].used == 164
+    assert server.slots[0].used > 164, "buffers, and the graph"
     client.session.close()
     assert server.slots[0].used == 0 and all(b.size == 0 for b in toy.live)
 

@@ -143,7 +143,9 @@ class CudaBackend(Backend):
             memory = gpu.alloc(size)
             try:
                 self.device.staging.write(memory, builder.constants())
-                return _KeptPlan(self.device, builder, nodes, memory)
+                plan = _KeptPlan(self.device, builder, nodes, memory)
+                plan.nbytes = size
+                return plan
             except BaseException:
                 gpu.free(memory)
                 raise

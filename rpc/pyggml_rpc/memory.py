@@ -1,0 +1,140 @@
+"""Who holds how much of a memory that is on offer: a ledger a memory, an account a client.
+
+Owns the limits (what is offered, one client's share of it) and the sums; it must not know what the bytes are for.
+Everything that a client causes to be kept is taken from its account before it is made: buffers, work memory, graphs and
+frames that are still arriving. An account that is closed gives everything back.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Hashable
+
+from pyggml.errors import DeviceError
+
+SHARE = 0.9  # of what the others have left, for one client
+MARGIN = 1 << 30  # bytes of a device's memory that are never lent; a sixteenth of it where that is less
+UNKNOWN = 1 << 62  # bytes; of a device that does not tell its memory
+
+
+class NoRoomError(DeviceError):
+    """More memory than there is on offer, or than one client may hold."""
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+class Ledger:
+    """The memory of one kind that clients may use.
+
+    `memory` tells (free, total) bytes. Offered are `limit` bytes, or all, and never more than the total less a margin,
+    nor than is free less that margin: where pages come into being when they are first written (`lazy`), what was lent and
+    not yet written is still free in the system's eyes, and is taken off here. `share`: one owner may take no more than
+    this part of what the other owners have left, so that something remains for the next however many there are.
+    """
+
+    def __init__(
+        self,
+        memory: Callable[[], tuple[int, int]],
+        *,
+        limit: int | None = None,
+        share: float = SHARE,
+        lazy: bool = True,
+        margin: int = MARGIN,
+    ) -> None:
+        assert 0 < share <= 1, share
+        self._memory = memory
+        self._limit = limit
+        self._share = share
+        self._lazy = lazy
+        self._margin = margin
+        self._resident = resident()
+        self._lock = threading.Lock()
+        self._held: dict[Hashable, int] = {}
+        self._sum = 0
+
+    @property
+    def held(self) -> int:
+        """Bytes that all accounts hold."""
+        return self._sum
+
+    def offer(self, owner: Hashable) -> tuple[int, int]:
+        """Bytes (free, total): what this owner may still take, and what all together may hold. (0, 0): not known."""
+        free, total = self._memory()
+        if not total:
+            return 0, 0
+        with self._lock:
+            cap = self._cap(free, total)
+            return max(0, self._room(owner, cap)), cap
+
+    def _cap(self, free: int, total: int) -> int:
+        """What all may hold together when so much is free in the system."""
+        margin = min(self._margin, total // 16)
+        touched = max(0, resident() - self._resident) if self._lazy else self._sum
+        untouched = max(0, self._sum - touched)
+        cap = min(max(0, total - margin), self._sum + max(0, free - margin - untouched))
+        return cap if self._limit is None else min(cap, self._limit)
+
+    def _room(self, owner: Hashable, cap: int) -> int:
+        """What the owner may take beyond what it holds, of `cap` bytes for all; may be below 0."""
+        held = self._held.get(owner, 0)
+        others = self._sum - held
+        return min(cap - self._sum, int((cap - others) * self._share) - held)
+
+    def take(self, owner: Hashable, size: int) -> None:
+        """Count `size` bytes as the owner's. Raises NoRoomError with the numbers."""
+        assert size >= 0, size
+        free, total = self._memory()
+        with self._lock:
+            unknown = UNKNOWN if self._limit is None else self._limit
+            room = max(0, self._room(owner, self._cap(free, total) if total else unknown))
+            if size > room:
+                raise NoRoomError(
+                    f"no room for {size} bytes: {room} are left for this client, which holds "
+                    f"{self._held.get(owner, 0)} of the {self._sum} in use"
+                )
+            self._held[owner] = self._held.get(owner, 0) + size
+            self._sum += size
+
+    def give(self, owner: Hashable, size: int) -> None:
+        with self._lock:
+            left = self._held.get(owner, 0) - size
+            assert size >= 0 and left >= 0, (size, left)
+            self._sum -= size
+            if left:
+                self._held[owner] = left
+            else:
+                self._held.pop(owner, None)
+
+
+class Account:
+    """What one connection holds of a ledger; several connections may have one owner. One thread's alone."""
+
+    def __init__(self, ledger: Ledger, owner: Hashable) -> None:
+        self.ledger = ledger
+        self.owner = owner
+        self.held = 0
+        self.most = 0
+
+    def take(self, size: int) -> None:
+        """Raises NoRoomError."""
+        self.ledger.take(self.owner, size)
+        self.held += size
+        self.most = max(self.most, self.held)
+
+    def give(self, size: int) -> None:
+        assert size <= self.held, (size, self.held)
+        self.held -= size
+        self.ledger.give(self.owner, size)
+
+    def offer(self) -> tuple[int, int]:
+        return self.ledger.offer(self.owner)
+
+    def close(self) -> None:
+        """Give back all that is left."""
+        self.give(self.held)
