@@ -20,6 +20,7 @@ from pyggml_cli.context_shift import ContextShift
 from pyggml_cli.entry import on_ctrl_c
 from pyggml_cli.flags import UsageError, Values
 from pyggml_cli.prompt_cache import PromptCache
+from pyggml_cli.reverse_prompt import ReversePrompts
 from pyggml_cli.timings import Timings
 
 if TYPE_CHECKING:
@@ -175,9 +176,7 @@ class _Talk:
         self.timings = timings
         self.evaluated: list[int] = []  # the tokens in the KV cache, and those forgotten there
         self.shift: ContextShift | None = None
-        if "" in values.reverse_prompt:
-            raise UsageError("-r needs a text")
-        self.stop = [_unescaped(values, text) for text in values.reverse_prompt]
+        self.reverse = ReversePrompts(values, tokenizer)
         self.stopped = self.ended = False  # whether the last reply ended with a reverse prompt, or with the end of text
         self.plain = plain(values)
         self.prefix, self.suffix = PROMPT, ""
@@ -288,7 +287,7 @@ class _Talk:
         end = ""
         with _interruptible(self.context.abort) as interrupted:
             try:
-                end = self._reply(turn.tokens, said, interrupted)
+                end = self._reply(turn.tokens, said, interrupted, asks_at_once=question != "")
             except PyggmlError as reason:
                 if not (isinstance(reason, ComputeError) and interrupted.is_set()):
                     self.conversation.undo()
@@ -300,16 +299,20 @@ class _Talk:
         self.conversation.hear(said, self.tokenizer.decode(said))
         if not (self.plain and self.stopped):
             sys.stdout.write("\n")
-            if self.plain and self.ended and self.stop:  # whose turn it is now must be in the text
-                sys.stdout.write(self.stop[0])
-                self.conversation.hear(self.tokenizer.encode(self.stop[0], add_special=False, parse_special=True), "")
+            if self.plain and self.ended and self.reverse.texts:  # whose turn it is now must be in the text
+                sys.stdout.write(self.reverse.texts[0])
+                first = self.tokenizer.encode(self.reverse.texts[0], add_special=False, parse_special=True)
+                self.conversation.hear(first, "")
         sys.stdout.flush()
         if end:
             print(end, file=sys.stderr, flush=True)
         return True
 
-    def _reply(self, tokens: list[int], said: list[int], interrupted: threading.Event) -> str:
-        """Print the reply and put its tokens into `said`; a word on why it ended, if it was not by itself."""
+    def _reply(self, tokens: list[int], said: list[int], interrupted: threading.Event, asks_at_once: bool) -> str:
+        """Print the reply and put its tokens into `said`; a word on why it ended, if it was not by itself.
+
+        `asks_at_once`: there is none where a plain dialogue ends with a reverse prompt already.
+        """
         from pyggml.tokenizer import StreamDecoder
 
         context, timings, cache = self.context, self.timings, self.cache
@@ -336,9 +339,10 @@ class _Talk:
         timings.n_prompt += len(new)
 
         decoder = StreamDecoder(self.tokenizer, self.values.special)
-        out, text, n_left = sys.stdout, "", self.values.n_predict
-        self.stopped = self.ended = False
-        while n_left != 0 and not interrupted.is_set():
+        out, n_left = sys.stdout, self.values.n_predict
+        self.ended = False
+        self.stopped = self.reverse.begin(tokens if self.plain else []) and asks_at_once
+        while not self.stopped and n_left != 0 and not interrupted.is_set():
             start = time.perf_counter()
             token = self.chain.sample(logits)
             timings.sample += time.perf_counter() - start
@@ -350,11 +354,9 @@ class _Talk:
                     out.write(decoder.push(token))
                 break
             said.append(token)
-            piece = decoder.push(token)
-            out.write(piece)
+            out.write(decoder.push(token))
             out.flush()
-            text += piece
-            self.stopped = any(s in text[-len(piece) - len(s) :] for s in self.stop)
+            self.stopped = self.reverse.push(token)
             if self.stopped or n_left == 0:
                 break
             if not shift.make_room(1):

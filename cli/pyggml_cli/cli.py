@@ -19,6 +19,7 @@ from pyggml_cli.entry import on_ctrl_c, run
 from pyggml_cli.environment import VARIABLES
 from pyggml_cli.flags import UsageError, Values, help_text, parse, show_notes
 from pyggml_cli.prompt_cache import PromptCache
+from pyggml_cli.reverse_prompt import SLACK, ReversePrompts
 
 if TYPE_CHECKING:
     from pyggml.model.context import Context
@@ -253,9 +254,7 @@ def _generate(
     """Print the text and add it to `tokens`; why it ended, "" for the number of tokens wanted."""
     from pyggml.tokenizer import StreamDecoder
 
-    if "" in values.reverse_prompt:
-        raise UsageError("-r needs a text")
-    stop = [unescape(text) if values.escape else text for text in values.reverse_prompt]
+    stop = ReversePrompts(values, tokenizer)
     out = sys.stdout
     if hasattr(out, "reconfigure"):
         out.reconfigure(encoding="utf-8", errors="replace", newline="")
@@ -273,7 +272,9 @@ def _generate(
     timings.prompt, timings.n_prompt = time.perf_counter() - start, len(new)
     cache.keep_prompt(tokens)
 
-    end, text, n_left = "", "", values.n_predict
+    end, n_left = "", values.n_predict
+    if stop.begin(tokens, SLACK):
+        end, n_left = "[reverse prompt]", 0
     while n_left != 0:
         start = time.perf_counter()
         token = chain.sample(logits)
@@ -281,14 +282,12 @@ def _generate(
         timings.n_sample += 1
         n_left -= 1
         tokens.append(token)
-        piece = decoder.push(token)
-        out.write(piece)
+        out.write(decoder.push(token))
         out.flush()
-        text += piece
         if tokenizer.is_eog(token):
             end = "[end of text]"
             break
-        if any(s in text[-len(piece) - len(s) :] for s in stop):
+        if stop.push(token):
             end = "[reverse prompt]"
             break
         if n_left == 0:

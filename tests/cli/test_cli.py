@@ -72,7 +72,14 @@ def test_ignoring_the_end(complete: Callable[..., Any]) -> None:
 
 def test_reverse_prompts(complete: Callable[..., Any]) -> None:
     outcome = complete("-p", "xx", *biased("x"), "-r", "never", "-r", "xxx")
-    assert outcome.out == "xx" + "xxx" and "[reverse prompt]" in outcome.err
+    assert outcome.out == "xx" + "x" and "[reverse prompt]" in outcome.err  # it may begin in the prompt
+    assert complete("-p", "yy", *biased("x"), "-r", "xxx").out == "yyxxx"
+    for prompt in ("xxx", "xxxyy"):  # there already, perhaps with a little behind it: nothing is generated
+        outcome = complete("-p", prompt, *biased("x"), "-r", "xxx")
+        assert outcome.out == prompt and "[reverse prompt]" in outcome.err
+    assert complete("-p", "xxxyyy", "-n", 2, *biased("z"), "-r", "xxx").out == "xxxyyyzz"
+    outcome = complete("-p", "a", "-n", 9, "-l", f"{BOS}+1000", "-r", "<|begin|>")  # a token that is not shown
+    assert outcome.out == "a" and "[reverse prompt]" in outcome.err
     assert complete("-p", "a", "-n", 9, "-l", "10+1000", "-r", r"\n\n").out == "a\n\n"
     assert complete("-p", "a", "-r", "").code == 2
 

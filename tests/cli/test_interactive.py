@@ -78,6 +78,22 @@ def test_an_empty_line_lets_the_model_go_on(talk: Callable[..., Any], context_to
     assert bytes(context_tokens) == b"U: hi\nA:hm U:hm U"
 
 
+def test_a_prompt_that_ends_in_a_reverse_prompt_asks_at_once(
+    talk: Callable[..., Any], context_tokens: list[int]
+) -> None:
+    outcome = talk("one\n", "-i", "-r", "U:", "-p", "Q U:", "--in-suffix", "A:")
+    assert outcome.out == "Q U:A:hm U:" and bytes(context_tokens) == b"Q U:oneA:hm U"
+    outcome = talk("\n", "-i", "-r", "U:", "-p", "Q U:")  # an empty line: the model goes on
+    assert outcome.out == "Q U:hm U:" and bytes(context_tokens) == b"Q U:hm U"
+    outcome = talk("one\n", "-i", "-r", "U:", "-p", "Q U: ")  # something stands behind it
+    assert outcome.out == "Q U: hm U:hm U:"
+
+
+def test_a_match_may_begin_in_what_the_user_typed(talk: Callable[..., Any], context_tokens: list[int]) -> None:
+    outcome = talk("aU\n", "-i", "-r", "U:", "-p", "Q", says=":hmU:")
+    assert outcome.out == "Q:hmU:" + ":" and bytes(context_tokens) == b"Q:hmU:aU"
+
+
 def test_after_the_end_of_a_text_the_reverse_prompt_is_put_there(
     talk: Callable[..., Any], context_tokens: list[int]
 ) -> None:
