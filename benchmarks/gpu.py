@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from result_files import json_file
 
 from pyggml import ops
 from pyggml.backend.base import Buffer, Device, Usage
@@ -228,7 +229,7 @@ def library(k: int, n: int, m: int) -> dict[str, float] | None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", default="gpu.json", help="where the figures go (gpu.json)")
+    parser.add_argument("--out", type=json_file, default="gpu.json", help="where the figures go (gpu.json)")
     parser.add_argument("--no-models", action="store_true", help="leave the whole models out")
     args = parser.parse_args(argv)
     from pyggml.backend.cuda import cuda_devices, why_no_cuda

@@ -4,13 +4,12 @@ Takes what vs_llamacpp.py --json wrote, of several runs on one machine. Must not
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from chart import draw
+from result_files import figures, png_file
 
 Result = dict[str, Any]
 
@@ -60,10 +59,10 @@ def tables(results: Sequence[Result]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE.json")
-    parser.add_argument("--png", type=Path, help="draw the ratios into this file (needs matplotlib)")
+    parser.add_argument("files", nargs="+", type=figures, metavar="FILE.json")
+    parser.add_argument("--png", type=png_file, help="draw the ratios into this file (needs matplotlib)")
     options = parser.parse_args()
-    reports = [json.loads(path.read_text()) for path in options.files]
+    reports = options.files
     latest: dict[tuple[str, str], Result] = {}
     for result in (result for report in reports for result in report["results"]):
         latest[result["model"], result["test"]] = result  # of a test that was run again, the last run

@@ -18,7 +18,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
 
 from peer import Peer
-from peer_build import ensure_peer
+from sides import stock as stock_engine
 
 from pyggml.sampler import SamplerChain, SamplerParams
 
@@ -67,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The sampler's time a token, beside llama.cpp's.")
     parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds
-    peer = Peer(*ensure_peer())
+    peer = stock_engine()
     print(
         f"{'logits':>7}  {'chain':<22} {'ours us':>8} {'llama.cpp us':>13} {'ratio':>6} {'stages us':>10} {'ratio':>6}"
     )

@@ -16,7 +16,7 @@ SUPPORT = Path(__file__).resolve().parent.parent / "tests" / "support"
 sys.path.insert(0, str(SUPPORT))
 
 from peer import Peer  # noqa: E402
-from peer_build import ensure_peer  # noqa: E402
+from peer_build import PeerMissing, ensure_peer  # noqa: E402
 
 OURS = """
 import json, sys, time
@@ -128,7 +128,11 @@ class Side:
 
 
 def stock() -> Peer:
-    return Peer(*ensure_peer())
+    """llama.cpp, built when it is missing. Where it cannot be had the program ends and says why."""
+    try:
+        return Peer(*ensure_peer())
+    except PeerMissing as reason:
+        sys.exit(f"nothing to compare with: {reason}")
 
 
 def stock_env(peer: Peer) -> dict[str, str]:

@@ -21,6 +21,7 @@ from typing import Any
 from chart import draw
 from files import LLAMA_1B, SMOLLM2, llama_1b, smollm2
 from limits import Limits
+from result_files import json_file, png_file
 from sides import Peer, Side, over_rpc, pair, stock, stock_env
 
 from pyggml.gguf import GGUFFile
@@ -163,8 +164,8 @@ def main() -> None:
     parser.add_argument("--llama-1b", default=",".join(LLAMA_1B), help="types of the 1.1B shape (without files)")
     parser.add_argument("--no-rpc", action="store_true")
     parser.add_argument("--no-start", action="store_true", help="leave out the time to the first token")
-    parser.add_argument("--json", type=Path, help="write all single figures to this file")
-    parser.add_argument("--png", type=Path, help="draw the ratios into this file (needs matplotlib)")
+    parser.add_argument("--json", type=json_file, help="write all single figures to this file")
+    parser.add_argument("--png", type=png_file, help="draw the ratios into this file (needs matplotlib)")
     options = parser.parse_args()
     peer = stock()
     models = options.models or [

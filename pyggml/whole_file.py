@@ -1,4 +1,7 @@
-"""Files that appear when they are complete, or not at all. Must not know what is in them."""
+"""Files that appear when they are complete, or not at all, and never in place of a file of another kind.
+
+Must not know what is in them: whoever writes a file tells how one of its kind begins.
+"""
 
 import contextlib
 import errno
@@ -9,19 +12,34 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
+from pyggml.errors import PyggmlError
+
+HEAD = 512  # bytes by which a file's kind is told
+
+
+class ForeignFileError(PyggmlError):
+    """A name under which a file of another kind lies already: a slip, which must not destroy it."""
+
 
 @contextlib.contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[tuple[IO[bytes], Callable[[], None]]]:
+def whole_file(
+    path: str | os.PathLike[str], kind: str, is_one: Callable[[bytes], bool]
+) -> Iterator[tuple[IO[bytes], Callable[[], None]]]:
     """A file to write, and the function that gives it its name; without that call it is gone at the end.
 
-    What is no regular file (a pipe, /dev/null) is written as it is, never replaced. Raises OSError with the path as it
-    was given.
+    kind    what it is, for errors: "saved state"
+    is_one  whether a file that begins with these bytes (HEAD at most) is one: only those, and empty files, are replaced
+
+    What is no regular file (a pipe, /dev/null) is written as it is, never replaced. Raises ForeignFileError, and OSError
+    with the path as it was given.
     """
     given, place = os.fspath(path), Path(os.path.realpath(path))
-    kind = _kind(place)
-    if kind is not None and stat.S_ISDIR(kind):
+    mode = _mode(place)
+    if mode is not None and stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), given)
-    replaced = kind is None or stat.S_ISREG(kind)
+    replaced = mode is None or stat.S_ISREG(mode)
+    if replaced:
+        refuse_another(given, kind, is_one)
     waiting = place.with_name(f".{place.name}.{os.getpid()}") if replaced else place
     try:
         raw = _Named(waiting, given)
@@ -42,7 +60,19 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[tuple[IO[bytes], Callab
                     waiting.unlink()
 
 
-def _kind(place: Path) -> int | None:
+def refuse_another(path: str | os.PathLike[str], kind: str, is_one: Callable[[bytes], bool]) -> None:
+    """Raises ForeignFileError where a regular file that is not of this kind has the name; OSError for one that cannot be
+    read."""
+    given = os.fspath(path)
+    if not os.path.isfile(given):
+        return
+    with open(given, "rb") as there:
+        head = there.read(HEAD)
+    if head and not is_one(head):
+        raise ForeignFileError(f"{given}: a file that is no {kind} has this name already, and is not replaced")
+
+
+def _mode(place: Path) -> int | None:
     """The file's mode, None if there is none."""
     try:
         return place.stat().st_mode

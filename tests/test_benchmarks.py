@@ -1,6 +1,7 @@
 """The programs in benchmarks/ run and tell what they promise, on the smallest of models. Not that we are fast."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -53,3 +54,43 @@ def test_single_kernels() -> None:
 def test_help() -> None:
     for program in ("vs_llamacpp.py", "report.py", "kernels.py", "sampler.py"):
         assert "usage:" in run(program, "--help")
+
+
+def refused(program: str, *args: object) -> str:
+    command = [sys.executable, str(BENCHMARKS / program), *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    return done.stderr.splitlines()[-1]
+
+
+def test_a_slip_destroys_no_model(tmp_path: Path) -> None:
+    model = write_text_model(tmp_path / "model.gguf")
+    before = model.read_bytes()
+    figures = tmp_path / "figures.json"
+    figures.write_text('{"results": [], "machine": {}}')
+    for program, *args in (
+        ("vs_llamacpp.py", "--json", model),
+        ("vs_llamacpp.py", "--png", model),
+        ("report.py", figures, "--png", model),
+        ("gpu.py", "--out", model),
+    ):
+        assert "model.gguf: a file that is no" in refused(program, *args)
+    assert model.read_bytes() == before
+
+
+def test_figures_that_are_none(tmp_path: Path) -> None:
+    assert "none.json: No such file" in refused("report.py", tmp_path / "none.json")
+    (tmp_path / "list.json").write_text("[]")
+    assert "no figures that vs_llamacpp.py --json wrote" in refused("report.py", tmp_path / "list.json")
+
+
+def test_what_is_missing_is_said_before_anything_is_built(tmp_path: Path) -> None:
+    hide = "import sys; sys.modules['diskcache'] = None; import importlib.util as u; f = u.find_spec\n"
+    hide += "u.find_spec = lambda name, *a: None if name == 'diskcache' else f(name, *a)\n"
+    (tmp_path / "sitecustomize.py").write_text(hide)
+    for program in ("sampler.py", "kernels.py", "vs_llamacpp.py"):
+        command = [sys.executable, str(BENCHMARKS / program)]
+        env = {**os.environ, "PYTHONPATH": str(tmp_path), "PYGGML_CACHE": str(tmp_path / "cache")}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
+        assert done.returncode == 1 and "the stock llama_cpp imports diskcache: pip install '.[test]'" in done.stderr
+        assert "Traceback" not in done.stderr and not list((tmp_path / "cache").rglob("*.gz"))

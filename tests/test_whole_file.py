@@ -9,11 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from pyggml.whole_file import whole_file
+from pyggml.whole_file import ForeignFileError, refuse_another, whole_file
+
+
+def any_file(head: bytes) -> bool:
+    return True
 
 
 def write(path: Path, data: bytes) -> None:
-    with whole_file(path) as (file, finish):
+    with whole_file(path, "thing", any_file) as (file, finish):
         file.write(data)
         finish()
 
@@ -21,10 +25,10 @@ def write(path: Path, data: bytes) -> None:
 def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write(path, b"old")
-    with pytest.raises(KeyError), whole_file(path) as (file, _):
+    with pytest.raises(KeyError), whole_file(path, "thing", any_file) as (file, _):
         file.write(b"new")
         raise KeyError
-    with whole_file(path) as (file, _):
+    with whole_file(path, "thing", any_file) as (file, _):
         file.write(b"new")
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
     write(path, b"new")
@@ -53,7 +57,7 @@ def test_errors_name_the_file_as_given(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     Path("folder").mkdir()
     for name, kind in (("folder", IsADirectoryError), ("none/file", FileNotFoundError)):
-        with pytest.raises(kind) as caught, whole_file(name):
+        with pytest.raises(kind) as caught, whole_file(name, "thing", any_file):
             raise AssertionError("not reached")
         assert caught.value.filename == name
 
@@ -64,7 +68,7 @@ from pathlib import Path
 from pyggml.whole_file import whole_file
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
 try:
-    with whole_file(Path("file")) as (file, finish):
+    with whole_file(Path("file"), "thing", bool) as (file, finish):
         file.write(bytes(int(sys.argv[1])))
         finish()
 except OSError as error:
@@ -79,3 +83,28 @@ def test_a_full_disk(tmp_path: Path, size: int) -> None:
     command = [sys.executable, "-c", FULL_DISK, str(size)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.stdout == "File too large file b'old' ['file']\n", done.stderr
+
+
+def test_only_a_file_of_the_same_kind_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+
+    def put(data: bytes) -> None:
+        with whole_file(path, "list", lambda head: head.startswith(b"[")) as (file, finish):
+            file.write(data)
+            finish()
+
+    put(b"[1]")
+    put(b"[2]")
+    path.write_bytes(b"")
+    put(b"[3]")
+    path.write_bytes(b"GGUF and much more")
+    with pytest.raises(
+        ForeignFileError, match="file: a file that is no list has this name already, and is not replaced"
+    ):
+        put(b"[4]")
+    assert path.read_bytes() == b"GGUF and much more" and os.listdir(tmp_path) == ["file"]
+    (tmp_path / "link").symlink_to("file")
+    with pytest.raises(ForeignFileError, match="link: a file"):
+        refuse_another(tmp_path / "link", "list", lambda head: head.startswith(b"["))
+    refuse_another(tmp_path / "none", "list", lambda head: False)
+    refuse_another(tmp_path, "list", lambda head: False)  # a folder is another error

