@@ -44,6 +44,14 @@ class DeviceError(PyggmlError):
     """An unknown device, memory that is not there, or a device that failed."""
 
 
+class WorkMemoryError(DeviceError):
+    """A graph that needs more work memory than it may have: `size` bytes of `limit`."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(f"the graph needs {size} bytes of work memory, {limit} are allowed")
+        self.size, self.limit = size, limit
+
+
 class ComputeError(PyggmlError):
     """A graph that stopped: an index out of range, or aborted."""
 

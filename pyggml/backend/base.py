@@ -7,20 +7,25 @@ ggml-backend-impl.h: a Device tells facts and hands out Buffers, a Backend compu
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pyggml.errors import DeviceError, ShapeError, UnsupportedError
+from pyggml.errors import ComputeError, DeviceError, ShapeError, UnsupportedError
 from pyggml.ops import VIEW_OPS, check
 
 if TYPE_CHECKING:
     from pyggml.graph import Graph
     from pyggml.tensor import Tensor
 
+ASK_EVERY = 256
+"""Nodes between two questions whether a plan is still wanted."""
+
+Item = TypeVar("Item")
 Bytes = bytes | bytearray | memoryview | NDArray[np.uint8]
 
 
@@ -91,8 +96,13 @@ class Backend(ABC):
     device: Device
 
     @abstractmethod
-    def plan(self, graph: Graph) -> Plan:
-        """Make ready. All tensors are placed. Raises UnsupportedError naming the node that cannot be computed."""
+    def plan(self, graph: Graph, *, cancelled: Callable[[], bool] | None = None, max_work: int | None = None) -> Plan:
+        """Make ready. All tensors are placed. Raises UnsupportedError naming the node that cannot be computed.
+
+        `cancelled` is asked every so many nodes whether nobody waits for the plan any more: ComputeError then.
+        `max_work`: the bytes of work memory that the plan may take here; WorkMemoryError, before it takes any, if it
+        needs more. A backend whose plans take none, or that computes elsewhere, may leave both aside.
+        """
 
     @abstractmethod
     def compute(self, plan: Plan) -> None:
@@ -153,6 +163,14 @@ class Device(ABC):
         except (ShapeError, UnsupportedError):
             return False
         return self.why_not(node) is None
+
+
+def while_wanted(items: Sequence[Item], cancelled: Callable[[], bool] | None) -> Iterator[Item]:
+    """The items in turn. Raises ComputeError when `cancelled`, asked before every 256th, says so."""
+    for number, item in enumerate(items):
+        if cancelled is not None and number % ASK_EVERY == 0 and cancelled():
+            raise ComputeError(f"cancelled at node {number} of {len(items)}")
+        yield item
 
 
 def extra_devices(kind: str, spec: str) -> list[Device]:

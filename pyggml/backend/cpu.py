@@ -9,18 +9,20 @@ from __future__ import annotations
 import copy
 import importlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from pyggml import jit
-from pyggml.backend.base import Backend, Device, Kind, Plan, Usage
+from pyggml.backend.base import Backend, Device, Kind, Plan, Usage, while_wanted
+from pyggml.backend.hazards import Hazards, Memo, Span
 from pyggml.backend.host import HostBuffer, default_threads, host_memory
+from pyggml.backend.spans import first_fit
 from pyggml.backend.team import IndexFault, Team
 from pyggml.dtypes import GGMLType
-from pyggml.errors import ComputeError, UnsupportedError
+from pyggml.errors import ComputeError, UnsupportedError, WorkMemoryError
 from pyggml.graph import Graph
 from pyggml.kernels.cpu import FAMILIES, FUSIONS
 from pyggml.ops import VIEW_OPS, Op, check
@@ -95,7 +97,6 @@ class CPUPlan(Plan):
         self.small = self.small and not any(n.op in LARGE_OPS for n in nodes)
         self.nodes = nodes  # the node of each step, to name it when it fails
         self.keep = keep  # memory that the steps point to
-        self.nbytes = sum(part.nbytes for part in keep if isinstance(part, np.ndarray))
 
 
 class CPUBackend(Backend):
@@ -105,26 +106,29 @@ class CPUBackend(Backend):
         self.team = Team(n_threads)
         self._teams = {n_threads: self.team}
 
-    def plan(self, graph: Graph) -> CPUPlan:
+    def plan(
+        self, graph: Graph, *, cancelled: Callable[[], bool] | None = None, max_work: int | None = None
+    ) -> CPUPlan:
         nodes = [n for n in graph.nodes if n.op not in VIEW_OPS and n.flags & Flag.COMPUTE and 0 not in n.ne]
-        for node in nodes:
+        for node in while_wanted(nodes, cancelled):
             check(node)
             reason = self.device.why_not(node)
             if reason is not None:
                 raise UnsupportedError(f"{self.device.name}: cannot compute {node.name!r}: {reason}")
         builder = Builder(self.n_threads)
         passing = _passing_nodes(graph, nodes)
-        i = 0
-        while i < len(nodes):
-            builder.node = node = nodes[i]
-            i += 1
-            if i < len(nodes) and id(node) in passing:
-                fusion = FUSIONS.get((Op(node.op), Op(nodes[i].op)))
-                if fusion and _module(fusion).lower_pair(builder, node, nodes[i]):
-                    i += 1
+        done: Tensor | None = None  # with the node before it
+        for node, following in while_wanted(list(zip(nodes, [*nodes[1:], None], strict=False)), cancelled):
+            if node is done:
+                continue
+            builder.node = node
+            if following is not None and id(node) in passing:
+                fusion = FUSIONS.get((Op(node.op), Op(following.op)))
+                if fusion and _module(fusion).lower_pair(builder, node, following):
+                    done = following
                     continue
             _family(node.op).lower(builder, node)
-        return builder.finish(self.team.status_address)
+        return builder.finish(self.team.status_address, max_work)
 
     def compute(self, plan: Plan) -> None:
         assert isinstance(plan, CPUPlan)
@@ -192,20 +196,15 @@ class _Step:
     sync: bool = False
 
 
-Span = tuple[int, int]  # addresses [from, to)
-
-
 @dataclass
 class Builder:
     """What lowering a graph gathers: steps, their work memory, and where threads must meet."""
 
     n_threads: int
     steps: list[_Step] = field(default_factory=list)
-    memo: dict[Any, Any] = field(default_factory=dict)
     node: Tensor | None = None
-    _reads: list[Span] = field(default_factory=list)
-    _writes: list[Span] = field(default_factory=list)
-    _pending: set[int] = field(default_factory=set)
+    _hazards: Hazards = field(default_factory=Hazards)
+    _memo: Memo = field(default_factory=Memo)
     _made: int = 0
 
     def step(
@@ -231,18 +230,11 @@ class Builder:
         write = [_span(dst)] if dst is not None and not made else []
         read = [_span(s) for s in src if s is not None and not isinstance(s, WorkTensor)]
         touched = {id(s) for s in held if not s.per_thread}
-        if (
-            touched & self._pending
-            or _overlap(read, self._writes)
-            or _overlap(write, self._writes)
-            or _overlap(write, self._reads)
-        ):
+        if self._hazards.in_the_way(read, write, touched):
             self.barrier()
-        if write:
-            self.memo = {k: kept for k, kept in self.memo.items() if not _overlap(write, [kept[1]])}
-        self._reads += read
-        self._writes += write
-        self._pending |= {id(s) for s in (*writes, *made)}
+        for span in write:
+            self._memo.wrote(*span)
+        self._hazards.add(read, write, (id(s) for s in (*writes, *made)))
         for s in held:
             s.first = len(self.steps) if s.first < 0 else s.first
             s.last = len(self.steps)
@@ -254,16 +246,15 @@ class Builder:
         """Let the threads meet behind the last step."""
         if self.steps:
             self.steps[-1].sync = True
-        self._reads, self._writes, self._pending = [], [], set()
+        self._hazards.met()
 
     def remember(self, key: Any, value: Any, source: Tensor) -> None:
         """Keep what was made of `source` until a step writes to the source's memory."""
-        self.memo[key] = (value, (0, 0) if isinstance(source, WorkTensor) else _span(source))
+        self._memo.remember(key, value, (0, 0) if isinstance(source, WorkTensor) else _span(source))
 
     def remembered(self, key: Any) -> Any:
         """What was kept under `key`; None if there is nothing, or its source has changed since."""
-        found = self.memo.get(key)
-        return found[0] if found else None
+        return self._memo.remembered(key)
 
     def scratch(self, size: int) -> Scratch:
         """`size` bytes of work memory."""
@@ -286,12 +277,13 @@ class Builder:
         """`size` bytes for each thread, thread i at i * (size rounded up to 64)."""
         return Scratch((size + 63) // 64 * 64 * self.n_threads, per_thread=True)
 
-    def finish(self, status: int) -> CPUPlan:
+    def finish(self, status: int, max_work: int | None = None) -> CPUPlan:
+        arena_size, record_size = _place(self.steps), len(self.steps) * STEP.itemsize
+        work = arena_size + record_size + 128
+        if max_work is not None and work > max_work:
+            raise WorkMemoryError(work, max_work)
         jit.ensure(spec for s in self.steps for spec in (s.spec, *s.calls))
-        arena = _place(self.steps)
-        records = np.zeros(len(self.steps) * STEP.itemsize + 64, np.uint8)
-        start = -records.ctypes.data % 64
-        table = records[start : start + len(self.steps) * STEP.itemsize].view(STEP)
+        arena, table = _zeros(arena_size), _zeros(record_size).view(STEP)
         for i, s in enumerate(self.steps):
             r = table[i]
             r["kernel"], r["sync"], r["status"], r["index"] = jit.address(s.spec), s.sync, status, i
@@ -311,7 +303,9 @@ class Builder:
                 if t is not None:
                     _operand(r["src"][j], t)
         buffers = [t.buffer for s in self.steps for t in (s.dst, *s.src) if t is not None]
-        return CPUPlan(table, [s.node for s in self.steps], [records, arena, list(dict.fromkeys(buffers))])
+        plan = CPUPlan(table, [s.node for s in self.steps], [arena, list(dict.fromkeys(buffers))])
+        plan.nbytes = work
+        return plan
 
 
 def _operand(record: Any, tensor: Tensor) -> None:
@@ -322,28 +316,20 @@ def _span(tensor: Tensor) -> Span:
     return tensor.data, tensor.data + tensor.nbytes
 
 
-def _overlap(a: list[Span], b: list[Span]) -> bool:
-    return any(x[0] < y[1] and y[0] < x[1] for x in a for y in b)
-
-
-def _place(steps: list[_Step]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Give each piece of work memory an address in one arena. Pieces share memory when the threads meet between the
-    last step of the one and the first step of the other."""
+def _place(steps: list[_Step]) -> int:
+    """Give each piece of work memory an address in one arena; -> bytes of it. Pieces share memory when the threads meet
+    between the last step of the one and the first step of the other."""
     meeting = [0]  # barriers before each step
     for step in steps:
         meeting.append(meeting[-1] + step.sync)
-    placed: list[Scratch] = []
-    size = 0
-    pieces = {id(s): s for step in steps for s in step.held}
-    for piece in sorted(pieces.values(), key=lambda s: s.first):
-        alive = [p for p in placed if meeting[p.last] >= meeting[piece.first]]
-        at = 0
-        for low, high in sorted((p.address, p.address + p.size) for p in alive):
-            if at + piece.size <= low:
-                break
-            at = max(at, (high + 63) // 64 * 64)
-        piece.address = at
-        placed.append(piece)
-        size = max(size, at + piece.size)
-    arena = np.zeros(size + 64, np.uint8)
-    return arena[-arena.ctypes.data % 64 :]
+    pieces = sorted({id(s): s for step in steps for s in step.held}.values(), key=lambda s: s.first)
+    addresses, size = first_fit(((s.size, meeting[s.first], meeting[s.last]) for s in pieces), 64)
+    for piece, address in zip(pieces, addresses, strict=True):
+        piece.address = address
+    return size
+
+
+def _zeros(size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Bytes at a multiple of 64."""
+    raw = np.zeros(size + 64, np.uint8)
+    return raw[-raw.ctypes.data % 64 :][:size]

@@ -5,6 +5,7 @@ the server's own space. Reference: `ggml_backend_rpc_*` in ggml-rpc.cpp.
 """
 
 import contextlib
+from collections.abc import Callable
 
 import numpy as np
 
@@ -245,7 +246,9 @@ class RpcBackend(Backend):
         self._open = True
         device.client.add_user()
 
-    def plan(self, graph: Graph) -> RpcPlan:
+    def plan(
+        self, graph: Graph, *, cancelled: Callable[[], bool] | None = None, max_work: int | None = None
+    ) -> RpcPlan:
         nodes = [node for node in graph.nodes if node.op not in VIEW_OPS]
         for node in nodes:
             reason = self.device.why_not(node)

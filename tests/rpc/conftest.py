@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,7 +35,9 @@ class ToyBackend(Backend):
         self.device = device
         self.aborted = False
 
-    def plan(self, graph: Graph) -> ToyPlan:
+    def plan(
+        self, graph: Graph, *, cancelled: Callable[[], bool] | None = None, max_work: int | None = None
+    ) -> ToyPlan:
         return ToyPlan(graph)
 
     def compute(self, plan: Plan) -> None:

@@ -3,6 +3,7 @@
 Owns that narrowing; must not know an op.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from cuda_emulator import EmulatedGPU
@@ -26,8 +27,8 @@ class EmulatedDevice(CudaDevice):
 class EmulatedBackend(CudaBackend):
     device: EmulatedDevice
 
-    def plan(self, graph: Graph) -> Plan:
-        plan = super().plan(graph)
+    def plan(self, graph: Graph, *, cancelled: Callable[[], bool] | None = None, max_work: int | None = None) -> Plan:
+        plan = super().plan(graph, cancelled=cancelled, max_work=max_work)
         assert isinstance(plan, CudaPlan)
         tensors = {id(t): t for n in plan.nodes for t in (n, *n.src) if t is not None and t.nbytes}
         gpu = self.device.gpu

@@ -3,7 +3,7 @@ their own memory and complain when they are handed a tensor that lives elsewhere
 """
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from pyggml.backend.base import Buffer, Bytes, Kind, Plan, Usage
 from pyggml.backend.host import HostBuffer
@@ -62,14 +62,14 @@ class FakeDevice(ReferenceDevice):
 class FakeBackend(ReferenceBackend):
     device: FakeDevice
 
-    def plan(self, graph: Graph) -> Plan:
+    def plan(self, graph: Graph, *, cancelled: Callable[[], bool] | None = None, max_work: int | None = None) -> Plan:
         for node in graph.nodes:
             for tensor in (node, *node.src):
                 if tensor is not None:
                     assert tensor.buffer is not None, f"{tensor} has no place"
                     assert tensor.buffer.device is self.device, f"{tensor} lives on {tensor.buffer.device.name}"
         self.device.plans += 1
-        return super().plan(graph)
+        return super().plan(graph, cancelled=cancelled, max_work=max_work)
 
     def compute(self, plan: Plan) -> None:
         self.device.computed.append(len(plan.nodes))  # type: ignore[attr-defined]

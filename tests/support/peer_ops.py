@@ -4,6 +4,7 @@ Owns struct ggml_tensor and what makes ggml abort (a GGML_ASSERT ends the proces
 """
 
 import ctypes
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -232,7 +233,9 @@ class PeerBackend(Backend):
         self.device: PeerDevice = device
         self.n_threads = n_threads
 
-    def plan(self, graph: Graph) -> PeerPlan:
+    def plan(
+        self, graph: Graph, *, cancelled: Callable[[], bool] | None = None, max_work: int | None = None
+    ) -> PeerPlan:
         for node in graph.nodes:
             if not self.device.supports_op(node):
                 raise UnsupportedError(f"{Op(node.op).name}: ggml-cpu would abort")

@@ -8,15 +8,16 @@ from __future__ import annotations
 import importlib
 import struct
 import threading
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from pyggml.backend.base import Backend, Buffer, Bytes, Device, Kind, Plan, Usage
+from pyggml.backend.base import Backend, Buffer, Bytes, Device, Kind, Plan, Usage, while_wanted
 from pyggml.backend.cuda.driver import GPU
 from pyggml.backend.cuda.plan import STATUS_BYTES, Builder, CudaPlan
 from pyggml.backend.cuda.staging import Staging
-from pyggml.errors import ComputeError, UnsupportedError
+from pyggml.errors import ComputeError, UnsupportedError, WorkMemoryError
 from pyggml.graph import Graph
 from pyggml.kernels.cuda import FAMILIES, FUSIONS
 from pyggml.kernels.cuda.layout import alignment
@@ -122,9 +123,9 @@ class CudaBackend(Backend):
         self.device = device
         self.aborted = False
 
-    def plan(self, graph: Graph) -> Plan:
+    def plan(self, graph: Graph, *, cancelled: Callable[[], bool] | None = None, max_work: int | None = None) -> Plan:
         nodes = [n for n in graph.nodes if n.op not in VIEW_OPS and n.flags & Flag.COMPUTE and 0 not in n.ne]
-        for node in nodes:
+        for node in while_wanted(nodes, cancelled):
             check(node)
             reason = self.device.why_not(node)
             if reason is not None:
@@ -136,10 +137,12 @@ class CudaBackend(Backend):
                     )
         gpu = self.device.gpu
         builder = Builder(gpu.cc, gpu.multiprocessors, gpu.shared_limit)
-        self.lower(builder, graph, nodes)
+        self.lower(builder, graph, nodes, cancelled)
         with self.device.lock:
             self._bury()
             size = builder.place_scratch()
+            if max_work is not None and size > max_work:
+                raise WorkMemoryError(size, max_work)
             memory = gpu.alloc(size)
             try:
                 self.device.staging.write(memory, builder.constants())
@@ -150,10 +153,14 @@ class CudaBackend(Backend):
                 gpu.free(memory)
                 raise
 
-    def lower(self, builder: Builder, graph: Graph, nodes: list[Tensor]) -> None:
+    def lower(
+        self, builder: Builder, graph: Graph, nodes: list[Tensor], cancelled: Callable[[], bool] | None = None
+    ) -> None:
         """Turn nodes into launches; runs of nodes that one kernel computes together are tried first."""
-        i = 0
-        while i < len(nodes):
+        end = 0  # of the group that the node before was in
+        for i in while_wanted(range(len(nodes)), cancelled):
+            if i < end:
+                continue
             taken = 0
             for fusion in FUSIONS.get(Op(nodes[i].op), ()):
                 group = nodes[i : i + len(fusion.ops)]
@@ -167,7 +174,7 @@ class CudaBackend(Backend):
                 _module(FAMILIES[Op(nodes[i].op)]).lower(builder, nodes[i])
                 taken = 1
             builder.wrote(nodes[i + taken - 1])
-            i += taken
+            end = i + taken
 
     def compute(self, plan: Plan) -> None:
         assert isinstance(plan, CudaPlan)

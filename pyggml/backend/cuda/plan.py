@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from pyggml.backend.base import Buffer, Plan
 from pyggml.backend.cuda.driver import GPU, Grid
+from pyggml.backend.hazards import Memo, Span
+from pyggml.backend.spans import first_fit
 from pyggml.kernels.cuda.spec import Place, Scratch, Spec
 from pyggml.tensor import Tensor
 
@@ -36,9 +38,6 @@ class _Launch:
     args: tuple[int | float | Place, ...]
 
 
-Span = tuple[int, int]
-
-
 @dataclass
 class Builder:
     """What lowering a graph gathers. `node`: the one being lowered, `number` its place among the plan's nodes."""
@@ -53,7 +52,7 @@ class Builder:
     _constants: list[NDArray[np.uint8]] = field(default_factory=list)
     _constant_bytes: int = STATUS_BYTES
     _named: dict[Any, Place] = field(default_factory=dict)
-    _memo: dict[Any, tuple[Any, Span]] = field(default_factory=dict)
+    _memo: Memo = field(default_factory=Memo)
     _base: Scratch = field(default_factory=lambda: Scratch(0))
 
     def launch(
@@ -96,37 +95,24 @@ class Builder:
 
     def remember(self, key: Any, value: Any, source: Tensor) -> None:
         """Keep what was made of `source` until something is written to its memory."""
-        self._memo[key] = value, _span(source)
+        self._memo.remember(key, value, _span(source))
 
     def remembered(self, key: Any) -> Any:
-        found = self._memo.get(key)
-        return found[0] if found else None
+        return self._memo.remembered(key)
 
     def wrote(self, tensor: Tensor) -> None:
         """Forget what was made of memory that a node has written to."""
-        lo, hi = _span(tensor)
-        self._memo = {k: kept for k, kept in self._memo.items() if kept[1][1] <= lo or hi <= kept[1][0]}
+        self._memo.wrote(*_span(tensor))
 
     def place_scratch(self) -> int:
         """Give all work memory its offset behind the constants; -> bytes in all."""
         start = -(-self._constant_bytes // ALIGNMENT) * ALIGNMENT
-        live: list[Scratch] = []
-        top, placed = start, set[int]()
-        for i, step in enumerate(self.launches):
-            live = [s for s in live if s.last >= i]
-            for arg in step.args:
-                if not isinstance(arg, Place) or arg.scratch is self._base or id(arg.scratch) in placed:
-                    continue
-                scratch, at = arg.scratch, start
-                for other in sorted(live, key=lambda s: s.offset):
-                    if at + scratch.size <= other.offset:
-                        break
-                    at = max(at, -(-(other.offset + other.size) // ALIGNMENT) * ALIGNMENT)
-                scratch.offset = at
-                placed.add(id(scratch))
-                live.append(scratch)
-                top = max(top, at + scratch.size)
-        return top
+        named = [arg.scratch for step in self.launches for arg in step.args if isinstance(arg, Place)]
+        pieces = list({id(s): s for s in named if s is not self._base}.values())
+        offsets, size = first_fit(((s.size, s.first, s.last) for s in pieces), ALIGNMENT)
+        for piece, offset in zip(pieces, offsets, strict=True):
+            piece.offset = start + offset
+        return start + size
 
     def constants(self) -> NDArray[np.uint8]:
         """The first bytes of the plan's memory: status, constants."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from pyggml.backend.base import Backend, Device, Kind, Plan, Usage
+from pyggml.backend.base import Backend, Device, Kind, Plan, Usage, while_wanted
 from pyggml.backend.host import HostBuffer, host_memory
 from pyggml.backend.reference import (
     add_id,
@@ -94,10 +94,12 @@ class ReferenceBackend(Backend):
         self.device: ReferenceDevice = device
         self.aborted = False
 
-    def plan(self, graph: Graph) -> ReferencePlan:
+    def plan(
+        self, graph: Graph, *, cancelled: Callable[[], bool] | None = None, max_work: int | None = None
+    ) -> ReferencePlan:
         """Nodes that were not asked for (no Flag.COMPUTE) or have no elements are left out, as in ggml."""
         nodes = []
-        for node in graph.nodes:
+        for node in while_wanted(graph.nodes, cancelled):
             if node.op in VIEW_OPS or not node.flags & Flag.COMPUTE or not node.nelements:
                 continue
             check(node)
