@@ -52,6 +52,10 @@ class WorkMemoryError(DeviceError):
         self.size, self.limit = size, limit
 
 
+class CacheError(PyggmlError):
+    """The folder of things that can be made again cannot be used."""
+
+
 class ComputeError(PyggmlError):
     """A graph that stopped: an index out of range, or aborted."""
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from pyggml import jit, sources
+from pyggml import sources
 from pyggml.backend.cuda import compiled
+from pyggml.jit import store
 
 SUPPORT = Path(__file__).parent / "support"
-COMMON = {"cpu": jit._COMMON, "cuda": compiled._COMMON}
+COMMON = {"cpu": store.COMMON, "cuda": compiled._COMMON}
 
 
 def digest(module: str) -> str:
@@ -40,7 +41,7 @@ def changed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     [
         *(
             ("cpu.tile", n)
-            for n in ("jit.py", "steps.py", "simd/dot.py", "kernels/cpu/tile.py", "kernels/cpu/record.py")
+            for n in ("jit/compiling.py", "steps.py", "simd/dot.py", "kernels/cpu/tile.py", "kernels/cpu/record.py")
         ),
         ("cpu.tile", "quants/q4_1.py"),
         *(("cuda.matvec", f"kernels/cuda/{n}.py") for n in ("matvec", "unpack", "experts", "device/build", "spec")),
@@ -69,7 +70,7 @@ def test_a_kernel_depends_on_no_other_kernel(module: str, name: str, changed: Ca
 
 
 def test_a_kernel_from_elsewhere_depends_on_its_file() -> None:
-    found = jit._source_files("word_kernels.planted")
+    found = store.source_files("word_kernels.planted")
     assert SUPPORT / "word_kernels/planted.py" in found and sources.ROOT / "simd/memory.py" in found
 
 

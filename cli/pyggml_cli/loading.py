@@ -98,21 +98,26 @@ def shown_compiling() -> Iterator[None]:
     """While this lasts, kernels that are compiled for the first time on this machine show a progress bar."""
     from pyggml import jit
 
-    bars: list[Meter] = []  # kernels come in batches, each with a bar of its own; a plain line is enough once
+    bar: Meter | None = None  # kernels come in batches, each with a bar of its own; a plain line is enough once
+    told = False
 
     def show(done: int, total: int, kernel: str) -> None:
-        if done == 0 and (not bars or sys.stderr.isatty()):
-            bars.append(Meter("compiling kernels, once", total, "kernels", within_text=True))
-        bars[-1](done, total)
-        if done == total:
-            bars[-1].close()
+        nonlocal bar, told
+        if bar is None and (not told or sys.stderr.isatty()):
+            bar = Meter("compiling kernels, once", total, "kernels", within_text=True)
+        if bar is not None:
+            bar(done, total)
+            told = told or bar.shown
+            if done == total:
+                bar.close()
+                bar = None
 
     jit.on_compile(show)
     try:
         yield
     finally:
         jit.on_compile(None)
-        for bar in bars:
+        if bar is not None:
             bar.close()
 
 

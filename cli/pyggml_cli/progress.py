@@ -37,17 +37,17 @@ class Meter:
         self.label, self.total, self.unit = label, total, unit
         self._within_text = within_text
         self._due = time.monotonic() + patience
-        self._shown = False
+        self.shown = False
         self._bar: Any = None
         self._task: Any = None
 
     def __call__(self, done: float, total: float | None = None, label: str | None = None) -> None:
         self.label = label or self.label
         self.total = total if total is not None else self.total
-        if not self._shown:
+        if not self.shown:
             if time.monotonic() < self._due or (self.total is not None and done >= self.total):
                 return
-            self._shown = True
+            self.shown = True
             self._open()
         if self._bar is not None:
             self._bar.update(self._task, completed=done, total=self.total, description=self.label)

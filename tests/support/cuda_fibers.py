@@ -12,7 +12,7 @@ from typing import Any
 import llvmlite.binding as llvm
 import numpy as np
 
-from pyggml.jit import _numba  # sets Numba to this machine as the CPU kernels want it
+from pyggml.jit.compiling import _numba  # sets Numba to this machine as the CPU kernels want it
 
 MAX_THREADS = 1024
 STACK = 64 * 1024

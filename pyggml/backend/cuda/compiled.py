@@ -10,12 +10,10 @@ import contextlib
 import functools
 import hashlib
 import importlib.metadata
-import os
-from pathlib import Path
 
 from pyggml import sources
-from pyggml.cachedir import cache_dir
-from pyggml.errors import DeviceError
+from pyggml.cachedir import PrivateFolder, not_kept
+from pyggml.errors import CacheError, DeviceError
 from pyggml.kernels.cuda.spec import Spec, full_name
 
 ENTRY = b"pyggml_kernel"
@@ -55,34 +53,30 @@ def key(spec: Spec, cc: tuple[int, int]) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
-def _file(spec: Spec, cc: tuple[int, int]) -> Path:
-    folder = cache_dir("cuda") / f"sm_{cc[0]}{cc[1]}"
-    folder.mkdir(exist_ok=True)
-    return folder / f"{spec.label}-{key(spec, cc)}.cubin"
-
-
 def cubin(spec: Spec, cc: tuple[int, int]) -> bytes:
-    """The kernel's machine code. Raises DeviceError when the cache cannot be written to or the compiler is not there."""
+    """The kernel's machine code. A cache that cannot be used costs time, not the run. Raises DeviceError when the
+    compiler is not there."""
     try:
-        path = _file(spec, cc)
-        found = _read(path)
-        if found is not None:
-            Counts.loaded += 1
-            return found
-        image = _compile(spec, cc)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_bytes(_MAGIC + hashlib.sha256(image).digest() + image)
-        temporary.replace(path)
-        return image
-    except OSError as error:
-        raise DeviceError(f"kernel cache {error.filename}: {error.strerror}") from None
+        folder = PrivateFolder("cuda", f"sm_{cc[0]}{cc[1]}")
+        name = f"{spec.label}-{key(spec, cc)}.cubin"
+        found = _whole(folder.read(name))
+    except CacheError as why:
+        not_kept(str(why))
+        return _compile(spec, cc)
+    if found is not None:
+        Counts.loaded += 1
+        return found
+    image = _compile(spec, cc)
+    try:
+        folder.write(name, _MAGIC + hashlib.sha256(image).digest() + image)
+    except CacheError as why:
+        not_kept(str(why))
+    return image
 
 
-def _read(path: Path) -> bytes | None:
-    """None when there is no such file or a damaged one."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
+def _whole(data: bytes | None) -> bytes | None:
+    """The code in a file; None when there is no such file or a damaged one."""
+    if data is None:
         return None
     image = data[40:]
     return image if data[:8] == _MAGIC and hashlib.sha256(image).digest() == data[8:40] else None

@@ -1,14 +1,20 @@
 """Kernels and factories that misbehave on purpose, for tests/test_jit.py. Must not import Numba or simd."""
 
 import os
+import time
+
+
+def _log(n):
+    """A line with the number and the process, in the file that the test reads."""
+    log = os.environ.get("PLANTED_LOG")
+    if log:
+        with open(log, "a") as file:
+            file.write(f"{n} {os.getpid()}\n")
 
 
 def number(n):
     """-> kernel(x): x + n; for "7" in place of 7 another number."""
-    log = os.environ.get("PLANTED_LOG")
-    if log:
-        with open(log, "a") as file:
-            file.write(f"{n}\n")
+    _log(n)
     add = n if isinstance(n, int) else 1000
 
     def kernel(x):
@@ -17,21 +23,25 @@ def number(n):
     return kernel
 
 
-def _in_the_helper():
-    return os.environ.get("PLANTED_PARENT") == str(os.getppid())
+def slow(n):
+    """As `number`; takes a second."""
+    made = number(n)
+    time.sleep(1.0)
+    return made
 
 
 def deadly(n):
-    """As `number`; ends the second compiling process."""
-    if _in_the_helper():
+    """Ends the process that compiles it."""
+    os._exit(3)
+
+
+def deadly_once(n):
+    """As `number`; ends the first process that tries."""
+    log = os.environ["PLANTED_LOG"]
+    first = not os.path.exists(log)
+    _log(n)
+    if first:
         os._exit(3)
-    return number(n)
-
-
-def fails_elsewhere(n):
-    """As `number`; raises in the second compiling process."""
-    if _in_the_helper():
-        raise RuntimeError("planted")
     return number(n)
 
 
@@ -41,10 +51,8 @@ def fails(n):
 
 
 def endless(n):
-    """Says so and does not return."""
-    import time
-
-    print("compiling", flush=True)
+    """Does not return."""
+    _log(n)
     time.sleep(600)
 
 
