@@ -59,6 +59,7 @@ class Refused:
 
 
 Row = Flag | Ignored | Refused
+WEEK = 7 * 24 * 3600
 TRUE = ("on", "enabled", "true", "1")  # common_arg_utils::is_truthy and is_falsey in llama.cpp's common/arg.cpp
 FALSE = ("off", "disabled", "false", "0")
 
@@ -234,6 +235,18 @@ def number(text: str) -> float:
         return float(text)
     except ValueError:
         raise ValueError("must be a number") from None
+
+
+def seconds(low: float = 0.0) -> Callable[[str], float]:
+    """Parser of a time in seconds, at least `low` and at most a week."""
+
+    def convert(text: str) -> float:
+        value = number(text)
+        if not low <= value <= WEEK:  # NaN is not either
+            raise ValueError(f"must be from {low:g} to {WEEK} seconds")
+        return value
+
+    return convert
 
 
 def choice(*allowed: str) -> Callable[[str], str]:

@@ -5,15 +5,17 @@ Owns its flags and what it prints; must not know the protocol. Everything it say
 
 import contextlib
 import logging
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
 from pyggml_cli.entry import run
-from pyggml_cli.flags import Flag, Row, Values, help_text, listed, parse, whole
+from pyggml_cli.flags import Flag, Row, Values, help_text, listed, parse, seconds, whole
 
 MIB = 1 << 20
+SWITCH = 0.001  # seconds that a thread keeps the interpreter while others want it: many of a server's threads do little
 
 ROWS: list[Row] = [
     Flag(("-h", "--help"), "help", "print this page and exit", default=False),
@@ -36,6 +38,28 @@ ROWS: list[Row] = [
         whole(1, 100),
         "PERCENT",
         90,
+    ),
+    Flag(("--max-clients",), "clients", "most clients at once; silent ones make room (64)", whole(1, 4096), "N", 64),
+    Flag(("--max-per-address",), "per_address", "most clients of one other machine (half of all)", whole(1), "N"),
+    Flag(("--greeting-timeout",), "greeting", "seconds for a client's whole HELLO (10)", seconds(0.1), "SECONDS", 10.0),
+    Flag(
+        ("--idle-timeout",),
+        "idle",
+        "hang up on clients that are silent for so long; 0: never (0)",
+        seconds(),
+        "SECONDS",
+        0.0,
+    ),
+    Flag(
+        ("--graph-timeout",),
+        "graph",
+        "most seconds that one graph may compute; 0: any (3600)",
+        seconds(),
+        "SECONDS",
+        3600.0,
+    ),
+    Flag(
+        ("-v", "--verbose"), "verbose", "log each connection, buffer and graph (also: GGML_RPC_DEBUG=1)", default=False
     ),
     Flag(("-c", "--cache"), "cache", "keep large weights on disk, so that they travel once", default=False),
 ]
@@ -86,16 +110,28 @@ def _held_back() -> Iterator[Callable[[], object]]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def _log(verbose: bool) -> None:
+    """Lines about clients, with the time, on stderr; how many of one kind is limited."""
+    from pyggml_rpc.talk import LimitRate
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    handler.addFilter(LimitRate())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("pyggml.rpc").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
 def _serve(values: Values, wait: Callable[[], object]) -> int:
+    from pyggml_rpc.addresses import bare_host, is_local
     from pyggml_rpc.cache import WeightCache
     from pyggml_rpc.server import Server
-    from pyggml_rpc.transport import Listener
+    from pyggml_rpc.transport import Limits, Listener
     from pyggml_rpc.wire import PROTOCOL
 
     from pyggml.cachedir import cache_dir
     from pyggml_cli.devices import gpu_devices, local_devices, pick
 
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    _log(values.verbose or os.environ.get("GGML_RPC_DEBUG", "") not in ("", "0"))
     gpus = gpu_devices()
     if values.device is not None:
         devices = pick([*gpus, *local_devices()], values.device)
@@ -104,12 +140,24 @@ def _serve(values: Values, wait: Callable[[], object]) -> int:
     cache = WeightCache(cache_dir("rpc")) if values.cache else None
     limit = values.memory * MIB if values.memory is not None else None
     server = Server(
-        devices, n_threads=values.n_threads, memory_limit=limit, client_share=values.share / 100, cache=cache
+        devices,
+        n_threads=values.n_threads,
+        memory_limit=limit,
+        client_share=values.share / 100,
+        graph_timeout=values.graph or None,
+        cache=cache,
     )
-    with Listener(server, values.host, values.port) as listener:
-        if values.host not in ("127.0.0.1", "localhost", "::1"):
+    limits = Limits(
+        max_clients=values.clients,
+        max_clients_of_one=values.per_address or max(1, values.clients // 2),
+        greeting_timeout=values.greeting,
+        idle_timeout=values.idle or None,
+    )
+    sys.setswitchinterval(SWITCH)
+    with Listener(server, values.host, values.port, limits=limits) as listener:
+        if not is_local(listener.address[0]):
             print(
-                f"warning: {values.host} is open to other machines, and the protocol has neither passwords nor encryption: "
+                f"warning: {bare_host(values.host)} is open to other machines, and the protocol has neither passwords nor encryption: "
                 "serve only a network where you trust everyone",
                 file=sys.stderr,
             )

@@ -9,14 +9,16 @@ import threading
 import weakref
 
 from pyggml.errors import ComputeError
+from pyggml_rpc.addresses import split_endpoint
 from pyggml_rpc.connection import ClientConnection, Piece, Reply
 from pyggml_rpc.errors import RemoteProtocolError, RpcError
-from pyggml_rpc.transport import Wire, split_endpoint
+from pyggml_rpc.transport import Wire
 from pyggml_rpc.wire import COMMANDS, Command, Record, Version
 
 CONNECT_TIMEOUT = 5.0
 HELLO_TIMEOUT = 10.0
 IO_TIMEOUT = 300.0  # without a single byte: a large prompt may be computing at the other end
+NO_PLACE = "the server has no place left, or closed at once"
 SMALL = 1 << 16  # bytes of data that are copied into the outbox rather than sent at once
 OUTBOX = 1 << 18
 
@@ -131,7 +133,8 @@ class Client:
             except TimeoutError as error:
                 raise self._failed(f"nothing was taken within {self._timeout:g} s") from error
             except OSError as error:
-                raise self._failed(f"the server closed the connection ({error.strerror or error})") from error
+                closed = f"the server closed the connection ({error.strerror or error})"
+                raise self._failed(NO_PLACE if self._connection.silent else closed) from error
             except BaseException:  # half a request may be out
                 self.broken = True
                 self.close()
@@ -194,11 +197,12 @@ class Client:
                 elif (count := wire.receive_into(connection.space())) is not None:
                     connection.received(count)
         except RemoteProtocolError as error:
-            raise self._failed(str(error)) from error
+            raise self._failed(NO_PLACE if self._connection.silent else str(error)) from error
         except TimeoutError as error:
             raise self._failed(self._silence()) from error
         except OSError as error:
-            raise self._failed(f"the connection broke ({error.strerror or error})") from error
+            broke = f"the connection broke ({error.strerror or error})"
+            raise self._failed(NO_PLACE if self._connection.silent else broke) from error
         assert self._last_reply is not None
         self.computing = self._interrupted = False
         return self._last_reply

@@ -101,6 +101,7 @@ class _Receiver:
         self._filled = 0
         self._direct = False
         self._eof = False
+        self.silent = True  # no byte has come yet
         self._error: RemoteProtocolError | None = None
 
     def space(self) -> memoryview:
@@ -118,6 +119,7 @@ class _Receiver:
 
     def received(self, count: int) -> None:
         """`count` bytes were written to the start of what `space` returned; 0 means that the peer closed."""
+        self.silent = self.silent and not count
         if count == 0:
             self._eof = True
         elif self._direct:
@@ -322,10 +324,7 @@ class ClientConnection(_Receiver):
         event = self._advance()
         if event is None and self._eof:
             if self._pending:
-                command = self._pending[0][0].name
-                raise self._fail(
-                    f"the server closed the connection in place of an answer to {command}; its log says why"
-                )
+                raise self._fail("the server closed the connection instead of answering; its log says why")
             return Closed()
         return event
 

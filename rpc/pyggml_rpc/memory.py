@@ -5,6 +5,7 @@ Everything that a client causes to be kept is taken from its account before it i
 frames that are still arriving. An account that is closed gives everything back.
 """
 
+import ctypes
 import os
 import threading
 from collections.abc import Callable, Hashable
@@ -13,6 +14,7 @@ from pyggml.errors import DeviceError
 
 SHARE = 0.9  # of what the others have left, for one client
 MARGIN = 1 << 30  # bytes of a device's memory that are never lent; a sixteenth of it where that is less
+_malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
 UNKNOWN = 1 << 62  # bytes; of a device that does not tell its memory
 
 
@@ -27,6 +29,12 @@ def resident() -> int:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0
+
+
+def trim() -> None:
+    """Give memory that nobody uses any more back to the system, where the C library can do that."""
+    if _malloc_trim is not None:
+        _malloc_trim(0)
 
 
 class Ledger:

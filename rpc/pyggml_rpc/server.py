@@ -4,6 +4,7 @@ It must not know a client's requests: those are `session.py`'s.
 """
 
 import threading
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from pyggml.backend.host import host_memory
 from pyggml.errors import ComputeError, DeviceError
 from pyggml_rpc.cache import WeightCache
 from pyggml_rpc.memory import SHARE, Ledger
+from pyggml_rpc.turns import Turns
 from pyggml_rpc.wire import Command
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 
 CLOSE_TIMEOUT = 2.0  # seconds
+LOWERINGS = 4  # graphs that are made ready at once, each of another client; one of them may be compiling kernels
 MAX_BUFFERS = 1 << 15  # of all clients; each may be a mapping, of which Linux gives a process 65,530
 
 
@@ -44,14 +47,19 @@ class Counters:
 class Slot:
     """One served device: its backend, who computes on it, and who holds how much of its memory."""
 
-    def __init__(self, device: Device, n_threads: int | None, ledger: Ledger) -> None:
+    def __init__(
+        self, device: Device, n_threads: int | None, ledger: Ledger, graph_timeout: float | None = None
+    ) -> None:
         self.device = device
         self.ledger = ledger
+        self.turns = Turns()
         self._n_threads = n_threads
+        self._graph_timeout = graph_timeout
         self._backend: Backend | None = None
-        self._computing = threading.Lock()
         self._state = threading.Lock()
         self._running: Session | None = None
+        self._since = 0.0
+        self._overdue = False
 
     @property
     def backend(self) -> Backend:
@@ -61,24 +69,40 @@ class Slot:
             return self._backend
 
     def compute(self, plan: Plan, session: "Session") -> None:
-        """Run it when the device is free. Raises ComputeError, also when the session ended while it waited."""
+        """Run it when it is the client's turn. Raises ComputeError, also when the session ended while it waited."""
         backend = self.backend
-        with self._computing:
+        self.turns.take(session.owner, lambda: session.gone)
+        try:
             with self._state:
-                if session.gone:
+                if session.gone:  # asked inside, where `abort` sees that it runs
                     raise ComputeError("the client is gone")
-                self._running = session
+                self._running, self._since, self._overdue = session, time.monotonic(), False
             try:
                 backend.compute(plan)
                 backend.synchronize()
+            except ComputeError:
+                if not self._overdue:
+                    raise
+                raise ComputeError(f"it computed for more than {self._graph_timeout:g} s") from None
             finally:
                 with self._state:
                     self._running = None
+        finally:
+            self.turns.give(session.owner)
 
     def abort(self, session: "Session") -> None:
-        """End the computation if it is this session's."""
+        """End the computation if it is this session's, and its wait for a turn."""
         with self._state:
             if self._running is session and self._backend is not None:
+                self._backend.abort()
+        self.turns.wake()
+
+    def end_overdue(self) -> None:
+        """End the computation if it takes longer than a graph may; to be called again and again."""
+        with self._state:
+            late = self._graph_timeout is not None and time.monotonic() - self._since > self._graph_timeout
+            if late and self._running is not None and self._backend is not None:
+                self._overdue = True
                 self._backend.abort()
 
     @property
@@ -93,14 +117,16 @@ class Slot:
 
     def close(self) -> None:
         """A computation that does not end when it is aborted keeps its threads, which end with the process."""
-        if self._computing.acquire(timeout=CLOSE_TIMEOUT):
-            try:
-                with self._state:
-                    if self._backend is not None:
-                        self._backend.close()
-                        self._backend = None
-            finally:
-                self._computing.release()
+        owner = object()
+        try:
+            self.turns.take(owner, lambda: False, CLOSE_TIMEOUT)
+        except ComputeError:
+            return
+        with self._state:
+            if self._backend is not None:
+                self._backend.close()
+                self._backend = None
+        self.turns.give(owner)
 
 
 class Server:
@@ -108,7 +134,8 @@ class Server:
 
     `n_threads` goes to each device's backend (None: the backend's choice). `memory_limit` is what to offer of each
     device in bytes (None: what is free, less a margin). `client_share`: what one client may take of what the others have
-    left. `cache` keeps weights that clients ask to keep.
+    left. `graph_timeout`: seconds that one graph may compute (None: any time). `cache` keeps weights that clients ask to
+    keep.
     """
 
     def __init__(
@@ -118,6 +145,7 @@ class Server:
         n_threads: int | None = None,
         memory_limit: int | None = None,
         client_share: float = SHARE,
+        graph_timeout: float | None = None,
         cache: WeightCache | None = None,
     ) -> None:
         if not devices:
@@ -126,10 +154,12 @@ class Server:
         for device in devices:
             here = device.kind is Kind.CPU
             ledger = Ledger(device.memory, limit=memory_limit, share=client_share, lazy=here)
-            self.slots.append(Slot(device, n_threads, ledger))
+            self.slots.append(Slot(device, n_threads, ledger, graph_timeout))
         # what clients cause in this machine's own memory: graphs, frames on their way to a GPU
         hosts = [slot.ledger for slot in self.slots if slot.device.kind is Kind.CPU]
         self.host = hosts[0] if hosts else Ledger(host_memory, share=client_share)
+        self.graph_timeout = graph_timeout
+        self.lowering = Turns(LOWERINGS)
         self.cache = cache
         self.counters = Counters()
         self._buffers = 0

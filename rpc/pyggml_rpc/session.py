@@ -1,27 +1,29 @@
 """What one client owns on a server, and the execution of its requests.
 
-Owns handles, foreign buffers, stored graphs and the refusal of whatever is not provably harmless; it must not know a
+Owns handles, foreign buffers and the refusal of whatever is not provably harmless; it must not know a
 socket. A refusal raises RefusedError (the protocol has no error frame: whoever owns the connection closes it). Facts:
 ggml-rpc.cpp, `rpc_server`; where ours is stricter or kinder is said at the method.
 """
 
 import logging
 import secrets
+import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from pyggml.backend.base import Buffer, Plan
+from pyggml.backend.base import Buffer
 from pyggml.backend.host import HostBuffer
 from pyggml.errors import DeviceError, PyggmlError
-from pyggml.ops import Op, check
 from pyggml.tensor import Tensor
 from pyggml_rpc.connection import Closed, Piece, Request, ServerConnection, TensorBody, TensorHead
 from pyggml_rpc.errors import RefusedError
+from pyggml_rpc.graphs import Graphs
 from pyggml_rpc.memory import Account, NoRoomError
-from pyggml_rpc.records import ForeignGraph, Lent, check_range, link, read_graph, read_tensors
+from pyggml_rpc.records import Lent, check_range, read_graph, read_tensors
 from pyggml_rpc.server import Server, Slot
+from pyggml_rpc.talk import mib
 from pyggml_rpc.wire import COMMANDS, HELLO_REPLY, PROTOCOL, Command, Record, pack
 
 log = logging.getLogger("pyggml.rpc")
@@ -30,20 +32,27 @@ MAX_BUFFERS = 1 << 14  # a connection
 MAX_KNOWN = 256  # a connection
 BASE_STEP = 1 << 32  # synthetic base addresses are multiples of it
 
-# What objects cost beside the bytes that they stand for, measured with tests/rpc/test_memory.py
 UNCOUNTED = 512  # buffers of a connection that are not worth counting, as little else of a connection is
-BUFFER_COST = 2048  # bytes of each one beyond those
-READING = 6  # bytes for each byte of a graph while it is taken apart and lowered
-RECORD_COST = 3072  # bytes of a tensor that a stored graph keeps
+BUFFER_COST = 2048  # bytes that the objects of each one beyond those take
 
 
-class Stored(NamedTuple):
-    """A graph that can be computed again: what it touches, and what it costs in the host's and the device's memory."""
+@dataclass
+class Figures:
+    """What one client has had, for the log."""
 
-    plan: Plan
-    handles: frozenset[int]
-    objects: int
-    memory: int
+    began: float = field(default_factory=time.monotonic)
+    requests: int = 0
+    graphs: int = 0
+    received: int = 0  # bytes of requests' bodies
+    sent: int = 0
+
+    def line(self, most: int) -> str:
+        """`most`: bytes of memory that it held at once."""
+        seconds = time.monotonic() - self.began
+        return (
+            f"{seconds:.1f} s, {self.graphs} graphs, {mib(most)} lent at most, "
+            f"{mib(self.received)} received, {mib(self.sent)} sent"
+        )
 
 
 class Session:
@@ -55,19 +64,23 @@ class Session:
     def __init__(self, server: Server, peer: str = "client", owner: Hashable = None) -> None:
         self.server = server
         self.peer = peer
-        self.owner = self if owner is None else owner
+        self.owner = object() if owner is None else owner
+        self.greeted = False  # HELLO has been answered
+        self._came = False  # it has had memory: not one of the short connections that stock clients begin with
+        self.busy = False  # a graph is being lowered or computed
+        self.figures = Figures()
         ledgers = {id(ledger): ledger for ledger in (server.host, *(slot.ledger for slot in server.slots))}
         self._accounts = {key: Account(ledger, self.owner) for key, ledger in ledgers.items()}
-        self._host = self._accounts[id(server.host)]
+        self.host = self._accounts[id(server.host)]
         self._arriving = 0  # bytes of a graph that is being received
         self._staged = 0  # bytes of a tensor on its way to or from a device's memory
         self.finished = False  # the peer has closed between two requests
         self.gone = False  # nobody waits for results any more
-        self._lent: dict[int, Lent] = {}
+        self.lent: dict[int, Lent] = {}
         # the memory that a SET_TENSOR or GET_TENSOR means, as the same few come with every token
         self._known: dict[tuple[bytes, int], tuple[Tensor, int, memoryview, bool]] = {}
         self._next_base = BASE_STEP * (1 + secrets.randbelow(1 << 24))
-        self._stored: dict[int, Stored] = {}
+        self.graphs = Graphs(self)
         self._incoming: tuple[Tensor, int, memoryview, bool] | None = None
         self._handlers: dict[Command, Callable[[Record], Sequence[Piece] | None]] = {
             Command.HELLO: self._hello,
@@ -105,15 +118,21 @@ class Session:
             else:
                 reply = self.execute(event)
                 if reply is not None:
-                    yield connection.reply(*reply)
+                    frame = connection.reply(*reply)
+                    self.figures.sent += sum(len(piece) for piece in frame)
+                    yield frame
                     self._unstage()
 
     def execute(self, request: Request) -> Sequence[Piece] | None:
         """The pieces of the reply's body; None for a command without one."""
         self.server.counters.add(request.command, len(request.body))
+        self.figures.requests += 1
+        self.figures.received += len(request.body)
+        self.busy = request.command in (Command.GRAPH_COMPUTE, Command.GRAPH_RECOMPUTE)
         try:
             if request.command is Command.GRAPH_COMPUTE:
-                self._graph_compute(read_graph(request.body))
+                foreign = read_graph(request.body)
+                self.graphs.compute(self._slot_of(foreign.device), foreign)
                 return None
             if request.command is Command.GET_TENSOR:
                 return [self._get_tensor(request)]
@@ -121,6 +140,7 @@ class Session:
         except (PyggmlError, MemoryError) as error:
             raise self._refusal(request.command, error) from error
         finally:
+            self.busy = False
             self.receiving(0)
 
     def receiving(self, size: int) -> None:
@@ -128,9 +148,9 @@ class Session:
         more, self._arriving = size - self._arriving, size
         try:
             if more > 0:
-                self._host.take(more)
+                self.host.take(more)
             else:
-                self._host.give(-more)
+                self.host.give(-more)
         except NoRoomError as error:
             self._arriving -= more
             raise self._refusal(Command.GRAPH_COMPUTE, error) from error
@@ -138,11 +158,11 @@ class Session:
     def _stage(self, size: int) -> None:
         """Count what passes through this machine's memory. Raises NoRoomError."""
         self._unstage()
-        self._host.take(size)
+        self.host.take(size)
         self._staged = size
 
     def _unstage(self) -> None:
-        self._host.give(self._staged)
+        self.host.give(self._staged)
         self._staged = 0
 
     def _refusal(self, command: Command, error: Exception) -> RefusedError:
@@ -153,16 +173,26 @@ class Session:
     def abort(self) -> None:
         """From any thread: the peer is gone, end what is being computed for it."""
         self.gone = True
+        self.server.lowering.wake()
         for slot in self.server.slots:
             slot.abort(self)
+
+    @property
+    def holds_memory(self) -> bool:
+        return bool(self.lent)
+
+    @property
+    def most_lent(self) -> int:
+        """Bytes that it held at once, of all kinds."""
+        return sum(account.most for account in self._accounts.values())
 
     def close(self) -> None:
         """Free all that the client left behind."""
         self.gone = True
-        self._stored.clear()
+        self.graphs.clear()
         self._known.clear()
         self._incoming = None
-        for handle in list(self._lent):
+        for handle in list(self.lent):
             self._give_back(handle)
         for account in self._accounts.values():
             account.close()
@@ -171,6 +201,7 @@ class Session:
     # ---- small questions
 
     def _hello(self, _request: Record) -> list[Piece]:
+        self.greeted = True
         major, minor, patch = PROTOCOL
         return [pack(HELLO_REPLY, major=major, minor=minor, patch=patch)]
 
@@ -184,7 +215,7 @@ class Session:
         return [_answer(Command.GET_MAX_SIZE, max_size=self._slot(request).device.max_size)]
 
     def _get_device_memory(self, request: Record) -> list[Piece]:
-        free, total = self._account(self._slot(request)).offer()
+        free, total = self.account(self._slot(request)).offer()
         return [_answer(Command.GET_DEVICE_MEMORY, free=free, total=total)]
 
     def _get_alloc_size(self, request: Record) -> list[Piece]:
@@ -221,33 +252,39 @@ class Session:
         except (DeviceError, MemoryError) as error:
             log.warning("%s: ALLOC_BUFFER: %s", self.peer, error)
             return [_answer(Command.ALLOC_BUFFER)]
+        log.log(
+            logging.DEBUG if self._came else logging.INFO,
+            "%s: %s %s of %s",
+            *(self.peer, "lent" if self._came else "came, and was lent", mib(size), slot.device.name),
+        )
+        self._came = True
         handle = secrets.randbelow((1 << 64) - 1) + 1
-        assert handle not in self._lent and buffer.size >= size
+        assert handle not in self.lent and buffer.size >= size
         base = self._next_base if size else 0
         self._next_base += BASE_STEP * (1 + -(-size // BASE_STEP))
-        self._lent[handle] = Lent(handle, base, buffer, device, size)
+        self.lent[handle] = Lent(handle, base, buffer, device, size)
         return [_answer(Command.ALLOC_BUFFER, remote_ptr=handle, remote_size=buffer.size)]
 
     def _lend(self, slot: Slot, size: int) -> Buffer:
         """A new buffer, counted. Raises DeviceError, of which NoRoomError is one."""
-        if len(self._lent) >= MAX_BUFFERS or not self.server.count_buffers(1):
+        if len(self.lent) >= MAX_BUFFERS or not self.server.count_buffers(1):
             raise NoRoomError(f"no room for a buffer of {size} bytes: there are too many buffers")
-        account, cost = self._account(slot), self._buffer_cost(len(self._lent))
-        before = account.held, self._host.held
+        account, cost = self.account(slot), self._buffer_cost(len(self.lent))
+        before = account.held, self.host.held
         try:
             account.take(size)
-            self._host.take(cost)
+            self.host.take(cost)
             return slot.device.alloc_buffer(size)
         except BaseException:
             self.server.count_buffers(-1)
-            for one, held in zip((account, self._host), before, strict=True):
+            for one, held in zip((account, self.host), before, strict=True):
                 one.give(max(0, one.held - held))
             raise
 
     def _buffer_cost(self, others: int) -> int:
         return BUFFER_COST if others >= UNCOUNTED else 0
 
-    def _account(self, slot: Slot) -> Account:
+    def account(self, slot: Slot) -> Account:
         return self._accounts[id(slot.ledger)]
 
     def _buffer_get_base(self, request: Record) -> list[Piece]:
@@ -262,26 +299,25 @@ class Session:
 
     def _lent_by(self, request: Record) -> Lent:
         handle = int(request["remote_ptr"][0])
-        lent = self._lent.get(handle)
+        lent = self.lent.get(handle)
         if lent is None:
             raise RefusedError(f"0x{handle:x} is no buffer of this connection")
         return lent
 
     def _give_back(self, handle: int) -> None:
-        for device in [device for device, stored in self._stored.items() if handle in stored.handles]:
-            self._forget(device)
+        self.graphs.forget_those_with(handle)
         self._known.clear()
-        lent = self._lent.pop(handle)
+        lent = self.lent.pop(handle)
         lent.buffer.free()
         self.server.count_buffers(-1)
-        self._account(self.server.slots[lent.device]).give(lent.size)
-        self._host.give(self._buffer_cost(len(self._lent)))
+        self.account(self.server.slots[lent.device]).give(lent.size)
+        self.host.give(self._buffer_cost(len(self.lent)))
 
     # ---- tensors
 
     def _tensor(self, records: Record) -> Tensor:
         """A tensor that lies in a buffer of this connection."""
-        (tensor,) = read_tensors(records, self._lent)
+        (tensor,) = read_tensors(records, self.lent)
         if tensor.buffer is None:
             raise RefusedError(f"tensor {tensor.name!r}: in no buffer of this connection")
         return tensor
@@ -289,6 +325,8 @@ class Session:
     def _accept(self, head: TensorHead) -> memoryview:
         """The memory that SET_TENSOR's bytes go to: the tensor's own where the device's memory is the host's."""
         self.server.counters.add(head.command, head.size)
+        self.figures.requests += 1
+        self.figures.received += head.size
         self._incoming = self._known.get((head.body, head.size))
         if self._incoming is None:
             try:
@@ -373,7 +411,7 @@ class Session:
 
     def _init_tensor(self, request: Record) -> None:
         """Nothing to prepare: buffers begin zeroed, padding included."""
-        (tensor,) = read_tensors(request["tensor"], self._lent)
+        (tensor,) = read_tensors(request["tensor"], self.lent)
         if tensor.buffer is None:
             log.debug("%s: INIT_TENSOR of %r, which is in no buffer", self.peer, tensor.name)
 
@@ -388,61 +426,9 @@ class Session:
             dst.buffer.set(dst, src.buffer.get(src))
         return [_answer(Command.COPY_TENSOR, result=1)]
 
-    # ---- graphs
-
-    def _graph_compute(self, foreign: ForeignGraph) -> None:
-        slot = self._slot_of(foreign.device)
-        self._forget(foreign.device)
-        reading = READING * (foreign.records.nbytes + 8 * len(foreign.nodes))
-        self._host.take(reading)
-        try:
-            stored = self._lowered(slot, foreign)
-        finally:
-            self._host.give(reading)
-        self._stored[foreign.device] = stored
-        slot.compute(stored.plan, self)
-
-    def _lowered(self, slot: Slot, foreign: ForeignGraph) -> Stored:
-        """Check every node, and make the graph ready to run. Raises RefusedError and what the backend does."""
-        tensors = read_tensors(foreign.records, self._lent)
-        graph = link(foreign, tensors)
-        for node in graph.nodes:
-            check(node)
-            for tensor in (node, *node.src):
-                if tensor is not None and tensor.buffer is not None and tensor.buffer.device is not slot.device:
-                    raise RefusedError(f"node {node.name!r}: {tensor.name!r} is in memory of another device")
-            reason = slot.device.why_not(node)
-            if reason is not None:
-                raise RefusedError(f"node {node.name!r} ({Op(node.op).name}): {reason}")
-        plan = slot.backend.plan(graph)
-        objects = RECORD_COST * len(tensors)
-        self._host.take(objects)
-        try:
-            self._account(slot).take(plan.nbytes)
-        except NoRoomError:
-            self._host.give(objects)
-            raise
-        buffers = {id(t.buffer) for node in graph.nodes for t in (node, *node.src) if t is not None}
-        used = frozenset(handle for handle, lent in self._lent.items() if id(lent.buffer) in buffers)
-        return Stored(plan, used, objects, plan.nbytes)
-
-    def _forget(self, device: int) -> None:
-        """Give up the graph that is stored for a device, if there is one."""
-        stored = self._stored.pop(device, None)
-        if stored is None:
-            return
-        objects, memory = stored.objects, stored.memory
-        del stored
-        self._host.give(objects)
-        self._account(self.server.slots[device]).give(memory)
-
     def _graph_recompute(self, request: Record) -> None:
         device = int(request["device"][0])
-        slot = self._slot_of(device)
-        stored = self._stored.get(device)
-        if stored is None:
-            raise RefusedError(f"no graph is stored for device {device}")
-        slot.compute(stored.plan, self)
+        self.graphs.recompute(self._slot_of(device), device)
 
 
 def _answer(command: Command, **fields: int) -> bytes:

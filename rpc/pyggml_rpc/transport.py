@@ -12,10 +12,14 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from pyggml.errors import DeviceError
+from pyggml_rpc.addresses import bare_host, join_endpoint, owner_of
 from pyggml_rpc.connection import Piece, ServerConnection
 from pyggml_rpc.errors import RefusedError, RemoteProtocolError
+from pyggml_rpc.memory import trim
+from pyggml_rpc.places import FullError, Place, make_room
 from pyggml_rpc.server import Server
 from pyggml_rpc.session import Session
 
@@ -23,7 +27,8 @@ log = logging.getLogger("pyggml.rpc")
 
 MAX_PIECES = 64  # in one call of sendmsg
 KEEPALIVE_IDLE = 60  # seconds until the kernel asks a silent machine whether it still exists
-GREETING_TIMEOUT = 10.0  # seconds for HELLO, which every client sends at once; after it silence is normal
+STEADY = 1 << 12  # bytes that come at once show that a client is not silent, even if its request is not whole yet
+HEAVY = 1 << 24  # bytes that a client caused, from which its end is worth giving memory back to the system
 ABORT_AGAIN = 0.05  # seconds; an abort may come just before the computation that it is meant for
 
 
@@ -53,16 +58,6 @@ def _tune(sock: socket.socket) -> None:
 
 
 # ---- the client's end
-
-
-def split_endpoint(endpoint: str) -> tuple[str, int]:
-    """ "host:port" at the first colon, as the reference does. Raises ValueError saying what is wrong."""
-    host, colon, port = endpoint.partition(":")
-    if not host or not colon:
-        raise ValueError(f"{endpoint!r} is not host:port")
-    if not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ValueError(f"{port!r} is no port")
-    return host, int(port)
 
 
 class Wire:
@@ -113,53 +108,68 @@ class Wire:
 # ---- the server's end
 
 
-class _Client:
+class _Client(Place):
     """One accepted connection and the thread that serves it."""
 
-    def __init__(self, listener: "Listener", sock: socket.socket, peer: str, session: Session) -> None:
+    def __init__(self, listener: "Listener", sock: socket.socket, address: str, peer: str) -> None:
+        owner = owner_of(address)
+        super().__init__(owner, time.monotonic())
         self.sock = sock
         self.peer = peer
-        self.session = session
+        self.session = Session(listener.server, peer, owner)
+        self.greet_by = self.since + listener.limits.greeting_timeout
+        self.why = ""  # hung up on, and what for
         self.thread = threading.Thread(target=listener._serve, args=(self,), name=f"rpc {peer}", daemon=True)
 
-    def hang_up(self) -> None:
+    def refresh(self) -> None:
+        self.busy, self.holds_memory = self.session.busy, self.session.holds_memory
+
+    def hang_up(self, why: str) -> None:
         """From any thread: end the computation and make the client's thread see the end of its stream."""
+        self.leaving = True
+        self.why = self.why or why
         self.session.abort()
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
 
 
+@dataclass(frozen=True)
+class Limits:
+    """How many clients, and how long they may be silent, in seconds. `idle_timeout` None: as long as nobody needs the
+    place, as stock clients expect."""
+
+    max_clients: int = 64
+    max_clients_of_one: int = 32  # of one address; on this machine each connection is a client of its own
+    greeting_timeout: float = 10.0  # for all of HELLO, which every client sends at once
+    idle_timeout: float | None = None
+
+
 class Listener:
     """A server on a port: accepting from `__init__` on, until `close`.
 
-    `port` 0 takes a free one; `address` says which. `idle_timeout` (seconds) hangs up on clients that are silent for so
-    long; None: never, as stock clients expect. Connections over `max_clients` are closed at once. Raises DeviceError
+    `port` 0 takes a free one; `address` says which. Connections beyond `limits` are closed at once. Raises DeviceError
     when the port cannot be had.
     """
 
     def __init__(
-        self,
-        server: Server,
-        host: str = "127.0.0.1",
-        port: int = 50052,
-        *,
-        max_clients: int = 64,
-        idle_timeout: float | None = None,
+        self, server: Server, host: str = "127.0.0.1", port: int = 50052, *, limits: Limits | None = None
     ) -> None:
         self.server = server
-        self._max_clients = max_clients
-        self._idle_timeout = idle_timeout
+        self.limits = limits or Limits()
         self._lock = threading.Lock()
         self._clients: dict[int, _Client] = {}  # by file descriptor
         self._closing = threading.Event()
         self._closed = threading.Event()
+        host = bare_host(host)
+        where = join_endpoint(host, port)
         if not 0 <= port < 65536:
-            raise DeviceError(f"cannot listen on {host}:{port}: there is no such port")
+            raise DeviceError(f"cannot listen on {where}: there is no such port")
         try:
             family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-            self._sock = socket.create_server((host, port), family=family, backlog=128)
+            both = family == socket.AF_INET6 and host == "::" and socket.has_dualstack_ipv6()
+            self._sock = socket.create_server((host, port), family=family, backlog=128, dualstack_ipv6=both)
         except OSError as error:
-            raise DeviceError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+            raise DeviceError(f"cannot listen on {where}: {error.strerror or error}") from error
         self.address: tuple[str, int] = self._sock.getsockname()[:2]
         # a byte sent here wakes the threads that wait for sockets
         self._wake, self._woken = socket.socketpair()
@@ -168,12 +178,14 @@ class Listener:
         if self._epoll is not None:
             self._epoll.register(self._woken, select.EPOLLIN)
             self._threads.append(threading.Thread(target=self._watch, name="rpc watch", daemon=True))
+        if server.graph_timeout is not None:
+            self._threads.append(threading.Thread(target=self._tick, name="rpc clock", daemon=True))
         for thread in self._threads:
             thread.start()
 
     @property
     def endpoint(self) -> str:
-        return f"{self.address[0]}:{self.address[1]}"
+        return join_endpoint(*self.address)
 
     @property
     def n_clients(self) -> int:
@@ -191,8 +203,10 @@ class Listener:
             self._closing.set()
             clients = list(self._clients.values())
         self._wake.send(b"!")
+        if greeted := sum(client.session.greeted for client in clients):
+            log.info("the server stops, with %d client%s", greeted, "" if greeted == 1 else "s")
         for client in clients:
-            client.hang_up()
+            client.hang_up("the server stops")
         until = time.monotonic() + timeout
         for client in clients:
             while client.thread.is_alive() and time.monotonic() < until:
@@ -216,18 +230,14 @@ class Listener:
     # ---- threads
 
     def _accept(self) -> None:
-        for sock, peer in self._accepted():
+        for sock, address, peer in self._accepted():
             with self._lock:
-                full = len(self._clients) >= self._max_clients
-                if full or self._closing.is_set():
+                if self._closing.is_set() or not self._has_place(address, peer):
                     sock.close()
-                    if full:
-                        log.warning("%s: turned away, there are %d clients", peer, self._max_clients)
                     continue
                 try:
                     _tune(sock)
-                    sock.settimeout(GREETING_TIMEOUT)
-                    client = _Client(self, sock, peer, Session(self.server, peer))
+                    client = _Client(self, sock, address, peer)
                     self._clients[sock.fileno()] = client
                     if self._epoll is not None:
                         self._epoll.register(sock, select.EPOLLRDHUP)
@@ -237,7 +247,23 @@ class Listener:
                     self._clients.pop(sock.fileno(), None)
                     sock.close()
 
-    def _accepted(self) -> Iterator[tuple[socket.socket, str]]:
+    def _has_place(self, address: str, peer: str) -> bool:
+        """Make room for one more, if that can be: whoever has been silent for long hangs up."""
+        for client in self._clients.values():
+            client.refresh()
+        limits, now = self.limits, time.monotonic()
+        try:
+            leaver = make_room(
+                self._clients.values(), owner_of(address), now, limits.max_clients, limits.max_clients_of_one
+            )
+        except FullError as error:
+            log.warning("%s: turned away: %s", peer, error)
+            return False
+        if leaver is not None:
+            leaver.hang_up(f"it made room for another, having been silent for {now - leaver.since:.0f} s")
+        return True
+
+    def _accepted(self) -> Iterator[tuple[socket.socket, str, str]]:
         with selectors.DefaultSelector() as selector:
             selector.register(self._sock, selectors.EVENT_READ)
             selector.register(self._woken, selectors.EVENT_READ)
@@ -250,42 +276,76 @@ class Listener:
                     log.warning("accept: %s", error)
                     self._closing.wait(0.1)
                     continue
-                yield sock, f"{address[0]}:{address[1]}"
+                yield sock, address[0], join_endpoint(*address[:2])
 
     def _serve(self, client: _Client) -> None:
-        sock, session, peer = client.sock, client.session, client.peer
+        session, peer = client.session, client.peer
         log.debug("%s: connected", peer)
+        level, why = logging.INFO, "left"
         try:
-            connection = ServerConnection(receiving=session.receiving)
-            patient = False
-            while not session.finished:
-                connection.received(sock.recv_into(connection.space()))
-                for frame in session.run(connection):
-                    send_pieces(sock, frame)
-                if connection.greeted and not patient:
-                    sock.settimeout(self._idle_timeout)
-                    patient = True
+            self._converse(client)
         except (RemoteProtocolError, RefusedError) as error:
-            level = logging.DEBUG if session.gone else logging.WARNING
-            log.log(level, "%s: connection closed: %s", peer, error)
+            level, why = logging.WARNING, f"connection closed: {error}"
+            if session.gone:
+                level, why = logging.INFO, "hung up while it was computed for"
         except TimeoutError:
-            log.warning("%s: connection closed: silent for %g s", peer, sock.gettimeout() or 0)
+            seconds = time.monotonic() - client.since
+            what = "silent" if session.greeted else "no whole HELLO"
+            level, why = logging.WARNING, f"connection closed: {what} for {seconds:.1f} s"
         except OSError as error:
-            log.debug("%s: connection lost: %s", peer, error)
+            why = f"connection lost: {error.strerror or error}"
         except Exception:
-            log.exception("%s: connection closed by a fault of this server", peer)
+            level, why = logging.ERROR, "connection closed by a fault of this server"
+            log.exception("%s: %s", peer, why)
+        if client.why:
+            level, why = logging.INFO, f"connection closed: {client.why}"
+        try:
+            # the short connections that stock clients begin with are not worth a line
+            figures, worth = session.figures.line(session.most_lent), session.most_lent > 0
+            log.log(level if worth or level > logging.INFO else logging.DEBUG, "%s: %s (%s)", peer, why, figures)
+            heavy = session.most_lent + session.figures.received > HEAVY
+            session.close()
+            del session
+            if heavy:
+                trim()
+        except Exception:
+            log.exception("%s: could not free all that the client had", peer)
         finally:
-            try:
-                session.close()
-            except Exception:
-                log.exception("%s: could not free all that the client had", peer)
-            with self._lock:
-                self._clients.pop(sock.fileno(), None)
-                if self._epoll is not None and not self._epoll.closed:
-                    with contextlib.suppress(OSError):
-                        self._epoll.unregister(sock)
-            sock.close()
-            log.debug("%s: disconnected", peer)
+            self._forget(client)
+
+    def _converse(self, client: _Client) -> None:
+        """Serve a client until it leaves. Raises what ends it: TimeoutError, OSError, RemoteProtocolError, RefusedError."""
+        sock, session = client.sock, client.session
+        connection = ServerConnection(receiving=session.receiving)
+        patient, requests = False, 0
+        while not session.finished:
+            if not patient:
+                sock.settimeout(max(client.greet_by - time.monotonic(), 0.001))
+            count = sock.recv_into(connection.space())
+            connection.received(count)
+            for frame in session.run(connection):
+                send_pieces(sock, frame)
+            if count >= STEADY or session.figures.requests > requests:
+                client.since, requests = time.monotonic(), session.figures.requests
+            if session.greeted and not patient:
+                sock.settimeout(self.limits.idle_timeout)
+                patient = True
+
+    def _forget(self, client: _Client) -> None:
+        with self._lock:
+            self._clients.pop(client.sock.fileno(), None)
+            if self._epoll is not None and not self._epoll.closed:
+                with contextlib.suppress(OSError):
+                    self._epoll.unregister(client.sock)
+        client.sock.close()
+        log.debug("%s: disconnected", client.peer)
+
+    def _tick(self) -> None:
+        """End graphs that compute for longer than they may."""
+        assert self.server.graph_timeout is not None
+        while not self._closing.wait(min(1.0, self.server.graph_timeout / 4)):
+            for slot in self.server.slots:
+                slot.end_overdue()
 
     def _watch(self) -> None:
         """Abort what is computed for clients that have hung up: their own threads are busy computing it."""

@@ -1,6 +1,8 @@
 """Our client on our server over real sockets."""
 
+import contextlib
 import gc
+import re
 import socket
 import threading
 import time
@@ -14,7 +16,7 @@ from pyggml_rpc.backend import HASH_ABOVE, RpcDevice, devices_from_spec
 from pyggml_rpc.cache import WeightCache
 from pyggml_rpc.errors import RpcError
 from pyggml_rpc.server import Server
-from pyggml_rpc.transport import Listener
+from pyggml_rpc.transport import Limits, Listener
 from pyggml_rpc.wire import COMMANDS, HELLO_REPLY, Command, pack, pack_header
 
 from pyggml import ops
@@ -372,7 +374,7 @@ ONE_DEVICE = framed(C.DEVICE_COUNT, device_count=1)
 @pytest.mark.parametrize(
     "answers, reason",
     [
-        ([], "HELLO: the (server closed the connection|connection broke)"),
+        ([], "HELLO: the server has no place left, or closed at once"),
         ([framed(C.HELLO, major=6, minor=1)], r"HELLO: the server speaks protocol 6\.1\.0, this client 7\.0\.0"),
         ([framed(C.HELLO, major=7, minor=1)], r"HELLO: the server speaks protocol 7\.1\.0"),
         ([b"HTTP/1.1 400 Bad Request\r\n"], "HELLO: the reply to HELLO has .* bytes, not 28"),
@@ -596,7 +598,7 @@ def test_a_client_that_does_not_read_its_answers(listener: Listener, kit: Any) -
 
 
 def test_too_many_clients(server: Server, caplog: pytest.LogCaptureFixture) -> None:
-    with Listener(server, port=0, max_clients=2) as listener:
+    with Listener(server, port=0, limits=Limits(max_clients=2)) as listener:
         socks = [raw(listener), raw(listener)]
         with socket.create_connection(listener.address, 5) as third:
             assert third.recv(1) == b""
@@ -606,18 +608,38 @@ def test_too_many_clients(server: Server, caplog: pytest.LogCaptureFixture) -> N
 
 
 def test_idle_clients_are_dropped_only_when_asked(server: Server) -> None:
-    with Listener(server, port=0, idle_timeout=0.1) as listener, raw(listener) as sock:
+    with Listener(server, port=0, limits=Limits(idle_timeout=0.1)) as listener, raw(listener) as sock:
         assert sock.recv(1) == b""
         assert listener.n_clients == 0 or until(lambda: listener.n_clients == 0) is None
 
 
-def test_who_does_not_greet_is_dropped(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyggml_rpc.transport.GREETING_TIMEOUT", 0.1)
-    with raw(listener, hello=False) as mute, raw(listener) as greeted:
+def test_who_does_not_greet_is_dropped(server: Server) -> None:
+    limits = Limits(greeting_timeout=0.3)
+    with (
+        Listener(server, port=0, limits=limits) as listener,
+        raw(listener, hello=False) as mute,
+        raw(listener) as greeted,
+    ):
         assert mute.recv(1) == b""
-        time.sleep(0.2)
+        time.sleep(0.4)
         greeted.sendall(pack_header(C.DEVICE_COUNT, 0))
         assert greeted.recv(12, socket.MSG_WAITALL) == ONE_DEVICE, "silence after HELLO is normal"
+
+
+def test_a_hello_in_drops_is_a_hello_that_did_not_come(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    """Each byte once began the ten seconds anew."""
+    with (
+        Listener(server, port=0, limits=Limits(greeting_timeout=0.5)) as listener,
+        raw(listener, hello=False) as sock,
+    ):
+        began = time.monotonic()
+        with contextlib.suppress(OSError):
+            for byte in pack_header(C.HELLO, 24) + bytes(24):
+                sock.sendall(bytes([byte]))
+                time.sleep(0.05)
+        until(lambda: listener.n_clients == 0)
+        assert time.monotonic() - began < 1.5
+    assert re.search(r"connection closed: no whole HELLO for 0\.\d s", caplog.text)
 
 
 def test_close_ends_sessions_and_frees_the_port(kit: Any, toy: Any) -> None:
@@ -645,7 +667,7 @@ def test_a_port_in_use(listener: Listener, toy: Any) -> None:
 def test_a_fault_of_our_own_ends_one_connection(
     listener: Listener, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("pyggml_rpc.session.check", lambda node: 1 // 0)
+    monkeypatch.setattr("pyggml_rpc.graphs.check", lambda node: 1 // 0)
     adder = Adder(device_of(listener))
     with pytest.raises(RpcError):
         adder.run(1, 2)
