@@ -20,11 +20,11 @@ def local_devices() -> list[Device]:
 
 
 def gpu_devices() -> list[Device]:
-    """This machine's GPUs. Where only CUDA's Python packages are missing, a line on stderr says so."""
-    from pyggml.backend.cuda import HINT, cuda_devices, why_no_cuda
+    """This machine's GPUs. Where there is an NVIDIA driver and it cannot be used, a line on stderr says why."""
+    from pyggml.backend.cuda import cuda_devices, why_no_cuda, worth_telling
 
     found = cuda_devices()
-    if not found and (reason := why_no_cuda()) and HINT in reason:
+    if not found and (reason := why_no_cuda()) and worth_telling(reason):
         print(f"warning: {reason}", file=sys.stderr)
     return found
 

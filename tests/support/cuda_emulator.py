@@ -215,6 +215,7 @@ class EmulatedGPU:
         self.captured: list[tuple[Any, ...]] | None = None
         self.launches = 0
         self.replays = 0
+        self.lost: str | None = None
 
     # ---- memory
 

@@ -6,10 +6,10 @@ Owns that order of looking; must not know how a device computes.
 from __future__ import annotations
 
 from pyggml.backend.base import Device
-from pyggml.backend.cuda.driver import HINT, CudaGPU, count, missing
+from pyggml.backend.cuda.driver import HINT, NO_DRIVER, CudaGPU, missing, start
 from pyggml.errors import DeviceError
 
-__all__ = ["HINT", "OLDEST", "cuda_devices", "why_no_cuda"]
+__all__ = ["HINT", "OLDEST", "cuda_devices", "why_no_cuda", "worth_telling"]
 
 OLDEST = (7, 5)
 """The compute capability that kernels are written for: libNVVM 13 knows no earlier one."""
@@ -17,20 +17,32 @@ OLDEST = (7, 5)
 
 def why_no_cuda() -> str | None:
     """Why this machine has no CUDA device, None = it has one (or more)."""
-    reason = missing()
-    if reason is not None:
-        return reason
-    try:
-        return None if cuda_devices() else "there is no GPU of compute capability 7.5 or later"
-    except DeviceError as error:
-        return str(error)
+    return _found()[1]
 
 
 def cuda_devices() -> list[Device]:
-    """CUDA0, CUDA1 ...: the GPUs that CUDA_VISIBLE_DEVICES leaves and kernels can be made for."""
-    if missing() is not None:
-        return []
+    """CUDA0, CUDA1 ...: the GPUs that CUDA_VISIBLE_DEVICES leaves and kernels can be made for. Where the driver is missing,
+    too old or does not start there are none, and `why_no_cuda` says why: whoever asks can compute on the CPU."""
+    return _found()[0]
+
+
+def worth_telling(reason: str) -> bool:
+    """Whether something is to be repaired: not where there is no NVIDIA driver or no GPU that kernels could be made for."""
+    return reason not in (NO_DRIVER, NO_GPU)
+
+
+NO_GPU = f"there is no GPU of compute capability {OLDEST[0]}.{OLDEST[1]} or later"
+
+
+def _found() -> tuple[list[Device], str | None]:
+    reason = missing()
+    if reason is not None:
+        return [], reason
     from pyggml.backend.cuda.device import CudaDevice
 
-    found = [CudaGPU(i) for i in range(count())]
-    return [CudaDevice(gpu) for gpu in found if gpu.cc >= OLDEST]
+    try:
+        gpus = [CudaGPU(i) for i in range(start())]
+    except DeviceError as error:
+        return [], str(error)
+    found: list[Device] = [CudaDevice(gpu) for gpu in gpus if gpu.cc >= OLDEST]
+    return found, None if found else NO_GPU

@@ -85,7 +85,15 @@ def _whole(data: bytes | None) -> bytes | None:
 def _compile(spec: Spec, cc: tuple[int, int]) -> bytes:
     try:
         from pyggml.kernels.cuda.device import build
-    except ImportError as error:
-        raise DeviceError(f"kernels cannot be compiled: {error}; pip install 'pyggml[cuda]'") from None
+    except Exception as error:  # ImportError, and whatever a package of an unfit version does when it is imported
+        raise DeviceError(f"kernels cannot be compiled: {_line(error)}; pip install 'pyggml[cuda]'") from None
     Counts.compiled += 1
-    return build.cubin(spec, cc).image
+    try:
+        return build.code(spec, cc)
+    except Exception as error:  # libNVVM, nvJitLink and the search for libdevice have no common one
+        where = f"compute capability {cc[0]}.{cc[1]}"
+        raise DeviceError(f"kernel {spec.label} cannot be compiled for {where}: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

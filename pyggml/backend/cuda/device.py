@@ -5,10 +5,12 @@ Owns what the contract of backend/base.py asks for; knows no single op and no ca
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import struct
 import threading
 from collections.abc import Callable
+from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +19,7 @@ from pyggml.backend.base import Backend, Buffer, Bytes, Device, Kind, Plan, Usag
 from pyggml.backend.cuda.driver import GPU
 from pyggml.backend.cuda.plan import STATUS_BYTES, Builder, CudaPlan
 from pyggml.backend.cuda.staging import Staging
-from pyggml.errors import ComputeError, UnsupportedError, WorkMemoryError
+from pyggml.errors import ComputeError, DeviceError, UnsupportedError, WorkMemoryError
 from pyggml.graph import Graph
 from pyggml.kernels.cuda import FAMILIES, FUSIONS
 from pyggml.kernels.cuda.layout import alignment
@@ -42,7 +44,7 @@ class CudaDevice(Device):
         self.description = gpu.name
         self.lock = threading.RLock()
         self.staging = Staging(gpu)
-        self.garbage: list[_Remains] = []  # plans that nobody holds any more; freed when no graph is being noted
+        self.garbage: SimpleQueue[_Remains] = SimpleQueue()  # of plans that nobody holds any more
 
     def memory(self) -> tuple[int, int]:
         with self.lock:
@@ -50,6 +52,28 @@ class CudaDevice(Device):
 
     def alloc_buffer(self, size: int, usage: Usage = Usage.ANY) -> CudaBuffer:
         return CudaBuffer(self, size, usage)
+
+    def take(self, size: int) -> int:
+        """Address of so many bytes; `lock` is held. Raises DeviceError when they are not there even without what lost
+        plans hold."""
+        try:
+            return self.gpu.alloc(size)
+        except DeviceError:
+            if not self.bury():
+                raise
+            return self.gpu.alloc(size)
+
+    def bury(self) -> int:
+        """Free what lost plans hold, which needs a time when no graph is being noted; `lock` is held. -> how many."""
+        n = 0
+        with contextlib.suppress(Empty):
+            while True:
+                remains = self.garbage.get_nowait()
+                n += 1
+                if remains.graph is not None:
+                    self.gpu.drop(remains.graph)
+                self.gpu.free(remains.memory)
+        return n
 
     def why_not(self, node: Tensor) -> str | None:
         name = FAMILIES.get(Op(node.op))
@@ -69,7 +93,9 @@ class CudaBuffer(Buffer):
         assert size >= 0, size
         self.device, self.size, self.usage = device, size, usage
         with device.lock:
-            self.base = device.gpu.alloc(size)
+            self.base = device.take(size)
+            if size:  # the driver gives out memory as it came back, with what another client of a server left there
+                device.gpu.fill(self.base, 0, size)
 
     def _at(self, tensor: Tensor, offset: int, size: int) -> int:
         start = tensor.data - self.base + offset
@@ -138,12 +164,14 @@ class CudaBackend(Backend):
         gpu = self.device.gpu
         builder = Builder(gpu.cc, gpu.multiprocessors, gpu.shared_limit)
         self.lower(builder, graph, nodes, cancelled)
+        size = builder.place_scratch()
+        if max_work is not None and size > max_work:
+            raise WorkMemoryError(size, max_work)
+        for spec in dict.fromkeys(step.spec for step in builder.launches):
+            gpu.load(spec)  # may compile for seconds, while others use the GPU
         with self.device.lock:
-            self._bury()
-            size = builder.place_scratch()
-            if max_work is not None and size > max_work:
-                raise WorkMemoryError(size, max_work)
-            memory = gpu.alloc(size)
+            self.device.bury()
+            memory = self.device.take(size)
             try:
                 self.device.staging.write(memory, builder.constants())
                 plan = _KeptPlan(self.device, builder, nodes, memory)
@@ -180,7 +208,7 @@ class CudaBackend(Backend):
         assert isinstance(plan, CudaPlan)
         gpu = self.device.gpu
         with self.device.lock:
-            self._bury()
+            self.device.bury()
             self.aborted = False
             if not plan.steps:
                 return
@@ -206,16 +234,9 @@ class CudaBackend(Backend):
         """What the GPU has been handed runs to its end, which takes milliseconds; the results are not to be used."""
         self.aborted = True
 
-    def _bury(self) -> None:
-        garbage, self.device.garbage = self.device.garbage, []
-        for remains in garbage:
-            if remains.graph is not None:
-                self.device.gpu.drop(remains.graph)
-            self.device.gpu.free(remains.memory)
-
     def close(self) -> None:
         with self.device.lock:
-            self._bury()
+            self.device.bury()
 
 
 class _Remains(NamedTuple):
@@ -235,7 +256,7 @@ class _KeptPlan(CudaPlan):
     def __del__(self) -> None:
         device = getattr(self, "device", None)
         if device is not None:  # not where __init__ failed
-            device.garbage.append(_Remains(self.graph, self.memory))
+            device.garbage.put(_Remains(self.graph, self.memory))
 
 
 def only_inside(graph: Graph, group: list[Tensor]) -> bool:

@@ -27,6 +27,7 @@ class GPU(Protocol):
     cc              compute capability
     multiprocessors how many there are
     shared_limit    bytes of shared memory that a block may have
+    lost            why nothing can be computed here any more, None = all is well; then what is given back is not looked at
     """
 
     number: int
@@ -34,6 +35,7 @@ class GPU(Protocol):
     cc: tuple[int, int]
     multiprocessors: int
     shared_limit: int
+    lost: str | None
 
     def memory(self) -> tuple[int, int]:
         """Bytes (free, total)."""
@@ -74,7 +76,7 @@ class GPU(Protocol):
         """Return when all that was asked for has happened. Raises DeviceError for what went wrong meanwhile."""
 
     def load(self, spec: Spec) -> Any:
-        """A kernel made ready for this GPU."""
+        """A kernel made ready for this GPU; from any thread, without a lock. Raises DeviceError."""
 
     def prepare(self, kernel: Any, shared: int) -> None:
         """Let its blocks have so many bytes of shared memory."""
@@ -97,6 +99,7 @@ class GPU(Protocol):
 
 
 HINT = "pip install 'pyggml[cuda]'"
+NO_DRIVER = "there is no NVIDIA driver (libcuda.so.1)"
 
 
 def missing() -> str | None:
@@ -104,7 +107,7 @@ def missing() -> str | None:
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return "there is no NVIDIA driver (libcuda.so.1)"
+        return NO_DRIVER
     if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.bindings") is None:
         return f"an NVIDIA driver is there, its Python interface is not: {HINT}"
     return None
@@ -125,14 +128,39 @@ def _checked(result: Any, what: str) -> Any:
     return values[0] if len(values) == 1 else values
 
 
-def count() -> int:
-    """GPUs that CUDA_VISIBLE_DEVICES leaves. Raises DeviceError when the driver does not start."""
-    driver = _driver()
-    status = driver.cuInit(0)[0]
+OLDEST_DRIVER = 13000
+"""The CUDA version that machine code is made with; a driver of an earlier one refuses all of it."""
+
+
+def start() -> int:
+    """GPUs that CUDA_VISIBLE_DEVICES leaves. Raises DeviceError when the driver does not start or cannot run our kernels."""
+    try:
+        driver = _driver()
+        status = driver.cuInit(0)[0]
+    except Exception as error:  # a library of another version, or one that it needs and does not find
+        said = str(error).strip().partition("\n")[0]
+        raise DeviceError(f"CUDA: its Python interface does not start: {type(error).__name__}: {said}") from None
     if status == driver.CUresult.CUDA_ERROR_NO_DEVICE:
         return 0
     _checked((status,), "the driver does not start")
+    version = int(_checked(driver.cuDriverGetVersion(), "version"))
+    if version < OLDEST_DRIVER:
+        has, needs = (f"{v // 1000}.{v % 1000 // 10}" for v in (version, OLDEST_DRIVER))
+        raise DeviceError(f"CUDA: the NVIDIA driver supports CUDA {has}; {needs} is needed, which driver 580 brings")
     return int(_checked(driver.cuDeviceGetCount(), "counting devices"))
+
+
+_STICKY = {
+    f"CUDA_ERROR_{name}"
+    for name in (
+        *("DEINITIALIZED", "DEVICE_UNAVAILABLE", "ECC_UNCORRECTABLE", "NVLINK_UNCORRECTABLE", "CONTAINED"),
+        *("ILLEGAL_ADDRESS", "LAUNCH_TIMEOUT", "CONTEXT_IS_DESTROYED", "ASSERT", "HARDWARE_STACK_ERROR"),
+        *("ILLEGAL_INSTRUCTION", "MISALIGNED_ADDRESS", "INVALID_ADDRESS_SPACE", "INVALID_PC", "LAUNCH_FAILED"),
+        *("TENSOR_MEMORY_LEAK", "EXTERNAL_DEVICE"),
+    )
+}
+"""After one of these every later call of the process fails, whatever it asks for (cuda.h: "the process must be
+terminated and relaunched")."""
 
 
 _CC_MAJOR, _CC_MINOR, _MULTIPROCESSORS, _SHARED_OPTIN = 75, 76, 16, 97
@@ -152,34 +180,46 @@ class CudaGPU:
         self.cc = self._attribute(_CC_MAJOR), self._attribute(_CC_MINOR)
         self.multiprocessors = self._attribute(_MULTIPROCESSORS)
         self.shared_limit = self._attribute(_SHARED_OPTIN)
-        self._local = threading.local()
+        self.lost: str | None = None
         self._context: Any = None
         self._stream: Any = None
         self._lock = threading.Lock()
+        self._loading = threading.Lock()
         self._functions: dict[Spec, Any] = {}
 
     def _attribute(self, which: int) -> int:
         d = _driver()
         return int(_checked(d.cuDeviceGetAttribute(d.CUdevice_attribute(which), self.device), f"attribute {which}"))
 
+    def _ok(self, result: Any, what: str) -> Any:
+        """_checked for calls of this GPU's context, which learns here that it is lost."""
+        if int(result[0]) == 0:
+            return _checked(result, what)
+        if result[0].name in _STICKY and self.lost is None:
+            self.lost = f"{self.name} cannot be used any more after {result[0].name}: start this program again"
+        return _checked(result, what)
+
     def _d(self) -> Any:
-        """The driver, with this device's context current in the calling thread. Made on first use: it takes memory."""
+        """The driver, with this device's context current in the calling thread. Made on first use: it takes memory.
+
+        It is made current each time, which takes 0.1 us: another GPU of ours, or another library, may have changed it.
+        """
+        if self.lost is not None:
+            raise DeviceError(self.lost)
         d = _driver()
         if self._context is None:
             with self._lock:
                 if self._context is None:
-                    context = _checked(d.cuDevicePrimaryCtxRetain(self.device), f"opening {self.name}")
-                    _checked(d.cuCtxSetCurrent(context), "context")
+                    context = self._ok(d.cuDevicePrimaryCtxRetain(self.device), f"opening {self.name}")
+                    self._ok(d.cuCtxSetCurrent(context), "context")
                     flags = d.CUstream_flags.CU_STREAM_NON_BLOCKING
-                    self._stream = _checked(d.cuStreamCreate(flags), "stream")
+                    self._stream = self._ok(d.cuStreamCreate(flags), "stream")
                     self._context = context
-        if getattr(self._local, "current", None) is not self._context:
-            _checked(d.cuCtxSetCurrent(self._context), "context")
-            self._local.current = self._context
+        self._ok(d.cuCtxSetCurrent(self._context), "context")
         return d
 
     def memory(self) -> tuple[int, int]:
-        free, total = _checked(self._d().cuMemGetInfo(), "memory")
+        free, total = self._ok(self._d().cuMemGetInfo(), "memory")
         return int(free), int(total)
 
     def alloc(self, size: int) -> int:
@@ -187,43 +227,45 @@ class CudaGPU:
         result = d.cuMemAlloc(max(size, 1))
         if result[0] == d.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
             raise DeviceError(f"{self.name}: cannot allocate {size} bytes, {self.memory()[0]} are free")
-        return int(_checked(result, f"allocating {size} bytes"))
+        return int(self._ok(result, f"allocating {size} bytes"))
 
     def free(self, address: int) -> None:
-        d = self._d()
-        _checked(d.cuStreamSynchronize(self._stream), "waiting")
-        _checked(d.cuMemFree(address), "freeing memory")
+        if self.lost is None:
+            d = self._d()
+            self._ok(d.cuStreamSynchronize(self._stream), "waiting")
+            self._ok(d.cuMemFree(address), "freeing memory")
 
     def pin(self, size: int) -> NDArray[np.uint8]:
-        address = int(_checked(self._d().cuMemHostAlloc(size, 1), f"pinning {size} bytes"))  # 1: for all contexts
+        address = int(self._ok(self._d().cuMemHostAlloc(size, 1), f"pinning {size} bytes"))  # 1: for all contexts
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
 
     def unpin(self, memory: NDArray[np.uint8]) -> None:
-        _checked(self._d().cuMemFreeHost(memory.ctypes.data), "unpinning memory")
+        if self.lost is None:
+            self._ok(self._d().cuMemFreeHost(memory.ctypes.data), "unpinning memory")
 
     def upload(self, to: int, source: int, size: int) -> None:
-        _checked(self._d().cuMemcpyHtoDAsync(to, source, size, self._stream), f"copying {size} bytes to {self.name}")
+        self._ok(self._d().cuMemcpyHtoDAsync(to, source, size, self._stream), f"copying {size} bytes to {self.name}")
 
     def download(self, to: int, source: int, size: int) -> None:
-        _checked(self._d().cuMemcpyDtoHAsync(to, source, size, self._stream), f"copying {size} bytes from {self.name}")
+        self._ok(self._d().cuMemcpyDtoHAsync(to, source, size, self._stream), f"copying {size} bytes from {self.name}")
 
     def copy(self, to: int, source: int, size: int) -> None:
-        _checked(self._d().cuMemcpyDtoDAsync(to, source, size, self._stream), f"copying {size} bytes")
+        self._ok(self._d().cuMemcpyDtoDAsync(to, source, size, self._stream), f"copying {size} bytes")
 
     def fill(self, to: int, value: int, size: int) -> None:
-        _checked(self._d().cuMemsetD8Async(to, value, size, self._stream), f"filling {size} bytes")
+        self._ok(self._d().cuMemsetD8Async(to, value, size, self._stream), f"filling {size} bytes")
 
     def event(self) -> Any:
-        return _checked(self._d().cuEventCreate(2), "event")  # 2: without a clock
+        return self._ok(self._d().cuEventCreate(2), "event")  # 2: without a clock
 
     def record(self, event: Any) -> None:
-        _checked(self._d().cuEventRecord(event, self._stream), "event")
+        self._ok(self._d().cuEventRecord(event, self._stream), "event")
 
     def wait(self, event: Any) -> None:
-        _checked(self._d().cuEventSynchronize(event), f"{self.name} failed")
+        self._ok(self._d().cuEventSynchronize(event), f"{self.name} failed")
 
     def synchronize(self) -> None:
-        _checked(self._d().cuStreamSynchronize(self._stream), f"{self.name} failed")
+        self._ok(self._d().cuStreamSynchronize(self._stream), f"{self.name} failed")
 
     # ---- kernels
 
@@ -232,41 +274,47 @@ class CudaGPU:
         if found is None:
             from pyggml.backend.cuda.compiled import ENTRY, cubin
 
-            d = self._d()
-            module = _checked(d.cuModuleLoadData(cubin(spec, self.cc)), f"loading kernel {spec.label}")
-            found = self._functions[spec] = _checked(d.cuModuleGetFunction(module, ENTRY), f"kernel {spec.label}")
+            with self._loading:
+                if spec not in self._functions:
+                    image = cubin(spec, self.cc)
+                    d = self._d()
+                    module = self._ok(d.cuModuleLoadData(image), f"loading kernel {spec.label}")
+                    self._functions[spec] = self._ok(d.cuModuleGetFunction(module, ENTRY), f"kernel {spec.label}")
+                found = self._functions[spec]
         return found
 
     def prepare(self, kernel: Any, shared: int) -> None:
         if shared > PLAIN_SHARED:
             d = self._d()
             attribute = d.CUfunction_attribute(_SHARED_ATTRIBUTE)
-            _checked(d.cuFuncSetAttribute(kernel, attribute, shared), f"{shared} bytes of shared memory a block")
+            self._ok(d.cuFuncSetAttribute(kernel, attribute, shared), f"{shared} bytes of shared memory a block")
 
     def launch(self, kernel: Any, grid: Grid, threads: int, shared: int, parameters: int) -> None:
         status = self._d().cuLaunchKernel(kernel, *grid, threads, 1, 1, shared, self._stream, parameters, 0)
         if status[0]:
-            _checked(status, f"launching {grid} blocks of {threads} threads")
+            self._ok(status, f"launching {grid} blocks of {threads} threads")
 
     def begin_capture(self) -> None:
         d = self._d()
         mode = d.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        _checked(d.cuStreamBeginCapture(self._stream, mode), "noting a graph")
+        self._ok(d.cuStreamBeginCapture(self._stream, mode), "noting a graph")
 
     def end_capture(self) -> Any:
         d = self._d()
-        graph = _checked(d.cuStreamEndCapture(self._stream), "noting a graph")
-        made = _checked(d.cuGraphInstantiate(graph, 0), "making a graph ready")
-        _checked(d.cuGraphDestroy(graph), "a graph")
-        return made
+        graph = self._ok(d.cuStreamEndCapture(self._stream), "noting a graph")
+        try:
+            return self._ok(d.cuGraphInstantiate(graph, 0), "making a graph ready")
+        finally:
+            self._ok(d.cuGraphDestroy(graph), "a graph")
 
     def replay(self, graph: Any) -> None:
-        _checked(self._d().cuGraphLaunch(graph, self._stream), "launching a graph")
+        self._ok(self._d().cuGraphLaunch(graph, self._stream), "launching a graph")
 
     def drop(self, graph: Any) -> None:
-        d = self._d()
-        _checked(d.cuStreamSynchronize(self._stream), "waiting")
-        _checked(d.cuGraphExecDestroy(graph), "a graph")
+        if self.lost is None:
+            d = self._d()
+            self._ok(d.cuStreamSynchronize(self._stream), "waiting")
+            self._ok(d.cuGraphExecDestroy(graph), "a graph")
 
     def close(self) -> None:
         """Nothing: the context lives as long as the process, plans and buffers hold addresses in it."""

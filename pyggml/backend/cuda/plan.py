@@ -6,6 +6,7 @@ lowers its own) and no driver beyond its interface.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from pyggml.backend.base import Buffer, Plan
 from pyggml.backend.cuda.driver import GPU, Grid
 from pyggml.backend.hazards import Memo, Span
 from pyggml.backend.spans import first_fit
+from pyggml.errors import DeviceError
 from pyggml.kernels.cuda.spec import Place, Scratch, Spec
 from pyggml.tensor import Tensor
 
@@ -131,6 +133,7 @@ class CudaPlan(Plan):
         self.reports = builder.reports
         self.runs = 0
         self.graph: Any = None
+        self.unnoted: str | None = None  # why no graph can be made of it: then it is launched each time
         self.buffers: list[Buffer] = list(
             {
                 id(t.buffer): t.buffer for n in nodes for t in (n, *n.src) if t is not None and t.buffer is not None
@@ -159,17 +162,29 @@ class CudaPlan(Plan):
     def run(self) -> None:
         """Hand everything to the GPU."""
         self.runs += 1
-        if self.graph is None and self.runs >= REPLAY_FROM and len(self.steps) >= REPLAY_LAUNCHES:
-            self.gpu.begin_capture()
+        worthwhile = self.runs >= REPLAY_FROM and len(self.steps) >= REPLAY_LAUNCHES
+        if self.graph is None and worthwhile and self.unnoted is None:
             try:
-                self._launch_all()
-            finally:
-                graph = self.gpu.end_capture()
-            self.graph = graph
+                self.graph = self._noted()
+            except DeviceError as error:
+                if self.gpu.lost is not None:
+                    raise
+                self.unnoted = str(error)
         if self.graph is not None:
             self.gpu.replay(self.graph)
         else:
             self._launch_all()
+
+    def _noted(self) -> Any:
+        """The launches as a graph. Raises DeviceError; the stream runs launches again then."""
+        self.gpu.begin_capture()
+        try:
+            self._launch_all()
+        except BaseException:
+            with contextlib.suppress(DeviceError):  # the first failure is the cause
+                self.gpu.drop(self.gpu.end_capture())
+            raise
+        return self.gpu.end_capture()
 
     def _launch_all(self) -> None:
         launch = self.gpu.launch

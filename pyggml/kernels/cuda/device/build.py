@@ -142,5 +142,14 @@ def kernel(spec: Spec) -> Kernel:
     return front_end(make(spec))
 
 
-def cubin(spec: Spec, cc: tuple[int, int]) -> Cubin:
-    return assemble(ptx(kernel(spec), cc), cc)
+def code(spec: Spec, cc: tuple[int, int]) -> bytes:
+    """What the driver loads: machine code, or for a GPU that nvJitLink is too old to know PTX, which the driver compiles."""
+    from cuda.bindings.nvjitlink import nvJitLinkError
+
+    text = ptx(kernel(spec), cc)
+    try:
+        return assemble(text, cc).image
+    except nvJitLinkError:
+        if cc <= NEWEST:
+            raise
+        return text.encode() + b"\0"

@@ -1,0 +1,261 @@
+"""Every call of the driver goes to its own GPU, and what the driver refuses ends in one line: on a driver that takes notes
+and fails on demand, so no GPU is needed. Must not know kernels."""
+
+import sys
+import threading
+import types
+
+import numpy as np
+import pytest
+from cuda_fake_driver import CUresult, FakeDriver
+from cuda_recording import place
+from op_cases import F32
+
+import pyggml.backend.cuda
+from pyggml import ops
+from pyggml.backend.cuda import compiled, cuda_devices, driver, why_no_cuda
+from pyggml.backend.cuda.device import CudaDevice
+from pyggml.backend.cuda.driver import CudaGPU
+from pyggml.dtypes import GGMLType
+from pyggml.errors import DeviceError
+from pyggml.graph import build_forward
+from pyggml.kernels.cuda.spec import Spec
+from pyggml.tensor import Tensor
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """A machine with two GPUs and nothing wrong."""
+    found = FakeDriver(2)
+    monkeypatch.setattr(driver, "_driver", lambda: found)
+    monkeypatch.setattr(pyggml.backend.cuda, "missing", lambda: None)
+    monkeypatch.setattr(compiled, "cubin", lambda spec, cc: b"machine code")
+    return found
+
+
+def use(gpu: CudaGPU) -> None:
+    """Everything that can be asked of a GPU, with 16 bytes."""
+    gpu.memory()
+    address, pinned = gpu.alloc(16), gpu.pin(16)
+    gpu.upload(address, pinned.ctypes.data, 16)
+    gpu.download(pinned.ctypes.data, address, 16)
+    gpu.copy(address, address, 16)
+    gpu.fill(address, 0, 16)
+    mark = gpu.event()
+    gpu.record(mark)
+    gpu.wait(mark)
+    kernel = gpu.load(Spec("unary", "scale"))
+    gpu.prepare(kernel, 100_000)
+    parameters = np.zeros(1, np.int64)
+    gpu.launch(kernel, (1, 1, 1), 32, 0, parameters.ctypes.data)
+    gpu.begin_capture()
+    graph = gpu.end_capture()
+    gpu.replay(graph)
+    gpu.drop(graph)
+    gpu.synchronize()
+    gpu.unpin(pinned)
+    gpu.free(address)
+
+
+PER_DEVICE = ("cuDeviceGet", "cuInit", "cuDriver", "cuDevicePrimary", "cuCtxSetCurrent")
+
+
+def test_each_call_finds_its_own_gpu_current(fake):
+    """Two GPUs in turn, by two threads; and another library, which makes a context of its own current."""
+    gpus = [CudaGPU(0), CudaGPU(1)]
+
+    def rounds(order) -> None:
+        for number in order:
+            before = len(fake.calls)
+            use(gpus[number])
+            mine = [c for c in fake.calls[before:] if not c.name.startswith(PER_DEVICE)]
+            assert len(mine) > 15 and {c.context for c in mine} == {f"context {number}"}, mine
+            fake.cuCtxSetCurrent("a context of PyTorch")
+
+    rounds((0, 1, 0, 1, 1, 0))
+    thread = threading.Thread(target=rounds, args=((1, 0),))
+    thread.start()
+    thread.join()
+    assert len(fake.named("cuDevicePrimaryCtxRetain")) == len(fake.named("cuStreamCreate")) == 2
+    assert not fake.memory
+
+
+def test_the_real_interface_has_the_names_that_the_fake_one_has():
+    real = pytest.importorskip("cuda.bindings.driver")
+    for result in CUresult:
+        assert real.CUresult(result).name == result.name
+    assert not [name for name in driver._STICKY if not hasattr(real.CUresult, name)]
+
+
+@pytest.mark.parametrize("status", ["SYSTEM_DRIVER_MISMATCH", "STUB_LIBRARY", "UNKNOWN"])
+def test_a_driver_that_does_not_start_leaves_the_cpu(fake, status, capsys):
+    from pyggml_cli.devices import gpu_devices
+
+    fake.fails["cuInit"] = CUresult[f"CUDA_ERROR_{status}"]
+    assert gpu_devices() == []
+    assert capsys.readouterr().err == f"warning: CUDA: the driver does not start: CUDA_ERROR_{status}\n"
+
+
+def test_an_interface_that_does_not_load_leaves_the_cpu(fake, monkeypatch):
+    class LibraryNotFound(Exception):
+        pass
+
+    def load():
+        raise LibraryNotFound("libcuda.so: no such file\nsearched in 20 folders")
+
+    monkeypatch.setattr(driver, "_driver", load)
+    assert cuda_devices() == []
+    assert why_no_cuda() == "CUDA: its Python interface does not start: LibraryNotFound: libcuda.so: no such file"
+
+
+def test_an_old_driver_is_named_before_a_model_is_loaded(fake):
+    fake.version = 12040
+    assert cuda_devices() == []
+    assert why_no_cuda() == "CUDA: the NVIDIA driver supports CUDA 12.4; 13.0 is needed, which driver 580 brings"
+    fake.version = 13010
+    assert [d.name for d in cuda_devices()] == ["CUDA0", "CUDA1"] and why_no_cuda() is None
+
+
+def test_a_machine_without_a_gpu_is_no_warning(fake, capsys):
+    from pyggml_cli.devices import gpu_devices
+
+    fake.fails["cuInit"] = CUresult.CUDA_ERROR_NO_DEVICE
+    assert gpu_devices() == [] and capsys.readouterr().err == ""
+    assert str(why_no_cuda()).startswith("there is no GPU")
+
+
+# ---- a GPU that is lost
+
+
+def chain(device: CudaDevice, n: int = 5):
+    """-> (backend, plan) of n nodes."""
+    t = Tensor(F32, (32,))
+    for _ in range(n):
+        t = ops.scale(t, 2.0)
+    place(device, t)
+    backend = device.open()
+    return backend, backend.plan(build_forward([t]))
+
+
+def test_after_an_illegal_address_memory_is_given_back_and_all_else_is_refused(fake):
+    device = CudaDevice(CudaGPU(0))
+    buffer = device.alloc_buffer(64)
+    backend, plan = chain(device)
+    fake.fails["cuStreamSynchronize"] = CUresult.CUDA_ERROR_ILLEGAL_ADDRESS
+    with pytest.raises(DeviceError, match="Fake 0 failed: CUDA_ERROR_ILLEGAL_ADDRESS"):
+        backend.compute(plan)
+    asked = len(fake.calls)
+    del plan
+    buffer.free()
+    backend.close()
+    for again in (lambda: device.alloc_buffer(64), device.memory, backend.synchronize):
+        with pytest.raises(DeviceError, match="Fake 0 cannot be used any more after CUDA_ERROR_ILLEGAL_ADDRESS: start"):
+            again()
+    assert len(fake.calls) == asked
+    CudaDevice(CudaGPU(1)).memory()
+
+
+# ---- graphs
+
+
+@pytest.mark.parametrize(
+    ("call", "status"),
+    [
+        ("cuStreamBeginCapture", CUresult.CUDA_ERROR_UNKNOWN),
+        ("cuStreamEndCapture", CUresult.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED),
+        ("cuGraphInstantiate", CUresult.CUDA_ERROR_OUT_OF_MEMORY),
+    ],
+)
+def test_a_plan_that_cannot_be_noted_is_launched_each_time(fake, call, status):
+    backend, plan = chain(CudaDevice(CudaGPU(0)))
+    fake.fails[call] = status
+    backend.compute(plan)
+    fake.calls.clear()
+    backend.compute(plan)
+    assert status.name in plan.unnoted and plan.graph is None
+    assert len(fake.named("cuGraphDestroy")) == (call == "cuGraphInstantiate"), "the noted graph is left over"
+    fake.calls.clear()
+    backend.compute(plan)
+    assert len(fake.named("cuLaunchKernel")) == 5 and not fake.named("cuStreamBeginCapture")
+
+
+def test_the_first_failure_within_a_capture_is_the_one_that_is_told(fake):
+    backend, plan = chain(CudaDevice(CudaGPU(0)))
+    backend.compute(plan)
+    fake.fails["cuLaunchKernel"] = CUresult.CUDA_ERROR_LAUNCH_FAILED
+    fake.fails["cuStreamEndCapture"] = CUresult.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
+    with pytest.raises(DeviceError, match=r"launching .* CUDA_ERROR_LAUNCH_FAILED"):
+        backend.compute(plan)
+
+
+# ---- memory
+
+
+def test_buffers_begin_zeroed(fake):
+    """Memory comes from the driver as its last user left it: another client of a server, it may be."""
+    device = CudaDevice(CudaGPU(0))
+    t = Tensor(GGMLType.I8, (40,))
+    device.alloc_buffer(40).place(t, 0)
+    assert t.buffer.get(t) == bytes(40)
+
+
+def test_memory_of_lost_plans_is_freed_before_memory_is_refused(fake):
+    device = CudaDevice(CudaGPU(0))
+    backend, plan = chain(device)
+    fake.most = len(fake.memory)
+    with pytest.raises(DeviceError, match="Fake 0: cannot allocate 64 bytes, 1073741824 are free"):
+        device.alloc_buffer(64)
+    held = plan.memory
+    del plan
+    device.alloc_buffer(64)
+    assert held not in fake.memory
+    with pytest.raises(DeviceError, match="cannot allocate 64 bytes"):
+        device.alloc_buffer(64)
+    backend.close()
+
+
+# ---- kernels
+
+
+def test_one_client_computes_while_a_kernel_of_another_is_compiled(fake, monkeypatch):
+    """The GPU's lock is free meanwhile."""
+    device = CudaDevice(CudaGPU(0))
+    compiling, go_on, done = threading.Event(), threading.Event(), []
+
+    def slow(spec, cc):
+        compiling.set()
+        assert go_on.wait(60)
+        return b"machine code"
+
+    monkeypatch.setattr(compiled, "cubin", slow)
+    thread = threading.Thread(target=lambda: done.append(chain(device)))
+    thread.start()
+    assert compiling.wait(60)
+    device.memory()
+    device.alloc_buffer(64).free()
+    go_on.set()
+    thread.join()
+    assert len(done) == 1 and len(fake.named("cuModuleLoadData")) == 1
+
+
+def test_a_kernel_that_the_driver_refuses_is_named(fake):
+    fake.fails["cuModuleLoadData"] = CUresult.CUDA_ERROR_INVALID_IMAGE
+    with pytest.raises(DeviceError, match="loading kernel unary-scale: CUDA_ERROR_INVALID_IMAGE"):
+        chain(CudaDevice(CudaGPU(0)))
+
+
+def test_a_compiler_that_fails_is_told_in_one_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("PYGGML_CACHE", str(tmp_path))
+    broken = types.ModuleType("build")
+
+    def code(spec, cc):
+        raise RuntimeError("libdevice is nowhere\nlooked in 9 folders")
+
+    broken.code = code
+    monkeypatch.setitem(sys.modules, "pyggml.kernels.cuda.device.build", broken)
+    monkeypatch.setattr("pyggml.kernels.cuda.device.build", broken, raising=False)
+    with pytest.raises(DeviceError) as told:
+        compiled.cubin(Spec("unary", "scale"), (9, 0))
+    assert str(told.value) == (
+        "kernel unary-scale cannot be compiled for compute capability 9.0: RuntimeError: libdevice is nowhere"
+    )
