@@ -56,8 +56,9 @@ def _command(argv: Sequence[str]) -> int:
         raise UsageError(f"--json shows everything; --{wanted[0]} does not go with it")
     from pyggml.gguf import GGUFFile
     from pyggml.inspection import describe
+    from pyggml_cli.bus_errors import explained
 
-    with GGUFFile.open(values.free[0]) as file:
+    with explained(), GGUFFile.open(values.free[0]) as file:
         found = describe(file)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -13,6 +13,8 @@ from pyggml.backend.base import Device
 from pyggml.backend.host import default_threads
 from pyggml.dtypes import GGMLType
 from pyggml.model.model import Model
+from pyggml.regular_file import open_regular
+from pyggml_cli.bus_errors import explained
 from pyggml_cli.default_model import default_model
 from pyggml_cli.devices import local_devices, offload_devices, pick
 from pyggml_cli.flags import UsageError
@@ -23,7 +25,7 @@ def model_path(name: str | None, offline: bool = False) -> Path:
     """The file named, or the default model. Raises DownloadError; OSError for one that cannot be read."""
     if name is None:
         return default_model(offline)
-    with open(name, "rb"):  # the system's own words for what is wrong
+    with open_regular(name):  # the system's own words for what is wrong
         pass
     return Path(name)
 
@@ -37,19 +39,20 @@ def loaded(
     **options: Any,
 ) -> Iterator[Model]:
     """The model, closed at the end. `options` are further ones of Model.load."""
-    with meter("sending weights" if devices else "loading weights") as update:
-        model = Model.load(
-            path,
-            devices=devices,
-            n_gpu_layers=n_gpu_layers,
-            tensor_split=tensor_split or (),
-            progress=update,
-            **options,
-        )
-    try:
-        yield model
-    finally:
-        model.close()
+    with explained():
+        with meter("sending weights" if devices else "loading weights") as update:
+            model = Model.load(
+                path,
+                devices=devices,
+                n_gpu_layers=n_gpu_layers,
+                tensor_split=tensor_split or (),
+                progress=update,
+                **options,
+            )
+        try:
+            yield model
+        finally:
+            model.close()
 
 
 def model_for(values: Any) -> contextlib.AbstractContextManager[Model]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pyggml.chat.sandbox import ChatError
 from pyggml.chat.template import ChatTemplate, prompt_tokens
+from pyggml.regular_file import open_regular
 from pyggml.whole_file import whole_file
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class Conversation:
     def load(self, path: str | Path) -> None:
         """Take over the messages of a file that `save` wrote; on an error (ChatError) nothing is changed."""
         try:
-            with open(path, "rb") as file:
+            with open_regular(path) as file:
                 data = file.read(LARGEST_FILE + 1)
             if len(data) > LARGEST_FILE:
                 raise ChatError(f"{path}: larger than {LARGEST_FILE} bytes, no conversation of ours")

@@ -8,6 +8,7 @@ import hashlib
 import mmap
 import os
 import re
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,7 @@ from pyggml.dtypes import GGMLType
 from pyggml.errors import GGUFError
 from pyggml.gguf.header import Header, ValueType, parse
 from pyggml.gguf.strings import StringArray
+from pyggml.regular_file import open_regular
 
 _PART = re.compile(r"(?P<prefix>.*)-(?P<number>\d{5,})-of-(?P<count>\d{5,})\.gguf", re.DOTALL)
 _INTEGERS = {
@@ -33,6 +35,10 @@ _INTEGERS = {
     ValueType.I64,
 }
 _FLOATS = {ValueType.F32, ValueType.F64}
+
+
+OPEN_FILES: "weakref.WeakSet[GGUFFile]" = weakref.WeakSet()
+"""Those that this process may read: after a bus error it can be told whose fault it was."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,6 +71,7 @@ class GGUFFile:
         self.metadata: dict[str, Any] = headers[0].metadata
         self.value_types: dict[str, ValueType] = headers[0].value_types
         self._maps = maps
+        OPEN_FILES.add(self)
         self.tensors: dict[str, TensorInfo] = {}
         for path, header, mapped in zip(paths, headers, maps, strict=True):
             whole = np.frombuffer(mapped, np.uint8)
@@ -99,6 +106,12 @@ class GGUFFile:
             if found != expected:
                 raise GGUFError(f"{paths[0]}: {expected} tensors are announced, the {count} parts hold {found}")
         return cls(paths, headers, maps)
+
+    def check_whole(self) -> None:
+        """Raises GGUFError when a file has become shorter since it was opened: what is read behind its end is a bus error."""
+        for path, mapped in zip(self.paths, self._maps, strict=False):  # none when it is closed
+            if (size := mapped.size()) < len(mapped):
+                raise GGUFError(f"{path}: was cut from {len(mapped)} to {size} bytes while it was in use")
 
     def fingerprint(self) -> bytes:
         """32 bytes that tell files apart: of all metadata and names, and of a few bytes of each tensor, for speed."""
@@ -173,7 +186,7 @@ class GGUFFile:
 
 def _map(path: Path) -> tuple[Header, mmap.mmap]:
     try:
-        with path.open("rb") as f:
+        with open_regular(path) as f:
             if os.fstat(f.fileno()).st_size == 0:
                 raise GGUFError(f"{path}: the file is empty")
             mapped = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)

@@ -150,6 +150,7 @@ class Context:
         return out
 
     def _decode_ubatch(self, ids: NDArray[np.int32], n_outputs: int) -> NDArray[np.float32] | None:
+        self.model.check_file()
         cache = self.cache
         n_kv = cache.n_kv(self.n_past + ids.size)
         n_threads = self._n_threads if ids.size == 1 else self._n_threads_batch

@@ -14,7 +14,7 @@ from pyggml.backend.base import Buffer, Device, Usage
 from pyggml.backend.host import HostBuffer
 from pyggml.backend.pack import pack
 from pyggml.dtypes import GGMLType
-from pyggml.errors import ModelError
+from pyggml.errors import ModelError, PyggmlError
 from pyggml.gguf import GGUFFile, TensorInfo
 from pyggml.model import architecture_of
 from pyggml.model.architecture import INPUT_LAYER, Architecture, Spec, Weights
@@ -57,6 +57,7 @@ class Model:
         self.n_vocab = 0
         self._buffers: list[Buffer] = []
         self._process = os.getpid()
+        self._mapped = False
         self._asked: set[str] = set()  # names of tensors, there or not, that the architecture wants
 
     @classmethod
@@ -139,6 +140,7 @@ class Model:
                     known = ", ".join(t.name for t in QUANTS)
                     raise ModelError(f"tensor {spec.name} is {info.type.name}: {why} (known types: {known})")
             if device is self.cpu and use_mmap:
+                self._mapped = True
                 HostBuffer.wrap(device, info.data, Usage.WEIGHTS).place(weight, 0)
             else:
                 weight = uploads[id(device)][1].setdefault(spec.name, weight)
@@ -181,18 +183,28 @@ class Model:
                 for name, tensor in tensors.items():
                     assert tensor.buffer is not None
                     progress(done, total)
+                    self.file.check_whole()
                     tensor.buffer.set(tensor, self.file.tensors[name].data)
                     done += tensor.nbytes
             if total:
                 progress(total, total)
-        except BaseException:
-            self.close()
+        except BaseException as error:
+            try:
+                if isinstance(error, OSError | PyggmlError):
+                    self.file.check_whole()  # then that is why
+            finally:
+                self.close()
             raise
 
     def _host_weights(self) -> list[Tensor]:
         """Those in this machine's memory, each once."""
         weights = [w for group in (self.weights.top, *self.weights.layers) for w in group.values()]
         return list({w.data: w for w in weights if isinstance(w.buffer, HostBuffer)}.values())
+
+    def check_file(self) -> None:
+        """Raises GGUFError when weights are used as they lie in the file, and it has become shorter."""
+        if self._mapped:
+            self.file.check_whole()
 
     def close(self) -> None:
         """Free the weights on devices and close the file."""

@@ -7,10 +7,10 @@ cache's types, V never transposed; at last the BLAKE2b digest (32 bytes) of all 
 model file and of the hyper-parameters in use: keys and values of another model would be nonsense here.
 """
 
+import errno
 import hashlib
 import mmap
 import os
-import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.errors import StateError
+from pyggml.regular_file import open_regular
 from pyggml.whole_file import whole_file
 
 if TYPE_CHECKING:
@@ -89,9 +90,13 @@ class State:
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """From a file. Raises StateError, OSError."""
         name = os.fspath(path)
-        with open(name, "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise StateError(f"{name}: not a file")
+        try:
+            file = open_regular(name)
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.EISDIR):
+                raise StateError(f"{name}: not a file") from None
+            raise
+        with file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise StateError(f"{name}: not a saved state: it is empty")
             return cls.parse(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), name)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pyggml.errors import PyggmlError
 from pyggml.perplexity.losses import LEAST, Ids, Rows, log_sums
+from pyggml.regular_file import open_regular
 from pyggml.whole_file import whole_file
 
 MAGIC = b"_logits_"
@@ -84,7 +85,7 @@ class BaseFile:
     def __init__(self, path: Path) -> None:
         """Raises BaseFileError, OSError."""
         self._path = path
-        self._file = open(path, "rb")  # noqa: SIM115 - closed by __exit__
+        self._file = open_regular(path)  # closed by __exit__
         try:
             self._read_head()
         except BaseException:

@@ -145,7 +145,7 @@ def test_only_files_are_read_and_written(model, tmp_path):
 
 def test_a_file_is_the_old_one_or_the_new_one(model, tmp_path, monkeypatch):
     path = tmp_path / "state"
-    path.write_bytes(b"old")
+    path.write_bytes(b"PYGGMLKV old")
     context = Context(model, n_ctx=256)
     context.decode(TOKENS[:2])
 
@@ -156,7 +156,7 @@ def test_a_file_is_the_old_one_or_the_new_one(model, tmp_path, monkeypatch):
         patch.setattr(state, "_read", fails)
         with pytest.raises(KeyboardInterrupt):
             state.save(context, TOKENS[:2], path)
-    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["state"]
+    assert path.read_bytes() == b"PYGGMLKV old" and os.listdir(tmp_path) == ["state"]
     (tmp_path / "link").symlink_to(path)
     state.save(context, TOKENS[:2], tmp_path / "link")
     assert State.load(path).tokens.tolist() == TOKENS[:2]

@@ -1,0 +1,57 @@
+"""A file that becomes shorter while it is mapped: one line and exit code 1 in place of a bus error.
+
+Owns the handler of SIGBUS. It is the commands' alone: a program that uses pyggml as a library keeps its own handlers.
+Python's `signal` would not do: its handlers run when compiled code returns, which after a bus error it never does.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+from collections.abc import Iterator
+
+from pyggml.errors import PyggmlError
+
+EXIT_ERROR = 1
+_HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)
+
+
+def explain() -> str:
+    """Why there was a bus error: which of the open model files was cut, if one was."""
+    from pyggml.gguf.file import OPEN_FILES
+
+    for file in list(OPEN_FILES):
+        try:
+            file.check_whole()
+        except PyggmlError as reason:
+            return str(reason)
+    return "bus error: a file that is mapped was cut or cannot be read, or memory is broken"
+
+
+def _die(number: int) -> None:
+    """On the thread that met the error, within compiled code or a copy; nothing there can go on."""
+    try:
+        line = f"error: {' '.join(explain().split())}\n"
+    except BaseException:
+        line = "error: bus error\n"
+    with contextlib.suppress(OSError):
+        os.write(2, line.encode("utf-8", "backslashreplace"))
+    os._exit(EXIT_ERROR)
+
+
+_die_in_c = _HANDLER(_die)
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """While this lasts a bus error ends the process with a line. Where SIGBUS is unknown nothing is done."""
+    if not hasattr(signal, "SIGBUS"):
+        yield
+        return
+    install = ctypes.CDLL(None).signal
+    install.restype, install.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_void_p]
+    before = install(signal.SIGBUS, ctypes.cast(_die_in_c, ctypes.c_void_p))
+    try:
+        yield
+    finally:
+        install(signal.SIGBUS, before)
