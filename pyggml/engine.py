@@ -19,6 +19,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from pyggml import jit
 from pyggml.arguments import (
     F32,
     LLAMA_SPLIT_MODE_LAYER,
@@ -149,6 +150,8 @@ class Llama:
         self.seed = LLAMA_DEFAULT_SEED
         self.set_seed(seed)
         self._logits_all = logits_all
+        self._prepared = False  # whether the kernels for prompts and single tokens are there
+        jit.announce(_told if verbose else None)
         self._turns = Turns()
         self._context: Context | None = None
         self._model: Model | None = None
@@ -205,7 +208,7 @@ class Llama:
 
     def _say(self, text: str) -> None:
         if self.verbose:
-            print(f"pyggml: {text}", file=sys.stderr)
+            _told(text)
 
     # ---- the model's facts
 
@@ -321,6 +324,9 @@ class Llama:
             raise ContextError(f"{self.n_tokens} + {len(tokens)} tokens exceed the context of {context.n_ctx}")
         if context.n_past > self.n_tokens:
             context.truncate(self.n_tokens)
+        if not self._prepared and not self._logits_all:
+            self._prepared = True
+            jit.wait(context.prepare(len(tokens)))
         for at in range(0, len(tokens), self.n_batch):
             batch = [int(token) for token in tokens[at : at + self.n_batch]]
             first, end = self.n_tokens, self.n_tokens + len(batch)
@@ -505,6 +511,10 @@ class Llama:
 
     def __del__(self) -> None:
         self.close()
+
+
+def _told(text: str) -> None:
+    print(f"pyggml: {text}", file=sys.stderr, flush=True)
 
 
 def _id(token: int | None) -> int:

@@ -21,7 +21,7 @@ from pyggml_cli.entry import on_ctrl_c
 from pyggml_cli.flags import UsageError, Values
 from pyggml_cli.prompt_cache import PromptCache
 from pyggml_cli.reverse_prompt import ReversePrompts
-from pyggml_cli.timings import Timings
+from pyggml_cli.timings import Timings, clock
 
 if TYPE_CHECKING:
     from pyggml.chat import Conversation, PlainDialogue
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pyggml.sampler import SamplerChain
     from pyggml.tokenizer import Tokenizer
 
+USUAL_MESSAGE = 32  # tokens; the kernels for so many are compiled while the user types
 SPARE = 4  # tokens that a turn must leave free for the reply, as in llama.cpp's tool
 PROMPT = "> "
 COMMANDS = {
@@ -92,9 +93,10 @@ def chat(values: Values, first: str | None, make_chain: Callable[[Values, "Token
         if n_ctx > model.config.n_ctx_train:
             print(f"warning: the model was trained on {model.config.n_ctx_train} tokens, not {n_ctx}", file=sys.stderr)
         context = Context(model, n_ctx, **context_arguments(values))
-        timings.load = time.perf_counter() - timings.start
+        timings.load = clock() - timings.start
         try:
             cache = PromptCache(values, context)
+            context.prepare(USUAL_MESSAGE)
             talk = _Talk(values, conversation, tokenizer, context, chain, timings, cache)
             talk.run(first)
             if not talk.shift or not talk.shift.forgotten:
@@ -285,7 +287,7 @@ class _Talk:
             self.chain.accept(token)
         said: list[int] = []
         end = ""
-        with _interruptible(self.context.abort) as interrupted:
+        with _interruptible(self._abort) as interrupted:
             try:
                 end = self._reply(turn.tokens, said, interrupted, asks_at_once=question != "")
             except PyggmlError as reason:
@@ -308,11 +310,18 @@ class _Talk:
             print(end, file=sys.stderr, flush=True)
         return True
 
+    def _abort(self) -> None:
+        from pyggml import jit
+
+        self.context.abort()
+        jit.interrupt()  # where it waits for kernels
+
     def _reply(self, tokens: list[int], said: list[int], interrupted: threading.Event, asks_at_once: bool) -> str:
         """Print the reply and put its tokens into `said`; a word on why it ended, if it was not by itself.
 
         `asks_at_once`: there is none where a plain dialogue ends with a reverse prompt already.
         """
+        from pyggml import jit
         from pyggml.tokenizer import StreamDecoder
 
         context, timings, cache = self.context, self.timings, self.cache
@@ -329,13 +338,14 @@ class _Talk:
             common += 1
         new = tokens[shift.go_back(min(common, len(tokens) - 1)) :]
         self.evaluated = []  # until the turn is over
-        start = time.perf_counter()
+        jit.wait(self.context.prepare(len(new)))
+        start = clock()
         logits = shift.decode(new)
         if logits is None:
             raise UsageError(f"{len(new)} tokens do not fit into a context of {context.n_ctx}: /clear begins anew")
         if cache is not None:
             cache.keep_prompt(tokens)
-        timings.prompt += time.perf_counter() - start
+        timings.prompt += clock() - start
         timings.n_prompt += len(new)
 
         decoder = StreamDecoder(self.tokenizer, self.values.special)
@@ -343,9 +353,9 @@ class _Talk:
         self.ended = False
         self.stopped = self.reverse.begin(tokens if self.plain else []) and asks_at_once
         while not self.stopped and n_left != 0 and not interrupted.is_set():
-            start = time.perf_counter()
+            start = clock()
             token = self.chain.sample(logits)
-            timings.sample += time.perf_counter() - start
+            timings.sample += clock() - start
             timings.n_sample += 1
             n_left -= 1
             if self.tokenizer.is_eog(token):
@@ -361,9 +371,9 @@ class _Talk:
                 break
             if not shift.make_room(1):
                 return f"[context full: {context.n_ctx} tokens]"
-            start = time.perf_counter()
+            start = clock()
             logits = context.decode([token])[-1]
-            timings.eval += time.perf_counter() - start
+            timings.eval += clock() - start
             timings.n_eval += 1
         out.write(decoder.finish())
         return ""

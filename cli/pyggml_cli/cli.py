@@ -6,7 +6,6 @@ imported when it is needed, so that --help and mistakes answer at once.
 
 import os
 import sys
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -177,7 +176,7 @@ def _complete(values: Values, prompt: str | None) -> int:
     from pyggml.model.context import Context
     from pyggml.tokenizer import Tokenizer
     from pyggml_cli.loading import context_arguments, model_for, shown_compiling
-    from pyggml_cli.timings import Timings
+    from pyggml_cli.timings import Timings, clock
 
     timings = Timings()
     with shown_compiling(), model_for(values) as model:
@@ -191,7 +190,7 @@ def _complete(values: Values, prompt: str | None) -> int:
         if n_ctx > model.config.n_ctx_train:
             print(f"warning: the model was trained on {model.config.n_ctx_train} tokens, not {n_ctx}", file=sys.stderr)
         context = Context(model, n_ctx, **context_arguments(values))
-        timings.load = time.perf_counter() - timings.start
+        timings.load = clock() - timings.start
         try:
             cache = PromptCache(values, context)
             if prompt is None:
@@ -252,7 +251,9 @@ def _generate(
     shift: ContextShift,
 ) -> str:
     """Print the text and add it to `tokens`; why it ended, "" for the number of tokens wanted."""
+    from pyggml import jit
     from pyggml.tokenizer import StreamDecoder
+    from pyggml_cli.timings import clock
 
     stop = ReversePrompts(values, tokenizer)
     out = sys.stdout
@@ -267,18 +268,19 @@ def _generate(
         chain.accept(token)
     cache.resume(tokens)
     new = tokens[context.n_past :]
-    start = time.perf_counter()
+    jit.wait(context.prepare(len(new)))
+    start = clock()
     logits = context.decode(new)[-1]
-    timings.prompt, timings.n_prompt = time.perf_counter() - start, len(new)
+    timings.prompt, timings.n_prompt = clock() - start, len(new)
     cache.keep_prompt(tokens)
 
     end, n_left = "", values.n_predict
     if stop.begin(tokens, SLACK):
         end, n_left = "[reverse prompt]", 0
     while n_left != 0:
-        start = time.perf_counter()
+        start = clock()
         token = chain.sample(logits)
-        timings.sample += time.perf_counter() - start
+        timings.sample += clock() - start
         timings.n_sample += 1
         n_left -= 1
         tokens.append(token)
@@ -295,9 +297,9 @@ def _generate(
         if not shift.make_room(1):
             end = f"[context full: {context.n_ctx} tokens]"
             break
-        start = time.perf_counter()
+        start = clock()
         logits = context.decode([token])[-1]
-        timings.eval += time.perf_counter() - start
+        timings.eval += clock() - start
         timings.n_eval += 1
     out.write(decoder.finish())
     out.flush()

@@ -10,9 +10,13 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from pyggml_cli.entry import run
 from pyggml_cli.flags import Flag, Row, Values, help_text, listed, parse, seconds, whole
+
+if TYPE_CHECKING:
+    from pyggml.backend.base import Device
 
 MIB = 1 << 20
 SWITCH = 0.001  # seconds that a thread keeps the interpreter while others want it: many of a server's threads do little
@@ -60,6 +64,12 @@ ROWS: list[Row] = [
     ),
     Flag(
         ("-v", "--verbose"), "verbose", "log each connection, buffer and graph (also: GGML_RPC_DEBUG=1)", default=False
+    ),
+    Flag(
+        ("--no-warmup",),
+        "no_warmup",
+        "listen at once; kernels are then compiled when a client first needs them",
+        default=False,
     ),
     Flag(("-c", "--cache"), "cache", "keep large weights on disk, so that they travel once", default=False),
 ]
@@ -121,6 +131,27 @@ def _log(verbose: bool) -> None:
     logging.getLogger("pyggml.rpc").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
+def _compiled(device: "Device") -> bool:
+    """Have the kernels compiled that most models need, once on a machine; False when it was asked to end meanwhile.
+    Where that does not work a client will be told why."""
+    from pyggml import jit
+    from pyggml.errors import PyggmlError
+    from pyggml.model.usual import usual_kernels
+
+    try:
+        jobs = usual_kernels(device)
+    except PyggmlError as reason:
+        print(f"warning: the usual kernels cannot be compiled: {reason}", file=sys.stderr)
+        return True
+    if jobs:
+        print(f"compiling {len(jobs)} kernels, which later starts find on disk ...", flush=True)
+    while not all(job.done.wait(0.1) for job in jobs):
+        if hasattr(signal, "sigpending") and signal.sigpending() & {signal.SIGTERM, signal.SIGINT}:
+            return False
+    jit.announce(logging.getLogger("pyggml.rpc").info)  # of others, which a client's model needs
+    return True
+
+
 def _serve(values: Values, wait: Callable[[], object]) -> int:
     from pyggml_rpc.addresses import bare_host, is_local
     from pyggml_rpc.cache import WeightCache
@@ -128,6 +159,7 @@ def _serve(values: Values, wait: Callable[[], object]) -> int:
     from pyggml_rpc.transport import Limits, Listener
     from pyggml_rpc.wire import PROTOCOL
 
+    from pyggml.backend.base import Kind
     from pyggml.cachedir import cache_dir
     from pyggml_cli.devices import gpu_devices, local_devices, pick
 
@@ -137,6 +169,9 @@ def _serve(values: Values, wait: Callable[[], object]) -> int:
         devices = pick([*gpus, *local_devices()], values.device)
     else:
         devices = gpus or local_devices()
+    for device in devices:
+        if device.kind is Kind.CPU and not values.no_warmup and not _compiled(device):
+            return 0
     cache = WeightCache(cache_dir("rpc")) if values.cache else None
     limit = values.memory * MIB if values.memory is not None else None
     server = Server(

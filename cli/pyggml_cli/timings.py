@@ -7,9 +7,16 @@ import time
 from dataclasses import dataclass, field
 
 
+def clock() -> float:
+    """Seconds by a clock that stands still while kernels are compiled, which happens once on a machine."""
+    from pyggml import jit
+
+    return time.perf_counter() - jit.Counts.seconds
+
+
 @dataclass
 class Timings:
-    """Seconds, and how many tokens they were for."""
+    """Seconds, and how many tokens they were for; all but `start` by `clock`."""
 
     start: float = field(default_factory=time.perf_counter)
     load: float = 0.0
@@ -21,10 +28,12 @@ class Timings:
     n_sample: int = 0
 
     def lines(self) -> list[str]:
-        """One line each for sampling, loading, prompt, generation and all of it."""
+        """One line each for sampling, loading, compiling where there was any, prompt, generation and all of it."""
         total = 1e3 * (time.perf_counter() - self.start)
         tokens = self.n_prompt + self.n_eval
-        return [
+        from pyggml import jit
+
+        lines = [
             f"   sampling time = {1e3 * self.sample:10.2f} ms / {self.n_sample:5d} tokens",
             f"       load time = {1e3 * self.load:10.2f} ms",
             f"prompt eval time = {1e3 * self.prompt:10.2f} ms / {self.n_prompt:5d} tokens"
@@ -33,6 +42,12 @@ class Timings:
             f" ({_rates(self.eval, self.n_eval)})",
             f"      total time = {total:10.2f} ms / {tokens:5d} tokens",
         ]
+        if jit.Counts.compiled:
+            seconds, n = jit.Counts.seconds, jit.Counts.compiled
+            lines.insert(
+                2, f"    compile time = {1e3 * seconds:10.2f} ms / {n:5d} kernels, which later starts find on disk"
+            )
+        return lines
 
 
 def _rates(seconds: float, n: int) -> str:

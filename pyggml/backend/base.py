@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from pyggml.ops import VIEW_OPS, check
 
 if TYPE_CHECKING:
     from pyggml.graph import Graph
+    from pyggml.jit import Job
     from pyggml.tensor import Tensor
 
 ASK_EVERY = 256
@@ -90,6 +91,14 @@ class Plan:
     nbytes: int = 0
 
 
+class Begun(NamedTuple):
+    """A plan on its way: `finish` is `plan`'s second half, and quick once all `jobs` are done (kernels that are being
+    compiled)."""
+
+    jobs: list[Job]
+    finish: Callable[[], Plan]
+
+
 class Backend(ABC):
     """A device with what it needs to compute: threads, a stream, a connection."""
 
@@ -103,6 +112,10 @@ class Backend(ABC):
         `max_work`: the bytes of work memory that the plan may take here; WorkMemoryError, before it takes any, if it
         needs more. A backend whose plans take none, or that computes elsewhere, may leave both aside.
         """
+
+    def begin(self, graph: Graph) -> Begun:
+        """Begin to `plan`, and do not wait for what has to be compiled."""
+        return Begun([], lambda: self.plan(graph))
 
     @abstractmethod
     def compute(self, plan: Plan) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pyggml import jit
-from pyggml.backend.base import Backend, Device, Kind, Plan, Usage, while_wanted
+from pyggml.backend.base import Backend, Begun, Device, Kind, Plan, Usage, while_wanted
 from pyggml.backend.hazards import Hazards, Memo, Span
 from pyggml.backend.host import HostBuffer, default_threads, host_memory
 from pyggml.backend.spans import first_fit
@@ -24,7 +24,7 @@ from pyggml.backend.team import IndexFault, Team
 from pyggml.dtypes import GGMLType
 from pyggml.errors import ComputeError, UnsupportedError, WorkMemoryError
 from pyggml.graph import Graph
-from pyggml.kernels.cpu import FAMILIES, FUSIONS
+from pyggml.kernels.cpu import FAMILIES, FUSIONS, executor
 from pyggml.ops import VIEW_OPS, Op, check
 from pyggml.steps import MAX_OPERANDS, STEP
 from pyggml.tensor import Flag, Tensor
@@ -85,6 +85,7 @@ class CPUDevice(Device):
         return reason
 
     def open(self, n_threads: int | None = None) -> CPUBackend:
+        jit.prepare([executor.RUN, executor.WORKER, executor.DISMISS])  # together, where they are not there yet
         return CPUBackend(self, n_threads or default_threads())
 
 
@@ -109,6 +110,13 @@ class CPUBackend(Backend):
     def plan(
         self, graph: Graph, *, cancelled: Callable[[], bool] | None = None, max_work: int | None = None
     ) -> CPUPlan:
+        return self._lower(graph, cancelled).finish(self.team.status_address, max_work)
+
+    def begin(self, graph: Graph) -> Begun:
+        builder = self._lower(graph, None)
+        return Begun(jit.prepare(builder.kernels()), lambda: builder.finish(self.team.status_address))
+
+    def _lower(self, graph: Graph, cancelled: Callable[[], bool] | None) -> Builder:
         nodes = [n for n in graph.nodes if n.op not in VIEW_OPS and n.flags & Flag.COMPUTE and 0 not in n.ne]
         for node in while_wanted(nodes, cancelled):
             check(node)
@@ -128,7 +136,7 @@ class CPUBackend(Backend):
                     done = following
                     continue
             _family(node.op).lower(builder, node)
-        return builder.finish(self.team.status_address, max_work)
+        return builder
 
     def compute(self, plan: Plan) -> None:
         assert isinstance(plan, CPUPlan)
@@ -277,12 +285,16 @@ class Builder:
         """`size` bytes for each thread, thread i at i * (size rounded up to 64)."""
         return Scratch((size + 63) // 64 * 64 * self.n_threads, per_thread=True)
 
+    def kernels(self) -> list[jit.Spec]:
+        """What the steps run, each once."""
+        return list(dict.fromkeys(spec for s in self.steps for spec in (s.spec, *s.calls)))
+
     def finish(self, status: int, max_work: int | None = None) -> CPUPlan:
         arena_size, record_size = _place(self.steps), len(self.steps) * STEP.itemsize
         work = arena_size + record_size + 128
         if max_work is not None and work > max_work:
             raise WorkMemoryError(work, max_work)
-        jit.ensure(spec for s in self.steps for spec in (s.spec, *s.calls))
+        jit.ensure(self.kernels())
         arena, table = _zeros(arena_size), _zeros(record_size).view(STEP)
         for i, s in enumerate(self.steps):
             r = table[i]

@@ -9,19 +9,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyggml.alloc import Arena, Place, Step, place_tensors, root_of
 from pyggml.backend.assign import assign
-from pyggml.backend.base import Backend, Buffer, Plan, Usage
+from pyggml.backend.base import Backend, Begun, Buffer, Plan, Usage
 from pyggml.backend.host import ELEMENTS
 from pyggml.errors import ComputeError, DeviceError
 from pyggml.graph import Graph
 from pyggml.ops import VIEW_OPS
 from pyggml.tensor import Flag, Tensor
+
+if TYPE_CHECKING:
+    from pyggml.jit import Job
 
 
 @dataclass
@@ -32,6 +35,7 @@ class Split:
     nodes: list[Tensor] = field(default_factory=list)
     copies: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # (original, its copy here)
     plan: Plan | None = None
+    begun: Begun | None = None
 
 
 class Scheduler:
@@ -170,22 +174,31 @@ class Schedule:
                         if id(t) in self._input_names:
                             self._inputs.setdefault(id(t), []).append(t)
 
-    def bind(self) -> None:
-        """Give every tensor its address and lower the splits; done anew when a compute buffer has grown since."""
+    def begin(self) -> list[Job]:
+        """The first half of `bind`, which does not wait for kernels that have to be compiled; the jobs to wait for."""
         scheduler = self.scheduler
         scheduler.reserve(self.sizes)
-        if self._generation == scheduler.generation:
-            return
-        for tensor, place in self._places:
-            scheduler.buffer(place.arena).place(tensor, place.offset)
-        for view in self._views:
-            root = root_of(view)
-            view.buffer = root.buffer
-            view.data = root.data + view.view_offs
-        uses = self._uses()
+        if self._generation != scheduler.generation:
+            for tensor, place in self._places:
+                scheduler.buffer(place.arena).place(tensor, place.offset)
+            for view in self._views:
+                root = root_of(view)
+                view.buffer = root.buffer
+                view.data = root.data + view.view_offs
+            uses = self._uses()
+            for split in self.splits:
+                split.plan = None
+                split.begun = scheduler.backends[split.device].begin(_graph_of(split.nodes, uses))
+            self._generation = scheduler.generation
+        return [job for split in self.splits if split.begun is not None for job in split.begun.jobs]
+
+    def bind(self) -> None:
+        """Give every tensor its address and lower the splits; done anew when a compute buffer has grown since."""
+        self.begin()
         for split in self.splits:
-            split.plan = scheduler.backends[split.device].plan(_graph_of(split.nodes, uses))
-        self._generation = scheduler.generation
+            if split.begun is not None:
+                split.plan = split.begun.finish()
+                split.begun = None
 
     def _uses(self) -> Counter[int]:
         """How often each tensor is read by any split, itself or through a view, copies to other devices included."""

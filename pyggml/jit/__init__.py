@@ -28,8 +28,8 @@ from pyggml.jit.pool import Job, Pool
 from pyggml.jit.spec import CTYPES, STEP, Spec, parse
 
 __all__ = [
-    "LEVELS", "STEP", "Counts", "Spec", "address", "announce", "assembly", "device", "ensure", "function", "inline",
-    "interrupt", "level", "on_compile", "prepare", "target",
+    "LEVELS", "STEP", "Counts", "Job", "Spec", "address", "announce", "assembly", "device", "ensure", "function", "inline",
+    "interrupt", "level", "on_compile", "prepare", "target", "wait",
 ]  # fmt: skip
 
 Progress = Callable[[int, int, str], None]
@@ -121,7 +121,7 @@ def ensure(specs: Iterable[Spec]) -> None:
     A cache that cannot be used costs time, never the run: kernels are then compiled for this process alone. Raises
     DeviceError when Numba cannot compile, ComputeError after `interrupt`.
     """
-    _wait(prepare(specs))
+    wait(prepare(specs))
 
 
 def prepare(specs: Iterable[Spec]) -> list[Job]:
@@ -163,7 +163,8 @@ def interrupt() -> None:
     _interruptions += 1
 
 
-def _wait(jobs: list[Job]) -> None:
+def wait(jobs: list[Job]) -> None:
+    """Until all are done. Raises as `ensure`."""
     if not jobs:
         return
     start, before = time.monotonic(), _interruptions

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ from pyggml.model.kv_cache import KVCache
 from pyggml.model.model import Model
 from pyggml.model.shift import shift_graph
 from pyggml.tensor import Tensor
+
+if TYPE_CHECKING:
+    from pyggml.jit import Job
 
 KEPT_SCHEDULES = 8
 
@@ -148,6 +151,19 @@ class Context:
                 out[start if logits == "all" else 0 :][:n_outputs] = result
             self.n_past += batch.size
         return out
+
+    def prepare(self, n_tokens: int) -> list[Job]:
+        """Begin to make ready for a prompt of so many tokens and for single ones after it, so that all kernels that this
+        machine has yet to compile are compiled together; the jobs to wait for (jit.wait)."""
+        size = min(n_tokens, self.n_ctx - self.n_past)
+        shapes = []
+        for done in range(0, size, self.n_ubatch):
+            n = min(self.n_ubatch, size - done)
+            shapes.append((n, self.cache.n_kv(self.n_past + done + n), int(done + n == size)))
+        if self.n_past + size < self.n_ctx:
+            shapes.append((1, self.cache.n_kv(self.n_past + size + 1), 1))
+        different = {(n, outputs): (n, n_kv, outputs) for n, n_kv, outputs in shapes}  # the last ones are needed last
+        return list(dict.fromkeys(job for key in different.values() for job in self.schedule_for(*key)[1].begin()))
 
     def _decode_ubatch(self, ids: NDArray[np.int32], n_outputs: int) -> NDArray[np.float32] | None:
         self.model.check_file()

@@ -10,6 +10,16 @@ from typing import Any
 import pytest
 from pyggml_cli import rpc_server
 
+from pyggml import jit
+from pyggml.backend.cpu import CPUDevice
+from pyggml.model.usual import usual_kernels
+
+
+@pytest.fixture(scope="module", autouse=True)
+def warm() -> None:
+    """What a server on an empty cache says besides is not looked at here (e2e/test_cold_start.py)."""
+    jit.wait(usual_kernels(CPUDevice()))
+
 
 def started(process: Any) -> str:
     """All that it says up to the list of devices; a server that says nothing for a minute is killed."""
@@ -42,7 +52,7 @@ def test_start_and_end(spawn: Callable[..., Any], number: int) -> None:
 
 def test_memory_and_cache(spawn: Callable[..., Any], tmp_path: Any) -> None:
     env = {"PYGGML_CACHE": str(tmp_path)}
-    said = started(spawn("rpc_server", "-p", 0, "-m", 64, "-c", "-t", 1, "-d", "cpu", env=env))
+    said = started(spawn("rpc_server", "-p", 0, "-m", 64, "-c", "-t", 1, "-d", "cpu", "--no-warmup", env=env))
     assert "(64 MiB, 64 MiB free)" in said and f"local cache    : {tmp_path}/rpc\n" in said
 
 

@@ -4,8 +4,11 @@ Must not know which kernels there are. A log that every process of the test writ
 """
 
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,6 +87,9 @@ def test_two_programs_at_once_compile_each_kernel_once_between_them(cold: tuple[
     assert programs[0].out == programs[1].out
     assert all("compiling kernels, once ...\n" in program.err for program in programs), "both say what they wait for"
     assert not any(program.numba for program in programs)
+    for program in programs:
+        assert re.search(r"compile time = +\d+\.\d\d ms / +\d+ kernels", program.err)
+        assert program.err.count("compiling kernels") == 1, "prompt and text have one wait between them"
 
 
 def test_a_second_start_compiles_nothing(cold: tuple[Machine, list[Ended]]) -> None:
@@ -92,7 +98,7 @@ def test_a_second_start_compiles_nothing(cold: tuple[Machine, list[Ended]]) -> N
     warm = Ended(machine.start())
     assert (warm.n_compiled, warm.n_loaded, warm.numba) == (0, len(files), False)
     assert machine.compiled() == before and machine.files() == files
-    assert warm.out == programs[0].out and "compiling" not in warm.err
+    assert warm.out == programs[0].out and "compil" not in warm.err
 
 
 def test_a_lost_file_is_compiled_again(cold: tuple[Machine, list[Ended]]) -> None:
@@ -117,3 +123,63 @@ def test_a_folder_that_cannot_be_written_costs_time_and_not_the_run(
     assert len(lines) == 2 and "compiling kernels, once ..." in lines
     (said,) = (line for line in lines if str(tmp_path / "file") in line)
     assert "Not a directory" in said and said.endswith("for this run only")
+
+
+def until(process: Any, said: Callable[[], str], words: str) -> None:
+    """Wait for words of a process; one that ends before is a failure."""
+    while words not in said():
+        assert process.process.poll() is None, (process.out, process.err)
+        time.sleep(0.02)
+
+
+def test_ctrl_c_while_kernels_are_compiled(command: Callable[..., Any], smollm2: Path, tmp_path: Path) -> None:
+    env = {"PYGGML_CACHE": str(tmp_path)}
+    process = command("cli", "-m", smollm2, "-p", "Hello, my name is", "-n", 4, env=env)
+    until(process, lambda: process.err, "compiling kernels")
+    process.process.send_signal(signal.SIGINT)
+    assert process.wait() == 130
+    assert process.err.endswith("\ninterrupted\n") and "Traceback" not in process.err
+
+
+def test_ctrl_c_in_a_conversation_ends_the_turn(command: Callable[..., Any], smollm2: Path, tmp_path: Path) -> None:
+    env = {"PYGGML_CACHE": str(tmp_path)}
+    process = command("cli", "-m", smollm2, "-cnv", "-p", "Hello", "-n", 4, "--no-warmup", env=env)
+    until(process, lambda: process.err, "compiling kernels")
+    time.sleep(2.0)  # past the threads' own kernels, which come before the conversation
+    process.process.send_signal(signal.SIGINT)
+    assert process.wait() in (0, 130)
+    assert "interrupted" in process.err and "Traceback" not in process.err
+
+
+PYTHON = """
+import sys
+from pyggml import Llama
+with Llama(sys.argv[1], n_ctx=64) as llm:
+    for _ in range(2):
+        print(llm("Hello, my name is", max_tokens=2, temperature=0)["choices"][0]["text"])
+"""
+
+
+def test_python_says_once_that_kernels_are_compiled(tmp_path: Path, smollm2: Path) -> None:
+    env = {**os.environ, "PYGGML_CACHE": str(tmp_path)}
+    command = [sys.executable, "-c", PYTHON, str(smollm2)]
+    for lines in (1, 0):
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=True)
+        assert len(re.findall("pyggml: compiling .* kernels?, which later starts find on disk", done.stderr)) == lines
+
+
+def test_a_server_compiles_before_it_listens(command: Callable[..., Any], tmp_path: Path) -> None:
+    """Asked to end meanwhile it does; a second start finds what the first one made."""
+    env = {"PYGGML_CACHE": str(tmp_path)}
+    process = command("rpc_server", "-p", 0, "-d", "cpu", env=env)
+    until(process, lambda: process.out, "compiling")
+    process.process.send_signal(signal.SIGINT)
+    assert process.wait() == 0 and re.fullmatch(r"compiling \d\d kernels, [^\n]*\n", process.out) and process.err == ""
+    process = command("rpc_server", "-p", 0, "-d", "cpu", env=env)
+    process.wait_for(r"compiling \d\d kernels[^\n]*\nusing CPU backend\n(.|\n)*MiB free", 300)
+    process.process.terminate()
+    assert process.wait() == 0
+    process = command("rpc_server", "-p", 0, "-d", "cpu", env=env)
+    process.wait_for(r"^using CPU backend\n(.|\n)*MiB free", 300)
+    process.process.terminate()
+    assert process.wait() == 0 and "compiling" not in process.out

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_model import N_VOCAB, write_llama
 
+from pyggml import jit
 from pyggml.dtypes import GGMLType
 from pyggml.errors import ComputeError, ContextError, UnsupportedError
 from pyggml.model.context import Context
@@ -161,3 +162,27 @@ def test_mask_and_rows():
     plain = KVCache([device], 300, 4, 2, 3)
     assert plain.mask(cells, 8).dtype == np.float16 and plain.v_rows(cells) is cells
     assert plain.n_bytes == 512 * 3 * (4 + 2) * 2
+
+
+@pytest.mark.parametrize(("n_tokens", "n_ubatch"), [(1, 32), (5, 32), (40, 32), (300, 512)])
+def test_kernels_of_the_prompt_and_of_the_text_are_prepared_together(tmp_path, monkeypatch, n_tokens, n_ubatch):
+    """Once `prepare` is done, neither the prompt nor the token after it needs another kernel."""
+    model = Model.load(write_llama(tmp_path / "tiny.gguf"))
+    context = Context(model, n_ctx=512, n_ubatch=n_ubatch)
+    monkeypatch.setattr(jit, "_addresses", {})
+    wanted = jit.prepare
+
+    def seen(specs):
+        asked.extend(spec for spec in specs if spec not in jit._addresses)
+        return wanted(specs)
+
+    asked: list[jit.Spec] = []
+    monkeypatch.setattr(jit, "prepare", seen)
+    jit.wait(context.prepare(n_tokens))
+    assert len(asked) > 5
+    asked.clear()
+    context.decode([1] * n_tokens)
+    context.decode([1])
+    assert asked == []
+    context.close()
+    model.close()
