@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from pyggml.backend.base import Device
 
 MIB = 1 << 20
-SWITCH = 0.001  # seconds that a thread keeps the interpreter while others want it: many of a server's threads do little
+SWITCH = (
+    0.0005  # seconds that a thread keeps the interpreter while others want it: many of a server's threads do little
+)
 
 ROWS: list[Row] = [
     Flag(("-h", "--help"), "help", "print this page and exit", default=False),

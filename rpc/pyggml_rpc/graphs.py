@@ -12,7 +12,6 @@ from pyggml.backend.base import Plan
 from pyggml.errors import ComputeError
 from pyggml.ops import Op, check
 from pyggml_rpc.errors import RefusedError
-from pyggml_rpc.memory import NoRoomError
 from pyggml_rpc.records import ForeignGraph, link, read_tensors
 
 if TYPE_CHECKING:
@@ -113,13 +112,13 @@ class Graphs:
             reason = slot.device.why_not(node)
             if reason is not None:
                 raise RefusedError(f"node {node.name!r} ({Op(node.op).name}): {reason}")
-        self._stay()
-        plan = slot.backend.plan(graph)
         objects = RECORD_COST * len(tensors)
         session.host.take(objects)
         try:
+            room, known = session.account(slot).offer()
+            plan = slot.backend.plan(graph, cancelled=self._left, max_work=room if known else None)
             session.account(slot).take(plan.nbytes)
-        except NoRoomError:
+        except BaseException:
             session.host.give(objects)
             raise
         buffers = {id(t.buffer) for node in graph.nodes for t in (node, *node.src) if t is not None}

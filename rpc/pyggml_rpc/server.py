@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 
 CLOSE_TIMEOUT = 2.0  # seconds
-LOWERINGS = 4  # graphs that are made ready at once, each of another client; one of them may be compiling kernels
+LOWERINGS = 2  # graphs that are made ready at once, each of another client
+COMPILING = 3.0  # seconds after which one is taken to wait for the compiler, and keeps nobody else waiting
 MAX_BUFFERS = 1 << 15  # of all clients; each may be a mapping, of which Linux gives a process 65,530
 
 
@@ -159,7 +160,7 @@ class Server:
         hosts = [slot.ledger for slot in self.slots if slot.device.kind is Kind.CPU]
         self.host = hosts[0] if hosts else Ledger(host_memory, share=client_share)
         self.graph_timeout = graph_timeout
-        self.lowering = Turns(LOWERINGS)
+        self.lowering = Turns(LOWERINGS, overstay=COMPILING)
         self.cache = cache
         self.counters = Counters()
         self._buffers = 0

@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable
 
 from pyggml.errors import ComputeError
 
+LOOK_AGAIN = 0.1  # seconds after which those who wait look whether somebody overstays
 MOST_REMEMBERED = 1024  # owners whose time is known
 
 
@@ -22,8 +23,13 @@ class _Waiter:
 
 
 class Turns:
-    def __init__(self, places: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
+    """`places` owners have a turn at once; one who has had it for longer than `overstay` seconds does not count."""
+
+    def __init__(
+        self, places: int = 1, clock: Callable[[], float] = time.monotonic, overstay: float | None = None
+    ) -> None:
         self._places = places
+        self._overstay = overstay
         self._clock = clock
         self._lock = threading.Lock()
         self._running: dict[Hashable, float] = {}  # since when
@@ -41,11 +47,16 @@ class Turns:
             self._grant()
         until = None if timeout is None else self._clock() + timeout
         while not waiter.granted:
-            late = not waiter.event.wait(None if until is None else max(0.0, until - self._clock()))
+            pause = None if until is None else max(0.0, until - self._clock())
+            if self._overstay is not None:
+                pause = min(LOOK_AGAIN, LOOK_AGAIN if pause is None else pause)
+            waiter.event.wait(pause)
             with self._lock:
+                self._grant()
                 if waiter.granted:
                     break
                 waiter.event.clear()
+                late = until is not None and self._clock() >= until
                 if late or left():
                     self._waiting.remove(waiter)
                     raise ComputeError("no turn came in time" if late else "the client is gone")
@@ -70,7 +81,7 @@ class Turns:
         return len(self._waiting)
 
     def _grant(self) -> None:
-        while len(self._running) < self._places:
+        while self._inside() < self._places:
             able = [waiter for waiter in self._waiting if waiter.owner not in self._running]
             if not able:
                 return
@@ -81,6 +92,11 @@ class Turns:
             self._running[chosen.owner] = self._clock()
             chosen.granted = True
             chosen.event.set()
+
+    def _inside(self) -> int:
+        if self._overstay is None:
+            return len(self._running)
+        return sum(self._clock() - since < self._overstay for since in self._running.values())
 
     def _prune(self) -> None:
         """Forget owners that are not here, those with the least time first, when there are too many."""

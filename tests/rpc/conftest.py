@@ -228,6 +228,10 @@ class Glued:
         assert handle
         return handle, int(self.request(Command.BUFFER_GET_BASE, remote_ptr=handle)["base_ptr"])
 
+    def offer(self, device: int = 0) -> int:
+        """Bytes that this client may still take."""
+        return int(self.request(Command.GET_DEVICE_MEMORY, device=device)["free"])
+
     def set(self, tensor: Record, data: bytes, offset: int = 0, cache: int = 0) -> None:
         body = pack(COMMANDS[Command.SET_TENSOR].request, tensor=tensor, offset=offset, cache_flag=cache)
         self.ask(Command.SET_TENSOR, body, data)

@@ -115,6 +115,21 @@ def test_a_client_that_left_waits_no_longer() -> None:
     turns.give("c")
 
 
+def test_who_overstays_keeps_nobody_waiting() -> None:
+    clock = Clock()
+    turns = Turns(1, clock, overstay=5.0)
+    turns.take("compiles", stays)
+    thread = threading.Thread(target=turns.take, args=("b", stays))
+    thread.start()
+    time.sleep(0.15)
+    assert turns.n_waiting == 1
+    clock.now = 5.1
+    thread.join(5)
+    assert not thread.is_alive() and turns.n_waiting == 0
+    turns.give("compiles")
+    turns.give("b")
+
+
 def test_no_turn_in_time() -> None:
     turns = Turns()
     turns.take("a", stays)
