@@ -1,9 +1,12 @@
 """Fixtures that every test may ask for. Puts tests/support on the path; must not know any one test."""
 
+import contextlib
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -12,6 +15,9 @@ sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 from peer import Peer
 from peer_build import PeerMissing, ensure_peer, ensure_smollm2
+
+if TYPE_CHECKING:
+    from pyggml.backend.cuda.device import CudaDevice
 
 # A busy machine is no failure: neither compiling a kernel nor drawing an example has to be quick. CI repeats itself.
 settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -22,11 +28,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so do processes that a 
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.fixture(scope="session")
-def peer() -> Peer:
-    """The stock llama.cpp; built on first use. With PYGGML_REQUIRE_PEER set (CI), not having it is a failure."""
+@contextlib.contextmanager
+def or_skipped() -> Iterator[None]:
+    """What cannot be had is a skip; with PYGGML_REQUIRE_PEER set (CI) a failure."""
     try:
-        return Peer(*ensure_peer())
+        yield
     except PeerMissing as reason:
         if os.environ.get("PYGGML_REQUIRE_PEER"):
             raise
@@ -34,6 +40,25 @@ def peer() -> Peer:
 
 
 @pytest.fixture(scope="session")
+def peer() -> Peer:
+    """The stock llama.cpp; built on first use."""
+    with or_skipped():
+        return Peer(*ensure_peer())
+
+
+@pytest.fixture(scope="session")
 def smollm2() -> Path:
     """SmolLM2-135M-Instruct.Q4_1.gguf: the llama architecture, 30 layers, 49152 tokens."""
-    return ensure_smollm2()
+    with or_skipped():
+        return ensure_smollm2()
+
+
+@pytest.fixture(scope="session")
+def card() -> "CudaDevice":
+    """A real GPU. Tests that ask for more name it first: nothing is built or fetched where there is none."""
+    from pyggml.backend.cuda import cuda_devices, why_no_cuda
+
+    reason = why_no_cuda()
+    if reason is not None:
+        pytest.skip(reason)
+    return cuda_devices()[0]

@@ -1,6 +1,12 @@
-"""The emulated GPU for the tests of the CUDA backend's own parts. Must not know a kernel."""
+"""The GPUs for the tests of the CUDA backend's own parts. Must not know a kernel."""
 
 import pytest
+
+
+@pytest.fixture(params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
+def either(request):
+    """An emulated GPU, and with `pytest -m gpu` a real one."""
+    return request.getfixturevalue("device" if request.param == "emulated" else "card")
 
 
 @pytest.fixture

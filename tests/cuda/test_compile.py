@@ -86,6 +86,13 @@ def test_a_newer_gpu_gets_the_same_ptx_assembled_for_it() -> None:
     assert build.assemble(text, (12, 0)).image[:4] == b"\x7fELF"
 
 
+def test_a_gpu_that_the_assembler_does_not_know_gets_ptx_which_its_driver_compiles() -> None:
+    assert (
+        build.code(Spec("unary", "scale"), (13, 0))
+        == build.ptx(kernel_of(Spec("unary", "scale")), (13, 0)).encode() + b"\0"
+    )
+
+
 # ---- the cache
 
 

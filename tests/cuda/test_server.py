@@ -19,7 +19,6 @@ from tiny_model import N_VOCAB, write_llama
 import pyggml.backend.cuda
 from pyggml import Llama
 from pyggml.backend.cpu import CPUDevice
-from pyggml.backend.cuda import cuda_devices, why_no_cuda
 from pyggml.backend.reference import ReferenceDevice
 from pyggml.dtypes import GGMLType
 from pyggml.errors import DeviceError
@@ -103,14 +102,6 @@ def test_layers_over_a_gpu_and_this_cpu(path):
 
 
 # ---- on a GPU
-
-
-@pytest.fixture
-def card():
-    reason = why_no_cuda()
-    if reason is not None:
-        pytest.skip(reason)
-    return cuda_devices()[0]
 
 
 @pytest.mark.gpu

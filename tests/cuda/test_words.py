@@ -9,7 +9,6 @@ pytest.importorskip("numba_cuda", reason="numba-cuda is not installed: pip insta
 from cuda_emulator import EmulatedGPU, EmulatorError, body
 from cuda_fibers import machine
 
-from pyggml.backend.cuda import cuda_devices, why_no_cuda
 from pyggml.backend.cuda.driver import GPU
 from pyggml.backend.cuda.staging import Staging
 from pyggml.kernels.cuda import device as _  # noqa: F401  (fills the list of words)
@@ -23,10 +22,7 @@ RNG = np.random.default_rng(7)
 def gpu(request) -> GPU:
     if request.param == "emulated":
         return EmulatedGPU()
-    reason = why_no_cuda()
-    if reason is not None:
-        pytest.skip(reason)
-    return cuda_devices()[0].gpu
+    return request.getfixturevalue("card").gpu
 
 
 def run(

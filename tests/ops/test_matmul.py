@@ -237,3 +237,25 @@ def test_wrong_twins_are_caught(dtype: GGMLType) -> None:
 def test_wrong_twins_of_the_others_are_caught() -> None:
     assert_caught(mul_mat_id_cases(F32), wrong_twin(Op.MUL_MAT_ID, (refuse, slots_in_blocks)))
     assert_caught(out_prod_cases(F32), wrong_twin(Op.OUT_PROD, (refuse, transposed_result)))
+
+
+@pytest.mark.parametrize("which", ["cuda", pytest.param("gpu", marks=pytest.mark.gpu)])
+def test_the_elements_of_one_matrix_are_counted_not_those_of_all_experts(
+    request: pytest.FixtureRequest, which: str
+) -> None:
+    """2^31 and more there may be of all: here the experts of each half share their bytes."""
+    device: Device = request.getfixturevalue(f"{which}_device")
+    make = Operands(np.random.default_rng(0))
+    k, n, experts = 64, 32, 1 << 20
+    w = make.leaf(GGMLType.Q8_0, (k, n))
+    many = Tensor(w.type, (k, n, experts), (*w.nb[:2], 0, 0), view_src=w)
+    assert many.nelements > 2**31 - 1024
+    x, ids = make.leaf(F32, (k, 1, 3)), make.leaf(I32, (1, 3), np.array([0, experts - 1, 12345]))
+    node = ops.mul_mat_id(many, x, ids)
+    assert device.why_not(node) is None
+    row = make.leaf(F32, (1 << 17,))
+    one = Tensor(F32, (1 << 17, 1 << 15), (4, 4, 4, 4), view_src=row)
+    assert device.why_not(ops.mul_mat(one, row)) == f"{1 << 32} elements are more than {2**31 - 1024}"
+    _, got = run(Case(node, make.contents, 0.0), device)
+    _, expected = run(Case(ops.mul_mat(w, ops.reshape(x, k, 3)), make.contents, 0.0), ReferenceDevice())
+    assert ((got.reshape(3, n) - expected.reshape(3, n)) ** 2).sum() < 1e-3 * (expected**2).sum()

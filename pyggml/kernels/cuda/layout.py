@@ -29,8 +29,9 @@ def alignment(dtype: GGMLType) -> int:
     return {4: 4, 2: 2, 1: 1, 8: 8}.get(SIZES[dtype].type_size, 2) if SIZES[dtype].block_size == 1 else 2
 
 
-def refuse(*tensors: Tensor | None) -> str | None:
-    """Why kernels cannot walk one of these tensors."""
+def refuse(*tensors: Tensor | None, by_matrix: bool = False) -> str | None:
+    """Why kernels cannot walk one of these tensors. `by_matrix`: they count the elements of one matrix; where it begins
+    they know in 64 bits."""
     for t in tensors:
         if t is None:
             continue
@@ -42,18 +43,19 @@ def refuse(*tensors: Tensor | None) -> str | None:
                 return f"{t.ne[0]} elements of {t.type.name} are no whole number of blocks"
             if t.nb[0] != size.type_size:
                 return f"blocks of {t.type.name} are {t.nb[0]} bytes apart"
-        if t.nelements > MOST:
-            return f"{t.nelements} elements are more than {MOST}"
+        counted = t.ne[0] * t.ne[1] if by_matrix else t.nelements
+        if counted > MOST:
+            return f"{counted} elements are more than {MOST}"
     return None
 
 
-def refuse_types(allowed: Iterable[GGMLType], *tensors: Tensor) -> str | None:
+def refuse_types(allowed: Iterable[GGMLType], *tensors: Tensor, by_matrix: bool = False) -> str | None:
     """The reason if some tensor has none of the allowed types, or a layout that cannot be walked."""
     allowed = tuple(allowed)
     for t in tensors:
         if t.type not in allowed:
             return f"{t.type.name} is none of {', '.join(a.name for a in allowed)}"
-    return refuse(*tensors)
+    return refuse(*tensors, by_matrix=by_matrix)
 
 
 def blocks(n: int, each: int = THREADS) -> int:

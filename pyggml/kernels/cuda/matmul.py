@@ -31,7 +31,7 @@ def why_not(node: Tensor) -> str | None:
         reason = refuse(source(node, 2))
         if reason is not None:
             return reason
-    return refuse_types(READ, a) or refuse_types(FLOATS, b) or refuse_types([F32], node)
+    return refuse_types(READ, a, by_matrix=True) or refuse_types(FLOATS, b) or refuse_types([F32], node)
 
 
 def lower(builder: Builder, node: Tensor) -> None:

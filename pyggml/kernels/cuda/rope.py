@@ -128,7 +128,7 @@ def rope():
                     low = (d.fma(-(high / factor), factor, high) + low) / factor
                     high = high / factor
                 position = d.f32(d.ld_i32(positions + (i2 + d.float_bits(axis) * n2) * position_step))
-                turns = position * high
+                turns = d.mul_rn(position, high)  # with the difference below it could become one fma
                 rest = d.fma(position, high, -turns) + position * low
                 angle = ((turns - d.f32(d.round_i32(turns))) + rest) * d.f32(6.283185307179586)
                 c = d.cos_turn(angle) * magnitude

@@ -129,7 +129,9 @@ def unary():
             elif kind == 19:
                 r = -d.round_down(-x)
             elif kind == 20:
-                r = d.sign_of(d.round_down(abs(x) + d.f32(0.5)), x)
+                whole = d.round_down(abs(x))
+                # abs(x) + 0.5 would round: just below 0.5 to 1, from 2^23 on to the next even number
+                r = d.sign_of(whole + d.f32(1) if abs(x) - whole >= d.f32(0.5) else whole, x)
             else:
                 r = d.sign_of(d.round_down(abs(x)), x)
             store(y + i0 * y0 + i1 * y1 + i2 * y2 + i3 * y3, ky, r)

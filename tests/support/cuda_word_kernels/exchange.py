@@ -36,7 +36,7 @@ def moves():
         d.st_u16(to + 2, d.ld_u16(at + 2))
         d.st_i32(to + 4, d.ld_i32(at + 4))
         d.st_i64(to + 8, d.ld_i64(at + 8))
-        p0, p1, p2, p3 = d.ldw_i32x4(at + 16)
+        p0, p1, p2, p3 = d.ld_i32x4(at + 16)
         d.st_i32x4(to + 16, p3, p2, p1, p0)
         u0, u1 = d.ld_i32x2(at + 32)
         d.st_i32x2(to + 32, u1, u0)

@@ -53,7 +53,6 @@ from pyggml.kernels.cuda.device.memory import (
     ld_i64,
     ld_u8,
     ld_u16,
-    ldw_i32x4,
     shared,
     sld_f16,
     sld_f32,

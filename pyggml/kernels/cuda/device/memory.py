@@ -113,13 +113,6 @@ sst_bf16, sst_i32x4, sst_i32x2, sst_f32x4, sst_f32x2 = (
     _s["st_" + k] for k in ("bf16", "i32x4", "i32x2", "f32x4", "f32x2")
 )
 
-ldw_i32x4 = word(
-    "ldw_i32x4", "i32*4", ["i64"],
-    asm("ld.global.nc.L1::no_allocate.v4.b32 {$0,$1,$2,$3}, [$4];", "=r,=r,=r,=r,l", "{i32, i32, i32, i32}", "i64 %a0",
-        pure=True),
-)  # fmt: skip
-"""16 bytes that nobody needs again: they pass the first cache by. The memory must be constant while the kernel runs."""
-
 shared = word(
     "shared", "i32", [],
     "%r = ptrtoint [0 x i8] addrspace(3)* @block_memory to i32\nret i32 %r",
