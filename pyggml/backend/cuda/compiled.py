@@ -53,12 +53,16 @@ def key(spec: Spec, cc: tuple[int, int]) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
+def _place(spec: Spec, cc: tuple[int, int]) -> tuple[PrivateFolder, str]:
+    """Folder and file. Raises CacheError."""
+    return PrivateFolder("cuda", f"sm_{cc[0]}{cc[1]}"), f"{spec.label}-{key(spec, cc)}.cubin"
+
+
 def cubin(spec: Spec, cc: tuple[int, int]) -> bytes:
     """The kernel's machine code. A cache that cannot be used costs time, not the run. Raises DeviceError when the
     compiler is not there."""
     try:
-        folder = PrivateFolder("cuda", f"sm_{cc[0]}{cc[1]}")
-        name = f"{spec.label}-{key(spec, cc)}.cubin"
+        folder, name = _place(spec, cc)
         found = _whole(folder.read(name))
     except CacheError as why:
         not_kept(str(why))
@@ -68,10 +72,16 @@ def cubin(spec: Spec, cc: tuple[int, int]) -> bytes:
         return found
     image = _compile(spec, cc)
     try:
-        folder.write(name, _MAGIC + hashlib.sha256(image).digest() + image)
+        keep(spec, cc, image)
     except CacheError as why:
         not_kept(str(why))
     return image
+
+
+def keep(spec: Spec, cc: tuple[int, int], image: bytes) -> None:
+    """Put machine code into the cache, where `cubin` finds it. Raises CacheError."""
+    folder, name = _place(spec, cc)
+    folder.write(name, _MAGIC + hashlib.sha256(image).digest() + image)
 
 
 def _whole(data: bytes | None) -> bytes | None:
