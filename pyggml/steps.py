@@ -15,7 +15,7 @@ assert OPERAND.itemsize == 72
 STEP = np.dtype(
     [
         ("kernel", "<u8"),  # address of its machine code
-        ("sync", "<i8"),  # 1 = all threads meet behind this step
+        ("sync", "<i8"),  # 1 = what comes behind this step waits until it and all steps since the last such are done
         ("status", "<u8"),  # address of the plan's STATUS record
         ("index", "<i8"),  # number of the step, for STATUS
         ("params", "<i4", 16),  # the node's op_params
@@ -23,16 +23,25 @@ STEP = np.dtype(
         ("scratch", "<u8", 2),  # addresses of work memory; each kernel says what for
         ("thread_bytes", "<i8"),  # work memory that each thread has of its own: thread i's part is i times this further
         ("calls", "<u8", 3),  # addresses of further machine code that the kernel calls
-        ("pad", "<u8", 6),
+        ("parts", "<i8"),  # into how many parts the step is cut; a thread takes one after the other
+        ("due", "<i8"),  # with `sync`: parts of all steps since the last such, this one included
+        ("pad", "<u8", 4),
         ("dst", OPERAND),
         ("src", OPERAND, MAX_OPERANDS),
+        ("taken", "<i8"),  # parts given out, in all rounds together
+        ("done", "<i8"),  # with `sync`: parts done of all those steps, in all rounds together
+        ("pad1", "<u8", 6),
     ]
 )
-assert STEP.itemsize == 832
+assert STEP.itemsize == 896
+
+PLAN = np.dtype([("round", "<i8"), ("steps", "<u8"), ("count", "<i8"), ("status", "<u8"), ("pad", "<u8", 4)])
+assert PLAN.itemsize == 64
+"""The head of a plan; `round` counts its runs, from 1 on."""
 
 STATUS = np.dtype([("abort", "<i8"), ("step", "<i8"), ("row", "<i8"), ("limit", "<i8"), ("pad", "<i8", 4)])
 assert STATUS.itemsize == 64
-"""Shared by all threads of a run. `abort` = 1: stop at the next barrier; 2: `step` met row number `row` of `limit`."""
+"""Shared by all threads of a run. `abort` = 1: compute no more; 2: `step` met row number `row` of `limit`."""
 
 
 def offset(field: str) -> int:
@@ -50,22 +59,22 @@ TEAM = np.dtype(
     [
         ("run", "<i8"),  # counts runs; a change starts the workers
         ("pad0", "<i8", 7),
-        ("arrived", "<i8"),  # threads at the barrier
-        ("pad1", "<i8", 7),
-        ("passed", "<i8"),  # counts barriers passed
-        ("stop", "<i8"),  # decided by the last one to arrive: leave the run here
-        ("pad2", "<i8", 6),
-        ("steps", "<u8"),  # the plan
-        ("count", "<i8"),
-        ("n_threads", "<i8"),
-        ("status", "<u8"),
+        ("plan", "<u8"),  # address of the PLAN to take part in, 0 between runs
         ("quit", "<i8"),
-        ("pad3", "<i8", 3),
+        ("pad1", "<i8", 6),
+        ("waiting", "<i8"),  # threads that sleep, or are about to, until parts of others are done
+        ("pad2", "<i8", 7),
+        ("n_threads", "<i8"),
+        ("spins", "<i8"),  # how often to look for what is waited for within a run before sleeping
+        ("idle_spins", "<i8"),  # the same between runs, before the time slice is given away
+        ("idle_yields", "<i8"),  # how often that, before sleeping
+        ("pad3", "<i8", 4),
     ]
 )
 assert TEAM.itemsize == 256
-"""What the threads of an executor share. Each word that is waited on has a cache line of its own."""
+"""What the threads of an executor share. Words that change by themselves have cache lines of their own."""
 
-SLEEPER = np.dtype([("asleep", "<i8"), ("semaphore", "u1", 56)])
-assert SLEEPER.itemsize == 64
-"""One for each worker, behind TEAM: whether it sleeps, and the POSIX semaphore that wakes it."""
+THREAD = np.dtype([("asleep", "<i8"), ("inside", "<u8"), ("semaphore", "u1", 48)])
+assert THREAD.itemsize == 64
+"""One for each thread, behind TEAM: whether it sleeps, the PLAN that it may be reading (0 = none; the caller's is not
+noted), and the POSIX semaphore that wakes it."""

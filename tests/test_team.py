@@ -2,6 +2,7 @@
 of tests/support/word_kernels/steps.py.
 """
 
+import contextlib
 import gc
 import os
 import subprocess
@@ -18,10 +19,10 @@ import pytest
 from numpy.typing import NDArray
 
 from pyggml import jit
-from pyggml.backend.team import IndexFault, Team
+from pyggml.backend.team import IndexFault, StepTable, Team
 from pyggml.errors import ComputeError, DeviceError
 from pyggml.jit import Spec
-from pyggml.steps import SLEEPER, STEP, TEAM
+from pyggml.steps import STEP
 
 SUPPORT = Path(__file__).parent / "support"
 THREADS = (1, 2, 3, 5)
@@ -38,24 +39,30 @@ def team_of(n_threads: int) -> Iterator[Team]:
 
 
 class Steps:
-    """A plan of steps of word_kernels.steps with the memory that they count in."""
+    """A plan of steps of word_kernels.steps with the memory that they count in. Each step has a part for every thread,
+    unless `parts` says otherwise."""
 
     def __init__(self, team: Team) -> None:
         self.team = team
         self.counters = np.zeros((2, 8), np.int64)
-        self.table = np.zeros(0, STEP)
+        self.records: list[Array] = []
+        self.table: StepTable | None = None
 
-    def add(self, kernel: str, *ints: int, sync: bool = False) -> "Steps":
+    def add(self, kernel: str, *ints: int, sync: bool = False, parts: int = 0) -> "Steps":
         record = np.zeros(1, STEP)
         record["kernel"] = jit.address(Spec("word_kernels.steps", kernel))
-        record["sync"], record["status"], record["index"] = sync, self.team.status_address, len(self.table)
+        record["sync"], record["index"], record["parts"] = sync, len(self.records), parts or self.team.n_threads
         record["ints"][0, : len(ints)] = ints
         record["scratch"] = self.counters[0].ctypes.data, self.counters[1].ctypes.data
-        self.table = np.concatenate([self.table, record])
+        self.records.append(record)
         return self
 
-    def run(self) -> None:
-        self.team.run(self.table.ctypes.data, len(self.table))
+    def run(self, alone: bool = False) -> None:
+        if self.table is None:
+            self.table = StepTable(len(self.records))
+            self.table.steps[:] = np.concatenate(self.records)
+            self.table.sealed(self.team.status_address)
+        self.team.run(self.table, alone)
 
 
 @pytest.mark.parametrize("n_threads", THREADS)
@@ -69,7 +76,7 @@ def test_many_tiny_runs(n_threads: int) -> None:
 
 
 def neighbours_seen(n_threads: int, sync: bool) -> bool:
-    """Whether each thread finds what its neighbour, who is late, wrote in the step before."""
+    """Whether each part finds what its neighbour, which is late, wrote in the step before."""
     rounds = 20
     with team_of(n_threads) as team:
         steps = Steps(team)
@@ -84,12 +91,63 @@ def neighbours_seen(n_threads: int, sync: bool) -> bool:
 
 
 @pytest.mark.parametrize("n_threads", THREADS)
-def test_threads_meet_where_a_step_says_so(n_threads: int) -> None:
+def test_steps_wait_where_one_says_so(n_threads: int) -> None:
     assert neighbours_seen(n_threads, sync=True)
 
 
-def test_without_meeting_they_do_not_see_each_other() -> None:
-    assert not neighbours_seen(2, sync=False)
+@contextmanager
+def running(steps: Steps) -> Iterator[threading.Thread]:
+    """Another thread runs them; "hold" is let go at the end."""
+    thread = threading.Thread(target=steps.run)
+    thread.start()
+    try:
+        yield thread
+    finally:
+        steps.counters[1, 6] = 1
+        thread.join(timeout=60)
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("sync", [False, True])
+def test_a_part_that_is_late_holds_up_only_what_waits_for_it(sync: bool) -> None:
+    with team_of(2) as team:
+        steps = Steps(team).add("hold", parts=8, sync=sync).add("spin", 1, 0)
+        with running(steps):
+            wait_for(lambda: steps.counters[0].tolist() == [0] + [1] * 7)  # by one thread alone
+            if sync:
+                time.sleep(0.1)
+            else:
+                wait_for(lambda: bool(steps.counters[1, 7] == 1))
+            assert steps.counters[1, 7] == (not sync)
+        assert (steps.counters[0].tolist(), steps.counters[1, 7]) == ([1] * 8, 1)
+
+
+def test_a_small_run_after_an_aborted_one() -> None:
+    """A worker that is late to see that a run was aborted must not walk on in it when the next one has begun, nor in
+    memory that was given back."""
+    end, aborted = time.monotonic() + 4, 0
+    with team_of(4) as team:
+        while time.monotonic() < end:
+            long, short = Steps(team), Steps(team).add("count", sync=True, parts=3)
+            for _ in range(400):
+                long.add("spin", 300, 0, sync=True)
+
+            def compute(long: Steps = long) -> None:
+                with contextlib.suppress(ComputeError):
+                    long.run()
+
+            thread = threading.Thread(target=compute)
+            thread.start()
+            wait_for(lambda long=long: bool(long.counters[1, 7] > 0))  # type: ignore[misc]
+            team.abort()
+            for i in range(20):
+                short.run(alone=i % 3 > 0)
+            assert short.counters[0, :4].tolist() == [20, 20, 20, 0]
+            thread.join(timeout=30)
+            assert not thread.is_alive()
+            aborted += int(long.counters[1, 7] < 400)
+            assert len(team._read) < 8
+    assert aborted > 10
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -102,7 +160,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 @pytest.mark.parametrize("n_threads", [2, 5])
 def test_sleeping_and_waking(n_threads: int) -> None:
     with team_of(n_threads) as team:
-        sleepers = team._memory[TEAM.itemsize :].view(SLEEPER)["asleep"][: n_threads - 1]
+        sleepers = team._each["asleep"][1:]
         steps = Steps(team).add("count", sync=True).add("count")
         for _ in range(20):
             wait_for(lambda: bool(sleepers.all()))
@@ -172,7 +230,7 @@ def test_close_ends_the_threads(n_threads: int) -> None:
     threads = list(team._threads)
     assert len(threads) == n_threads - 1 and all(t.is_alive() for t in threads)
     if n_threads == 3:
-        wait_for(lambda: bool(team._memory[TEAM.itemsize :].view(SLEEPER)["asleep"][:2].all()))
+        wait_for(lambda: bool(team._each["asleep"][1:].all()))
     team.close()
     assert not any(t.is_alive() for t in threads)
     team.close()

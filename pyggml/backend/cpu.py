@@ -19,14 +19,15 @@ from pyggml import jit
 from pyggml.backend.base import Backend, Begun, Device, Kind, Plan, Usage, while_wanted
 from pyggml.backend.hazards import Hazards, Memo, Span
 from pyggml.backend.host import HostBuffer, default_threads, host_memory
+from pyggml.backend.parts import cost_ns, parts
 from pyggml.backend.spans import first_fit
-from pyggml.backend.team import IndexFault, Team
+from pyggml.backend.team import IndexFault, StepTable, Team
 from pyggml.dtypes import GGMLType
 from pyggml.errors import ComputeError, UnsupportedError, WorkMemoryError
 from pyggml.graph import Graph
 from pyggml.kernels.cpu import FAMILIES, FUSIONS, executor
 from pyggml.ops import VIEW_OPS, Op, check
-from pyggml.steps import MAX_OPERANDS, STEP
+from pyggml.steps import MAX_OPERANDS, PLAN, STEP
 from pyggml.tensor import Flag, Tensor
 
 SMALL_STEPS = 4
@@ -92,9 +93,10 @@ class CPUDevice(Device):
 class CPUPlan(Plan):
     """`small`: not worth waking other threads, such as the embedding rows of one token before remote layers."""
 
-    def __init__(self, steps: np.ndarray[Any, Any], nodes: list[Tensor], keep: list[Any]) -> None:
-        self.steps = steps
-        self.small = len(steps) <= SMALL_STEPS and sum(n.nbytes for n in nodes) <= SMALL_BYTES
+    def __init__(self, table: StepTable, nodes: list[Tensor], keep: list[Any]) -> None:
+        self.table = table
+        self.steps = table.steps
+        self.small = len(nodes) <= SMALL_STEPS and sum(n.nbytes for n in nodes) <= SMALL_BYTES
         self.small = self.small and not any(n.op in LARGE_OPS for n in nodes)
         self.nodes = nodes  # the node of each step, to name it when it fails
         self.keep = keep  # memory that the steps point to
@@ -140,10 +142,10 @@ class CPUBackend(Backend):
 
     def compute(self, plan: Plan) -> None:
         assert isinstance(plan, CPUPlan)
-        if not len(plan.steps):
+        if not plan.nodes:
             return
         try:
-            self.team.run(plan.steps.ctypes.data, len(plan.steps), plan.small)
+            self.team.run(plan.table, plan.small)
         except IndexFault as fault:
             node = plan.nodes[fault.step]
             raise ComputeError(
@@ -290,15 +292,16 @@ class Builder:
         return list(dict.fromkeys(spec for s in self.steps for spec in (s.spec, *s.calls)))
 
     def finish(self, status: int, max_work: int | None = None) -> CPUPlan:
-        arena_size, record_size = _place(self.steps), len(self.steps) * STEP.itemsize
+        arena_size, record_size = _place(self.steps), PLAN.itemsize + len(self.steps) * STEP.itemsize
         work = arena_size + record_size + 128
         if max_work is not None and work > max_work:
             raise WorkMemoryError(work, max_work)
         jit.ensure(self.kernels())
-        arena, table = _zeros(arena_size), _zeros(record_size).view(STEP)
+        arena, table = _zeros(arena_size), StepTable(len(self.steps))
         for i, s in enumerate(self.steps):
-            r = table[i]
-            r["kernel"], r["sync"], r["status"], r["index"] = jit.address(s.spec), s.sync, status, i
+            r = table.steps[i]
+            r["kernel"], r["sync"], r["index"] = jit.address(s.spec), s.sync, i
+            r["parts"] = parts(cost_ns(s.node, s.dst, s.src), self.n_threads)
             r["params"] = np.frombuffer(s.params, "<i4")
             r["ints"][: len(s.ints)] = s.ints
             r["calls"][: len(s.calls)] = [jit.address(spec) for spec in s.calls]
@@ -315,7 +318,7 @@ class Builder:
                 if t is not None:
                     _operand(r["src"][j], t)
         buffers = [t.buffer for s in self.steps for t in (s.dst, *s.src) if t is not None]
-        plan = CPUPlan(table, [s.node for s in self.steps], [arena, list(dict.fromkeys(buffers))])
+        plan = CPUPlan(table.sealed(status), [s.node for s in self.steps], [arena, list(dict.fromkeys(buffers))])
         plan.nbytes = work
         return plan
 

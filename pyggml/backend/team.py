@@ -6,17 +6,64 @@ The workers live inside compiled code (kernels/cpu/executor.py) without the GIL;
 from __future__ import annotations
 
 import ctypes
+import functools
+import os
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pyggml import jit
 from pyggml.errors import ComputeError, DeviceError
 from pyggml.kernels.cpu import executor
-from pyggml.steps import SLEEPER, STATUS, TEAM
+from pyggml.steps import PLAN, STATUS, STEP, TEAM, THREAD
+
+WAIT_US = 40.0  # within a run: about what it costs to sleep and to be woken
+IDLE_US = 50.0  # between runs, before the time slice is given away
+IDLE_YIELDS = 2000  # then so often (about 1 ms), before sleeping
+
+
+def _aligned(size: int) -> NDArray[np.uint8]:
+    raw = np.zeros(size + 64, np.uint8)
+    return raw[-raw.ctypes.data % 64 :][:size]
+
+
+class StepTable:
+    """The memory of a plan: `head`, one PLAN, and `steps`, its STEP records, to be filled in and then `sealed`."""
+
+    def __init__(self, count: int) -> None:
+        memory = _aligned(PLAN.itemsize + count * STEP.itemsize)
+        self.head = memory[: PLAN.itemsize].view(PLAN)
+        self.steps = memory[PLAN.itemsize :].view(STEP)
+        self.address = int(memory.ctypes.data)
+
+    def sealed(self, status: int) -> StepTable:
+        """Ready to run: `status` is a team's, each step has its `parts`, and `sync` where the next one needs it."""
+        steps = self.steps
+        self.head["steps"], self.head["count"], self.head["status"] = steps.ctypes.data, len(steps), status
+        if len(steps):
+            assert steps["parts"].min() > 0
+            steps["sync"][-1] = 1
+            steps["status"] = status
+            ends = np.flatnonzero(steps["sync"])
+            steps["due"][ends] = np.diff(np.cumsum(steps["parts"])[ends], prepend=0)
+        return self
+
+
+@functools.cache
+def _spins_in(us: float) -> int:
+    """How often a waiting thread looks within `us` microseconds."""
+    spin, n = jit.function(executor.SPIN), 200
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        spin(n)
+        times.append(time.perf_counter() - start)
+    return max(1, int(us * 1e-6 / (max(min(times), 1e-9) / n)))
 
 
 class Team:
@@ -29,34 +76,36 @@ class Team:
         if not 1 <= n_threads <= 1024:
             raise DeviceError(f"CPU: {n_threads} threads, 1 to 1024 are possible")
         self.n_threads = n_threads
-        size = TEAM.itemsize + n_threads * SLEEPER.itemsize
-        raw = np.zeros(size + 64, np.uint8)
-        self._memory = raw[-raw.ctypes.data % 64 :][:size]
+        self._memory = _aligned(TEAM.itemsize + n_threads * THREAD.itemsize)
         self._team = self._memory[: TEAM.itemsize].view(TEAM)
+        self._each = self._memory[TEAM.itemsize :].view(THREAD)
         self._address = self._memory.ctypes.data
-        self._status: np.ndarray[Any, Any] = np.zeros(1, STATUS) if beside is None else beside._status
+        self._status: NDArray[Any] = _aligned(STATUS.itemsize).view(STATUS) if beside is None else beside._status
         self._team["n_threads"] = n_threads
-        self._team["status"] = self._status.ctypes.data
         self._run = jit.function(executor.RUN)
         self._threads: list[threading.Thread] = []
+        self._read: dict[int, StepTable] = {}  # by address: plans that are over, and that a worker may still read
         self._lock = threading.Lock()
         self._closed = False
         if n_threads > 1:
+            crowded = n_threads > len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else False
+            self._team["spins"] = _spins_in(WAIT_US) // (8 if crowded else 1)
+            self._team["idle_spins"], self._team["idle_yields"] = _spins_in(IDLE_US), IDLE_YIELDS
             self._start(jit.function(executor.WORKER))
 
     def _start(self, worker: Callable[..., Any]) -> None:
         sem_init = ctypes.CDLL(None).sem_init
-        for i in range(1, self.n_threads):
-            at = self._address + TEAM.itemsize + (i - 1) * SLEEPER.itemsize + SLEEPER.fields["semaphore"][1]  # type: ignore[index]
+        for i in range(self.n_threads):
+            at = self._each[i : i + 1].ctypes.data + THREAD.fields["semaphore"][1]  # type: ignore[index]
             if sem_init(ctypes.c_void_p(at), 0, 0):
                 raise DeviceError("CPU: this system has no unnamed semaphores; use one thread")
         for i in range(1, self.n_threads):
             # daemon: at interpreter exit nobody waits for a thread that sleeps in compiled code
-            args = (worker, self._address, i, (self._memory, self._status))
+            args = (worker, self._address, i, (self._memory, self._status, self._read))
             thread = threading.Thread(target=_work, args=args, daemon=True, name=f"pyggml-{i}")
             thread.start()
             self._threads.append(thread)
-        dismissal = weakref.finalize(self, _dismiss, self._team, self._address, self.n_threads)
+        dismissal = weakref.finalize(self, _dismiss, self._team, self._address)
         dismissal.atexit = False
         self._dismissal = dismissal
 
@@ -64,8 +113,8 @@ class Team:
     def status_address(self) -> int:
         return int(self._status.ctypes.data)
 
-    def run(self, steps: int, count: int, alone: bool = False) -> None:
-        """Run `count` step records at address `steps`; `alone`: by the caller, without waking the others.
+    def run(self, table: StepTable, alone: bool = False) -> None:
+        """Run a plan; `alone`: by the caller, without waking the others.
 
         Raises ComputeError when it was aborted, IndexFault when a kernel met a row number that its tensor does not have.
         """
@@ -73,17 +122,27 @@ class Team:
             if self._closed:
                 raise ComputeError("CPU: the backend is closed")
             self._status["abort"] = 0
-            self._team["steps"], self._team["count"] = steps, count
-            self._team["n_threads"] = 1 if alone else self.n_threads
-            self._run(self._address)
+            if self._run(self._address, table.address, alone):
+                self._keep(table)
+            elif self._read:
+                self._read.clear()
             outcome = int(self._status["abort"][0])
         if outcome == 1:
             raise ComputeError("CPU: aborted")
         if outcome == 2:
             raise IndexFault(*(int(self._status[f][0]) for f in ("step", "row", "limit")))
 
+    def _keep(self, table: StepTable) -> None:
+        """Let the records live on until no worker can be reading them."""
+        self._read[table.address] = table
+        if len(self._read) > 1:
+            # a worker that enters from now on finds no plan, or the next one
+            inside = set(self._each["inside"].tolist())
+            for address in [a for a in self._read if a not in inside]:
+                del self._read[address]
+
     def abort(self) -> None:
-        """Let a run that is under way end at its next barrier."""
+        """Let a run that is under way end soon: what is not begun is not computed."""
         self._status["abort"] = 1
 
     def close(self) -> None:
@@ -99,13 +158,13 @@ class Team:
 
 
 def _work(worker: Callable[..., Any], address: int, ith: int, memory: object) -> None:
-    """A worker's life. `memory` is what it waits on: it must outlive a team that nobody closed."""
+    """A worker's life. `memory` is what it waits on and reads: it must outlive a team that nobody closed."""
     worker(address, ith)
 
 
-def _dismiss(team: np.ndarray[Any, Any], address: int, n_threads: int) -> None:
+def _dismiss(team: NDArray[Any], address: int) -> None:
     """Let the workers leave, when the team is closed or forgotten."""
-    team["quit"], team["count"], team["n_threads"] = 1, 0, n_threads
+    team["quit"] = 1
     jit.function(executor.DISMISS)(address)
 
 

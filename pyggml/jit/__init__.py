@@ -25,11 +25,11 @@ from pyggml.jit import store
 from pyggml.jit.compiling import Code, assembly, device, inline
 from pyggml.jit.machine import LEVELS, level, target
 from pyggml.jit.pool import Job, Pool
-from pyggml.jit.spec import CTYPES, STEP, Spec, parse
+from pyggml.jit.spec import CALL, CTYPES, STEP, Spec, parse
 
 __all__ = [
-    "LEVELS", "STEP", "Counts", "Job", "Spec", "address", "announce", "assembly", "device", "ensure", "function", "inline",
-    "interrupt", "level", "on_compile", "prepare", "target", "wait",
+    "CALL", "LEVELS", "STEP", "Counts", "Job", "Spec", "address", "announce", "assembly", "device", "ensure", "function",
+    "inline", "interrupt", "level", "on_compile", "prepare", "target", "wait",
 ]  # fmt: skip
 
 Progress = Callable[[int, int, str], None]

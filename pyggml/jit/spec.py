@@ -6,8 +6,10 @@ import ctypes
 import re
 from typing import Any, NamedTuple
 
-STEP = "void(u64,i64,i64)"
-"""Signature of a plan's kernels: address of the step's record, thread number, number of threads."""
+STEP = "void(u64,i64,i64,i64)"
+"""Signature of a plan's kernels: address of the step's record, which part of how many, number of the thread."""
+CALL = "void(u64,i64,i64)"
+"""Signature of kernels that those call: an address and two numbers."""
 
 CTYPES: dict[str, Any] = {
     "void": None,

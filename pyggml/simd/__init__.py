@@ -109,8 +109,10 @@ from pyggml.simd.tables import as_bytes, as_words, table
 from pyggml.simd.threads import (
     atomic_add,
     atomic_load,
+    atomic_replace,
     atomic_store,
     call_kernel,
+    call_step,
     pause,
     sched_yield,
     sem_post,

@@ -18,7 +18,19 @@ def atomic_add(tyctx, addr, value):
 
 @intrinsic
 def atomic_load(tyctx, addr):
-    return types.int64(types.uintp), lambda ctx, b, sig, a: b.load_atomic(cg.ptr(b, a[0], cg.I64), "acquire", 8)
+    """Sequentially consistent: it is not moved before an earlier `atomic_add` or `atomic_replace`."""
+    return types.int64(types.uintp), lambda ctx, b, sig, a: b.load_atomic(cg.ptr(b, a[0], cg.I64), "seq_cst", 8)
+
+
+@intrinsic
+def atomic_replace(tyctx, addr, expected, value):
+    """Write the i64 `value` where `expected` stands. -> whether it stood there."""
+
+    def codegen(ctx, b, sig, a):
+        done = b.cmpxchg(cg.ptr(b, a[0], cg.I64), a[1], a[2], "seq_cst", "seq_cst")
+        return b.extract_value(done, 1)
+
+    return types.boolean(types.uintp, types.int64, types.int64), codegen
 
 
 @intrinsic
@@ -67,11 +79,25 @@ sched_yield = _void_call("sched_yield")
 sem_wait, sem_post = _pointer_call("sem_wait"), _pointer_call("sem_post")
 
 
-@intrinsic
-def call_kernel(tyctx, address, step, ith, nth):
+def _caller(words):
+    """-> f(address, ...): call machine code that takes so many words of 64 bits, the first of them an address."""
+    signature = types.none(types.uintp, types.uintp, *[types.int64] * (words - 1))
+    function = ir.FunctionType(ir.VoidType(), [cg.I64] * words)
+
     def codegen(ctx, b, sig, a):
-        fn = b.inttoptr(a[0], ir.FunctionType(ir.VoidType(), [cg.I64, cg.I64, cg.I64]).as_pointer())
-        b.call(fn, a[1:])
+        b.call(b.inttoptr(a[0], function.as_pointer()), a[1:])
         return ctx.get_dummy_value()
 
-    return types.none(types.uintp, types.uintp, types.int64, types.int64), codegen
+    return signature, codegen
+
+
+@intrinsic
+def call_step(tyctx, address, step, ith, nth, thread):
+    """A kernel with the signature jit.STEP."""
+    return _caller(4)
+
+
+@intrinsic
+def call_kernel(tyctx, address, call, b, c):
+    """A kernel with the signature jit.CALL."""
+    return _caller(3)

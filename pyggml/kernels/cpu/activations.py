@@ -74,7 +74,7 @@ def planes():
     out = record.field("scratch")
     lower, upper = v.shuffler([*range(8)]), v.shuffler([*range(8, 16)])
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         n, nb, pad = ne0(step), blocks(step), all_blocks(step)
         count = rows(step)
         for r in range(count * ith // nth, count * (ith + 1) // nth):
@@ -179,7 +179,7 @@ def panels(width, halves=0):
 
     put = put_halves if halves else put_whole
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         n, nb, total = ne0(step), blocks(step), panel_count(step)
         for p in range(total * ith // nth, total * (ith + 1) // nth):
             first, last = places(step, p)
@@ -212,7 +212,7 @@ def columns(width):
     panel_count, places, row = _places(width)
     size = U(4 * width)
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         n, total = ne0(step), panel_count(step)
         for p in range(total * ith // nth, total * (ith + 1) // nth):
             first, last = places(step, p)

@@ -40,7 +40,7 @@ def add_id():
     count, d, a = record.rows("dst"), record.row("dst"), record.row("src0")
     number, table = record.element("src1"), record.element("src2")
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         if bad(step, limit(step), ith):
             return
         total, n = count(step), n0(step)

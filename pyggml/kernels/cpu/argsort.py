@@ -92,9 +92,9 @@ def argsort():
             at, other = other, at
         return at
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         n, k, down = n_of(step), k_of(step), descending(step)
-        counts = work(step) + U(ith * room(step))
+        counts = work(step) + U(thread * room(step))
         first = counts + U(HEAD)
         count = rows(step)
         for r in range(count * ith // nth, count * (ith + 1) // nth):

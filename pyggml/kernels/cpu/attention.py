@@ -223,13 +223,13 @@ def few():
                 break
         return v.hmax(none) == minus_inf
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         scale, softcap, max_bias = scale_of(step), softcap_of(step), bias_of(step)
         chunks, shared, blocks, padded, at_once = (
             chunks_of(step), shared_of(step), blocks_of(step), padded_of(step), at_once_of(step),
         )  # fmt: skip
         columns, partial, masked = n_tokens(step) * shared, U(partial_of(step)), mask_data(step) != U(0)
-        call = work_at(step) + U(ith * own_bytes(step))
+        call = work_at(step) + U(thread * own_bytes(step))
         scores, queries, query_bytes = call + scores_at, call + queries_at, U((head(step) + 15) // 16 * 64)
         packed = -1
         work = n_batch(step) * chunks * blocks
@@ -321,7 +321,7 @@ def combine():
     minus_inf, lowest = np.float32(-np.inf), np.float32(LOWEST)
     header = U(HEADER)
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         n, heads, chunks, shared = v_head(step), n_head(step), chunks_of(step), shared_of(step)
         size = U(partial_of(step))
         work = n_batch(step) * n_tokens(step) * heads

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from pyggml.dtypes import SIZES, GGMLType
+from pyggml.jit import CALL as CALLED
 from pyggml.jit import Spec
 
 CALL = np.dtype(
@@ -44,15 +45,15 @@ def columns_at_once(columns: int, *types: GGMLType) -> int:
 
 
 def scores_spec(dtype: GGMLType, columns: int) -> Spec:
-    return Spec("attention_rows", "scores", (dtype.name.lower(), columns))
+    return Spec("attention_rows", "scores", (dtype.name.lower(), columns), CALLED)
 
 
 def weigh_spec(dtype: GGMLType, columns: int) -> Spec:
-    return Spec("attention_rows", "weigh", (dtype.name.lower(), columns))
+    return Spec("attention_rows", "weigh", (dtype.name.lower(), columns), CALLED)
 
 
 def unpack_spec(dtype: GGMLType) -> Spec:
-    return Spec("attention_rows", "unpack", (dtype.name.lower(),))
+    return Spec("attention_rows", "unpack", (dtype.name.lower(),), CALLED)
 
 
 def _field(name):

@@ -147,14 +147,14 @@ def many(width):
             values += U(4 * dv)
             weights += U(64)
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         scale, softcap, max_bias = scale_of(step), softcap_of(step), bias_of(step)
         d, n = head(step), v_head(step)
         dk, dv = (d + 15) // 16 * 16, (n + 15) // 16 * 16
         shared, blocks, masked = shared_of(step), blocks_of(step), mask_data(step) != U(0)
         columns = n_tokens(step) * shared
         groups = (columns + group_columns - 1) // group_columns
-        call = work_at(step) + U(ith) * own_bytes(step)
+        call = work_at(step) + U(thread) * own_bytes(step)
         scores, weights, tops, sums, factors = (
             call + scores_at, call + weights_at, call + top_at, call + sum_at, call + factor_at,
         )  # fmt: skip

@@ -106,7 +106,7 @@ def convert(kind_d, kind_a):
     nbd, nba = record.field("dst.nb"), record.field("src0.nb")
 
     @inline
-    def write(step, ith, target, source, begin, end):
+    def write(step, thread, target, source, begin, end):
         convert_row(target, nbd(step), source, nba(step), begin, end)
 
     return _in_runs(write, elements.block_size(kind_d), elements.block_size(kind_a))
@@ -121,28 +121,28 @@ def quantise(kind_d):
     nba, number = record.field("src0.nb"), record.field("ints", 2)
 
     @inline
-    def write(step, ith, target, source, begin, end):
-        quantise_row(target, source, nba(step), begin, end, number(step), room(step, ith))
+    def write(step, thread, target, source, begin, end):
+        quantise_row(target, source, nba(step), begin, end, number(step), room(step, thread))
 
     return _in_runs(write, elements.block_size(kind_d), 1)
 
 
 def _in_runs(write, block_d, block_a):
-    """-> kernel that calls write(step, ith, target, source, begin, end) for elements of each run, in whole blocks."""
+    """-> kernel that calls write(step, thread, target, source, begin, end) for elements of each run, in whole blocks."""
     from pyggml.kernels.cpu import record
 
     length, number = record.field("ints", 0), record.field("ints", 1)
     start_d, start_a = _element("dst"), _element("src0")
     piece, align = record.piece, max(16, block_d, block_a)
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         n, count = length(step), number(step)
         size = (piece(count, n, nth) + align - 1) // align * align
         pieces = (n + size - 1) // size
         for item in range(count * pieces * ith // nth, count * pieces * (ith + 1) // nth):
             run, begin = item // pieces, item % pieces * size
             to, source = start_d(step, run * n, block_d), start_a(step, run * n, block_a)
-            write(step, ith, to, source, begin, min(n, begin + size))
+            write(step, thread, to, source, begin, min(n, begin + size))
 
     return kernel
 
@@ -157,7 +157,7 @@ def move_blocks():
     start_d, start_a, piece = _element("dst"), _element("src0"), record.piece
     nb_d, nb_a, ne_d, ne_a = (record.field(f) for f in ("dst.nb", "src0.nb", "dst.ne", "src0.ne"))
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         n, count, size, block = length(step), number(step), size_of(step), block_of(step)
         cut = piece(count, n, nth)
         pieces = (n + cut - 1) // cut

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyggml.dtypes import SIZES, GGMLType
-from pyggml.jit import Spec
+from pyggml.jit import CALL, Spec
 from pyggml.steps import STEP
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ RECORD = STEP.itemsize
 
 
 def decoder(dtype: GGMLType) -> Spec:
-    return Spec("decoders", "decode", (dtype.name,))
+    return Spec("decoders", "decode", (dtype.name,), CALL)
 
 
 def unpack(builder: Builder, to: Tensor, a: Tensor) -> None:
@@ -43,7 +43,7 @@ def unpack_rows():
     rows, row, to = record.rows("src0"), record.row("src0", "src0"), record.field("dst.data")
     blocks, size, decode = record.field("ints", 0), record.field("ints", 1), record.field("calls")
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         count = rows(step)
         for r in range(count * ith // nth, count * (ith + 1) // nth):
             v.call_kernel(decode(step), row(step, r), v.np.int64(to(step) + U(r * size(step))), blocks(step))
@@ -61,7 +61,7 @@ def get_rows():
     ne1, ne2 = record.field("dst.ne", 1), record.field("dst.ne", 2)
     blocks, decode = record.field("ints", 1), record.field("calls")
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         if bad(step, limit(step), ith):
             return
         count = total(step)
@@ -97,9 +97,9 @@ def product():
     put_x, put_rows, put_bytes = put("src0.data"), put("src0.ne", 1), put("src0.nb", 1)
     put_y, put_out, put_work, put_panels = put("src1.data"), put("dst.data"), put("scratch"), put("scratch", 1)
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         k = n0(step)
-        own = work(step) + U(ith * room(step))
+        own = work(step) + U(thread * room(step))
         unpacked = own + U(RECORD)
         copy(step, own)
         put_x(own, unpacked)
@@ -118,6 +118,6 @@ def product():
             put_y(own, plain(step, 0, 0, i2, i3))
             put_panels(own, panels(step) + U(matrix * each(step) * size(step)))
             put_out(own, output(step, first, 0, i2, i3))
-            v.call_kernel(multiply(step), own, 0, 1)
+            v.call_step(multiply(step), own, 0, 1, 0)
 
     return kernel

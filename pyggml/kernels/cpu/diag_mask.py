@@ -41,7 +41,7 @@ def diag_mask(kind_d, kind_a):
     n_past, infinite = record.param_i32(0), record.field("ints")
     numbers = v.constant("f32", [float(i) for i in range(16)])
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         n, count = ne0(step), rows(step)
         hidden = v.splat_f32(-np.inf if infinite(step) != 0 else np.float32(0))
         for row in range(count * ith // nth, count * (ith + 1) // nth):

@@ -76,7 +76,7 @@ def binary(name, repeat, kind_d, kind_a, kind_b):
     store, load, load_b = elements.storer(kind_d), elements.loader(kind_a), elements.loader(kind_b)
     nbd, nba, nbb, tile = (record.field(n) for n in ("dst.nb", "src0.nb", "src1.nb", "src1.ne"))
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         n, count = ne0(step), rows(step)
         size = piece(count, n, nth)
         pieces = (n + size - 1) // size
@@ -119,8 +119,8 @@ def add_to_blocks(kind_d, kind_a, kind_b):
     d, a, b = record.row("dst"), record.row("src0"), record.row_repeated("src1")
     nbb, room = record.field("src1.nb"), record.thread_room()
 
-    def kernel(step, ith, nth):
-        n, count, sb, work = ne0(step), rows(step), nbb(step), room(step, ith)
+    def kernel(step, ith, nth, thread):
+        n, count, sb, work = ne0(step), rows(step), nbb(step), room(step, thread)
         line = work + U(SUPER_ROOM)
         for row in range(count * ith // nth, count * (ith + 1) // nth):
             x, y = a(step, row), b(step, row)

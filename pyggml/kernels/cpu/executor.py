@@ -1,148 +1,218 @@
-"""Runs a plan: all threads walk its records together and meet at a barrier where a step asks for it.
+"""Runs a plan: threads walk its records and take part after part of each step, whichever thread comes first.
 
-Owns the threads' life inside compiled code: waiting, waking, the barrier, the abort flag. Knows no op: a step's kernel
-is an address. Waiting threads first spin, then give their time slice away (two teams may share the cores), and
-between runs at last sleep on a semaphore.
+Owns the threads' life inside compiled code: taking parts, waiting, sleeping, waking, the abort flag. Knows no op: a
+step's kernel is an address.
+
+No thread is ever waited for, only parts: a run goes on without threads that the system does not let run, and ends
+without them. That is safe because the words that say how far a step is only grow, from run to run. In round r a step of p
+parts gives out its numbers (r - 1) p ... r p - 1 and no other, so a thread that is still in round r when the others are
+elsewhere finds nothing left to take and nothing to wait for. It may still read the records: it notes in its own THREAD
+which plan it is in, and their memory is kept as long as it is (backend/team.py). tests/test_team_protocol.py explores
+all interleavings of these words.
 """
 
 from pyggml.jit import Spec
-from pyggml.steps import SLEEPER, STATUS, STEP, TEAM
+from pyggml.steps import PLAN, STATUS, STEP, TEAM, THREAD
 
 WORKER = Spec("executor", "worker", (), "void(u64,i64)")
-RUN = Spec("executor", "run", (), "void(u64)")
+RUN = Spec("executor", "run", (), "i64(u64,u64,i64)")
 DISMISS = Spec("executor", "dismiss", (), "void(u64)")
-
-SPINS = 200  # at a barrier, before the time slice is given away
-IDLE_SPINS = 3000  # between runs: about 50 us
-IDLE_YIELDS = 2000  # then about 1 ms of giving the time slice away, then sleep
+SPIN = Spec("executor", "spin", (), "void(i64)")
 
 
 def _at(dtype, name):
     return dtype.fields[name][1]
 
 
+def _threads():
+    """-> (address_of(team, i), sleep(me), wake(team)): each thread's THREAD record, and how it rests.
+
+    Who sleeps says so first and then looks once more for what it waits for; who wakes makes that true first and then
+    looks for sleepers. A post too many only makes a thread look again.
+    """
+    from pyggml import simd as v
+
+    U = v.U
+    n_threads, first, size = U(_at(TEAM, "n_threads")), U(TEAM.itemsize), U(THREAD.itemsize)
+    semaphore = U(_at(THREAD, "semaphore"))
+    assert _at(THREAD, "asleep") == 0
+
+    @v.device
+    def address_of(team, i):
+        return team + first + size * U(i)
+
+    @v.device
+    def wake(team):
+        who = team + first
+        for _ in range(v.i64_at(team + n_threads)):
+            if v.atomic_load(who) != 0 and v.atomic_replace(who, 1, 0):
+                v.sem_post(who + semaphore)
+            who += size
+
+    @v.device
+    def sleep(me):
+        v.sem_wait(me + semaphore)
+        v.atomic_replace(me, 1, 0)
+
+    return address_of, sleep, wake
+
+
 def _walk():
-    """-> walk(team, ith, nth): run the team's plan as thread `ith`."""
+    """-> walk(team, plan, thread): take part in the plan's present round, until all of it is done."""
     from pyggml import simd as v
     from pyggml.kernels.cpu.record import field
 
     U = v.U
-    arrived, passed, stop = (U(_at(TEAM, n)) for n in ("arrived", "passed", "stop"))
-    steps_at, count_at, status_at = (U(_at(TEAM, n)) for n in ("steps", "count", "status"))
-    sync, kernel = field("sync"), field("kernel")
-    size, spins_max = U(STEP.itemsize), SPINS
+    address_of, sleep, wake = _threads()
+    waiting, spins_at = U(_at(TEAM, "waiting")), U(_at(TEAM, "spins"))
+    round_at, steps_at, count_at, status_at = (U(_at(PLAN, n)) for n in ("round", "steps", "count", "status"))
+    sync, kernel, parts_of, due = (field(name) for name in ("sync", "kernel", "parts", "due"))
+    taken, done, size = U(_at(STEP, "taken")), U(_at(STEP, "done")), U(STEP.itemsize)
     abort = U(_at(STATUS, "abort"))
 
     @v.device
-    def barrier(team, nth, status):
-        """True = leave the run: the last to arrive reads the abort flag, so that all decide alike."""
-        generation = v.atomic_load(team + passed)
-        if v.atomic_add(team + arrived, 1) == nth - 1:
-            v.atomic_store(team + stop, v.atomic_load(status + abort))
-            v.atomic_store(team + arrived, 0)
-            v.atomic_store(team + passed, generation + 1)
-        else:
-            spins = 0
-            while v.atomic_load(team + passed) == generation:
-                spins += 1
-                if spins < spins_max:
-                    v.pause()
-                else:
-                    v.sched_yield()
-        return v.atomic_load(team + stop) != 0
+    def take(step, thread, last, parts, status):
+        """Compute what is left of the step. -> number of parts that this thread saw to."""
+        mine = 0
+        while True:
+            next_one = v.atomic_load(step + taken)
+            if next_one >= last:
+                return mine
+            if v.atomic_load(status + abort) != 0:
+                if v.atomic_replace(step + taken, next_one, last):  # all the rest, and computed it is not
+                    mine += last - next_one
+            elif v.atomic_replace(step + taken, next_one, next_one + 1):
+                v.call_step(kernel(step), step, next_one - (last - parts), parts, thread)
+                mine += 1
 
     @v.device
-    def walk(team, ith, nth):
-        step = v.u64_at(team + steps_at)
-        count = v.i64_at(team + count_at)
-        status = v.u64_at(team + status_at)
-        for _ in range(count):
-            v.call_kernel(kernel(step), step, ith, nth)
-            if sync(step) != 0 and barrier(team, nth, status):
-                return
+    def wait(team, me, word, target):
+        """Until `word` is `target` or more: look, and at last sleep."""
+        spins, limit = 0, v.i64_at(team + spins_at)
+        while v.atomic_load(word) < target:
+            spins += 1
+            if spins < limit:
+                v.pause()
+                continue
+            v.atomic_add(team + waiting, 1)
+            v.atomic_replace(me, 0, 1)
+            if v.atomic_load(word) < target:
+                sleep(me)
+            else:
+                v.atomic_replace(me, 1, 0)
+            v.atomic_add(team + waiting, -1)
+            spins = 0
+
+    @v.device
+    def walk(team, plan, thread):
+        now = v.atomic_load(plan + round_at)
+        step, status = v.u64_at(plan + steps_at), v.u64_at(plan + status_at)
+        me = address_of(team, thread)
+        mine = 0
+        for _ in range(v.i64_at(plan + count_at)):
+            parts = parts_of(step)
+            mine += take(step, thread, now * parts, parts, status)
+            if sync(step) != 0:
+                word, target = step + done, now * due(step)
+                if mine != 0 and v.atomic_add(word, mine) + mine == target and v.atomic_load(team + waiting) != 0:
+                    wake(team)
+                mine = 0
+                wait(team, me, word, target)
             step += size
-        barrier(team, nth, status)
 
     return walk
 
 
-def _wake():
-    """-> wake(team): count a new run and wake the workers that sleep."""
+def run():
+    """-> run(team, plan, alone): compute the plan as thread 0, with the workers' help unless `alone`. -> number of
+    workers that may still read its records."""
     from pyggml import simd as v
 
     U = v.U
-    run_at, n_threads = U(_at(TEAM, "run")), U(_at(TEAM, "n_threads"))
-    sleeper, first = U(SLEEPER.itemsize), U(TEAM.itemsize)
-    semaphore = U(_at(SLEEPER, "semaphore"))
+    walk = _walk()
+    address_of, _, wake = _threads()
+    run_at, plan_at, n_threads = (U(_at(TEAM, n)) for n in ("run", "plan", "n_threads"))
+    round_at, inside = U(_at(PLAN, "round")), U(_at(THREAD, "inside"))
 
-    @v.device
-    def wake(team):
-        v.atomic_add(team + run_at, 1)
-        who = team + first
-        for _ in range(1, v.i64_at(team + n_threads)):
-            if v.atomic_add(who, 0) != 0:
-                v.sem_post(who + semaphore)
-            who += sleeper
-
-    return wake
-
-
-def run():
-    """-> run(team): start the workers on the plan in TEAM, work along as thread 0, return when all are done."""
-    from pyggml import simd as v
-
-    wake, walk = _wake(), _walk()
-    n_threads = v.U(_at(TEAM, "n_threads"))
-
-    def kernel(team):
-        nth = v.i64_at(team + n_threads)
-        if nth > 1:
+    def kernel(team, plan, alone):
+        v.atomic_add(plan + round_at, 1)
+        if alone == 0 and v.i64_at(team + n_threads) > 1:
+            v.atomic_store(team + plan_at, v.np.int64(plan))
+            v.atomic_add(team + run_at, 1)
             wake(team)
-        walk(team, 0, nth)
+        walk(team, plan, 0)
+        v.atomic_replace(team + plan_at, v.np.int64(plan), 0)
+        readers = 0
+        for i in range(1, v.i64_at(team + n_threads)):
+            if v.atomic_load(address_of(team, i) + inside) != 0:
+                readers += 1
+        return readers
 
     return kernel
 
 
 def dismiss():
     """-> dismiss(team): wake the workers after `quit` was set, and do not wait for them."""
-    wake = _wake()
+    from pyggml import simd as v
+
+    _, _, wake = _threads()
+    run_at = v.U(_at(TEAM, "run"))
 
     def kernel(team):
+        v.atomic_add(team + run_at, 1)
         wake(team)
 
     return kernel
 
 
 def worker():
-    """-> worker(team, ith): take part in every run until the team's `quit` is set."""
+    """-> worker(team, ith): take part in runs until the team's `quit` is set."""
     from pyggml import simd as v
 
     U = v.U
     walk = _walk()
-    run_at, n_threads, quit_at = (U(_at(TEAM, n)) for n in ("run", "n_threads", "quit"))
-    sleeper, first = U(SLEEPER.itemsize), U(TEAM.itemsize)
-    semaphore = U(_at(SLEEPER, "semaphore"))
-    idle_spins, idle_yields = IDLE_SPINS, IDLE_SPINS + IDLE_YIELDS
+    address_of, sleep, _ = _threads()
+    run_at, plan_at, quit_at = (U(_at(TEAM, n)) for n in ("run", "plan", "quit"))
+    inside_at = U(_at(THREAD, "inside"))
+    spins_at, yields_at = U(_at(TEAM, "idle_spins")), U(_at(TEAM, "idle_yields"))
 
     def kernel(team, ith):
-        me = team + first + sleeper * U(ith - 1)
-        seen = 0
+        me = address_of(team, ith)
+        seen = v.np.int64(0)
         while True:
-            waits = 0
+            waits, spins = 0, v.i64_at(team + spins_at)
+            yields = spins + v.i64_at(team + yields_at)
             while v.atomic_load(team + run_at) == seen:
                 waits += 1
-                if waits < idle_spins:
+                if waits < spins:
                     v.pause()
-                elif waits < idle_yields:
+                elif waits < yields:
                     v.sched_yield()
                 else:
-                    v.atomic_add(me, 1)
-                    if v.atomic_add(team + run_at, 0) == seen:
-                        v.sem_wait(me + semaphore)
-                    v.atomic_store(me, 0)
-            seen += 1
+                    v.atomic_replace(me, 0, 1)
+                    if v.atomic_load(team + run_at) == seen:
+                        sleep(me)
+                    else:
+                        v.atomic_replace(me, 1, 0)
+            seen = v.atomic_load(team + run_at)
             if v.i64_at(team + quit_at) != 0:
                 return
-            walk(team, ith, v.i64_at(team + n_threads))
+            plan = v.atomic_load(team + plan_at)
+            if plan != 0:
+                v.atomic_replace(me + inside_at, 0, plan)
+                if v.atomic_load(team + plan_at) == plan:  # it was not over before this thread had said so
+                    walk(team, U(plan), ith)
+                v.atomic_store(me + inside_at, 0)
+
+    return kernel
+
+
+def spin():
+    """-> spin(n): look n times, as a waiting thread does, for how long that takes."""
+    from pyggml import simd as v
+
+    def kernel(n):
+        for _ in range(n):
+            v.pause()
 
     return kernel

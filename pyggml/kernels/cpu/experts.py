@@ -60,7 +60,7 @@ def gather():
     panels_from, pairs_from, counts_from = (record.field("ints", i) for i in (2, 3, 4))
     fault = record.fault()
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         if ith > 0:
             return
         n, width, head = experts(step), width_of(step), to(step)
@@ -170,8 +170,8 @@ def few():
     put_x, put_rows, put_y, put_plane = put("src0.data"), put("src0.ne", 1), put("src1.data"), put("scratch")
     put_out, put_columns = put("dst.data"), put("dst.ne", 1)
 
-    def kernel(step, ith, nth):
-        own = work(step) + U(ith * room(step))
+    def kernel(step, ith, nth, thread):
+        own = work(step) + U(thread * room(step))
         copy(step, own)
         put_columns(own, 1)
         put_plane(own, own + U(RECORD))
@@ -188,7 +188,7 @@ def few():
                     if plane_bytes(step):
                         put_plane(own, planes(step) + U((token * slots(step) + i1) * plane_bytes(step)))
                     put_out(own, output(step, first, slot, token, 0))
-                    v.call_kernel(product(step), own, 0, 1)
+                    v.call_step(product(step), own, 0, 1, 0)
 
     return kernel
 
@@ -211,8 +211,8 @@ def many():
     put_x, put_rows, put_tile, put_panels = put("src0.data"), put("src0.ne", 1), put("scratch"), put("scratch", 1)
     put_out, put_columns, put_stride = put("dst.data"), put("dst.ne", 1), put("dst.nb", 1)
 
-    def kernel(step, ith, nth):
-        own = work(step) + U(ith * room(step))
+    def kernel(step, ith, nth, thread):
+        own = work(step) + U(thread * room(step))
         results = own + U(RECORD + tile_bytes(step))
         copy(step, own)
         put_tile(own, own + U(RECORD))
@@ -228,7 +228,7 @@ def many():
             put_rows(own, rows)
             put_panels(own, panels(step) + U(first_panel * panel_bytes(step)))
             put_columns(own, pairs)
-            v.call_kernel(product(step), own, 0, 1)
+            v.call_step(product(step), own, 0, 1, 0)
             at = results
             for i in range(number, number + pairs):
                 slot, token = pair(step, i)

@@ -58,7 +58,7 @@ def fill(kind_d):
     store, value, d = elements.storer(kind_d), record.param_f32(0), record.row("dst")
     rows, n0, nbd, piece = record.rows("dst"), record.field("dst.ne"), record.field("dst.nb"), record.piece
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         n, count, sd, x = n0(step), rows(step), nbd(step), v.splat_f32(value(step))
         size = piece(count, n, nth)
         pieces = (n + size - 1) // size
@@ -79,7 +79,7 @@ def arange(kind_d):
     store, start, stride, d = elements.storer(kind_d), record.param_f32(0), record.param_f32(2), record.row("dst")
     n0, nbd, numbers = record.field("dst.ne"), record.field("dst.nb"), v.constant("f32", [float(i) for i in range(16)])
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         n, sd, to = n0(step), nbd(step), d(step, 0)
         first, by = v.splat_f32(start(step)), v.splat_f32(stride(step))
         groups = (n + 15) // 16
@@ -106,7 +106,7 @@ def kept():
     d, a, rows = record.row("dst"), record.element("src0"), record.rows("dst")
     nbd, nba = record.field("dst.nb"), record.field("src0.nb")
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         n, count, size, sd, sa = n0(step), rows(step), size_of(step), nbd(step), nba(step)
         for row in range(count * ith // nth, count * (ith + 1) // nth):
             i1, i2, i3 = row % n1(step), row // n1(step) % n2(step), row // n1(step) // n2(step)

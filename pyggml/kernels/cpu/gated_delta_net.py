@@ -46,11 +46,11 @@ def gated_delta_net():
     q_at, k_at, v_at, g_at, beta_at, state_at = (record.element(f"src{i}") for i in range(6))
     data, work, room = record.field("dst.data"), record.field("scratch"), record.field("thread_bytes")
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         n, heads, tokens, seqs = head_size(step), n_head(step), n_tokens(step), n_seqs(step)
         kept, size = np.int64(slots(step)), 4 * n * n
         results = data(step) + U(4 * n * heads * tokens * seqs)  # where the states begin
-        decays = work(step) + U(ith * room(step))
+        decays = work(step) + U(thread * room(step))
         scale = v.lane(v.splat_f32(np.float32(1)) / v.sqrt(v.splat_f32(np.float32(n))), 0)
         for item in range(heads * seqs * ith // nth, heads * seqs * (ith + 1) // nth):
             head, seq = item % heads, item // heads

@@ -85,7 +85,7 @@ def glu(name, kind_d, kind_a, kind_b):
     nbd, nba, nbb = (record.field(n) for n in ("dst.nb", "src0.nb", "src1.nb"))
     offset_x, offset_g, one_source = (record.field("ints", i) for i in range(3))
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         n, count = ne0(step), rows(step)
         size = piece(count, n, nth)
         pieces = (n + size - 1) // size

@@ -48,7 +48,7 @@ def columns():
     dst, sequences, seen_after = record.field("dst.data"), record.field("ints"), record.field("ints", 1)
     factor = record.param_f32(0)
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         size, heads, tokens = head(step), n_head(step), n_tokens(step)
         row, token = U(4 * size), U(4 * size * heads)
         after, scale = seen_after(step) != 0, np.float32(1)
@@ -105,7 +105,7 @@ def rows():
     r_at, w_at, k_at, v_at, a_at, b_at, state_at = (record.field(f"src{i}.data") for i in range(7))
     dst, sequences = record.field("dst.data"), record.field("ints")
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         size, heads, tokens = head(step), n_head(step), n_tokens(step)
         row, token = U(4 * size), U(4 * size * heads)
         each = tokens // sequences(step)

@@ -293,7 +293,7 @@ def rows(name):
     planes_at = record.field("scratch")
     blocks, padded, plane_bytes = (record.field("ints", i) for i in range(3))
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         length = blocks(step) if is_block else ne0(step)
         pad = padded(step)
         columns = m1(step)

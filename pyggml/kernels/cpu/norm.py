@@ -86,7 +86,7 @@ def rms_norm(kind_d, kind_a, kind_w):
     nbd, nba, nbw = (record.field(n) for n in ("dst.nb", "src0.nb", "src1.nb"))
     weighted, load_w, w = kind_w != "", elements.loader(kind_w or "f32"), record.row_repeated("src1")
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         n, count = ne0(step), rows(step)
         sd, sa, sw = nbd(step), nba(step), nbw(step)
         for row in range(count * ith // nth, count * (ith + 1) // nth):
@@ -179,7 +179,7 @@ def norm(kind_d, kind_a):
     d, a, nbd, nba = record.row("dst"), record.row("src0"), record.field("dst.nb"), record.field("src0.nb")
     centred = record.field("ints")
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         n, count, sd, sa, least = ne0(step), rows(step), nbd(step), nba(step), eps(step)
         for row in range(count * ith // nth, count * (ith + 1) // nth):
             x = a(step, row)
@@ -208,7 +208,7 @@ def group_norm(kind_d, kind_a):
     d, a, nbd, nba = record.element("dst"), record.element("src0"), record.field("dst.nb"), record.field("src0.nb")
     groups, eps = record.param_i32(0), record.param_f32(1)
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         n, n1, channels, sd, sa = ne0(step), ne1(step), ne2(step), nbd(step), nba(step)
         size = (channels + np.int64(groups(step)) - 1) // np.int64(groups(step))
         per_batch = (channels + size - 1) // size

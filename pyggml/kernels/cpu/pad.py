@@ -56,7 +56,7 @@ def taken():
     d, a, rows = record.row("dst"), record.element("src0"), record.rows("dst")
     nbd, nba = record.field("dst.nb"), record.field("src0.nb")
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         n, m, first, how, size = n0(step), m0(step), b0(step), outside(step), size_of(step)
         count, sd, sa = rows(step), nbd(step), nba(step)
         for row in range(count * ith // nth, count * (ith + 1) // nth):

@@ -19,12 +19,12 @@ def field(name, index=0):
 
 
 def thread_room():
-    """-> f(step, ith): address of the first work memory's part that thread `ith` has to itself."""
+    """-> f(step, thread): address of the first work memory's part that a thread has to itself."""
     base, size = field("scratch"), field("thread_bytes")
 
     @inline
-    def address(step, ith):
-        return base(step) + U(ith * size(step))
+    def address(step, thread):
+        return base(step) + U(thread * size(step))
 
     return address
 

@@ -76,7 +76,7 @@ def sums(kind_a):
     stretch, a = _stretch(kind_a), record.row("src0", shape="src0")
     rows, ne0, nba, out = record.rows("src0"), record.field("src0.ne"), record.field("src0.nb"), record.field("scratch")
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         n, stride = ne0(step), nba(step)
         chunks = (n + CHUNK - 1) // CHUNK
         count = rows(step) * chunks
@@ -98,7 +98,7 @@ def counts():
     rows, ne0, out = record.rows("src0"), record.field("src0.ne"), record.field("scratch")
     nba, nbb = record.field("src0.nb"), record.field("src1.nb")
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         n, sa, sb = ne0(step), nba(step), nbb(step)
         chunks = (n + CHUNK - 1) // CHUNK
         count = rows(step) * chunks
@@ -125,7 +125,7 @@ def total(kind_d):
     ne0 = record.field("dst.ne")
     if kind_d == "i64":
 
-        def kernel(step, ith, nth):
+        def kernel(step, ith, nth, thread):
             if ith == 0:
                 all_of_them = 0
                 for i in range(count(step)):
@@ -135,7 +135,7 @@ def total(kind_d):
         return kernel
     store = elements.storer(kind_d)
 
-    def kernel_of_floats(step, ith, nth):
+    def kernel_of_floats(step, ith, nth, thread):
         if ith == 0:
             all_of_them = 0.0
             for i in range(count(step)):
@@ -156,7 +156,7 @@ def row_sums(kind_a):
     stretch, d, a = _stretch(kind_a), record.row("dst"), record.row("src0")
     rows, ne0, nba, divisor = record.rows("dst"), record.field("src0.ne"), record.field("src0.nb"), record.field("ints")
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         n, count, stride = ne0(step), rows(step), nba(step)
         for row in range(count * ith // nth, count * (ith + 1) // nth):
             x = a(step, row)
@@ -179,7 +179,7 @@ def cumsum():
     d, a, rows, ne0 = record.row("dst"), record.row("src0"), record.rows("dst"), record.field("dst.ne")
     nbd, nba = record.field("dst.nb"), record.field("src0.nb")
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         n, count, sd, sa = ne0(step), rows(step), nbd(step), nba(step)
         for row in range(count * ith // nth, count * (ith + 1) // nth):
             z, x = d(step, row), a(step, row)
@@ -223,7 +223,7 @@ def argmax(kind_a):
         y = load(x, i, k, stride)
         return v.select_part(y, np.float32(-np.inf), k) if k < 16 else y
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         n, count, stride = ne0(step), n_rows(step), nba(step)
         for row in range(count * ith // nth, count * (ith + 1) // nth):
             x = a(step, row)

@@ -43,7 +43,7 @@ def repeat_back(kind_d, kind_a):
     store, load = elements.storer(kind_d), elements.loader(kind_a)
     nbd, nba = record.field("dst.nb"), record.field("src0.nb")
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         n, count, sd, sa = n0(step), rows(step), nbd(step), nba(step)
         t0, t1, t2, t3 = m0(step) // n, m1(step) // n1(step), m2(step) // n2(step), m3(step) // n3(step)
         for row in range(count * ith // nth, count * (ith + 1) // nth):

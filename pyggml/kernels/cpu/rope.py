@@ -141,7 +141,7 @@ def table():
     out = record.field("scratch")
     consecutive, in_turn = _sections()
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         n, pairs, mode = n_tokens(step), n_pairs(step), np.int64(mode_of(step))
         scale, size, turn_back = np.float64(freq_scale(step)), magnitude(step), sign(step) < 0
         s0, s1, s2 = np.int64(size_0(step)), np.int64(size_1(step)), np.int64(size_2(step))
@@ -219,7 +219,7 @@ def rope(pairs, kind_d, kind_a):
     move = elements.converter(kind_d, kind_a)
     neighbours = pairs == "neighbours"
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         n, count = ne0(step), rows(step)
         dims, begin = n_dims(step), np.int64(first_dim(step))
         half = dims // 2

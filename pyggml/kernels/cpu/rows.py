@@ -107,7 +107,7 @@ def get_rows(kind_d, kind_a):
     ne1, ne2 = record.field("dst.ne", 1), record.field("dst.ne", 2)
     nbd, nba = record.field("dst.nb"), record.field("src0.nb")
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         if bad(step, limit(step), ith):
             return
         count = rows(step)
@@ -127,7 +127,7 @@ def set_rows(kind_d, kind_a):
     nbd, nba = record.field("dst.nb"), record.field("src0.nb")
 
     @inline
-    def write(step, ith, target, source, n):
+    def write(step, thread, target, source, n):
         convert(target, nbd(step), source, nba(step), 0, n)
 
     return _set_rows_with(write)
@@ -142,8 +142,8 @@ def set_quantised_rows(kind_d):
     nba, number_of_kind = record.field("src0.nb"), record.field("ints", 1)
 
     @inline
-    def write(step, ith, target, source, n):
-        quantise(target, source, nba(step), 0, n, number_of_kind(step), room(step, ith))
+    def write(step, thread, target, source, n):
+        quantise(target, source, nba(step), 0, n, number_of_kind(step), room(step, thread))
 
     return _set_rows_with(write)
 
@@ -163,7 +163,7 @@ def _set_rows_with(write):
     n1, n2, limit = record.field("src1.ne", 1), record.field("src1.ne", 2), record.field("dst.ne", 1)
     row_a, stride = record.field("src0.nb", 1), record.field("src1.nb")
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         if bad(step, limit(step), ith):
             return
         n, wide = ne0(step), is_wide(step) != 0
@@ -174,7 +174,7 @@ def _set_rows_with(write):
                 for _ in range(ne1(step)):
                     row = read(at, wide)
                     if row % nth == ith:
-                        write(step, ith, d(step, 0, row, i2, i3), source, n)
+                        write(step, thread, d(step, 0, row, i2, i3), source, n)
                     source += U(row_a(step))
                     at += U(stride(step))
 
@@ -207,12 +207,12 @@ def set_elements(kind_d, kind_a):
         else:
             v.put_u16(to, v.u16_at(room))
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         if bad(step, limit(step), ith):
             return
         n, wide, sa, sd = ne1(step), is_wide(step) != 0, row_a(step), row_d(step)
         first, end = limit(step) * ith // nth, limit(step) * (ith + 1) // nth
-        room = room_of(step, ith)
+        room = room_of(step, thread)
         for i3 in range(ne3(step)):
             for i2 in range(ne2(step)):
                 source, target = a(step, 0, 0, i2, i3), d(step, 0, 0, i2, i3)

@@ -92,7 +92,7 @@ def soft_max(kind_d, kind_a, kind_m, alibi, with_sinks):
     lowest = v.constant("f32", [-np.inf] * 16)
     numbers = v.constant("f32", [float(i) for i in range(16)])
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         n, count = ne0(step), rows(step)
         sd, sa, sm = nbd(step), nba(step), nbm(step)
         scale = v.splat_f32(factor(step))
@@ -168,7 +168,7 @@ def soft_max_back(kind_d, kind_dy, kind_y):
     nbd, nbg, nby = (record.field(n) for n in ("dst.nb", "src0.nb", "src1.nb"))
     factor = record.param_f32(0)
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         n, count = ne0(step), rows(step)
         sd, sg, sy = nbd(step), nbg(step), nby(step)
         scale = v.splat_f32(factor(step))

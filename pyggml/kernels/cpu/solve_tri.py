@@ -36,7 +36,7 @@ def solve_tri():
     k, n, n2, n3 = (record.field("dst.ne", i) for i in range(4))
     x_at, a_at, b_at = record.element("dst"), record.element("src0"), record.element("src1")
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         columns, size = k(step), n(step)
         groups = (columns + 15) // 16
         count = groups * n2(step) * n3(step)

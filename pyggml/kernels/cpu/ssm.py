@@ -46,7 +46,7 @@ def ssm_conv():
     width, nb0, nb1 = record.field("src1.ne"), record.field("dst.nb"), record.field("dst.nb", 1)
     d, a, w = record.element("dst"), record.element("src0"), record.element("src1")
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         n, taps, stride = n_tokens(step), width(step), nb1(step)
         count = channels(step) * n_seqs(step)
         for item in range(count * ith // nth, count * (ith + 1) // nth):
@@ -81,7 +81,7 @@ def ssm_scan():
     x_at, dt_at, a_at, b_at, c_at = (record.element(f"src{i}") for i in range(2, 7))
     data = record.field("dst.data")
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         if bad(step, limit(step), ith):
             return
         n, dims, heads, tokens, seqs = d_state(step), head_dim(step), n_head(step), n_tokens(step), n_seqs(step)

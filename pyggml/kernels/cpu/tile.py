@@ -305,9 +305,9 @@ def rows(name, width):
     length_of, panels_each, column_bytes = (record.field("ints", i) for i in range(3))
     panel_size = record.field("thread_bytes")
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         length = length_of(step)
-        panel = panel_at(step) + U(ith * panel_size(step))
+        panel = panel_at(step) + U(thread * panel_size(step))
         stride = U(row_out(step))
         tokens = m1(step)
         groups = (n1(step) + 15) // 16

@@ -40,7 +40,7 @@ def timestep_embedding():
     d, n0, count, nbd = record.element("dst"), record.field("dst.ne"), record.field("dst.ne", 1), record.field("dst.nb")
     a, nba, ratio_of = record.field("src0.data"), record.field("src0.nb"), v.reader(offset("ints"), "f64")
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         half, sd, ratio = n0(step) // 2, nbd(step), ratio_of(step)
         for i in range(count(step) * ith // nth, count(step) * (ith + 1) // nth):
             to = d(step, 0, i, 0, 0)

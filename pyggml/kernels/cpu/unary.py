@@ -115,7 +115,7 @@ def unary(name, kind_d, kind_a):
     store, load = elements.storer(kind_d), elements.loader(kind_a)
     nbd, nba = record.field("dst.nb"), record.field("src0.nb")
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         n, count = ne0(step), rows(step)
         size = piece(count, n, nth)
         pieces = (n + size - 1) // size

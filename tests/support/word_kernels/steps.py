@@ -8,10 +8,10 @@ np = v.np
 
 
 def count():
-    """-> kernel: adds 1 to the i64 number `ith` at scratch."""
+    """-> kernel: adds 1 to the i64 with the part's number at scratch."""
     at = record.field("scratch")
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         mine = at(step) + U(8 * ith)
         v.put_i64(mine, v.i64_at(mine) + 1)
 
@@ -19,10 +19,10 @@ def count():
 
 
 def neighbour():
-    """-> kernel: adds the counter of the next thread to the own one of a second row, scratch 1."""
+    """-> kernel: adds the counter of the next part to the own one of a second row, scratch 1."""
     at, to = record.field("scratch"), record.field("scratch", 1)
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         mine = to(step) + U(8 * ith)
         v.put_i64(mine, v.i64_at(mine) + v.i64_at(at(step) + U(8 * ((ith + 1) % nth))))
 
@@ -30,10 +30,10 @@ def neighbour():
 
 
 def spin():
-    """-> kernel: thread number ints[1] spins ints[0] times, then counts so in number 7 of the second row, scratch 1."""
+    """-> kernel: part number ints[1] spins ints[0] times, then counts so in number 7 of the second row, scratch 1."""
     times, who, at = record.field("ints"), record.field("ints", 1), record.field("scratch", 1)
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         if ith == who(step):
             for _ in range(times(step)):
                 v.pause()
@@ -43,17 +43,40 @@ def spin():
 
 
 def fault():
-    """-> kernel: thread number ints[1] meets row 7 of 5, as GET_ROWS would."""
+    """-> kernel: part number ints[1] meets row 7 of 5, as GET_ROWS would."""
     from pyggml.steps import STATUS
 
     status, index, who = record.field("status"), record.field("index"), record.field("ints", 1)
     step_at, row_at, limit_at = (U(STATUS.fields[n][1]) for n in ("step", "row", "limit"))
 
-    def kernel(step, ith, nth):
+    def kernel(step, ith, nth, thread):
         if ith == who(step):
             v.put_i64(status(step) + step_at, index(step))
             v.put_i64(status(step) + row_at, 7)
             v.put_i64(status(step) + limit_at, 5)
             v.atomic_store(status(step), 2)
+
+    return kernel
+
+
+def hold():
+    """-> kernel: part 0 waits until number 6 of the second row, scratch 1, is not 0; every part counts as in `count`."""
+    counters, at = record.field("scratch"), record.field("scratch", 1)
+
+    def kernel(step, ith, nth, thread):
+        if ith == 0:
+            while v.atomic_load(at(step) + U(48)) == 0:
+                v.sched_yield()
+        v.atomic_add(counters(step) + U(8 * ith), 1)
+
+    return kernel
+
+
+def who():
+    """-> kernel: leaves the number of the thread as number `ith` of the second row, scratch 1."""
+    at = record.field("scratch", 1)
+
+    def kernel(step, ith, nth, thread):
+        v.put_i64(at(step) + U(8 * ith), thread)
 
     return kernel

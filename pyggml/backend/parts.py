@@ -1,0 +1,57 @@
+"""Into how many parts a step is cut, which threads take one after the other.
+
+Owns the estimate of what a step costs; which rows a part has is its kernel's business, and changes no bit of a result.
+More parts than threads keep all busy where one of them is held up; none so long that an abort would be late; none so
+short that taking it costs more than computing it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pyggml.ops import Op
+from pyggml.tensor import Tensor
+
+BYTES_PER_NS = 8.0
+PRODUCTS_PER_NS = 32.0
+"""What one thread reads and multiplies at least, on machines of today."""
+SHORT_NS = 2500
+"""A step that is over in this time is one part: a second thread would come too late to help."""
+PART_NS = 25_000
+LONG_NS = 10_000_000
+"""An abort is seen before each part."""
+AT_MOST = 1 << 20
+
+
+def cost_ns(node: Tensor, dst: Tensor | None, src: Sequence[Tensor | None]) -> float:
+    """What one thread needs for a step of `node`, roughly. Counts elements, however often they repeat in memory."""
+    operands = [t for t in (dst, *src) if t is not None]
+    bytes_ = sum(max(t.nbytes, 4 * t.nelements if t.nb[0] == 0 else 0) for t in operands)
+    return bytes_ / BYTES_PER_NS + (_products(node) / PRODUCTS_PER_NS if dst is not None or _is_attention(node) else 0)
+
+
+def _is_attention(node: Tensor) -> bool:
+    return node.op == Op.FLASH_ATTN_EXT
+
+
+def _products(node: Tensor) -> int:
+    """Multiplications of the ops that reuse what they read."""
+    if node.op in (Op.MUL_MAT, Op.MUL_MAT_ID, Op.OUT_PROD):
+        a = node.src[0]
+        assert a is not None
+        return node.nelements * (a.ne[1] if node.op == Op.OUT_PROD else a.ne[0])
+    if node.op == Op.FLASH_ATTN_EXT:
+        q, k, v = node.src[:3]
+        assert q is not None and k is not None and v is not None
+        return q.nrows * k.ne[1] * (q.ne[0] + v.ne[0])
+    if node.op in (Op.SSM_SCAN, Op.GATED_LINEAR_ATTN, Op.RWKV_WKV6, Op.RWKV_WKV7, Op.GATED_DELTA_NET):
+        return 8 * node.nelements * max(t.ne[0] for t in node.src if t is not None)
+    return 0
+
+
+def parts(cost: float, n_threads: int) -> int:
+    """How many of a step that costs `cost` nanoseconds."""
+    least = cost / LONG_NS
+    if n_threads > 1 and cost > SHORT_NS:
+        least = max(least, n_threads, min(cost / PART_NS, 8 * n_threads))
+    return int(min(max(1, -(-least // 1)), AT_MOST))
