@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pyggml.dtypes import SIZES
 from pyggml.ops import Op
 from pyggml.tensor import Tensor
 
@@ -24,14 +25,12 @@ AT_MOST = 1 << 20
 
 
 def cost_ns(node: Tensor, dst: Tensor | None, src: Sequence[Tensor | None]) -> float:
-    """What one thread needs for a step of `node`, roughly. Counts elements, however often they repeat in memory."""
-    operands = [t for t in (dst, *src) if t is not None]
-    bytes_ = sum(max(t.nbytes, 4 * t.nelements if t.nb[0] == 0 else 0) for t in operands)
-    return bytes_ / BYTES_PER_NS + (_products(node) / PRODUCTS_PER_NS if dst is not None or _is_attention(node) else 0)
-
-
-def _is_attention(node: Tensor) -> bool:
-    return node.op == Op.FLASH_ATTN_EXT
+    """What one thread needs for a step of `node`, roughly. Elements count as often as they are read, also where many of
+    them are one in memory (strides of 0)."""
+    operands = [(t, SIZES[t.type]) for t in (dst, *src) if t is not None]
+    read = sum(t.nelements * size.type_size // size.block_size for t, size in operands)
+    multiplies = dst is not None or node.op == Op.FLASH_ATTN_EXT  # not what is made of activations first
+    return read / BYTES_PER_NS + (_products(node) / PRODUCTS_PER_NS if multiplies else 0)
 
 
 def _products(node: Tensor) -> int:

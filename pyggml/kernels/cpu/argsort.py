@@ -43,6 +43,7 @@ def argsort():
     rows, row, out = record.rows("src0"), record.row("src0", "src0"), record.row("dst", "src0")
     apart, apart_out, descending = record.field("src0.nb"), record.field("dst.nb"), record.field("ints", 0)
     work, room = record.field("scratch"), record.field("thread_bytes")
+    aborted = record.aborted()
     size, mask = 1 << BITS, (1 << BITS) - 1
 
     @v.device
@@ -67,7 +68,7 @@ def argsort():
             v.put_i64(at + U(8 * j), np.int64(x))
 
     @v.device
-    def by_digits(counts, at, other, n):
+    def by_digits(step, counts, at, other, n):
         """Where the sorted ones are."""
         for i in range(DIGITS * size):
             v.put_i64(counts + U(8 * i), 0)
@@ -77,6 +78,8 @@ def argsort():
                 count = counts + U(8 * (digit * size)) + U(8) * ((x >> U(BITS * digit)) & U(mask))
                 v.put_i64(count, v.i64_at(count) + 1)
         for digit in range(DIGITS):
+            if aborted(step):
+                return at
             table = counts + U(8 * (digit * size))
             total = 0
             for i in range(size):
@@ -106,7 +109,7 @@ def argsort():
             if n <= SHORT:
                 insert(at, n)
             else:
-                at = by_digits(counts, at, first + U(8 * n), n)
+                at = by_digits(step, counts, at, first + U(8 * n), n)
             to = out(step, r)
             for i in range(k):
                 v.put_i32(to, v.i32_at(at + U(8 * i)))

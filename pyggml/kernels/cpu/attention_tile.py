@@ -63,7 +63,7 @@ def many(width):
     mask2, mask3, mask_data = record.field("src3.ne", 2), record.field("src3.ne", 3), record.field("src3.data")
     q_at, k_at, v_at, mask_at = (record.element(f"src{i}") for i in range(4))
     k_row, v_row = record.field("src1.nb", 1), record.field("src2.nb", 1)
-    sinks, dst = record.field("src4.data"), record.element("dst")
+    sinks, dst, aborted = record.field("src4.data"), record.element("dst"), record.aborted()
     work_at, own_bytes = record.field("scratch"), record.field("thread_bytes")
     shared_of, blocks_of, rows_at, keys_at, values_at, odd_at, result_at = (record.field("ints", i) for i in range(7))
     unpack_k, unpack_v = record.field("calls"), record.field("calls", 1)
@@ -181,6 +181,8 @@ def many(width):
             first_token = first_column // shared
             last_token = (first_column + count - 1) // shared
             for first in range(0, n_kv(step), chunk):
+                if aborted(step):
+                    return
                 rows = min(n_kv(step) - first, chunk)
                 seen = OPEN
                 if masked:

@@ -58,7 +58,7 @@ def gather():
     ids, used, tokens = record.element("src0"), record.field("src0.ne"), record.field("src0.ne", 1)
     to, experts, width_of = record.field("dst.data"), record.field("ints", 0), record.field("ints", 1)
     panels_from, pairs_from, counts_from = (record.field("ints", i) for i in (2, 3, 4))
-    fault = record.fault()
+    fault, aborted = record.fault(), record.aborted()
 
     def kernel(step, ith, nth, thread):
         if ith > 0:
@@ -69,6 +69,8 @@ def gather():
         for e in range(n):
             v.put_i64(counts + U(8 * e), 0)
         for token in range(tokens(step)):
+            if aborted(step):
+                return
             for slot in range(used(step)):
                 e = v.i32_at(ids(step, slot, token, 0, 0))
                 if e < 0 or e >= n:
@@ -98,6 +100,8 @@ def gather():
         v.put_i64(head, active)
         v.put_i64(head + U(8), n_panels)
         for token in range(tokens(step)):
+            if aborted(step):
+                return
             for slot in range(used(step)):
                 at = counts + U(8 * v.i32_at(ids(step, slot, token, 0, 0)))
                 place = v.i64_at(at)

@@ -45,6 +45,7 @@ def gated_delta_net():
     gates, slots = record.field("src3.ne"), record.param_i32(0)
     q_at, k_at, v_at, g_at, beta_at, state_at = (record.element(f"src{i}") for i in range(6))
     data, work, room = record.field("dst.data"), record.field("scratch"), record.field("thread_bytes")
+    aborted = record.aborted()
 
     def kernel(step, ith, nth, thread):
         n, heads, tokens, seqs = head_size(step), n_head(step), n_tokens(step), n_seqs(step)
@@ -58,6 +59,8 @@ def gated_delta_net():
             if tokens > 0 or kept == 1:
                 v.copy_bytes(state, state_at(step, 0, 0, head, seq), size)
             for t in range(tokens):
+                if aborted(step):
+                    return
                 q = q_at(step, 0, head % heads_q(step), t, seq // (seqs // seqs_q(step)))
                 k = k_at(step, 0, head % heads_k(step), t, seq // (seqs // seqs_k(step)))
                 values, gate = v_at(step, 0, head, t, seq), g_at(step, 0, head, t, seq)

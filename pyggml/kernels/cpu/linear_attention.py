@@ -46,7 +46,7 @@ def columns():
     head, n_head, n_tokens = (record.field("src0.ne", i) for i in range(3))
     k_at, v_at, q_at, g_at, state_at, bonus_at = (record.field(f"src{i}.data") for i in range(6))
     dst, sequences, seen_after = record.field("dst.data"), record.field("ints"), record.field("ints", 1)
-    factor = record.param_f32(0)
+    factor, aborted = record.param_f32(0), record.aborted()
 
     def kernel(step, ith, nth, thread):
         size, heads, tokens = head(step), n_head(step), n_tokens(step)
@@ -70,6 +70,8 @@ def columns():
             state -= row * U(size)
             at = U(sequence * each) * token + U(4 * h * size)
             for _ in range(each):
+                if aborted(step):
+                    return
                 x = v.load_f32_part(v_at(step) + at + U(4 * first), n)
                 total = v.zero_f32()
                 s = state
@@ -103,7 +105,7 @@ def rows():
     U = v.U
     head, n_head, n_tokens = (record.field("src0.ne", i) for i in range(3))
     r_at, w_at, k_at, v_at, a_at, b_at, state_at = (record.field(f"src{i}.data") for i in range(7))
-    dst, sequences = record.field("dst.data"), record.field("ints")
+    dst, sequences, aborted = record.field("dst.data"), record.field("ints"), record.aborted()
 
     def kernel(step, ith, nth, thread):
         size, heads, tokens = head(step), n_head(step), n_tokens(step)
@@ -120,6 +122,8 @@ def rows():
             v.copy_bytes(state, state_at(step) + offset, 4 * size * count)
             at = U(sequence * each) * token + U(4 * h * size)
             for _ in range(each):
+                if aborted(step):
+                    return
                 s = state
                 for i in range(count):
                     mine = at + U(4 * (first + i))

@@ -290,7 +290,7 @@ def rows(name):
     weights, output, plain = record.element("src0"), record.element("dst"), record.element("src1")
     row_bytes, row_out = record.field("src0.nb", 1), record.field("dst.nb", 1)
     row_plain = record.field("src1.nb", 1)
-    planes_at = record.field("scratch")
+    planes_at, aborted = record.field("scratch"), record.aborted()
     blocks, padded, plane_bytes = (record.field("ints", i) for i in range(3))
 
     def kernel(step, ith, nth, thread):
@@ -299,6 +299,8 @@ def rows(name):
         columns = m1(step)
         first, last = n1(step) * ith // nth, n1(step) * (ith + 1) // nth
         for matrix in range(m2(step) * m3(step)):
+            if aborted(step):
+                return
             i2, i3 = matrix % m2(step), matrix // m2(step)
             x = weights(step, 0, first, i2 // (m2(step) // r2(step)), i3 // (m3(step) // r3(step)))
             out = output(step, first, 0, i2, i3)

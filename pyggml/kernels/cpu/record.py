@@ -68,6 +68,18 @@ def fault():
     return note
 
 
+def aborted():
+    """-> f(step): whether the run is to end. Kernels whose parts may be long, whatever the shapes, ask between stretches
+    of some milliseconds and return."""
+    status, abort = field("status"), U(STATUS.fields["abort"][1])
+
+    @inline
+    def ask(step):
+        return v.atomic_load(status(step) + abort) != 0
+
+    return ask
+
+
 def copier(*ones):
     """-> f(step, to): a record of its own for a kernel that another one calls; the four fields named are set to 1."""
     a, b, c, d = (U(offset(name) + 8 * index) for name, index in ones)

@@ -155,6 +155,7 @@ def row_sums(kind_a):
 
     stretch, d, a = _stretch(kind_a), record.row("dst"), record.row("src0")
     rows, ne0, nba, divisor = record.rows("dst"), record.field("src0.ne"), record.field("src0.nb"), record.field("ints")
+    aborted = record.aborted()
 
     def kernel(step, ith, nth, thread):
         n, count, stride = ne0(step), rows(step), nba(step)
@@ -162,6 +163,8 @@ def row_sums(kind_a):
             x = a(step, row)
             whole = 0.0
             for begin in range(0, n, CHUNK):
+                if aborted(step):
+                    return
                 whole += np.float64(stretch(x, begin, min(n, begin + CHUNK), stride))
             v.put_f32(d(step, row), np.float32(whole / divisor(step)))
 
@@ -203,7 +206,7 @@ def argmax(kind_a):
     a, load = record.row("src0", shape="src0"), elements.loader(kind_a)
     n_rows, ne0, nba = record.field("dst.ne"), record.field("src0.ne"), record.field("src0.nb")
     data, nbd = record.field("dst.data"), record.field("dst.nb")
-    lowest = v.constant("f32", [-np.inf] * 16)
+    lowest, aborted = v.constant("f32", [-np.inf] * 16), record.aborted()
 
     @v.device
     def one_by_one(x, n, stride):
@@ -228,10 +231,13 @@ def argmax(kind_a):
         for row in range(count * ith // nth, count * (ith + 1) // nth):
             x = a(step, row)
             top, nans = lowest(), 0
-            for i in range(0, n, 16):
-                y = part(x, i, n, stride)
-                nans |= v.nan_bits(y, y)
-                top = v.maximum(y, top)
+            for begin in range(0, n, CHUNK):
+                if aborted(step):
+                    return
+                for i in range(begin, min(n, begin + CHUNK), 16):
+                    y = part(x, i, n, stride)
+                    nans |= v.nan_bits(y, y)
+                    top = v.maximum(y, top)
             at = 0
             if nans:
                 at = one_by_one(x, n, stride)

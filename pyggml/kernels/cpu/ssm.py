@@ -79,7 +79,7 @@ def ssm_scan():
     per_element, slots = record.field("src4.ne"), record.param_i32(0)
     state_at, number = record.element("src0"), record.element("src1")
     x_at, dt_at, a_at, b_at, c_at = (record.element(f"src{i}") for i in range(2, 7))
-    data = record.field("dst.data")
+    data, aborted = record.field("dst.data"), record.aborted()
 
     def kernel(step, ith, nth, thread):
         if bad(step, limit(step), ith):
@@ -93,6 +93,8 @@ def ssm_scan():
             old = state_at(step, 0, 0, head, v.i32_at(number(step, seq, 0, 0, 0)))
             new = results + U((seq * heads + head) * size)
             for t in range(tokens):
+                if aborted(step):
+                    return
                 dt = f.softplus(v.broadcast_f32(dt_at(step, head, t, seq, 0)))
                 decays = a_at(step, 0, head, 0, 0)
                 whole = f.exp(dt * v.broadcast_f32(decays))
