@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pyggml.errors import GrammarError, SamplerError
 from pyggml.grammar import GrammarState, Matcher, json_schema_to_grammar, matcher, parse
+from pyggml.grammar.rules import Chars
 from pyggml.grammar.vocabulary import decode_utf8
 from pyggml.sampler import SamplerChain, SamplerParams
 
@@ -360,3 +361,94 @@ def test_a_chain_needs_the_vocabulary_and_a_token_that_fits():
     assert re.fullmatch("(01|2)*0?", "".join(map(str, drawn))) and 0 in drawn
     with pytest.raises(GrammarError, match=r"token 1 \('b'\) does not fit here"):
         SamplerChain(SamplerParams(grammar='root ::= "a"'), 3, vocab=vocab).accept(1, drawn=True)
+
+
+# ---- large classes, large numbers
+
+
+def plain_matches_some(chars: Chars, low: int, high: int) -> bool:
+    """What `Chars` means, range by range."""
+    return any(a <= high and low <= b for a, b in chars.ranges) != chars.negated
+
+
+points = st.integers(0, 40)
+
+
+@few
+@given(st.lists(st.tuples(points, points), max_size=8), st.booleans(), points, points)
+def test_a_class_is_the_sum_of_its_ranges(ranges, negated, low, width):
+    """In any order, overlapping, and also those that end before they begin."""
+    chars = Chars(tuple(ranges), negated)
+    assert chars.matches(low) == (any(a <= low <= b for a, b in ranges) != negated)
+    assert chars.matches_some(low, low + width) == plain_matches_some(chars, low, low + width)
+    assert chars == Chars(tuple(ranges), negated) and chars != Chars(tuple(ranges), not negated)
+
+
+def test_a_class_that_forgets_longer_ranges_is_caught():
+    """A twin that looks at the last range only."""
+    chars = Chars(((0, 9), (2, 3)))
+    chars._ends = [high for _, high in sorted(chars.ranges)]
+    assert chars.matches(5) is False and plain_matches_some(chars, 5, 5) is True
+
+
+def test_a_class_of_hundreds_of_thousands_of_ranges_is_looked_up_not_through():
+    """With a look at each range this would take hours."""
+    text = "".join(chr(0x1000 + 2 * i) for i in range(24_000)) + "".join(chr(0x10000 + 2 * i) for i in range(400_000))
+    vocab = Words(*(chr(0x1000 + i).encode() for i in range(20_000)))
+    state = GrammarState(parse(f"root ::= [{text}]+"), vocab)
+    for _ in range(3):
+        mask = state.mask()
+        assert mask[:20_000:2].all() and not mask[1:20_000:2].any()
+        state.accept(0)
+
+
+def test_texts_beyond_a_limit_are_refused():
+    with pytest.raises(GrammarError, match="grammar: 1000001 characters, more than 1000000"):
+        parse("root ::= x" + " " * 999_991)
+    with pytest.raises(GrammarError, match="JSON schema: 1000001 characters, more than 1000000"):
+        json_schema_to_grammar(" " * 1_000_001)
+
+
+NUMBERS = (
+    0,
+    1,
+    -1,
+    2**31,
+    2**53,
+    2**63 - 1,
+    2**63,
+    -(2**63),
+    10**30,
+    10**400,
+    -(10**400),
+    10**5000,
+    0.5,
+    1e300,
+    -1e300,
+)
+PLACES = {
+    "integer": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
+    "string": ("minLength", "maxLength"),
+    "array": ("minItems", "maxItems"),
+}
+
+
+@pytest.mark.parametrize(
+    "number", NUMBERS, ids=lambda n: f"{n:.3g}" if abs(n) < 1e301 else f"10^{len(hex(n)) * 6 // 5}"
+)
+@pytest.mark.parametrize(("kind", "key"), [(kind, key) for kind, keys in PLACES.items() for key in keys])
+def test_every_number_of_a_schema_at_its_ends(kind, key, number):
+    """Works, or is refused in one line that names the place; also beside a small number at the other end."""
+    for other in ({}, {PLACES[kind][0]: 3}, {PLACES[kind][1]: 3}):
+        schema = {"type": "object", "properties": {"a": {"type": kind, "items": {}, **other, key: number}}}
+        try:
+            parse(json_schema_to_grammar(schema))
+        except GrammarError as reason:
+            assert "\n" not in str(reason)
+
+
+@pytest.mark.parametrize("digits", [400, 4000, 5000])
+def test_a_bound_of_many_digits_is_refused(digits):
+    with pytest.raises(GrammarError, match=r"minimum must be a number from|Exceeds the limit") as error:
+        json_schema_to_grammar('{"type": "integer", "minimum": 1' + "0" * digits + "}")
+    assert "\n" not in str(error.value) and len(str(error.value)) < 200

@@ -12,6 +12,7 @@ from typing import Any
 from pyggml.errors import GrammarError
 
 MAX_DEPTH = 100  # schemas inside each other
+MAX_NUMBER = (1 << 63) - 1  # llama.cpp reads bounds as 64-bit numbers
 MAX_NODES = 5_000
 
 
@@ -129,15 +130,17 @@ def _fail(path: str, message: str) -> GrammarError:
 
 def _count(schema: dict[str, Any], key: str, path: str) -> int | None:
     value = schema.get(key)
-    if key in schema and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-        raise _fail(path, f"{key} must be a whole number, not negative")
+    if key in schema and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_NUMBER):
+        raise _fail(path, f"{key} must be a whole number, not negative and at most {MAX_NUMBER}")
     return value
 
 
 def _bound(schema: dict[str, Any], key: str, path: str, rounded: Callable[[float], int]) -> int:
     value = schema[key]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise _fail(path, f"{key} must be a number")
+    if not -MAX_NUMBER <= value <= MAX_NUMBER:  # NaN too; a number of any size is compared exactly
+        raise _fail(path, f"{key} must be a number from {-MAX_NUMBER} to {MAX_NUMBER}")
     return value if isinstance(value, int) else rounded(value)
 
 

@@ -33,6 +33,7 @@ from pyggml.grammar.json_text import (
     repetition,
     whole_numbers,
 )
+from pyggml.grammar.parser import MAX_LENGTH
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,8 @@ def json_schema_to_grammar(schema: str | dict[str, Any]) -> str:
     A regular expression that no grammar can be written for counts as any string, and the log says so.
     """
     if isinstance(schema, str):
+        if len(schema) > MAX_LENGTH:
+            raise GrammarError(f"JSON schema: {len(schema)} characters, more than {MAX_LENGTH}")
         try:
             schema = json.loads(schema, parse_constant=_no_constant)
         except RecursionError:

@@ -15,6 +15,7 @@ from pyggml.grammar.rules import Chars, Element, Grammar, Ref, Sequence, TokenId
 MAX_REPETITION = 2000  # llama-grammar.cpp, MAX_REPETITION_THRESHOLD
 MAX_DEPTH = 200  # nested groups
 MAX_ELEMENTS = 1_000_000
+MAX_LENGTH = 1_000_000  # characters of the text
 
 _SPACE = re.compile(r"(?:[ \t]|#[^\r\n]*)*")
 _SPACE_AND_LINES = re.compile(r"(?:[ \t\r\n]|#[^\r\n]*)*")
@@ -34,6 +35,8 @@ def parse(text: str, root: str = "root", token_of: TokenOf | None = None) -> Gra
 
 class _Parser:
     def __init__(self, text: str, token_of: TokenOf | None) -> None:
+        if len(text) > MAX_LENGTH:
+            raise GrammarError(f"grammar: {len(text)} characters, more than {MAX_LENGTH}")
         self.text = text.split("\0")[0]
         self.pos = 0
         self.token_of = token_of

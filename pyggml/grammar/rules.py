@@ -3,28 +3,59 @@
 Owns what an element matches, and the check for left recursion; must not know GBNF's text, nor how matching goes on.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 from pyggml.errors import GrammarError
 
 
-@dataclass(frozen=True, slots=True)
 class Chars:
-    """One code point out of ranges, or, if negated, outside of them. `.` is the negation of nothing."""
+    """One code point out of ranges, or, if negated, outside of them. `.` is the negation of nothing.
 
-    ranges: tuple[tuple[int, int], ...]
-    negated: bool = False
+    A class may have hundreds of thousands of ranges: a question takes the logarithm of their number, and its hash is
+    made once. Equal are those of the same ranges in the same order.
+    """
+
+    __slots__ = ("_ends", "_hash", "_lows", "negated", "ranges")
+
+    def __init__(self, ranges: tuple[tuple[int, int], ...], negated: bool = False) -> None:
+        self.ranges = ranges
+        self.negated = negated
+        ordered = sorted(ranges)
+        self._lows = [low for low, _ in ordered]
+        self._ends = list(accumulate((high for _, high in ordered), max))  # the largest end so far
+        self._hash = hash((ranges, negated))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (
+            isinstance(other, Chars)
+            and self._hash == other._hash
+            and self.negated == other.negated
+            and self.ranges == other.ranges
+        )
+
+    def __repr__(self) -> str:
+        return f"Chars({self.ranges!r}, negated={self.negated})"
 
     def matches(self, code_point: int) -> bool:
         """Whether this code point is one of them."""
-        return any(low <= code_point <= high for low, high in self.ranges) != self.negated
+        return self._meets(code_point, code_point) != self.negated
 
     def matches_some(self, low: int, high: int) -> bool:
         """Whether a character from `low` to `high` may be one of them: with llama.cpp's answer for negated ranges,
         no if any of the characters is excluded (llama-grammar.cpp, llama_grammar_match_partial_char).
         """
-        return any(a <= high and low <= b for a, b in self.ranges) != self.negated
+        return self._meets(low, high) != self.negated
+
+    def _meets(self, low: int, high: int) -> bool:
+        """Whether any range begins at `high` or before and ends at `low` or behind."""
+        n = bisect_right(self._lows, high)
+        return n > 0 and self._ends[n - 1] >= low
 
 
 @dataclass(frozen=True, slots=True)

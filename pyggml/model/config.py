@@ -5,7 +5,6 @@ Keys and their defaults follow llama.cpp (llama-arch.cpp, llama-model.cpp: load_
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,8 @@ from pyggml.errors import ModelError
 ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 MAX_LAYERS = 512
 MAX_EXPERTS = 1024
+MAX_NUMBER = (1 << 31) - 1  # an op's parameters are i32
+F32_MAX = float(np.finfo(np.float32).max)  # and f32
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,13 @@ class Keys:
                 raise ModelError(f"key {full} is missing")
             return default
         if isinstance(value, np.ndarray | list):
-            distinct = {int(v) for v in value}
+            items = value.tolist() if isinstance(value, np.ndarray) else value
+            distinct = {item if isinstance(item, int) else repr(item) for item in items}
             if len(distinct) != 1:
                 raise ModelError(f"key {full}: {len(distinct)} different values; layers of unequal size are unknown")
             value = distinct.pop()
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 1 << 32:
-            raise ModelError(f"key {full} is {value!r}, must be an integer from {least}")
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MAX_NUMBER:
+            raise ModelError(f"key {full} is {value!r:.60}, must be an integer from {least} to {MAX_NUMBER}")
         return value
 
     def f32(self, key: str, default: float | None = None, positive: bool = True) -> float:
@@ -91,8 +93,8 @@ class Keys:
             if default is None:
                 raise ModelError(f"key {full} is missing")
             return default
-        if isinstance(value, bool) or not isinstance(value, float | int) or not math.isfinite(value):
-            raise ModelError(f"key {full} is {value!r}, must be a finite number")
+        if isinstance(value, bool) or not isinstance(value, float | int) or not -F32_MAX <= value <= F32_MAX:
+            raise ModelError(f"key {full} is {value!r:.60}, must be a finite number of 32 bits")
         if positive and value <= 0:
             raise ModelError(f"key {full} is {value!r}, must be positive")
         return float(value)
@@ -102,7 +104,7 @@ class Keys:
         if value is None:
             return default
         if value not in choices:
-            raise ModelError(f"key {full} is {value!r}, known are {', '.join(choices)}")
+            raise ModelError(f"key {full} is {value!r:.60}, known are {', '.join(choices)}")
         return str(value)
 
 
@@ -124,6 +126,11 @@ def read_config(metadata: Mapping[str, Any], architecture: str) -> Config:
     if n_layer > MAX_LAYERS:
         raise ModelError(f"key {architecture}.block_count is {n_layer}, at most {MAX_LAYERS} are possible")
     head_k = keys.u32("attention.key_length", n_embd // n_head)
+    head_v = keys.u32("attention.value_length", n_embd // n_head)
+    if not head_k or not head_v:
+        raise ModelError(
+            f"key {architecture}.attention.head_count is {n_head}, more than the {n_embd} elements they share"
+        )
     n_rot = keys.u32("rope.dimension_count", head_k)
     if n_rot > head_k or n_rot % 2:
         raise ModelError(f"key {architecture}.rope.dimension_count is {n_rot}, must be even and at most {head_k}")
@@ -133,6 +140,8 @@ def read_config(metadata: Mapping[str, Any], architecture: str) -> Config:
     factor = keys.f32("rope.scaling.factor", keys.f32("rope.scale_linear", 0.0, positive=False), positive=False)
     if factor < 0:
         raise ModelError(f"key {architecture}.rope.scaling.factor is {factor}, must not be negative")
+    if factor and factor < 1 / F32_MAX:
+        raise ModelError(f"key {architecture}.rope.scaling.factor is {factor}, must be 0 or at least {1 / F32_MAX:.1e}")
     return Config(
         architecture=architecture,
         name=str(metadata.get("general.name", "")),
@@ -145,7 +154,7 @@ def read_config(metadata: Mapping[str, Any], architecture: str) -> Config:
         n_head=n_head,
         n_head_kv=n_head_kv,
         n_embd_head_k=head_k,
-        n_embd_head_v=keys.u32("attention.value_length", n_embd // n_head),
+        n_embd_head_v=head_v,
         n_rot=n_rot,
         rms_eps=keys.f32("attention.layer_norm_rms_epsilon"),
         rope_freq_base=keys.f32("rope.freq_base", 10000.0),

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, fields, replace
 
 from pyggml.errors import ModelError
-from pyggml.model.config import Config
+from pyggml.model.config import F32_MAX, MAX_NUMBER, Config
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class RopeOptions:
                 raise ModelError(
                     f"rope {field.name} {value}: must be a finite number" + (" from 0" if not least else "")
                 )
+        if not isinstance(self.n_ctx_orig, int):
+            raise ModelError(f"rope n_ctx_orig {self.n_ctx_orig}: must be a whole number")
 
     def apply(self, config: Config) -> Config:
         """The hyper-parameters in use."""
@@ -44,9 +46,9 @@ class RopeOptions:
         ext = self.ext_factor if self.ext_factor >= 0 else float(scaling == "yarn")
         attn = self.attn_factor if self.attn_factor >= 0 else 1.0
         if ext:
-            grown = math.log(1 / scale)
-            attn = (1.0 + max(0.1 * grown, 0.0)) / (1.0 + 0.1 * grown)
-        return replace(
+            whole = 1.0 + 0.1 * math.log(1 / scale)
+            attn = max(whole, 1.0) / whole if whole else math.inf
+        applied = replace(
             config,
             rope_freq_base=self.freq_base or config.rope_freq_base,
             rope_freq_scale=scale,
@@ -56,3 +58,8 @@ class RopeOptions:
             rope_beta_slow=self.beta_slow if self.beta_slow >= 0 else config.rope_beta_slow,
             rope_n_ctx_orig=self.n_ctx_orig or config.rope_n_ctx_orig,
         )
+        for name in ("freq_base", "freq_scale", "ext_factor", "attn_factor", "beta_fast", "beta_slow", "n_ctx_orig"):
+            value, most = getattr(applied, f"rope_{name}"), MAX_NUMBER if name == "n_ctx_orig" else F32_MAX
+            if not -most <= value <= most:
+                raise ModelError(f"rope {name} would be {value}, at most {most} is possible")
+        return applied

@@ -107,11 +107,18 @@ class State:
         if bytes(header["fingerprint"]) != bytes(expected["fingerprint"]):
             raise StateError(f"{self.name}: belongs to another model")
         for which in ("k", "v"):
-            there, here = (GGMLType(int(h[f"type_{which}"])) for h in (header, expected))
+            there, here = (int(h[f"type_{which}"]) for h in (header, expected))
             if there != here:
-                raise StateError(f"{self.name}: its {which.upper()} is {there.name}, the context's is {here.name}")
+                name = {int(t): t.name for t in GGMLType}.get(there, f"of type number {there}")
+                raise StateError(f"{self.name}: its {which.upper()} is {name}, the context's is {GGMLType(here).name}")
         for field in ("n_layer", "row_k", "row_v"):
-            assert header[field] == expected[field], field  # the model's, which is the same
+            if header[field] != expected[field]:
+                raise StateError(f"{self.name}: damaged: its {field} is {header[field]}, not {expected[field]}")
+        bad = np.flatnonzero((self.tokens < 0) | (self.tokens >= context.model.n_vocab))
+        if bad.size:
+            raise StateError(
+                f"{self.name}: damaged: token {self.tokens[bad[0]]} is outside the vocabulary of {context.model.n_vocab}"
+            )
 
     def restore(self, context: "Context", n: int) -> None:
         """Let the first `n` tokens be those that `context` has decoded. Raises StateError and what devices raise."""

@@ -1,14 +1,17 @@
 """Hyper-parameters and weights of a file: what is read, what is refused, and that the refusal names the culprit."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from fake_devices import FakeDevice
 from tiny_model import write_llama
 
-from pyggml.errors import ModelError
+from pyggml.errors import ModelError, PyggmlError
 from pyggml.gguf import GGUFFile
 from pyggml.model import architecture_of
 from pyggml.model.config import read_config
+from pyggml.model.context import Context
 from pyggml.model.model import Model
 from pyggml.model.rope_options import RopeOptions
 
@@ -139,3 +142,79 @@ def test_a_file_that_makes_no_model_is_named_with_the_reason(tmp_path, options, 
     path = write_llama(tmp_path / "bad.gguf", **options)
     with pytest.raises(ModelError, match=rf"bad\.gguf: {message}"):
         Model.load(path, cpu=FakeDevice("CPU"))
+
+
+# ---- every number, at its ends
+
+WHOLE = (
+    *("context_length", "embedding_length", "block_count", "feed_forward_length", "attention.head_count"),
+    *("attention.head_count_kv", "attention.key_length", "attention.value_length", "rope.dimension_count"),
+    *("rope.scaling.original_context_length", "expert_count", "expert_used_count"),
+)
+FLOATS = (
+    *("attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.scaling.factor", "rope.scale_linear"),
+    *("rope.scaling.attn_factor",),
+)
+ENDS = [-(1 << 63), -1, 0, 1, 3, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 32, (1 << 64) - 1]
+FLOAT_ENDS = [0.0, -0.0, 1e-45, 1e-39, 1e-30, 22026.465794806718, 1e38, 3.5e38, 1e300, -1.0, float("inf"), float("nan")]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return write_llama(tmp_path_factory.mktemp("model") / "tiny.gguf")
+
+
+def decoded(path, **metadata):
+    """Load with these values, decode two tokens in a context of 64; what a user would read if that does not work."""
+    try:
+        model = Model.load(path, cpu=FakeDevice("CPU"), metadata=metadata["metadata"], rope=metadata.get("rope"))
+    except PyggmlError as reason:
+        return str(reason)
+    try:
+        context = Context(model, n_ctx=64)
+        context.decode([1, 2])
+        context.close()
+    except PyggmlError as reason:
+        return str(reason)
+    finally:
+        model.close()
+    return None
+
+
+@pytest.mark.parametrize("scaling", ["none", "linear", "yarn"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [*((key, value) for key in WHOLE for value in ENDS), *((k, v) for k in FLOATS for v in FLOAT_ENDS)],
+)
+def test_a_number_at_its_end_works_or_is_refused_in_a_line(tiny, key, value, scaling):
+    said = decoded(tiny, metadata={f"llama.{key}": value, "llama.rope.scaling.type": scaling})
+    assert said is None or "\n" not in said
+
+
+def test_the_context_length_of_a_damaged_file(tiny):
+    """It is packed into an op's parameters, which are i32."""
+    assert decoded(tiny, metadata={"llama.context_length": (1 << 31) - 1}) is None
+    said = decoded(tiny, metadata={"llama.context_length": 1 << 31})
+    assert said.endswith("key llama.context_length is 2147483648, must be an integer from 1 to 2147483647")
+
+
+@pytest.mark.parametrize(
+    "value", [np.array([1.5, 1.5]), ["4", "4"], [True, True], [], np.array([4, 4], np.uint64), [[1], [2]]]
+)
+def test_arrays_of_anything_but_equal_integers_are_refused(value):
+    if isinstance(value, np.ndarray) and value.dtype == np.uint64:
+        assert config(attention__head_count_kv=None, attention__head_count=value).n_head == 4
+        return
+    with pytest.raises(ModelError, match="head_count"):
+        config(attention__head_count=value)
+
+
+@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(RopeOptions) if f.name != "scaling"])
+@pytest.mark.parametrize("value", [1e-45, 1e-300, 1e38, 1e300, float("inf"), float("nan")])
+def test_what_the_user_says_about_rope_at_its_ends(tiny, name, value):
+    try:
+        rope = RopeOptions(scaling="yarn", **{name: value})
+    except ModelError:
+        return
+    said = decoded(tiny, metadata={}, rope=rope)
+    assert said is None or "\n" not in said

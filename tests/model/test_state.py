@@ -1,5 +1,6 @@
 """Saved states: what is restored computes on as if nothing had happened, and what is damaged or foreign is refused."""
 
+import hashlib
 import os
 import stat
 
@@ -162,3 +163,55 @@ def test_a_file_is_the_old_one_or_the_new_one(model, tmp_path, monkeypatch):
     assert State.load(path).tokens.tolist() == TOKENS[:2]
     assert (tmp_path / "link").is_symlink() and sorted(os.listdir(tmp_path)) == ["link", "state"]
     context.close()
+
+
+def sealed(data: bytearray) -> bytes:
+    """With the digest that belongs to it: what someone writes who knows the format."""
+    body = bytes(data[: -state.DIGEST])
+    return body + hashlib.blake2b(body, digest_size=state.DIGEST).digest()
+
+
+FIELDS = [name for name in HEADER.names if name not in ("magic", "fingerprint", "reserved")]
+
+
+@pytest.mark.parametrize("value", [0, 1, 2, 3, 10**4, 2**31 - 1, 2**31, 2**32 - 1])
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_field_at_its_ends_under_the_right_digest_is_refused_in_a_line(model, saved, field, value):
+    changed = bytearray(saved)
+    header = np.frombuffer(changed, HEADER, 1)
+    if header[field][0] == value:
+        return
+    header[field] = value
+    context = Context(model, n_ctx=256)
+    with pytest.raises(StateError, match=r"^bytes: ") as caught:
+        State.parse(sealed(changed), "bytes").restore(context, 1)
+    assert "\n" not in str(caught.value) and context.n_past == 0
+    context.close()
+
+
+@pytest.mark.parametrize("number", [7, 99, 2**32 - 1])
+def test_an_unknown_type_is_named_by_its_number(model, saved, number):
+    changed = bytearray(saved)
+    np.frombuffer(changed, HEADER, 1)["type_k"] = number
+    name = "Q5_1" if number == 7 else f"of type number {number}"
+    with pytest.raises(StateError, match=f"^bytes: its K is {name}, the context's is F16$"):
+        context = Context(model, n_ctx=256)
+        State.parse(sealed(changed), "bytes").check(context)
+
+
+def test_sizes_that_only_add_up_are_refused(model, saved):
+    """A row of K longer by what the row of V is shorter."""
+    changed = bytearray(saved)
+    header = np.frombuffer(changed, HEADER, 1)
+    header["row_k"] += 4
+    header["row_v"] -= 4
+    with pytest.raises(StateError, match=r"^bytes: damaged: its row_k is [0-9]+, not [0-9]+$"):
+        State.parse(sealed(changed), "bytes").check(Context(model, n_ctx=256))
+
+
+@pytest.mark.parametrize("token", [-1, N_VOCAB, 2**31 - 1])
+def test_a_token_outside_the_vocabulary_is_refused(model, saved, token):
+    changed = bytearray(saved)
+    changed[HEADER.itemsize + 4 : HEADER.itemsize + 8] = np.int32(token).tobytes()
+    with pytest.raises(StateError, match=f"^bytes: damaged: token {token} is outside the vocabulary of {N_VOCAB}$"):
+        State.parse(sealed(changed), "bytes").check(Context(model, n_ctx=256))
