@@ -150,7 +150,7 @@ def _prompt_tokens(llm: Llama, prompt: str | list[int], suffix: str | None) -> t
         back = [after, *llm.tokenize(suffix.encode(), add_bos=False, special=False)]
         order = back + front if llm.spm_infill else front + back
         return [*llm.tokenize(b"", add_bos=True), *order, middle], ""
-    tokens = llm.tokenize(prompt.encode(), add_bos=True, special=True)
+    tokens = llm._tokenizer.encode(prompt, add_special=True, parse_special=True, warn=False)  # here it is a warning
     bos = llm.token_bos()
     if tokens[:2] == [bos, bos]:
         warnings.warn("the prompt begins with BOS, which is added anyway: leave it out", RuntimeWarning, stacklevel=4)

@@ -280,6 +280,15 @@ def test_ten_thousand_levels_are_no_recursion():
         ("{", "not JSON"),
         ("[" * 100_000, "nested too deeply to be read"),
         ('{"const": NaN}', "NaN is not a JSON value"),
+        ('{"type": "string", "minLength": 2001}', "at #: minLength is 2001, at most 2000 can be followed"),
+        (
+            '{"properties": {"a": {"items": {"type": "string", "minLength": 3000}}}}',
+            "at #/properties/a/items: minLength is 3000, at most 2000 can be followed",
+        ),
+        ('{"items": {"type": "integer"}, "minItems": 2002}', "at #: minItems is 2002, at most 2001 can be followed"),
+        ('{"type": "string", "minLength": 5, "maxLength": 3}', "at #: minLength is 5, maxLength only 3"),
+        ('{"items": {}, "minItems": 2, "maxItems": 1}', "at #: minItems is 2, maxItems only 1"),
+        ('{"type": "string", "pattern": "^a{3000}$"}', "3000 repetitions, more than 2000, in what became 'root'"),
         ("3", "at #: a schema must be an object"),
         ('{"type": "float"}', "at #: unknown type 'float'"),
         ('{"type": []}', "at #: type must not be empty"),
@@ -299,6 +308,15 @@ def test_a_bad_schema_names_its_place(schema, message):
     with pytest.raises(GrammarError, match=message) as error:
         json_schema_to_grammar(schema)
     assert "\n" not in str(error.value)
+
+
+def test_as_many_as_can_be_followed():
+    for schema in (
+        {"type": "string", "minLength": 2000, "maxLength": 9999},
+        {"items": {"type": "null"}, "minItems": 2001},
+        {"type": "string", "format": "date", "minLength": 3000},  # as long as a date, whatever else is said
+    ):
+        parse(json_schema_to_grammar(schema))
 
 
 def test_a_huge_schema_ends():

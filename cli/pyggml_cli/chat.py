@@ -21,7 +21,9 @@ from pyggml_cli.entry import on_ctrl_c
 from pyggml_cli.flags import UsageError, Values
 from pyggml_cli.prompt_cache import PromptCache
 from pyggml_cli.reverse_prompt import ReversePrompts
+from pyggml_cli.text_files import read_text
 from pyggml_cli.timings import Timings, clock
+from pyggml_cli.verbose_prompt import show_prompt
 
 if TYPE_CHECKING:
     from pyggml.chat import Conversation, PlainDialogue
@@ -116,11 +118,7 @@ def _text(values: Values, name: str, flag: str) -> str | None:
     if text is not None and file_name is not None:
         raise UsageError(f"give {flag} or a file, not both")
     if file_name is not None:
-        with open(file_name, encoding="utf-8") as file:
-            try:
-                return file.read().removesuffix("\n")
-            except UnicodeDecodeError as reason:
-                raise UsageError(f"{file_name}: not UTF-8 text: {reason.reason}") from None
+        return read_text(file_name).replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")
     return _unescaped(values, text) if name == "system" and text is not None else text
 
 
@@ -180,6 +178,7 @@ class _Talk:
         self.shift: ContextShift | None = None
         self.reverse = ReversePrompts(values, tokenizer)
         self.stopped = self.ended = False  # whether the last reply ended with a reverse prompt, or with the end of text
+        self.shown = False  # --verbose-prompt: the first one
         self.plain = plain(values)
         self.prefix, self.suffix = PROMPT, ""
         if self.plain:
@@ -282,6 +281,9 @@ class _Talk:
                 f"the conversation would have {len(turn.tokens)} tokens; a context of {self.context.n_ctx} takes at most "
                 f"{room}: /clear begins anew"
             )
+        if self.values.verbose_prompt and not self.shown:
+            show_prompt(turn.tokens, self.tokenizer)
+            self.shown = True
         self.chain.reset()
         for token in turn.new:
             self.chain.accept(token)

@@ -19,6 +19,8 @@ from pyggml_cli.environment import VARIABLES
 from pyggml_cli.flags import UsageError, Values, help_text, parse, show_notes
 from pyggml_cli.prompt_cache import PromptCache
 from pyggml_cli.reverse_prompt import SLACK, ReversePrompts
+from pyggml_cli.text_files import read_text
+from pyggml_cli.verbose_prompt import show_prompt
 
 if TYPE_CHECKING:
     from pyggml.model.context import Context
@@ -84,13 +86,7 @@ def _prompt(values: Values) -> str:
     if values.prompt is not None:
         text = values.prompt
     else:
-        name = values.file or values.binary_file
-        with open(name, "rb") as file:
-            data = file.read()
-        try:
-            text = data.decode("utf-8")
-        except UnicodeDecodeError as reason:
-            raise UsageError(f"{name}: not UTF-8 text: byte {data[reason.start]:#04x} at {reason.start}") from None
+        text = read_text(values.file or values.binary_file, stdin=True)
         if values.file:
             text = text.removesuffix("\n")
     return unescape(text) if values.escape else text
@@ -151,12 +147,7 @@ def _grammar(values: Values) -> str:
         raise UsageError("give one of --grammar, --grammar-file, -j and -jf")
     text = str(getattr(values, given[0]))
     if given[0].endswith("_file"):
-        with open(text, "rb") as file:
-            data = file.read()
-        try:
-            text = data.decode("utf-8-sig")
-        except UnicodeDecodeError as reason:
-            raise UsageError(f"{text}: not UTF-8 text: byte {data[reason.start]:#04x} at {reason.start}") from None
+        text = read_text(text, encoding="utf-8-sig")
     if not text.strip():
         raise UsageError(f"--{given[0].replace('_', '-')}: nothing in it")
     if given[0].startswith("json"):
@@ -198,7 +189,7 @@ def _complete(values: Values, prompt: str | None) -> int:
                 if not tokens:
                     raise UsageError(f"no prompt: give one with -p or -f, {cache.path} holds none")
             if values.verbose_prompt:
-                _show(tokens, tokenizer)
+                show_prompt(tokens, tokenizer)
             with on_ctrl_c(context.abort):
                 shift = ContextShift(values, context, tokens, tokenizer.add_bos)
                 end = _generate(values, tokens, tokenizer, context, chain, timings, cache, shift)
@@ -220,13 +211,6 @@ def _fitting(tokens: list[int], n_ctx: int) -> list[int]:
     if len(tokens) > n_ctx - SPARE:
         raise UsageError(f"the prompt has {len(tokens)} tokens; a context of {n_ctx} takes at most {n_ctx - SPARE}")
     return tokens
-
-
-def _show(tokens: list[int], tokenizer: "Tokenizer") -> None:
-    """What --verbose-prompt shows."""
-    print(f"number of tokens in prompt = {len(tokens)}", file=sys.stderr)
-    for token in tokens:
-        print(f"{token:6} -> {tokenizer.token_bytes(token).decode('utf-8', 'replace')!r}", file=sys.stderr)
 
 
 def _report(end: str, timings: "Timings | None") -> None:

@@ -189,8 +189,8 @@ DEVICES: list[Row] = [
 
 TEXT: list[Row] = [
     Flag(("-p", "--prompt"), "prompt", "the text to continue", str, "PROMPT"),
-    Flag(("-f", "--file"), "file", "take the prompt from a file, less one newline at its end", str, "FNAME"),
-    Flag(("-bf", "--binary-file"), "binary_file", "take the prompt from a file as it is", str, "FNAME"),
+    Flag(("-f", "--file"), "file", "take the prompt from a file (-: standard input), less one newline at its end", str, "FNAME"),
+    Flag(("-bf", "--binary-file"), "binary_file", "take the prompt from a file (-: standard input) as it is", str, "FNAME"),
     Flag(
         ("-e", "--escape"),
         "escape",

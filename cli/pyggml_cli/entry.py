@@ -28,6 +28,10 @@ def run(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> 
     try:
         if closed:
             raise OSError(errno.EBADF, "closed", "standard output")
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(
+                errors="backslashreplace"
+            )  # in ASCII there is no \xb1, and it must not end a command
         code = command(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
         return code

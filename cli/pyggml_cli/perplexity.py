@@ -29,6 +29,7 @@ from pyggml_cli.flags import (
     whole,
 )
 from pyggml_cli.other_flags import NO_DIFFERENCE, NOT_HERE
+from pyggml_cli.text_files import read_bytes
 
 if TYPE_CHECKING:
     from pyggml.model.context import Context
@@ -47,8 +48,8 @@ def _here(row: Row) -> Row:
 
 
 TEXT: list[Row] = [
-    Flag(("-f", "--file"), "file", "the text, less one newline at its end", str, "FNAME"),
-    Flag(("-bf", "--binary-file"), "binary_file", "the text as it is", str, "FNAME"),
+    Flag(("-f", "--file"), "file", "the text (-: standard input), less one newline at its end", str, "FNAME"),
+    Flag(("-bf", "--binary-file"), "binary_file", "the text (-: standard input) as it is", str, "FNAME"),
     Flag(("-p", "--prompt"), "prompt", "the text itself", str, "TEXT"),
     Flag(
         ("-e", "--escape"),
@@ -151,7 +152,7 @@ def _text(values: Values) -> bytes:
     if values.prompt is not None:
         prompt = unescape(values.prompt) if values.escape else values.prompt
         return str(prompt).encode("utf-8", "surrogateescape")
-    data = Path(values.file or values.binary_file).read_bytes()
+    data = read_bytes(values.file or values.binary_file, stdin=True)
     return data.removesuffix(b"\n") if values.file else data
 
 

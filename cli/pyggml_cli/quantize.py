@@ -24,6 +24,7 @@ from pyggml_cli.flags import (
     show_notes,
     whole,
 )
+from pyggml_cli.text_files import read_bytes
 
 if TYPE_CHECKING:
     from pyggml.quantize import Mix, Override, Plan, Wishes
@@ -162,7 +163,7 @@ def _wishes(values: Values) -> "Wishes":
 
     pairs = list(values.tensor_type)
     for name in values.tensor_type_files:
-        pairs += Path(name).read_text(encoding="utf-8", errors="surrogateescape").split()
+        pairs += read_bytes(name).decode("utf-8", "surrogateescape").split()
     overrides = []
     for pair in pairs:
         pattern, equals, kind = pair.partition("=")

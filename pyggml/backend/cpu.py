@@ -86,7 +86,9 @@ class CPUDevice(Device):
         return reason
 
     def open(self, n_threads: int | None = None) -> CPUBackend:
-        jit.prepare([executor.RUN, executor.WORKER, executor.DISMISS, executor.SPIN])  # together, where they are not there yet
+        jit.prepare(
+            [executor.RUN, executor.WORKER, executor.DISMISS, executor.SPIN]
+        )  # together, where they are not there yet
         return CPUBackend(self, n_threads or default_threads())
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pyggml.errors import GrammarError
+from pyggml.grammar.parser import MAX_REPETITION
 
 MAX_DEPTH = 100  # schemas inside each other
 MAX_NUMBER = (1 << 63) - 1  # llama.cpp reads bounds as 64-bit numbers
@@ -135,6 +136,16 @@ def _count(schema: dict[str, Any], key: str, path: str) -> int | None:
     return value
 
 
+def _counts(schema: dict[str, Any], what: str, path: str, most: int) -> tuple[int, int | None]:
+    """minLength and maxLength, or minItems and maxItems; beyond `most` a maximum is none (parser.py), a minimum an error."""
+    low, high = _count(schema, f"min{what}", path) or 0, _count(schema, f"max{what}", path)
+    if low > most:
+        raise _fail(path, f"min{what} is {low}, at most {most} can be followed")
+    if high is not None and high < low:
+        raise _fail(path, f"min{what} is {low}, max{what} only {high}")
+    return low, high
+
+
 def _bound(schema: dict[str, Any], key: str, path: str, rounded: Callable[[float], int]) -> int:
     value = schema[key]
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -255,7 +266,7 @@ class _Reader:
         if isinstance(items, list):
             return Tuple([self.node(item, f"{path}/{key}/{i}", depth + 1) for i, item in enumerate(items)])
         node = self.node(items, f"{path}/{key}", depth + 1) if key in schema else Anything()
-        return Array(node, _count(schema, "minItems", path) or 0, _count(schema, "maxItems", path))
+        return Array(node, *_counts(schema, "Items", path, MAX_REPETITION + 1))  # the first one is not repeated
 
     def _form(self, schema: dict[str, Any], path: str) -> str:
         form = schema.get("format", "")
@@ -267,8 +278,9 @@ class _Reader:
         pattern = schema.get("pattern", "")
         if not isinstance(pattern, str):
             raise _fail(path, "pattern must be a string")
-        low, high = _count(schema, "minLength", path) or 0, _count(schema, "maxLength", path)
-        return String(pattern, self._form(schema, path), low, high)
+        form = self._form(schema, path)
+        counted = not pattern and not form  # else its length is given by these
+        return String(pattern, form, *(_counts(schema, "Length", path, MAX_REPETITION) if counted else (0, None)))
 
     def _integer(self, schema: dict[str, Any], path: str) -> Node:
         out = Integer(None, None)

@@ -6,6 +6,7 @@ The text is that which llama.cpp makes (common/json-schema-to-grammar.cpp): the 
 
 import json
 import logging
+import re
 from typing import Any
 
 from pyggml.errors import GrammarError
@@ -33,7 +34,10 @@ from pyggml.grammar.json_text import (
     repetition,
     whole_numbers,
 )
-from pyggml.grammar.parser import MAX_LENGTH
+from pyggml.grammar.parser import MAX_LENGTH, parse
+
+_PLACE = re.compile(r"grammar, line (?P<line>\d+): (?P<what>.*?)( at (the line's end|['\"].*))?$")
+"""What parser.py says of a rule."""
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +97,17 @@ def json_schema_to_grammar(schema: str | dict[str, Any]) -> str:
             raise GrammarError(f"JSON schema: not JSON: {reason}") from None
     converter = _Converter()
     converter.visit(read_schema(schema), "", 0)
-    return "".join(f"{name} ::= {text}\n" for name, text in sorted(converter.rules.items()))
+    rules = sorted(converter.rules.items())
+    text = "".join(f"{name} ::= {text}\n" for name, text in rules)
+    try:
+        parse(text)
+    except GrammarError as reason:  # what is quoted there, the user has not written
+        found = _PLACE.match(str(reason))
+        if found is None:
+            raise GrammarError(f"JSON schema: {reason}") from None
+        where = rules[int(found["line"]) - 1][0]
+        raise GrammarError(f"JSON schema: too large a grammar: {found['what']}, in what became {where!r}") from None
+    return text
 
 
 def _no_constant(name: str) -> None:

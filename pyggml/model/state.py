@@ -93,7 +93,7 @@ class State:
         try:
             file = open_regular(name)
         except OSError as error:
-            if error.errno in (errno.EINVAL, errno.EISDIR):
+            if error.errno == errno.EINVAL:
                 raise StateError(f"{name}: not a file") from None
             raise
         with file:

@@ -100,11 +100,14 @@ class Tokenizer(ABC):
         ids = self.encode("\n", add_special=False)
         return ids[0] if ids else self.pad
 
-    def encode(self, text: str | bytes, add_special: bool = True, parse_special: bool = False) -> list[int]:
+    def encode(
+        self, text: str | bytes, add_special: bool = True, parse_special: bool = False, warn: bool = True
+    ) -> list[int]:
         """Token ids of `text` (llama_tokenize). Bytes that are not UTF-8, and lone surrogates, count as U+FFFD each.
 
         add_special    puts BOS before and EOS after, where the vocabulary wants them
         parse_special  takes the texts of control tokens for these tokens; user-defined tokens are always taken
+        warn           log where BOS or EOS would be there twice
         """
         if isinstance(text, bytes):
             text = text.decode("utf-8", "surrogateescape")
@@ -113,7 +116,7 @@ class Tokenizer(ABC):
         ids += self.encode_fragments(self._partition(text, parse_special))
         if add_special and self.add_eos:
             ids.append(self.vocab.special["eos"])
-        if add_special:
+        if add_special and warn:
             self._warn_of_doubles(ids)
         return ids
 

@@ -41,7 +41,9 @@ class NoVocabulary(Tokenizer):
     def is_control(self, token: int) -> bool:
         return False
 
-    def encode(self, text: str | bytes, add_special: bool = True, parse_special: bool = False) -> list[int]:
+    def encode(
+        self, text: str | bytes, add_special: bool = True, parse_special: bool = False, warn: bool = True
+    ) -> list[int]:
         """No text is no tokens. Raises TokenizerError for any other."""
         if text:
             self._refuse("text has no tokens here; give token ids")
