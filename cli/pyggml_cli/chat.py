@@ -21,6 +21,7 @@ from pyggml_cli.entry import on_ctrl_c
 from pyggml_cli.flags import UsageError, Values
 from pyggml_cli.prompt_cache import PromptCache
 from pyggml_cli.reverse_prompt import ReversePrompts
+from pyggml_cli.terminal import text_for
 from pyggml_cli.text_files import read_text
 from pyggml_cli.timings import Timings, clock
 from pyggml_cli.verbose_prompt import show_prompt
@@ -193,7 +194,7 @@ class _Talk:
         if self.asks and not self.values.single_turn:
             print("Ctrl-C stops a reply, Ctrl-D ends; /help lists commands", file=sys.stderr)
         if self.plain and first and self.values.display_prompt:
-            sys.stdout.write(f"{self.colors.prompt}{first}{self.colors.reset}")
+            sys.stdout.write(f"{self.colors.prompt}{text_for(sys.stdout)(first)}{self.colors.reset}")
             sys.stdout.flush()
         if first is not None and not (self.plain and self.values.interactive_first):
             self._turn(None if self.plain else first, command=False)
@@ -352,6 +353,7 @@ class _Talk:
 
         decoder = StreamDecoder(self.tokenizer, self.values.special)
         out, n_left = sys.stdout, self.values.n_predict
+        shown = text_for(out)
         self.ended = False
         self.stopped = self.reverse.begin(tokens if self.plain else []) and asks_at_once
         while not self.stopped and n_left != 0 and not interrupted.is_set():
@@ -363,10 +365,10 @@ class _Talk:
             if self.tokenizer.is_eog(token):
                 self.ended = True
                 if self.values.special:
-                    out.write(decoder.push(token))
+                    out.write(shown(decoder.push(token)))
                 break
             said.append(token)
-            out.write(decoder.push(token))
+            out.write(shown(decoder.push(token)))
             out.flush()
             self.stopped = self.reverse.push(token)
             if self.stopped or n_left == 0:
@@ -377,7 +379,7 @@ class _Talk:
             logits = context.decode([token])[-1]
             timings.eval += clock() - start
             timings.n_eval += 1
-        out.write(decoder.finish())
+        out.write(shown(decoder.finish()))
         return ""
 
 

@@ -19,6 +19,7 @@ from pyggml_cli.environment import VARIABLES
 from pyggml_cli.flags import UsageError, Values, help_text, parse, show_notes
 from pyggml_cli.prompt_cache import PromptCache
 from pyggml_cli.reverse_prompt import SLACK, ReversePrompts
+from pyggml_cli.terminal import text_for, visible
 from pyggml_cli.text_files import read_text
 from pyggml_cli.verbose_prompt import show_prompt
 
@@ -64,7 +65,11 @@ def _command(argv: Sequence[str]) -> int:
         from pyggml.cachedir import cache_dir
 
         models = sorted(path.name for path in cache_dir("models").glob("*.gguf"))
-        print(f"number of models in cache: {len(models)}", *(f"{i:4}. {m}" for i, m in enumerate(models, 1)), sep="\n")
+        print(
+            f"number of models in cache: {len(models)}",
+            *(f"{i:4}. {visible(m)}" for i, m in enumerate(models, 1)),
+            sep="\n",
+        )
         return 0
     if values.list_devices:
         from pyggml_cli.devices import listing, local_devices, offload_devices
@@ -243,10 +248,10 @@ def _generate(
     out = sys.stdout
     if hasattr(out, "reconfigure"):
         out.reconfigure(encoding="utf-8", errors="replace", newline="")
-    decoder = StreamDecoder(tokenizer, values.special)
+    shown, decoder = text_for(out), StreamDecoder(tokenizer, values.special)
     if values.display_prompt:
         paint = colors(values.color)
-        out.write(f"{paint.prompt}{''.join(map(decoder.push, tokens))}{paint.reset}")
+        out.write(f"{paint.prompt}{shown(''.join(map(decoder.push, tokens)))}{paint.reset}")
         out.flush()
     for token in tokens:
         chain.accept(token)
@@ -268,7 +273,7 @@ def _generate(
         timings.n_sample += 1
         n_left -= 1
         tokens.append(token)
-        out.write(decoder.push(token))
+        out.write(shown(decoder.push(token)))
         out.flush()
         if tokenizer.is_eog(token):
             end = "[end of text]"
@@ -285,7 +290,7 @@ def _generate(
         logits = context.decode([token])[-1]
         timings.eval += clock() - start
         timings.n_eval += 1
-    out.write(decoder.finish())
+    out.write(shown(decoder.finish()))
     out.flush()
     if not shift.forgotten:
         cache.keep_all(tokens)

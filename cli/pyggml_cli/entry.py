@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from pyggml.errors import PyggmlError
 from pyggml_cli.flags import UsageError
+from pyggml_cli.terminal import shown_controls
 
 EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 130, 141  # the last two: 128 + the signal's number
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
@@ -22,9 +23,15 @@ FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 def run(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> int:
     """Run a command: 0, or the command's own code; 1 for an error, 2 for bad usage, 130 after Ctrl-C.
 
-    What is wrong with a file, a flag, a machine or a peer is one line on stderr; own bugs keep their traceback.
+    What is wrong with a file, a flag, a machine or a peer is one line on stderr, its control characters shown as
+    escapes; own bugs keep their traceback.
     """
     closed = _without_holes()
+    with shown_controls():
+        return _run(command, argv, closed)
+
+
+def _run(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None, closed: bool) -> int:
     try:
         if closed:
             raise OSError(errno.EBADF, "closed", "standard output")

@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+from pyggml_cli.terminal import raw
+
 _LEAVE = "\x1bD\x1bD\x1b[2A\x1b7\r\n"  # make room for two lines below, remember the place, and begin a line
 _RETURN = "\x1b8"
 
@@ -61,10 +63,10 @@ class Meter:
 
         amount = DownloadColumn(binary_units=True) if self.unit == "bytes" else MofNCompleteColumn()
         columns = (TextColumn("{task.description}"), BarColumn(), amount)
-        console = Console(file=sys.stderr)
+        console = Console(file=raw(sys.stderr))
         self._within_text = self._within_text and not console.is_dumb_terminal
         if self._within_text:
-            print(_LEAVE, end="", file=sys.stderr, flush=True)
+            print(_LEAVE, end="", file=raw(sys.stderr), flush=True)
         self._bar = Progress(*columns, console=console, transient=True)
         self._bar.start()
         self._task = self._bar.add_task(self.label, total=self.total)
@@ -75,7 +77,7 @@ class Meter:
             self._bar.stop()
             self._bar = None
             if self._within_text:
-                print(_RETURN, end="", file=sys.stderr, flush=True)
+                print(_RETURN, end="", file=raw(sys.stderr), flush=True)
 
 
 @contextlib.contextmanager
