@@ -8,7 +8,7 @@ from pyggml.ops.rules import Shape, Srcs, build, need, rule, sources
 from pyggml.tensor import Tensor
 
 
-@rule(Op.ADD_ID)
+@rule(Op.ADD_ID, 0)
 def _add_id(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     op = Op.ADD_ID
     a, b, ids = sources(op, src, 3)

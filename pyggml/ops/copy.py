@@ -16,7 +16,7 @@ from pyggml.ops.rules import (
 from pyggml.tensor import Tensor
 
 
-@rule(Op.CPY)
+@rule(Op.CPY, 0, 1)
 def _cpy(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     a, b = sources(Op.CPY, src, 2)
     need(a.nelements == b.nelements, Op.CPY, "source and destination differ in size", a, b)
@@ -43,7 +43,7 @@ def cont(a: Tensor, *ne: int, name: str = "") -> Tensor:
     return node
 
 
-@rule(Op.DUP)
+@rule(Op.DUP, 0)
 def _dup(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     (a,) = sources(Op.DUP, src, 1)
     return a.type, a.ne

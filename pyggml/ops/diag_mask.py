@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pyggml.dtypes import GGMLType
 from pyggml.ops.numbers import Op
-from pyggml.ops.rules import RULES, Rule, Shape, Srcs, build, need, sources
+from pyggml.ops.rules import Rule, Shape, Srcs, build, need, rule, sources
 from pyggml.tensor import Tensor, pack_params
 
 
@@ -19,7 +19,7 @@ def _diag_mask(op: Op) -> Rule:
 
 
 for _op in (Op.DIAG_MASK_INF, Op.DIAG_MASK_ZERO):
-    RULES[_op] = _diag_mask(_op)
+    rule(_op, 0)(_diag_mask(_op))
 
 
 def diag_mask_inf(a: Tensor, n_past: int, inplace: bool = False, name: str = "") -> Tensor:

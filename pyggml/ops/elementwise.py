@@ -5,7 +5,6 @@ from __future__ import annotations
 from pyggml.dtypes import GGMLType
 from pyggml.ops.numbers import Op
 from pyggml.ops.rules import (
-    RULES,
     Rule,
     Shape,
     Srcs,
@@ -30,7 +29,7 @@ def _binary_rule(op: Op) -> Rule:
 
 
 for _op in (Op.ADD, Op.SUB, Op.MUL, Op.DIV):
-    RULES[_op] = _binary_rule(_op)
+    rule(_op, 0, 1)(_binary_rule(_op))
 
 
 def add(a: Tensor, b: Tensor, name: str = "") -> Tensor:
@@ -53,7 +52,7 @@ def div(a: Tensor, b: Tensor, name: str = "") -> Tensor:
     return build(Op.DIV, (a, b), name=name)
 
 
-@rule(Op.ADD1)
+@rule(Op.ADD1, 0)
 def _add1(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     a, b = sources(Op.ADD1, src, 2)
     need(b.ne == (1, 1, 1, 1), Op.ADD1, "the second operand is more than one number", a, b)

@@ -22,7 +22,7 @@ class TriType(IntEnum):
     LOWER = 3
 
 
-@rule(Op.FILL)
+@rule(Op.FILL, 0)
 def _fill(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     (a,) = sources(Op.FILL, src, 1)
     return a.type, a.ne

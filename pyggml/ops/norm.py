@@ -5,7 +5,6 @@ from __future__ import annotations
 from pyggml.dtypes import GGMLType
 from pyggml.ops.numbers import Op
 from pyggml.ops.rules import (
-    RULES,
     Rule,
     Shape,
     Srcs,
@@ -29,7 +28,7 @@ def _norm_rule(op: Op) -> Rule:
 
 
 for _op in (Op.NORM, Op.RMS_NORM, Op.L2_NORM):
-    RULES[_op] = _norm_rule(_op)
+    rule(_op, 0)(_norm_rule(_op))
 
 
 def norm(a: Tensor, eps: float, name: str = "") -> Tensor:
@@ -47,7 +46,7 @@ def l2_norm(a: Tensor, eps: float, name: str = "") -> Tensor:
     return build(Op.L2_NORM, (a,), pack_params("f", eps), name)
 
 
-@rule(Op.GROUP_NORM)
+@rule(Op.GROUP_NORM, 0)
 def _group_norm(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     (a,) = sources(Op.GROUP_NORM, src, 1)
     groups, eps = node.param_i32(0), node.param_f32(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.ops.numbers import Op
-from pyggml.ops.rules import RULES, Rule, Shape, Srcs, build, need, sources
+from pyggml.ops.rules import Rule, Shape, Srcs, build, need, rule, sources
 from pyggml.tensor import Tensor, pack_params
 
 
@@ -32,7 +32,7 @@ def _part_rule(op: Op) -> Rule:
 
 
 for _op in (Op.SET, Op.ACC):
-    RULES[_op] = _part_rule(_op)
+    rule(_op, 0)(_part_rule(_op))
 
 
 def _build(op: Op, a: Tensor, b: Tensor, strides: Shape, offset: int, inplace: bool, name: str) -> Tensor:

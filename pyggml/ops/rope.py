@@ -5,13 +5,13 @@ from __future__ import annotations
 from pyggml.dtypes import GGMLType
 from pyggml.ops.numbers import Op
 from pyggml.ops.rules import (
-    RULES,
     Rule,
     Shape,
     Srcs,
     build,
     need,
     option,
+    rule,
     sources,
 )
 from pyggml.tensor import Tensor, pack_params
@@ -54,7 +54,7 @@ def _rope_rule(op: Op) -> Rule:
 
 
 for _op in (Op.ROPE, Op.ROPE_BACK):
-    RULES[_op] = _rope_rule(_op)
+    rule(_op, 0)(_rope_rule(_op))
 
 
 def rope(

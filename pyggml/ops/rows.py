@@ -31,7 +31,7 @@ def get_rows(a: Tensor, rows: Tensor, name: str = "") -> Tensor:
     return build(Op.GET_ROWS, (a, rows), name=name)
 
 
-@rule(Op.SET_ROWS)
+@rule(Op.SET_ROWS, 2)
 def _set_rows(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     op = Op.SET_ROWS
     b, rows, a = sources(op, src, 3)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.errors import ShapeError, UnsupportedError
 from pyggml.ops.numbers import VIEW_OPS, Op
+from pyggml.ops.overlap import IN_PLACE, check_overlap
 from pyggml.tensor import NO_PARAMS, Tensor
 
 Shape = tuple[int, int, int, int]
@@ -21,7 +22,8 @@ RULES: dict[Op, Rule] = {}
 
 
 def check(node: Tensor) -> None:
-    """Hold a node against its op's rule. Raises UnsupportedError (no such op here) or ShapeError (names the op)."""
+    """Hold a node against its op's rule, and where it is placed its address against its sources'. Raises
+    UnsupportedError (no such op here) or ShapeError (names the op)."""
     if node.op in VIEW_OPS:
         return
     rule = RULES.get(Op(node.op)) if 0 <= node.op < len(Op) else None
@@ -33,6 +35,7 @@ def check(node: Tensor) -> None:
         raise ShapeError(
             f"{Op(node.op).name} {node.name!r}: result is {node.type.name} {list(node.ne)}, must be {dtype.name} {list(ne)}"
         )
+    check_overlap(node)
 
 
 def need(ok: bool, op: Op, why: str, *tensors: Tensor | None) -> None:
@@ -72,9 +75,12 @@ def build(op: Op, src: Srcs, params: bytes = NO_PARAMS, name: str = "", view_of:
     )  # fmt: skip
 
 
-def rule(op: Op) -> Callable[[Rule], Rule]:
+def rule(op: Op, *in_place: int) -> Callable[[Rule], Rule]:
+    """The op's rule; its result may lie on each of the sources with these numbers, and on no other."""
+
     def register(function: Rule) -> Rule:
         RULES[op] = function
+        IN_PLACE[op] = in_place
         return function
 
     return register

@@ -17,7 +17,7 @@ from pyggml.ops.rules import (
 from pyggml.tensor import Tensor, pack_params
 
 
-@rule(Op.SOFT_MAX)
+@rule(Op.SOFT_MAX, 0, 1)
 def _soft_max(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     (a,) = sources(Op.SOFT_MAX, src, 1, 2)
     mask, sinks = option(src, 1), option(src, 2)
@@ -52,7 +52,7 @@ def soft_max(
     return build(Op.SOFT_MAX, src, pack_params("ff", scale, max_bias), name, a if inplace else None)
 
 
-@rule(Op.SOFT_MAX_BACK)
+@rule(Op.SOFT_MAX_BACK, 0, 1)
 def _soft_max_back(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     dy, y = sources(Op.SOFT_MAX_BACK, src, 2)
     need(dy.ne == y.ne, Op.SOFT_MAX_BACK, "shapes differ", dy, y)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.ops.numbers import Op, UnaryOp
 from pyggml.ops.rules import (
-    RULES,
     Rule,
     Shape,
     Srcs,
@@ -18,7 +17,7 @@ from pyggml.ops.rules import (
 from pyggml.tensor import Tensor, pack_params
 
 
-@rule(Op.SCALE)
+@rule(Op.SCALE, 0)
 def _scale(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     (a,) = sources(Op.SCALE, src, 1)
     need(a.nb[0] == SIZES[a.type].type_size, Op.SCALE, "the source's rows are not dense", a)
@@ -30,7 +29,7 @@ def scale(a: Tensor, s: float, bias: float = 0.0, name: str = "") -> Tensor:
     return build(Op.SCALE, (a,), pack_params("ff", s, bias), name)
 
 
-@rule(Op.UNARY)
+@rule(Op.UNARY, 0)
 def _unary(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     (a,) = sources(Op.UNARY, src, 1)
     kind = node.param_i32(0)
@@ -54,7 +53,7 @@ def _function_rule(op: Op) -> Rule:
 
 
 for _op in (Op.SQR, Op.SQRT, Op.LOG, Op.SIN, Op.COS, Op.CLAMP, Op.LEAKY_RELU):
-    RULES[_op] = _function_rule(_op)
+    rule(_op, 0)(_function_rule(_op))
 
 
 def sqr(a: Tensor, name: str = "") -> Tensor:

@@ -36,6 +36,21 @@ f32_at, i32_at, i64_at = (
 )
 
 
+def _scalar_load_once(llvm_type, numba_type):
+    """A load that the compiler may neither repeat nor split: what was checked is what is used, whoever writes there."""
+
+    @intrinsic
+    def load(tyctx, addr):
+        return numba_type(types.uintp), lambda ctx, b, sig, a: b.load_atomic(
+            cg.ptr(b, a[0], llvm_type), "monotonic", llvm_type.width // 8
+        )
+
+    return load
+
+
+i32_once, i64_once = _scalar_load_once(cg.I32, types.int32), _scalar_load_once(cg.I64, types.int64)
+
+
 u8_at, u16_at, u64_at = (
     _scalar_load(t, n) for t, n in ((cg.I8, types.uint8), (cg.I16, types.uint16), (cg.I64, types.uintp))
 )

@@ -34,9 +34,8 @@ def add_id():
     from pyggml.kernels.cpu import record, rows
 
     U = v.U
-    bad, limit, n0, n1 = (
-        rows.numbers_are_bad(), record.field("src2.ne", 1), record.field("dst.ne"), record.field("dst.ne", 1),
-    )  # fmt: skip
+    bad, choose = rows.numbers_are_bad(), rows.chosen()
+    limit, n0, n1 = record.field("src2.ne", 1), record.field("dst.ne"), record.field("dst.ne", 1)
     count, d, a = record.rows("dst"), record.row("dst"), record.row("src0")
     number, table = record.element("src1"), record.element("src2")
 
@@ -45,8 +44,10 @@ def add_id():
             return
         total, n = count(step), n0(step)
         for r in range(total * ith // nth, total * (ith + 1) // nth):
-            to, x = d(step, r), a(step, r)
-            y = table(step, 0, v.i32_at(number(step, r % n1(step), r // n1(step), 0, 0)), 0, 0)
+            which = choose(step, number(step, r % n1(step), r // n1(step), 0, 0), False, limit(step))
+            if which < 0:
+                return
+            to, x, y = d(step, r), a(step, r), table(step, 0, which, 0, 0)
             for i in range(0, n, 16):
                 at, left = U(4 * i), n - i
                 v.store_part(to + at, v.load_f32_part(x + at, left) + v.load_f32_part(y + at, left), left)

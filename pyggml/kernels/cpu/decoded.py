@@ -56,7 +56,8 @@ def get_rows():
     from pyggml import simd as v
     from pyggml.kernels.cpu import record, rows
 
-    bad, limit, total = rows.numbers_are_bad(), record.field("src0.ne", 1), record.rows("dst")
+    bad, choose = rows.numbers_are_bad(), rows.chosen()
+    limit, total = record.field("src0.ne", 1), record.rows("dst")
     d, a, number = record.row("dst"), record.element("src0"), record.element("src1")
     ne1, ne2 = record.field("dst.ne", 1), record.field("dst.ne", 2)
     blocks, decode = record.field("ints", 1), record.field("calls")
@@ -67,8 +68,10 @@ def get_rows():
         count = total(step)
         for r in range(count * ith // nth, count * (ith + 1) // nth):
             i1, i2, i3 = r % ne1(step), r // ne1(step) % ne2(step), r // ne1(step) // ne2(step)
-            x = a(step, 0, v.i32_at(number(step, i1, i2, i3, 0)), i2, i3)
-            v.call_kernel(decode(step), x, v.np.int64(d(step, r)), blocks(step))
+            which = choose(step, number(step, i1, i2, i3, 0), False, limit(step))
+            if which < 0:
+                return
+            v.call_kernel(decode(step), a(step, 0, which, i2, i3), v.np.int64(d(step, r)), blocks(step))
 
     return kernel
 

@@ -1,11 +1,13 @@
 """MUL_MAT_ID: which rows of activations meet which expert's weights. Knows no product: those are done by the kernels of
 MUL_MAT, which are called with records of one expert.
 
-Owns the table that says so, made anew in each run from the ids, whose numbers are checked here. Its words, i64:
+Owns the table that says so, made anew in each run from the ids, each of which is read once, checked and kept. Its words,
+i64:
   0: experts that have rows at all ("active")   1: panels of `width` rows, no two experts in one
   from 2, four an active expert: its number, its first pair, its pairs, its first panel
   then two a panel: its first pair, its pairs
   then two a pair, sorted by expert: slot (column of the ids), token (row of the ids)
+  then, while it is made, one an expert, and one a pair: the id as it was read
 Source: ggml-cpu/ggml-cpu.c: ggml_compute_forward_mul_mat_id.
 """
 
@@ -43,7 +45,7 @@ def table(builder: Builder, ids: Tensor, n_experts: int, width: int) -> tuple[Wo
     found: WorkTensor | None = builder.remembered(key)
     if found is None:
         counts = lists + 2 * pairs
-        found = builder.work_tensor(GGMLType.I64, (counts + n_experts,))
+        found = builder.work_tensor(GGMLType.I64, (counts + n_experts + pairs,))
         builder.step(Spec("experts", "gather"), found, [ids], ints=(n_experts, width, panels, lists, counts))
         builder.remember(key, found, ids)
     return found, (panels, lists)
@@ -66,16 +68,19 @@ def gather():
         n, width, head = experts(step), width_of(step), to(step)
         panels, pairs = head + U(8 * panels_from(step)), head + U(8 * pairs_from(step))
         counts = head + U(8 * counts_from(step))
+        kept = counts + U(8 * n)
         for e in range(n):
             v.put_i64(counts + U(8 * e), 0)
         for token in range(tokens(step)):
             if aborted(step):
                 return
             for slot in range(used(step)):
-                e = v.i32_at(ids(step, slot, token, 0, 0))
+                e = v.np.int64(v.i32_once(ids(step, slot, token, 0, 0)))
                 if e < 0 or e >= n:
                     fault(step, e, n)
                     return
+                v.put_i64(kept, e)
+                kept += U(8)
                 at = counts + U(8 * e)
                 v.put_i64(at, v.i64_at(at) + 1)
         active, n_panels, first = 0, 0, 0
@@ -99,11 +104,13 @@ def gather():
                 count -= have
         v.put_i64(head, active)
         v.put_i64(head + U(8), n_panels)
+        kept = counts + U(8 * n)
         for token in range(tokens(step)):
             if aborted(step):
                 return
             for slot in range(used(step)):
-                at = counts + U(8 * v.i32_at(ids(step, slot, token, 0, 0)))
+                at = counts + U(8 * v.i64_at(kept))
+                kept += U(8)
                 place = v.i64_at(at)
                 v.put_i64(at, place + 1)
                 v.put_i64(pairs + U(16 * place), slot)

@@ -11,8 +11,9 @@ from pyggml.dtypes import GGMLType
 from pyggml.jit import Spec
 from pyggml.kernels.cpu.copy import move
 from pyggml.kernels.cpu.kinds import kind, refuse_types
-from pyggml.kernels.cpu.windows import reaches_into_itself, window
+from pyggml.kernels.cpu.windows import window
 from pyggml.ops import Op
+from pyggml.ops.overlap import reaches_into_itself
 from pyggml.ops.parts import part_strides
 from pyggml.tensor import Tensor
 

@@ -1,5 +1,8 @@
 """GET_ROWS and SET_ROWS: rows chosen by number. Owns the check of those numbers; knows no table's meaning.
 
+All numbers are looked at before anything is written, so that a bad one leaves the result as it was; and each is checked
+again in the register that it is used from, so that no row is touched whose number was not checked.
+
 Sources: ggml-cpu/ops.cpp: ggml_compute_forward_get_rows, ggml_compute_forward_set_rows.
 """
 
@@ -52,16 +55,34 @@ def lower(builder: Builder, node: Tensor) -> None:
 
 
 def _number_reader():
-    """-> f(addr, wide): a row number, of 64 bits if `wide`, else of 32."""
+    """-> f(addr, wide): a row number, of 64 bits if `wide`, else of 32; one load."""
     from pyggml import simd as v
 
     @inline
     def read(addr, wide):
         if wide:
-            return v.i64_at(addr)
-        return v.np.int64(v.i32_at(addr))
+            return v.i64_once(addr)
+        return v.np.int64(v.i32_once(addr))
 
     return read
+
+
+def chosen():
+    """-> f(step, addr, wide, limit): the row number at `addr`, read once; -1, and the run ends, if it is not below
+    `limit`."""
+    from pyggml.kernels.cpu import record
+
+    read, fault = _number_reader(), record.fault()
+
+    @inline
+    def choose(step, addr, wide, limit):
+        found = read(addr, wide)
+        if found >= 0 and found < limit:
+            return found
+        fault(step, found, limit)
+        return -1
+
+    return choose
 
 
 def numbers_are_bad():
@@ -98,10 +119,9 @@ def numbers_are_bad():
 
 def get_rows(kind_d, kind_a):
     """-> kernel: row r of the result is row numbers[r] of the table. ints: 0."""
-    from pyggml import simd as v
     from pyggml.kernels.cpu import elements, record
 
-    bad, convert = numbers_are_bad(), elements.converter(kind_d, kind_a)
+    bad, choose, convert = numbers_are_bad(), chosen(), elements.converter(kind_d, kind_a)
     rows, limit, ne0 = record.rows("dst"), record.field("src0.ne", 1), record.field("dst.ne", 0)
     d, a, number = record.row("dst"), record.element("src0"), record.element("src1")
     ne1, ne2 = record.field("dst.ne", 1), record.field("dst.ne", 2)
@@ -113,8 +133,10 @@ def get_rows(kind_d, kind_a):
         count = rows(step)
         for row in range(count * ith // nth, count * (ith + 1) // nth):
             i1, i2, i3 = row % ne1(step), row // ne1(step) % ne2(step), row // ne1(step) // ne2(step)
-            source = a(step, 0, v.i32_at(number(step, i1, i2, i3, 0)), i2, i3)
-            convert(d(step, row), nbd(step), source, nba(step), 0, ne0(step))
+            which = choose(step, number(step, i1, i2, i3, 0), False, limit(step))
+            if which < 0:
+                return
+            convert(d(step, row), nbd(step), a(step, 0, which, i2, i3), nba(step), 0, ne0(step))
 
     return kernel
 
@@ -157,7 +179,7 @@ def _set_rows_with(write):
     from pyggml.kernels.cpu import record
 
     U = v.U
-    bad, read, is_wide = numbers_are_bad(), _number_reader(), record.field("ints", 0)
+    bad, choose, is_wide = numbers_are_bad(), chosen(), record.field("ints", 0)
     ne0, ne1, ne2, ne3 = (record.field("src0.ne", i) for i in range(4))
     d, a, number = record.element("dst"), record.element("src0"), record.element("src1")
     n1, n2, limit = record.field("src1.ne", 1), record.field("src1.ne", 2), record.field("dst.ne", 1)
@@ -172,7 +194,9 @@ def _set_rows_with(write):
                 source = a(step, 0, 0, i2, i3)
                 at = number(step, 0, i2 % n1(step), i3 % n2(step), 0)
                 for _ in range(ne1(step)):
-                    row = read(at, wide)
+                    row = choose(step, at, wide, limit(step))
+                    if row < 0:
+                        return
                     if row % nth == ith:
                         write(step, thread, d(step, 0, row, i2, i3), source, n)
                     source += U(row_a(step))

@@ -72,7 +72,7 @@ def ssm_scan():
     from pyggml.kernels.cpu import functions as f
 
     U = v.U
-    bad, limit = rows.numbers_are_bad(), record.field("src0.ne", 3)
+    bad, choose, limit = rows.numbers_are_bad(), rows.chosen(), record.field("src0.ne", 3)
     load, store = elements.loader("f32"), elements.storer("f32")
     d_state, head_dim, n_head = (record.field("src0.ne", i) for i in range(3))
     n_tokens, n_seqs, n_group = record.field("src2.ne", 2), record.field("src2.ne", 3), record.field("src5.ne", 1)
@@ -90,7 +90,10 @@ def ssm_scan():
         size = 4 * n * dims  # bytes of a head's state
         for item in range(heads * seqs * ith // nth, heads * seqs * (ith + 1) // nth):
             head, seq = item % heads, item // heads
-            old = state_at(step, 0, 0, head, v.i32_at(number(step, seq, 0, 0, 0)))
+            which = choose(step, number(step, seq, 0, 0, 0), False, limit(step))
+            if which < 0:
+                return
+            old = state_at(step, 0, 0, head, which)
             new = results + U((seq * heads + head) * size)
             for t in range(tokens):
                 if aborted(step):
