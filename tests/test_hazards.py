@@ -349,7 +349,7 @@ def test_a_plan_of_many_nodes_that_share_nothing_has_no_meeting_real_blocks() ->
     backend = device.open(2)
     count, asked = 20_000, []
     plan = backend.plan(nodes_that_share_nothing(device, count), cancelled=lambda: asked.append(1) or False)
-    assert len(plan.steps) == count and not plan.steps["sync"].any()
+    assert len(plan.steps) == count and not plan.steps["sync"][:-1].any()  # the last ends the run
     assert len(asked) >= 2 * (count // ASK_EVERY)
     backend.close()
 
@@ -371,18 +371,17 @@ def test_work_memory_has_a_limit() -> None:
     """The numbers are there before the memory is."""
     device = cpu.CPUDevice()
     backend = device.open(1)
-    tokens = 1 << 22
+    tokens = 1 << 15
     x, positions = Tensor(GGMLType.F32, (64, 1, tokens), (4, 0, 0, 0)), Tensor(GGMLType.I32, (tokens,), (0, 0, 0, 0))
     node = ops.rope(x, positions, 64)
-    node.nb = (4, 0, 0, 0)
-    buffer = device.alloc_buffer(4096)
+    buffer = device.alloc_buffer(2048 + node.nbytes)
     for i, t in enumerate((x, positions, node)):
         buffer.place(t, 1024 * i)
     node.flags |= Flag.COMPUTE
     graph = Graph([node])
     with pytest.raises(WorkMemoryError, match=r"needs \d+ bytes of work memory, 1000000 are allowed") as refused:
         backend.plan(graph, max_work=1_000_000)
-    assert refused.value.size > 2**30 and refused.value.limit == 1_000_000
+    assert refused.value.size > 2**23 and refused.value.limit == 1_000_000
     small = nodes_that_share_nothing(device, 3)
     work = backend.plan(small, max_work=1 << 20).nbytes
     assert 3 * 64 <= work <= 1 << 13
