@@ -66,6 +66,7 @@ class Llama:
     Besides those there are:
 
     rpc_servers  "host:port,host:port": servers to offload layers to (then n_gpu_layers defaults to all of them)
+    rpc_timeout  seconds for a whole answer of a server (300); a prompt may have to be computed for it
     devices      Device objects instead, in order; layers that are not offloaded stay on this machine's CPU
     progress     called with (bytes done, bytes in all) while weights are loaded
 
@@ -126,12 +127,15 @@ class Llama:
         spm_infill: bool = False,
         verbose: bool = True,
         rpc_servers: str | None = None,
+        rpc_timeout: float | None = None,
         devices: Sequence[Device] | None = None,
         progress: Progress | None = None,
     ) -> None:
         refuse(locals())
         if rope_scaling_type not in ROPE_SCALINGS:
             raise ParameterError(f"rope_scaling_type={rope_scaling_type} is not implemented; known: {ROPE_SCALINGS}")
+        if rpc_timeout is not None and not rpc_timeout > 0:
+            raise ParameterError(f"rpc_timeout={rpc_timeout}: must be above 0 seconds")
         if rpc_servers is not None and devices is not None:
             raise ParameterError("rpc_servers and devices: give one of them")
         for name, value in (("n_ctx", n_ctx), ("n_batch", n_batch - 1), ("n_ubatch", n_ubatch - 1)):
@@ -160,7 +164,8 @@ class Llama:
         if devices is not None:
             offload = list(devices)
         else:
-            offload = extra_devices("rpc", rpc_servers) if rpc_servers else []
+            times = {} if rpc_timeout is None else {"io_timeout": rpc_timeout}
+            offload = extra_devices("rpc", rpc_servers, **times) if rpc_servers else []
             offload += cuda_devices() if n_gpu_layers else []
         if split_mode not in SPLIT_MODES:
             raise ParameterError(f"split_mode={split_mode} is not implemented; known: {SPLIT_MODES}")

@@ -14,7 +14,19 @@ from typing import TYPE_CHECKING, Any
 from pyggml_cli.bench_output import PRINTERS, Result
 from pyggml_cli.completion_flags import CACHE_TYPES, layers
 from pyggml_cli.entry import on_ctrl_c, run
-from pyggml_cli.flags import Flag, Ignored, Refused, Row, choice, help_text, parse, proportions, show_notes, whole
+from pyggml_cli.flags import (
+    Flag,
+    Ignored,
+    Refused,
+    Row,
+    choice,
+    help_text,
+    parse,
+    proportions,
+    seconds,
+    show_notes,
+    whole,
+)
 from pyggml_cli.other_flags import DOWNLOADS
 
 if TYPE_CHECKING:
@@ -78,6 +90,7 @@ GENERAL: list[Row] = [
     Flag(("--progress",), "progress", "say on stderr which test runs", default=False),
     Flag(("--no-warmup",), "no_warmup", "measure at once, without a run before", default=False),
     Flag(("-rpc", "--rpc"), "rpc", "servers to offload layers to: host:port, comma-separated", str, "SERVERS"),
+    Flag(("--rpc-timeout",), "rpc_timeout", "seconds for a whole answer of a server (300)", seconds(0.1), "SECONDS"),
     Flag(("--offline",), "offline", "do not fetch the default model if it is missing", default=False),
 ]
 
@@ -207,9 +220,9 @@ def _command(argv: Sequence[str]) -> int:
     from pyggml_cli.devices import listing, local_devices, offload_devices
 
     if values.list_devices:
-        print(listing([*local_devices(), *offload_devices(values.rpc)]))
+        print(listing([*local_devices(), *offload_devices(values.rpc, rpc_timeout=values.rpc_timeout)]))
         return 0
-    return _run(values, list(cases(values)), offload_devices(values.rpc))
+    return _run(values, list(cases(values)), offload_devices(values.rpc, rpc_timeout=values.rpc_timeout))
 
 
 def _run(values: Any, todo: list[Case], offload: "list[Device]") -> int:

@@ -74,7 +74,7 @@ def _command(argv: Sequence[str]) -> int:
     if values.list_devices:
         from pyggml_cli.devices import listing, local_devices, offload_devices
 
-        print(listing([*local_devices(), *offload_devices(values.rpc)]))
+        print(listing([*local_devices(), *offload_devices(values.rpc, rpc_timeout=values.rpc_timeout)]))
         return 0
     named = any(name in values.seen for name in ("prompt", "file", "binary_file"))
     if wanted(values):

@@ -4,7 +4,20 @@ Owns names, meanings and defaults of the flags that are carried out; must not kn
 here and those that are refused are in other_flags.py. `MODEL` and `DEVICES` serve other commands too.
 """
 
-from pyggml_cli.flags import FALSE, TRUE, Flag, Row, UsageError, choice, csv_row, listed, number, proportions, whole
+from pyggml_cli.flags import (
+    FALSE,
+    TRUE,
+    Flag,
+    Row,
+    UsageError,
+    choice,
+    csv_row,
+    listed,
+    number,
+    proportions,
+    seconds,
+    whole,
+)
 from pyggml_cli.other_flags import DRAFT, NO_DIFFERENCE, NOT_HERE, OTHER_TOOLS
 
 RANDOM_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED; not imported, because --help shall not wait for NumPy
@@ -136,6 +149,7 @@ ROPE: list[Row] = [
 
 DEVICES: list[Row] = [
     Flag(("--rpc",), "rpc", "servers to offload layers to: host:port, comma-separated", str, "SERVERS"),
+    Flag(("--rpc-timeout",), "rpc_timeout", "seconds for a whole answer of a server (300)", seconds(0.1), "SECONDS"),
     Flag(
         ("-dev", "--device"),
         "device",

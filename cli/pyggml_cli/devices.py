@@ -29,14 +29,17 @@ def gpu_devices() -> list[Device]:
     return found
 
 
-def offload_devices(rpc: str | None, names: Sequence[str] | None = None) -> list[Device]:
+def offload_devices(
+    rpc: str | None, names: Sequence[str] | None = None, rpc_timeout: float | None = None
+) -> list[Device]:
     """Devices that layers can be offloaded to, servers first: all, or those named in this order; ["none"] are none.
 
-    Connects to the servers. Raises DeviceError, and RpcError for a server that does not answer.
+    `rpc_timeout`: seconds for a server's answer; None: the client's default. Connects to the servers. Raises DeviceError, and RpcError for a server that does not answer.
     """
     if names is not None and list(names) == ["none"]:
         return []
-    found = [*(extra_devices("rpc", rpc) if rpc else []), *gpu_devices()]
+    times = {} if rpc_timeout is None else {"io_timeout": rpc_timeout}
+    found = [*(extra_devices("rpc", rpc, **times) if rpc else []), *gpu_devices()]
     if names is None:
         return found
     return pick(found, names)

@@ -62,7 +62,7 @@ def model_for(values: Any) -> contextlib.AbstractContextManager[Model]:
     from pyggml.model.rope_options import RopeOptions
 
     path = model_path(values.model, values.offline)
-    devices = chosen(offload_devices(values.rpc, values.device), values.split_mode, values.main_gpu)
+    devices = chosen(offload_devices(values.rpc, values.device, values.rpc_timeout), values.split_mode, values.main_gpu)
     cpu = local_devices()[0]
     here = [EXPERTS] if values.cpu_moe else []
     here += [*cpu_layers(values.n_cpu_moe, EXPERTS), *cpu_layers(values.n_cpu_ffn, DENSE)]

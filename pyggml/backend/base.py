@@ -186,10 +186,13 @@ def while_wanted(items: Sequence[Item], cancelled: Callable[[], bool] | None) ->
         yield item
 
 
-def extra_devices(kind: str, spec: str) -> list[Device]:
-    """Devices of a backend that another package brings (entry-point group `pyggml.backends`), e.g. kind "rpc"."""
+def extra_devices(kind: str, spec: str, **options: object) -> list[Device]:
+    """Devices of a backend that another package brings (entry-point group `pyggml.backends`), e.g. kind "rpc".
+
+    `options` are that backend's own, such as `io_timeout`.
+    """
     found = entry_points(group="pyggml.backends", name=kind)
     for entry in found:
-        devices: list[Device] = entry.load()(spec)
+        devices: list[Device] = entry.load()(spec, **options)
         return devices
     raise DeviceError(f"no backend named {kind!r} is installed")

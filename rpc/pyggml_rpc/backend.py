@@ -23,6 +23,9 @@ from pyggml_rpc.records import write_graph, write_tensor, write_tensors
 from pyggml_rpc.wire import COMMANDS, MAX_SRC, TENSOR, Command, Record, pack, unpack
 
 HASH_ABOVE = 10 * 1024 * 1024  # bytes of weights that are asked for by hash before they are sent
+MAX_DEVICES = 64  # of one server
+MAX_ALIGNMENT = 1 << 20
+MAX_ADDRESS = (1 << 63) - 1
 MAX_RECORDS = 1024  # of one buffer's tensors, and requests for them
 
 # ops that some servers give more room than their result needs (ggml.c: ggml_op_alloc_size_may_expand)
@@ -51,6 +54,8 @@ def devices_from_spec(
         count = int(client.ask(Command.DEVICE_COUNT)["device_count"][0])
         if not count:
             raise RpcError(endpoint, Command.DEVICE_COUNT.name, "the server offers no device")
+        if count > MAX_DEVICES:
+            raise client.distrust(Command.DEVICE_COUNT, f"{count} devices, at most {MAX_DEVICES} are believed")
         devices += [RpcDevice(client, number, f"RPC{len(devices) + number}", hash_weights) for number in range(count)]
     return devices
 
@@ -76,8 +81,9 @@ class RpcDevice(Device):
         self.alignment = int(self._ask(Command.GET_ALIGNMENT)["alignment"][0])
         self.max_size = int(self._ask(Command.GET_MAX_SIZE)["max_size"][0])
         self._alloc_sizes: dict[tuple[object, ...], int] = {}
-        if not self.alignment or self.alignment & (self.alignment - 1):
-            raise RpcError(client.endpoint, "GET_ALIGNMENT", f"{self.alignment} is no power of two")
+        if not self.alignment or self.alignment & (self.alignment - 1) or self.alignment > MAX_ALIGNMENT:
+            reason = f"{self.alignment} is no power of two up to {MAX_ALIGNMENT}"
+            raise client.distrust(Command.GET_ALIGNMENT, reason)
 
     def _ask(self, command: Command) -> Record:
         return self.client.ask(command, _body(command, device=self.number))
@@ -92,12 +98,16 @@ class RpcDevice(Device):
         return None if node.op in RULES else f"{Op(node.op).name} cannot be sent"
 
     def alloc_buffer(self, size: int, usage: Usage = Usage.ANY) -> "RpcBuffer":
+        if size > MAX_ADDRESS:
+            raise DeviceError(f"{self.name} ({self.client.endpoint}): no room for a buffer of {size} bytes")
         body = _body(Command.ALLOC_BUFFER, device=self.number, size=size)
         answer = self.client.ask(Command.ALLOC_BUFFER, body)
         handle, given = int(answer["remote_ptr"][0]), int(answer["remote_size"][0])
         if not handle:
             raise DeviceError(f"{self.name} ({self.client.endpoint}): no room for a buffer of {size} bytes")
-        return RpcBuffer(self, handle, given, usage)
+        if given < size:
+            raise self.client.distrust(Command.ALLOC_BUFFER, f"a buffer of {given} bytes in place of {size}")
+        return RpcBuffer(self, handle, size, usage)
 
     def alloc_size(self, tensor: Tensor) -> int:
         if not _must_be_asked(tensor) and tensor.op not in MAY_EXPAND:
@@ -118,6 +128,9 @@ class RpcDevice(Device):
                 srcs=sources,
             )
             known = int(self.client.ask(Command.GET_ALLOC_SIZE, body)["alloc_size"][0])
+            if known > MAX_ADDRESS:
+                reason = f"{known} bytes for a tensor of {tensor.nbytes}"
+                raise self.client.distrust(Command.GET_ALLOC_SIZE, reason)
             self._alloc_sizes[key] = known
         return max(known, tensor.nbytes)  # strides over 4 GiB arrive cut: the answer may be too small
 
@@ -147,9 +160,10 @@ class RpcBuffer(Buffer):
         self._heads: dict[tuple[object, ...], bytes] = {}
         body = _body(Command.BUFFER_GET_BASE, remote_ptr=handle)
         self.base = int(self.client.ask(Command.BUFFER_GET_BASE, body)["base_ptr"][0])
+        if self.base % device.alignment or (size and not self.base) or self.base > MAX_ADDRESS - size:
+            reason = f"0x{self.base:x} is no base address of {size} bytes"
+            raise self.client.distrust(Command.BUFFER_GET_BASE, reason)
         self.client.add_user()
-        if self.base % device.alignment or (size and not self.base):
-            raise RpcError(self.client.endpoint, "BUFFER_GET_BASE", f"0x{self.base:x} is no base address")
 
     def place(self, tensor: Tensor, offset: int) -> None:
         super().place(tensor, offset)

@@ -5,7 +5,10 @@ or graphs. Requests without a reply wait in an outbox until something makes them
 out in one system call. Reference: `rpc_dispatcher` in ggml-rpc.cpp.
 """
 
+import itertools
+import logging
 import threading
+import time
 import weakref
 
 from pyggml.errors import ComputeError
@@ -15,9 +18,13 @@ from pyggml_rpc.errors import RemoteProtocolError, RpcError
 from pyggml_rpc.transport import Wire
 from pyggml_rpc.wire import COMMANDS, Command, Record, Version
 
+log = logging.getLogger("pyggml.rpc.client")
+
 CONNECT_TIMEOUT = 5.0
 HELLO_TIMEOUT = 10.0
-IO_TIMEOUT = 300.0  # without a single byte: a large prompt may be computing at the other end
+IO_TIMEOUT = 300.0  # for a whole answer, which a large prompt may have to be computed for; and
+SLOWEST = 1 << 18  # bytes a second that an answer or a request may count on beyond that
+NOTICES = (10.0, 60.0)  # seconds of waiting after which a line says so; then every minute
 NO_PLACE = "the server has no place left, or closed at once"
 SMALL = 1 << 16  # bytes of data that are copied into the outbox rather than sent at once
 OUTBOX = 1 << 18
@@ -37,7 +44,31 @@ def connect(
         client = _clients.get(endpoint)
         if client is None or client.broken:
             client = _clients[endpoint] = Client(endpoint, connect_timeout, hello_timeout, io_timeout)
+        else:
+            client.set_timeout(io_timeout)
         return client
+
+
+class Patience:
+    """How long to wait for one request or answer of `size` bytes: all of it, however its bytes come."""
+
+    def __init__(self, endpoint: str, command: Command, timeout: float, size: int) -> None:
+        self._what = endpoint, command.name
+        self._began = time.monotonic()
+        self._seconds = timeout + size / SLOWEST
+        self._notices = itertools.chain(NOTICES, itertools.count(2 * NOTICES[-1], 60.0))
+        self._next = next(self._notices)
+
+    def __call__(self) -> float:
+        """Seconds to wait before it is asked again. Raises TimeoutError when that was enough; says in between that one
+        waits."""
+        waited = time.monotonic() - self._began
+        if waited >= self._seconds:
+            raise TimeoutError
+        if waited >= self._next:
+            log.warning("waiting for %s (%s) since %.0f s", *self._what, self._next)
+            self._next = next(self._notices)
+        return max(0.0, min(self._next, self._seconds) - waited)
 
 
 class Client:
@@ -87,10 +118,14 @@ class Client:
         self._connection = ClientConnection()
         self._asked = self._answered = 0
         self._timeout = hello_timeout
-        wire.set_timeout(hello_timeout)
         self.ask(Command.HELLO, bytes(COMMANDS[Command.HELLO].request.itemsize))
         self._timeout = io_timeout
-        wire.set_timeout(io_timeout)
+
+    def set_timeout(self, io_timeout: float) -> None:
+        """Seconds for a whole answer, from now on."""
+        with self.lock:
+            self._timeouts = (*self._timeouts[:2], io_timeout)
+            self._timeout = io_timeout
 
     @property
     def version(self) -> Version:
@@ -129,9 +164,11 @@ class Client:
                 return
             assert self._wire is not None
             try:
-                self._wire.send(pieces)
+                self._wire.send(pieces, Patience(self.endpoint, self._last, self._timeout, size))
             except TimeoutError as error:
-                raise self._failed(f"nothing was taken within {self._timeout:g} s") from error
+                raise self._failed(
+                    f"{size} bytes were not taken within {self._timeout + size / SLOWEST:.3g} s"
+                ) from error
             except OSError as error:
                 closed = f"the server closed the connection ({error.strerror or error})"
                 raise self._failed(NO_PLACE if self._connection.silent else closed) from error
@@ -185,6 +222,7 @@ class Client:
     def _wait(self, ticket: int) -> Record:
         connection, wire = self._connection, self._wire
         assert wire is not None
+        patience = Patience(self.endpoint, connection.waiting_for or self._last, self._timeout, connection.expected)
         try:
             while self._answered <= ticket:
                 event = connection.next_event()
@@ -194,7 +232,7 @@ class Client:
                 elif self._interrupted:
                     self.computing = self._interrupted = False
                     raise ComputeError(f"RPC server {self.endpoint}: aborted while it computes")
-                elif (count := wire.receive_into(connection.space())) is not None:
+                elif (count := wire.receive_into(connection.space(), patience)) is not None:
                     connection.received(count)
         except RemoteProtocolError as error:
             raise self._failed(NO_PLACE if self._connection.silent else str(error)) from error
@@ -210,7 +248,14 @@ class Client:
     def _silence(self) -> str:
         if self._connection.version is None:
             return f"no answer within {self._timeout:g} s: the server is busy with another client, or is none"
-        return f"no answer within {self._timeout:g} s"
+        return f"no whole answer within {self._timeout + self._connection.expected / SLOWEST:.3g} s"
+
+    def distrust(self, command: Command, reason: str) -> RpcError:
+        """The error for an answer that cannot be true; the connection ends."""
+        with self.lock:
+            self.broken = True
+            self.close()
+        return RpcError(self.endpoint, command.name, reason)
 
     def _failed(self, reason: str) -> RpcError:
         command = self._connection.waiting_for or self._last

@@ -318,6 +318,15 @@ class ClientConnection(_Receiver):
         """The oldest request whose reply has not come."""
         return self._pending[0][0] if self._pending else None
 
+    @property
+    def expected(self) -> int:
+        """Bytes that the oldest reply which has not come will have, as far as the protocol fixes that."""
+        if not self._pending:
+            return 0
+        command, into = self._pending[0]
+        layout = COMMANDS[command].reply
+        return len(into) if into is not None else layout.itemsize if layout is not None else 0
+
     def next_event(self) -> Reply | Closed | None:
         if self._error is not None:
             raise self._error

@@ -11,7 +11,7 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pyggml.errors import DeviceError
@@ -32,8 +32,12 @@ HEAVY = 1 << 24  # bytes that a client caused, from which its end is worth givin
 ABORT_AGAIN = 0.05  # seconds; an abort may come just before the computation that it is meant for
 
 
-def send_pieces(sock: socket.socket, pieces: Sequence[Piece]) -> None:
-    """Send them in order without putting them together first."""
+def send_pieces(sock: socket.socket, pieces: Sequence[Piece], pause: Callable[[], float] | None = None) -> None:
+    """Send them in order without putting them together first.
+
+    `pause` says before each step how many seconds to wait for it; the next step follows then all the same. What it raises
+    ends the sending. Without it, the socket's own timeout does.
+    """
     views = [memoryview(piece).cast("B") for piece in pieces if len(piece)]
     if not hasattr(sock, "sendmsg"):
         for view in views:
@@ -41,7 +45,14 @@ def send_pieces(sock: socket.socket, pieces: Sequence[Piece]) -> None:
         return
     first = 0
     while first < len(views):
-        sent = sock.sendmsg(views[first : first + MAX_PIECES])
+        if pause is not None:
+            sock.settimeout(pause())
+        try:
+            sent = sock.sendmsg(views[first : first + MAX_PIECES])
+        except TimeoutError:
+            if pause is None:
+                raise
+            continue
         while first < len(views) and sent >= len(views[first]):
             sent -= len(views[first])
             first += 1
@@ -61,12 +72,15 @@ def _tune(sock: socket.socket) -> None:
 
 
 class Wire:
-    """A connected socket. Every failure is an OSError; TimeoutError when nothing moved for `timeout` seconds."""
+    """A connected socket. Every failure is an OSError.
+
+    Where it waits, `pause` is asked again and again how many seconds to wait before it is asked next; it raises
+    TimeoutError when that was long enough.
+    """
 
     def __init__(self, host: str, port: int, timeout: float) -> None:
         self._sock = socket.create_connection((host, port), timeout)
         _tune(self._sock)
-        self._timeout = timeout
         self._ready = self._sock.dup()  # the same connection, read without waiting: a timeout costs a call to poll
         self._ready.setblocking(False)
         self._wake, self._woken = socket.socketpair()
@@ -75,21 +89,16 @@ class Wire:
         for sock in (self._sock, self._woken):
             self._selector.register(sock, selectors.EVENT_READ)
 
-    def set_timeout(self, seconds: float) -> None:
-        self._sock.settimeout(seconds)
-        self._timeout = seconds
+    def send(self, pieces: Sequence[Piece], pause: Callable[[], float]) -> None:
+        send_pieces(self._sock, pieces, pause)
 
-    def send(self, pieces: Sequence[Piece]) -> None:
-        send_pieces(self._sock, pieces)
-
-    def receive_into(self, space: memoryview) -> int | None:
+    def receive_into(self, space: memoryview, pause: Callable[[], float]) -> int | None:
         """The number of bytes that came, 0 at the end of the stream; None when `wake` was called."""
         while True:
+            seconds = pause()
             with contextlib.suppress(BlockingIOError):  # the next part of an answer is mostly there already
                 return self._ready.recv_into(space)
-            ready = self._selector.select(self._timeout)
-            if not ready:
-                raise TimeoutError
+            ready = self._selector.select(seconds)
             if any(key.fileobj is self._woken for key, _ in ready):
                 self._woken.recv(1 << 12)
                 return None

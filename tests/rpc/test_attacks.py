@@ -260,7 +260,7 @@ for _buffer in (0, 1, 2**64 - 1):
 def _send(a: Attacker, data: bytes) -> None:
     assert a.client._wire is not None
     a.client.flush()
-    a.client._wire.send([data])
+    a.client._wire.send([data], lambda: 5.0)
 
 
 for _command in (C.GRAPH_COMPUTE, C.GET_TENSOR, C.HELLO, C.ALLOC_BUFFER, C.DEVICE_COUNT):

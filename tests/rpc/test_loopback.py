@@ -402,7 +402,7 @@ def test_a_busy_server(fake: Callable[..., str]) -> None:
 
 def test_a_silent_server(fake: Callable[..., str]) -> None:
     endpoint = fake(HELLO, close=False)
-    with pytest.raises(RpcError, match=r"DEVICE_COUNT: no answer within 0.2 s$"):
+    with pytest.raises(RpcError, match=r"DEVICE_COUNT: no whole answer within 0.2 s$"):
         devices_from_spec(endpoint, io_timeout=0.2)
 
 
@@ -449,7 +449,7 @@ def test_an_interrupted_wait_does_not_shift_answers(listener: Listener, monkeypa
     assert wire is not None
     receive = wire.receive_into
 
-    def interrupt(space: memoryview) -> int:
+    def interrupt(space: memoryview, pause: Callable[[], float]) -> int:
         monkeypatch.setattr(wire, "receive_into", receive)
         raise KeyboardInterrupt
 
