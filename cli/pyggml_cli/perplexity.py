@@ -202,8 +202,8 @@ def _score(values: Values, model: "Model", text: bytes) -> int:
             if writer is not None:
                 writer.add(scored.logits)
             if scored.last:
-                _print_chunk(values, scored.chunk, losses)
                 tell(scored.chunk + 1)
+                _print_chunk(values, scored.chunk, losses)
     print()
     if not losses.count:
         return 0
@@ -224,14 +224,27 @@ def _print_chunk(values: Values, chunk: int, losses: "Losses") -> None:
 
 @contextlib.contextmanager
 def _progress(n_chunks: int) -> "Iterator[Callable[[int], None]]":
-    """A bar, unless stdout is a terminal: what is printed there is progress enough."""
-    from pyggml_cli.progress import meter
+    """To be told of each chunk before it is printed. A bar, unless stdout is a terminal: what is printed there is progress
+    enough. Where there is no bar a line after the first chunk says how long all will take."""
+    from pyggml_cli.progress import estimate, meter
+
+    start = time.monotonic()
+
+    def say(done: int) -> None:
+        if done == 1 and (line := estimate(1, n_chunks, time.monotonic() - start, "chunk")):
+            print(line, file=sys.stderr, flush=True)
 
     if sys.stdout.isatty():
-        yield lambda done: None
+        yield say
         return
     with meter("scoring", n_chunks, "chunks") as update:
-        yield update
+
+        def tell(done: int) -> None:
+            update(done)
+            if not sys.stderr.isatty():
+                say(done)
+
+        yield tell
 
 
 def _compare(values: Values, model: "Model", base: "BaseFile") -> int:
@@ -249,8 +262,8 @@ def _compare(values: Values, model: "Model", base: "BaseFile") -> int:
             if scored.last:
                 if scored.chunk == 0:
                     print(HEADING)
-                print(_row(scored.chunk, result), flush=True)
                 tell(scored.chunk + 1)
+                print(_row(scored.chunk, result), flush=True)
     print()
     if result.count >= 100:  # statistics on fewer values say nothing
         print(_statistics(result))

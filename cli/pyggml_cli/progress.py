@@ -59,10 +59,17 @@ class Meter:
             print(f"{self.label} ...", file=sys.stderr, flush=True)
             return
         from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
 
         amount = DownloadColumn(binary_units=True) if self.unit == "bytes" else MofNCompleteColumn()
-        columns = (TextColumn("{task.description}"), BarColumn(), amount)
+        columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn(compact=True))
         console = Console(file=raw(sys.stderr))
         self._within_text = self._within_text and not console.is_dumb_terminal
         if self._within_text:
@@ -88,3 +95,16 @@ def meter(label: str, total: float | None = None, unit: str = "bytes") -> Iterat
         yield bar
     finally:
         bar.close()
+
+
+WORTH_SAYING = 10.0  # seconds that are left
+
+
+def estimate(done: int, total: int, seconds: float, what: str) -> str | None:
+    """A line on how long it will take, from what `done` of `total` took; None if that is soon."""
+    left = seconds / done * (total - done)
+    if left < WORTH_SAYING:
+        return None
+    hours, rest = divmod(round(left), 3600)
+    text = f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s" if rest >= 60 else f"{rest} s"
+    return f"{seconds / done:.2f} seconds a {what}, about {text} left"

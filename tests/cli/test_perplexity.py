@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pyggml_cli import perplexity
+from pyggml_cli import perplexity, progress
 from text_model import write_text_model
 
 TEXT = "".join(f"hello world {i}, hold the wheel; " for i in range(16))
@@ -135,3 +135,27 @@ def test_flags_of_the_model_reach_it(run: Callable[..., Any]) -> None:
     assert changed.code == 0 and "the model was trained on 8 tokens, not 32" in changed.err
     assert plain.out != changed.out
     assert run(*flags, "-ot", "x=NONE").code == 1 and run("-cl").err.startswith("error: -cl: not implemented here: ")
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "seconds", "line"),
+    [
+        (1, 5, 2.0, None),
+        (1, 7, 2.0, "2.00 seconds a chunk, about 12 s left"),
+        (2, 102, 3.0, "1.50 seconds a chunk, about 2 min 30 s left"),
+        (1, 601, 12.5, "12.50 seconds a chunk, about 2 h 5 min left"),
+        (5, 5, 900.0, None),
+    ],
+)
+def test_how_long_it_will_take(done: int, total: int, seconds: float, line: str | None) -> None:
+    assert progress.estimate(done, total, seconds, "chunk") == line
+
+
+def test_long_texts_say_so_after_the_first_chunk(
+    call: Callable[..., Any], model: Path, reference: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "WORTH_SAYING", 0.0)
+    text = tmp_path / "text"
+    text.write_text("hello world " * 60)
+    outcome = call(perplexity.main, "-m", model, "-f", text, "-c", 32, "--chunks", 3)
+    assert outcome.code == 0 and outcome.err.count("seconds a chunk, about") == 1 and "seconds a" not in outcome.out
