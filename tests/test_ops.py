@@ -356,3 +356,14 @@ def test_writes_are_views_of_their_destination() -> None:
 def test_numbers_are_ggmls() -> None:
     assert (Op.ADD, Op.MUL_MAT, Op.SET_ROWS, Op.FLASH_ATTN_EXT, Op.GLU) == (2, 29, 42, 74, 100)
     assert (UnaryOp.SILU, UnaryOp.TRUNC, GluOp.SWIGLU, GluOp.SWIGLU_CLAMP) == (10, 21, 2, 6)
+
+
+@pytest.mark.parametrize(
+    "ne", [(0, 1, 2**31 + 1), (0, 65536, 65536), (2**32 - 1, 0, 1), (0, 2**32 - 1, 2**32 - 1, 2**32 - 1)]
+)
+def test_a_tensor_of_no_elements_is_not_as_large_as_it_likes(ne: tuple[int, ...]) -> None:
+    a = Tensor(F32, ne, (4, 0, 0, 0))
+    node = Tensor(F32, (1,), op=Op.REPEAT_BACK, src=(a,), name="sum")
+    with pytest.raises(ShapeError, match=r"^REPEAT_BACK 'sum': '' is empty, but for that \[.*\] is too large"):
+        ops.check(node)
+    ops.check(Tensor(F32, (1,), op=Op.REPEAT_BACK, src=(Tensor(F32, (0, 2**31), (4, 0, 0, 0)),)))

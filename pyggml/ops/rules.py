@@ -6,6 +6,7 @@ A node that is built here and one that comes from a peer (`check`) are held to t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.errors import ShapeError, UnsupportedError
@@ -16,6 +17,10 @@ from pyggml.tensor import NO_PARAMS, Tensor
 Shape = tuple[int, int, int, int]
 Srcs = Sequence[Tensor | None]
 Rule = Callable[[Srcs, Tensor], tuple[GGMLType, Shape]]
+
+MAX_EMPTY = 2**31
+"""A tensor of no elements takes no memory whatever its dimensions, which are loops and tables all the same: those that are
+not 0 multiply to no more than this."""
 
 RULES: dict[Op, Rule] = {}
 """For each op that is known here: (sources, node for its op_params) -> type and ne of the result, or ShapeError."""
@@ -30,6 +35,12 @@ def check(node: Tensor) -> None:
     if rule is None:
         name = Op(node.op).name if 0 <= node.op < len(Op) else f"number {node.op}"
         raise UnsupportedError(f"op {name} is not implemented (node {node.name!r})")
+    for tensor in (node, *node.src):
+        if tensor is not None and 0 in tensor.ne and prod(n for n in tensor.ne if n) > MAX_EMPTY:
+            raise ShapeError(
+                f"{Op(node.op).name} {node.name!r}: {tensor.name!r} is empty, but for that {list(tensor.ne)} is too large:"
+                f" the other dimensions make more than {MAX_EMPTY}"
+            )
     dtype, ne = rule(node.src, node)
     if node.type != dtype or node.ne != ne:
         raise ShapeError(

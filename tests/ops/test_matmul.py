@@ -32,9 +32,10 @@ from pyggml.backend.reference.rows import row_numbers
 from pyggml.backend.reference.values import read, source, write
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.errors import ComputeError
+from pyggml.graph import build_forward
 from pyggml.ops import Op
 from pyggml.quants import QUANTS
-from pyggml.tensor import Tensor
+from pyggml.tensor import Tensor, pack_params
 
 # What rounding the second operand to the first one's partner type may cost.
 NMSE = {F32: 1e-7, F16: 1e-6, BF16: 2e-5}
@@ -259,3 +260,19 @@ def test_the_elements_of_one_matrix_are_counted_not_those_of_all_experts(
     _, got = run(Case(node, make.contents, 0.0), device)
     _, expected = run(Case(ops.mul_mat(w, ops.reshape(x, k, 3)), make.contents, 0.0), ReferenceDevice())
     assert ((got.reshape(3, n) - expected.reshape(3, n)) ** 2).sum() < 1e-3 * (expected**2).sum()
+
+
+def test_experts_without_columns_need_no_table(cpu_device: Device) -> None:
+    """Their number is bounded by no memory then; a parameter of the product is not what the result is filled with."""
+    a, b, ids = Tensor(F32, (0, 3, 1 << 28), (4, 4, 4, 4)), Tensor(F32, (0, 2, 5)), Tensor(I32, (2, 5))
+    node = ops.mul_mat_id(a, b, ids)
+    node.op_params = pack_params("i", 10)
+    buffer = cpu_device.alloc_buffer(4096)
+    for i, t in enumerate((a, b, ids, node)):
+        buffer.place(t, 1024 * i)
+    buffer.clear(0x5A)
+    backend = cpu_device.open(2)
+    plan = backend.plan(build_forward([node]), max_work=1 << 14)
+    backend.compute(plan)
+    assert buffer.get(node) == bytes(node.nbytes) and buffer.get(ids) == b"\x5a" * ids.nbytes
+    backend.close()

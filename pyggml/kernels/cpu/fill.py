@@ -6,6 +6,7 @@ ggml_compute_forward_arange_f32, ggml_compute_forward_tri_f32, ggml_compute_forw
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING
 
 from pyggml.dtypes import SIZES, GGMLType
@@ -13,6 +14,7 @@ from pyggml.jit import Spec
 from pyggml.kernels.cpu.kinds import FLOATS, kind, refuse_types
 from pyggml.kernels.cpu.pad import SINGLE
 from pyggml.ops import Op, TriType
+from pyggml.tensor import NO_PARAMS
 
 if TYPE_CHECKING:
     from pyggml.backend.cpu import Builder
@@ -48,6 +50,16 @@ def lower(builder: Builder, node: Tensor) -> None:
             int(node.op != Op.DIAG), SIZES[node.type].type_size,
         )  # fmt: skip
         builder.step(Spec("fill", "kept"), node, (node.src[0],), ints=ints)
+
+
+def zeros(builder: Builder, to: Tensor) -> None:
+    """A step that fills `to` with zeros, whatever the node that is being lowered has as parameters."""
+    node = builder.node
+    plain = copy.copy(to)
+    plain.op_params = NO_PARAMS
+    builder.node = plain
+    builder.step(Spec("fill", "fill", (kind(to),)), to)
+    builder.node = node
 
 
 def fill(kind_d):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from pyggml import jit
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.jit import Spec
-from pyggml.kernels.cpu import activations, copy, decoded, experts, tile
+from pyggml.kernels.cpu import activations, copy, decoded, experts, fill, tile
 from pyggml.kernels.cpu.kinds import FLOATS, refuse_types
 from pyggml.ops import Op
 
@@ -121,6 +121,9 @@ def _by_expert(builder: Builder, node: Tensor, a: Tensor, b: Tensor) -> None:
     """Tiles where an expert has enough tokens on average, else row by row, reading the experts that have any."""
     ids = node.src[2]
     assert ids is not None
+    if not a.ne[0]:
+        fill.zeros(builder, node)  # and no table of experts, whose number no memory bounds then
+        return
     n_experts = a.ne[2]
     if ids.ne[0] * ids.ne[1] >= MIN_TILE_COLUMNS * n_experts:
         width = tile_width(a.type)
