@@ -74,6 +74,13 @@ ROWS: list[Row] = [
         default=False,
     ),
     Flag(("-c", "--cache"), "cache", "keep large weights on disk, so that they travel once", default=False),
+    Flag(
+        ("--cache-limit",),
+        "cache_limit",
+        "most MiB of weights on disk (65536, or half of what is free)",
+        whole(1),
+        "MIB",
+    ),
 ]
 
 ABOUT = (
@@ -174,7 +181,8 @@ def _serve(values: Values, wait: Callable[[], object]) -> int:
     for device in devices:
         if device.kind is Kind.CPU and not values.no_warmup and not _compiled(device):
             return 0
-    cache = WeightCache(cache_dir("rpc")) if values.cache else None
+    cache_limit = values.cache_limit * MIB if values.cache_limit is not None else None
+    cache = WeightCache(cache_dir("rpc"), cache_limit) if values.cache else None
     limit = values.memory * MIB if values.memory is not None else None
     server = Server(
         devices,

@@ -19,7 +19,7 @@ from pyggml.tensor import Tensor
 from pyggml_rpc.cache import content_hash
 from pyggml_rpc.client import CONNECT_TIMEOUT, HELLO_TIMEOUT, IO_TIMEOUT, Client, connect
 from pyggml_rpc.errors import RpcError
-from pyggml_rpc.records import write_graph, write_tensor, write_tensors
+from pyggml_rpc.records import sign, write_graph, write_tensor, write_tensors
 from pyggml_rpc.wire import COMMANDS, MAX_SRC, TENSOR, Command, Record, pack, unpack
 
 HASH_ABOVE = 10 * 1024 * 1024  # bytes of weights that are asked for by hash before they are sent
@@ -180,7 +180,9 @@ class RpcBuffer(Buffer):
 
     def _has(self, record: Record, offset: int, content: memoryview) -> bool:
         """Whether the server had these bytes on disk and has put them in place."""
-        body = _body(Command.SET_TENSOR_HASH, tensor=record, offset=offset, hash=content_hash(content))
+        body = _body(
+            Command.SET_TENSOR_HASH, tensor=sign(record, self.client.key), offset=offset, hash=content_hash(content)
+        )
         return bool(self.client.ask(Command.SET_TENSOR_HASH, body)["result"][0])
 
     def get(self, tensor: Tensor, offset: int = 0, size: int | None = None) -> bytes:
@@ -228,7 +230,10 @@ class RpcBuffer(Buffer):
             if len(self._heads) >= MAX_RECORDS:
                 self._heads.clear()
             third = "size" if command is Command.GET_TENSOR else "cache_flag"
-            head = _body(command, tensor=self._record(tensor), offset=offset, **{third: more})
+            record = self._record(tensor)
+            if command is Command.SET_TENSOR and more:  # to be kept on disk
+                record = sign(record, self.client.key)
+            head = _body(command, tensor=record, offset=offset, **{third: more})
             self._heads[key] = head
         return head
 

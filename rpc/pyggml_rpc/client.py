@@ -5,16 +5,21 @@ or graphs. Requests without a reply wait in an outbox until something makes them
 out in one system call. Reference: `rpc_dispatcher` in ggml-rpc.cpp.
 """
 
+import functools
+import hashlib
 import itertools
 import logging
+import secrets
 import threading
 import time
 import weakref
 
-from pyggml.errors import ComputeError
+from pyggml.cachedir import PrivateFolder
+from pyggml.errors import CacheError, ComputeError
 from pyggml_rpc.addresses import split_endpoint
 from pyggml_rpc.connection import ClientConnection, Piece, Reply
 from pyggml_rpc.errors import RemoteProtocolError, RpcError
+from pyggml_rpc.records import KEY
 from pyggml_rpc.transport import Wire
 from pyggml_rpc.wire import COMMANDS, Command, Record, Version
 
@@ -47,6 +52,20 @@ def connect(
         else:
             client.set_timeout(io_timeout)
         return client
+
+
+def client_key(endpoint: str) -> bytes:
+    """What this user's weights are known by to one server: another for each, so that none can pass for the user to the
+    next. Empty where no secret can be kept; the server then goes by the address."""
+    folder = PrivateFolder("rpc-client")
+    try:
+        secret = folder.read("secret")
+        if secret is None or len(secret) != 32:
+            folder.write("secret", secrets.token_bytes(32))
+            secret = folder.read("secret")
+    except CacheError:
+        return b""
+    return hashlib.blake2b(endpoint.encode(), key=secret, digest_size=KEY).digest() if secret else b""
 
 
 class Patience:
@@ -126,6 +145,11 @@ class Client:
         with self.lock:
             self._timeouts = (*self._timeouts[:2], io_timeout)
             self._timeout = io_timeout
+
+    @functools.cached_property
+    def key(self) -> bytes:
+        """Goes with weights that the server may keep on disk."""
+        return client_key(self.endpoint)
 
     @property
     def version(self) -> Version:

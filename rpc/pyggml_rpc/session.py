@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from pyggml_rpc.connection import Closed, Piece, Request, ServerConnection, Tens
 from pyggml_rpc.errors import RefusedError
 from pyggml_rpc.graphs import Graphs
 from pyggml_rpc.memory import Account, NoRoomError
-from pyggml_rpc.records import Lent, check_range, read_graph, read_tensors
+from pyggml_rpc.records import Lent, check_range, read_graph, read_tensors, signer
 from pyggml_rpc.server import Server, Slot
 from pyggml_rpc.talk import mib
 from pyggml_rpc.wire import COMMANDS, HELLO_REPLY, PROTOCOL, Command, Record, pack
@@ -31,6 +32,9 @@ log = logging.getLogger("pyggml.rpc")
 MAX_BUFFERS = 1 << 14  # a connection
 MAX_KNOWN = 256  # a connection
 BASE_STEP = 1 << 32  # synthetic base addresses are multiples of it
+
+Meant: TypeAlias = tuple[Tensor, int, memoryview, str]
+"""A tensor, an offset in it, the memory there, and who sent it if it is to be kept on disk."""
 
 UNCOUNTED = 512  # buffers of a connection that are not worth counting, as little else of a connection is
 BUFFER_COST = 2048  # bytes that the objects of each one beyond those take
@@ -65,6 +69,7 @@ class Session:
         self.server = server
         self.peer = peer
         self.owner = object() if owner is None else owner
+        self._address = "of this machine" if owner is None else str(owner)
         self.greeted = False  # HELLO has been answered
         self._came = False  # it has had memory: not one of the short connections that stock clients begin with
         self.busy = False  # a graph is being lowered or computed
@@ -78,10 +83,10 @@ class Session:
         self.gone = False  # nobody waits for results any more
         self.lent: dict[int, Lent] = {}
         # the memory that a SET_TENSOR or GET_TENSOR means, as the same few come with every token
-        self._known: dict[tuple[bytes, int], tuple[Tensor, int, memoryview, bool]] = {}
+        self._known: dict[tuple[bytes, int], Meant] = {}
         self._next_base = BASE_STEP * (1 + secrets.randbelow(1 << 24))
         self.graphs = Graphs(self)
-        self._incoming: tuple[Tensor, int, memoryview, bool] | None = None
+        self._incoming: Meant | None = None
         self._handlers: dict[Command, Callable[[Record], Sequence[Piece] | None]] = {
             Command.HELLO: self._hello,
             Command.DEVICE_COUNT: self._device_count,
@@ -340,12 +345,12 @@ class Session:
                     memory = memoryview(bytearray(head.size))
             except (PyggmlError, MemoryError) as error:
                 raise self._refusal(head.command, error) from error
-            self._incoming = tensor, offset, memory, bool(record["cache_flag"][0])
+            self._incoming = tensor, offset, memory, self._sender(record["tensor"]) if record["cache_flag"][0] else ""
             if here:
                 self._remember((head.body, head.size), self._incoming)
         return self._incoming[2]
 
-    def _remember(self, key: tuple[bytes, int], meant: tuple[Tensor, int, memoryview, bool]) -> None:
+    def _remember(self, key: tuple[bytes, int], meant: Meant) -> None:
         if len(self._known) >= MAX_KNOWN:
             self._known.clear()
         self._known[key] = meant
@@ -353,7 +358,7 @@ class Session:
     def _store(self, body: TensorBody) -> None:
         """The bytes are here: send them on if the device's memory is elsewhere, and keep them if that was asked."""
         assert self._incoming is not None
-        tensor, offset, memory, keep = self._incoming
+        tensor, offset, memory, sender = self._incoming
         self._incoming = None
         assert tensor.buffer is not None
         if not isinstance(tensor.buffer, HostBuffer):
@@ -361,31 +366,35 @@ class Session:
                 tensor.buffer.set(tensor, memory, offset)
             except PyggmlError as error:
                 raise self._refusal(body.command, error) from error
-        if keep and self.server.cache is not None:
-            self.server.cache.store(memory)
+        if sender and self.server.cache is not None:
+            self.server.cache.store(sender, memory)
         del memory
         self._unstage()
 
+    def _sender(self, record: Record) -> str:
+        """Who a weight counts as coming from: who has the key in its record, else all of the client's address."""
+        key = signer(record)
+        return f"key {key.hex()}" if key else f"address {self._address}"
+
     def _set_tensor_hash(self, request: Record) -> list[Piece]:
+        """Whether this client sent these bytes before; a hash without a length means all of the tensor from `offset`."""
         tensor, offset = self._tensor(request["tensor"]), int(request["offset"][0])
         check_range(tensor, offset, 0)
-        return [_answer(Command.SET_TENSOR_HASH, result=self._from_cache(tensor, offset, int(request["hash"][0])))]
-
-    def _from_cache(self, tensor: Tensor, offset: int, key: int) -> bool:
-        cache = self.server.cache
-        size = cache.size(key) if cache is not None else None
-        if cache is None or size is None or offset + size > tensor.nbytes:
-            return False
-        memory = _host_memory(tensor, offset, size)
-        if memory is not None:
-            return cache.load(key, memory)
-        self._stage(size)
-        staging = bytearray(size)
-        if not cache.load(key, memoryview(staging)):
-            return False
-        assert tensor.buffer is not None
-        tensor.buffer.set(tensor, staging, offset)
-        return True
+        cache, size = self.server.cache, tensor.nbytes - offset
+        found = False
+        if cache is not None:
+            sender, key = self._sender(request["tensor"]), int(request["hash"][0])
+            memory = _host_memory(tensor, offset, size)
+            if memory is not None:
+                found = cache.load(sender, key, memory)
+            elif cache.path(sender, key, size).exists():
+                self._stage(size)
+                staging = bytearray(size)
+                found = cache.load(sender, key, memoryview(staging))
+                if found:
+                    assert tensor.buffer is not None
+                    tensor.buffer.set(tensor, staging, offset)
+        return [_answer(Command.SET_TENSOR_HASH, result=found)]
 
     def _get_tensor(self, request: Request) -> Piece:
         known = self._known.get((bytes(request.body), 0))
@@ -399,7 +408,7 @@ class Session:
             assert tensor.buffer is not None
             self._stage(size)
             return tensor.buffer.get(tensor, offset, size)
-        self._remember((bytes(request.body), 0), (tensor, offset, memory, False))
+        self._remember((bytes(request.body), 0), (tensor, offset, memory, ""))
         return memory
 
     def _memset_tensor(self, request: Record) -> None:

@@ -1,13 +1,10 @@
 """A server and a raw client glued together in memory: every command does what wire.md says."""
 
-import os
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from pyggml_rpc.cache import WeightCache, content_hash
 from pyggml_rpc.connection import Request
 from pyggml_rpc.errors import RefusedError
 from pyggml_rpc.server import Server
@@ -269,101 +266,6 @@ def test_failed_computation_ends_this_client_alone(kit: Any, server: Server) -> 
     with pytest.raises(RefusedError, match=r"GRAPH_COMPUTE.*row 2 or 2 of 2"):
         client.compute([3], [table, rows, out])
     assert kit.sum_of(other).run(other) == kit.SUM
-
-
-# ---- the weight cache
-
-
-@pytest.fixture
-def kept(tmp_path: Path, kit: Any, request: pytest.FixtureRequest) -> tuple[Server, WeightCache]:
-    cache = WeightCache(tmp_path / "rpc")
-    return Server([kit.ToyDevice()], cache=cache), cache
-
-
-DATA = bytes(range(256))
-
-
-def ask_hash(client: Any, tensor: Any, data: bytes = DATA, offset: int = 0) -> int:
-    result: int = client.request(C.SET_TENSOR_HASH, tensor=tensor, offset=offset, hash=content_hash(data))["result"]
-    return result
-
-
-def weights(kit: Any, client: Any, n: int = 64) -> Any:
-    handle, base = client.alloc(4 * n)
-    return kit.record((n,), buffer=handle, data=base)
-
-
-@pytest.mark.parametrize("host", [True, False])
-def test_weights_travel_once(kit: Any, tmp_path: Path, host: bool) -> None:
-    server = Server([kit.ToyDevice(host=host)], cache=WeightCache(tmp_path))
-    client = kit.Glued(server)
-    first = weights(kit, client)
-    assert ask_hash(client, first) == 0
-    client.set(first, DATA, cache=1)
-    assert [p.name for p in tmp_path.iterdir()] == [f"{content_hash(DATA):016x}"]
-    another = kit.Glued(server)
-    second = weights(kit, another)
-    assert ask_hash(another, second) == 1
-    assert another.get(second, 256) == DATA
-
-
-def test_cache_flag_decides(kit: Any, kept: tuple[Server, WeightCache]) -> None:
-    server, cache = kept
-    client = kit.Glued(server)
-    client.set(weights(kit, client), DATA)
-    assert list(cache.folder.iterdir()) == []
-
-
-@pytest.mark.parametrize("damage", ["truncated", "one bit", "longer"])
-def test_a_damaged_file_is_not_used(kit: Any, kept: tuple[Server, WeightCache], damage: str) -> None:
-    server, cache = kept
-    client = kit.Glued(server)
-    cache.store(DATA)
-    path = cache.path(content_hash(DATA))
-    path.write_bytes({"truncated": DATA[:-1], "one bit": b"\1" + DATA[1:], "longer": DATA + b"x"}[damage])
-    tensor = weights(kit, client, 128)
-    assert ask_hash(client, tensor) == 0
-    assert not path.exists()
-    client.set(tensor, DATA, cache=1)
-    assert path.read_bytes() == DATA
-
-
-def test_a_length_that_does_not_fit_is_a_miss(kit: Any, kept: tuple[Server, WeightCache]) -> None:
-    server, cache = kept
-    client = kit.Glued(server)
-    cache.store(DATA)
-    assert ask_hash(client, weights(kit, client, 63)) == 0
-    assert ask_hash(client, weights(kit, client, 64), offset=1) == 0
-    assert cache.size(content_hash(DATA)) == 256, "it was not at fault"
-
-
-def test_without_a_cache(kit: Any, client: Any) -> None:
-    tensor = weights(kit, client)
-    client.set(tensor, DATA, cache=1)
-    assert ask_hash(client, tensor) == 0
-
-
-def test_a_full_disk_is_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cache = WeightCache(tmp_path)
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.replace", full)
-    cache.store(DATA)
-    assert list(tmp_path.iterdir()) == []
-    assert "No space left" in caplog.text
-
-
-def test_what_a_killed_server_left_is_swept(tmp_path: Path) -> None:
-    old, fresh = tmp_path / ".new-old", tmp_path / ".new-fresh"
-    for path in (old, fresh):
-        path.write_bytes(b"half")
-    os.utime(old, (0, 0))
-    WeightCache(tmp_path)
-    assert not old.exists() and fresh.exists()
 
 
 # ---- counters and completeness
