@@ -13,9 +13,11 @@ import numpy as np
 from pyggml.gguf import GGUFFile, StringArray, TensorInfo, ValueType
 from pyggml.gguf.header import NUMBERS
 from pyggml.quantize.mixes import MIXES, OTHERS
+from pyggml.quantize.plan import GUESSED, file_type_number
 
-GUESSED = 1024  # LLAMA_FTYPE_GUESSED: added to the number of a file that did not say what it was
+SIZES = ("Small", "Medium", "Large")
 _NAMES = {mix.number: mix.name for mix in MIXES.values()} | {number: name for name, number in OTHERS.items()}
+_NAMES[39] = "NVFP4"  # conversions make it, llama-quantize does not
 _KINDS = {dtype: kind for kind, dtype in NUMBERS.items() if kind is not ValueType.BOOL}
 
 
@@ -64,6 +66,35 @@ def file_type(file: GGUFFile) -> str | None:
     if not isinstance(number, int) or isinstance(number, bool):
         return None
     return _NAMES.get(number & ~GUESSED, str(number))
+
+
+_LONG = {  # where llama_ftype_name in llama-model-loader.cpp says more than the mix's name
+    "F32": "all F32",
+    "MXFP4_MOE": "MXFP4 MoE",
+    "Q2_K": "Q2_K - Medium",
+    **{f"Q{n}_K_{letter}": f"Q{n}_K - {size}" for n in "2345" for letter, size in zip("SML", SIZES, strict=True)},
+    "TQ1_0": "TQ1_0 - 1.69 bpw ternary",
+    "TQ2_0": "TQ2_0 - 2.06 bpw ternary",
+    "IQ1_S": "IQ1_S - 1.5625 bpw",
+    "IQ1_M": "IQ1_M - 1.75 bpw",
+    "IQ2_XXS": "IQ2_XXS - 2.0625 bpw",
+    "IQ2_XS": "IQ2_XS - 2.3125 bpw",
+    "IQ2_S": "IQ2_S - 2.5 bpw",
+    "IQ2_M": "IQ2_M - 2.7 bpw",
+    "IQ3_XXS": "IQ3_XXS - 3.0625 bpw",
+    "IQ3_XS": "IQ3_XS - 3.3 bpw",
+    "IQ3_S": "IQ3_S - 3.4375 bpw",
+    "IQ3_M": "IQ3_S mix - 3.66 bpw",
+    "IQ4_NL": "IQ4_NL - 4.5 bpw",
+    "IQ4_XS": "IQ4_XS - 4.25 bpw",
+}
+
+
+def long_file_type(file: GGUFFile) -> str:
+    """The words for the mix in llama.cpp's description of a model; "(guessed)" where the file does not say it."""
+    number = file_type_number(file, (tensor.type for tensor in file.tensors.values()))
+    known = _NAMES.get(number & ~GUESSED)
+    return ("(guessed) " if number & GUESSED else "") + (_LONG.get(known, known) if known else "unknown, may not work")
 
 
 def entry(kind: ValueType, value: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Owns the list of tests and the stopwatch; must not know how results are written 
 """
 
 import itertools
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -256,21 +257,19 @@ def model_facts(model: "Model", path: Path, backends: str) -> dict[str, Any]:
     """The columns that say what was measured, and where."""
     from importlib.metadata import version
 
-    tensors = model.file.tensors.values()
-    counts: dict[str, int] = {}
-    for tensor in tensors:
-        n = tensor.ne[0] * tensor.ne[1] * tensor.ne[2] * tensor.ne[3]
-        counts[tensor.type.name] = counts.get(tensor.type.name, 0) + n
-    label = model.file.metadata.get("general.size_label") or f"{sum(counts.values()) / 1e6:.0f}M"
+    from pyggml.inspection import long_file_type
+
+    n_params = sum(math.prod(tensor.ne) for tensor in model.file.tensors.values())
+    label = model.file.metadata.get("general.size_label") or f"{n_params / 1e6:.0f}M"
     return {
         "build_commit": f"pyggml-{version('pyggml')}",
         "cpu_info": model.cpu.description,
         "gpu_info": ", ".join(device.description for device in model.devices),
         "backends": backends,
         "model_filename": str(path),
-        "model_type": f"{model.config.architecture} {label} {max(counts, key=lambda name: counts[name])}",
+        "model_type": f"{model.config.architecture} {label} {long_file_type(model.file)}",
         "model_size": model.file.n_bytes,
-        "model_n_params": sum(counts.values()),
+        "model_n_params": n_params,
     }
 
 

@@ -1,4 +1,4 @@
-"""A measurement as llama-bench writes it: the same columns, as a Markdown table, JSON, JSON lines or CSV.
+"""A measurement as llama-bench writes it: the same columns, as a Markdown table, JSON, JSON lines, CSV or SQL.
 
 Owns column names and formats (llama-bench.cpp, `test` and its printers); must not know how anything is measured.
 """
@@ -197,4 +197,22 @@ class Json(Printer):
         self.write("\n]\n" if self.n else "[]\n")
 
 
-PRINTERS: dict[str, type[Printer]] = {"md": Markdown, "json": Json, "jsonl": Jsonl, "csv": Csv}
+class Sql(Printer):
+    """A table and a statement for each result; every value is a text there, too, and SQLite makes numbers of them."""
+
+    def add(self, result: Result) -> None:
+        row = result.row()
+        if not self.n:
+            columns = ",\n".join(f"  {name} {_affinity(value)}" for name, value in row.items())
+            self.write(f"CREATE TABLE IF NOT EXISTS llama_bench (\n{columns}\n);\n\n")
+        self.n += 1
+        texts = (str(int(value) if isinstance(value, bool) else value).replace("'", "''") for value in row.values())
+        values = ", ".join(f"'{text}'" for text in texts)
+        self.write(f"INSERT INTO llama_bench ({', '.join(row)}) VALUES ({values});\n")
+
+
+def _affinity(value: Any) -> str:
+    return "TEXT" if isinstance(value, str) else "REAL" if isinstance(value, float) else "INTEGER"
+
+
+PRINTERS: dict[str, type[Printer]] = {"md": Markdown, "json": Json, "jsonl": Jsonl, "csv": Csv, "sql": Sql}

@@ -4,7 +4,7 @@ Follows llama_model_quantize_impl (llama-quant.cpp), so that the file will be th
 a tensor is converted (run.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,7 @@ def make_plan(
     pairs = {key: Pair(key, file.value_types[key], value) for key, value in file.metadata.items()}
     order = in_order(file.tensors)
     shapes = [Shape(name, file.tensors[name].type, file.tensors[name].ne) for name in order]
-    number = mix.number if mix is not None else _file_type(file, shapes)
+    number = mix.number if mix is not None else file_type_number(file, (shape.type for shape in shapes))
     new = [Override("general.quantization_version", QUANTIZATION_VERSION), Override("general.file_type", number)]
     for override in [*new, *overrides]:
         pairs.pop(override.key, None)  # what is set goes to the end
@@ -201,16 +201,16 @@ def _value(pairs: dict[str, Pair], key: str, kind: type, default: Any = None) ->
     return value
 
 
-def _file_type(file: GGUFFile, shapes: list[Shape]) -> int:
-    """The number of the mix that a file is: what it says, else llama.cpp's guess by the type most often met."""
+def file_type_number(file: GGUFFile, types: Iterable[GGMLType]) -> int:
+    """The number of the mix that a file is: what it says, else llama.cpp's guess by the type that most tensors have."""
     if "general.file_type" in file.metadata:
         return file.get_u32("general.file_type")
     counts: dict[GGMLType, int] = {}
     most = GGMLType.F32
-    for shape in shapes:
-        counts[shape.type] = counts.get(shape.type, 0) + 1
-        if counts[shape.type] > counts.get(most, 0) or most not in counts:
-            most = shape.type
+    for dtype in types:
+        counts[dtype] = counts.get(dtype, 0) + 1
+        if counts[dtype] > counts.get(most, 0) or most not in counts:
+            most = dtype
     names = {GGMLType.Q3_K: "Q3_K_M", GGMLType.Q4_K: "Q4_K_M", GGMLType.Q5_K: "Q5_K_M"}
     mix = MIXES.get(names.get(most, most.name))
     return (mix.number if mix is not None else 0) | GUESSED

@@ -32,7 +32,8 @@ def reference(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def sources(peer: Any) -> dict[str, str]:
     """The files in which llama.cpp describes the flags of its tools."""
     archive = peer.vendor.parents[1].with_name(f"{peer.vendor.parents[1].name}.tar.gz")
-    wanted = {"arg.cpp": "llama.cpp/common/arg.cpp", "llama-bench.cpp": "llama.cpp/tools/llama-bench/llama-bench.cpp"}
+    paths = ("common/arg.cpp", "tools/llama-bench/llama-bench.cpp", "src/llama-model-loader.cpp")
+    wanted = {path.rpartition("/")[2]: f"llama.cpp/{path}" for path in paths}
     found: dict[str, str] = {}
     with tarfile.open(archive, "r|gz") as stream:
         for member in stream:

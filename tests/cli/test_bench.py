@@ -1,9 +1,11 @@
 """pyggml-bench: which tests are run, and llama-bench's formats."""
 
+import contextlib
 import csv
 import io
 import json
 import re
+import sqlite3
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,10 @@ import pytest
 from pyggml_cli import bench
 from pyggml_cli.bench_output import COLUMNS, PRINTERS, Result
 from pyggml_cli.flags import parse
+from tiny_model import write_llama
+
+from pyggml.gguf import GGUFFile
+from pyggml.inspection import long_file_type
 
 TABLE = [*bench.GENERAL, *bench.TESTS, *bench.OTHERS]
 
@@ -64,7 +70,8 @@ def test_markdown(run: Callable[..., Any]) -> None:
     )
     assert len(rows) == 2 and {len(row) for row in rows} == {len(head)}
     assert re.fullmatch(
-        r"\| llama 0M F32 +\| +0\.37 MiB \| +0\.10 M \| CPU +\| +2 \| +pp8 \| +[\d.]+ ± [\d.]+ \|", rows[0]
+        r"\| llama 0M \(guessed\) all F32 +\| +0\.37 MiB \| +0\.10 M \| CPU +\| +2 \| +pp8 \| +[\d.]+ ± [\d.]+ \|",
+        rows[0],
     )
 
 
@@ -90,7 +97,45 @@ def test_json_formats(run: Callable[..., Any]) -> None:
 def test_csv(run: Callable[..., Any]) -> None:
     rows = list(csv.DictReader(io.StringIO(run("-o", "csv").out)))
     assert [row["n_gen"] for row in rows] == ["0", "4"]
-    assert rows[0]["cpu_strict"] == "0" and rows[0]["model_type"] == "llama 0M F32"
+    assert rows[0]["cpu_strict"] == "0" and rows[0]["model_type"] == "llama 0M (guessed) all F32"
+
+
+def test_sql(run: Callable[..., Any], model: Path, tmp_path: Path) -> None:
+    """SQLite takes it, twice, and has the numbers as numbers."""
+    rows = list(csv.DictReader(io.StringIO(run("-o", "csv").out)))
+    with contextlib.closing(sqlite3.connect(":memory:")) as base:
+        for _ in range(2):
+            base.executescript(run("-o", "sql").out)
+        cursor = base.execute("SELECT * FROM llama_bench")
+        assert [column[0] for column in cursor.description] == list(rows[0])
+        found = [dict(zip(rows[0], row, strict=True)) for row in cursor]
+    assert [row["n_gen"] for row in found] == [0, 4, 0, 4]
+    assert isinstance(found[0]["avg_ts"], float) and isinstance(found[0]["avg_ns"], int) and found[0]["repack"] == 1
+    assert found[0]["model_filename"] == str(model)
+    said: list[str] = []
+    PRINTERS["sql"](said.append).add(Result({**COLUMNS, "model_filename": "it's"}, [1]))
+    assert "'it''s'" in "".join(said)
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(15, "Q4_K - Medium"), (0, "all F32"), (1025, "(guessed) F16"), (99, "unknown, may not work")]
+)
+def test_the_type_of_the_file_is_the_one_that_it_tells(
+    number: int, words: str, call: Any, tmp_path: Path, reference: None
+) -> None:
+    path = write_llama(tmp_path / "m.gguf", ints={"general.file_type": number})
+    outcome = call(bench.main, "-m", path, "-p", 2, "-n", 0, "-r", 1, "-o", "json")
+    assert json.loads(outcome.out)[0]["model_type"] == f"llama 0M {words}"
+
+
+def test_names_of_file_types_are_the_peers(sources: dict[str, str], tmp_path: Path, peer: Any) -> None:
+    loader, header = sources["llama-model-loader.cpp"], (peer.vendor / "include" / "llama.h").read_text()
+    numbers = dict(re.findall(r"(LLAMA_FTYPE_\w+)\s*=\s*(\d+)", re.sub(r"//.*LLAMA_FTYPE.*", "", header)))
+    names = dict(re.findall(r'case (LLAMA_FTYPE_\w+):\s*name = LLAMA_FTYPE_PREFIX "([^"]+)"', loader))
+    assert len(names) > 35
+    for key, name in names.items():
+        with GGUFFile.open(write_llama(tmp_path / "m.gguf", ints={"general.file_type": int(numbers[key])})) as file:
+            assert long_file_type(file) == name, key
 
 
 def test_columns_are_the_peers(peer: Any) -> None:
@@ -137,13 +182,13 @@ def test_no_tests_at_all(call: Callable[..., Any], model: Path, reference: None)
 
 
 def test_every_format_has_a_name() -> None:
-    assert list(PRINTERS) == ["md", "json", "jsonl", "csv"]
+    assert list(PRINTERS) == ["md", "json", "jsonl", "csv", "sql"]
 
 
 @pytest.mark.parametrize(
     ("line", "code", "words"),
     [
-        ("-o sql", 2, "-o 'sql': must be one of md, json, jsonl, csv"),
+        ("-o xml", 2, "-o 'xml': must be one of md, json, jsonl, csv, sql"),
         ("-p 5-1*1x", 2, "must be numbers"),
         ("-pg 5", 2, "must be two numbers"),
         ("-sm row", 2, "-sm row: not implemented here"),
