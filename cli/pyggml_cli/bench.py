@@ -101,8 +101,8 @@ TESTS: list[Row] = [
     Flag(("-n", "--n-gen"), "n_gen", "tests of generating n tokens (128; 0: none)", numbers, "N", many=True),
     Flag(("-pg",), "n_pg", "test of a prompt and then generation", pair, "PP,TG", many=True),
     Flag(("-d", "--n-depth"), "n_depth", "tokens that are there before the test (0)", numbers, "N", many=True),
-    Flag(("-b", "--batch-size"), "n_batch", "most tokens handed over at once (2048)", numbers, "N", many=True),
-    Flag(("-ub", "--ubatch-size"), "n_ubatch", "most tokens computed at once (512)", numbers, "N", many=True),
+    Flag(("-b", "--batch-size"), "n_batch", "logical batch size: the most tokens of one call (2048)", numbers, "N", many=True),
+    Flag(("-ub", "--ubatch-size"), "n_ubatch", "physical batch size: the most tokens computed together (512)", numbers, "N", many=True),
     Flag(
         ("-ctk", "--cache-type-k"), "type_k", "type of the cached keys (f16)", several(choice(*CACHE_TYPES)), "T",
         many=True,
@@ -113,7 +113,7 @@ TESTS: list[Row] = [
     ),
     Flag(("-t", "--threads"), "n_threads", "CPU threads (one a core)", numbers, "N", many=True),
     Flag(("-ngl", "--n-gpu-layers"), "n_gpu_layers", "layers to offload (-1: all)", several(layers), "N", many=True),
-    Flag(("-fa", "--flash-attn"), "flash_attn", "fused attention: on, off, auto (auto)", several(flash), "F", many=True),
+    Flag(("-fa", "--flash-attn"), "flash_attn", "flash attention: on, off, auto (auto)", several(flash), "F", many=True),
     Flag(("-dev", "--device"), "devices", "devices to offload to, slashed", several(slashed), "D0/D1", many=True),
     Flag(
         ("-ts", "--tensor-split"), "tensor_split", "share of each device", several(proportions), "T0/T1", many=True
@@ -156,6 +156,13 @@ ORDER += ("n_threads", "n_depth")  # what varies slowest comes first, as in llam
 ABOUT = (
     "Measure prompts (pp) and generation (tg) in tokens a second. Values separated by commas, and flags given again, "
     "multiply; ranges are first-last, first-last+step or first-last*factor."
+)
+
+
+EXAMPLES = (
+    ("pyggml-bench", "the default model: a prompt of 512 tokens, 128 tokens generated"),
+    ("pyggml-bench -m a.gguf -m b.gguf -p 0 -n 64 -t 1,2", "two models decoding, on one thread and on two"),
+    ("pyggml-bench -m model.gguf -d 0,4096 -o csv > rates.csv", "at two depths, as CSV"),
 )
 
 
@@ -210,7 +217,7 @@ def cases(values: Any) -> Iterator[Case]:
 def _command(argv: Sequence[str]) -> int:
     values = parse([*GENERAL, *TESTS, *OTHERS], argv)
     if values.help:
-        print(help_text("pyggml-bench [flags]", ABOUT, {"general": GENERAL, "tests": TESTS}), end="")
+        print(help_text("pyggml-bench [flags]", ABOUT, {"general": GENERAL, "tests": TESTS}, examples=EXAMPLES), end="")
         return 0
     if values.version:
         from pyggml_cli.cli import version

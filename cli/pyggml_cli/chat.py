@@ -5,11 +5,10 @@ a token is computed or chosen.
 """
 
 import contextlib
-import os
 import signal
 import sys
+import textwrap
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from pyggml_cli.completion_flags import unescape
 from pyggml_cli.context_shift import ContextShift
 from pyggml_cli.entry import on_ctrl_c
 from pyggml_cli.flags import UsageError, Values
+from pyggml_cli.line_editor import LineEditor
 from pyggml_cli.prompt_cache import PromptCache
 from pyggml_cli.reverse_prompt import ReversePrompts
 from pyggml_cli.terminal import text_for
@@ -43,6 +43,9 @@ COMMANDS = {
     "/help": "this list",
     "/exit": "end, as Ctrl-D does",
 }
+WITH_FILE = ("/save", "/load")
+SHOWN_MESSAGES = 4  # of a conversation that was loaded
+WAYS_OUT = "/save keeps it, /clear begins anew, and with --context-shift the oldest part is forgotten"
 HELP = "\n".join(
     [*(f"{name:<8}{text}" for name, text in COMMANDS.items()), "A line that ends in \\ goes on in the next one."]
 )
@@ -127,32 +130,8 @@ def _unescaped(values: Values, text: str) -> str:
     return unescape(text) if values.escape else text
 
 
-def _edit_lines() -> None:
-    """Give input() a history and keys to edit with, and make lines that are pasted one message."""
-    with contextlib.suppress(ImportError):
-        import readline
-
-        if sys.flags.utf8_mode:  # in locale C: keys are UTF-8 to Python, and readline must not think otherwise
-            os.environ["LC_ALL"] = "C.UTF-8"
-        readline.parse_and_bind("set enable-bracketed-paste on")
-
-
-def _input(prompt: str) -> str:
-    """input() that no Ctrl-C escapes: one that comes after readline has shown the prompt and before it waits for keys
-    would be noticed at the next key only, so the signal is repeated until it has ended the wait."""
-    main, waiting = threading.main_thread().ident, threading.Event()
-
-    def again() -> None:
-        time.sleep(0.1)
-        if waiting.is_set() and main is not None and hasattr(signal, "pthread_kill"):
-            signal.pthread_kill(main, signal.SIGINT)
-
-    with on_ctrl_c(again):
-        waiting.set()
-        try:
-            return input(prompt)
-        finally:
-            waiting.clear()
+class _EndNow(KeyboardInterrupt):
+    """A second Ctrl-C while a reply is computed."""
 
 
 class _Talk:
@@ -186,6 +165,9 @@ class _Talk:
             self.prefix, self.suffix = (_unescaped(values, text or "") for text in (values.in_prefix, values.in_suffix))
         self.colors = colors(values.color)
         self.asks = sys.stdin.isatty()
+        self.editor: LineEditor | None = None
+        if self.asks and sys.stdout.isatty() and not values.simple_io:
+            self.editor = LineEditor(tuple(COMMANDS), WITH_FILE)
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(encoding="utf-8", errors="replace", newline="")
 
@@ -200,9 +182,29 @@ class _Talk:
             self._turn(None if self.plain else first, command=False)
             if self.values.single_turn:
                 return
-        while (text := self._read()) is not None:
-            if (text or self.plain) and (not self._turn(text) or self.values.single_turn):
-                return
+        try:
+            self._converse()
+        finally:
+            if self.editor is not None:
+                self.editor.close()
+
+    def _converse(self) -> None:
+        """Line by line. In a terminal Ctrl-C takes back the line that stands there; only the next one ends it all."""
+        warned = False
+        while True:
+            try:
+                text = self._read()
+                warned = False
+                if text is None:
+                    return
+                if (text or self.plain) and (not self._turn(text) or self.values.single_turn):
+                    return
+            except KeyboardInterrupt as pressed:
+                half_typed = self.editor is not None and self.editor.left_over.strip()
+                if not self.asks or isinstance(pressed, _EndNow) or (warned and not half_typed):
+                    raise
+                warned = True
+                print("\nCtrl-C again, or Ctrl-D, ends", file=sys.stderr)
 
     def _read(self) -> str | None:
         """The next message, None at the end of the input. Lines that go on are put together."""
@@ -217,10 +219,11 @@ class _Talk:
                 return "\n".join(lines)
 
     def _line(self, prompt: str) -> str | None:
-        if self.asks and sys.stdout.isatty() and not self.values.simple_io:
-            _edit_lines()
+        if self.editor is not None:
             try:
-                return _input(prompt + (f"\x01{self.colors.typed}\x02" if self.colors.typed else "")).rstrip("\n")
+                return self.editor.read(prompt + (f"\x01{self.colors.typed}\x02" if self.colors.typed else "")).rstrip(
+                    "\n"
+                )
             except EOFError:
                 print(flush=True)
                 return None
@@ -246,10 +249,12 @@ class _Talk:
     def _command(self, text: str) -> bool:
         name, _, rest = text.strip().partition(" ")
         rest = rest.strip()
-        if name in ("/save", "/load") and not rest:
-            raise UsageError(f"{name} needs a file's name")
         if name not in COMMANDS:
             raise UsageError(f"unknown command {name}; /help lists them")
+        if name in WITH_FILE and not rest:
+            raise UsageError(f"{name} needs a file's name")
+        if rest and name not in WITH_FILE:
+            raise UsageError(f"{name} takes nothing behind it")
         if name == "/exit":
             return False
         if name == "/regen":
@@ -269,7 +274,16 @@ class _Talk:
         else:
             said = f"{HELP}\n{HELP_MULTILINE}" if self.values.multiline else HELP
         print(said if name == "/help" else f"[{said}]", file=sys.stderr)
+        if name == "/load":
+            print(*self._last_messages(), sep="\n", file=sys.stderr)
         return True
+
+    def _last_messages(self) -> list[str]:
+        """A line for each of the last ones, so that one knows where one is."""
+        shown = self.conversation.messages[-SHOWN_MESSAGES:]
+        more = ["  ..."] if len(shown) < len(self.conversation.messages) else []
+        lines = [(m["role"], " ".join(m["content"].split())) for m in shown]
+        return more + [f"  {role}: {textwrap.shorten(text, 72, placeholder=' ...')}" for role, text in lines]
 
     def _answer(self, question: str | None) -> bool:
         if question and self.suffix:
@@ -280,7 +294,7 @@ class _Talk:
             self.conversation.undo()
             raise UsageError(
                 f"the conversation would have {len(turn.tokens)} tokens; a context of {self.context.n_ctx} takes at most "
-                f"{room}: /clear begins anew"
+                f"{room}: {WAYS_OUT}"
             )
         if self.values.verbose_prompt and not self.shown:
             show_prompt(turn.tokens, self.tokenizer)
@@ -297,20 +311,20 @@ class _Talk:
                 if not (isinstance(reason, ComputeError) and interrupted.is_set()):
                     self.conversation.undo()
                     raise
-        assert self.shift is not None
-        self.evaluated = [*turn.tokens, *said][: self.context.n_past + self.shift.forgotten]
-        if interrupted.is_set():
-            end = "[interrupted]"
-        self.conversation.hear(said, self.tokenizer.decode(said))
-        if not (self.plain and self.stopped):
-            sys.stdout.write("\n")
-            if self.plain and self.ended and self.reverse.texts:  # whose turn it is now must be in the text
-                sys.stdout.write(self.reverse.texts[0])
-                first = self.tokenizer.encode(self.reverse.texts[0], add_special=False, parse_special=True)
-                self.conversation.hear(first, "")
-        sys.stdout.flush()
-        if end:
-            print(end, file=sys.stderr, flush=True)
+            assert self.shift is not None
+            self.evaluated = [*turn.tokens, *said][: self.context.n_past + self.shift.forgotten]
+            if interrupted.is_set():
+                end = "[interrupted]"
+            self.conversation.hear(said, self.tokenizer.decode(said))
+            if not (self.plain and self.stopped):
+                sys.stdout.write("\n")
+                if self.plain and self.ended and self.reverse.texts:  # whose turn it is now must be in the text
+                    sys.stdout.write(self.reverse.texts[0])
+                    first = self.tokenizer.encode(self.reverse.texts[0], add_special=False, parse_special=True)
+                    self.conversation.hear(first, "")
+            sys.stdout.flush()
+            if end:
+                print(end, file=sys.stderr, flush=True)
         return True
 
     def _abort(self) -> None:
@@ -345,7 +359,7 @@ class _Talk:
         start = clock()
         logits = shift.decode(new)
         if logits is None:
-            raise UsageError(f"{len(new)} tokens do not fit into a context of {context.n_ctx}: /clear begins anew")
+            raise UsageError(f"{len(new)} tokens do not fit into a context of {context.n_ctx}: {WAYS_OUT}")
         if cache is not None:
             cache.keep_prompt(tokens)
         timings.prompt += clock() - start
@@ -374,7 +388,7 @@ class _Talk:
             if self.stopped or n_left == 0:
                 break
             if not shift.make_room(1):
-                return f"[context full: {context.n_ctx} tokens]"
+                return shift.full()
             start = clock()
             logits = context.decode([token])[-1]
             timings.eval += clock() - start
@@ -408,7 +422,7 @@ def _interruptible(abort: Callable[[], None]) -> Iterator[threading.Event]:
         presses += 1
         event.set()
         if presses > 1:
-            raise KeyboardInterrupt
+            raise _EndNow
 
     before = signal.signal(signal.SIGINT, pressed)
     try:

@@ -34,6 +34,16 @@ _SAME_NAMES = (  # flags whose values are called as SamplerParams calls them
     *("dry_multiplier", "dry_allowed_length", "dry_penalty_last_n", "adaptive_target", "adaptive_decay"),
     *("mirostat", "mirostat_tau", "mirostat_eta"),
 )
+EXAMPLES = (
+    ('pyggml-cli -p "Hello, my name is" -n 64', "continue a text with the default model"),
+    ('pyggml-cli -m model.gguf -cnv -sys "Answer in one sentence."', "converse"),
+    (
+        "pyggml-cli -f notes.txt -n 100 --temp 0 > more.txt",
+        "continue a file, always alike; only the text goes to stdout",
+    ),
+    ('pyggml-cli -p "Three colors:" -j \'{"type": "array"}\'', "have an answer that is JSON"),
+    ('pyggml-cli --rpc 192.168.0.2:50052 -p "Hi"', "compute on another machine, where pyggml-rpc-server runs"),
+)
 SPARE = 4  # tokens that a prompt must leave free, as in llama.cpp's tool
 
 
@@ -52,7 +62,7 @@ def version() -> str:
 def _command(argv: Sequence[str]) -> int:
     values = parse(ROWS, argv, os.environ, VARIABLES)
     if values.help:
-        print(help_text("pyggml-cli [-m FNAME] [-p PROMPT] [flags]", ABOUT, GROUPS, END), end="")
+        print(help_text("pyggml-cli [-m FNAME] [-p PROMPT] [flags]", ABOUT, GROUPS, END, EXAMPLES), end="")
         return 0
     if values.version:
         print(version())
@@ -284,7 +294,7 @@ def _generate(
         if n_left == 0:
             break
         if not shift.make_room(1):
-            end = f"[context full: {context.n_ctx} tokens]"
+            end = shift.full()
             break
         start = clock()
         logits = context.decode([token])[-1]

@@ -96,8 +96,9 @@ MODEL: list[Row] = [
     Flag(
         ("-c", "--ctx-size"), "n_ctx", "context size in tokens, prompt and text (0: the model's own)", whole(0), "N", 0
     ),
-    Flag(("-b", "--batch-size"), "n_batch", "most tokens handed over at once (2048)", whole(1), "N", 2048),
-    Flag(("-ub", "--ubatch-size"), "n_ubatch", "most tokens computed at once (512)", whole(1), "N", 512),
+    Flag(("-b", "--batch-size"), "n_batch", "logical batch size: the most tokens of one call (2048)", whole(1), "N", 2048),
+    Flag(("-ub", "--ubatch-size"), "n_ubatch", "physical batch size: the most tokens computed together (512)",
+         whole(1), "N", 512),
     Flag(("-t", "--threads"), "n_threads", "CPU threads (-1: one a core)", whole(-1), "N", -1),
     Flag(
         ("-tb", "--threads-batch"), "n_threads_batch", "CPU threads for prompts (as -t; -1: one a core)", whole(-1), "N"
@@ -105,14 +106,14 @@ MODEL: list[Row] = [
     Flag(("-ctk", "--cache-type-k"), "type_k", "type of the cached keys (f16)", choice(*CACHE_TYPES), "TYPE", "f16"),
     Flag(("-ctv", "--cache-type-v"), "type_v", "type of the cached values (f16)", choice(*CACHE_TYPES), "TYPE", "f16"),
     Flag(
-        ("-fa", "--flash-attn"), "flash_attn", "fused attention (auto)", on_off_auto, "on|off|auto",
+        ("-fa", "--flash-attn"), "flash_attn", "flash attention: scores are never written to memory (auto)", on_off_auto, "on|off|auto",
         "auto",
     ),
     Flag(
         ("-lm", "--load-mode"),
         "load_mode",
-        "where the CPU's weights are: auto, mmap: in the mapped file; none, dio: read into memory; mlock, mmap+mlock: as "
-        "none and mmap, and kept from being swapped out",
+        "where the CPU's weights are: auto, mmap: in the mapped file; none, dio: read into memory; mlock: as none, mmap+mlock: "
+        "as mmap, and kept from being swapped out",
         choice(*LOAD_MODES),
         "MODE",
         "auto",
@@ -190,7 +191,7 @@ DEVICES: list[Row] = [
         many=True,
     ),
     Flag(("-cmoe", "--cpu-moe"), "cpu_moe", "keep the weights of all experts on the CPU", default=False),
-    Flag(("-ncmoe", "--n-cpu-moe"), "n_cpu_moe", "the same, of the first n layers only (0)", whole(0), "N", 0),
+    Flag(("-ncmoe", "--n-cpu-moe"), "n_cpu_moe", "keep the experts' weights of the first n layers on the CPU (0)", whole(0), "N", 0),
     Flag(
         ("-ncffn", "--n-cpu-ffn"), "n_cpu_ffn", "keep the feed-forward weights of the first n layers on the CPU (0)",
         whole(0), "N", 0,

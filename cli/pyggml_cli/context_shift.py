@@ -26,6 +26,11 @@ class ContextShift:
         self.forgotten = 0
         self._context = context
 
+    def full(self) -> str:
+        """What to tell when there is no room."""
+        hint = "" if self.on else "; with --context-shift it goes on without the oldest"
+        return f"[context full: {self._context.n_ctx} tokens{hint}]"
+
     def make_room(self, n: int) -> bool:
         """Whether `n` further tokens fit, perhaps because others are forgotten now."""
         context = self._context

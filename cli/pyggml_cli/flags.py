@@ -5,6 +5,7 @@ A flag takes the argument after it whatever that looks like (`-n -1`), `--a_b` i
 """
 
 import difflib
+import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -60,6 +61,9 @@ class Refused:
 
 Row = Flag | Ignored | Refused
 WEEK = 7 * 24 * 3600
+NEAR = 0.75  # likeness of names from which one may stand for the other
+WIDEST, NARROWEST = 100, 40  # columns of a help page
+INDENT = 32  # of what a flag does, where there is room
 TRUE = ("on", "enabled", "true", "1")  # common_arg_utils::is_truthy and is_falsey in llama.cpp's common/arg.cpp
 FALSE = ("off", "disabled", "false", "0")
 
@@ -204,13 +208,20 @@ def _convert(name: str, parse: Callable[[str], Any], text: str) -> Any:
 
 def _unknown(arg: str, table: dict[str, Any]) -> str:
     if not arg.startswith("-") or arg == "-":
-        return f"unexpected argument {arg!r}: every value follows a flag, as in -m FILE or -p TEXT"
-
-    def likeness(name: str) -> tuple[float, int]:
-        return difflib.SequenceMatcher(None, arg, name).ratio(), -len(name)
-
+        return f"unexpected argument {arg!r}: every value follows a flag; --help lists them"
     carried_out = [name for name, (row, _) in table.items() if isinstance(row, Flag)]
-    return f"unknown flag {arg}; the nearest known one is {max(carried_out, key=likeness)}"
+    nearest = max(carried_out, key=lambda name: (_likeness(arg, name), -len(name)))
+    near = _likeness(arg, nearest) >= NEAR
+    return f"unknown flag {arg}; " + (
+        f"the nearest known one is {nearest}" if near else "--help lists those that there are"
+    )
+
+
+def _likeness(arg: str, name: str) -> float:
+    """From 0 to 1; what only goes on longer, such as --temperature for --temp, is near."""
+    alike = difflib.SequenceMatcher(None, arg, name).ratio()
+    shorter, longer = sorted((arg, name), key=len)
+    return max(alike, 0.9) if len(shorter) > 4 and longer.startswith(shorter) else alike
 
 
 def whole(low: int | None = None, high: int | None = None) -> Callable[[str], int]:
@@ -289,23 +300,36 @@ def csv_row(text: str) -> list[str]:
     return fields
 
 
-def help_text(usage: str, about: str, groups: Mapping[str, Iterable[Row]], end: str = "") -> str:
-    """The page for --help: flags that do something, group by group."""
-    lines = [f"usage: {usage}", "", *textwrap.wrap(about, 100)]
+def help_text(
+    usage: str,
+    about: str,
+    groups: Mapping[str, Iterable[Row]],
+    end: str = "",
+    examples: Iterable[tuple[str, str]] = (),
+) -> str:
+    """The page for --help, as wide as the terminal: flags that do something, group by group; examples are command and what
+    it does."""
+    width = min(WIDEST, max(NARROWEST, shutil.get_terminal_size((WIDEST, 24)).columns))
+    indent = INDENT if width >= 2 * INDENT else 8
+    lines = [*textwrap.wrap(f"usage: {usage}", width, subsequent_indent="    "), "", *textwrap.wrap(about, width)]
     for title, rows in groups.items():
         flags = [row for row in rows if isinstance(row, Flag)]
         if flags:
             lines += ["", f"{title}:"]
         for row in flags:
             head = f"  {row.shown}"
-            body = textwrap.wrap(row.help, 72) or [""]
-            if len(head) > 30:
-                lines.append(head)
+            body = textwrap.wrap(row.help, width - indent) or [""]
+            if len(head) > indent - 2:
+                lines += textwrap.wrap(row.shown, width, initial_indent="  ", subsequent_indent="      ")
                 head = ""
-            lines.append(f"{head:<32}{body[0]}")
-            lines += [" " * 32 + line for line in body[1:]]
+            lines.append(f"{head:<{indent}}{body[0]}")
+            lines += [" " * indent + line for line in body[1:]]
+    if shown := list(examples):
+        lines += ["", "examples:"]
+        for command, what in shown:
+            lines += [f"  {command}", *textwrap.wrap(what, width, initial_indent=" " * 6, subsequent_indent=" " * 6)]
     if end:
-        lines += ["", *textwrap.wrap(end, 100)]
+        lines += ["", *textwrap.wrap(end, width)]
     return "\n".join(lines) + "\n"
 
 

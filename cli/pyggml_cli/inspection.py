@@ -34,6 +34,13 @@ ABOUT = (
 )
 
 
+EXAMPLES = (
+    ("pyggml-inspect model.gguf", "architecture, type, sizes, tensors and the chat template"),
+    ("pyggml-inspect --metadata model.gguf", "its metadata alone"),
+    ("pyggml-inspect --json model.gguf | python -m json.tool", "all of it, for programs"),
+)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Exit codes: see entry.run."""
     return run(_command, argv)
@@ -42,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(argv: Sequence[str]) -> int:
     values = parse(ROWS, argv, free=True)
     if values.help:
-        print(help_text(USAGE, ABOUT, {"flags": ROWS}), end="")
+        print(help_text(USAGE, ABOUT, {"flags": ROWS}, examples=EXAMPLES), end="")
         return 0
     if values.version:
         from pyggml_cli.cli import version

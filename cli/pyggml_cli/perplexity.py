@@ -99,6 +99,16 @@ ABOUT = (
 )
 
 
+EXAMPLES = (
+    ("pyggml-perplexity -m model.gguf -f wiki.test.raw", "how well the model predicts a text: less is better"),
+    ("pyggml-perplexity -m f16.gguf -f text.txt --kl-divergence-base f16.kld", "keep the predictions of one model"),
+    (
+        "pyggml-perplexity -m q4.gguf --kl-divergence --kl-divergence-base f16.kld",
+        "and tell how far another is from them",
+    ),
+)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Exit codes: see entry.run."""
     return run(_command, argv)
@@ -107,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(argv: Sequence[str]) -> int:
     values = parse(ROWS, argv, os.environ, VARIABLES)
     if values.help:
-        print(help_text("pyggml-perplexity [-m FNAME] -f TEXT [flags]", ABOUT, GROUPS), end="")
+        print(help_text("pyggml-perplexity [-m FNAME] -f TEXT [flags]", ABOUT, GROUPS, examples=EXAMPLES), end="")
         return 0
     if values.version:
         from pyggml_cli.cli import version

@@ -68,6 +68,13 @@ ABOUT = (
 )
 
 
+EXAMPLES = (
+    ("pyggml-quantize model-f16.gguf model-q4.gguf q4_k_m", "a smaller file, a little less exact"),
+    ("pyggml-quantize --dry-run model-f16.gguf q8_0", "show types and sizes only"),
+    ("pyggml-quantize --tensor-type attn_v=q8_0 model-f16.gguf out.gguf q4_0", "some tensors in another type"),
+)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Exit codes: see entry.run."""
     return run(_command, argv)
@@ -76,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(argv: Sequence[str]) -> int:
     values = parse(ROWS, argv, free=True)
     if values.help:
-        print(help_text(USAGE, ABOUT, {"flags": ROWS}, _mixes()), end="")
+        print(help_text(USAGE, ABOUT, {"flags": ROWS}, _mixes(), EXAMPLES), end="")
         return 0
     if values.version:
         from pyggml_cli.cli import version

@@ -89,6 +89,12 @@ ABOUT = (
 )
 
 
+EXAMPLES = (
+    ("pyggml-rpc-server", "lend this machine's memory and cores to programs on it"),
+    ("pyggml-rpc-server -H 192.168.0.2 -c", "to a network where everyone is trusted, and keep weights on disk"),
+)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Ctrl-C and SIGTERM end it with 0; other exit codes: see entry.run."""
     return run(_command, argv)
@@ -97,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(argv: Sequence[str]) -> int:
     values = parse(ROWS, argv)
     if values.help:
-        print(help_text("pyggml-rpc-server [flags]", ABOUT, {"flags": ROWS}), end="")
+        print(help_text("pyggml-rpc-server [flags]", ABOUT, {"flags": ROWS}, examples=EXAMPLES), end="")
         return 0
     if values.version:
         from pyggml_cli.cli import version

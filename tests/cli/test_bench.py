@@ -192,7 +192,7 @@ def test_every_format_has_a_name() -> None:
         ("-p 5-1*1x", 2, "must be numbers"),
         ("-pg 5", 2, "must be two numbers"),
         ("-sm row", 2, "-sm row: not implemented here"),
-        ("--reps 3", 2, "unknown flag --reps; the nearest known one is"),
+        ("--reps 3", 2, "unknown flag --reps; --help lists those that there are"),
         ("-dev RPC3", 1, "no device 'RPC3'"),
         ("-m /nonexistent.gguf", 1, "/nonexistent.gguf: No such file"),
     ],

@@ -1,5 +1,6 @@
 """pyggml-cli in conversation: in this process, and in a terminal of its own."""
 
+import contextlib
 import errno
 import io
 import os
@@ -7,6 +8,7 @@ import pty
 import re
 import select
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -16,7 +18,8 @@ from typing import Any
 
 import pytest
 from pyggml_cli import cli
-from pyggml_cli.chat import _input
+from pyggml_cli.chat import WAYS_OUT
+from pyggml_cli.line_editor import LineEditor
 from text_model import EOT, write_text_model
 
 from pyggml.model.context import Context
@@ -147,7 +150,9 @@ def test_save_and_load(converse: Any, decoded: list[list[int]], tmp_path: Path) 
     file = tmp_path / "a b.json"
     assert converse(f"q\n/save {file}\n", *X).err == "[saved: 2 messages]\n"
     decoded.clear()
-    assert converse(f"/load {file}\nr\n/regen\n/exit\nnever\n", *X).err == "[loaded: 2 messages]\n"
+    assert converse(f"/load {file}\nr\n/regen\n/exit\nnever\n", *X).err == (
+        "[loaded: 2 messages]\n  user: q\n  assistant: xxx\n"
+    )
     assert prompts(decoded) == ["u:q|a:xxx|u:r|a:"]
     for line in ("/save", "/load", "/load /nonexistent/x", "/save /nonexistent/x", "/nonsense"):
         outcome = converse(line + "\n", *X)
@@ -180,10 +185,13 @@ def test_replies_end_by_themselves(converse: Any, decoded: list[list[int]]) -> N
 
 def test_a_full_context(converse: Any, decoded: list[list[int]]) -> None:
     outcome = converse("q\n", *X, "-n", -1, "-c", 16)
-    assert outcome.out == "x" * 10 + "\n" and outcome.err == "[context full: 16 tokens]\n"
+    assert (
+        outcome.out == "x" * 10 + "\n"
+        and outcome.err == "[context full: 16 tokens; with --context-shift it goes on without the oldest]\n"
+    )
     outcome = converse("q\n" + "r" * 30 + "\ns\n", *X, "-c", 32)
     assert outcome.code == 2 and outcome.out == "xxx\n"
-    assert outcome.err.endswith("a context of 32 takes at most 28: /clear begins anew\n")
+    assert outcome.err.endswith(f"a context of 32 takes at most 28: {WAYS_OUT}\n")
 
 
 def test_timings_once_at_the_end(converse: Any) -> None:
@@ -203,10 +211,10 @@ def test_penalties_begin_anew_with_each_turn(converse: Any) -> None:
 class Terminal:
     """pyggml-cli at the other end of a pseudo-terminal."""
 
-    def __init__(self, *args: object) -> None:
+    def __init__(self, *args: object, history: str | Path = "") -> None:
         self.leader, follower = pty.openpty()
         command = [sys.executable, "-m", "pyggml_cli.cli", *map(str, args)]
-        env = {**os.environ, "TERM": "dumb"}
+        env = {**os.environ, "TERM": "dumb", "PYGGML_HISTORY": str(history)}
 
         def controlling() -> None:
             import fcntl
@@ -257,9 +265,9 @@ class Terminal:
 def terminal(tmp_path: Path) -> Iterator[Callable[..., Terminal]]:
     opened: list[Terminal] = []
 
-    def start(*args: object) -> Terminal:
+    def start(*args: object, history: str | Path = "") -> Terminal:
         path = write_text_model(tmp_path / "long.gguf", n_ctx=1 << 15, template=TEMPLATE)
-        opened.append(Terminal("-m", path, "--temp", 0, "-l", f"{ord('x')}+1000", "--no-perf", *args))
+        opened.append(Terminal("-m", path, "--temp", 0, "-l", f"{ord('x')}+1000", "--no-perf", *args, history=history))
         return opened[-1]
 
     yield start
@@ -298,12 +306,93 @@ def test_in_a_terminal_errors_do_not_end_it(terminal: Callable[..., Terminal]) -
     assert t.process.wait(60) == 0
 
 
-def test_ctrl_c_at_the_prompt_ends_it(terminal: Callable[..., Terminal]) -> None:
+HINT = "Ctrl-C again, or Ctrl-D, ends"
+
+
+def test_ctrl_c_at_the_prompt_ends_it_at_the_second_time(terminal: Callable[..., Terminal]) -> None:
     t = terminal("-n", 3)
+    t.until("> ")
+    t.type("\x03")
+    t.until(HINT)
     t.until("> ")
     t.type("\x03")
     assert "Traceback" not in t.until("interrupted")
     assert t.process.wait(60) == 130
+
+
+def test_ctrl_c_takes_a_half_typed_line_back_and_goes_on(terminal: Callable[..., Terminal]) -> None:
+    t = terminal("-n", 3)
+    t.until("> ")
+    for _ in range(3):
+        t.type("half a li")
+        t.until("half a li")
+        t.type("\x03")
+        t.until(HINT)
+        t.until("> ")
+    t.type("q\n")
+    t.until("xxx")
+    t.until("> ")
+    t.type("\x03")  # just after a reply: as if nothing had been pressed before
+    t.until(HINT)
+    t.until("> ")
+    t.type("/exit\n")
+    assert t.process.wait(60) == 0
+
+
+@pytest.mark.parametrize("presses", [2, 3])
+def test_several_ctrl_c_within_a_reply_end_it(presses: int, terminal: Callable[..., Terminal]) -> None:
+    t = terminal()
+    t.until("> ")
+    t.type("q\n")
+    t.until("xxxxx")
+    t.process.send_signal(signal.SIGSTOP)  # so that they come together
+    for _ in range(presses):
+        t.type("\x03")
+    t.process.send_signal(signal.SIGCONT)
+    deadline = time.monotonic() + 60
+    while t.process.poll() is None and time.monotonic() < deadline:
+        with contextlib.suppress(AssertionError):
+            t.until("interrupted", timeout=1)
+        t.type("\x03")
+        time.sleep(0.2)
+    assert t.process.poll() == 130
+
+
+def test_what_was_typed_is_there_in_the_next_session(terminal: Callable[..., Terminal], tmp_path: Path) -> None:
+    history = tmp_path / "history"
+    for typed in ("first line\n", "second line\n"):
+        t = terminal("-n", 1, history=history)
+        t.until("> ")
+        t.type(typed)
+        t.until("x\r\n")
+        t.until("> ")
+        t.type("\x04")
+        assert t.process.wait(60) == 0
+    assert history.read_text().split("\n")[-3:] == ["first line", "second line", ""]
+    assert stat.S_IMODE(history.stat().st_mode) == 0o600
+    t = terminal("-n", 1, history=history)
+    t.until("> ")
+    t.type("\x10\x10\n")  # Ctrl-P, twice: two lines back
+    assert "first line" in t.until("x\r\n")
+
+
+def test_what_tab_completes(tmp_path: Path) -> None:
+    editor = LineEditor(["/clear", "/load", "/save", "/exit"], ["/load", "/save"])
+    (tmp_path / "talk one.json").touch()
+    (tmp_path / "talks").mkdir()
+    assert editor.completions("/", "/") == ["/clear", "/exit", "/load", "/save"]
+    assert editor.completions("/l", "/l") == ["/load"]
+    assert editor.completions("/x", "/x") == editor.completions("hello /l", "/l") == editor.completions("a", "a") == []
+    files = [str(tmp_path / "talk one.json"), f"{tmp_path / 'talks'}/"]
+    assert editor.completions(f"/load {tmp_path}/ta", f"{tmp_path}/ta") == files
+    assert editor.completions(f"/save {tmp_path}/x", f"{tmp_path}/x") == []
+
+
+def test_tab_in_a_terminal(terminal: Callable[..., Terminal]) -> None:
+    t = terminal("-n", 1)
+    t.until("> ")
+    t.type("/ex\t\n")
+    assert t.process.wait(60) == 0
 
 
 def test_a_ctrl_c_that_comes_before_the_wait_for_keys_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,7 +405,7 @@ def test_a_ctrl_c_that_comes_before_the_wait_for_keys_is_repeated(monkeypatch: p
 
     monkeypatch.setattr("builtins.input", deaf)
     with pytest.raises(KeyboardInterrupt):
-        _input("> ")
+        LineEditor([], []).read("> ")
 
 
 def test_ctrl_c_without_a_terminal(spawn: Callable[..., Any], tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_reverse_prompts(complete: Callable[..., Any]) -> None:
 def test_context_full_is_a_clear_end(complete: Callable[..., Any]) -> None:
     outcome = complete("-p", "hello", "-c", 16, *biased("x"), "--no-perf")
     assert outcome.code == 0 and outcome.out == "hello" + 15 * "x"
-    assert outcome.err == "[context full: 16 tokens]\n"
+    assert outcome.err == "[context full: 16 tokens; with --context-shift it goes on without the oldest]\n"
 
 
 def test_prompt_too_long(complete: Callable[..., Any]) -> None:

@@ -98,7 +98,7 @@ def test_going_back() -> None:
 def test_text_past_the_end(call: Callable[..., Any], model: Path, reference: None) -> None:
     args = ("-m", model, "-p", "Hello", "-c", 32, *ONE)
     full = call(cli.main, *args, "-n", 90)
-    assert full.code == 0 and "[context full: 32 tokens]" in full.err
+    assert full.code == 0 and "[context full: 32 tokens; with --context-shift" in full.err
     assert call(cli.main, *args, "-n", -2, "--context-shift").out == full.out
     long = call(cli.main, *args, "-n", 90, "--context-shift")
     assert (long.code, long.err) == (0, "")

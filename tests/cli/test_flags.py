@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pyggml_cli import bench, cli, completion_flags, rpc_server
+from pyggml_cli import bench, cli, completion_flags, inspection, perplexity, quantize, rpc_server
 from pyggml_cli.completion_flags import ROWS, unescape
 from pyggml_cli.flags import Flag, Ignored, Refused, UsageError, parse
 
@@ -71,6 +71,9 @@ def test_flags_not_implemented_are_refused_by_name_and_with_a_reason() -> None:
     [
         ("--tempp 0", "unknown flag --tempp; the nearest known one is --temp"),
         ("--ctxsize 3", "unknown flag --ctxsize; the nearest known one is --ctx-size"),
+        ("--predictions 1", "unknown flag --predictions; the nearest known one is --predict"),
+        ("--foo", "unknown flag --foo; --help lists those that there are"),
+        ("-mmp", "unknown flag -mmp; the nearest known one is --mmap"),
         ("-nlg 3", "unknown flag -nlg; the nearest known one is -ngl"),
         ("-p hi model.gguf", "unexpected argument 'model.gguf'"),
         ("-p", "-p needs an argument"),
@@ -111,6 +114,19 @@ def test_help_and_version(call: Callable[..., Any], command: Any) -> None:
     assert max(map(len, page.out.splitlines())) <= 110
     version = call(command.main, "--version")
     assert version.code == 0 and re.fullmatch(r"pyggml \d+\.\d+\.\d+\n", version.out)
+
+
+@pytest.mark.parametrize("columns", [20, 40, 64, 80, 100, 300])
+def test_help_is_as_wide_as_the_terminal(
+    columns: int, call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for main in (cli.main, bench.main, perplexity.main, quantize.main, inspection.main, rpc_server.main):
+        outcome = call(main, "--help")
+        body, _, examples = outcome.out.partition("\nexamples:\n")
+        assert max(map(len, body.splitlines())) <= max(40, min(100, columns)) and outcome.code == 0
+        assert examples.count("\n  pyggml-") + examples.startswith("  pyggml-") >= 2
+    assert " -t, --threads N" in call(cli.main, "--help").out
 
 
 def test_help_tells_the_deliberate_difference(call: Callable[..., Any]) -> None:

@@ -26,7 +26,7 @@ class Screen:
     def __init__(self, columns: int, rows: int, *args: object, **variables: str) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="tmux-")  # names of sockets must be short
         self._tmux = ["tmux", "-u", "-f", os.devnull, "-S", f"{self._folder.name}/socket"]
-        env = {**os.environ, "LC_ALL": "C.UTF-8"}
+        env = {**os.environ, "LC_ALL": "C.UTF-8", "PYGGML_HISTORY": ""}
         for name in ("TMUX", "NO_COLOR"):
             env.pop(name, None)
         given = [f"{name}={value}" for name, value in variables.items()]
