@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pyggml_cli.entry import run
-from pyggml_cli.flags import Flag, Row, Values, help_text, listed, parse, seconds, whole
+from pyggml_cli.flags import Flag, Row, Values, choice, help_text, listed, parse, seconds, whole
 
 if TYPE_CHECKING:
     from pyggml.backend.base import Device
@@ -72,6 +72,14 @@ ROWS: list[Row] = [
         "no_warmup",
         "listen at once; kernels are then compiled when a client first needs them",
         default=False,
+    ),
+    Flag(
+        ("--protocol",),
+        "protocol",
+        "version to speak: 7 (7.0.0, llama.cpp before October 2026) or 8 (8.0.0)",
+        choice("7", "7.0.0", "8", "8.0.0"),
+        "N",
+        "8",
     ),
     Flag(("-c", "--cache"), "cache", "keep large weights on disk, so that they travel once", default=False),
     Flag(
@@ -172,7 +180,7 @@ def _serve(values: Values, wait: Callable[[], object]) -> int:
     from pyggml_rpc.cache import WeightCache
     from pyggml_rpc.server import Server
     from pyggml_rpc.transport import Limits, Listener
-    from pyggml_rpc.wire import PROTOCOL
+    from pyggml_rpc.wire import PROTOCOLS
 
     from pyggml.backend.base import Kind
     from pyggml.cachedir import cache_dir
@@ -190,6 +198,7 @@ def _serve(values: Values, wait: Callable[[], object]) -> int:
     cache_limit = values.cache_limit * MIB if values.cache_limit is not None else None
     cache = WeightCache(cache_dir("rpc"), cache_limit) if values.cache else None
     limit = values.memory * MIB if values.memory is not None else None
+    (spoken,) = (p for p in PROTOCOLS if str(p).startswith(values.protocol))
     server = Server(
         devices,
         n_threads=values.n_threads,
@@ -197,6 +206,7 @@ def _serve(values: Values, wait: Callable[[], object]) -> int:
         client_share=values.share / 100,
         graph_timeout=values.graph or None,
         cache=cache,
+        protocol=spoken,
     )
     limits = Limits(
         max_clients=values.clients,
@@ -214,7 +224,7 @@ def _serve(values: Values, wait: Callable[[], object]) -> int:
             )
         for slot in server.slots:
             print(f"using {slot.device.backend_name or slot.device.kind.value} backend")
-        print(f"Starting RPC server v{'.'.join(map(str, PROTOCOL))}")
+        print(f"Starting RPC server v{server.protocol}")
         print(f"  endpoint       : {listener.endpoint}")
         print(f"  local cache    : {cache.folder if cache is not None else 'n/a'}")
         print("Devices:")

@@ -5,6 +5,7 @@ the server's own space. Reference: `ggml_backend_rpc_*` in ggml-rpc.cpp.
 """
 
 import contextlib
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -20,12 +21,13 @@ from pyggml_rpc.cache import content_hash
 from pyggml_rpc.client import CONNECT_TIMEOUT, HELLO_TIMEOUT, IO_TIMEOUT, Client, connect
 from pyggml_rpc.errors import RpcError
 from pyggml_rpc.records import sign, write_graph, write_tensor, write_tensors
-from pyggml_rpc.wire import COMMANDS, MAX_SRC, TENSOR, Command, Record, pack, unpack
+from pyggml_rpc.wire import MAX_SRC, NEWEST, TENSOR, Command, Protocol, Record, unpack
 
 HASH_ABOVE = 10 * 1024 * 1024  # bytes of weights that are asked for by hash before they are sent
 MAX_DEVICES = 64  # of one server
 MAX_ALIGNMENT = 1 << 20
 MAX_ADDRESS = (1 << 63) - 1
+_numbers = itertools.count(1)
 MAX_RECORDS = 1024  # of one buffer's tensors, and requests for them
 
 # ops that some servers give more room than their result needs (ggml.c: ggml_op_alloc_size_may_expand)
@@ -61,7 +63,8 @@ def devices_from_spec(
 
 
 def _body(command: Command, **fields: object) -> bytes:
-    return pack(COMMANDS[command].request, **fields)
+    """Of a request that is the same in all versions."""
+    return NEWEST.pack(command, **fields)
 
 
 def _must_be_asked(tensor: Tensor) -> bool:
@@ -210,12 +213,12 @@ class RpcBuffer(Buffer):
         return bool(self.client.ask(Command.COPY_TENSOR, body)["result"][0])
 
     def free(self) -> None:
-        """A stock server then forgets its stored graphs, so the next run sends the whole graph again."""
+        """A stock server then forgets its graphs, so the next run of each sends it whole again."""
         handle, self.handle, self.size = self.handle, 0, 0
         if not handle:
             return
         with self.client.lock:
-            self.client.stored.clear()
+            self.client.sent.buffer_freed()
             if not self.client.broken:
                 with contextlib.suppress(RpcError):  # the server is gone, and the buffer with it
                     self.client.tell(Command.FREE_BUFFER, _body(Command.FREE_BUFFER, remote_ptr=handle), urgent=True)
@@ -248,9 +251,11 @@ class RpcBuffer(Buffer):
 
 
 class RpcPlan(Plan):
-    """The request that computes a graph, ready to be sent."""
+    """The request that computes a graph, ready to be sent. `number` is its own among all of this process."""
 
-    def __init__(self, body: bytes, n_nodes: int) -> None:
+    def __init__(self, number: int, protocol: Protocol, body: bytes, n_nodes: int) -> None:
+        self.number = number
+        self.protocol = protocol
         self.body = body
         self.n_nodes = n_nodes
 
@@ -273,21 +278,26 @@ class RpcBackend(Backend):
             reason = self.device.why_not(node)
             if reason is not None:
                 raise UnsupportedError(f"{self.device.name}: node {node.name!r}: {reason}")
-        return RpcPlan(write_graph(self.device.number, graph, self.device.place), len(nodes))
+        number, protocol = next(_numbers), self.device.client.protocol
+        uid = protocol.uid(number)
+        body = write_graph(protocol, self.device.number, uid, graph, self.device.place)
+        return RpcPlan(number, protocol, body, len(nodes))
 
     def compute(self, plan: Plan) -> None:
-        """Sends four bytes when the device's last graph was this one, and the graph otherwise."""
+        """Sends a few bytes when the server has the graph, and the graph otherwise."""
         assert isinstance(plan, RpcPlan)
         if not plan.n_nodes:
             return
-        number, client = self.device.number, self.device.client
+        device, client, protocol = self.device.number, self.device.client, plan.protocol
         with client.lock:
             client.computing = True
-            if client.stored.get(number) is plan:
-                client.tell(Command.GRAPH_RECOMPUTE, _body(Command.GRAPH_RECOMPUTE, device=number), urgent=True)
+            if client.sent.has(device, plan.number):
+                body = protocol.pack(Command.GRAPH_RECOMPUTE, device=device, uid=protocol.uid(plan.number))
+                client.tell(Command.GRAPH_RECOMPUTE, body, urgent=True)
             else:
+                assert protocol is client.protocol, "a plan made for another server"
+                client.sent.add(device, plan.number)
                 client.tell(Command.GRAPH_COMPUTE, plan.body, urgent=True)
-                client.stored[number] = plan
 
     def flush(self) -> None:
         self.device.client.flush()

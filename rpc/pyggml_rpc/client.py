@@ -19,9 +19,10 @@ from pyggml.errors import CacheError, ComputeError
 from pyggml_rpc.addresses import split_endpoint
 from pyggml_rpc.connection import ClientConnection, Piece, Reply
 from pyggml_rpc.errors import RemoteProtocolError, RpcError
+from pyggml_rpc.kept import SentGraphs
 from pyggml_rpc.records import KEY
 from pyggml_rpc.transport import Wire
-from pyggml_rpc.wire import COMMANDS, Command, Record, Version
+from pyggml_rpc.wire import CAPS, Command, Protocol, Record, Version
 
 log = logging.getLogger("pyggml.rpc.client")
 
@@ -95,8 +96,8 @@ class Client:
 
     `users` are open backends and live buffers: when the last of them goes, the connection is closed, which frees what
     the server still holds, and the next request opens another. A failure is final (`broken`): what was on the server is
-    lost. `stored` says what the server can compute again, by device; its content is the backend's. `computing`: a graph
-    was handed over, and no answer has come since.
+    lost. `sent` says what the server can compute again. `computing`: a graph was handed over, and no answer has come
+    since.
     """
 
     def __init__(self, endpoint: str, connect_timeout: float, hello_timeout: float, io_timeout: float) -> None:
@@ -104,7 +105,6 @@ class Client:
         self.lock = threading.RLock()
         self.broken = False
         self.users = 0
-        self.stored: dict[int, object] = {}
         self.computing = False
         self._interrupted = False
         self.bytes_sent = 0
@@ -113,6 +113,7 @@ class Client:
         self._timeout = hello_timeout
         self._wire: Wire | None = None
         self._connection = ClientConnection()
+        self.sent = SentGraphs(self._connection.protocol)
         self._outbox: list[Piece] = []
         self._outbox_size = 0
         self._last = Command.HELLO
@@ -137,8 +138,9 @@ class Client:
         self._connection = ClientConnection()
         self._asked = self._answered = 0
         self._timeout = hello_timeout
-        self.ask(Command.HELLO, bytes(COMMANDS[Command.HELLO].request.itemsize))
+        self.ask(Command.HELLO, bytes(CAPS))
         self._timeout = io_timeout
+        self.sent = SentGraphs(self.protocol)
 
     def set_timeout(self, io_timeout: float) -> None:
         """Seconds for a whole answer, from now on."""
@@ -150,6 +152,11 @@ class Client:
     def key(self) -> bytes:
         """Goes with weights that the server may keep on disk."""
         return client_key(self.endpoint)
+
+    @property
+    def protocol(self) -> Protocol:
+        """What the server speaks."""
+        return self._connection.protocol
 
     @property
     def version(self) -> Version:
@@ -216,7 +223,7 @@ class Client:
         """Leave the server to others."""
         with self.lock:
             self._outbox, self._outbox_size = [], 0
-            self.stored.clear()
+            self.sent.clear()
             self.computing = self._interrupted = False
             if self._wire is not None:
                 self._wire.close()

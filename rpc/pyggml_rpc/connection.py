@@ -18,10 +18,12 @@ from typing import TypeAlias
 
 from pyggml_rpc.errors import RemoteProtocolError
 from pyggml_rpc.wire import (
-    COMMANDS,
     HELLO_REPLY,
-    PROTOCOL,
+    NEWEST,
+    PROTOCOLS,
     Command,
+    Layout,
+    Protocol,
     Record,
     Rest,
     Version,
@@ -42,30 +44,34 @@ class Request:
 
     command: Command
     body: Piece
+    layout: Layout
 
     @property
     def record(self) -> Record:
-        return unpack(COMMANDS[self.command].request, self.body)
+        """The fixed part."""
+        return unpack(self.layout, memoryview(self.body)[: self.layout.itemsize])
 
 
 @dataclass(frozen=True)
 class TensorHead:
-    """The head of SET_TENSOR: `size` bytes follow; give their memory to `receive_into` before asking for more."""
+    """The head of a request that sets a tensor: `size` bytes follow; `receive_into` says where, before more is asked."""
 
+    command: Command
     body: bytes
     size: int
-    command: Command = Command.SET_TENSOR
+    layout: Layout
 
     @property
     def record(self) -> Record:
-        return unpack(COMMANDS[self.command].request, self.body)
+        return unpack(self.layout, self.body)
 
 
 @dataclass(frozen=True)
 class TensorBody:
-    """The bytes announced by the last TensorHead have arrived where `receive_into` said."""
+    """The bytes that the last `receive_into` waited for have arrived. `left`: so many more follow, and need memory."""
 
-    command: Command = Command.SET_TENSOR
+    command: Command
+    left: int = 0
 
 
 @dataclass(frozen=True)
@@ -160,14 +166,21 @@ class _Receiver:
 class ServerConnection(_Receiver):
     """The server's end: requests come out, replies go in. Requests are answered strictly in order."""
 
-    def __init__(self, max_graph: int = MAX_GRAPH, receiving: Callable[[int], None] = lambda size: None) -> None:
+    def __init__(
+        self,
+        protocol: Protocol = NEWEST,
+        max_graph: int = MAX_GRAPH,
+        receiving: Callable[[int], None] = lambda size: None,
+    ) -> None:
         """`receiving` is told how many bytes a graph that arrives takes from now on, before it does, and may raise."""
         super().__init__()
+        self.protocol = protocol
         self._max_graph = max_graph
         self._receiving = receiving
         self._state = State.HEADER
         self._command = Command.HELLO
         self._length = 0
+        self._left = 0  # bytes of a tensor that have no memory yet
         self.greeted = False  # HELLO has begun
         self._owed: Command | None = None
 
@@ -191,24 +204,26 @@ class ServerConnection(_Receiver):
         if self._state is State.DATA:
             if not self._fill():
                 return None
+            assert self._target is not None
+            self._left -= len(self._target)
             self._aim(None)
-            self._state = State.HEADER
-            return TensorBody()
+            self._state = State.MEMORY if self._left else State.HEADER
+            return TensorBody(self._command, self._left)
         if self._state is not State.BODY:
             return None
-        message = COMMANDS[self._command]
+        message = self.protocol[self._command]
         if message.request_rest is Rest.GRAPH:
             graph = self._read_graph()
-            return None if graph is None else Request(self._command, graph)
+            return None if graph is None else Request(self._command, graph, message.request)
         body = self._take(message.request.itemsize)
         if body is None:
             return None
         if message.request_rest is Rest.DATA:
-            self._state = State.MEMORY
-            return TensorHead(body, self._length - len(body))
+            self._state, self._left = State.MEMORY, self._length - len(body)
+            return TensorHead(self._command, body, self._left, message.request)
         self._state = State.HEADER
         self._owed = self._command if message.reply is not None else None
-        return Request(self._command, body)
+        return Request(self._command, body, message.request)
 
     def _read_header(self) -> bool:
         header = self._take(9)
@@ -220,16 +235,16 @@ class ServerConnection(_Receiver):
         number, length = header[0], int.from_bytes(header[1:], "little")
         if not self.greeted and number != Command.HELLO:
             raise self._fail(f"the first request is command {number}, not HELLO")
-        if number >= len(Command):
-            raise self._fail(f"unknown command {number}")
+        if number not in self.protocol.commands:
+            raise self._fail(f"unknown command {number} (this server speaks protocol {self.protocol})")
         command = Command(number)
         if command is Command.HELLO and self.greeted:
             raise self._fail("a second HELLO")
-        message = COMMANDS[command]
+        message = self.protocol[command]
         fixed = message.request.itemsize
         if command is Command.HELLO and length != fixed:
             raise self._fail(
-                f"HELLO of {length} bytes, not {fixed}: the client is older than this server's protocol {PROTOCOL}"
+                f"HELLO of {length} bytes, not {fixed}: the client is older than this server's protocol {self.protocol}"
             )
         if message.request_rest is Rest.NOTHING and length != fixed:
             raise self._fail(f"{command.name} of {length} bytes, not {fixed}")
@@ -262,17 +277,17 @@ class ServerConnection(_Receiver):
         return None
 
     def receive_into(self, memory: memoryview) -> None:
-        """Where the bytes announced by the last TensorHead go: exactly as many, writable."""
+        """Where the next bytes of the tensor go: all that are left, or some of them; writable."""
         assert self._state is State.MEMORY, "no TensorHead is waiting"
         memory = memory.cast("B")
-        assert len(memory) == self._length - COMMANDS[self._command].request.itemsize and not memory.readonly
+        assert (len(memory) or not self._left) and len(memory) <= self._left and not memory.readonly
         self._aim(memory)
         self._state = State.DATA
 
     def reply(self, *pieces: Piece) -> list[Piece]:
         """The frame that answers the last request, as pieces to send in order."""
         assert self._owed is not None, "nothing to answer"
-        message = COMMANDS[self._owed]
+        message = self.protocol[self._owed]
         length = sum(len(piece) for piece in pieces)
         assert message.reply is not None
         assert message.reply_rest is Rest.DATA or length == message.reply.itemsize, (self._owed, length)
@@ -281,13 +296,17 @@ class ServerConnection(_Receiver):
 
 
 class ClientConnection(_Receiver):
-    """The client's end: requests go in, replies come out. Any number of requests may be under way."""
+    """The client's end: requests go in, replies come out. Any number of requests may be under way.
+
+    It speaks what the server's answer to HELLO names, if that is one of PROTOCOLS; `protocol` says which.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._greeted = False
         self._pending: deque[tuple[Command, memoryview | None]] = deque()
         self._in_body = False
+        self.protocol = NEWEST  # until the server has answered HELLO, which is the same in all
         self.version: Version | None = None  # the server's, once it has answered HELLO
 
     def request(
@@ -295,11 +314,11 @@ class ClientConnection(_Receiver):
     ) -> list[Piece]:
         """The frame of a request, as pieces to send in order.
 
-        `data`: what SET_TENSOR carries behind its head (not copied). `into`: the writable memory that GET_TENSOR's
-        reply goes into; its length is the length that the reply must have.
+        `data`: what a request that sets a tensor carries behind its head (not copied). `into`: the writable memory that
+        a tensor's bytes go into; its length is the length that the reply must have.
         """
-        message = COMMANDS[command]
-        assert self._greeted or command is Command.HELLO, "HELLO comes first"
+        message = self.protocol[command]
+        assert self.version is not None or command is Command.HELLO, "HELLO is answered first"
         assert not (self._greeted and command is Command.HELLO), "HELLO comes once"
         assert message.request_rest is Rest.GRAPH or len(body) == message.request.itemsize, (command, len(body))
         assert (data is not None) == (message.request_rest is Rest.DATA)
@@ -324,7 +343,7 @@ class ClientConnection(_Receiver):
         if not self._pending:
             return 0
         command, into = self._pending[0]
-        layout = COMMANDS[command].reply
+        layout = self.protocol[command].reply
         return len(into) if into is not None else layout.itemsize if layout is not None else 0
 
     def next_event(self) -> Reply | Closed | None:
@@ -343,7 +362,7 @@ class ClientConnection(_Receiver):
                 raise self._fail(f"the server sent {self._waiting} bytes that nobody asked for")
             return None
         command, into = self._pending[0]
-        layout = COMMANDS[command].reply
+        layout = self.protocol[command].reply
         assert layout is not None
         if not self._in_body:
             header = self._take(8)
@@ -376,8 +395,9 @@ class ClientConnection(_Receiver):
         assert hello.dtype == HELLO_REPLY
         major, minor, patch = (int(hello[field][0]) for field in ("major", "minor", "patch"))
         self.version = Version(major, minor, patch)
-        if self.version != PROTOCOL:
-            older = "the server" if self.version < PROTOCOL else "this client"
-            raise self._fail(
-                f"the server speaks protocol {self.version}, this client {PROTOCOL}: {older} needs an upgrade"
-            )
+        spoken = next((p for p in PROTOCOLS if p.version == self.version), None)
+        if spoken is None:
+            ours = " and ".join(map(str, PROTOCOLS))
+            older = "the server" if self.version < NEWEST.version else "this client"
+            raise self._fail(f"the server speaks protocol {self.version}, this client {ours}: {older} needs an upgrade")
+        self.protocol = spoken

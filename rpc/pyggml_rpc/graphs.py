@@ -6,13 +6,16 @@ part: clients take turns at it, other threads get the interpreter in between, an
 
 import logging
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pyggml.backend.base import Plan
 from pyggml.errors import ComputeError
 from pyggml.ops import Op, check
+from pyggml_rpc.connection import Piece, Request
 from pyggml_rpc.errors import RefusedError
-from pyggml_rpc.records import ForeignGraph, link, read_tensors
+from pyggml_rpc.kept import KeptGraphs, Lowered
+from pyggml_rpc.records import ForeignGraph, link, read_graph, read_tensors
+from pyggml_rpc.wire import Command, Record
 
 if TYPE_CHECKING:
     from pyggml_rpc.server import Slot
@@ -22,79 +25,68 @@ log = logging.getLogger("pyggml.rpc")
 
 # What objects cost beside the bytes that they stand for, measured by tests/rpc/test_memory.py
 READING = 6  # bytes for each byte of a graph while it is taken apart and lowered
-RECORD_COST = 3072  # bytes of a tensor that a stored graph keeps
+RECORD_COST = 3072  # bytes of a tensor that a graph keeps which is ready to run
 
 AT_ONCE = 256  # tensors or nodes that are looked at before it is asked whether their client is still there
 YIELD_AFTER = 0.001  # seconds of lowering after which others get
 YIELD = 0.00005  # seconds in which to take the interpreter
 
 
-class Stored(NamedTuple):
-    """A graph that can be computed again: what it touches, and what it costs in the host's and the device's memory."""
-
-    plan: Plan
-    handles: frozenset[int]
-    objects: int
-    memory: int
-
-
 class Graphs:
-    """One client's: the last of each device."""
+    """One client's."""
 
     def __init__(self, session: "Session") -> None:
         self._session = session
-        self._stored: dict[int, Stored] = {}
+        self._protocol = session.protocol
+        accounts = [session.account(slot) for slot in session.server.slots]
+        self._kept = KeptGraphs(self._protocol.max_graphs, session.host, accounts)
         self._yielded = 0.0
 
-    def compute(self, slot: "Slot", foreign: ForeignGraph) -> None:
+    def compute(self, slot: "Slot", request: Request) -> None:
         """Take a graph and run it. Raises RefusedError, ComputeError and what else keeps it from being computed."""
-        session = self._session
-        self._forget(foreign.device)
-        reading = READING * (foreign.records.nbytes + 8 * len(foreign.nodes))
-        session.host.take(reading)
-        try:
-            session.server.lowering.take(session.owner, lambda: session.gone)
-            try:
-                stored = self._lowered(slot, foreign)
-            finally:
-                session.server.lowering.give(session.owner)
-        finally:
-            session.host.give(reading)
-        self._stored[foreign.device] = stored
-        log.debug("%s: a graph of %d nodes for %s", session.peer, len(foreign.nodes), slot.device.name)
-        self._run(slot, stored.plan)
+        device, uid = int(request.record["device"][0]), self._protocol.uid_in(request.record)
+        self._kept.make_room(device, uid)
+        self._run(slot, self._kept.keep(device, uid, request.body, lambda: self._in_turn(slot, request)))
 
-    def recompute(self, slot: "Slot", device: int) -> None:
-        stored = self._stored.get(device)
-        if stored is None:
-            raise RefusedError(f"no graph is stored for device {device}")
-        self._run(slot, stored.plan)
+    def recompute(self, slot: "Slot", request: Record) -> None:
+        """Run a graph that is kept. Raises the same."""
+
+        def again(body: Piece) -> Lowered:
+            layout = self._protocol[Command.GRAPH_COMPUTE].request
+            return self._in_turn(slot, Request(Command.GRAPH_COMPUTE, body, layout))
+
+        device, uid = int(request["device"][0]), self._protocol.uid_in(request)
+        self._run(slot, self._kept.plan(device, uid, again))
 
     def forget_those_with(self, handle: int) -> None:
         """A buffer is freed. Graphs that do not touch it stay: stock clients recompute them."""
-        for device in [device for device, stored in self._stored.items() if handle in stored.handles]:
-            self._forget(device)
+        self._kept.buffer_freed(handle)
 
     def clear(self) -> None:
-        for device in list(self._stored):
-            self._forget(device)
+        self._kept.clear()
 
     def _run(self, slot: "Slot", plan: Plan) -> None:
         self._session.figures.graphs += 1
         slot.compute(plan, self._session)
 
-    def _forget(self, device: int) -> None:
-        """Give up the graph that is stored for a device, if there is one."""
-        stored = self._stored.pop(device, None)
-        if stored is None:
-            return
-        objects, memory = stored.objects, stored.memory
-        del stored
-        self._session.host.give(objects)
-        self._session.account(self._session.server.slots[device]).give(memory)
+    def _in_turn(self, slot: "Slot", request: Request) -> Lowered:
+        session, foreign = self._session, read_graph(request)
+        reading = READING * (foreign.records.nbytes + 8 * len(foreign.nodes))
+        session.host.take(reading)
+        try:
+            session.server.lowering.take(session.owner, lambda: session.gone)
+            try:
+                lowered = self._lowered(slot, foreign)
+            finally:
+                session.server.lowering.give(session.owner)
+        finally:
+            session.host.give(reading)
+        log.debug("%s: a graph of %d nodes for %s", session.peer, len(foreign.nodes), slot.device.name)
+        return lowered
 
-    def _lowered(self, slot: "Slot", foreign: ForeignGraph) -> Stored:
-        """Check every node, and make the graph ready to run. Raises RefusedError and what the backend does."""
+    def _lowered(self, slot: "Slot", foreign: ForeignGraph) -> Lowered:
+        """Check every node, make the graph ready to run, and take what that costs from the client's accounts. Raises
+        RefusedError, NoRoomError and what the backend does."""
         session = self._session
         self._yielded = time.monotonic()
         tensors = []
@@ -123,7 +115,7 @@ class Graphs:
             raise
         buffers = {id(t.buffer) for node in graph.nodes for t in (node, *node.src) if t is not None}
         used = frozenset(handle for handle, lent in session.lent.items() if id(lent.buffer) in buffers)
-        return Stored(plan, used, objects, plan.nbytes)
+        return Lowered(plan, used, objects)
 
     def _stay(self) -> None:
         """Raises ComputeError when the client has left."""

@@ -19,9 +19,9 @@ from pyggml.dtypes import SIZES, GGMLType, TypeSize
 from pyggml.graph import Graph
 from pyggml.ops import VIEW_OPS, Op
 from pyggml.tensor import MAX_NAME, MAX_SRC, Flag, Tensor, contiguous_strides
-from pyggml_rpc.connection import Piece
+from pyggml_rpc.connection import Request
 from pyggml_rpc.errors import RefusedError
-from pyggml_rpc.wire import GRAPH, TENSOR
+from pyggml_rpc.wire import TENSOR, Command, Protocol
 
 Records = NDArray[np.void]
 
@@ -94,7 +94,7 @@ def write_tensor(tensor: Tensor, place: Place) -> bytes:
     return write_tensors([tensor], place, {}).tobytes()
 
 
-def write_graph(device: int, graph: Graph, place: Place) -> bytes:
+def write_graph(protocol: Protocol, device: int, uid: int, graph: Graph, place: Place) -> bytes:
     """The body of GRAPH_COMPUTE: the nodes, what they read, and the roots of views; every node is to be computed."""
     nodes = [node for node in graph.nodes if node.op not in VIEW_OPS]
     tensors: dict[int, Tensor] = {}
@@ -109,7 +109,7 @@ def write_graph(device: int, graph: Graph, place: Place) -> bytes:
     order = np.array([ids[id(node)] for node in nodes], "<u8")
     if nodes:
         records["flags"][order.astype(np.intp) - 1] |= COMPUTE
-    head = np.array([(device, len(nodes))], GRAPH).tobytes()
+    head = protocol.pack(Command.GRAPH_COMPUTE, device=device, uid=uid, n_nodes=len(nodes))
     return b"".join((head, order.tobytes(), len(records).to_bytes(4, "little"), records.tobytes()))
 
 
@@ -135,17 +135,18 @@ class ForeignGraph(NamedTuple):
     records: Records
 
 
-def read_graph(body: Piece) -> ForeignGraph:
-    """Take the body of GRAPH_COMPUTE apart. Raises RefusedError when its counts do not fill it exactly."""
-    length = len(body)
-    device, n_nodes = (int(field) for field in np.frombuffer(body, GRAPH, 1).item())
-    count_at = GRAPH.itemsize + 8 * n_nodes
+def read_graph(request: Request) -> ForeignGraph:
+    """Take a GRAPH_COMPUTE apart. Raises RefusedError when its counts do not fill it exactly."""
+    body, length = request.body, len(request.body)
+    device, n_nodes = (int(request.record[field][0]) for field in ("device", "n_nodes"))
+    fixed = request.layout.itemsize
+    count_at = fixed + 8 * n_nodes
     if count_at + 4 > length:
         raise RefusedError(f"{n_nodes} nodes do not fit in {length} bytes")
     n_tensors = int.from_bytes(memoryview(body)[count_at : count_at + 4], "little")
     if count_at + 4 + n_tensors * TENSOR.itemsize != length:
         raise RefusedError(f"{n_nodes} nodes and {n_tensors} tensors do not make {length} bytes")
-    nodes: list[int] = np.frombuffer(body, "<u8", n_nodes, GRAPH.itemsize).tolist()
+    nodes: list[int] = np.frombuffer(body, "<u8", n_nodes, fixed).tolist()
     return ForeignGraph(device, nodes, np.frombuffer(body, TENSOR, n_tensors, count_at + 4))
 
 

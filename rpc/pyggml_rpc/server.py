@@ -14,7 +14,7 @@ from pyggml.errors import ComputeError, DeviceError
 from pyggml_rpc.cache import WeightCache
 from pyggml_rpc.memory import SHARE, Ledger
 from pyggml_rpc.turns import Turns
-from pyggml_rpc.wire import Command
+from pyggml_rpc.wire import NEWEST, Command, Protocol
 
 if TYPE_CHECKING:
     from pyggml_rpc.session import Session
@@ -136,7 +136,7 @@ class Server:
     `n_threads` goes to each device's backend (None: the backend's choice). `memory_limit` is what to offer of each
     device in bytes (None: what is free, less a margin). `client_share`: what one client may take of what the others have
     left. `graph_timeout`: seconds that one graph may compute (None: any time). `cache` keeps weights that clients ask to
-    keep.
+    keep. `protocol` is what it speaks: a client does not say which version it wants.
     """
 
     def __init__(
@@ -148,6 +148,7 @@ class Server:
         client_share: float = SHARE,
         graph_timeout: float | None = None,
         cache: WeightCache | None = None,
+        protocol: Protocol = NEWEST,
     ) -> None:
         if not devices:
             raise DeviceError("a server needs at least one device")
@@ -162,6 +163,7 @@ class Server:
         self.graph_timeout = graph_timeout
         self.lowering = Turns(LOWERINGS, overstay=COMPILING)
         self.cache = cache
+        self.protocol = protocol
         self.counters = Counters()
         self._buffers = 0
         self._lock = threading.Lock()

@@ -22,10 +22,11 @@ from pyggml_rpc.connection import Closed, Piece, Request, ServerConnection, Tens
 from pyggml_rpc.errors import RefusedError
 from pyggml_rpc.graphs import Graphs
 from pyggml_rpc.memory import Account, NoRoomError
-from pyggml_rpc.records import Lent, check_range, read_graph, read_tensors, signer
+from pyggml_rpc.pieces import CHUNK, Arriving, Pieces
+from pyggml_rpc.records import Lent, check_range, read_tensors, signer
 from pyggml_rpc.server import Server, Slot
 from pyggml_rpc.talk import mib
-from pyggml_rpc.wire import COMMANDS, HELLO_REPLY, PROTOCOL, Command, Record, pack
+from pyggml_rpc.wire import HELLO_REPLY, Command, Record, pack
 
 log = logging.getLogger("pyggml.rpc")
 
@@ -67,6 +68,7 @@ class Session:
 
     def __init__(self, server: Server, peer: str = "client", owner: Hashable = None) -> None:
         self.server = server
+        self.protocol = server.protocol
         self.peer = peer
         self.owner = object() if owner is None else owner
         self._address = "of this machine" if owner is None else str(owner)
@@ -87,6 +89,7 @@ class Session:
         self._next_base = BASE_STEP * (1 + secrets.randbelow(1 << 24))
         self.graphs = Graphs(self)
         self._incoming: Meant | None = None
+        self._pieces: Arriving | None = None
         self._handlers: dict[Command, Callable[[Record], Sequence[Piece] | None]] = {
             Command.HELLO: self._hello,
             Command.DEVICE_COUNT: self._device_count,
@@ -103,6 +106,10 @@ class Session:
             Command.SET_TENSOR_HASH: self._set_tensor_hash,
             Command.COPY_TENSOR: self._copy_tensor,
             Command.GRAPH_RECOMPUTE: self._graph_recompute,
+            Command.GET_TENSOR_2D: self._get_tensor_2d,
+            Command.COMM_INIT: self._comm_init,
+            Command.COMM_ALLREDUCE: self._comm_allreduce,
+            Command.COMM_FREE: self._comm_free,
         }
 
     # ---- the loop's body
@@ -120,6 +127,9 @@ class Session:
                 connection.receive_into(self._accept(event))
             elif isinstance(event, TensorBody):
                 self._store(event)
+                if event.left:
+                    assert self._pieces is not None
+                    connection.receive_into(self._pieces.memory())
             else:
                 reply = self.execute(event)
                 if reply is not None:
@@ -136,8 +146,7 @@ class Session:
         self.busy = request.command in (Command.GRAPH_COMPUTE, Command.GRAPH_RECOMPUTE)
         try:
             if request.command is Command.GRAPH_COMPUTE:
-                foreign = read_graph(request.body)
-                self.graphs.compute(self._slot_of(foreign.device), foreign)
+                self.graphs.compute(self._slot(request.record), request)
                 return None
             if request.command is Command.GET_TENSOR:
                 return [self._get_tensor(request)]
@@ -196,32 +205,37 @@ class Session:
         self.gone = True
         self.graphs.clear()
         self._known.clear()
-        self._incoming = None
+        self._incoming = self._pieces = None
         for handle in list(self.lent):
             self._give_back(handle)
         for account in self._accounts.values():
             account.close()
         self._arriving = self._staged = 0
 
+    def _answer(self, command: Command, **fields: int) -> bytes:
+        layout = self.protocol[command].reply
+        assert layout is not None
+        return pack(layout, **fields)
+
     # ---- small questions
 
     def _hello(self, _request: Record) -> list[Piece]:
         self.greeted = True
-        major, minor, patch = PROTOCOL
+        major, minor, patch = self.protocol.version
         return [pack(HELLO_REPLY, major=major, minor=minor, patch=patch)]
 
     def _device_count(self, _request: Record) -> list[Piece]:
-        return [_answer(Command.DEVICE_COUNT, device_count=len(self.server.slots))]
+        return [self._answer(Command.DEVICE_COUNT, device_count=len(self.server.slots))]
 
     def _get_alignment(self, request: Record) -> list[Piece]:
-        return [_answer(Command.GET_ALIGNMENT, alignment=self._slot(request).device.alignment)]
+        return [self._answer(Command.GET_ALIGNMENT, alignment=self._slot(request).device.alignment)]
 
     def _get_max_size(self, request: Record) -> list[Piece]:
-        return [_answer(Command.GET_MAX_SIZE, max_size=self._slot(request).device.max_size)]
+        return [self._answer(Command.GET_MAX_SIZE, max_size=self._slot(request).device.max_size)]
 
     def _get_device_memory(self, request: Record) -> list[Piece]:
         free, total = self.account(self._slot(request)).offer()
-        return [_answer(Command.GET_DEVICE_MEMORY, free=free, total=total)]
+        return [self._answer(Command.GET_DEVICE_MEMORY, free=free, total=total)]
 
     def _get_alloc_size(self, request: Record) -> list[Piece]:
         """From shapes alone: buffers in these records may be anybody's."""
@@ -236,7 +250,7 @@ class Session:
         size = slot.device.alloc_size(tensor)
         if size >= 1 << 64:
             raise RefusedError(f"tensor {tensor.name!r}: {size} bytes")
-        return [_answer(Command.GET_ALLOC_SIZE, alloc_size=size)]
+        return [self._answer(Command.GET_ALLOC_SIZE, alloc_size=size)]
 
     def _slot(self, request: Record) -> Slot:
         return self._slot_of(int(request["device"][0]))
@@ -256,7 +270,7 @@ class Session:
             buffer = self._lend(slot, size)
         except (DeviceError, MemoryError) as error:
             log.warning("%s: ALLOC_BUFFER: %s", self.peer, error)
-            return [_answer(Command.ALLOC_BUFFER)]
+            return [self._answer(Command.ALLOC_BUFFER)]
         log.log(
             logging.DEBUG if self._came else logging.INFO,
             "%s: %s %s of %s",
@@ -268,7 +282,7 @@ class Session:
         base = self._next_base if size else 0
         self._next_base += BASE_STEP * (1 + -(-size // BASE_STEP))
         self.lent[handle] = Lent(handle, base, buffer, device, size)
-        return [_answer(Command.ALLOC_BUFFER, remote_ptr=handle, remote_size=buffer.size)]
+        return [self._answer(Command.ALLOC_BUFFER, remote_ptr=handle, remote_size=buffer.size)]
 
     def _lend(self, slot: Slot, size: int) -> Buffer:
         """A new buffer, counted. Raises DeviceError, of which NoRoomError is one."""
@@ -293,7 +307,7 @@ class Session:
         return self._accounts[id(slot.ledger)]
 
     def _buffer_get_base(self, request: Record) -> list[Piece]:
-        return [_answer(Command.BUFFER_GET_BASE, base_ptr=self._lent_by(request).base)]
+        return [self._answer(Command.BUFFER_GET_BASE, base_ptr=self._lent_by(request).base)]
 
     def _buffer_clear(self, request: Record) -> None:
         self._lent_by(request).buffer.clear(int(request["value"][0]))
@@ -332,6 +346,8 @@ class Session:
         self.server.counters.add(head.command, head.size)
         self.figures.requests += 1
         self.figures.received += head.size
+        if head.command is Command.SET_TENSOR_2D:
+            return self._accept_pieces(head)
         self._incoming = self._known.get((head.body, head.size))
         if self._incoming is None:
             try:
@@ -350,6 +366,17 @@ class Session:
                 self._remember((head.body, head.size), self._incoming)
         return self._incoming[2]
 
+    def _accept_pieces(self, head: TensorHead) -> memoryview:
+        try:
+            pieces = Pieces(self._tensor(head.record["tensor"]), head.record)
+            if pieces.total != head.size:
+                raise RefusedError(f"{pieces.n} pieces of {pieces.size} bytes are not the {head.size} that come")
+            self._stage(min(CHUNK, pieces.total))
+            self._pieces = Arriving(pieces)
+        except (PyggmlError, MemoryError) as error:
+            raise self._refusal(head.command, error) from error
+        return self._pieces.memory()
+
     def _remember(self, key: tuple[bytes, int], meant: Meant) -> None:
         if len(self._known) >= MAX_KNOWN:
             self._known.clear()
@@ -357,6 +384,15 @@ class Session:
 
     def _store(self, body: TensorBody) -> None:
         """The bytes are here: send them on if the device's memory is elsewhere, and keep them if that was asked."""
+        if self._pieces is not None:
+            try:
+                self._pieces.arrived()
+            except PyggmlError as error:
+                raise self._refusal(body.command, error) from error
+            if not body.left:
+                self._pieces = None
+                self._unstage()
+            return
         assert self._incoming is not None
         tensor, offset, memory, sender = self._incoming
         self._incoming = None
@@ -394,7 +430,7 @@ class Session:
                 if found:
                     assert tensor.buffer is not None
                     tensor.buffer.set(tensor, staging, offset)
-        return [_answer(Command.SET_TENSOR_HASH, result=found)]
+        return [self._answer(Command.SET_TENSOR_HASH, result=found)]
 
     def _get_tensor(self, request: Request) -> Piece:
         known = self._known.get((bytes(request.body), 0))
@@ -410,6 +446,11 @@ class Session:
             return tensor.buffer.get(tensor, offset, size)
         self._remember((bytes(request.body), 0), (tensor, offset, memory, ""))
         return memory
+
+    def _get_tensor_2d(self, request: Record) -> list[Piece]:
+        pieces = Pieces(self._tensor(request["tensor"]), request)
+        self._stage(pieces.total)
+        return [pieces.get()]
 
     def _memset_tensor(self, request: Record) -> None:
         tensor = self._tensor(request["tensor"])
@@ -433,17 +474,22 @@ class Session:
         if not dst.buffer.copy(src, dst):
             self._stage(src.nbytes)
             dst.buffer.set(dst, src.buffer.get(src))
-        return [_answer(Command.COPY_TENSOR, result=1)]
+        return [self._answer(Command.COPY_TENSOR, result=1)]
 
     def _graph_recompute(self, request: Record) -> None:
-        device = int(request["device"][0])
-        self.graphs.recompute(self._slot_of(device), device)
+        self.graphs.recompute(self._slot(request), request)
 
+    # ---- sums over two servers
 
-def _answer(command: Command, **fields: int) -> bytes:
-    layout = COMMANDS[command].reply
-    assert layout is not None
-    return pack(layout, **fields)
+    def _comm_init(self, request: Record) -> list[Piece]:
+        return [self._answer(Command.COMM_INIT)]
+
+    def _comm_allreduce(self, request: Record) -> None:
+        self._slot(request)
+        raise RefusedError(f"device {int(request['device'][0])} has no communicator")
+
+    def _comm_free(self, request: Record) -> None:
+        self._slot(request)
 
 
 def _host_memory(tensor: Tensor, offset: int, size: int) -> memoryview | None:

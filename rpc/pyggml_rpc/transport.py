@@ -325,7 +325,7 @@ class Listener:
     def _converse(self, client: _Client) -> None:
         """Serve a client until it leaves. Raises what ends it: TimeoutError, OSError, RemoteProtocolError, RefusedError."""
         sock, session = client.sock, client.session
-        connection = ServerConnection(receiving=session.receiving)
+        connection = ServerConnection(session.protocol, receiving=session.receiving)
         patient, requests = False, 0
         while not session.finished:
             if not patient:

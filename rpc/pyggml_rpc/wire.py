@@ -1,13 +1,16 @@
-"""Every byte layout of ggml's RPC protocol 7.0.0, and the one table of its commands.
+"""Every byte layout of ggml's RPC protocols 7.0.0 and 8.0.0, and one table of commands for each version.
 
-Owns layouts and numbers; it must not know which side speaks. All integers are little-endian and nothing is padded.
+Owns layouts and numbers; it must not know which side speaks. All integers are little-endian and nothing is padded. What
+differs between versions is in their `Protocol`: nobody else asks which version it is.
 Facts: ggml/include/ggml-rpc.h (version, conn_caps) and ggml/src/ggml-rpc/ggml-rpc.cpp (`rpc_cmd`, `rpc_tensor`,
-`rpc_msg_*`).
+`rpc_msg_*`, `GRAPH_CACHE_MAX`).
 
     request   | command u8 | length u64 | body |
     reply     | length u64 | body |                  only of the commands that have one
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Any, NamedTuple
 
@@ -23,8 +26,6 @@ class Version(NamedTuple):
     def __str__(self) -> str:
         return f"{self.major}.{self.minor}.{self.patch}"
 
-
-PROTOCOL = Version(7, 0, 0)
 
 Record = NDArray[np.void]  # one record is an array of shape (1,): a view of the bytes, not a copy
 Layout = np.dtype[np.void]
@@ -56,9 +57,14 @@ class Command(IntEnum):
     DEVICE_COUNT = 15
     GRAPH_RECOMPUTE = 16
     MEMSET_TENSOR = 17
+    SET_TENSOR_2D = 18
+    GET_TENSOR_2D = 19
+    COMM_INIT = 20
+    COMM_ALLREDUCE = 21
+    COMM_FREE = 22
 
 
-assert len(Command) == 18
+assert len(Command) == 23
 
 U8, U32, U64, I32 = "u1", "<u4", "<u8", "<i4"
 MAX_SRC = 10
@@ -101,7 +107,12 @@ HELLO = layout(24, ("conn_caps", U8, (24,)))
 HELLO_REPLY = layout(28, ("major", U8), ("minor", U8), ("patch", U8), ("padding", U8), ("conn_caps", U8, (24,)))
 SET_TENSOR = layout(305, ("tensor", TENSOR), ("cache_flag", U8), ("offset", U64))
 GRAPH = layout(8, ("device", U32), ("n_nodes", U32))  # then ids u64[n_nodes], n_tensors u32, TENSOR[n_tensors]
-MIN_GRAPH = GRAPH.itemsize + 4
+GRAPH_UID = layout(16, ("device", U32), ("uid", U64), ("n_nodes", U32))  # likewise
+DEVICE_UID = layout(12, ("device", U32), ("uid", U64))
+# `n_copies` pieces of `size` bytes, `stride` apart in the tensor, one after the other on the wire
+TENSOR_2D = layout(328, ("tensor", TENSOR), ("offset", U64), ("size", U64), ("n_copies", U64), ("stride", U64))
+COMM_INIT = layout(80, ("device", U32), ("rank", U32), ("world", U32), ("port", U32), ("host", "S64"))
+CAPS = 24  # bytes of conn_caps, which two communicating servers swap as well
 
 
 class Rest(Enum):
@@ -122,7 +133,7 @@ class Message(NamedTuple):
 
 
 C = Command
-COMMANDS: dict[Command, Message] = {
+_COMMANDS_7: dict[Command, Message] = {
     C.ALLOC_BUFFER: Message(
         layout(12, ("device", U32), ("size", U64)), layout(16, ("remote_ptr", U64), ("remote_size", U64))
     ),
@@ -146,7 +157,64 @@ COMMANDS: dict[Command, Message] = {
     C.GRAPH_RECOMPUTE: Message(DEVICE),
     C.MEMSET_TENSOR: Message(layout(313, ("tensor", TENSOR), ("offset", U64), ("size", U64), ("value", U8))),
 }
-assert set(COMMANDS) == set(Command)
+_COMMANDS_8 = _COMMANDS_7 | {
+    C.GRAPH_COMPUTE: Message(GRAPH_UID, request_rest=Rest.GRAPH),
+    C.GRAPH_RECOMPUTE: Message(DEVICE_UID),
+    C.SET_TENSOR_2D: Message(TENSOR_2D, request_rest=Rest.DATA),
+    C.GET_TENSOR_2D: Message(TENSOR_2D, EMPTY, reply_rest=Rest.DATA),
+    C.COMM_INIT: Message(COMM_INIT, layout(1, ("ok", U8))),
+    C.COMM_ALLREDUCE: Message(layout(300, ("device", U32), ("tensor", TENSOR))),
+    C.COMM_FREE: Message(DEVICE),
+}
+
+THE_ONLY_UID = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Protocol:
+    """One version: its commands, and how many graphs each side keeps for each device.
+
+    A set of kept graphs that holds `max_graphs` is emptied before the next one is kept. Where a graph has no uid on the
+    wire, all have the same one: the last graph replaces the one before.
+    """
+
+    version: Version
+    commands: Mapping[Command, Message]
+    max_graphs: int
+
+    def __str__(self) -> str:
+        return str(self.version)
+
+    def __getitem__(self, command: Command) -> Message:
+        return self.commands[command]
+
+    def pack(self, command: Command, **fields: Any) -> bytes:
+        """The fixed part of a request; fields that are not named are zero, a `uid` that has no field is left out."""
+        request = self.commands[command].request
+        if "uid" in fields and not _has_uid(request):
+            del fields["uid"]
+        return pack(request, **fields)
+
+    def uid(self, number: int) -> int:
+        """The uid of the graph that this side calls `number`, which is not 0."""
+        return number if _has_uid(self.commands[C.GRAPH_COMPUTE].request) else THE_ONLY_UID
+
+    def uid_in(self, request: Record) -> int:
+        """The uid that a GRAPH_COMPUTE or GRAPH_RECOMPUTE names; 0: not to be kept."""
+        return int(request["uid"][0]) if _has_uid(request.dtype) else THE_ONLY_UID
+
+
+def _has_uid(request: Layout) -> bool:
+    return "uid" in (request.names or ())
+
+
+V7 = Protocol(Version(7, 0, 0), _COMMANDS_7, max_graphs=1)
+V8 = Protocol(Version(8, 0, 0), _COMMANDS_8, max_graphs=1024)
+PROTOCOLS = (V7, V8)
+NEWEST = V8
+assert len(V7.commands) == 18 and set(V8.commands) == set(Command)
+# HELLO, which tells the version, is the same in all
+assert all(p[C.HELLO] == Message(HELLO, HELLO_REPLY) for p in PROTOCOLS)
 
 
 def unpack(dtype: Layout, body: bytes | bytearray | memoryview) -> Record:

@@ -34,17 +34,27 @@ def started(process: Any) -> str:
     return said
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_start_and_end(spawn: Callable[..., Any], number: int) -> None:
-    process = spawn("rpc_server", "-p", 0)
+@pytest.mark.parametrize(
+    ("number", "flags", "version"),
+    [
+        (signal.SIGTERM, (), "8.0.0"),
+        (signal.SIGINT, ("--protocol", "7"), "7.0.0"),
+        (signal.SIGINT, ("--protocol", "8.0.0"), "8.0.0"),
+        (signal.SIGTERM, ("--protocol", "7.0.0"), "7.0.0"),
+    ],
+)
+def test_start_and_end(spawn: Callable[..., Any], number: int, flags: tuple[str, ...], version: str) -> None:
+    process = spawn("rpc_server", "-p", 0, *flags)
     said = started(process)
     assert re.fullmatch(
-        r"using CPU backend\nStarting RPC server v7\.0\.0\n  endpoint       : 127\.0\.0\.1:\d+\n"
+        rf"using CPU backend\nStarting RPC server v{version}\n  endpoint       : 127\.0\.0\.1:\d+\n"
         r"  local cache    : n/a\nDevices:\n  CPU: .* \(\d+ MiB, \d+ MiB free\)\n",
         said,
     )
     port = int(said.split("127.0.0.1:")[1].split()[0])
-    with socket.create_connection(("127.0.0.1", port), timeout=10):
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        client.sendall(bytes([14, 24]) + bytes(7 + 24))
+        assert client.recv(11, socket.MSG_WAITALL) == bytes([28]) + bytes(7) + bytes(map(int, version.split(".")))
         process.send_signal(number)
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out, err) == (0, "", "")
@@ -80,6 +90,7 @@ def test_port_in_use(call: Callable[..., Any]) -> None:
         (("-d", "CPU,cpu"), 1, "named twice"),
         (("-H", "256.1.1.1"), 1, "256.1.1.1"),
         (("-p", "65536"), 2, "-p '65536': must be from 0 to 65535"),
+        (("--protocol", "6"), 2, "--protocol '6': must be one of 7, 7.0.0, 8, 8.0.0"),
         (("-m", "0"), 2, "-m '0': must be at least 1"),
         (("-t", "0"), 2, "-t '0'"),
         (("--hosts", "x"), 2, "unknown flag --hosts; the nearest known one is --host"),

@@ -15,7 +15,7 @@ import pytest
 from compare import PROMPTS, agreement, ask_peer, losses, mean_kl, prose
 from pyggml_rpc.server import Server
 from pyggml_rpc.transport import Listener
-from pyggml_rpc.wire import Command
+from pyggml_rpc.wire import V7, Command
 
 from pyggml.backend.cpu import CPUDevice
 from pyggml.model.context import Context
@@ -104,7 +104,7 @@ def test_a_stock_client_on_our_server(peer: Any, model_file: Any, prompts: Texts
         steps += [("clear", "a"), ("decode", "a", prompt), *(("decode", "a", [token]) for token in made[:-1])]
     way = {"n_threads": 1, "n_threads_batch": 1, "n_ctx": 256}
     theirs = peer.steps(path, steps, flash_attn_type=1, **way)
-    server = Server([CPUDevice()], n_threads=1)
+    server = Server([CPUDevice()], n_threads=1, protocol=V7)
     with Listener(server, port=0) as listener:
         ours = peer.steps(path, steps, endpoints=[listener.endpoint], flash_attn_type=1, **way)
     computed = server.counters.requests[Command.GRAPH_COMPUTE] + server.counters.requests[Command.GRAPH_RECOMPUTE]

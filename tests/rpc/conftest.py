@@ -12,7 +12,7 @@ import pytest
 from pyggml_rpc.connection import ClientConnection, Reply, ServerConnection
 from pyggml_rpc.server import Server
 from pyggml_rpc.session import Session
-from pyggml_rpc.wire import COMMANDS, GRAPH, TENSOR, Command, Record, pack
+from pyggml_rpc.wire import NEWEST, PROTOCOLS, TENSOR, Command, Protocol, Record
 
 from pyggml.backend.base import Backend, Buffer, Bytes, Device, Kind, Plan, Usage
 from pyggml.backend.host import HostBuffer
@@ -169,8 +169,10 @@ def record(*args: Any, **fields: Any) -> Record:
     return r
 
 
-def graph_body(nodes: list[int], tensors: list[Record], device: int = 0) -> bytes:
-    head = np.array([(device, len(nodes))], GRAPH).tobytes()
+def graph_body(
+    nodes: list[int], tensors: list[Record], device: int = 0, protocol: Protocol = NEWEST, uid: int = 1
+) -> bytes:
+    head = protocol.pack(Command.GRAPH_COMPUTE, device=device, uid=uid, n_nodes=len(nodes))
     ids = np.array(nodes, "<u8").tobytes()
     return head + ids + len(tensors).to_bytes(4, "little") + b"".join(t.tobytes() for t in tensors)
 
@@ -180,7 +182,8 @@ class Glued:
 
     def __init__(self, server: Server, hello: bool = True) -> None:
         self.session = Session(server)
-        self.server_end = ServerConnection(receiving=self.session.receiving)
+        self.protocol = server.protocol
+        self.server_end = ServerConnection(self.protocol, receiving=self.session.receiving)
         self.client_end = ClientConnection()
         if hello:
             self.ask(Command.HELLO, bytes(24))
@@ -212,7 +215,7 @@ class Glued:
         self.replies = []
         pieces = self.client_end.request(command, body, data, None if into is None else memoryview(into))
         self.send(b"".join(bytes(p) for p in pieces))
-        if COMMANDS[command].reply is None:
+        if self.protocol[command].reply is None:
             return None
         assert len(self.replies) == 1
         values = self.replies[0].record
@@ -220,7 +223,7 @@ class Glued:
         return {name: values[name][0] for name in names}
 
     def request(self, command: Command, **fields: Any) -> Any:
-        return self.ask(command, pack(COMMANDS[command].request, **fields))
+        return self.ask(command, self.protocol.pack(command, **fields))
 
     def alloc(self, size: int, device: int = 0) -> tuple[int, int]:
         """(handle, base)"""
@@ -233,20 +236,20 @@ class Glued:
         return int(self.request(Command.GET_DEVICE_MEMORY, device=device)["free"])
 
     def set(self, tensor: Record, data: bytes, offset: int = 0, cache: int = 0) -> None:
-        body = pack(COMMANDS[Command.SET_TENSOR].request, tensor=tensor, offset=offset, cache_flag=cache)
+        body = self.protocol.pack(Command.SET_TENSOR, tensor=tensor, offset=offset, cache_flag=cache)
         self.ask(Command.SET_TENSOR, body, data)
 
     def get(self, tensor: Record, size: int, offset: int = 0) -> bytes:
         into = bytearray(size)
-        self.ask(
-            Command.GET_TENSOR,
-            pack(COMMANDS[Command.GET_TENSOR].request, tensor=tensor, offset=offset, size=size),
-            into=into,
-        )
+        body = self.protocol.pack(Command.GET_TENSOR, tensor=tensor, offset=offset, size=size)
+        self.ask(Command.GET_TENSOR, body, into=into)
         return bytes(into)
 
-    def compute(self, nodes: list[int], tensors: list[Record], device: int = 0) -> None:
-        self.ask(Command.GRAPH_COMPUTE, graph_body(nodes, tensors, device))
+    def compute(self, nodes: list[int], tensors: list[Record], device: int = 0, uid: int = 1) -> None:
+        self.ask(Command.GRAPH_COMPUTE, graph_body(nodes, tensors, device, self.protocol, uid))
+
+    def recompute(self, device: int = 0, uid: int = 1) -> None:
+        self.request(Command.GRAPH_RECOMPUTE, device=device, uid=uid)
 
 
 @dataclass
@@ -295,9 +298,9 @@ def toy() -> ToyDevice:
     return ToyDevice()
 
 
-@pytest.fixture
-def server(toy: ToyDevice) -> Iterator[Server]:
-    server = Server([toy])
+@pytest.fixture(params=PROTOCOLS, ids=str)
+def server(toy: ToyDevice, request: pytest.FixtureRequest) -> Iterator[Server]:
+    server = Server([toy], protocol=request.param)
     yield server
     server.close()
 

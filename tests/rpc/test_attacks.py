@@ -14,7 +14,7 @@ from pyggml_rpc.client import Client
 from pyggml_rpc.errors import RpcError
 from pyggml_rpc.server import Server
 from pyggml_rpc.transport import Listener
-from pyggml_rpc.wire import COMMANDS, MAX_SRC, Command, pack, pack_header
+from pyggml_rpc.wire import MAX_SRC, NEWEST, Command, pack_header
 
 from pyggml.backend.reference import ReferenceDevice
 from pyggml.dtypes import GGMLType
@@ -43,20 +43,20 @@ class Attacker:
         handle = int(self.ask(C.ALLOC_BUFFER, device=0, size=size)["remote_ptr"][0])
         return handle, int(self.ask(C.BUFFER_GET_BASE, remote_ptr=handle)["base_ptr"][0])
 
-    def ask(self, command: Command, **fields: Any) -> Any:
-        return self.client.ask(command, pack(COMMANDS[command].request, **fields))
+    def ask(self, command: Command, into: memoryview | None = None, **fields: Any) -> Any:
+        return self.client.ask(command, NEWEST.pack(command, **fields), into)
 
     def tell(self, command: Command, **fields: Any) -> None:
-        self.client.tell(command, pack(COMMANDS[command].request, **fields))
+        self.client.tell(command, NEWEST.pack(command, **fields))
 
     def get(self, tensor: Any, size: int, offset: int = 0) -> bytes:
         memory = bytearray(size)
-        body = pack(COMMANDS[C.GET_TENSOR].request, tensor=tensor, offset=offset, size=size)
+        body = NEWEST.pack(C.GET_TENSOR, tensor=tensor, offset=offset, size=size)
         self.client.ask(C.GET_TENSOR, body, memoryview(memory))
         return bytes(memory)
 
     def set(self, tensor: Any, data: bytes, offset: int = 0) -> None:
-        body = pack(COMMANDS[C.SET_TENSOR].request, tensor=tensor, offset=offset)
+        body = NEWEST.pack(C.SET_TENSOR, tensor=tensor, offset=offset)
         self.client.tell(C.SET_TENSOR, body, data)
 
     def compute(self, nodes: list[int], tensors: list[Any]) -> None:
@@ -92,7 +92,7 @@ def bystander(listener: Listener, kit: Any) -> Iterator[Callable[[], float]]:
     client.node(Op.ADD, [a, b])
 
     def work() -> float:
-        client.tell(C.GRAPH_RECOMPUTE, device=0)
+        client.tell(C.GRAPH_RECOMPUTE, device=0, uid=1)
         return float(np.frombuffer(client.get(client.here(at=2048), 16), "<f4").sum())
 
     assert work() == 110
@@ -168,9 +168,7 @@ attack("CVE-2024-42478 GET_TENSOR size 2^64-1", f"{2**64 - 1} bytes at offset 0 
 
 
 def _get_of_any_size(a: Attacker, size: int) -> None:
-    a.client.ask(
-        C.GET_TENSOR, pack(COMMANDS[C.GET_TENSOR].request, tensor=a.here(), size=size), memoryview(bytearray(1))
-    )
+    a.client.ask(C.GET_TENSOR, NEWEST.pack(C.GET_TENSOR, tensor=a.here(), size=size), memoryview(bytearray(1)))
 
 
 for _buffer in (0, 12345):
@@ -191,19 +189,19 @@ attack("CVE-2026-34159 result that lives nowhere", "it is in no buffer here")(
 )
 
 
-@attack("GHSA-2phh-px2f-2qmx recompute after free", "no graph is stored for device 0")
+@attack("GHSA-2phh-px2f-2qmx recompute after free", "no graph is kept for device 0 with uid 1")
 def _use_after_free(a: Attacker) -> None:
     a.node(Op.ADD, [a.here(), a.here(at=64)])
     a.tell(C.FREE_BUFFER, remote_ptr=a.handle)
-    a.tell(C.GRAPH_RECOMPUTE, device=0)
+    a.tell(C.GRAPH_RECOMPUTE, device=0, uid=1)
 
 
-@attack("GHSA-2phh-px2f-2qmx source's buffer freed", "no graph is stored for device 0")
+@attack("GHSA-2phh-px2f-2qmx source's buffer freed", "no graph is kept for device 0 with uid 1")
 def _use_after_free_of_a_source(a: Attacker) -> None:
     handle, base = a.alloc(64)
     a.node(Op.ADD, [a.here(), a.here(buffer=handle, data=base)])
     a.tell(C.FREE_BUFFER, remote_ptr=handle)
-    a.tell(C.GRAPH_RECOMPUTE, device=0)
+    a.tell(C.GRAPH_RECOMPUTE, device=0, uid=1)
 
 
 @attack("GHSA-2phh-px2f-2qmx tensor of a freed buffer", "in no buffer of this connection")
@@ -269,10 +267,21 @@ for _command in (C.GRAPH_COMPUTE, C.GET_TENSOR, C.HELLO, C.ALLOC_BUFFER, C.DEVIC
             lambda a, c=_command, n=_length: _send(a, pack_header(c, n))
         )
 attack("Rohlf: SET_TENSOR of 2^64-1 bytes", "bytes at offset 0 of 16")(
-    lambda a: _send(a, pack_header(C.SET_TENSOR, 2**64 - 1) + pack(COMMANDS[C.SET_TENSOR].request, tensor=a.here()))
+    lambda a: _send(a, pack_header(C.SET_TENSOR, 2**64 - 1) + NEWEST.pack(C.SET_TENSOR, tensor=a.here()))
 )
 attack("Rohlf: SET_TENSOR of 304 bytes", "at least 305")(lambda a: _send(a, pack_header(C.SET_TENSOR, 304)))
-attack("unknown command", "unknown command 18")(lambda a: _send(a, bytes([18]) + bytes(8)))
+attack("GET_TENSOR_2D whose reply has no end", "0 bytes apart: they overlap")(
+    lambda a: a.ask(C.GET_TENSOR_2D, tensor=a.here(), size=1, n_copies=2**63, into=memoryview(bytearray(1)))
+)
+attack("SET_TENSOR_2D beyond the tensor, inside the buffer", "20 bytes at offset 0 of 16")(
+    lambda a: a.client.tell(
+        C.SET_TENSOR_2D, NEWEST.pack(C.SET_TENSOR_2D, tensor=a.here(), size=4, n_copies=2, stride=16), bytes(8)
+    )
+)
+attack("COMM_ALLREDUCE without a communicator", "device 0 has no communicator")(
+    lambda a: a.tell(C.COMM_ALLREDUCE, tensor=a.here())
+)
+attack("unknown command", "unknown command 23")(lambda a: _send(a, bytes([23]) + bytes(8)))
 
 for _name, _call in {
     "SET_TENSOR": lambda a, t: a.set(t, b"abcd"),
@@ -301,14 +310,14 @@ attack("source that is not there", "source 0, 0x7, is not among the 1 tensors")(
 )
 attack("two tensors of one id", "2 tensors have 1 different ids")(lambda a: a.compute([1], [a.here(), a.here()]))
 attack("a node twice", "a node stands twice among 2")(lambda a: a.compute([1, 1], [a.here()]))
-attack("n_nodes beyond the body", "4294967295 nodes do not fit in 12 bytes")(
-    lambda a: a.client.tell(C.GRAPH_COMPUTE, b"\0\0\0\0\xff\xff\xff\xff\0\0\0\0")
+attack("n_nodes beyond the body", "4294967295 nodes do not fit in 20 bytes")(
+    lambda a: a.client.tell(C.GRAPH_COMPUTE, bytes(12) + b"\xff\xff\xff\xff\0\0\0\0")
 )
-attack("n_tensors beyond the body", "0 nodes and 4294967295 tensors do not make 12 bytes")(
-    lambda a: a.client.tell(C.GRAPH_COMPUTE, b"\0\0\0\0\0\0\0\0\xff\xff\xff\xff")
+attack("n_tensors beyond the body", "0 nodes and 4294967295 tensors do not make 20 bytes")(
+    lambda a: a.client.tell(C.GRAPH_COMPUTE, bytes(16) + b"\xff\xff\xff\xff")
 )
-attack("bytes behind the graph", "0 nodes and 0 tensors do not make 13 bytes")(
-    lambda a: a.client.tell(C.GRAPH_COMPUTE, bytes(13))
+attack("bytes behind the graph", "0 nodes and 0 tensors do not make 21 bytes")(
+    lambda a: a.client.tell(C.GRAPH_COMPUTE, bytes(21))
 )
 attack("a node that is its own source", "2 of 2 sources given|sources|COMPUTE")(
     lambda a: a.compute([1], [a.here(op=Op.RMS_NORM, flags=16, src=[1, 1] + [0] * 8)])

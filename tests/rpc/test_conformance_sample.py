@@ -16,7 +16,7 @@ from conformance_run import Case, End, Outcome, OwnServer, all_cases, run, sampl
 from peer import Peer
 from pyggml_rpc.server import Server
 from pyggml_rpc.transport import Listener
-from pyggml_rpc.wire import Command
+from pyggml_rpc.wire import V7, Command
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "conformance.md"
 ROW = re.compile(r"^\| ([A-Z0-9_]+) \| (\d+) \| (\d+) \| (\d+) \|$", re.MULTILINE)
@@ -60,7 +60,7 @@ class Here:
         self.text = io.StringIO()
         self.handler = logging.StreamHandler(self.text)
         logging.getLogger("pyggml.rpc").addHandler(self.handler)
-        self.server = Server([device])
+        self.server = Server([device], protocol=V7)
         self.listener = Listener(self.server, port=0)
 
     def endpoint(self) -> str:

@@ -18,18 +18,18 @@ from pyggml_rpc.connection import (
     TensorHead,
 )
 from pyggml_rpc.errors import RemoteProtocolError
-from pyggml_rpc.wire import COMMANDS, HELLO_REPLY, PROTOCOL, Command, Rest, pack, pack_header
+from pyggml_rpc.wire import HELLO_REPLY, NEWEST, PROTOCOLS, V7, Command, Protocol, Rest, Version, pack, pack_header
 
 HELLO = pack_header(Command.HELLO, 24) + bytes(24)
-HELLO_BODY = pack(HELLO_REPLY, major=7)
+CASES = [(p, c) for p in PROTOCOLS for c in p.commands if c is not Command.HELLO]
 
 
-def body_of(command: Command) -> bytes:
+def body_of(command: Command, protocol: Protocol = NEWEST) -> bytes:
     rng = np.random.default_rng(command)
-    body = rng.integers(0, 256, COMMANDS[command].request.itemsize, np.uint8).tobytes()
+    body = rng.integers(0, 256, protocol[command].request.itemsize, np.uint8).tobytes()
     if command is Command.HELLO:
         return bytes(24)
-    if COMMANDS[command].request_rest is Rest.NOTHING:
+    if protocol[command].request_rest is Rest.NOTHING:
         return body
     return body + rng.integers(0, 256, 1000, np.uint8).tobytes()
 
@@ -61,7 +61,7 @@ class Owner:
                 return event
             if isinstance(event, Request):
                 self.seen.append((event.command, bytes(event.body)))
-                message = COMMANDS[event.command]
+                message = self.connection.protocol[event.command]
                 if message.reply is not None:
                     self.connection.reply(bytes(message.reply.itemsize))
             elif isinstance(event, TensorHead):
@@ -70,6 +70,7 @@ class Owner:
                 self.connection.receive_into(memoryview(self.memory))
             else:
                 assert isinstance(event, TensorBody)
+                assert not event.left
                 self.seen.append((event.command, self.head + bytes(self.memory)))
         return None
 
@@ -78,12 +79,12 @@ def bytewise(data: bytes) -> list[bytes]:
     return [data[i : i + 1] for i in range(len(data))]
 
 
-@pytest.mark.parametrize("command", [c for c in Command if c is not Command.HELLO], ids=lambda c: c.name)
+@pytest.mark.parametrize(("protocol", "command"), CASES, ids=lambda case: getattr(case, "name", str(case)))
 @pytest.mark.parametrize("split", ["whole", "byte by byte", "trailing"])
-def test_request(command: Command, split: str) -> None:
-    body = body_of(command)
+def test_request(protocol: Protocol, command: Command, split: str) -> None:
+    body = body_of(command, protocol)
     frame = pack_header(command, len(body)) + body
-    owner = Owner(ServerConnection()).feed([HELLO])
+    owner = Owner(ServerConnection(protocol)).feed([HELLO])
     if split == "whole":
         owner.feed([frame])
     elif split == "byte by byte":
@@ -104,12 +105,13 @@ def split_at(data: bytes, cuts: list[int]) -> list[bytes]:
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.sampled_from([c for c in Command if c is not Command.HELLO]), max_size=12), st.data())
-def test_any_sequence_split_anywhere(commands: list[Command], data: st.DataObject) -> None:
-    expected = [(Command.HELLO, bytes(24)), *((c, body_of(c)) for c in commands)]
+@given(st.sampled_from(PROTOCOLS), st.data())
+def test_any_sequence_split_anywhere(protocol: Protocol, data: st.DataObject) -> None:
+    commands = data.draw(st.lists(st.sampled_from([c for p, c in CASES if p is protocol]), max_size=12))
+    expected = [(Command.HELLO, bytes(24)), *((c, body_of(c, protocol)) for c in commands)]
     stream = b"".join(pack_header(c, len(body)) + body for c, body in expected)
     cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=40))
-    owner = Owner(ServerConnection()).feed(split_at(stream, cuts))
+    owner = Owner(ServerConnection(protocol)).feed(split_at(stream, cuts))
     assert owner.seen == expected
     owner.connection.received(0)
     assert owner.drain() == Closed()
@@ -125,7 +127,7 @@ def test_data_of_any_size_goes_where_it_belongs(size: int, chunk: int) -> None:
     assert owner.seen[1:] == [(Command.SET_TENSOR, data), (Command.DEVICE_COUNT, b"")]
 
 
-@pytest.mark.parametrize("size", [12, INBOX, 300_001])
+@pytest.mark.parametrize("size", [20, INBOX, 300_001])
 def test_a_large_graph(size: int) -> None:
     body = np.random.default_rng(size).integers(0, 256, size, np.uint8).tobytes()
     stream = HELLO + pack_header(Command.GRAPH_COMPUTE, size) + body + pack_header(Command.DEVICE_COUNT, 0)
@@ -141,6 +143,41 @@ def test_a_large_body_is_received_in_place() -> None:
     assert len(space) == 1 << 20
     space[:4] = b"abcd"
     assert memory[:4] == b"abcd", "no copy in between"
+
+
+@pytest.mark.parametrize("chunk", [1, 300, INBOX, 1 << 20])
+def test_data_may_be_taken_in_parts(chunk: int) -> None:
+    """SET_TENSOR_2D of 100,000 bytes into memory of 30,000 at a time, and what follows."""
+    head, data = body_of(Command.SET_TENSOR_2D)[:328], np.random.default_rng(1).bytes(100_000)
+    stream = (
+        HELLO + pack_header(Command.SET_TENSOR_2D, 328 + len(data)) + head + data + pack_header(Command.DEVICE_COUNT, 0)
+    )
+    connection, parts, left, others = ServerConnection(), [], [], []
+    for i in range(0, len(stream), chunk):
+        rest = stream[i : i + chunk]
+        while rest:
+            space = connection.space()
+            count = min(len(space), len(rest))
+            space[:count] = rest[:count]
+            connection.received(count)
+            rest = rest[count:]
+            while (event := connection.next_event()) is not None:
+                if isinstance(event, Request):
+                    others.append(event.command)
+                    connection.reply(bytes(NEWEST[event.command].reply.itemsize))  # type: ignore[union-attr]
+                    continue
+                assert isinstance(event, TensorHead | TensorBody)
+                assert event.command is Command.SET_TENSOR_2D
+                if isinstance(event, TensorHead):
+                    assert event.body == head and event.record["n_copies"].dtype == np.uint64
+                if isinstance(event, TensorBody):
+                    left.append(event.left)
+                waits = event.size if isinstance(event, TensorHead) else event.left
+                if waits:
+                    parts.append(bytearray(min(30_000, waits)))
+                    connection.receive_into(memoryview(parts[-1]))
+    assert left == [70_000, 40_000, 10_000, 0] and b"".join(parts) == data
+    assert others == [Command.HELLO, Command.DEVICE_COUNT]
 
 
 def test_announced_graph_takes_no_memory_before_its_bytes_come() -> None:
@@ -159,13 +196,17 @@ def test_announced_graph_takes_no_memory_before_its_bytes_come() -> None:
 BROKEN = {
     "first is no HELLO": (pack_header(Command.DEVICE_COUNT, 0), "the first request is command 15, not HELLO"),
     "one byte of an http request": (b"G", "the first request is command 71, not HELLO"),
-    "old client": (pack_header(Command.HELLO, 0), "HELLO of 0 bytes, not 24: the client is older than .* 7.0.0"),
+    "old client": (pack_header(Command.HELLO, 0), "HELLO of 0 bytes, not 24: the client is older than .* 8.0.0"),
     "long HELLO": (pack_header(Command.HELLO, 25) + bytes(25), "HELLO of 25 bytes, not 24"),
     "second HELLO": (HELLO + HELLO, "a second HELLO"),
-    "command 18": (HELLO + bytes([18]) + bytes(8), "unknown command 18"),
+    "command 23": (HELLO + bytes([23]) + bytes(8), r"unknown command 23 \(this server speaks protocol 8.0.0\)"),
     "command 255": (HELLO + b"\xff" * 9, "unknown command 255"),
     "SET_TENSOR of 304": (HELLO + pack_header(Command.SET_TENSOR, 304), "SET_TENSOR of 304 bytes, at least 305"),
-    "GRAPH_COMPUTE of 11": (HELLO + pack_header(Command.GRAPH_COMPUTE, 11), "GRAPH_COMPUTE of 11 bytes"),
+    "SET_TENSOR_2D of 327": (
+        HELLO + pack_header(Command.SET_TENSOR_2D, 327),
+        "SET_TENSOR_2D of 327 bytes, at least 328",
+    ),
+    "GRAPH_COMPUTE of 19": (HELLO + pack_header(Command.GRAPH_COMPUTE, 19), "GRAPH_COMPUTE of 19 bytes, not within 20"),
     "huge GRAPH_COMPUTE": (
         HELLO + pack_header(Command.GRAPH_COMPUTE, 2**64 - 1),
         "GRAPH_COMPUTE of 18446744073709551615",
@@ -173,13 +214,26 @@ BROKEN = {
     **{
         f"{c.name} of {length}": (
             HELLO + pack_header(c, length),
-            f"{c.name} of {length} bytes, not {COMMANDS[c].request.itemsize}",
+            f"{c.name} of {length} bytes, not {NEWEST[c].request.itemsize}",
         )
         for c in Command
-        if COMMANDS[c].request_rest is Rest.NOTHING and c is not Command.HELLO
-        for length in (COMMANDS[c].request.itemsize + 1, 2**64 - 1)
+        if NEWEST[c].request_rest is Rest.NOTHING and c is not Command.HELLO
+        for length in (NEWEST[c].request.itemsize + 1, 2**64 - 1)
     },
 }
+
+
+@pytest.mark.parametrize(
+    ("stream", "message"),
+    [
+        (pack_header(Command.SET_TENSOR_2D, 328), r"unknown command 18 \(this server speaks protocol 7.0.0\)"),
+        (pack_header(Command.GRAPH_RECOMPUTE, 12), "GRAPH_RECOMPUTE of 12 bytes, not 4"),
+        (pack_header(Command.GRAPH_COMPUTE, 11), "GRAPH_COMPUTE of 11 bytes, not within 12"),
+    ],
+)
+def test_a_version_has_its_own_commands(stream: bytes, message: str) -> None:
+    with pytest.raises(RemoteProtocolError, match=message):
+        Owner(ServerConnection(V7)).feed([HELLO + stream])
 
 
 @pytest.mark.parametrize("stream, message", BROKEN.values(), ids=list(BROKEN))
@@ -281,23 +335,34 @@ def framed(body: bytes) -> bytes:
     return len(body).to_bytes(8, "little") + body
 
 
-def greeted() -> ClientConnection:
+def greeted(protocol: Protocol = NEWEST) -> ClientConnection:
     client = ClientConnection()
     assert b"".join(client.request(Command.HELLO, bytes(24))) == HELLO
-    assert len(feed_client(client, framed(HELLO_BODY))) == 1
+    major, minor, patch = protocol.version
+    assert len(feed_client(client, framed(pack(HELLO_REPLY, major=major, minor=minor, patch=patch)))) == 1
     return client
 
 
-def test_client_hello() -> None:
-    assert greeted().version == PROTOCOL
+@pytest.mark.parametrize("protocol", PROTOCOLS, ids=str)
+def test_client_follows_the_servers_hello(protocol: Protocol) -> None:
+    client = greeted(protocol)
+    assert client.protocol is protocol and client.version == protocol.version
+    body = protocol.pack(Command.GRAPH_RECOMPUTE, device=1, uid=7)
+    expected = {4: b"\1\0\0\0", 12: b"\1\0\0\0" + (7).to_bytes(8, "little")}[len(body)]
+    assert (
+        b"".join(client.request(Command.GRAPH_RECOMPUTE, body))
+        == pack_header(Command.GRAPH_RECOMPUTE, len(body)) + expected
+    )
 
 
-@pytest.mark.parametrize("version", [(6, 1, 0), (7, 0, 1), (7, 1, 0), (8, 0, 0), (0, 0, 0)])
-def test_client_accepts_its_own_version_alone(version: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("version", [(6, 1, 0), (7, 0, 1), (7, 1, 0), (8, 0, 1), (8, 1, 0), (9, 0, 0), (0, 0, 0)])
+def test_client_names_all_versions_when_it_speaks_none_of_the_servers(version: tuple[int, int, int]) -> None:
     client = ClientConnection()
     client.request(Command.HELLO, bytes(24))
     major, minor, patch = version
-    with pytest.raises(RemoteProtocolError, match=rf"{major}\.{minor}\.{patch}.*7\.0\.0.*upgrade"):
+    older = "the server" if Version(*version) < NEWEST.version else "this client"
+    message = rf"speaks protocol {major}\.{minor}\.{patch}, this client 7\.0\.0 and 8\.0\.0: {older} needs an upgrade"
+    with pytest.raises(RemoteProtocolError, match=message):
         feed_client(client, framed(pack(HELLO_REPLY, major=major, minor=minor, patch=patch)))
 
 
@@ -355,8 +420,12 @@ def test_client_names_what_it_waited_for() -> None:
 
 
 def test_client_order_is_its_own_duty() -> None:
-    with pytest.raises(AssertionError, match="HELLO comes first"):
+    with pytest.raises(AssertionError, match="HELLO is answered first"):
         ClientConnection().request(Command.DEVICE_COUNT)
+    client = ClientConnection()
+    client.request(Command.HELLO, bytes(24))
+    with pytest.raises(AssertionError, match="HELLO is answered first"):
+        client.request(Command.DEVICE_COUNT)
     with pytest.raises(AssertionError, match="HELLO comes once"):
         greeted().request(Command.HELLO, bytes(24))
 
@@ -378,7 +447,7 @@ def test_garbage_from_a_server(garbage: bytes, cuts: list[int]) -> None:
         (Command.GET_TENSOR, memoryview(memory)),
         (Command.COPY_TENSOR, None),
     ):
-        client.request(command, bytes(COMMANDS[command].request.itemsize), into=into)
+        client.request(command, bytes(NEWEST[command].request.itemsize), into=into)
     stream = framed(bytes(8)) + framed(b"hello") + garbage
     try:
         for chunk in split_at(stream, cuts):

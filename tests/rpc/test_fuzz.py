@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pyggml_rpc.errors import RefusedError, RemoteProtocolError
 from pyggml_rpc.records import write_graph
 from pyggml_rpc.server import Server
-from pyggml_rpc.wire import COMMANDS, GRAPH, TENSOR, Command, pack, pack_header
+from pyggml_rpc.wire import GRAPH_UID, NEWEST, TENSOR, Command, Rest, pack, pack_header
 
 from pyggml import ops
 from pyggml.backend.base import Device, Usage
@@ -112,7 +112,7 @@ def records_of(build: Callable[[], Tensor], handle: int, base: int) -> np.ndarra
     def place(t: Tensor) -> tuple[int, int]:
         return handle, at[id(t.view_src or t)] + t.view_offs
 
-    return np.frombuffer(bytearray(write_graph(0, graph, place)), np.uint8)
+    return np.frombuffer(bytearray(write_graph(NEWEST, 0, 1, graph, place)), np.uint8)
 
 
 def session_ends_well(action: Callable[[], object]) -> None:
@@ -172,8 +172,8 @@ def test_damaged_graphs(kit: Any, fenced_server: Server, case: str, damages: lis
     client = kit.Glued(fenced_server)
     handle, base = client.alloc(SIZE)
     body = records_of(VALID[case], handle, base)
-    n_nodes = int(np.frombuffer(body, GRAPH, 1)["n_nodes"][0])
-    records = body[GRAPH.itemsize + 8 * n_nodes + 4 :].view(TENSOR)
+    n_nodes = int(np.frombuffer(body, GRAPH_UID, 1)["n_nodes"][0])
+    records = body[GRAPH_UID.itemsize + 8 * n_nodes + 4 :].view(TENSOR)
     for number, field, index, value in damages:
         target = records[number % len(records) : number % len(records) + 1]
         if field == "op_params":
@@ -206,7 +206,7 @@ def test_random_bodies(
     """Bodies of the right length: noise, or a good record with a few bytes changed."""
     client = kit.Glued(fenced_server)
     handle, base = client.alloc(SIZE)
-    layout = COMMANDS[command].request
+    layout = NEWEST[command].request
     body = bytearray(noise.ljust(layout.itemsize, b"\0")[: layout.itemsize])
     names = layout.names or ()
     if sensible and "tensor" in names:
@@ -216,7 +216,7 @@ def test_random_bodies(
         body = bytearray(pack(layout, tensor=np.frombuffer(record, TENSOR), **{n: 3 for n in names if n == "size"}))
     if sensible and "remote_ptr" in names:
         body[:8] = handle.to_bytes(8, "little")
-    rest = noise if command in (Command.SET_TENSOR, Command.GRAPH_COMPUTE) else b""
+    rest = b"" if NEWEST[command].request_rest is Rest.NOTHING else noise
     stream = pack_header(command, len(body) + len(rest)) + body + rest
 
     def act() -> None:

@@ -12,7 +12,7 @@ from pyggml_rpc.connection import ClientConnection, Reply, Request, ServerConnec
 from pyggml_rpc.records import Lent, link, read_graph, read_tensors, write_tensors
 from pyggml_rpc.server import Server
 from pyggml_rpc.session import Session
-from pyggml_rpc.wire import COMMANDS, GRAPH, PROTOCOL, TENSOR, Command, Record, Rest, pack_header, unpack
+from pyggml_rpc.wire import TENSOR, V7, Command, Record, Rest, pack_header, unpack
 
 from pyggml.backend.cpu import CPUDevice
 from pyggml.backend.host import HostBuffer
@@ -30,6 +30,10 @@ class Exchange(NamedTuple):
     body: bytes
     reply: bytes | None
 
+    @property
+    def request(self) -> Request:
+        return Request(self.command, self.body, V7[self.command].request)
+
 
 def exchanges(name: str) -> list[list[Exchange]]:
     """Of each connection in the file, taken apart by the lengths in the frames alone."""
@@ -39,7 +43,7 @@ def exchanges(name: str) -> list[list[Exchange]]:
         command, length = Command(requests[0]), int.from_bytes(requests[1:9], "little")
         body, requests = requests[9 : 9 + length], requests[9 + length :]
         reply = None
-        if COMMANDS[command].reply is not None:
+        if V7[command].reply is not None:
             length = int.from_bytes(replies[:8], "little")
             reply, replies = replies[8 : 8 + length], replies[8 + length :]
         if command is C.HELLO:
@@ -60,7 +64,7 @@ def test_what_was_captured() -> None:
     assert {C.ALLOC_BUFFER, C.BUFFER_GET_BASE, C.BUFFER_CLEAR, C.FREE_BUFFER, C.SET_TENSOR, C.GET_ALLOC_SIZE} < set(
         made
     )
-    graphs = [read_graph(e.body).records for e in SESSION if e.command is C.GRAPH_COMPUTE]
+    graphs = [read_graph(e.request).records for e in SESSION if e.command is C.GRAPH_COMPUTE]
     ops = {Op(op) for records in graphs for op in records["op"].tolist()}
     assert {Op.MUL_MAT, Op.ROPE, Op.SET_ROWS, Op.SOFT_MAX, Op.FLASH_ATTN_EXT, Op.RMS_NORM, Op.GLU, Op.PERMUTE} < ops
     short = {exchange.command for connection in ALL[:-1] for exchange in connection}
@@ -71,7 +75,7 @@ def test_what_was_captured() -> None:
 def test_the_server_reads_a_stock_clients_bytes(step: int) -> None:
     for connection in ALL:
         sent = b"".join(pack_header(e.command, len(e.body)) + e.body for e in connection)
-        server, seen, head, memory = ServerConnection(), [], b"", bytearray()
+        server, seen, head, memory = ServerConnection(V7), [], b"", bytearray()
         for _ in pieces(sent, step, server):
             while (event := server.next_event()) is not None:
                 if isinstance(event, TensorHead):
@@ -105,7 +109,7 @@ def test_the_client_frames_alike_and_reads_a_stock_servers_bytes(step: int) -> N
     for connection in ALL:
         client = ClientConnection()
         for command, body, reply in connection:
-            message = COMMANDS[command]
+            message = V7[command]
             fixed = message.request.itemsize if message.request_rest is Rest.DATA else len(body)
             data = body[fixed:] if message.request_rest is Rest.DATA else None
             into = bytearray(len(reply or b"")) if message.reply_rest is Rest.DATA else None
@@ -117,7 +121,7 @@ def test_the_client_frames_alike_and_reads_a_stock_servers_bytes(step: int) -> N
                 event = client.next_event()
             assert isinstance(event, Reply) and event.command is command
             assert (event.record.tobytes() if into is None else bytes(into)) == reply
-        assert client.version == PROTOCOL
+        assert client.version == V7.version
 
 
 def test_records_are_written_as_they_were_read() -> None:
@@ -127,7 +131,7 @@ def test_records_are_written_as_they_were_read() -> None:
     for exchange in SESSION:
         if exchange.command is not C.GRAPH_COMPUTE:
             continue
-        foreign = read_graph(exchange.body)
+        foreign = read_graph(exchange.request)
         records = foreign.records.copy()
         kept = records["data"].copy(), records["buffer"].copy()
         present = records["buffer"] != 0
@@ -157,9 +161,9 @@ class Replay:
     """The captured requests to a session of ours: its handles and addresses in place of the stock server's."""
 
     def __init__(self) -> None:
-        self.session = Session(Server([CPUDevice()], n_threads=1))
+        self.session = Session(Server([CPUDevice()], n_threads=1, protocol=V7))
         self.handles: dict[int, tuple[int, int, int]] = {}  # theirs -> (ours, their base, our base)
-        self.connection = ServerConnection()
+        self.connection = ServerConnection(V7)
 
     def ask(self, command: Command, body: bytes) -> bytes | None:
         said = b""
@@ -170,7 +174,7 @@ class Replay:
 
     def play(self, exchange: Exchange) -> bytes | None:
         command, body, reply = exchange
-        layout = COMMANDS[command].request
+        layout = V7[command].request
         fixed = unpack(layout, body[: layout.itemsize]).copy()
         rest = body[layout.itemsize :]
         if "remote_ptr" in (layout.names or ()):
@@ -180,15 +184,15 @@ class Replay:
             if field in (layout.names or ()) and command is not C.GET_ALLOC_SIZE:
                 self.move(fixed[field].reshape(-1))
         if command is C.GRAPH_COMPUTE:
-            foreign = read_graph(body)
+            foreign = read_graph(exchange.request)
             records = foreign.records.copy()
             self.move(records)
-            ids = body[GRAPH.itemsize : GRAPH.itemsize + 8 * len(foreign.nodes) + 4]
+            ids = body[layout.itemsize : layout.itemsize + 8 * len(foreign.nodes) + 4]
             rest = ids + records.tobytes()
         said = self.ask(command, fixed.tobytes() + rest)
         if command is C.ALLOC_BUFFER:
             assert said is not None and reply is not None
-            theirs, ours = (int(unpack(COMMANDS[command].reply, r)["remote_ptr"][0]) for r in (reply, said))  # type: ignore[arg-type]
+            theirs, ours = (int(unpack(V7[command].reply, r)["remote_ptr"][0]) for r in (reply, said))  # type: ignore[arg-type]
             self.handles[theirs] = ours, 0, 0
         elif command is C.BUFFER_GET_BASE:
             assert said is not None and reply is not None

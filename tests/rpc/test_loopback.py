@@ -17,7 +17,7 @@ from pyggml_rpc.cache import WeightCache
 from pyggml_rpc.errors import RpcError
 from pyggml_rpc.server import Server
 from pyggml_rpc.transport import Limits, Listener
-from pyggml_rpc.wire import COMMANDS, HELLO_REPLY, Command, pack, pack_header
+from pyggml_rpc.wire import NEWEST, V7, V8, Command, pack, pack_header
 
 from pyggml import ops
 from pyggml.backend.base import Usage, extra_devices
@@ -103,9 +103,10 @@ def test_compute(listener: Listener, server: Server, toy: Any) -> None:
 def test_a_run_costs_few_bytes_and_one_round_trip(listener: Listener, server: Server) -> None:
     adder = Adder(device_of(listener))
     adder.run(1, 2)
+    recompute = {V7: 13, V8: 21}[server.protocol]
     before, asked = adder.device.client.bytes_sent, dict(adder.device.client.requests)
     adder.run(3, 4)
-    assert adder.device.client.bytes_sent - before == 2 * (9 + 305 + 16) + 13 + 9 + 312
+    assert adder.device.client.bytes_sent - before == 2 * (9 + 305 + 16) + recompute + 9 + 312
     made = {c.name for c in C if adder.device.client.requests[c] != asked[c]}
     assert made == {"SET_TENSOR", "GRAPH_RECOMPUTE", "GET_TENSOR"}
     adder.close()
@@ -126,8 +127,41 @@ def test_two_plans_take_turns(listener: Listener, server: Server) -> None:
     device = device_of(listener)
     one, two = Adder(device), Adder(device)
     assert [one.run(1, 2), two.run(3, 4), one.run(5, 6), one.run(7, 8)] == [3, 7, 11, 15]
-    assert server.counters.requests[C.GRAPH_COMPUTE] == 3
+    assert server.counters.requests[C.GRAPH_COMPUTE] == {V7: 3, V8: 2}[server.protocol]
     one.close(), two.close()
+
+
+def test_more_graphs_than_are_kept(listener: Listener, server: Server) -> None:
+    """1,025 plans: both sides forget all at the same point, and the first is sent whole again."""
+    device = device_of(listener)
+    adder = Adder(device)
+    plans = [adder.plan, *(adder.backend.plan(adder.graph) for _ in range(1024))]
+    adder.buffer.set(adder.a, np.full(4, 1, "<f4").tobytes())
+    adder.buffer.set(adder.b, np.full(4, 2, "<f4").tobytes())
+    for plan in (*plans[:1024], *plans[:1024:100], plans[1024], plans[0], plans[1024], plans[0]):
+        adder.backend.compute(plan)
+    assert np.frombuffer(adder.buffer.get(adder.out), "<f4").tolist() == [3.0] * 4
+    kept = {V7: 0, V8: 11 + 2}[server.protocol]
+    assert server.counters.requests[C.GRAPH_RECOMPUTE] == kept
+    assert server.counters.requests[C.GRAPH_COMPUTE] == 1024 + 11 + 4 - kept
+    adder.close()
+
+
+def test_graphs_that_a_free_took_are_counted(listener: Listener, server: Server) -> None:
+    """A stock server keeps their uids: whoever did not count them would ask for a graph that is forgotten."""
+    device = device_of(listener)
+    adder, other = Adder(device), device.alloc_buffer(64)
+    plans = [adder.backend.plan(adder.graph) for _ in range(1024)]
+    for plan in plans:
+        adder.backend.compute(plan)
+    other.free()
+    more = [adder.backend.plan(adder.graph) for _ in range(3)]
+    for plan in (plans[0], *more, *more):  # the first of them empties the set
+        adder.backend.compute(plan)
+    adder.backend.synchronize()
+    assert server.counters.requests[C.GRAPH_RECOMPUTE] == {V7: 0, V8: 3}[server.protocol]
+    assert server.counters.refused == 0
+    adder.close()
 
 
 def test_buffer_operations(listener: Listener) -> None:
@@ -362,12 +396,12 @@ def fake() -> Iterator[Callable[..., str]]:
 
 
 def framed(command: Command, **fields: Any) -> bytes:
-    layout = HELLO_REPLY if command is C.HELLO else COMMANDS[command].reply
+    layout = NEWEST[command].reply
     assert layout is not None
     return layout.itemsize.to_bytes(8, "little") + pack(layout, **fields)
 
 
-HELLO = framed(C.HELLO, major=7)
+HELLO = framed(C.HELLO, major=8)
 ONE_DEVICE = framed(C.DEVICE_COUNT, device_count=1)
 
 
@@ -375,7 +409,10 @@ ONE_DEVICE = framed(C.DEVICE_COUNT, device_count=1)
     "answers, reason",
     [
         ([], "HELLO: the server has no place left, or closed at once"),
-        ([framed(C.HELLO, major=6, minor=1)], r"HELLO: the server speaks protocol 6\.1\.0, this client 7\.0\.0"),
+        (
+            [framed(C.HELLO, major=6, minor=1)],
+            r"HELLO: the server speaks protocol 6\.1\.0, this client 7\.0\.0 and 8\.0\.0: the server needs",
+        ),
         ([framed(C.HELLO, major=7, minor=1)], r"HELLO: the server speaks protocol 7\.1\.0"),
         ([b"HTTP/1.1 400 Bad Request\r\n"], "HELLO: the reply to HELLO has .* bytes, not 28"),
         ([HELLO, framed(C.DEVICE_COUNT)], "DEVICE_COUNT: the server offers no device"),
@@ -488,7 +525,8 @@ def raw(listener: Listener, hello: bool = True) -> socket.socket:
     sock = socket.create_connection(listener.address, 5)
     if hello:
         sock.sendall(pack_header(C.HELLO, 24) + bytes(24))
-        assert sock.recv(36, socket.MSG_WAITALL) == HELLO
+        major = listener.server.protocol.version.major
+        assert sock.recv(36, socket.MSG_WAITALL) == framed(C.HELLO, major=major)
     return sock
 
 
@@ -505,7 +543,7 @@ def test_silent_and_rude_clients_do_not_hold_up_others(listener: Listener) -> No
 
 def test_a_client_that_vanishes_frees_everything(listener: Listener, server: Server) -> None:
     sock = raw(listener)
-    sock.sendall(pack_header(C.ALLOC_BUFFER, 12) + pack(COMMANDS[C.ALLOC_BUFFER].request, device=0, size=4096))
+    sock.sendall(pack_header(C.ALLOC_BUFFER, 12) + NEWEST.pack(C.ALLOC_BUFFER, device=0, size=4096))
     sock.recv(24, socket.MSG_WAITALL)
     assert server.slots[0].used == 4096
     sock.close()
@@ -583,12 +621,12 @@ def test_two_clients_compute_in_turn(kit: Any) -> None:
 
 def test_a_client_that_does_not_read_its_answers(listener: Listener, kit: Any) -> None:
     sock = raw(listener)
-    sock.sendall(pack_header(C.ALLOC_BUFFER, 12) + pack(COMMANDS[C.ALLOC_BUFFER].request, device=0, size=1 << 26))
+    sock.sendall(pack_header(C.ALLOC_BUFFER, 12) + NEWEST.pack(C.ALLOC_BUFFER, device=0, size=1 << 26))
     handle = int.from_bytes(sock.recv(24, socket.MSG_WAITALL)[8:16], "little")
     sock.sendall(pack_header(C.BUFFER_GET_BASE, 8) + handle.to_bytes(8, "little"))
     base = int.from_bytes(sock.recv(16, socket.MSG_WAITALL)[8:], "little")
     record = kit.record((1 << 24,), buffer=handle, data=base)
-    body = pack(COMMANDS[C.GET_TENSOR].request, tensor=record, size=1 << 26)
+    body = NEWEST.pack(C.GET_TENSOR, tensor=record, size=1 << 26)
     sock.sendall(pack_header(C.GET_TENSOR, len(body)) + body)
     adder = Adder(device_of(listener))
     assert adder.run(1, 2) == 3

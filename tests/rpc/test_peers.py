@@ -14,7 +14,7 @@ from peer import Peer
 from pyggml_rpc.cache import WeightCache
 from pyggml_rpc.server import Server
 from pyggml_rpc.transport import Listener
-from pyggml_rpc.wire import Command
+from pyggml_rpc.wire import V7, Command
 
 from pyggml import Llama
 from pyggml.backend.base import extra_devices
@@ -28,7 +28,7 @@ WEIGHTS = 90 * MIB  # of the model's 98: the rest is metadata and what stays wit
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    yield Server([CPUDevice()], n_threads=2)
+    yield Server([CPUDevice()], n_threads=2, protocol=V7)
 
 
 @pytest.fixture
@@ -103,7 +103,8 @@ def test_stock_client_generates(
 def test_stock_client_on_two_servers_and_two_devices(
     peer: Peer, smollm2: Path, tokens: list[int], expected: np.ndarray
 ) -> None:
-    servers = [Server([CPUDevice("CPU0"), CPUDevice("CPU1")], n_threads=1), Server([CPUDevice()], n_threads=1)]
+    devices = [CPUDevice("CPU0"), CPUDevice("CPU1")], [CPUDevice()]
+    servers = [Server(of_one, n_threads=1, protocol=V7) for of_one in devices]
     with Listener(servers[0], port=0) as first, Listener(servers[1], port=0) as second:
         got = peer.logits(smollm2, tokens, endpoints=[first.endpoint, second.endpoint])
     assert_close(expected, got)
@@ -117,7 +118,7 @@ def test_stock_client_and_the_weight_cache(
     peer: Peer, smollm2: Path, tokens: list[int], expected: np.ndarray, tmp_path: Path
 ) -> None:
     """Only one tensor of this model is over 10 MiB: the embedding, which is the output matrix too."""
-    server = Server([CPUDevice()], n_threads=2, cache=WeightCache(tmp_path))
+    server = Server([CPUDevice()], n_threads=2, cache=WeightCache(tmp_path), protocol=V7)
     sent = []
     with Listener(server, port=0) as listener:
         for _ in range(2):

@@ -17,7 +17,7 @@ from pyggml_rpc.places import EMPTY_SILENCE, SILENCE, FullError, Place, make_roo
 from pyggml_rpc.server import Server
 from pyggml_rpc.talk import LimitRate, mib
 from pyggml_rpc.transport import Limits, Listener
-from pyggml_rpc.wire import COMMANDS, Command, pack, pack_header
+from pyggml_rpc.wire import NEWEST, Command, pack_header
 
 from pyggml.ops import Op
 
@@ -164,7 +164,7 @@ def test_silent_clients_keep_nobody_out(server: Server, kit: Any, caplog: pytest
     caplog.set_level("INFO", "pyggml.rpc")
     with Listener(server, port=0, limits=Limits(max_clients=8)) as listener:
         working = Client(listener.endpoint, 5, 5, 5)
-        working.ask(C.ALLOC_BUFFER, pack(COMMANDS[C.ALLOC_BUFFER].request, device=0, size=100))
+        working.ask(C.ALLOC_BUFFER, NEWEST.pack(C.ALLOC_BUFFER, device=0, size=100))
         silent = [greeted(listener) for _ in range(7)]
         with pytest.raises(OSError):
             greeted(listener)
@@ -211,10 +211,8 @@ def test_a_graph_has_so_much_time(kit: Any, caplog: pytest.LogCaptureFixture) ->
     with Listener(Server([toy], graph_timeout=0.2), port=0) as listener:
         toy.gate.clear()
         one = Client(listener.endpoint, 5, 5, 5)
-        handle = int(one.ask(C.ALLOC_BUFFER, pack(COMMANDS[C.ALLOC_BUFFER].request, size=64))["remote_ptr"][0])
-        base = int(
-            one.ask(C.BUFFER_GET_BASE, pack(COMMANDS[C.BUFFER_GET_BASE].request, remote_ptr=handle))["base_ptr"][0]
-        )
+        handle = int(one.ask(C.ALLOC_BUFFER, NEWEST.pack(C.ALLOC_BUFFER, size=64))["remote_ptr"][0])
+        base = int(one.ask(C.BUFFER_GET_BASE, NEWEST.pack(C.BUFFER_GET_BASE, remote_ptr=handle))["base_ptr"][0])
         a, b = (kit.record(id=i, buffer=handle, data=base) for i in (1, 2))
         c = kit.record(id=3, buffer=handle, data=base, op=Op.ADD, flags=16, src=[1, 2, *[0] * 8])
         one.tell(C.GRAPH_COMPUTE, kit.graph_body([3], [a, b, c]), urgent=True)
@@ -239,10 +237,8 @@ def test_lowering_ends_when_its_client_leaves(
     monkeypatch.setattr("pyggml_rpc.graphs.check", slow)
     with Listener(Server([toy]), port=0) as listener:
         one = Client(listener.endpoint, 5, 5, 5)
-        handle = int(one.ask(C.ALLOC_BUFFER, pack(COMMANDS[C.ALLOC_BUFFER].request, size=64))["remote_ptr"][0])
-        base = int(
-            one.ask(C.BUFFER_GET_BASE, pack(COMMANDS[C.BUFFER_GET_BASE].request, remote_ptr=handle))["base_ptr"][0]
-        )
+        handle = int(one.ask(C.ALLOC_BUFFER, NEWEST.pack(C.ALLOC_BUFFER, size=64))["remote_ptr"][0])
+        base = int(one.ask(C.BUFFER_GET_BASE, NEWEST.pack(C.BUFFER_GET_BASE, remote_ptr=handle))["base_ptr"][0])
         n = 30_000  # half a minute
         first = kit.record(id=1, buffer=handle, data=base)
         node = kit.record(id=2, buffer=handle, data=base, op=Op.CONT, flags=16, src=[1, *[0] * 9])
@@ -274,7 +270,7 @@ def test_who_came_what_was_lent_and_who_left(server: Server, told: Callable[[], 
             greeted(listener).close()
         client = Client(listener.endpoint, 5, 5, 5)
         for size in (5 << 20, 1 << 19):
-            client.ask(C.ALLOC_BUFFER, pack(COMMANDS[C.ALLOC_BUFFER].request, device=0, size=size))
+            client.ask(C.ALLOC_BUFFER, NEWEST.pack(C.ALLOC_BUFFER, device=0, size=size))
         client.close()
         until(lambda: listener.n_clients == 0)
     came, left = told()
@@ -287,7 +283,7 @@ def test_who_came_what_was_lent_and_who_left(server: Server, told: Callable[[], 
 def test_a_server_that_stops_says_so(server: Server, told: Callable[[], list[str]]) -> None:
     with Listener(server, port=0) as listener:
         client = Client(listener.endpoint, 5, 5, 5)
-        client.ask(C.ALLOC_BUFFER, pack(COMMANDS[C.ALLOC_BUFFER].request, device=0, size=100))
+        client.ask(C.ALLOC_BUFFER, NEWEST.pack(C.ALLOC_BUFFER, device=0, size=100))
     assert told()[1] == "the server stops, with 1 client"
     assert told()[2].startswith("PEER: connection closed: the server stops (")
     with pytest.raises(RpcError, match="the server closed the connection"):

@@ -6,9 +6,19 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyggml_rpc.connection import Request
 from pyggml_rpc.errors import RefusedError
-from pyggml_rpc.records import Lent, link, read_graph, read_tensors, write_graph, write_tensor, write_tensors
-from pyggml_rpc.wire import TENSOR, unpack
+from pyggml_rpc.records import (
+    ForeignGraph,
+    Lent,
+    link,
+    read_graph,
+    read_tensors,
+    write_graph,
+    write_tensor,
+    write_tensors,
+)
+from pyggml_rpc.wire import NEWEST, TENSOR, Command, Protocol, unpack
 
 from pyggml import ops
 from pyggml.backend.base import Buffer
@@ -25,6 +35,10 @@ HANDLE, BASE, SIZE = 0xABCDEF, 1 << 40, 1 << 20
 @pytest.fixture
 def buffer(kit: Any) -> Buffer:
     return HostBuffer.alloc(kit.ToyDevice(), SIZE)
+
+
+def read(body: bytes, protocol: Protocol = NEWEST) -> ForeignGraph:
+    return read_graph(Request(Command.GRAPH_COMPUTE, body, protocol[Command.GRAPH_COMPUTE].request))
 
 
 @pytest.fixture
@@ -63,8 +77,8 @@ def lay_out(graph: Graph, leafs: list[Tensor]) -> dict[int, int]:
 def test_a_graph_arrives_as_it_was(lent: dict[int, Lent], buffer: Buffer) -> None:
     graph, leafs = layer()
     offsets = lay_out(graph, leafs)
-    body = write_graph(3, graph, at(offsets))
-    foreign = read_graph(body)
+    body = write_graph(NEWEST, 3, 1, graph, at(offsets))
+    foreign = read(body)
     assert foreign.device == 3
     arrived = link(foreign, read_tensors(foreign.records, lent))
     sent = [node for node in graph.nodes if node.op not in ops.VIEW_OPS]
@@ -83,7 +97,7 @@ def test_a_graph_arrives_as_it_was(lent: dict[int, Lent], buffer: Buffer) -> Non
 
 def test_views_name_their_root(lent: dict[int, Lent]) -> None:
     graph, leafs = layer()
-    foreign = read_graph(write_graph(0, graph, at(lay_out(graph, leafs))))
+    foreign = read(write_graph(NEWEST, 0, 1, graph, at(lay_out(graph, leafs))))
     names = foreign.records["name"].tolist()  # views that have no name of their own bear their root's
     (keys,) = (r for r, name in zip(foreign.records, names, strict=True) if name == b"keys")
     (cache,) = (r for r, name in zip(foreign.records, names, strict=True) if name == b"cache" and not r["view_src"])
@@ -96,7 +110,7 @@ def test_operands_come_without_their_past() -> None:
     x = Tensor(T.F32, (4,), name="x")
     early = ops.scale(x, 2.0, name="early")
     late = ops.scale(early, 3.0, name="late")
-    records = read_graph(write_graph(0, Graph([late]), lambda t: (1, 64))).records
+    records = read(write_graph(NEWEST, 0, 1, Graph([late]), lambda t: (1, 64))).records
     assert records["name"].tolist() == [b"early", b"late"]
     assert not records["src"][0].any() and records["src"][1].tolist() == [1] + [0] * 9
 
@@ -157,7 +171,7 @@ def test_a_graph_of_thousands_is_read_at_once(kit: Any, lent: dict[int, Lent]) -
     node = x
     for i in range(3000):
         node = ops.scale(node, 1.0, name=str(i + 1))
-    foreign = read_graph(write_graph(0, build_forward([node]), lambda t: (HANDLE, BASE)))
+    foreign = read(write_graph(NEWEST, 0, 1, build_forward([node]), lambda t: (HANDLE, BASE)))
     graph = link(foreign, read_tensors(foreign.records, lent))
     assert [n.name for n in graph.nodes] == [str(i + 1) for i in range(3000)]
     assert all(b.src == (a,) for a, b in zip(graph.nodes, graph.nodes[1:], strict=False))

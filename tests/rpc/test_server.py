@@ -8,7 +8,7 @@ import pytest
 from pyggml_rpc.connection import Request
 from pyggml_rpc.errors import RefusedError
 from pyggml_rpc.server import Server
-from pyggml_rpc.wire import COMMANDS, Command, pack
+from pyggml_rpc.wire import Command
 
 from pyggml.dtypes import GGMLType
 from pyggml.ops import Op
@@ -23,7 +23,7 @@ def anywhere(request: pytest.FixtureRequest, kit: Any) -> Server:
 
 def test_hello_and_devices(kit: Any, toy: Any) -> None:
     client = kit.Glued(Server([toy, kit.ToyDevice(total=1000)]))
-    assert str(client.client_end.version) == "7.0.0"
+    assert str(client.client_end.version) == "8.0.0"
     assert client.request(C.DEVICE_COUNT) == {"device_count": 2}
     assert client.request(C.GET_ALIGNMENT, device=1) == {"alignment": 64}
     assert client.request(C.GET_MAX_SIZE, device=0) == {"max_size": 2**64 - 1}
@@ -166,7 +166,7 @@ def test_compute_and_recompute(kit: Any, anywhere: Server) -> None:
     c = kit.sum_of(client)
     assert c.run(client) == kit.SUM
     client.set(c.records[0], np.array([5, 5, 5, 5], "<f4").tobytes())
-    client.request(C.GRAPH_RECOMPUTE, device=0)
+    client.recompute(0)
     assert np.frombuffer(client.get(c.records[2], 16), "<f4").tolist() == [15, 25, 35, 45]
     assert anywhere.counters.requests[C.GRAPH_COMPUTE] == 1
     assert anywhere.counters.requests[C.GRAPH_RECOMPUTE] == 1
@@ -196,7 +196,7 @@ def test_what_is_not_computed_is_not_looked_at(kit: Any, client: Any, toy: Any) 
 
 def test_an_empty_graph(kit: Any, client: Any) -> None:
     client.compute([], [])
-    client.request(C.GRAPH_RECOMPUTE, device=0)
+    client.recompute(0)
 
 
 def test_graphs_that_do_not_touch_a_freed_buffer_stay(kit: Any, client: Any, toy: Any) -> None:
@@ -204,11 +204,11 @@ def test_graphs_that_do_not_touch_a_freed_buffer_stay(kit: Any, client: Any, toy
     other, _ = client.alloc(64)
     c.run(client)
     client.request(C.FREE_BUFFER, remote_ptr=other)
-    client.request(C.GRAPH_RECOMPUTE, device=0)
+    client.recompute(0)
     assert toy.computed == 2
     client.request(C.FREE_BUFFER, remote_ptr=c.handle)
-    with pytest.raises(RefusedError, match="no graph is stored for device 0"):
-        client.request(C.GRAPH_RECOMPUTE, device=0)
+    with pytest.raises(RefusedError, match="no graph is kept for device 0"):
+        client.recompute(0)
 
 
 def test_one_graph_for_each_device_and_connection(kit: Any, toy: Any) -> None:
@@ -218,10 +218,10 @@ def test_one_graph_for_each_device_and_connection(kit: Any, toy: Any) -> None:
     for device in (0, 1):
         assert kit.sum_of(client, device).run(client) == kit.SUM
     for device in (0, 1, 0):
-        client.request(C.GRAPH_RECOMPUTE, device=device)
+        client.recompute(device)
     assert (toy.computed, second.computed) == (3, 2)
     with pytest.raises(RefusedError, match="no graph"):
-        stranger.request(C.GRAPH_RECOMPUTE, device=0)
+        stranger.recompute(0)
 
 
 def test_a_graph_runs_on_its_device(kit: Any, toy: Any) -> None:
@@ -272,7 +272,7 @@ def test_failed_computation_ends_this_client_alone(kit: Any, server: Server) -> 
 
 
 def test_every_command_has_a_handler(client: Any) -> None:
-    handled = set(client.session._handlers) | {C.SET_TENSOR, C.GET_TENSOR, C.GRAPH_COMPUTE}
+    handled = set(client.session._handlers) | {C.SET_TENSOR, C.SET_TENSOR_2D, C.GET_TENSOR, C.GRAPH_COMPUTE}
     assert handled == set(Command)
 
 
@@ -284,7 +284,7 @@ def test_messages_are_one_line_whatever_a_name_holds(kit: Any, client: Any) -> N
 
 
 def test_a_request_out_of_thin_air(client: Any) -> None:
-    body = pack(COMMANDS[C.BUFFER_CLEAR].request, remote_ptr=5)
+    body = client.protocol.pack(C.BUFFER_CLEAR, remote_ptr=5)
     with pytest.raises(RefusedError, match="BUFFER_CLEAR: 0x5 is no buffer"):
-        client.session.execute(Request(C.BUFFER_CLEAR, body))
+        client.session.execute(Request(C.BUFFER_CLEAR, body, client.protocol[C.BUFFER_CLEAR].request))
     assert client.session.server.counters.refused == 1

