@@ -14,7 +14,7 @@ from peer import Peer
 from pyggml_rpc.errors import RpcError
 from pyggml_rpc.server import Server
 from pyggml_rpc.transport import Listener
-from pyggml_rpc.wire import Command
+from pyggml_rpc.wire import V7, Command
 
 from pyggml import Llama
 from pyggml.backend.cpu import CPUDevice
@@ -42,7 +42,7 @@ def process() -> Iterator[tuple["subprocess.Popen[str]", str]]:
 
 @pytest.fixture
 def listener() -> Iterator[Listener]:
-    with Listener(Server([CPUDevice()], n_threads=2), port=0) as listener:
+    with Listener(Server([CPUDevice()], n_threads=2, protocol=V7), port=0) as listener:
         yield listener
 
 

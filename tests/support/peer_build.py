@@ -155,6 +155,9 @@ def ensure_peer(say: Say = to_stderr) -> tuple[Path, Path]:
     if missing := [name for name in IMPORTED if importlib.util.find_spec(name) is None]:
         raise PeerMissing(f"the stock llama_cpp imports {', '.join(missing)}: pip install '.[test]' brings it")
     root = cache_dir("peer")
+    there = root / f"{VERSION}-{cpu_key()}" / "site", root / SDIST / "vendor" / "llama.cpp"
+    if there[0].exists() and (there[1] / VENDOR_PARTS[-1]).exists():
+        return there  # without the lock, which may be another peer's for minutes
     with locked(root / "lock"):
         return site(root, say), vendor(root)
 

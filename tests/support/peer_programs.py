@@ -100,9 +100,11 @@ def ensure_programs(say: Say = to_stderr) -> Programs:
     """Built and unpacked when they are missing; ten minutes on two cores. Raises PeerMissing."""
     root = cache_dir("peer")
     home = root / f"b{BUILD}-{cpu_key(' '.join((*OPTIONS, *TARGETS)))}"
+    done = home / "done"
+    if done.exists() and (root / SOURCE).exists():
+        return Programs(home / "bin", root / SOURCE)
     with locked(root / "lock"):
         tree = source(root)
-        done = home / "done"
         if not done.exists():
             needs_linux_and_a_compiler()
             say(f"building llama.cpp b{BUILD} of RPC protocol 8.0.0, once (minutes)")
