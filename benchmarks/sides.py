@@ -154,7 +154,7 @@ def pair(peer: Peer, p: dict[str, Any]) -> Iterator[list[Side]]:
 @contextlib.contextmanager
 def our_server(n_threads: int) -> Iterator[str]:
     """Endpoint of a pyggml-rpc-server on loopback."""
-    command = [sys.executable, "-m", "pyggml_cli.rpc_server", "-p", "0", "-t", str(n_threads)]
+    command = [sys.executable, "-m", "pyggml_cli.rpc_server", "-p", "0", "--protocol", "7", "-t", str(n_threads)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
             assert process.stdout is not None
