@@ -247,7 +247,7 @@ def test_lowering_ends_when_its_client_leaves(
         body += node.tobytes() * (n - 2)
         for i in range(n - 2):
             body[at + 296 * i : at + 296 * i + 8] = (i + 2).to_bytes(8, "little")
-        body[8 + 8 * (n - 2) : 12 + 8 * (n - 2)] = (n - 1).to_bytes(4, "little")
+        body[16 + 8 * (n - 2) : 20 + 8 * (n - 2)] = (n - 1).to_bytes(4, "little")
         one.tell(C.GRAPH_COMPUTE, bytes(body), urgent=True)
         assert began.wait(10)
         one.close()
