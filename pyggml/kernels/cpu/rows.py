@@ -97,7 +97,7 @@ def numbers_are_bad():
     at = record.element("src1")
     n0, n1, n2 = (record.field("src1.ne", i) for i in range(3))
     stride, is_wide = record.field("src1.nb"), record.field("ints", 0)
-    read, fault = _number_reader(), record.fault()
+    read, fault, aborted = _number_reader(), record.fault(), record.aborted()
 
     @inline
     def bad(step, limit, ith):
@@ -105,7 +105,9 @@ def numbers_are_bad():
         for i2 in range(n2(step)):
             for i1 in range(n1(step)):
                 number = at(step, 0, i1, i2, 0)
-                for _ in range(n0(step)):
+                for i in range(n0(step)):
+                    if i & 0xFFFF == 0 and aborted(step):
+                        return True
                     found = read(number, wide)
                     if found < 0 or found >= limit:
                         if ith == 0:
@@ -183,7 +185,7 @@ def _set_rows_with(write):
     ne0, ne1, ne2, ne3 = (record.field("src0.ne", i) for i in range(4))
     d, a, number = record.element("dst"), record.element("src0"), record.element("src1")
     n1, n2, limit = record.field("src1.ne", 1), record.field("src1.ne", 2), record.field("dst.ne", 1)
-    row_a, stride = record.field("src0.nb", 1), record.field("src1.nb")
+    row_a, stride, aborted = record.field("src0.nb", 1), record.field("src1.nb"), record.aborted()
 
     def kernel(step, ith, nth, thread):
         if bad(step, limit(step), ith):
@@ -195,7 +197,7 @@ def _set_rows_with(write):
                 at = number(step, 0, i2 % n1(step), i3 % n2(step), 0)
                 for _ in range(ne1(step)):
                     row = choose(step, at, wide, limit(step))
-                    if row < 0:
+                    if row < 0 or aborted(step):
                         return
                     if row % nth == ith:
                         write(step, thread, d(step, 0, row, i2, i3), source, n)
@@ -220,7 +222,7 @@ def set_elements(kind_d, kind_a):
     d, a, number = record.element("dst"), record.element("src0"), record.element("src1")
     n1, n2, limit = record.field("src1.ne", 1), record.field("src1.ne", 2), record.field("dst.ne", 1)
     row_d, row_a, stride = record.field("dst.nb", 1), record.field("src0.nb", 1), record.field("src1.nb")
-    room_of = record.thread_room()
+    room_of, aborted = record.thread_room(), record.aborted()
     dense, apart, store = elements.loader(kind_a), elements.loader(kind_a + "/"), elements.storer(kind_d)
     size_d, size_a, same = elements.type_size(kind_d), elements.type_size(kind_a), kind_d == kind_a
 
@@ -243,6 +245,8 @@ def set_elements(kind_d, kind_a):
                 at = number(step, 0, i2 % n1(step), i3 % n2(step), 0)
                 for i in range(0, n, 16):
                     k = min(16, n - i)
+                    if aborted(step):
+                        return
                     if same:
                         pass
                     elif sa == size_a:
