@@ -1,0 +1,61 @@
+"""Runs by the hour what the tests run for seconds, and prints figures. Not collected by pytest.
+
+usage: python tests/soak.py guardfuzz COUNT [--seed S] [--first N] [--ops OP,OP ...]
+"""
+
+import argparse
+import secrets
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "support"))
+
+STRETCH = 20_000
+"""Graphs that one process runs before another goes on."""
+
+
+def guardfuzz(args: argparse.Namespace) -> int:
+    """Random graphs through a session between forbidden pages (support/guarded_session.py)."""
+    from guarded_session import drive
+
+    done, seconds, faults = 0, 0.0, 0
+    counts: dict[str, int] = {}
+    while done < args.count:
+        many = min(STRETCH, args.count - done)
+        figures = drive(args.seed, args.first + done, many, timeout=3600, only=args.ops)
+        done, seconds = done + many, seconds + figures.seconds
+        for name, count in figures.counts.items():
+            counts[name] = counts.get(name, 0) + count
+        for fault in figures.faults:
+            faults += 1
+            print(f"seed {args.seed}: {fault}", flush=True)
+        whole = ", ".join(f"{counts.get(name, 0)} {name}" for name in ("computed", "refused"))
+        print(f"seed {args.seed}: {done} graphs in {seconds:.0f} s: {whole}, {faults} faults", flush=True)
+    print(
+        ", ".join(
+            f"{name.removeprefix('computed ')} {n}"
+            for name, n in sorted(counts.items())
+            if name.startswith("computed ")
+        )
+    )
+    print(
+        f"of the refused: {counts.get('overlaps', 0)} overlaps; {counts.get('row numbers', 0)} row numbers out of range"
+    )
+    return 1 if faults else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    guard = commands.add_parser("guardfuzz", help=guardfuzz.__doc__)
+    guard.add_argument("count", type=int, help="graphs to run")
+    guard.add_argument("--seed", type=int, default=secrets.randbelow(1 << 31), help="default: another one each time")
+    guard.add_argument("--first", type=int, default=0, help="number of the first graph")
+    guard.add_argument("--ops", default="-", help="only graphs of these ops, e.g. GET_ROWS,SET_ROWS")
+    guard.set_defaults(run=guardfuzz)
+    args = parser.parse_args()
+    return int(args.run(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
