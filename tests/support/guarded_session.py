@@ -128,7 +128,7 @@ def main(seed: int, first: int, count: int, only: str = "-", wrong: str = "") ->
     from pyggml_rpc.errors import RefusedError
     from pyggml_rpc.server import Server
     from pyggml_rpc.session import Session
-    from pyggml_rpc.wire import Command
+    from pyggml_rpc.wire import NEWEST, Command
     from random_graphs import MAKERS, SIZE, random_graph
 
     from pyggml.backend import cpu
@@ -171,11 +171,14 @@ def main(seed: int, first: int, count: int, only: str = "-", wrong: str = "") ->
     device.alloc_buffer = lambda size, usage=Usage.ANY: Guarded(device, memory, usage)  # type: ignore[method-assign]
     server = Server([device], n_threads=2)
 
+    def request(command: Command, body: bytes | bytearray) -> Request:
+        return Request(command, body, NEWEST.commands[command].request)
+
     def greet() -> tuple[Session, int, int]:
         session = Session(server, "guarded")
-        lent = session.execute(Request(Command.ALLOC_BUFFER, struct.pack("<IQ", 0, SIZE)))
+        lent = session.execute(request(Command.ALLOC_BUFFER, struct.pack("<IQ", 0, SIZE)))
         handle, _ = struct.unpack("<QQ", b"".join(map(bytes, lent or ())))
-        told = session.execute(Request(Command.BUFFER_GET_BASE, struct.pack("<Q", handle)))
+        told = session.execute(request(Command.BUFFER_GET_BASE, struct.pack("<Q", handle)))
         return session, handle, struct.unpack("<Q", b"".join(map(bytes, told or ())))[0]
 
     fresh = np.random.default_rng(seed).integers(0, 256, SIZE, np.uint8)
@@ -195,7 +198,7 @@ def main(seed: int, first: int, count: int, only: str = "-", wrong: str = "") ->
         before = memory.copy()
         signal.setitimer(signal.ITIMER_REAL, PATIENCE)
         try:
-            session.execute(Request(Command.GRAPH_COMPUTE, made.body))  # type: ignore[arg-type]
+            session.execute(request(Command.GRAPH_COMPUTE, made.body))
             counts["computed"] += 1
             counts.update({f"computed {name}": 1 for name in made.what if name.isupper()})
         except RefusedError as error:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from pyggml_rpc.records import write_graph
-from pyggml_rpc.wire import GRAPH, TENSOR
+from pyggml_rpc.wire import GRAPH_UID, NEWEST, TENSOR
 
 from pyggml import ops
 from pyggml.dtypes import SIZES, GGMLType
@@ -361,7 +361,7 @@ MAKERS: dict[Op, Maker] = {
 
 @dataclass
 class RandomGraph:
-    """`body`: of GRAPH_COMPUTE. `fills`: (offset, bytes) of each row number. `results`: (from, to) of all that is written,
+    """`body`: of GRAPH_COMPUTE in the newest protocol. `fills`: (offset, bytes) of each row number. `results`: (from, to) of all that is written,
     offsets in the buffer; None where damage left no type to tell. `what`: ops, and what was damaged."""
 
     body: bytearray
@@ -390,10 +390,10 @@ def random_graph(seed: int, number: int, handle: int, base: int, only: Sequence[
     fills = [
         fill for t in graph.leafs if id(t) in d.limits for fill in _numbers(rng, t, offsets[id(t)], d.limits[id(t)][1])
     ]
-    body = np.frombuffer(bytearray(write_graph(0, graph, place)), np.uint8)
+    body = np.frombuffer(bytearray(write_graph(NEWEST, 0, 1, graph, place)), np.uint8)
     what = [Op(n.op).name for n in graph.nodes]
-    order = body[GRAPH.itemsize : GRAPH.itemsize + 8 * len(what)].view("<u8")
-    records = body[GRAPH.itemsize + 8 * len(what) + 4 :].view(TENSOR)
+    order = body[GRAPH_UID.itemsize : GRAPH_UID.itemsize + 8 * len(what)].view("<u8")
+    records = body[GRAPH_UID.itemsize + 8 * len(what) + 4 :].view(TENSOR)
     what += _damage(rng, records, base)
     written = records[np.isin(records["id"], order)]
     return RandomGraph(bytearray(body.tobytes()), fills, _extents(written, base), what)
