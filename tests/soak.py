@@ -1,6 +1,7 @@
 """Runs by the hour what the tests run for seconds, and prints figures. Not collected by pytest.
 
 usage: python tests/soak.py guardfuzz COUNT [--seed S] [--first N] [--ops OP,OP ...]
+       python tests/soak.py hang-ups SECONDS [--threads N]
 """
 
 import argparse
@@ -44,6 +45,20 @@ def guardfuzz(args: argparse.Namespace) -> int:
     return 1 if faults else 0
 
 
+def hang_ups(args: argparse.Namespace) -> int:
+    """Clients that hang up while their graph is computed, beside two that add numbers (support/hang_ups.py)."""
+    from hang_ups import run
+    from pyggml_rpc.server import Server
+    from pyggml_rpc.transport import Listener
+
+    from pyggml.backend.cpu import CPUDevice
+
+    with Listener(Server([CPUDevice()], n_threads=args.threads), port=0) as listener:
+        tally = run(listener.endpoint, args.seconds, secrets.randbelow(1 << 31))
+    print(f"{tally.hang_ups} hang-ups, {tally.sums} graphs of others, all answered and right")
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -53,6 +68,10 @@ def main() -> int:
     guard.add_argument("--first", type=int, default=0, help="number of the first graph")
     guard.add_argument("--ops", default="-", help="only graphs of these ops, e.g. GET_ROWS,SET_ROWS")
     guard.set_defaults(run=guardfuzz)
+    hang = commands.add_parser("hang-ups", help=hang_ups.__doc__)
+    hang.add_argument("seconds", type=float)
+    hang.add_argument("--threads", type=int, default=2, help="of the server (default: 2)")
+    hang.set_defaults(run=hang_ups)
     args = parser.parse_args()
     return int(args.run(args))
 
