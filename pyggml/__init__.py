@@ -1,21 +1,57 @@
 """pyggml: ggml in pure Python. `from pyggml import Llama`; importing the package alone loads nothing else."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pyggml.arguments import (
+        LLAMA_SPLIT_MODE_LAYER,
+        LLAMA_SPLIT_MODE_NONE,
+        LLAMA_SPLIT_MODE_ROW,
+        LogitsProcessorList,
+        StoppingCriteriaList,
+    )
     from pyggml.engine import Llama
     from pyggml.grammar import LlamaGrammar
+    from pyggml.llama_cache import LlamaCache, LlamaRAMCache
+    from pyggml.llama_state import LlamaState
 
-__all__ = ["Llama", "LlamaGrammar"]
+    __version__: str
+
+_HOMES = {
+    "Llama": "engine",
+    "LlamaGrammar": "grammar",
+    "LlamaState": "llama_state",
+    "LlamaCache": "llama_cache",
+    "LlamaRAMCache": "llama_cache",
+    "LogitsProcessorList": "arguments",
+    "StoppingCriteriaList": "arguments",
+    "LLAMA_SPLIT_MODE_NONE": "arguments",
+    "LLAMA_SPLIT_MODE_LAYER": "arguments",
+    "LLAMA_SPLIT_MODE_ROW": "arguments",
+}
+"""Each name and the module that it comes from when it is first asked for."""
+
+__all__ = [
+    "LLAMA_SPLIT_MODE_LAYER",
+    "LLAMA_SPLIT_MODE_NONE",
+    "LLAMA_SPLIT_MODE_ROW",
+    "Llama",
+    "LlamaCache",
+    "LlamaGrammar",
+    "LlamaRAMCache",
+    "LlamaState",
+    "LogitsProcessorList",
+    "StoppingCriteriaList",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Llama":
-        from pyggml.engine import Llama
+    if name == "__version__":
+        from importlib.metadata import version
 
-        return Llama
-    if name == "LlamaGrammar":
-        from pyggml.grammar import LlamaGrammar
-
-        return LlamaGrammar
+        return version("pyggml")
+    if name in _HOMES:
+        return getattr(import_module(f"pyggml.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'pyggml' has no attribute {name!r}")

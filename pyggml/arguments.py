@@ -23,10 +23,42 @@ I32 = NDArray[np.int32]
 LogitsProcessor = Callable[[I32, F32], F32]
 StoppingCriterion = Callable[[I32, F32], bool]
 
-LLAMA_SPLIT_MODE_LAYER = 1
-SPLIT_MODES = {0: "none", LLAMA_SPLIT_MODE_LAYER: "layer", 2: "row"}
+
+class LogitsProcessorList(list[LogitsProcessor]):
+    """Several functions of (input_ids, logits), each of which gets what the one before gave."""
+
+    def __call__(self, input_ids: I32, scores: F32) -> F32:
+        for processor in self:
+            scores = processor(input_ids, scores)
+        return scores
+
+
+class StoppingCriteriaList(list[StoppingCriterion]):
+    """Several functions of (input_ids, logits), one of which may end a generation."""
+
+    def __call__(self, input_ids: I32, logits: F32) -> bool:
+        return any(criterion(input_ids, logits) for criterion in self)
+
+
+LLAMA_SPLIT_MODE_NONE, LLAMA_SPLIT_MODE_LAYER, LLAMA_SPLIT_MODE_ROW = 0, 1, 2
+SPLIT_MODES = {LLAMA_SPLIT_MODE_NONE: "none", LLAMA_SPLIT_MODE_LAYER: "layer", LLAMA_SPLIT_MODE_ROW: "row"}
 ROPE_SCALINGS = {None: None, -1: None, 0: "none", 1: "linear", 2: "yarn"}
 UNSPECIFIED = -1  # of llama.cpp's enums for rope scaling, pooling and attention
+
+
+OLD_PARAMETERS = frozenset(
+    ("n_parts", "f16_kv", "n_gqa", "rms_norm_eps", "mul_mat_q", "low_vram", "offload_kv", "ftype", "n_keep")
+)
+"""What older programs still hand to llama_cpp.Llama, which drops whatever it does not know."""
+
+CHAT_FORMATS = {
+    "llama-2": "llama2-sys",
+    "llama-3": "llama3",
+    "mistral-instruct": "mistral-v1",
+    "qwen": "chatml",
+    "chatml-function-calling": "chatml",
+}
+"""llama-cpp-python's names of formats that llama.cpp has under another."""
 
 
 class ParameterError(PyggmlError, ValueError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pyggml.arguments import LogitsProcessor, ParameterError
+from pyggml.arguments import CHAT_FORMATS, LogitsProcessor, ParameterError
 from pyggml.chat import ChatTemplate, prompt_tokens
 from pyggml.grammar import LlamaGrammar
 
@@ -64,8 +64,9 @@ def create_chat_completion(
         grammar = LlamaGrammar.from_json_schema(asked.get("schema") or {"type": "object"})
     elif kind != "text":
         raise ParameterError(f"response_format of type {kind!r} is not known; there are 'text' and 'json_object'")
+    named = CHAT_FORMATS.get(llm.chat_format or "", llm.chat_format)
     template = ChatTemplate.choose(
-        llm.context.model.file.metadata, llm._tokenizer, llm.chat_format, tools=bool(tools or functions)
+        llm.context.model.file.metadata, llm._tokenizer, named, tools=bool(tools or functions)
     )
     prompt = template.render(
         messages, functions=functions, function_call=function_call, tools=tools, tool_choice=tool_choice

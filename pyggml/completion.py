@@ -18,6 +18,7 @@ import numpy as np
 from pyggml.arguments import F32, LogitsProcessor, ParameterError, StoppingCriterion, refuse, stops
 from pyggml.errors import ContextError
 from pyggml.grammar import LlamaGrammar
+from pyggml.llama_cache import common_prefix
 
 if TYPE_CHECKING:
     from pyggml.engine import Llama
@@ -114,12 +115,15 @@ def create_completion(
     }
     encoded = [text.encode() for text in texts]
     with llm._turns:
+        if not stream:
+            _look_up(llm, tokens)
         chain = llm._new_chain(llm._next_seed(seed), **sampling)
         said = llm._generate(tokens, chain, logits_processor=logits_processor)
         steps = _run(llm, said, answer, tokens, n, encoded, logprobs, stopping_criteria)
         if stream:
-            return _chunks(_in_turns(llm, steps), answer, head, logprobs, appended)
+            return _chunks(_in_turns(llm, tokens, answer, steps), answer, head, logprobs, appended)
         reason = [reason for reason, _ in steps][-1]
+        _keep(llm, tokens, answer)
         numbers = None if logprobs is None else _all_logprobs(llm, answer, tokens, logprobs, echo)
     whole = answer.data.decode("utf-8", "ignore") + appended
     choice = {
@@ -161,13 +165,31 @@ def _prompt_tokens(llm: Llama, prompt: str | list[int], suffix: str | None) -> t
     return tokens, suffix or ""
 
 
-def _in_turns(llm: Llama, steps: Iterator[tuple[str, int]]) -> Iterator[tuple[str, int]]:
+def _look_up(llm: Llama, tokens: list[int]) -> None:
+    """Take a state out of the cache that has more of the prompt than the context has now."""
+    if llm.cache is not None and tokens in llm.cache:
+        state = llm.cache[tokens]
+        if common_prefix(state.input_ids.tolist(), tokens) > common_prefix(llm._input_ids.tolist(), tokens):
+            llm.load_state(state)
+
+
+def _keep(llm: Llama, tokens: list[int], answer: _Answer) -> None:
+    if llm.cache is not None:
+        llm.cache[[*tokens, *answer.tokens]] = llm.save_state()
+
+
+def _in_turns(
+    llm: Llama, tokens: list[int], answer: _Answer, steps: Iterator[tuple[str, int]]
+) -> Iterator[tuple[str, int]]:
     """The same steps; nobody else computes between a token and what is asked about it."""
+    with llm._turns:
+        _look_up(llm, tokens)
     while True:
         with llm._turns:
             step = next(steps, None)
-        if step is None:
-            return
+            if step is None:
+                _keep(llm, tokens, answer)
+                return
         yield step
 
 

@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 
 from pyggml import jit
 from pyggml.arguments import (
+    CHAT_FORMATS,
     F32,
     LLAMA_SPLIT_MODE_LAYER,
+    OLD_PARAMETERS,
     ROPE_SCALINGS,
     SPLIT_MODES,
     UNSPECIFIED,
@@ -39,9 +41,11 @@ from pyggml.backend.cuda import cuda_devices
 from pyggml.chat import built_in_names
 from pyggml.chat_completion import create_chat_completion
 from pyggml.completion import create_completion
+from pyggml.default_model import default_model, is_default
 from pyggml.dtypes import GGMLType
 from pyggml.errors import ContextError
 from pyggml.grammar import LlamaGrammar
+from pyggml.llama_cache import LlamaRAMCache, common_prefix
 from pyggml.llama_state import load_state, save_state
 from pyggml.model.context import Context
 from pyggml.model.model import Model
@@ -59,12 +63,13 @@ class Llama:
     """A model loaded, with one context: calls from several threads take turns, a stream that another call has overtaken
     raises OvertakenError.
 
-    >>> llm = Llama("SmolLM2-135M-Instruct.Q4_1.gguf")
+    >>> llm = Llama()  # the default model, or the path of another
     >>> llm("Hello, my name is", max_tokens=8, temperature=0)["choices"][0]["text"]
 
     Parameters as in llama_cpp.Llama; one that is not implemented raises ParameterError when it asks for something.
     Besides those there are:
 
+    model_path   None or "default": the default model, fetched once into the cache folder
     rpc_servers  "host:port,host:port": servers to offload layers to (then n_gpu_layers defaults to all of them)
     rpc_timeout  seconds for a whole answer of a server (300); a prompt may have to be computed for it
     devices      Device objects instead, in order; layers that are not offloaded stay on this machine's CPU
@@ -80,7 +85,7 @@ class Llama:
 
     def __init__(
         self,
-        model_path: str | os.PathLike[str],
+        model_path: str | os.PathLike[str] | None = None,
         *,
         n_gpu_layers: int | None = None,
         split_mode: int = LLAMA_SPLIT_MODE_LAYER,
@@ -130,8 +135,11 @@ class Llama:
         rpc_timeout: float | None = None,
         devices: Sequence[Device] | None = None,
         progress: Progress | None = None,
+        **old: Any,
     ) -> None:
         refuse(locals())
+        if unknown := [name for name in old if name not in OLD_PARAMETERS]:
+            raise TypeError(f"Llama() has no parameter {unknown[0]!r}")
         if rope_scaling_type not in ROPE_SCALINGS:
             raise ParameterError(f"rope_scaling_type={rope_scaling_type} is not implemented; known: {ROPE_SCALINGS}")
         if rpc_timeout is not None and not rpc_timeout > 0:
@@ -141,10 +149,11 @@ class Llama:
         for name, value in (("n_ctx", n_ctx), ("n_batch", n_batch - 1), ("n_ubatch", n_ubatch - 1)):
             if value < 0:
                 raise ParameterError(f"{name} must be at least {0 if name == 'n_ctx' else 1}")
-        if chat_format is not None and chat_format not in built_in_names():
-            raise ParameterError(f"chat_format={chat_format!r:.40} is not known; known: {', '.join(built_in_names())}")
+        if chat_format is not None and CHAT_FORMATS.get(chat_format, chat_format) not in built_in_names():
+            known = ", ".join([*built_in_names(), *CHAT_FORMATS])
+            raise ParameterError(f"chat_format={chat_format!r:.40} is not known; known: {known}")
         start = time.perf_counter()
-        self.model_path = os.fspath(model_path)
+        self.model_path = os.fspath(default_model() if model_path is None or is_default(model_path) else model_path)
         self.chat_format = chat_format
         self.verbose = verbose
         self.no_perf = no_perf
@@ -157,6 +166,7 @@ class Llama:
         self._prepared = False  # whether the kernels for prompts and single tokens are there
         jit.announce(_told if verbose else None)
         self._turns = Turns()
+        self.cache: LlamaRAMCache | None = None
         self._context: Context | None = None
         self._model: Model | None = None
         if not Path(self.model_path).exists():
@@ -209,6 +219,8 @@ class Llama:
         self.input_ids: NDArray[np.int32] = np.zeros(context.n_ctx, np.int32)
         self.scores: F32 = np.zeros((context.n_ctx if logits_all else 1, self.n_vocab()), np.float32)
         self._scored = -1  # position of the token that the newest logits belong to
+        if old:
+            self._say(f"of older versions of llama-cpp-python, and without effect: {', '.join(old)}")
         self._say(f"{self.model_path}: ready in {time.perf_counter() - start:.2f} s")
 
     def _say(self, text: str) -> None:
@@ -266,8 +278,13 @@ class Llama:
     def detokenize(
         self, tokens: Iterable[int], prev_tokens: Sequence[int] | None = None, special: bool = False
     ) -> bytes:
-        """The bytes of these tokens, the same whatever came before them; of control tokens only with `special`."""
-        return b"".join(self._tokenizer.token_bytes(int(token), special) for token in tokens)
+        """The bytes of these tokens, the same whatever came before them; of control tokens only with `special`.
+
+        After BOS a space at the beginning is left out: SentencePiece's tokenizers have put it there.
+        """
+        ids = [int(token) for token in tokens]
+        data = b"".join(self._tokenizer.token_bytes(token, special) for token in ids)
+        return data[1:] if ids and ids[0] == self._tokenizer.bos and data.startswith(b" ") else data
 
     # ---- evaluating
 
@@ -475,10 +492,11 @@ class Llama:
             self._say(f"{keep} of {len(tokens)} prompt tokens are already there")
         return self.n_tokens
 
-    @staticmethod
-    def longest_token_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-        """How many tokens both begin with."""
-        return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    longest_token_prefix = staticmethod(common_prefix)
+
+    def set_cache(self, cache: LlamaRAMCache | None) -> None:
+        """Completions keep their states in this cache, and begin with the one that has most of their prompt."""
+        self.cache = cache
 
     @staticmethod
     def logits_to_logprobs(logits: F32 | Sequence[float], axis: int = -1) -> F32:

@@ -14,7 +14,7 @@ PACKAGES = {"pyggml": ROOT / "pyggml", "pyggml_rpc": ROOT / "rpc/pyggml_rpc", "p
 ROWS = (
     ("pyggml.errors", "pyggml.regular_file"),
     ("pyggml.cachedir", "pyggml.sources", "pyggml.steps"),
-    ("pyggml.grammar", "pyggml.turns", "pyggml.whole_file"),
+    ("pyggml.default_model", "pyggml.grammar", "pyggml.llama_cache", "pyggml.turns", "pyggml.whole_file"),
     ("pyggml.dtypes", "pyggml.jit", "pyggml.sampler", "pyggml.tokenizer", "pyggml.chat", "pyggml.perplexity"),
     ("pyggml.tensor", "pyggml.simd", "pyggml.gguf", "pyggml.arguments"),
     ("pyggml.ops", "pyggml.graph", "pyggml.quants", "pyggml.completion", "pyggml.chat_completion"),
@@ -23,7 +23,7 @@ ROWS = (
     ("pyggml.model", "pyggml.inspection"),
     ("pyggml.llama_state",),
     ("pyggml.engine",),
-    ("pyggml",),
+    ("pyggml", "pyggml.__main__"),
     ("pyggml_rpc",),
     ("pyggml_cli",),
 )

@@ -74,6 +74,7 @@ def _command(argv: Sequence[str]) -> int:
     if values.cache_list:
         from pyggml.cachedir import cache_dir
 
+        print(f"folder: {cache_dir('models')}", file=sys.stderr)
         models = sorted(path.name for path in cache_dir("models").glob("*.gguf"))
         print(
             f"number of models in cache: {len(models)}",
@@ -191,7 +192,9 @@ def _complete(values: Values, prompt: str | None) -> int:
         if prompt is not None:
             tokens = _fitting(tokenizer.encode(prompt, add_special=True, parse_special=True), n_ctx)
             if not tokens:
-                raise UsageError("the prompt is empty, and the model has no BOS token to begin with")
+                if tokenizer.bos is None:
+                    raise UsageError("the prompt is empty, and the model has no BOS token to begin with")
+                tokens = [tokenizer.bos]
         chain = _chain(values, tokenizer, n_ctx)
         if n_ctx > model.config.n_ctx_train:
             print(f"warning: the model was trained on {model.config.n_ctx_train} tokens, not {n_ctx}", file=sys.stderr)

@@ -64,8 +64,9 @@ def _command(argv: Sequence[str]) -> int:
     from pyggml.gguf import GGUFFile
     from pyggml.inspection import describe
     from pyggml_cli.bus_errors import explained
+    from pyggml_cli.loading import model_path
 
-    with explained(), GGUFFile.open(values.free[0]) as file:
+    with explained(), GGUFFile.open(model_path(values.free[0])) as file:
         found = describe(file)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -11,20 +11,21 @@ from typing import Any
 
 from pyggml.backend.base import Device
 from pyggml.backend.host import default_threads
+from pyggml.default_model import default_model, is_default
 from pyggml.dtypes import GGMLType
 from pyggml.model.model import Model
 from pyggml.regular_file import open_regular
 from pyggml_cli.bus_errors import explained
-from pyggml_cli.default_model import default_model
 from pyggml_cli.devices import local_devices, offload_devices, pick
+from pyggml_cli.fetching import watched
 from pyggml_cli.flags import UsageError
 from pyggml_cli.progress import Meter, meter
 
 
 def model_path(name: str | None, offline: bool = False) -> Path:
     """The file named, or the default model. Raises DownloadError; OSError for one that cannot be read."""
-    if name is None:
-        return default_model(offline)
+    if name is None or is_default(name):
+        return default_model(offline, watched)
     with open_regular(name):  # the system's own words for what is wrong
         pass
     return Path(name)

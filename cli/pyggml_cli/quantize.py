@@ -142,12 +142,12 @@ def _quantize(values: Values, source: Path, target: Path, mix: "Mix | None", n_t
     from pyggml.gguf import GGUFFile
     from pyggml.quantize import make_plan, run
     from pyggml_cli.bus_errors import explained
-    from pyggml_cli.loading import shown_compiling
+    from pyggml_cli.loading import model_path, shown_compiling
     from pyggml_cli.progress import meter
 
     wishes, overrides = _wishes(values), [_override(text) for text in values.override_kv]
     start = time.perf_counter()
-    with explained(), GGUFFile.open(source) as file:
+    with explained(), GGUFFile.open(model_path(str(source))) as file:
         plan = make_plan(
             file, mix, wishes, overrides, allow_requantize=values.allow_requantize, keep_split=values.keep_split,
             check=not values.dry_run,

