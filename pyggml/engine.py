@@ -46,6 +46,7 @@ from pyggml.dtypes import GGMLType
 from pyggml.errors import ContextError
 from pyggml.grammar import LlamaGrammar
 from pyggml.llama_cache import LlamaRAMCache, common_prefix
+from pyggml.llama_facts import LlamaFacts
 from pyggml.llama_state import load_state, save_state
 from pyggml.model.context import Context
 from pyggml.model.model import Model
@@ -59,7 +60,7 @@ Progress = Callable[[int, int], None]
 """Called as `progress(bytes done, bytes in all)` while weights travel to their devices."""
 
 
-class Llama:
+class Llama(LlamaFacts):
     """A model loaded, with one context: calls from several threads take turns, a stream that another call has overtaken
     raises OvertakenError.
 
@@ -227,64 +228,12 @@ class Llama:
         if self.verbose:
             _told(text)
 
-    # ---- the model's facts
-
     @property
     def context(self) -> Context:
         """The context; raises ContextError after `close`."""
         if self._context is None:
             raise ContextError("this Llama is closed")
         return self._context
-
-    def n_ctx(self) -> int:
-        """Tokens that the context holds."""
-        return self.context.n_ctx
-
-    def n_embd(self) -> int:
-        """Width of the model."""
-        return self.context.model.config.n_embd
-
-    def n_vocab(self) -> int:
-        """Tokens that the model knows, with or without a vocabulary."""
-        return self.context.model.n_vocab
-
-    def token_eos(self) -> int:
-        """The token that ends a text, -1 if there is none."""
-        return _id(self._tokenizer.eos)
-
-    def token_bos(self) -> int:
-        """The token that begins a text, -1 if there is none."""
-        return _id(self._tokenizer.bos)
-
-    def token_nl(self) -> int:
-        """The token of a line feed, -1 if there is none."""
-        return _id(self._tokenizer.nl)
-
-    def is_eog(self, token: int) -> bool:
-        """Whether the token ends a generation."""
-        return self._tokenizer.is_eog(token)
-
-    def fim_tokens(self) -> tuple[int, int, int] | None:
-        """The tokens before a prefix, before a suffix and before the middle, for models trained to fill in."""
-        tok = self._tokenizer
-        if tok.fim_pre is None or tok.fim_suf is None or tok.fim_mid is None:
-            return None
-        return tok.fim_pre, tok.fim_suf, tok.fim_mid
-
-    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
-        """Token ids of UTF-8 text. `add_bos`: BOS and EOS, where the file asks for them; `special`: read their names."""
-        return self._tokenizer.encode(text, add_special=add_bos, parse_special=special)
-
-    def detokenize(
-        self, tokens: Iterable[int], prev_tokens: Sequence[int] | None = None, special: bool = False
-    ) -> bytes:
-        """The bytes of these tokens, the same whatever came before them; of control tokens only with `special`.
-
-        After BOS a space at the beginning is left out: SentencePiece's tokenizers have put it there.
-        """
-        ids = [int(token) for token in tokens]
-        data = b"".join(self._tokenizer.token_bytes(token, special) for token in ids)
-        return data[1:] if ids and ids[0] == self._tokenizer.bos and data.startswith(b" ") else data
 
     # ---- evaluating
 
@@ -538,7 +487,3 @@ class Llama:
 
 def _told(text: str) -> None:
     print(f"pyggml: {text}", file=sys.stderr, flush=True)
-
-
-def _id(token: int | None) -> int:
-    return -1 if token is None else token

@@ -21,7 +21,7 @@ ROWS = (
     ("pyggml.alloc", "pyggml.kernels"),
     ("pyggml.backend", "pyggml.quantize"),
     ("pyggml.model", "pyggml.inspection"),
-    ("pyggml.llama_state",),
+    ("pyggml.llama_facts", "pyggml.llama_state"),
     ("pyggml.engine",),
     ("pyggml", "pyggml.__main__"),
     ("pyggml_rpc",),

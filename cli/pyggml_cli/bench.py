@@ -234,7 +234,7 @@ def _command(argv: Sequence[str]) -> int:
 
 
 def _run(values: Any, todo: list[Case], offload: "list[Device]") -> int:
-    from pyggml_cli.devices import pick
+    from pyggml_cli.devices import note_no_offload, pick
     from pyggml_cli.loading import loaded, model_path, shown_compiling
 
     printers = [PRINTERS[values.output](sys.stdout.write, values.seen)]
@@ -245,6 +245,8 @@ def _run(values: Any, todo: list[Case], offload: "list[Device]") -> int:
         for placing, group in itertools.groupby(todo, lambda case: case.placing):
             name, n_gpu_layers, names, split = placing
             devices = offload if names is None else [] if names == ("none",) else pick(offload, names)
+            if "n_gpu_layers" in values.seen and names != ("none",):
+                note_no_offload(n_gpu_layers, devices)
             path = model_path(name, values.offline)
             with loaded(path, devices, n_gpu_layers, split) as model:
                 facts = model_facts(model, path, "RPC" if offload else "CPU")

@@ -45,13 +45,30 @@ def offload_devices(
     return pick(found, names)
 
 
+def note_no_offload(n_gpu_layers: int, devices: Sequence[Device]) -> None:
+    """Where the user has asked for layers on other devices than this CPU, and there are none: say so, and why."""
+    if n_gpu_layers and not devices:
+        why = _why_no_gpu()
+        reason = f": {why}" if why else ""
+        asked = "all" if n_gpu_layers < 0 else n_gpu_layers
+        print(f"note: -ngl {asked}: all layers are computed on the CPU{reason}", file=sys.stderr)
+
+
+def _why_no_gpu() -> str | None:
+    """None where this machine has a GPU to compute on."""
+    from pyggml.backend.cuda import why_no_cuda
+
+    return why_no_cuda()
+
+
 def pick(devices: Sequence[Device], names: Sequence[str]) -> list[Device]:
     """The devices of these names (any case), in this order. Raises DeviceError."""
     by_name = {device.name.lower(): device for device in devices}
     for name in names:
         if name.lower() not in by_name:
             there = ", ".join(device.name for device in devices) or "none"
-            raise DeviceError(f"no device {name!r} to choose; there are: {there}")
+            why = f" ({reason})" if name.upper().startswith("CUDA") and (reason := _why_no_gpu()) else ""
+            raise DeviceError(f"no device {name!r} to choose; there are: {there}{why}")
         if [other.lower() for other in names].count(name.lower()) > 1:
             raise DeviceError(f"device {name!r} is named twice")
     return [by_name[name.lower()] for name in names]

@@ -16,7 +16,7 @@ from pyggml.dtypes import GGMLType
 from pyggml.model.model import Model
 from pyggml.regular_file import open_regular
 from pyggml_cli.bus_errors import explained
-from pyggml_cli.devices import local_devices, offload_devices, pick
+from pyggml_cli.devices import local_devices, note_no_offload, offload_devices, pick
 from pyggml_cli.fetching import watched
 from pyggml_cli.flags import UsageError
 from pyggml_cli.progress import Meter, meter
@@ -64,6 +64,8 @@ def model_for(values: Any) -> contextlib.AbstractContextManager[Model]:
 
     path = model_path(values.model, values.offline)
     devices = chosen(offload_devices(values.rpc, values.device, values.rpc_timeout), values.split_mode, values.main_gpu)
+    if "n_gpu_layers" in values.seen and list(values.device or ()) != ["none"]:
+        note_no_offload(values.n_gpu_layers, devices)
     cpu = local_devices()[0]
     here = [EXPERTS] if values.cpu_moe else []
     here += [*cpu_layers(values.n_cpu_moe, EXPERTS), *cpu_layers(values.n_cpu_ffn, DENSE)]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pyggml_cli import cli, loading
+from pyggml_cli import bench, cli, loading
 from text_model import BOS, EOT, WORDS, write_text_model
 
 TIMINGS = re.compile(
@@ -101,8 +101,8 @@ def test_context_beyond_training_is_warned_of(complete: Callable[..., Any]) -> N
 
 
 def test_empty_prompt(complete: Callable[..., Any], tmp_path: Path) -> None:
-    outcome = complete("-p", "")
-    assert outcome.code == 2 and "the prompt is empty" in outcome.err
+    outcome = complete("-p", "", "--override-kv", "tokenizer.ggml.bos_token_id=int:99999")
+    assert outcome.code == 2 and "the prompt is empty, and the model has no BOS token" in outcome.err
     with_bos = write_text_model(tmp_path / "bos.gguf", add_bos=True)
     assert complete("-p", "", "-n", 1, *biased("x"), path=with_bos).out == "x"
     assert complete("-p", "", "-n", 1, *biased("x"), "-sp", path=with_bos).out == "<|begin|>x"
@@ -308,3 +308,28 @@ def test_a_terminal_gets_a_line_break_at_the_end(model: Path) -> None:
         assert process.wait(60) == 0
     os.close(leader)
     assert shown == b"axxx\r\n"
+
+
+def test_an_empty_prompt_begins_with_bos(
+    complete: Callable[..., Any], call: Callable[..., Any], tmp_path: Path
+) -> None:
+    outcome = complete("-p", "", "-n", 2, *biased("x"))
+    assert (outcome.code, outcome.out) == (0, "xx")
+    (tmp_path / "empty").touch()
+    assert complete("-f", tmp_path / "empty", "-n", 2, *biased("x")).out == "xx"
+
+
+def test_layers_that_no_device_takes_are_told_of(
+    complete: Callable[..., Any], call: Callable[..., Any], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyggml.backend.cuda.cuda_devices", list)
+    monkeypatch.setattr("pyggml.backend.cuda.why_no_cuda", lambda: "there is no NVIDIA driver")
+    monkeypatch.setattr("pyggml.backend.cuda.worth_telling", lambda reason: False)
+    note = "note: -ngl {}: all layers are computed on the CPU: there is no NVIDIA driver\n"
+    assert note.format(99) in complete("-p", "a", "-n", 1, "-ngl", 99).err
+    assert note.format("all") in complete("-p", "a", "-n", 1, "-ngl", "all").err
+    assert note.format(10) in call(bench.main, "-m", model, "-p", 2, "-n", 0, "-r", 1, "-ngl", 10).err
+    for quiet in ([], ["-ngl", 0], ["-ngl", 99, "-dev", "none"]):
+        assert "note" not in complete("-p", "a", "-n", 1, *quiet).err
+    outcome = complete("-p", "a", "-dev", "CUDA0")
+    assert outcome.err == "error: no device 'CUDA0' to choose; there are: none (there is no NVIDIA driver)\n"
