@@ -4,11 +4,13 @@ Owns what is kept and what it counts for; it must not know how a request travell
 part: clients take turns at it, other threads get the interpreter in between, and it ends when its client has left.
 """
 
+import contextlib
 import logging
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pyggml.backend.base import Plan
+from pyggml.backend.base import Backend, Plan
 from pyggml.errors import ComputeError
 from pyggml.ops import Op, check
 from pyggml_rpc.connection import Piece, Request
@@ -46,17 +48,19 @@ class Graphs:
         """Take a graph and run it. Raises RefusedError, ComputeError and what else keeps it from being computed."""
         device, uid = int(request.record["device"][0]), self._protocol.uid_in(request.record)
         self._kept.make_room(device, uid)
-        self._run(slot, self._kept.keep(device, uid, request.body, lambda: self._in_turn(slot, request)))
+        self._run(slot, self._kept.keep(device, uid, request.body, lambda: self._in_turn(slot, request)), request)
 
     def recompute(self, slot: "Slot", request: Record) -> None:
         """Run a graph that is kept. Raises the same."""
 
-        def again(body: Piece) -> Lowered:
-            layout = self._protocol[Command.GRAPH_COMPUTE].request
-            return self._in_turn(slot, Request(Command.GRAPH_COMPUTE, body, layout))
+        layout = self._protocol[Command.GRAPH_COMPUTE].request
+
+        def whole(body: Piece) -> Request:
+            return Request(Command.GRAPH_COMPUTE, body, layout)
 
         device, uid = int(request["device"][0]), self._protocol.uid_in(request)
-        self._run(slot, self._kept.plan(device, uid, again))
+        plan = self._kept.plan(device, uid, lambda body: self._in_turn(slot, whole(body)))
+        self._run(slot, plan, whole(self._kept.body(device, uid)))
 
     def forget_those_with(self, handle: int) -> None:
         """A buffer is freed. Graphs that do not touch it stay: stock clients recompute them."""
@@ -65,9 +69,19 @@ class Graphs:
     def clear(self) -> None:
         self._kept.clear()
 
-    def _run(self, slot: "Slot", plan: Plan) -> None:
+    def _run(self, slot: "Slot", plan: Plan, request: Request) -> None:
         self._session.figures.graphs += 1
-        slot.compute(plan, self._session)
+        slot.compute(plan, self._session, lambda backend: self._elsewhere(slot, request, backend))
+
+    @contextlib.contextmanager
+    def _elsewhere(self, slot: "Slot", request: Request, backend: Backend) -> Iterator[Plan]:
+        """The graph once more, for another backend of its device and for one run."""
+        lowered = self._lowered(slot, read_graph(request), backend)
+        try:
+            yield lowered.plan
+        finally:
+            self._session.host.give(lowered.objects)
+            self._session.account(slot).give(lowered.plan.nbytes)
 
     def _in_turn(self, slot: "Slot", request: Request) -> Lowered:
         session, foreign = self._session, read_graph(request)
@@ -76,7 +90,7 @@ class Graphs:
         try:
             session.server.lowering.take(session.owner, lambda: session.gone)
             try:
-                lowered = self._lowered(slot, foreign)
+                lowered = self._lowered(slot, foreign, slot.backend)
             finally:
                 session.server.lowering.give(session.owner)
         finally:
@@ -84,8 +98,8 @@ class Graphs:
         log.debug("%s: a graph of %d nodes for %s", session.peer, len(foreign.nodes), slot.device.name)
         return lowered
 
-    def _lowered(self, slot: "Slot", foreign: ForeignGraph) -> Lowered:
-        """Check every node, make the graph ready to run, and take what that costs from the client's accounts. Raises
+    def _lowered(self, slot: "Slot", foreign: ForeignGraph, backend: Backend) -> Lowered:
+        """Check every node, make the graph ready to run there, and take what that costs from the client's accounts. Raises
         RefusedError, NoRoomError and what the backend does."""
         session = self._session
         self._yielded = time.monotonic()
@@ -108,7 +122,7 @@ class Graphs:
         session.host.take(objects)
         try:
             room, known = session.account(slot).offer()
-            plan = slot.backend.plan(graph, cancelled=self._left, max_work=room if known else None)
+            plan = backend.plan(graph, cancelled=self._left, max_work=room if known else None)
             session.account(slot).take(plan.nbytes)
         except BaseException:
             session.host.give(objects)

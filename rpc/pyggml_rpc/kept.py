@@ -126,6 +126,12 @@ class KeptGraphs:
         self._ready.move_to_end((device, uid))
         return kept.plan
 
+    def body(self, device: int, uid: int) -> Piece:
+        """The request of a graph whose plan was just asked for."""
+        kept = self._of[device][uid]
+        assert kept is not None and kept.plan is not None
+        return kept.body
+
     def buffer_freed(self, handle: int) -> None:
         """Forget the graphs that touch it. Others stay: stock clients compute them again."""
         for device, of_device in enumerate(self._of):

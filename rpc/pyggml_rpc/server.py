@@ -5,7 +5,9 @@ It must not know a client's requests: those are `session.py`'s.
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pyggml.backend.base import Backend, Device, Kind, Plan
@@ -21,9 +23,15 @@ if TYPE_CHECKING:
 
 
 CLOSE_TIMEOUT = 2.0  # seconds
+PATIENCE = 1.0  # seconds that others wait for one client's graph before they compute beside it
+MAX_BACKENDS = 16  # of a device
 LOWERINGS = 2  # graphs that are made ready at once, each of another client
 COMPILING = 3.0  # seconds after which one is taken to wait for the compiler, and keeps nobody else waiting
 MAX_BUFFERS = 1 << 15  # of all clients; each may be a mapping, of which Linux gives a process 65,530
+
+
+Elsewhere = Callable[[Backend], AbstractContextManager[Plan]]
+"""A graph made ready for a backend, for as long as the context lasts."""
 
 
 class Counters:
@@ -45,66 +53,101 @@ class Counters:
             self.refused += 1
 
 
+@dataclass
+class _Run:
+    """A computation, and since when."""
+
+    backend: Backend
+    since: float
+    overdue: bool = False
+
+
 class Slot:
-    """One served device: its backend, who computes on it, and who holds how much of its memory."""
+    """One served device: who computes on it, and who holds how much of its memory.
+
+    One client computes at a time. A CPU whose turn takes long gets another backend, with threads of its own, for the
+    next client: the system then shares the cores between them, and nobody waits for the end of a graph that may take
+    hours.
+    """
 
     def __init__(
         self, device: Device, n_threads: int | None, ledger: Ledger, graph_timeout: float | None = None
     ) -> None:
         self.device = device
         self.ledger = ledger
-        self.turns = Turns()
+        several = device.kind is Kind.CPU
+        self.turns = Turns(overstay=PATIENCE if several else None, most=MAX_BACKENDS)
         self._n_threads = n_threads
         self._graph_timeout = graph_timeout
-        self._backend: Backend | None = None
         self._state = threading.Lock()
-        self._running: Session | None = None
-        self._since = 0.0
-        self._overdue = False
+        self._backends: list[Backend] = []
+        self._used_by: dict[int, Session] = {}  # backends' numbers
+        self._running: dict[Session, _Run] = {}
 
     @property
     def backend(self) -> Backend:
+        """The one that graphs are made ready for."""
         with self._state:
-            if self._backend is None:
-                self._backend = self.device.open(self._n_threads)
-            return self._backend
+            return self._opened(0)
 
-    def compute(self, plan: Plan, session: "Session") -> None:
-        """Run it when it is the client's turn. Raises ComputeError, also when the session ended while it waited."""
-        backend = self.backend
+    def _opened(self, number: int) -> Backend:
+        if number == len(self._backends):
+            self._backends.append(self.device.open(self._n_threads))
+        return self._backends[number]
+
+    def compute(self, plan: Plan, session: "Session", elsewhere: Elsewhere) -> None:
+        """Run it when it is the client's turn; `elsewhere` makes the plan for another backend than `backend`. Raises
+        ComputeError, also when the session ended while it waited."""
         self.turns.take(session.owner, lambda: session.gone)
         try:
             with self._state:
-                if session.gone:  # asked inside, where `abort` sees that it runs
-                    raise ComputeError("the client is gone")
-                self._running, self._since, self._overdue = session, time.monotonic(), False
+                number = next(i for i in range(MAX_BACKENDS) if i not in self._used_by)
+                run = _Run(self._opened(number), time.monotonic())
+                self._used_by[number] = session
             try:
-                backend.compute(plan)
-                backend.synchronize()
-            except ComputeError:
-                if not self._overdue:
-                    raise
-                raise ComputeError(f"it computed for more than {self._graph_timeout:g} s") from None
+                if number == 0:
+                    self._run(run, plan, session)
+                else:
+                    with elsewhere(run.backend) as other:
+                        self._run(run, other, session)
             finally:
                 with self._state:
-                    self._running = None
+                    del self._used_by[number]
         finally:
             self.turns.give(session.owner)
+
+    def _run(self, run: _Run, plan: Plan, session: "Session") -> None:
+        with self._state:
+            if session.gone:  # asked inside, where `abort` sees that it runs
+                raise ComputeError("the client is gone")
+            self._running[session] = run
+        try:
+            run.backend.compute(plan)
+            run.backend.synchronize()
+        except ComputeError:
+            if not run.overdue:
+                raise
+            raise ComputeError(f"it computed for more than {self._graph_timeout:g} s") from None
+        finally:
+            with self._state:
+                del self._running[session]
 
     def abort(self, session: "Session") -> None:
         """End the computation if it is this session's, and its wait for a turn."""
         with self._state:
-            if self._running is session and self._backend is not None:
-                self._backend.abort()
+            run = self._running.get(session)
+            if run is not None:
+                run.backend.abort()
         self.turns.wake()
 
     def end_overdue(self) -> None:
-        """End the computation if it takes longer than a graph may; to be called again and again."""
+        """End what computes for longer than a graph may; to be called again and again."""
+        assert self._graph_timeout is not None
         with self._state:
-            late = self._graph_timeout is not None and time.monotonic() - self._since > self._graph_timeout
-            if late and self._running is not None and self._backend is not None:
-                self._overdue = True
-                self._backend.abort()
+            for run in self._running.values():
+                if time.monotonic() - run.since > self._graph_timeout:
+                    run.overdue = True
+                    run.backend.abort()
 
     @property
     def used(self) -> int:
@@ -118,16 +161,13 @@ class Slot:
 
     def close(self) -> None:
         """A computation that does not end when it is aborted keeps its threads, which end with the process."""
-        owner = object()
-        try:
-            self.turns.take(owner, lambda: False, CLOSE_TIMEOUT)
-        except ComputeError:
-            return
+        until = time.monotonic() + CLOSE_TIMEOUT
+        while self.turns.n_running and time.monotonic() < until:
+            time.sleep(0.01)
         with self._state:
-            if self._backend is not None:
-                self._backend.close()
-                self._backend = None
-        self.turns.give(owner)
+            for backend in self._backends if not self._used_by else ():
+                backend.close()
+            self._backends.clear()
 
 
 class Server:

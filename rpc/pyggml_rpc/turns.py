@@ -23,13 +23,19 @@ class _Waiter:
 
 
 class Turns:
-    """`places` owners have a turn at once; one who has had it for longer than `overstay` seconds does not count."""
+    """`places` owners have a turn at once; one who has had it for longer than `overstay` seconds does not count, but all
+    together are at most `most`."""
 
     def __init__(
-        self, places: int = 1, clock: Callable[[], float] = time.monotonic, overstay: float | None = None
+        self,
+        places: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+        overstay: float | None = None,
+        most: int | None = None,
     ) -> None:
         self._places = places
         self._overstay = overstay
+        self._most = most
         self._clock = clock
         self._lock = threading.Lock()
         self._running: dict[Hashable, float] = {}  # since when
@@ -77,11 +83,15 @@ class Turns:
                 waiter.event.set()
 
     @property
+    def n_running(self) -> int:
+        return len(self._running)
+
+    @property
     def n_waiting(self) -> int:
         return len(self._waiting)
 
     def _grant(self) -> None:
-        while self._inside() < self._places:
+        while self._inside() < self._places and (self._most is None or len(self._running) < self._most):
             able = [waiter for waiter in self._waiting if waiter.owner not in self._running]
             if not able:
                 return

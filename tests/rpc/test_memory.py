@@ -187,7 +187,7 @@ def rope_table(kit: Any, client: Any, tokens: int) -> tuple[list[int], list[Any]
     x = kit.record((32, 1, tokens), id=1, nb=[4, 0, 0, 0], **home)
     positions = kit.record((tokens,), GGMLType.I32, id=2, nb=[0, 0, 0, 0], **home)
     params = pack_params("5i6f", 0, 32, 0, 0, 0, 10000.0, 1.0, 0.0, 1.0, 32.0, 1.0)
-    out = {"op": Op.ROPE, "flags": 16, "op_params": params, "src": [1, 2, *[0] * 8], "nb": [4, 0, 0, 0]}
+    out = {"op": Op.ROPE, "flags": 16, "op_params": params, "src": [1, 2, *[0] * 8]}
     return [3], [x, positions, kit.record((32, 1, tokens), id=3, buffer=handle, data=base + 4096, **out)]
 
 

@@ -3,6 +3,7 @@
 import logging
 import re
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from pyggml_rpc.talk import LimitRate, mib
 from pyggml_rpc.transport import Limits, Listener
 from pyggml_rpc.wire import NEWEST, Command, pack_header
 
+from pyggml.errors import ComputeError
 from pyggml.ops import Op
 
 C = Command
@@ -221,6 +223,66 @@ def test_a_graph_has_so_much_time(kit: Any, caplog: pytest.LogCaptureFixture) ->
         until(lambda: "GRAPH_COMPUTE: it computed for more than 0.2 s" in caplog.text)
         assert toy.inside == 0
         toy.gate.set()
+
+
+def test_a_long_graph_keeps_nobody_waiting(kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One product of 908 bytes once kept everybody from computing for as long as it took."""
+    monkeypatch.setattr("pyggml_rpc.server.PATIENCE", 0.2)
+    toy, gates = kit.ToyDevice(), list[threading.Event]()
+    server = Server([toy])
+    opened = toy.open
+
+    def separate(n_threads: int | None = None) -> Any:
+        """A backend of its own, which computes when its gate is open."""
+        backend, gate = opened(n_threads), threading.Event()
+        gates.append(gate)
+        whole = backend.compute
+
+        def compute(plan: Any) -> None:
+            while not gate.wait(0.01):
+                if backend.aborted:
+                    raise ComputeError("aborted")
+            whole(plan)
+
+        backend.compute = compute
+        return backend
+
+    monkeypatch.setattr(toy, "open", separate)
+    with Listener(server, port=0) as listener:
+        long, short, third = (Client(listener.endpoint, 5, 5, 5) for _ in range(3))
+
+        def add(client: Client) -> Callable[[], list[float]]:
+            handle = int(client.ask(C.ALLOC_BUFFER, NEWEST.pack(C.ALLOC_BUFFER, size=64))["remote_ptr"][0])
+            base = int(client.ask(C.BUFFER_GET_BASE, NEWEST.pack(C.BUFFER_GET_BASE, remote_ptr=handle))["base_ptr"][0])
+            a, b = (kit.record(id=i, buffer=handle, data=base) for i in (1, 2))
+            c = kit.record(id=3, buffer=handle, data=base + 16, op=Op.ADD, flags=16, src=[1, 2, *[0] * 8])
+            values = struct.pack("<4f", 1, 2, 3, 4)
+            client.tell(C.SET_TENSOR, NEWEST.pack(C.SET_TENSOR, tensor=a), values)
+            client.tell(C.GRAPH_COMPUTE, kit.graph_body([3], [a, b, c]), urgent=True)
+
+            def result() -> list[float]:
+                memory = bytearray(16)
+                client.ask(C.GET_TENSOR, NEWEST.pack(C.GET_TENSOR, tensor=c, size=16), memoryview(memory))
+                return list(struct.unpack("<4f", memory))
+
+            return result
+
+        first = add(long)
+        until(lambda: len(gates) == 1 and server.slots[0].turns.n_running == 1)
+        second = add(short)
+        until(lambda: len(gates) == 2)
+        gates[1].set()
+        assert second() == [2, 4, 6, 8]
+        held = server.slots[0].used
+        short.tell(C.GRAPH_RECOMPUTE, NEWEST.pack(C.GRAPH_RECOMPUTE, uid=1), urgent=True)
+        assert second() == [2, 4, 6, 8] and server.slots[0].used == held, "plans for other backends are kept"
+        other = add(third)
+        assert other() == [2, 4, 6, 8] and len(gates) == 2
+        assert not server.slots[0].turns.n_waiting and server.slots[0].turns.n_running == 1
+        gates[0].set()
+        assert first() == [2, 4, 6, 8]
+        for client in (long, short, third):
+            client.close()
 
 
 def test_lowering_ends_when_its_client_leaves(

@@ -19,7 +19,7 @@ from pyggml_rpc.memory import Account, Ledger
 from pyggml_rpc.server import Server
 from pyggml_rpc.session import Session
 from pyggml_rpc.transport import Limits, Listener
-from pyggml_rpc.wire import COMMANDS, Command, pack, pack_header
+from pyggml_rpc.wire import NEWEST, Command, pack_header
 
 from pyggml.backend.cpu import CPUDevice
 from pyggml.backend.host import HostBuffer
@@ -152,10 +152,10 @@ class Clients(RuleBasedStateMachine):
             if not owner.had_graph:
                 return
             with pytest.raises(RefusedError, match="no graph"):
-                owner.client.request(C.GRAPH_RECOMPUTE, device=0)
+                owner.client.request(C.GRAPH_RECOMPUTE, device=0, uid=1)
             self._end(owner)
             return
-        owner.client.request(C.GRAPH_RECOMPUTE, device=0)
+        owner.client.request(C.GRAPH_RECOMPUTE, device=0, uid=1)
         self._added(owner, owner.graph)
 
     @rule(owner=owners, other=owners, which=st.integers(0, 39))
@@ -292,7 +292,7 @@ class Connections(RuleBasedStateMachine):
 
     @rule(sock=socks, size=st.integers(0, LIMIT))
     def alloc(self, sock: socket.socket, size: int) -> None:
-        body = pack(COMMANDS[C.ALLOC_BUFFER].request, device=0, size=size)
+        body = NEWEST.pack(C.ALLOC_BUFFER, device=0, size=size)
         with contextlib.suppress(OSError):
             sock.sendall(pack_header(C.ALLOC_BUFFER, 12) + body)
 
