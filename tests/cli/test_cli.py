@@ -101,7 +101,7 @@ def test_context_beyond_training_is_warned_of(complete: Callable[..., Any]) -> N
 
 
 def test_empty_prompt(complete: Callable[..., Any], tmp_path: Path) -> None:
-    outcome = complete("-p", "", "--override-kv", "tokenizer.ggml.bos_token_id=int:99999")
+    outcome = complete("-p", "", "--override-kv", "tokenizer.ggml.bos_token_id=int:99999,tokenizer.ggml.pre=str:glm4")
     assert outcome.code == 2 and "the prompt is empty, and the model has no BOS token" in outcome.err
     with_bos = write_text_model(tmp_path / "bos.gguf", add_bos=True)
     assert complete("-p", "", "-n", 1, *biased("x"), path=with_bos).out == "x"
