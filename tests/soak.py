@@ -16,22 +16,23 @@ STRETCH = 20_000
 
 
 def guardfuzz(args: argparse.Namespace) -> int:
-    """Random graphs through a session between forbidden pages (support/guarded_session.py)."""
+    """Random graphs through a session between forbidden pages (support/guarded_session.py); each stretch has its own seed."""
     from guarded_session import drive
 
     done, seconds, faults = 0, 0.0, 0
     counts: dict[str, int] = {}
     while done < args.count:
         many = min(STRETCH, args.count - done)
-        figures = drive(args.seed, args.first + done, many, timeout=3600, only=args.ops)
+        seed = args.seed + done // STRETCH
+        figures = drive(seed, args.first, many, timeout=3600, only=args.ops)
         done, seconds = done + many, seconds + figures.seconds
         for name, count in figures.counts.items():
             counts[name] = counts.get(name, 0) + count
         for fault in figures.faults:
             faults += 1
-            print(f"seed {args.seed}: {fault}", flush=True)
+            print(f"seed {seed}: {fault}", flush=True)
         whole = ", ".join(f"{counts.get(name, 0)} {name}" for name in ("computed", "refused"))
-        print(f"seed {args.seed}: {done} graphs in {seconds:.0f} s: {whole}, {faults} faults", flush=True)
+        print(f"seeds {args.seed} to {seed}: {done} graphs in {seconds:.0f} s: {whole}, {faults} faults", flush=True)
     print(
         ", ".join(
             f"{name.removeprefix('computed ')} {n}"

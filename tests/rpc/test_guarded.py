@@ -43,5 +43,5 @@ def test_random_graphs_end_well() -> None:
 def test_a_wrong_server_is_noticed(wrong: str, seen: str) -> None:
     """Graphs of a fixed seed: what they find is known."""
     assert wrong in WRONGS
-    figures = drive(1, 0, 400, timeout=600, only=BY_NUMBER, wrong=wrong)
+    figures = drive(1, 0, 1000, timeout=600, only=BY_NUMBER, wrong=wrong)
     assert any(seen in fault for fault in figures.faults), figures

@@ -68,9 +68,9 @@ def drive(seed: int, first: int, count: int, timeout: float = 3600, only: str = 
             break
         number = _last(done.stdout)
         figures.faults.append(f"graph {number} ended the process with {done.returncode}: {done.stderr[-2000:]}")
+        at = number + 1
         if len(figures.faults) > MAX_FAULTS:
             break
-        at = number + 1
     figures.ran, figures.counts, figures.seconds = at - first, dict(counts), time.monotonic() - started
     return figures
 

@@ -18,13 +18,16 @@ from pyggml.dtypes import SIZES, GGMLType
 from pyggml.errors import PyggmlError
 from pyggml.graph import build_forward
 from pyggml.ops import GluOp, Op, TriType, UnaryOp
+from pyggml.quants import QUANTS
 from pyggml.tensor import Tensor
 
 T = GGMLType
 SIZE = 1 << 18
 """Bytes of the buffer in which a graph's tensors lie."""
 ROWS = (1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 96, 128, 130)
-WEIGHTS = (T.F32, T.F16, T.Q4_0, T.Q8_0, T.Q4_K, T.Q6_K, T.IQ2_XXS, T.MXFP4)
+BLOCKS = tuple(t for t in QUANTS if SIZES[t].block_size > 1)
+BLOCKS_EACH = 5
+"""Types of blocks that the graphs of one seed have, so that a run compiles few kernels and many runs meet all types."""
 COPIES = (
     (T.F32, T.F32), (T.F32, T.F16), (T.F16, T.F32), (T.F32, T.Q8_0), (T.Q8_0, T.F32), (T.F32, T.I32), (T.I32, T.F32),
     (T.F16, T.F16), (T.Q4_0, T.Q4_0), (T.F32, T.Q4_K), (T.MXFP4, T.F32),
@@ -60,6 +63,7 @@ class Draw:
     """What a maker of one node asks for. `limits`, by id(): a tensor, and what the numbers in it are below."""
 
     rng: random.Random
+    blocks: Sequence[GGMLType]
     limits: dict[int, tuple[Tensor, int]] = field(default_factory=dict)
 
     def of(self, *options: int) -> int:
@@ -77,6 +81,9 @@ class Draw:
 
     def type(self, *options: GGMLType) -> GGMLType:
         return self.rng.choice(options)
+
+    def weights(self) -> GGMLType:
+        return self.type(T.F32, T.F16, T.BF16, *self.blocks)
 
     def leaf(self, dtype: GGMLType, ne: Sequence[int], dense: bool = False) -> Tensor:
         t = Tensor(dtype, ne)
@@ -127,14 +134,14 @@ def _of_one(build: Callable[[Tensor], Tensor], dense: bool = False) -> Maker:
 
 
 def _mul_mat(d: Draw) -> Tensor:
-    dtype = d.type(*WEIGHTS)
+    dtype = d.weights()
     k, batch = d.row(dtype), (d.of(1, 2, 4), d.of(1, 1, 2))
     a = d.leaf(dtype, (k, d.of(1, 2, 3, 5, 8, 16, 17, 33), d.divisor(batch[0]), d.divisor(batch[1])))
     return ops.mul_mat(a, d.leaf(d.type(T.F32, T.F32, T.F32, T.F16), (k, d.of(1, 1, 2, 3, 4, 5, 9, 13), *batch)))
 
 
 def _mul_mat_id(d: Draw) -> Tensor:
-    dtype = d.type(*WEIGHTS)
+    dtype = d.weights()
     k, experts, used, tokens = d.row(dtype), d.of(1, 2, 3, 4), d.of(1, 2, 3, 4), d.of(1, 2, 3, 5, 9)
     a = d.leaf(dtype, (k, d.of(1, 2, 3, 5, 8, 17, 33), experts))
     return ops.mul_mat_id(a, d.f32(k, d.divisor(used), tokens), d.numbers(T.I32, (used, tokens), experts))
@@ -152,7 +159,7 @@ def _cpy(d: Draw) -> Tensor:
 
 
 def _get_rows(d: Draw) -> Tensor:
-    dtype = d.type(T.F32, T.F16, T.Q4_0, T.Q8_0, T.Q4_K, T.IQ2_XXS, T.MXFP4, T.I32)
+    dtype = d.type(T.I32, d.weights(), *d.blocks)
     n, batch = d.of(1, 2, 5, 9), (d.of(1, 1, 2), d.of(1, 1, 2))
     return ops.get_rows(d.leaf(dtype, (d.row(dtype), n, *batch)), d.numbers(T.I32, (d.of(1, 2, 3, 8), *batch), n))
 
@@ -374,8 +381,9 @@ def random_graph(seed: int, number: int, handle: int, base: int, only: Sequence[
     """Graph `number` of a seed, in a buffer of SIZE bytes that the server calls `handle` and places at `base`. `only`: the
     ops that its nodes are made of, but for a few that follow on others."""
     rng = random.Random(f"{seed} {number}")
+    blocks = random.Random(seed).sample(BLOCKS, BLOCKS_EACH)
     while True:
-        d = Draw(rng)
+        d = Draw(rng, blocks)
         nodes = _nodes(d, [MAKERS[op] for op in only])
         try:
             offsets = _offsets(rng, nodes)
@@ -466,14 +474,16 @@ def _numbers(rng: random.Random, t: Tensor, at: int, limit: int) -> list[tuple[i
 
 
 def _damage(rng: random.Random, records: "np.ndarray[tuple[int], np.dtype[np.void]]", base: int) -> list[str]:
-    """Changes nothing, or up to three fields; or lays a tensor upon another, most often a result upon what it is made of."""
+    """Changes nothing, or up to three fields; or lays a tensor upon another."""
     done = []
     if rng.random() < 0.15 and len(records) > 1:
         a, b = rng.sample(range(len(records)), 2)
-        row_of = {number: row for row, number in enumerate(records["id"].tolist())}
-        sources = [row_of[number] for number in records["src"][a].tolist() if number in row_of]
-        if sources and rng.random() < 0.9:
-            b = rng.choice(sources)
+        if rng.random() < 0.8:  # a result upon what it is made of, upon numbers where there are some
+            a = rng.choice(np.flatnonzero(records["op"]).tolist())
+            row_of = {number: row for row, number in enumerate(records["id"].tolist())}
+            sources = [row_of[number] for number in records["src"][a].tolist() if number in row_of]
+            numbers = [row for row in sources if records["type"][row] in (T.I32, T.I64)]
+            b = rng.choice((numbers if rng.random() < 0.7 else []) or sources or [b])
         records["data"][a] = records["data"][b] + np.uint64(rng.choice((0, 0, 0, 4, 16, 64)))
         done.append("laid upon another")
     for _ in range(rng.choice((0, 0, 1, 1, 1, 2, 3))):
