@@ -64,7 +64,7 @@ class Layer:
 
 def sizes(device) -> tuple[int, int]:
     """Elements a row, rows: what fills a card, or what an emulator can do."""
-    return (256, 256) if isinstance(device, EmulatedDevice) else (4096, 14336)
+    return (256, 256) if isinstance(device, EmulatedDevice) else (2048, 4096)
 
 
 @pytest.mark.parametrize("m", [1, 3, 40])

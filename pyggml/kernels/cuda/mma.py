@@ -60,7 +60,7 @@ def lower(builder: Builder, node: Tensor, a: Tensor, b: Tensor) -> None:
     places = (node.data, *node.nb[1:], a.data, *a.nb[1:], a.ne[1], b.ne[1], b.ne[2], *ratios)
     if x is None:
         args = (*places, b.data, *b.nb[1:], a.ne[0], *table)
-        builder.launch(Spec("mma", "floats", (a.type.name,)), grid, THREADS, args, LISTS + LEFT + RIGHT)
+        builder.launch(Spec("mma", "floats", (a.type.name,)), grid, THREADS, args, LISTS + 2 * (LEFT + RIGHT))
         return
     halves = 2 if a.type in HALVES else 1
     shared = LISTS + LEFT + RIGHT + 8 * GROUPS * (ROWS + COLUMNS) * halves
@@ -119,25 +119,30 @@ def integers(name):
     ones = 0x01010101
 
     @d.inline
-    def unpacked(row, j, groups, to, scales):
-        """Group j of a row to shared memory; zeros behind the end."""
-        if j < groups:
-            if halves:
-                q0, q1, q2, q3, q4, q5, q6, q7, d0, m0, d1, m1 = group(row, j)
-                d.sst_f32x4(scales, d0, m0, d1, m1)
-            else:
-                q0, q1, q2, q3, q4, q5, q6, q7, d0, m0 = group(row, j)
-                d.sst_f32x2(scales, d0, m0)
+    def keep(inside, to, scales, q0, q1, q2, q3, q4, q5, q6, q7, d0, m0, d1, m1):
+        """A group of a row to shared memory; zeros where it lies behind the end."""
+        zero = d.f32(0)
+        if inside:
             d.sst_i32x4(to, q0, q1, q2, q3)
             d.sst_i32x4(to + 16, q4, q5, q6, q7)
+            if halves:
+                d.sst_f32x4(scales, d0, m0, d1, m1)
+            else:
+                d.sst_f32x2(scales, d0, m0)
         else:
-            zero = d.f32(0)
             d.sst_i32x4(to, 0, 0, 0, 0)
             d.sst_i32x4(to + 16, 0, 0, 0, 0)
             if halves:
                 d.sst_f32x4(scales, zero, zero, zero, zero)
             else:
                 d.sst_f32x2(scales, zero, zero)
+
+    @d.inline
+    def twelve(row, j):
+        if halves:
+            return group(row, j)
+        q0, q1, q2, q3, q4, q5, q6, q7, d0, m0 = group(row, j)
+        return q0, q1, q2, q3, q4, q5, q6, q7, d0, m0, d0, m0
 
     def kernel(
         y: i64, y1: i64, y2: i64, y3: i64, a: i64, a1: i64, a2: i64, a3: i64, n: i32, m: i32, batch: i32, ratio2: i32,
@@ -168,6 +173,11 @@ def integers(name):
             c, part = d.i32(me >> 2), d.i32(me & 3)
             column = d.sld_i32(lists + 4 * c)
             scale, total_of = d.ld_f32x2(scales + column * d.i64(step >> 2) + (j0 + part) * 8)
+            # both groups of this thread are asked for before either is waited for
+            r, last = d.i32(me >> 2), d.i32(min(j0 + part, groups - 1))
+            g0, g1, g2, g3, g4, g5, g6, g7, g8, g9, g10, g11 = twelve(matrix + min(row0 + r, n - 1) * a1, last)
+            h0, h1, h2, h3, h4, h5, h6, h7, h8, h9, h10, h11 = twelve(matrix + min(row0 + r + 64, n - 1) * a1, last)
+            inside = j0 + part < groups
             if halves:
                 at = x + column * d.i64(step) + (j0 + part) * 32
                 u0, u1, u2, u3 = d.ld_i32x4(at)
@@ -176,11 +186,9 @@ def integers(name):
                 d.sst_f32x4(right_scales + me * 16, scale, part_of, total_of - part_of, d.f32(0))
             else:
                 d.sst_f32x2(right_scales + me * 8, scale, total_of)
-            for i in range(2):
-                u = d.i32(me + 256 * i)
-                r, part = d.i32(u >> 2), d.i32(u & 3)
-                row = matrix + min(row0 + r, n - 1) * a1
-                unpacked(row, d.i32(j0 + part), groups, left + r * STRIDE + part * 32, left_scales + u * wide)
+            to, at = left + r * STRIDE + part * 32, left_scales + me * wide
+            keep(inside, to, at, g0, g1, g2, g3, g4, g5, g6, g7, g8, g9, g10, g11)
+            keep(inside, to + 64 * STRIDE, at + 256 * wide, h0, h1, h2, h3, h4, h5, h6, h7, h8, h9, h10, h11)
             d.cp_async_wait()
             d.barrier()
             for k in range(GROUPS):
@@ -300,55 +308,64 @@ def floats(name):
         i3 = d.udiv(d.block_z(), batch)
         others = b + (d.block_z() - i3 * batch) * b2 + i3 * b3
         lists = d.shared()
-        left = d.i32(lists + LISTS)
-        right = d.i32(left + LEFT)
         total = d.cuda.local.array(32, d.f32)
         for i in range(32):
             total[i] = d.f32(0)
-        k0 = d.i32(0)
+        part = d.i32(me & 7)
+        lines, ahead = d.cuda.local.array(2, d.i64), d.cuda.local.array(16, d.f32)
+        for i in range(2):
+            c = d.i32((me >> 3) + 32 * i)
+            lines[i] = others + d.sld_i32(lists + 4 * (COLUMNS + c)) * b1
+            if table != 0:
+                line = d.sld_i32(lists + 4 * c)
+                token = d.udiv(line, shared_rows)
+                lines[i] = b + (line - token * shared_rows) * b1 + token * b2
+        k0, at = d.i32(-64), d.i32(0)
         while k0 < k and width > 0:
+            # the next stage is on its way, columns in registers, while one is multiplied
+            to = d.i32(lists + LISTS + at)
+            inside = k0 + 64 + part * 8 < k
             for i in range(4):
-                u = d.i32(me + 256 * i)
-                r, part = d.i32(u >> 3), d.i32(u & 7)
-                to = left + r * STRIDE + part * 16
-                if k0 + part * 8 < k:
-                    d.cp_async16(to, matrix + min(row0 + r, n - 1) * a1 + (k0 + part * 8) * 2)
+                r = d.i32((me >> 3) + 32 * i)
+                if inside:
+                    d.cp_async16(
+                        to + r * STRIDE + part * 16, matrix + min(row0 + r, n - 1) * a1 + (k0 + 64 + part * 8) * 2
+                    )
                 else:
-                    d.sst_i32x4(to, 0, 0, 0, 0)
+                    d.sst_i32x4(to + r * STRIDE + part * 16, 0, 0, 0, 0)
             d.cp_async_commit()
             for i in range(2):
-                u = d.i32(me + 256 * i)
-                c, part = d.i32(u >> 3), d.i32(u & 7)
-                to = right + c * STRIDE + part * 16
-                if k0 + part * 8 < k:
-                    at = others + d.sld_i32(lists + 4 * (COLUMNS + c)) * b1
-                    if table != 0:
-                        line = d.sld_i32(lists + 4 * c)
-                        token = d.udiv(line, shared_rows)
-                        at = b + (line - token * shared_rows) * b1 + token * b2
-                    at = at + (k0 + part * 8) * 4
-                    v0, v1, v2, v3 = d.ld_f32x4(at)
-                    v4, v5, v6, v7 = d.ld_f32x4(at + 16)
-                    d.sst_i32x4(to, pack(v0, v1), pack(v2, v3), pack(v4, v5), pack(v6, v7))
-                else:
-                    d.sst_i32x4(to, 0, 0, 0, 0)
+                for e in range(8):
+                    ahead[8 * i + e] = d.f32(0)
+                if inside:
+                    v = lines[i] + (k0 + 64 + part * 8) * 4
+                    ahead[8 * i], ahead[8 * i + 1], ahead[8 * i + 2], ahead[8 * i + 3] = d.ld_f32x4(v)
+                    ahead[8 * i + 4], ahead[8 * i + 5], ahead[8 * i + 6], ahead[8 * i + 7] = d.ld_f32x4(v + 16)
+            if k0 >= 0:
+                left = d.i32(lists + LISTS + LEFT + RIGHT - at)
+                right = d.i32(left + LEFT)
+                for kk in range(4):
+                    for i in range(2):
+                        from_left = left + (wm + 16 * i + (lane & 15)) * STRIDE + 32 * kk + (lane >> 4) * 16
+                        q0, q1, q2, q3 = d.ldmatrix_x4(from_left)
+                        for jj in range(2):
+                            c = wn + 16 * jj + (lane & 7) + (lane >> 4) * 8
+                            w0, w1, w2, w3 = d.ldmatrix_x4(right + c * STRIDE + 32 * kk + ((lane >> 3) & 1) * 16)
+                            t = (i * 4 + jj * 2) * 4
+                            total[t], total[t + 1], total[t + 2], total[t + 3] = product(
+                                q0, q1, q2, q3, w0, w1, total[t], total[t + 1], total[t + 2], total[t + 3]
+                            )
+                            total[t + 4], total[t + 5], total[t + 6], total[t + 7] = product(
+                                q0, q1, q2, q3, w2, w3, total[t + 4], total[t + 5], total[t + 6], total[t + 7]
+                            )
+            for i in range(2):
+                c = d.i32((me >> 3) + 32 * i)
+                w0, w1 = pack(ahead[8 * i], ahead[8 * i + 1]), pack(ahead[8 * i + 2], ahead[8 * i + 3])
+                w2, w3 = pack(ahead[8 * i + 4], ahead[8 * i + 5]), pack(ahead[8 * i + 6], ahead[8 * i + 7])
+                d.sst_i32x4(to + LEFT + c * STRIDE + part * 16, w0, w1, w2, w3)
             d.cp_async_wait()
             d.barrier()
-            for kk in range(4):
-                for i in range(2):
-                    at = left + (wm + 16 * i + (lane & 15)) * STRIDE + 32 * kk + (lane >> 4) * 16
-                    q0, q1, q2, q3 = d.ldmatrix_x4(at)
-                    for jj in range(2):
-                        c = wn + 16 * jj + (lane & 7) + (lane >> 4) * 8
-                        w0, w1, w2, w3 = d.ldmatrix_x4(right + c * STRIDE + 32 * kk + ((lane >> 3) & 1) * 16)
-                        t = (i * 4 + jj * 2) * 4
-                        total[t], total[t + 1], total[t + 2], total[t + 3] = product(
-                            q0, q1, q2, q3, w0, w1, total[t], total[t + 1], total[t + 2], total[t + 3]
-                        )
-                        total[t + 4], total[t + 5], total[t + 6], total[t + 7] = product(
-                            q0, q1, q2, q3, w2, w3, total[t + 4], total[t + 5], total[t + 6], total[t + 7]
-                        )
-            d.barrier()
+            at = d.i32(LEFT + RIGHT - at)
             k0 = d.i32(k0 + 64)
         store(total, y, y1, y2, y3, batch, table, used, row0 + wm, wn, n, width, lane)
 
