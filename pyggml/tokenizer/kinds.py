@@ -5,6 +5,7 @@ Owns the registry only; knows nothing of what the kinds do.
 
 from pyggml.tokenizer.base import Tokenizer
 from pyggml.tokenizer.bpe import BPE
+from pyggml.tokenizer.hashed import Hashed
 from pyggml.tokenizer.none import NoVocabulary
 from pyggml.tokenizer.spm import SPM
 
@@ -13,4 +14,5 @@ KINDS: dict[str, type[Tokenizer]] = {
     "llama": SPM,
     "no_vocab": NoVocabulary,
     "none": NoVocabulary,
+    "test": Hashed,
 }

@@ -38,7 +38,7 @@ def write_llama(
     seed: int = 1,
 ) -> Path:
     """`floats`, `strings` and `ints` are further keys (they win over those made here); `leave_out` and `replace`
-    name tensors or keys. A `tokenizer` other than gpt2 has no vocabulary."""
+    name tensors or keys. A `tokenizer` other than gpt2 and test has no vocabulary."""
     rng = np.random.default_rng(seed)
     values: dict[str, Any] = {
         f"{arch}.context_length": n_ctx,
@@ -62,7 +62,7 @@ def write_llama(
             add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
             add(key, value)
     writer.add_tokenizer_model(tokenizer)
-    if tokenizer == "gpt2":
+    if tokenizer in ("gpt2", "test"):
         writer.add_tokenizer_pre("gpt-2")
         writer.add_token_list([f"<{i}>" for i in range(N_VOCAB)])
         writer.add_token_types([1] * N_VOCAB)
