@@ -34,7 +34,11 @@ DOORS = {
     "numba": ("pyggml.jit", "pyggml.simd", "pyggml.kernels.cuda.device"),
     "llvmlite": ("pyggml.jit", "pyggml.simd", "pyggml.kernels.cuda.device"),
     "cuda": ("pyggml.backend.cuda.driver", "pyggml.kernels.cuda.device"),
-    "socket": ("pyggml_rpc.transport", "pyggml_cli.entry"),  # the latter: a pair through which a signal wakes it
+    "socket": (
+        "pyggml_rpc.transport",
+        "pyggml_rpc.link",
+        "pyggml_cli.entry",
+    ),  # the latter: a pair through which a signal wakes it
     "argparse": ("pyggml_cli",),
 }
 

@@ -81,6 +81,14 @@ ROWS: list[Row] = [
         "N",
         "8",
     ),
+    Flag(
+        ("--comm",),
+        "comm",
+        "servers that it may add up tensors with (-sm tensor of llama.cpp): addresses, networks, names, or none "
+        "(those of this machine where -H is of this machine, else none)",
+        listed,
+        "HOST,...",
+    ),
     Flag(("-c", "--cache"), "cache", "keep large weights on disk, so that they travel once", default=False),
     Flag(
         ("--cache-limit",),
@@ -215,7 +223,7 @@ def _serve(values: Values, wait: Callable[[], object]) -> int:
         idle_timeout=values.idle or None,
     )
     sys.setswitchinterval(SWITCH)
-    with Listener(server, values.host, values.port, limits=limits) as listener:
+    with Listener(server, values.host, values.port, limits=limits, comm=values.comm) as listener:
         if not is_local(listener.address[0]):
             print(
                 f"warning: {bare_host(values.host)} is open to other machines, and the protocol has neither passwords nor encryption: "

@@ -16,7 +16,7 @@ from pyggml.ops import Op, check
 from pyggml_rpc.connection import Piece, Request
 from pyggml_rpc.errors import RefusedError
 from pyggml_rpc.kept import KeptGraphs, Lowered
-from pyggml_rpc.records import ForeignGraph, link, read_graph, read_tensors
+from pyggml_rpc.records import ForeignGraph, link, needed, read_graph, read_tensors
 from pyggml_rpc.wire import Command, Record
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Graphs:
             self._session.account(slot).give(lowered.plan.nbytes)
 
     def _in_turn(self, slot: "Slot", request: Request) -> Lowered:
-        session, foreign = self._session, read_graph(request)
+        session, foreign = self._session, needed(read_graph(request))
         reading = READING * (foreign.records.nbytes + 8 * len(foreign.nodes))
         session.host.take(reading)
         try:

@@ -8,6 +8,7 @@ frames that are still arriving. An account that is closed gives everything back.
 import ctypes
 import os
 import threading
+import time
 from collections.abc import Callable, Hashable
 
 from pyggml.errors import DeviceError
@@ -15,6 +16,7 @@ from pyggml.errors import DeviceError
 SHARE = 0.9  # of what the others have left, for one client
 MARGIN = 1 << 30  # bytes of a device's memory that are never lent; a sixteenth of it where that is less
 _malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+LITTLE, MOMENT = 1 << 20, 0.05  # bytes, seconds
 UNKNOWN = 1 << 62  # bytes; of a device that does not tell its memory
 
 
@@ -62,6 +64,8 @@ class Ledger:
         self._lazy = lazy
         self._margin = margin
         self._resident = resident()
+        self._reading = 0, 0
+        self._good_until = 0.0
         self._lock = threading.Lock()
         self._held: dict[Hashable, int] = {}
         self._sum = 0
@@ -70,6 +74,13 @@ class Ledger:
     def held(self) -> int:
         """Bytes that all accounts hold."""
         return self._sum
+
+    def _read(self, size: int) -> tuple[int, int]:
+        """(free, total), which takes the system half a millisecond to tell: for little, as it was a moment ago."""
+        if size > LITTLE or time.monotonic() > self._good_until:
+            self._reading = self._memory()
+            self._good_until = time.monotonic() + MOMENT
+        return self._reading
 
     def offer(self, owner: Hashable) -> tuple[int, int]:
         """Bytes (free, total): what this owner may still take, and what all together may hold. (0, 0): not known."""
@@ -97,7 +108,7 @@ class Ledger:
     def take(self, owner: Hashable, size: int) -> None:
         """Count `size` bytes as the owner's. Raises NoRoomError with the numbers."""
         assert size >= 0, size
-        free, total = self._memory()
+        free, total = self._read(size)
         with self._lock:
             unknown = UNKNOWN if self._limit is None else self._limit
             room = max(0, self._room(owner, self._cap(free, total) if total else unknown))

@@ -14,6 +14,7 @@ from pyggml.backend.base import Backend, Device, Kind, Plan
 from pyggml.backend.host import host_memory
 from pyggml.errors import ComputeError, DeviceError
 from pyggml_rpc.cache import WeightCache
+from pyggml_rpc.comm import Join
 from pyggml_rpc.memory import SHARE, Ledger
 from pyggml_rpc.turns import Turns
 from pyggml_rpc.wire import NEWEST, Command, Protocol
@@ -80,6 +81,7 @@ class Slot:
         self._n_threads = n_threads
         self._graph_timeout = graph_timeout
         self._state = threading.Lock()
+        self._communicating: Session | None = None
         self._backends: list[Backend] = []
         self._used_by: dict[int, Session] = {}  # backends' numbers
         self._running: dict[Session, _Run] = {}
@@ -149,6 +151,14 @@ class Slot:
                     run.overdue = True
                     run.backend.abort()
 
+    def reserve(self, session: "Session | None") -> bool:
+        """Have the device's one communicator be this session's, unless it is another's; None: nobody's any more."""
+        with self._state:
+            if session is not None and self._communicating is not None:
+                return False
+            self._communicating = session
+            return True
+
     @property
     def used(self) -> int:
         """Bytes that clients hold."""
@@ -204,6 +214,7 @@ class Server:
         self.lowering = Turns(LOWERINGS, overstay=COMPILING)
         self.cache = cache
         self.protocol = protocol
+        self.join: Join | None = None  # another server, to add up tensors with; the listener's
         self.counters = Counters()
         self._buffers = 0
         self._lock = threading.Lock()

@@ -18,6 +18,7 @@ from pyggml.backend.base import Buffer
 from pyggml.backend.host import HostBuffer
 from pyggml.errors import DeviceError, PyggmlError
 from pyggml.tensor import Tensor
+from pyggml_rpc.comm import Communicators
 from pyggml_rpc.connection import Closed, Piece, Request, ServerConnection, TensorBody, TensorHead
 from pyggml_rpc.errors import RefusedError
 from pyggml_rpc.graphs import Graphs
@@ -88,6 +89,7 @@ class Session:
         self._known: dict[tuple[bytes, int], Meant] = {}
         self._next_base = BASE_STEP * (1 + secrets.randbelow(1 << 24))
         self.graphs = Graphs(self)
+        self._comm = Communicators(self)
         self._incoming: Meant | None = None
         self._pieces: Arriving | None = None
         self._handlers: dict[Command, Callable[[Record], Sequence[Piece] | None]] = {
@@ -203,6 +205,7 @@ class Session:
     def close(self) -> None:
         """Free all that the client left behind."""
         self.gone = True
+        self._comm.close()
         self.graphs.clear()
         self._known.clear()
         self._incoming = self._pieces = None
@@ -482,14 +485,19 @@ class Session:
     # ---- sums over two servers
 
     def _comm_init(self, request: Record) -> list[Piece]:
-        return [self._answer(Command.COMM_INIT)]
+        return [self._answer(Command.COMM_INIT, ok=self._comm.join(request))]
 
     def _comm_allreduce(self, request: Record) -> None:
-        self._slot(request)
-        raise RefusedError(f"device {int(request['device'][0])} has no communicator")
+        tensor, slot = self._tensor(request["tensor"]), self._slot(request)
+        assert tensor.buffer is not None
+        if tensor.buffer.device is not slot.device:
+            raise RefusedError(f"tensor {tensor.name!r} is in memory of another device")
+        self._comm.allreduce(int(request["device"][0]), tensor, self._stage)
+        self._unstage()
 
     def _comm_free(self, request: Record) -> None:
         self._slot(request)
+        self._comm.leave(int(request["device"][0]))
 
 
 def _host_memory(tensor: Tensor, offset: int, size: int) -> memoryview | None:

@@ -5,6 +5,7 @@ means. Whatever a client does, or its death, ends its own thread and nothing els
 """
 
 import contextlib
+import functools
 import logging
 import select
 import selectors
@@ -15,9 +16,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pyggml.errors import DeviceError
-from pyggml_rpc.addresses import bare_host, join_endpoint, owner_of
+from pyggml_rpc.addresses import bare_host, is_local, join_endpoint, owner_of
+from pyggml_rpc.comm import LOOPBACK, NOBODY, company_of
 from pyggml_rpc.connection import Piece, ServerConnection
 from pyggml_rpc.errors import RefusedError, RemoteProtocolError
+from pyggml_rpc.link import join
 from pyggml_rpc.memory import trim
 from pyggml_rpc.places import FullError, Place, make_room
 from pyggml_rpc.server import Server
@@ -156,12 +159,18 @@ class Limits:
 class Listener:
     """A server on a port: accepting from `__init__` on, until `close`.
 
-    `port` 0 takes a free one; `address` says which. Connections beyond `limits` are closed at once. Raises DeviceError
-    when the port cannot be had.
+    `port` 0 takes a free one; `address` says which. Connections beyond `limits` are closed at once. `comm`: the servers
+    that it may add up tensors with (comm.py). Raises DeviceError when the port cannot be had, or `comm` is wrong.
     """
 
     def __init__(
-        self, server: Server, host: str = "127.0.0.1", port: int = 50052, *, limits: Limits | None = None
+        self,
+        server: Server,
+        host: str = "127.0.0.1",
+        port: int = 50052,
+        *,
+        limits: Limits | None = None,
+        comm: Sequence[str] | None = None,
     ) -> None:
         self.server = server
         self.limits = limits or Limits()
@@ -171,6 +180,10 @@ class Listener:
         self._closed = threading.Event()
         host = bare_host(host)
         where = join_endpoint(host, port)
+        try:
+            company = None if comm is None else company_of(comm)
+        except ValueError as error:
+            raise DeviceError(f"--comm: {error}") from None
         if not 0 <= port < 65536:
             raise DeviceError(f"cannot listen on {where}: there is no such port")
         try:
@@ -180,6 +193,9 @@ class Listener:
         except OSError as error:
             raise DeviceError(f"cannot listen on {where}: {error.strerror or error}") from error
         self.address: tuple[str, int] = self._sock.getsockname()[:2]
+        if company is None:  # its own machine's servers, where it is for its own machine alone
+            company = LOOPBACK if is_local(self.address[0]) else NOBODY
+        server.join = functools.partial(join, company, self.address[0])
         # a byte sent here wakes the threads that wait for sockets
         self._wake, self._woken = socket.socketpair()
         self._epoll = select.epoll() if hasattr(select, "epoll") else None

@@ -1,0 +1,125 @@
+"""The connection between two servers that add up what each has computed: how it comes about, and what is swapped.
+
+Owns its sockets and times; it must not know what the bytes mean. Rank 0 listens, rank 1 calls; each sends 24 bytes, in
+which a peer could offer another transport (RDMA). What the other side says comes from whoever was called: 24 zeros is
+what a server of ours or of llama.cpp over TCP says, and nothing else. Facts: ggml-rpc.cpp, `comm_init`.
+"""
+
+import contextlib
+import select
+import socket
+import time
+from collections.abc import Callable
+
+from pyggml_rpc.comm import LOWEST_PORT, CommError, Company
+from pyggml_rpc.wire import CAPS
+
+JOIN_TIMEOUT = 5.0  # seconds, for all of it
+AGAIN = 0.05  # seconds between two calls of rank 1, and between two looks whether the client is still there
+STALLED = 300.0  # seconds without a byte: the other server may be computing a large prompt
+
+
+class Link:
+    """One rank's end. `gone` is asked while it waits: whether nobody needs it any more."""
+
+    def __init__(self, sock: socket.socket, rank: int, gone: Callable[[], bool]) -> None:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._sock = sock
+        self._gone = gone
+        self.rank = rank
+
+    def swap(self, mine: memoryview, theirs: memoryview) -> None:
+        """As many bytes there as back; rank 0 sends first and rank 1 receives first. Raises CommError."""
+        moves = [(mine, "send"), (theirs, "receive")]
+        for memory, way in moves if self.rank == 0 else moves[::-1]:
+            self._move(memory, way)
+
+    def _move(self, memory: memoryview, way: str) -> None:
+        memory, since = memory.cast("B"), time.monotonic()
+        while memory:
+            try:
+                count = self._sock.send(memory) if way == "send" else self._sock.recv_into(memory)
+            except BlockingIOError:
+                self._wait(way, since)
+                continue
+            except OSError as error:
+                raise CommError(f"the other server: {error.strerror or error}") from error
+            if not count:
+                raise CommError(f"the other server hung up, {len(memory)} bytes too early")
+            memory, since = memory[count:], time.monotonic()
+
+    def _wait(self, way: str, since: float) -> None:
+        if self._gone():
+            raise CommError("the client is gone")
+        if time.monotonic() - since > STALLED:
+            raise CommError(f"nothing came from the other server for {STALLED:g} s")
+        lists = ([self._sock], []) if way == "receive" else ([], [self._sock])
+        select.select(*lists, [], AGAIN)
+
+    def close(self) -> None:
+        self._sock.close()
+
+
+def join(company: Company, here: str, rank: int, host: str, port: int, gone: Callable[[], bool]) -> Link:
+    """The other rank, within JOIN_TIMEOUT. `here`: the address to listen at. Raises CommError saying why not."""
+    if not LOWEST_PORT <= port < 65536:
+        raise CommError(f"port {port} is not within {LOWEST_PORT} to 65535")
+    until = time.monotonic() + JOIN_TIMEOUT
+    sock = _called(company, here, port, until, gone) if rank == 0 else _calling(company, host, port, until, gone)
+    try:
+        _greet(sock, rank, until)
+    except OSError as error:
+        sock.close()
+        raise CommError(f"the other server: {error.strerror or error}") from error
+    except CommError:
+        sock.close()
+        raise
+    return Link(sock, rank, gone)
+
+
+def _called(company: Company, here: str, port: int, until: float, gone: Callable[[], bool]) -> socket.socket:
+    family = socket.AF_INET6 if ":" in here else socket.AF_INET
+    try:
+        listening = socket.create_server((here, port), family=family, backlog=1)
+    except OSError as error:
+        raise CommError(f"cannot listen on port {port}: {error.strerror or error}") from error
+    with listening:
+        listening.settimeout(AGAIN)
+        while time.monotonic() < until and not gone():
+            with contextlib.suppress(TimeoutError):
+                sock, address = listening.accept()
+                if company.admits(address[0]):
+                    return sock
+                sock.close()
+    raise CommError(f"nobody called port {port} within {JOIN_TIMEOUT:g} s")
+
+
+def _calling(company: Company, host: str, port: int, until: float, gone: Callable[[], bool]) -> socket.socket:
+    host = company.callable(host)
+    reason: object = "no answer"
+    while (left := until - time.monotonic()) > 0 and not gone():
+        try:
+            return socket.create_connection((host, port), min(left, 1.0))
+        except OSError as error:  # the other may not listen yet
+            reason = error.strerror or error
+            time.sleep(AGAIN)
+    raise CommError(f"cannot connect to {host} port {port}: {reason}")
+
+
+def _greet(sock: socket.socket, rank: int, until: float) -> None:
+    """Rank 1 speaks first."""
+    if rank == 1:
+        sock.settimeout(max(until - time.monotonic(), 0.001))
+        sock.sendall(bytes(CAPS))
+    said = b""
+    while len(said) < CAPS:
+        sock.settimeout(max(until - time.monotonic(), 0.001))
+        part = sock.recv(CAPS - len(said))
+        if not part:
+            raise CommError("the other side hung up on the greeting")
+        said += part
+    if any(said):
+        raise CommError(f"the other side greets with {said[:8].hex()}..., not with zeros")
+    if rank == 0:
+        sock.sendall(bytes(CAPS))
