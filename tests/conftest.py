@@ -14,7 +14,9 @@ from hypothesis import HealthCheck, settings
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 from peer import Peer
-from peer_build import PeerMissing, ensure_peer, ensure_smollm2
+from peer_build import PeerMissing, Say, ensure_peer, ensure_smollm2
+from peer_programs import ensure_programs
+from programs import Newest
 
 if TYPE_CHECKING:
     from pyggml.backend.cuda.device import CudaDevice
@@ -40,10 +42,31 @@ def or_skipped() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def peer() -> Peer:
-    """The stock llama.cpp; built on first use."""
+def say(request: pytest.FixtureRequest) -> Say:
+    """Tells, in a line that is seen at once, what takes minutes."""
+    plugins = request.config.pluginmanager
+    reporter, capture = plugins.get_plugin("terminalreporter"), plugins.get_plugin("capturemanager")
+
+    def line(text: str) -> None:
+        with capture.global_and_fixture_disabled():
+            reporter.ensure_newline()
+            reporter.write_line(text)
+
+    return line
+
+
+@pytest.fixture(scope="session")
+def peer(say: Say) -> Peer:
+    """The stock llama.cpp of RPC protocol 7.0.0; built on first use."""
     with or_skipped():
-        return Peer(*ensure_peer())
+        return Peer(*ensure_peer(say))
+
+
+@pytest.fixture(scope="session")
+def newest(say: Say) -> Newest:
+    """The programs of llama.cpp of RPC protocol 8.0.0; built on first use."""
+    with or_skipped():
+        return Newest(ensure_programs(say))
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,301 @@
+"""COMM_INIT, COMM_ALLREDUCE and COMM_FREE: two servers that add up tensors, and who may make them do so."""
+
+import contextlib
+import functools
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from pyggml_rpc import link
+from pyggml_rpc.comm import LOOPBACK, NOBODY, CommError, Company, company_of
+from pyggml_rpc.errors import RefusedError
+from pyggml_rpc.server import Server
+from pyggml_rpc.transport import Listener
+from pyggml_rpc.wire import Command
+
+from pyggml.dtypes import GGMLType
+from pyggml.errors import DeviceError
+from pyggml.quants.bf16 import bf16_to_f32, f32_to_bf16
+
+C = Command
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def client_of(kit: Any, company: Company = LOOPBACK, host: bool = True) -> Any:
+    server = Server([kit.ToyDevice(host=host)])
+    server.join = functools.partial(link.join, company, "127.0.0.1")
+    return kit.Glued(server)
+
+
+def init(client: Any, rank: int, port: int, host: str = "127.0.0.1", world: int = 2, device: int = 0) -> int:
+    fields = {"device": device, "rank": rank, "world": world, "port": port, "host": host.encode()}
+    return int(client.request(C.COMM_INIT, **fields)["ok"])
+
+
+def at_once(*calls: Callable[[], Any]) -> list[Any]:
+    results: list[Any] = [None] * len(calls)
+
+    def run(i: int) -> None:
+        try:
+            results[i] = calls[i]()
+        except RefusedError as error:
+            results[i] = error
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    return results
+
+
+@pytest.fixture(params=["host memory", "memory elsewhere"])
+def pair(kit: Any, request: pytest.FixtureRequest) -> Iterator[tuple[Any, Any]]:
+    """Two clients, each of a server of its own, that have a communicator."""
+    clients = client_of(kit, host=request.param == "host memory"), client_of(kit)
+    port = free_port()
+    assert at_once(lambda: init(clients[0], 0, port), lambda: init(clients[1], 1, port)) == [1, 1]
+    yield clients
+    for client in clients:
+        client.session.close()
+
+
+def tensors(kit: Any, pair: tuple[Any, Any], n: int, dtype: GGMLType, values: list[bytes]) -> list[Any]:
+    made = []
+    for client, data in zip(pair, values, strict=True):
+        handle, base = client.alloc(len(data) + 64)
+        made.append(kit.record((n // 4, 4), dtype, buffer=handle, data=base + 64))
+        client.set(made[-1], data)
+    return made
+
+
+def allreduce(pair: tuple[Any, Any], records: list[Any]) -> list[Any]:
+    calls = [
+        functools.partial(c.request, C.COMM_ALLREDUCE, device=0, tensor=t) for c, t in zip(pair, records, strict=True)
+    ]
+    return at_once(*calls)
+
+
+@pytest.mark.parametrize("n", [4, 32_764, 32_768, 400_000])
+def test_sums_of_f32(kit: Any, pair: tuple[Any, Any], n: int) -> None:
+    """Large ones travel as BF16: each side adds the other's rounded values to its own exact ones."""
+    rng = np.random.default_rng(n)
+    a, b = (rng.standard_normal(n, np.float32) for _ in range(2))
+    records = tensors(kit, pair, n, GGMLType.F32, [a.tobytes(), b.tobytes()])
+    assert allreduce(pair, records) == [None, None]
+    got = [np.frombuffer(c.get(t, 4 * n), "<f4") for c, t in zip(pair, records, strict=True)]
+    wire = (lambda x: bf16_to_f32(f32_to_bf16(x))) if n >= 32_768 else lambda x: x
+    assert (got[0] == a + wire(b)).all() and (got[1] == b + wire(a)).all()
+    assert (got[0] == got[1]).all() == (n < 32_768)
+    assert allreduce(pair, records) == [None, None], "and again"
+    assert (np.frombuffer(pair[0].get(records[0], 4 * n), "<f4") == got[0] + wire(got[1])).all()
+
+
+@pytest.mark.parametrize("dtype", [GGMLType.F16, GGMLType.BF16])
+def test_sums_of_16_bits(kit: Any, pair: tuple[Any, Any], dtype: GGMLType) -> None:
+    rng = np.random.default_rng(1)
+    a, b = (rng.standard_normal(40_000, np.float32) for _ in range(2))
+    if dtype == GGMLType.F16:
+        values = [x.astype("<f2") for x in (a, b)]
+        expected = (values[0].astype(np.float32) + values[1].astype(np.float32)).astype("<f2")
+    else:
+        values = [f32_to_bf16(x) for x in (a, b)]
+        expected = f32_to_bf16(bf16_to_f32(values[0]) + bf16_to_f32(values[1]))
+    records = tensors(kit, pair, 40_000, dtype, [v.tobytes() for v in values])
+    assert allreduce(pair, records) == [None, None]
+    assert [c.get(t, 80_000) for c, t in zip(pair, records, strict=True)] == [expected.tobytes()] * 2
+
+
+def test_tensors_of_no_elements(kit: Any, pair: tuple[Any, Any]) -> None:
+    for client in pair:
+        handle, base = client.alloc(64)
+        client.request(C.COMM_ALLREDUCE, tensor=kit.record((4, 0), buffer=handle, data=base + 64))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"dtype": GGMLType.I32}, "sums of I32"),
+        ({"nb": [4, 32, 64, 64]}, "its elements are not dense"),
+        ({"buffer": 5}, "in no buffer of this connection"),
+    ],
+)
+def test_tensors_that_cannot_be_added(kit: Any, pair: tuple[Any, Any], fields: dict[str, Any], message: str) -> None:
+    handle, base = pair[0].alloc(256)
+    record = kit.record((4, 2), **{"buffer": handle, "data": base, **fields})
+    with pytest.raises(RefusedError, match=f"COMM_ALLREDUCE: .*{message}"):
+        pair[0].request(C.COMM_ALLREDUCE, tensor=record)
+
+
+def test_the_other_server_hangs_up(kit: Any, pair: tuple[Any, Any]) -> None:
+    values = [bytes(4 * 4096)] * 2
+    records = tensors(kit, pair, 4096, GGMLType.F32, values)
+    pair[1].session.close()
+    with pytest.raises(RefusedError, match="COMM_ALLREDUCE: the other server"):
+        pair[0].request(C.COMM_ALLREDUCE, tensor=records[0])
+
+
+def test_a_client_that_leaves_ends_the_wait(kit: Any, pair: tuple[Any, Any]) -> None:
+    records = tensors(kit, pair, 4, GGMLType.F32, [bytes(16)] * 2)
+    threading.Timer(0.1, pair[0].session.abort).start()
+    with pytest.raises(RefusedError, match="the client is gone"):
+        pair[0].request(C.COMM_ALLREDUCE, tensor=records[0])
+
+
+def test_a_server_that_says_nothing_for_long(kit: Any, pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "STALLED", 0.2)
+    records = tensors(kit, pair, 4, GGMLType.F32, [bytes(16)] * 2)
+    with pytest.raises(RefusedError, match=r"nothing came from the other server for 0\.2 s"):
+        pair[0].request(C.COMM_ALLREDUCE, tensor=records[0])
+
+
+# ---- who has one
+
+
+def test_one_a_device(kit: Any, pair: tuple[Any, Any]) -> None:
+    first = pair[0]
+    assert init(first, 0, free_port()) == 1, "it has one: nothing happens"
+    second = kit.Glued(first.session.server)
+    assert init(second, 0, free_port()) == 0
+    first.request(C.COMM_FREE, device=0)
+    first.request(C.COMM_FREE, device=0)
+    other, port = client_of(kit), free_port()
+    assert at_once(lambda: init(second, 0, port), lambda: init(other, 1, port)) == [1, 1]
+    second.session.close(), other.session.close()
+    assert first.session.server.slots[0].reserve(first.session), "it went with its client"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"world": 1}, {"world": 3}, {"rank": 2}, {"device": 1}, {"device": 2**32 - 1}, {"port": 1023}, {"port": 0},
+              {"port": 65536}, {"port": 2**32 - 1}],
+    ids=str,
+)  # fmt: skip
+def test_what_is_answered_with_no(kit: Any, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, int]) -> None:
+    monkeypatch.setattr(link, "JOIN_TIMEOUT", 0.2)
+    client = client_of(kit)
+    for rank in (0, 1):
+        assert init(client, **{"rank": rank, "port": free_port(), **wrong}) == 0
+    assert client.session.server.counters.refused == 0
+    assert kit.sum_of(client).run(client) == kit.SUM
+
+
+def test_without_a_listener_there_is_none(kit: Any) -> None:
+    assert init(kit.Glued(Server([kit.ToyDevice()])), 0, free_port()) == 0
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_nobody_there(kit: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, rank: int) -> None:
+    monkeypatch.setattr(link, "JOIN_TIMEOUT", 0.3)
+    client, port = client_of(kit), free_port()
+    began = time.monotonic()
+    assert init(client, rank, port) == 0
+    assert time.monotonic() - began < 5
+    assert re_one(
+        caplog.text,
+        f"nobody called port {port} within 0.3 s" if rank == 0 else f"cannot connect to 127.0.0.1 port {port}: ",
+    )
+    with socket.create_server(("127.0.0.1", port)):
+        pass  # it is free again
+    assert client.session.server.slots[0].reserve(client.session)
+
+
+def re_one(text: str, words: str) -> bool:
+    return text.count(words) == 1
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "10.1.2.3", "localhost", "example.invalid", "", "2130706433", "::1"])
+def test_nobody_may_be_called(
+    kit: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, host: str
+) -> None:
+    """Neither a connection nor a question to a name server."""
+    monkeypatch.setattr(socket, "create_connection", None)
+    monkeypatch.setattr(socket, "getaddrinfo", None)
+    assert init(client_of(kit, NOBODY), 1, free_port(), host) == 0
+    assert f"{host!r} may not be called (flag --comm)" in caplog.text
+
+
+def test_who_may_not_call_is_hung_up_on(kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "JOIN_TIMEOUT", 1.0)
+    client, port, heard = client_of(kit, Company(["10.0.0.0/8"])), free_port(), []
+
+    def call() -> None:
+        for _ in range(50):
+            with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port), 5) as sock:
+                heard.append(sock.recv(24))
+                return
+            time.sleep(0.01)
+
+    assert at_once(lambda: init(client, 0, port), call)[0] == 0
+    assert heard == [b""]
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", bytes(23) + b"\1", bytes(10), b""])
+def test_who_is_called_must_be_such_a_server(
+    kit: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, answer: bytes
+) -> None:
+    """Nothing but 24 zeros is ever sent to a service of another kind."""
+    monkeypatch.setattr(link, "JOIN_TIMEOUT", 1.0)
+    client, got = client_of(kit), []
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            sock, _ = listening.accept()
+            with sock:
+                got.append(sock.recv(24, socket.MSG_WAITALL))
+                sock.sendall(answer)
+                sock.shutdown(socket.SHUT_WR)
+                sock.settimeout(5)
+                try:
+                    got.append(sock.recv(100))
+                except ConnectionResetError:  # it left our answer half read
+                    got.append(b"")
+
+        port = listening.getsockname()[1]
+        assert at_once(lambda: init(client, 1, port), serve)[0] == 0
+    assert got == [bytes(24), b""]
+    assert re_one(
+        caplog.text, "the other side greets with" if len(answer) >= 24 else "the other side hung up on the greeting"
+    )
+
+
+# ---- what the operator says
+
+
+def test_company() -> None:
+    company = company_of(["10.1.0.0/16", "192.168.0.7", "gpu1.lan", "fd00::/8"])
+    for address in ("10.1.2.3", "192.168.0.7", "::ffff:10.1.2.3", "fd00::5", "fd00::5%eth0"):
+        assert company.admits(address)
+    for address in ("10.2.0.1", "127.0.0.1", "192.168.0.8", "::1", "", "gpu1.lan"):
+        assert not company.admits(address)
+    assert company.callable("GPU1.lan") == "GPU1.lan"
+    with pytest.raises(CommError):
+        company.callable("gpu2.lan")
+    assert company_of(["none"]) is NOBODY
+    assert LOOPBACK.admits("127.0.0.1") and LOOPBACK.admits("::1") and LOOPBACK.callable("localhost")
+    assert not LOOPBACK.admits("128.0.0.1")
+
+
+@pytest.mark.parametrize("word", ["10.0.0.0/33", "10.0.0.1/8", "300.1.1.1", "", "1.2.3"])
+def test_words_that_are_nobody(toy: Any, word: str) -> None:
+    with pytest.raises(DeviceError, match=f"--comm: {word!r} is no address, network or name"):
+        Listener(Server([toy]), port=0, comm=[word])
+
+
+@pytest.mark.parametrize(
+    ("host", "comm", "expected"),
+    [("127.0.0.1", None, True), ("localhost", None, True), ("0.0.0.0", None, False), ("127.0.0.1", ["none"], False),
+     ("0.0.0.0", ["127.0.0.1"], True)],
+)  # fmt: skip
+def test_who_may_by_default(toy: Any, host: str, comm: list[str] | None, expected: bool) -> None:
+    with Listener(Server([toy]), host, port=0, comm=comm) as listener:
+        assert listener.server.join is not None
+        company = listener.server.join.args[0]  # type: ignore[attr-defined]
+        assert company.admits("127.0.0.1") is expected and not company.admits("10.0.0.1")

@@ -1,0 +1,75 @@
+"""llama.cpp of protocol 8.0.0 as tests see it: its programs as client and server. Must not know what is compared."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from peer import PeerServer, _wait_until_listening
+from peer_programs import Programs
+
+QUIET = {"OMP_WAIT_POLICY": "passive", "GGML_NO_BACKTRACE": "1"}
+
+
+class Newest:
+    def __init__(self, programs: Programs) -> None:
+        self.bin, self.source = programs
+
+    def run(self, name: str, *args: object, timeout: float = 300, **env: str) -> "subprocess.CompletedProcess[str]":
+        """A failure shows the end of what it said."""
+        done = subprocess.run(
+            [str(self.bin / name), *map(str, args)],
+            env={**os.environ, **QUIET, **env},
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            stdin=subprocess.DEVNULL,
+        )
+        assert done.returncode == 0, f"{name} ended with {done.returncode}:\n{done.stderr[-4000:]}"
+        return done
+
+    def complete(
+        self, model: Path, prompt: str, n: int, *args: object, endpoints: Sequence[str] = (), **env: str
+    ) -> tuple[str, str]:
+        """(greedy text, log) of llama-completion; with `endpoints` all layers are on these servers."""
+        where = ("--rpc", ",".join(endpoints), "-ngl", 99) if endpoints else ("-dev", "none")
+        options = (
+            "-m",
+            model,
+            "-p",
+            prompt,
+            "-n",
+            n,
+            "--temp",
+            0,
+            "-no-cnv",
+            "-t",
+            1,
+            "-c",
+            512,
+            "--no-warmup",
+            *where,
+        )
+        done = self.run("llama-completion", *options, *args, **env)
+        return done.stdout, done.stderr
+
+    @contextlib.contextmanager
+    def rpc_server(self, n_threads: int = 1) -> Iterator[PeerServer]:
+        """A stock server at a free port of 127.0.0.1 that logs each command it serves; killed at the end."""
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        with tempfile.TemporaryDirectory() as folder:
+            output = Path(folder) / "server.log"
+            command = [str(self.bin / "ggml-rpc-server"), "-p", str(port), "-t", str(n_threads), "-d", "CPU"]
+            env = {**os.environ, **QUIET, "GGML_RPC_DEBUG": "1"}
+            with open(output, "wb") as log, subprocess.Popen(command, stdout=log, stderr=log, env=env) as process:
+                server = PeerServer(f"127.0.0.1:{port}", process, output)
+                try:
+                    _wait_until_listening(server, port)
+                    yield server
+                finally:
+                    process.kill()
