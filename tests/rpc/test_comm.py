@@ -250,17 +250,15 @@ def test_who_is_called_must_be_such_a_server(
             sock, _ = listening.accept()
             with sock:
                 got.append(sock.recv(24, socket.MSG_WAITALL))
-                sock.sendall(answer)
-                sock.shutdown(socket.SHUT_WR)
-                sock.settimeout(5)
-                try:
+                with contextlib.suppress(OSError):  # it may leave with our answer half read
+                    sock.sendall(answer)
+                    sock.shutdown(socket.SHUT_WR)
+                    sock.settimeout(5)
                     got.append(sock.recv(100))
-                except ConnectionResetError:  # it left our answer half read
-                    got.append(b"")
 
         port = listening.getsockname()[1]
         assert at_once(lambda: init(client, 1, port), serve)[0] == 0
-    assert got == [bytes(24), b""]
+    assert got in ([bytes(24)], [bytes(24), b""])
     assert re_one(
         caplog.text, "the other side greets with" if len(answer) >= 24 else "the other side hung up on the greeting"
     )
