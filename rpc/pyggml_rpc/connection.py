@@ -108,7 +108,7 @@ class _Receiver:
         self._direct = False
         self._eof = False
         self.silent = True  # no byte has come yet
-        self._error: RemoteProtocolError | None = None
+        self._broken: str | None = None  # not the error itself, which would keep all that waits here alive
 
     def space(self) -> memoryview:
         """Where the next bytes from the peer belong; never empty once `next_event` has returned None."""
@@ -159,8 +159,8 @@ class _Receiver:
         return self._end - self._start
 
     def _fail(self, message: str) -> RemoteProtocolError:
-        self._error = RemoteProtocolError(message)
-        return self._error
+        self._broken = message
+        return RemoteProtocolError(message)
 
 
 class ServerConnection(_Receiver):
@@ -185,8 +185,8 @@ class ServerConnection(_Receiver):
         self._owed: Command | None = None
 
     def next_event(self) -> Request | TensorHead | TensorBody | Closed | None:
-        if self._error is not None:
-            raise self._error
+        if self._broken is not None:
+            raise RemoteProtocolError(self._broken)
         assert self._owed is None, f"{self._owed!r} has not been answered"
         assert self._state is not State.MEMORY, "receive_into() has not been called"
         event = self._advance()
@@ -347,8 +347,8 @@ class ClientConnection(_Receiver):
         return len(into) if into is not None else layout.itemsize if layout is not None else 0
 
     def next_event(self) -> Reply | Closed | None:
-        if self._error is not None:
-            raise self._error
+        if self._broken is not None:
+            raise RemoteProtocolError(self._broken)
         event = self._advance()
         if event is None and self._eof:
             if self._pending:

@@ -6,6 +6,7 @@ means. Whatever a client does, or its death, ends its own thread and nothing els
 
 import contextlib
 import functools
+import gc
 import logging
 import select
 import selectors
@@ -31,6 +32,7 @@ log = logging.getLogger("pyggml.rpc")
 MAX_PIECES = 64  # in one call of sendmsg
 KEEPALIVE_IDLE = 60  # seconds until the kernel asks a silent machine whether it still exists
 STEADY = 1 << 12  # bytes that come at once show that a client is not silent, even if its request is not whole yet
+TICK = 1.0  # seconds between looks at what takes too long
 HEAVY = 1 << 24  # bytes that a client caused, from which its end is worth giving memory back to the system
 ABORT_AGAIN = 0.05  # seconds; an abort may come just before the computation that it is meant for
 
@@ -178,6 +180,7 @@ class Listener:
         self._clients: dict[int, _Client] = {}  # by file descriptor
         self._closing = threading.Event()
         self._closed = threading.Event()
+        self._untidy = threading.Event()  # a heavy client has left
         host = bare_host(host)
         where = join_endpoint(host, port)
         try:
@@ -203,8 +206,7 @@ class Listener:
         if self._epoll is not None:
             self._epoll.register(self._woken, select.EPOLLIN)
             self._threads.append(threading.Thread(target=self._watch, name="rpc watch", daemon=True))
-        if server.graph_timeout is not None:
-            self._threads.append(threading.Thread(target=self._tick, name="rpc clock", daemon=True))
+        self._threads.append(threading.Thread(target=self._tick, name="rpc clock", daemon=True))
         for thread in self._threads:
             thread.start()
 
@@ -328,11 +330,9 @@ class Listener:
             # the short connections that stock clients begin with are not worth a line
             figures, worth = session.figures.line(session.most_lent), session.most_lent > 0
             log.log(level if worth or level > logging.INFO else logging.DEBUG, "%s: %s (%s)", peer, why, figures)
-            heavy = session.most_lent + session.figures.received > HEAVY
+            if session.most_lent + session.figures.received > HEAVY:
+                self._untidy.set()
             session.close()
-            del session
-            if heavy:
-                trim()
         except Exception:
             log.exception("%s: could not free all that the client had", peer)
         finally:
@@ -366,11 +366,16 @@ class Listener:
         log.debug("%s: disconnected", client.peer)
 
     def _tick(self) -> None:
-        """End graphs that compute for longer than they may."""
-        assert self.server.graph_timeout is not None
-        while not self._closing.wait(min(1.0, self.server.graph_timeout / 4)):
-            for slot in self.server.slots:
-                slot.end_overdue()
+        """End graphs that compute for longer than they may; after heavy clients, give their memory back."""
+        timeout = self.server.graph_timeout
+        while not self._closing.wait(TICK if timeout is None else min(TICK, timeout / 4)):
+            if timeout is not None:
+                for slot in self.server.slots:
+                    slot.end_overdue()
+            if self._untidy.is_set():
+                self._untidy.clear()
+                gc.collect()
+                trim()
 
     def _watch(self) -> None:
         """Abort what is computed for clients that have hung up: their own threads are busy computing it."""
