@@ -130,6 +130,7 @@ class GGUFFile:
         self.tensors = {}
         self.metadata = {}
         self.value_types = {}
+        OPEN_FILES.discard(self)
         maps, self._maps = self._maps, []
         for mapped in maps:
             try:
