@@ -43,6 +43,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--all", action="store_true", help="also ops and fused groups beyond those of language models")
     parser.add_argument("--list", action="store_true", help="print the cases and run nothing")
     parser.add_argument("--endpoint", metavar="HOST:PORT", help="a server that runs already")
+    parser.add_argument(
+        "--protocol",
+        choices=("7", "8"),
+        default="7",
+        help="of the reference: 7.0.0 or 8.0.0, which has newer tests (7)",
+    )
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="of the server (2)")
     parser.add_argument(
         "--silence",
@@ -57,13 +63,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="print every case as it ends")
     flags = parser.parse_args(argv)
-    if flags.document and (flags.sample or flags.params):
-        parser.error("--document needs all cases of an op")
+    if flags.document and (flags.sample or flags.params or flags.protocol != "7"):
+        parser.error("--document needs all cases of an op, those of 7.0.0")
     return flags
 
 
 def choose(flags: argparse.Namespace) -> list[Case]:
-    cases = all_cases()
+    cases = all_cases(flags.protocol)
     unknown = sorted(set(flags.ops) - {c.op for c in cases})
     if unknown:
         raise SystemExit(f"the reference tests no {', '.join(unknown)}")
@@ -113,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for sent in (signal.SIGINT, signal.SIGTERM):  # also where a script has it ignored
         signal.signal(sent, signal.default_int_handler)
     outcomes: list[Outcome] = []
-    server = OtherServer(flags.endpoint) if flags.endpoint else OwnServer(flags.threads)
+    server = OtherServer(flags.endpoint, flags.protocol) if flags.endpoint else OwnServer(flags.threads, flags.protocol)
     began = time.monotonic()
     try:
         for outcome in run(cases, server, flags.silence):

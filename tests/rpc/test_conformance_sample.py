@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from conformance_run import Case, End, Outcome, OwnServer, all_cases, run, sample
 from peer import Peer
+from programs import Newest
 from pyggml_rpc.server import Server
 from pyggml_rpc.transport import Listener
 from pyggml_rpc.wire import V7, Command
@@ -50,11 +51,29 @@ def test_a_sample_of_every_op(cases: list[Case], documented: dict[str, tuple[int
     assert not missing, missing
 
 
+def test_a_sample_of_the_newest_tests(newest: Newest, documented: dict[str, tuple[int, int, int]]) -> None:
+    """Over 8.0.0: one case of each op that is complete, and no refusal of an op that both versions have."""
+    complete = {op for op, (_, failed, refused) in documented.items() if not failed and not refused}
+    cases = [case for case in all_cases("8") if case.supported and case.op in complete]
+    chosen = sample(cases, 1)
+    assert len(chosen) > 0.9 * len(complete)
+    server = OwnServer(protocol="8")
+    try:
+        outcomes = list(run(chosen, server))
+    finally:
+        server.close()
+    assert [o.case for o in outcomes] == chosen
+    wrong = [o for o in outcomes if o.end is not End.PASSED]
+    assert not wrong, wrong
+
+
 # ---- what would be noticed
 
 
 class Here:
     """A server in this process, so that what crossed the wire can be read from its counts."""
+
+    protocol = "7"
 
     def __init__(self, device: Any) -> None:
         self.text = io.StringIO()

@@ -1,7 +1,7 @@
 """Compiles the reference's own op tests beside our driver of them, once, into the cache folder.
 
-Owns the compiler's command line; must not know what is run. The tests are `tests/test-backend-ops.cpp` of the peer's
-source distribution, and the libraries are those of the peer that was built from it.
+Owns the compiler's command line; must not know what is run. The tests are `tests/test-backend-ops.cpp` of a peer's
+source distribution, and the libraries are those of the peer that was built from it: 7.0.0's, or 8.0.0's.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 from peer_build import PeerMissing, cpu_key, ensure_peer, locked
+from peer_programs import ensure_programs
 
 from pyggml.cachedir import cache_dir
 
@@ -18,12 +19,17 @@ LIBRARIES = ("libggml.so.0", "libggml-base.so.0", "libggml-cpu.so.0", "libggml-r
 OPTIONS = ("-std=c++17", "-O1", "-w", "-pthread")
 
 
-def ensure_driver() -> Path:
-    """The program that conformance_driver.cpp describes; 20 seconds when it is new. Raises PeerMissing."""
-    site, vendor = ensure_peer()
-    lib = site / "llama_cpp" / "lib"
+def ensure_driver(protocol: str = "7") -> Path:
+    """The program that conformance_driver.cpp describes, of the peer that speaks "7" or "8"; 20 seconds when it is new.
+    Raises PeerMissing."""
+    if protocol == "8":
+        lib, vendor = ensure_programs()
+    else:
+        site, vendor = ensure_peer()
+        lib = site / "llama_cpp" / "lib"
     names = [str(lib / name) for name in LIBRARIES]
     facts = (
+        str(lib),
         cpu_key(),
         SOURCE.read_text(encoding="utf-8"),
         (vendor / "tests" / "test-backend-ops.cpp").read_text(),
@@ -35,8 +41,6 @@ def ensure_driver() -> Path:
     program = folder / f"driver-{key}"
     with locked(folder / "lock"):
         if not program.exists():
-            for old in folder.glob("driver-*"):
-                old.unlink()
             fresh = folder / f"fresh.{os.getpid()}"
             includes = (f"-I{vendor / 'tests'}", f"-I{vendor / 'ggml' / 'include'}")
             command = ("c++", *OPTIONS, *includes, str(SOURCE), "-o", str(fresh), *names, f"-Wl,-rpath,{lib}")

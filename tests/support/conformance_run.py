@@ -51,9 +51,9 @@ class Outcome(NamedTuple):
     seconds: float
 
 
-def all_cases() -> list[Case]:
-    """In the reference's order."""
-    done = subprocess.run([str(ensure_driver())], check=True, capture_output=True, text=True)
+def all_cases(protocol: str = "7") -> list[Case]:
+    """In the order of the reference that speaks this version."""
+    done = subprocess.run([str(ensure_driver(protocol))], check=True, capture_output=True, text=True)
     rows = (line.split("\t") for line in done.stdout.splitlines())
     return [
         Case(int(number), op, supported == "1" and (op, params) not in WRONG_THERE, params)
@@ -70,7 +70,9 @@ def sample(cases: Sequence[Case], n: int) -> list[Case]:
 
 
 class Server(Protocol):
-    """What is asked of a server under test."""
+    """What is asked of a server under test. `protocol`: "7" or "8", of both ends."""
+
+    protocol: str
 
     def endpoint(self) -> str:
         """Where it listens; starts it if it does not run."""
@@ -87,8 +89,19 @@ class Server(Protocol):
 class OwnServer:
     """Our pyggml-rpc-server on a free port of 127.0.0.1, started again when it ended. PYTHONPATH decides whose sources."""
 
-    def __init__(self, threads: int = 2) -> None:
-        self.command = [sys.executable, "-m", "pyggml_cli.rpc_server", "-p", "0", "--protocol", "7", "-t", str(threads)]
+    def __init__(self, threads: int = 2, protocol: str = "7") -> None:
+        self.protocol = protocol
+        self.command = [
+            sys.executable,
+            "-m",
+            "pyggml_cli.rpc_server",
+            "-p",
+            "0",
+            "--protocol",
+            protocol,
+            "-t",
+            str(threads),
+        ]
         self.folder = tempfile.TemporaryDirectory(prefix="conformance-")
         self.log = Path(self.folder.name) / "server.log"
         self.process: subprocess.Popen[str] | None = None
@@ -129,8 +142,9 @@ class OwnServer:
 class OtherServer:
     """A server that somebody else runs: its log is not here, so a refusal cannot be told from a fault."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, protocol: str) -> None:
         self.at = endpoint
+        self.protocol = protocol
 
     def endpoint(self) -> str:
         return self.at
@@ -148,10 +162,10 @@ class OtherServer:
 class Driver:
     """The reference's tests as a child process that runs chosen cases, each of which may take `silence` seconds."""
 
-    def __init__(self, silence: float) -> None:
+    def __init__(self, silence: float, protocol: str) -> None:
         self.silence = silence
         env = {**os.environ, "GGML_NO_BACKTRACE": "1", "OMP_WAIT_POLICY": "passive"}
-        command = [str(ensure_driver()), "run"]
+        command = [str(ensure_driver(protocol)), "run"]
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -200,7 +214,7 @@ class Driver:
 def run(cases: Sequence[Case], server: Server, silence: float = SILENCE) -> Iterator[Outcome]:
     """How each case ended, in order. A client process lives until a server refuses something, which ends it."""
     left = list(cases)
-    driver = Driver(silence)
+    driver = Driver(silence, server.protocol)
     try:
         while left:
             driver.ask(server.endpoint(), left)
@@ -209,7 +223,7 @@ def run(cases: Sequence[Case], server: Server, silence: float = SILENCE) -> Iter
                 yield outcome
             if driver.process.poll() is not None:
                 driver.close()
-                driver = Driver(silence)
+                driver = Driver(silence, server.protocol)
     finally:
         driver.close()
 
