@@ -138,7 +138,8 @@ class Llama(LlamaFacts):
         progress: Progress | None = None,
         **old: Any,
     ) -> None:
-        refuse(locals())
+        self._given = {name: value for name, value in locals().items() if name not in ("self", "old")}
+        refuse(self._given)
         if unknown := [name for name in old if name not in OLD_PARAMETERS]:
             raise TypeError(f"Llama() has no parameter {unknown[0]!r}")
         if rope_scaling_type not in ROPE_SCALINGS:
@@ -475,6 +476,10 @@ class Llama(LlamaFacts):
                     part.close()
             self._context = self._model = None
 
+    def __reduce__(self) -> tuple[Callable[..., Llama], tuple[dict[str, Any]]]:
+        """Pickled are the parameters: the copy loads the file anew and has evaluated nothing (llama_cpp: __getstate__)."""
+        return _made_again, (self._given,)
+
     def __enter__(self) -> Self:
         return self
 
@@ -487,3 +492,7 @@ class Llama(LlamaFacts):
 
 def _told(text: str) -> None:
     print(f"pyggml: {text}", file=sys.stderr, flush=True)
+
+
+def _made_again(given: dict[str, Any]) -> Llama:
+    return Llama(**given)

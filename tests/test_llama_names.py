@@ -1,6 +1,7 @@
 """Names and small habits of llama-cpp-python that programs rely on: imports, lists, the cache, old parameters, formats,
 the default model, and the leading space of SentencePiece."""
 
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -148,3 +149,14 @@ def test_the_default_model(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path
         assert llm.model_path == "default" and llm.n_ctx() == 32  # a file of this name counts
     with Llama(verbose=False) as llm:
         assert llm.model_path == str(path)
+
+
+def test_a_pickled_llama_loads_its_file_anew(path: Path) -> None:
+    with Llama(path, n_ctx=48, logits_all=True, verbose=False, seed=3) as llm:
+        texts = [said(llm("hello", max_tokens=6))]
+        with pickle.loads(pickle.dumps(llm)) as again:
+            assert (again.n_ctx(), again._logits_all, again.n_tokens, again.model_path) == (48, True, 0, llm.model_path)
+            texts.append(said(again("hello", max_tokens=6)))
+    assert texts[0] == texts[1]
+    with Llama(path, devices=[], progress=lambda done, total: None, verbose=False) as llm, pytest.raises(Exception, match="pickle"):  # fmt: skip
+        pickle.dumps(llm)

@@ -39,6 +39,7 @@ COMMANDS = [
     Shown(
         "tools/completion/README.md",
         'llama-completion -m model.gguf --jinja --single-turn -sys "You are a helpful assistant" -p "Hello"',
+        short="-n 4 --temp 0",
         out="Hello",
     ),
     Shown(
@@ -63,7 +64,7 @@ COMMANDS = [
         'llama-cli -m model.gguf -p "Building a website can be done in 10 steps:" -n 50',
         out="Building a website can be done in 10 steps:",
     ),
-    Shown("docs/build.md", "llama-cli -m model.gguf -ngl 100 -c 16384 -t 10 -n -2 -cnv", typed="Hi\n", short="-n 4 --temp 0"),
+    Shown("docs/build.md", "llama-cli -m model.gguf -ngl 100 -c 16384 -t 10 -n -2 -cnv", typed="Hi\n", short="-n 4"),
     Shown(
         "docs/backend/CANN.md",
         'llama-cli -m model.gguf -p "Building a website can be done in 10 simple steps:" -n 400 -e -ngl 33 -sm none -mg 0',
