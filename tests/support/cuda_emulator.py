@@ -8,8 +8,10 @@ import bisect
 import ctypes
 import functools
 import json
+import multiprocessing
 import os
 import re
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -164,11 +166,23 @@ def kernel_of(spec: Spec) -> build.Kernel:
     if path.exists():
         ir, parameters, words, threads = json.loads(path.read_text())
         return build.Kernel(ir, tuple(parameters), tuple(WORDS[w] for w in words), threads)
-    kernel = build.kernel(spec)
+    made = _builder().submit(_build, spec).result()
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps([kernel.ir, kernel.parameters, [w.name for w in kernel.words], kernel.threads]))
+    temporary.write_text(json.dumps(made))
     temporary.replace(path)
-    return kernel
+    ir, parameters, words, threads = made
+    return build.Kernel(ir, tuple(parameters), tuple(WORDS[w] for w in words), threads)
+
+
+@functools.cache
+def _builder() -> ProcessPoolExecutor:
+    """Numba keeps some megabytes of each kernel that it compiles, for ever: another process does, and is replaced."""
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=40)
+
+
+def _build(spec: Spec) -> tuple[str, Any, list[str], int]:
+    kernel = build.kernel(spec)
+    return kernel.ir, kernel.parameters, [word.name for word in kernel.words], kernel.threads
 
 
 @functools.cache

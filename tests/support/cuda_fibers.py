@@ -63,7 +63,10 @@ class Machine:
         llvm.create_pass_builder(self.target, tuning).getModulePassManager().run(
             module, llvm.create_pass_builder(self.target, tuning)
         )
-        engine = llvm.create_mcjit_compiler(module, self.target)
+        code = self.target.emit_object(module)
+        module.close()  # an engine would keep it as long as it lives: more than a megabyte a kernel
+        engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), self.target)
+        engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         engine.finalize_object()
         self.engines.append(engine)
         return engine
