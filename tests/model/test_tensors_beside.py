@@ -9,10 +9,14 @@ from fake_devices import FakeDevice
 from tiny_logits import TOKENS, kl, run
 from tiny_model import N_VOCAB, write_llama
 
+from pyggml.backend.reference import ReferenceDevice
 from pyggml.dtypes import GGMLType
 from pyggml.errors import ModelError
+from pyggml.gguf import GGUFFile
 from pyggml.model.context import Context
 from pyggml.model.model import Model
+from pyggml.quantize import find_mix, make_plan
+from pyggml.quantize import run as quantise
 
 ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")
 DENSE = ("ffn_gate", "ffn_up", "ffn_down")
@@ -158,3 +162,21 @@ def test_an_output_of_another_height_than_the_embedding(tmp_path):
         ModelError, match=rf"tensor output\.weight is \[64, 99, 1, 1\], must be \[64, {N_VOCAB}, 1, 1\]"
     ):
         Model.load(path, cpu=FakeDevice("CPU"))
+
+
+@pytest.mark.parametrize("options", [{}, {"n_expert": 4}], ids=str)
+def test_scales_go_with_their_layers_and_stay_as_they_are(options, tmp_path):
+    """On other devices, and through quantisation of the matrices beside them."""
+    kinds = (*ATTENTION, *(EXPERTS if options else DENSE))
+    plain = write_llama(tmp_path / "plain.gguf", **options)
+    file = scaled(tmp_path / "scaled.gguf", plain, kinds, [64.0, 0.5, 1.0, 16.0], **options)
+    model = Model.load(file, cpu=ReferenceDevice(), devices=[device := FakeDevice()])
+    context = Context(model, n_ctx=512, n_ubatch=16)
+    np.testing.assert_array_equal(context.decode(TOKENS, logits="all"), run(plain, TOKENS))
+    assert device.written["blk.1.attn_q.scale"] == 1
+    context.close(), model.close()
+    with GGUFFile.open(file) as source:
+        quantise(make_plan(source, find_mix("q8_0")), tmp_path / "q8_0.gguf", 1)
+    assert kl(run(plain, TOKENS), run(tmp_path / "q8_0.gguf", TOKENS)) < 1e-2
+    with GGUFFile.open(tmp_path / "q8_0.gguf") as made:
+        assert {made.tensors[n].type for n in made.tensors if n.endswith(".scale")} == {GGMLType.F32}
