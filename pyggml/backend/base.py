@@ -133,6 +133,9 @@ class Backend(ABC):
     def abort(self) -> None:  # noqa: B027
         """Make a running `compute` end early with ComputeError; may be called from another thread. Optional."""
 
+    def trim(self) -> None:  # noqa: B027
+        """Give back memory that runs which are over have left. Optional."""
+
     def close(self) -> None:  # noqa: B027
         """Give threads and connections back. Optional."""
 

@@ -162,6 +162,10 @@ class CPUBackend(Backend):
             team = self._teams[n_threads] = Team(n_threads, self.team)
         self.team = team
 
+    def trim(self) -> None:
+        for team in list(self._teams.values()):
+            team.trim()
+
     def abort(self) -> None:
         self.team.abort()
 

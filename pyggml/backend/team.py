@@ -136,10 +136,21 @@ class Team:
         """Let the records live on until no worker can be reading them."""
         self._read[table.address] = table
         if len(self._read) > 1:
-            # a worker that enters from now on finds no plan, or the next one
-            inside = set(self._each["inside"].tolist())
-            for address in [a for a in self._read if a not in inside]:
-                del self._read[address]
+            self._drop()
+
+    def _drop(self) -> None:
+        # a worker that enters from now on finds no plan, or the next one
+        inside = set(self._each["inside"].tolist())
+        for address in [a for a in self._read if a not in inside]:
+            del self._read[address]
+
+    def trim(self) -> None:
+        """Give back the records of runs that are over, unless one is under way."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self._drop()
+            finally:
+                self._lock.release()
 
     def abort(self) -> None:
         """Let a run that is under way end soon: what is not begun is not computed."""

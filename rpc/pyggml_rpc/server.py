@@ -159,6 +159,14 @@ class Slot:
             self._communicating = session
             return True
 
+    def trim(self) -> None:
+        """After heavy clients: end the backends that nobody needs any more, and empty the first one."""
+        with self._state:
+            for backend in self._backends:
+                backend.trim()
+            while len(self._backends) > 1 and len(self._backends) - 1 not in self._used_by:
+                self._backends.pop().close()
+
     @property
     def used(self) -> int:
         """Bytes that clients hold."""

@@ -374,6 +374,8 @@ class Listener:
                     slot.end_overdue()
             if self._untidy.is_set():
                 self._untidy.clear()
+                for slot in self.server.slots:
+                    slot.trim()
                 gc.collect()
                 trim()
 

@@ -591,10 +591,12 @@ def test_a_descriptor_that_another_client_has_by_now(listener: Listener, monkeyp
             return getattr(real, name)
 
     monkeypatch.setattr(listener, "_epoll", Late())
-    for _ in range(2):  # the first hang-up ends the wait of before
+    for _ in range(100):  # the first hang-up ends the wait of before; some are seen by the client's own thread alone
         raw(listener).close()
         until(lambda: listener.n_clients == 1)
-    assert told.wait(5)
+        if told.wait(0.02):
+            break
+    assert told.is_set()
     assert adder.run(1, 2) == 3
     adder.close()
 
