@@ -12,7 +12,7 @@ from pyggml_rpc.connection import ClientConnection, Reply, Request, ServerConnec
 from pyggml_rpc.records import Lent, link, read_graph, read_tensors, write_tensors
 from pyggml_rpc.server import Server
 from pyggml_rpc.session import Session
-from pyggml_rpc.wire import TENSOR, V7, Command, Record, Rest, pack_header, unpack
+from pyggml_rpc.wire import TENSOR, V7, V8, Command, Protocol, Record, Rest, pack_header, unpack
 
 from pyggml.backend.cpu import CPUDevice
 from pyggml.backend.host import HostBuffer
@@ -29,13 +29,14 @@ class Exchange(NamedTuple):
     command: Command
     body: bytes
     reply: bytes | None
+    protocol: Protocol
 
     @property
     def request(self) -> Request:
-        return Request(self.command, self.body, V7[self.command].request)
+        return Request(self.command, self.body, self.protocol[self.command].request)
 
 
-def exchanges(name: str) -> list[list[Exchange]]:
+def exchanges(name: str, protocol: Protocol = V7) -> list[list[Exchange]]:
     """Of each connection in the file, taken apart by the lengths in the frames alone."""
     requests, replies = ((GOLDEN / f"{name}.{way}.bin").read_bytes() for way in ("requests", "replies"))
     connections: list[list[Exchange]] = []
@@ -43,18 +44,20 @@ def exchanges(name: str) -> list[list[Exchange]]:
         command, length = Command(requests[0]), int.from_bytes(requests[1:9], "little")
         body, requests = requests[9 : 9 + length], requests[9 + length :]
         reply = None
-        if V7[command].reply is not None:
+        if protocol[command].reply is not None:
             length = int.from_bytes(replies[:8], "little")
             reply, replies = replies[8 : 8 + length], replies[8 + length :]
         if command is C.HELLO:
             connections.append([])
-        connections[-1].append(Exchange(command, body, reply))
+        connections[-1].append(Exchange(command, body, reply, protocol))
     assert not replies
     return connections
 
 
-ALL = [*exchanges("short"), *exchanges("session")]
-SESSION = ALL[-1]
+SHORT, (SESSION,) = exchanges("short"), exchanges("session")
+*NEWEST_SHORT, NEWEST_SESSION = exchanges("newest", V8)  # the client reads the devices' memory before it loads
+*SPLIT_SHORT, SPLIT = exchanges("split", V8)
+ALL = [*SHORT, SESSION, *NEWEST_SHORT, NEWEST_SESSION, *SPLIT_SHORT, SPLIT]
 
 
 def test_what_was_captured() -> None:
@@ -67,15 +70,26 @@ def test_what_was_captured() -> None:
     graphs = [read_graph(e.request).records for e in SESSION if e.command is C.GRAPH_COMPUTE]
     ops = {Op(op) for records in graphs for op in records["op"].tolist()}
     assert {Op.MUL_MAT, Op.ROPE, Op.SET_ROWS, Op.SOFT_MAX, Op.FLASH_ATTN_EXT, Op.RMS_NORM, Op.GLU, Op.PERMUTE} < ops
-    short = {exchange.command for connection in ALL[:-1] for exchange in connection}
+    short = {exchange.command for connection in SHORT for exchange in connection}
     assert short == {C.HELLO, C.DEVICE_COUNT, C.GET_DEVICE_MEMORY, C.GET_ALIGNMENT, C.GET_MAX_SIZE}
+
+
+def test_what_was_captured_of_8_0_0() -> None:
+    made = [exchange.command for exchange in NEWEST_SESSION]
+    assert made.count(C.GRAPH_COMPUTE) >= 2 and made.count(C.GRAPH_RECOMPUTE) >= 1 and made.count(C.GET_TENSOR) >= 2
+    uids = [V8.uid_in(e.request.record) for e in NEWEST_SESSION if e.command in (C.GRAPH_COMPUTE, C.GRAPH_RECOMPUTE)]
+    assert all(uids) and len(set(uids)) == made.count(C.GRAPH_COMPUTE)
+    made = [exchange.command for exchange in SPLIT]
+    assert made.count(C.COMM_INIT) == made.count(C.COMM_FREE) == 2 and made.count(C.COMM_ALLREDUCE) == 4
+    assert {C.SET_TENSOR_2D, C.GET_TENSOR, C.GRAPH_COMPUTE, C.GRAPH_RECOMPUTE} < set(made)
+    assert all(e.reply == b"\1" for e in SPLIT if e.command is C.COMM_INIT)
 
 
 @pytest.mark.parametrize("step", [WHOLE, 1, 1000], ids=["whole", "byte by byte", "in pieces"])
 def test_the_server_reads_a_stock_clients_bytes(step: int) -> None:
     for connection in ALL:
         sent = b"".join(pack_header(e.command, len(e.body)) + e.body for e in connection)
-        server, seen, head, memory = ServerConnection(V7), [], b"", bytearray()
+        server, seen, head, memory = ServerConnection(connection[0].protocol), [], b"", bytearray()
         for _ in pieces(sent, step, server):
             while (event := server.next_event()) is not None:
                 if isinstance(event, TensorHead):
@@ -108,8 +122,8 @@ def pieces(data: bytes, step: int, receiver: ServerConnection | ClientConnection
 def test_the_client_frames_alike_and_reads_a_stock_servers_bytes(step: int) -> None:
     for connection in ALL:
         client = ClientConnection()
-        for command, body, reply in connection:
-            message = V7[command]
+        for command, body, reply, protocol in connection:
+            message = protocol[command]
             fixed = message.request.itemsize if message.request_rest is Rest.DATA else len(body)
             data = body[fixed:] if message.request_rest is Rest.DATA else None
             into = bytearray(len(reply or b"")) if message.reply_rest is Rest.DATA else None
@@ -121,14 +135,14 @@ def test_the_client_frames_alike_and_reads_a_stock_servers_bytes(step: int) -> N
                 event = client.next_event()
             assert isinstance(event, Reply) and event.command is command
             assert (event.record.tobytes() if into is None else bytes(into)) == reply
-        assert client.version == V7.version
+        assert client.version == connection[0].protocol.version
 
 
 def test_records_are_written_as_they_were_read() -> None:
     """Every field of a stock client's tensors survives our Tensor, save the name's bytes behind its end."""
     lent = Lent(1, 1 << 40, HostBuffer.alloc(CPUDevice(), 1 << 22), 0, 1 << 22)
     checked = 0
-    for exchange in SESSION:
+    for exchange in (*SESSION, *NEWEST_SESSION, *SPLIT):
         if exchange.command is not C.GRAPH_COMPUTE:
             continue
         foreign = read_graph(exchange.request)
@@ -152,7 +166,7 @@ def test_records_are_written_as_they_were_read() -> None:
         again = write_tensors(tensors, lambda t, places=places: places[id(t)], numbers, uses)  # type: ignore[misc]
         for field in TENSOR.names or ():
             assert (again[field] == foreign.records[field]).all(), field
-        assert len(link(foreign, read_tensors(records, {lent.handle: lent})).nodes) >= 20
+        assert len(link(foreign, read_tensors(records, {lent.handle: lent})).nodes) >= (1 if exchange in SPLIT else 20)
         checked += len(tensors)
     assert checked > 150
 
@@ -160,10 +174,10 @@ def test_records_are_written_as_they_were_read() -> None:
 class Replay:
     """The captured requests to a session of ours: its handles and addresses in place of the stock server's."""
 
-    def __init__(self) -> None:
-        self.session = Session(Server([CPUDevice()], n_threads=1, protocol=V7))
+    def __init__(self, protocol: Protocol) -> None:
+        self.session = Session(Server([CPUDevice()], n_threads=1, protocol=protocol))
         self.handles: dict[int, tuple[int, int, int]] = {}  # theirs -> (ours, their base, our base)
-        self.connection = ServerConnection(V7)
+        self.connection = ServerConnection(protocol)
 
     def ask(self, command: Command, body: bytes) -> bytes | None:
         said = b""
@@ -173,8 +187,8 @@ class Replay:
         return said[8:] if said else None
 
     def play(self, exchange: Exchange) -> bytes | None:
-        command, body, reply = exchange
-        layout = V7[command].request
+        command, body, reply, protocol = exchange
+        layout = protocol[command].request
         fixed = unpack(layout, body[: layout.itemsize]).copy()
         rest = body[layout.itemsize :]
         if "remote_ptr" in (layout.names or ()):
@@ -192,7 +206,7 @@ class Replay:
         said = self.ask(command, fixed.tobytes() + rest)
         if command is C.ALLOC_BUFFER:
             assert said is not None and reply is not None
-            theirs, ours = (int(unpack(V7[command].reply, r)["remote_ptr"][0]) for r in (reply, said))  # type: ignore[arg-type]
+            theirs, ours = (int(unpack(protocol[command].reply, r)["remote_ptr"][0]) for r in (reply, said))  # type: ignore[arg-type]
             self.handles[theirs] = ours, 0, 0
         elif command is C.BUFFER_GET_BASE:
             assert said is not None and reply is not None
@@ -208,10 +222,11 @@ class Replay:
                 records["data"][i] = int(records["data"][i]) - their_base + our_base
 
 
-def test_our_server_answers_a_stock_client_as_the_stock_server_did() -> None:
-    replay = Replay()
+@pytest.mark.parametrize(("session", "n"), [(SESSION, 5), (NEWEST_SESSION, 4)], ids=["7.0.0", "8.0.0"])
+def test_our_server_answers_a_stock_client_as_the_stock_server_did(session: list[Exchange], n: int) -> None:
+    replay = Replay(session[0].protocol)
     logits = []
-    for exchange in SESSION:
+    for exchange in session:
         said = replay.play(exchange)
         assert (said is None) == (exchange.reply is None)
         if said is None:
@@ -221,7 +236,7 @@ def test_our_server_answers_a_stock_client_as_the_stock_server_did() -> None:
             logits.append([np.frombuffer(r, "<f4") for r in (said, exchange.reply)])
         elif exchange.command in (C.HELLO, C.GET_ALLOC_SIZE):
             assert said == exchange.reply
-    assert len(logits) == 5
+    assert len(logits) == n
     ours, theirs = np.array(logits).swapaxes(0, 1).astype(np.float64)
     norms = np.square(theirs).sum(-1)
     assert (np.square(ours - theirs).sum(-1) < 1e-5 * norms).all()
