@@ -19,7 +19,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pyggml import jit
-from pyggml.backend.team import IndexFault, StepTable, Team
+from pyggml.backend.team import MOST_READ, IndexFault, StepTable, Team
 from pyggml.errors import ComputeError, DeviceError
 from pyggml.jit import Spec
 from pyggml.steps import STEP
@@ -146,7 +146,7 @@ def test_a_small_run_after_an_aborted_one() -> None:
             thread.join(timeout=30)
             assert not thread.is_alive()
             aborted += int(long.counters[1, 7] < 400)
-            assert len(team._read) < 8
+            assert len(team._read) <= MOST_READ
     assert aborted > 10
 
 

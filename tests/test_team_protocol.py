@@ -172,16 +172,11 @@ def begin(case: Case, s: State, i: int, t: Thread, v: dict[str, int]) -> bool:
 def hide(case: Case, s: State, i: int, t: Thread, v: dict[str, int]) -> bool:
     if s.plan == v["plan"]:
         s.plan = -1
-    v["who"], v["readers"] = 1, 0
-    return go(t, "readers")
+    return go(t, "over")
 
 
 @label
-def readers(case: Case, s: State, i: int, t: Thread, v: dict[str, int]) -> bool:
-    if v["who"] < len(s.threads):
-        v["readers"] += s.threads[v["who"]].inside >= 0
-        v["who"] += 1
-        return True
+def over(case: Case, s: State, i: int, t: Thread, v: dict[str, int]) -> bool:
     plan, _, drop = case.script[s.at]
     p = s.plans[plan]
     parts = [n for n, _ in case.plans[plan]]
@@ -190,11 +185,8 @@ def readers(case: Case, s: State, i: int, t: Thread, v: dict[str, int]) -> bool:
     if any(p.left_out) and not s.abort:
         raise Broken(f"run {s.at} left out {p.left_out} and was not aborted")
     s.dropped = (*s.dropped, plan) if drop else s.dropped
-    if v["readers"] and case.mutant != "nothing is kept":
-        inside = {other.inside for other in s.threads}
-        s.read = tuple(sorted(r for r in {*s.read, plan} if r in inside or r == plan))
-    else:
-        s.read = ()
+    inside = {other.inside for other in s.threads}
+    s.read = tuple(sorted(r for r in {*s.read, plan} if r in inside and case.mutant != "nothing is kept"))
     for d in s.dropped:
         s.plans[d].freed = d not in s.read
     s.at += 1

@@ -25,6 +25,7 @@ from pyggml.steps import PLAN, STATUS, STEP, TEAM, THREAD
 WAIT_US = 40.0  # within a run: about what it costs to sleep and to be woken
 IDLE_US = 50.0  # between runs, before the time slice is given away
 IDLE_YIELDS = 2000  # then so often (about 1 ms), before sleeping
+MOST_READ = 8  # plans that are over and whose records may still be read, before it is asked which really are
 
 
 def _aligned(size: int) -> NDArray[np.uint8]:
@@ -122,24 +123,18 @@ class Team:
             if self._closed:
                 raise ComputeError("CPU: the backend is closed")
             self._status["abort"] = 0
-            if self._run(self._address, table.address, alone):
-                self._keep(table)
-            elif self._read:
-                self._read.clear()
+            self._run(self._address, table.address, alone)
+            self._read[table.address] = table
+            if len(self._read) > MOST_READ:
+                self._drop()
             outcome = int(self._status["abort"][0])
         if outcome == 1:
             raise ComputeError("CPU: aborted")
         if outcome == 2:
             raise IndexFault(*(int(self._status[f][0]) for f in ("step", "row", "limit")))
 
-    def _keep(self, table: StepTable) -> None:
-        """Let the records live on until no worker can be reading them."""
-        self._read[table.address] = table
-        if len(self._read) > 1:
-            self._drop()
-
     def _drop(self) -> None:
-        # a worker that enters from now on finds no plan, or the next one
+        """Forget the records that no worker can be reading; one that enters from now on finds no plan, or the next."""
         inside = set(self._each["inside"].tolist())
         for address in [a for a in self._read if a not in inside]:
             del self._read[address]

@@ -15,7 +15,7 @@ from pyggml.jit import Spec
 from pyggml.steps import PLAN, STATUS, STEP, TEAM, THREAD
 
 WORKER = Spec("executor", "worker", (), "void(u64,i64)")
-RUN = Spec("executor", "run", (), "i64(u64,u64,i64)")
+RUN = Spec("executor", "run", (), "void(u64,u64,i64)")
 DISMISS = Spec("executor", "dismiss", (), "void(u64)")
 SPIN = Spec("executor", "spin", (), "void(i64)")
 
@@ -124,15 +124,14 @@ def _walk():
 
 
 def run():
-    """-> run(team, plan, alone): compute the plan as thread 0, with the workers' help unless `alone`. -> number of
-    workers that may still read its records."""
+    """-> run(team, plan, alone): compute the plan as thread 0, with the workers' help unless `alone`."""
     from pyggml import simd as v
 
     U = v.U
     walk = _walk()
-    address_of, _, wake = _threads()
+    _, _, wake = _threads()
     run_at, plan_at, n_threads = (U(_at(TEAM, n)) for n in ("run", "plan", "n_threads"))
-    round_at, inside = U(_at(PLAN, "round")), U(_at(THREAD, "inside"))
+    round_at = U(_at(PLAN, "round"))
 
     def kernel(team, plan, alone):
         v.atomic_add(plan + round_at, 1)
@@ -142,11 +141,6 @@ def run():
             wake(team)
         walk(team, plan, 0)
         v.atomic_replace(team + plan_at, v.np.int64(plan), 0)
-        readers = 0
-        for i in range(1, v.i64_at(team + n_threads)):
-            if v.atomic_load(address_of(team, i) + inside) != 0:
-                readers += 1
-        return readers
 
     return kernel
 
