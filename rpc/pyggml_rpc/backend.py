@@ -219,6 +219,7 @@ class RpcBuffer(Buffer):
             return
         with self.client.lock:
             self.client.sent.buffer_freed()
+            self.client.probe = b""  # its tensor may have gone; and a free waits for computations by itself
             if not self.client.broken:
                 with contextlib.suppress(RpcError):  # the server is gone, and the buffer with it
                     self.client.tell(Command.FREE_BUFFER, _body(Command.FREE_BUFFER, remote_ptr=handle), urgent=True)
@@ -253,8 +254,10 @@ class RpcBuffer(Buffer):
 class RpcPlan(Plan):
     """The request that computes a graph, ready to be sent. `number` is its own among all of this process."""
 
-    def __init__(self, number: int, protocol: Protocol, body: bytes, n_nodes: int) -> None:
+    def __init__(self, number: int, protocol: Protocol, body: bytes, n_nodes: int, probe: bytes) -> None:
+        """`probe`: the request for no bytes of a result, which is answered when the graph has been computed."""
         self.number = number
+        self.probe = probe
         self.protocol = protocol
         self.body = body
         self.n_nodes = n_nodes
@@ -281,7 +284,11 @@ class RpcBackend(Backend):
         number, protocol = next(_numbers), self.device.client.protocol
         uid = protocol.uid(number)
         body = write_graph(protocol, self.device.number, uid, graph, self.device.place)
-        return RpcPlan(number, protocol, body, len(nodes))
+        probe = b""
+        if some := [node for node in nodes if node.nelements]:
+            record = unpack(TENSOR, write_tensor(some[-1], self.device.place))
+            probe = _body(Command.GET_TENSOR, tensor=record)
+        return RpcPlan(number, protocol, body, len(nodes), probe)
 
     def compute(self, plan: Plan) -> None:
         """Sends a few bytes when the server has the graph, and the graph otherwise."""
@@ -291,6 +298,7 @@ class RpcBackend(Backend):
         device, client, protocol = self.device.number, self.device.client, plan.protocol
         with client.lock:
             client.computing = True
+            client.probe = plan.probe
             if client.sent.has(device, plan.number):
                 body = protocol.pack(Command.GRAPH_RECOMPUTE, device=device, uid=protocol.uid(plan.number))
                 client.tell(Command.GRAPH_RECOMPUTE, body, urgent=True)
@@ -303,8 +311,13 @@ class RpcBackend(Backend):
         self.device.client.flush()
 
     def synchronize(self) -> None:
-        """The smallest question: its answer comes after all that was handed over."""
-        self.device.client.ask(Command.DEVICE_COUNT)
+        """A small question whose answer comes after all that was handed over has been computed."""
+        client = self.device.client
+        with client.lock:
+            if client.probe:
+                client.ask(Command.GET_TENSOR, client.probe, into=memoryview(bytearray()))
+            else:
+                client.ask(Command.DEVICE_COUNT)
 
     def abort(self) -> None:
         """End the wait for results. The server computes on; it hears of it only when the connection is closed."""

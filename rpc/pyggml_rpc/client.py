@@ -22,7 +22,7 @@ from pyggml_rpc.errors import RemoteProtocolError, RpcError
 from pyggml_rpc.kept import SentGraphs
 from pyggml_rpc.records import KEY
 from pyggml_rpc.transport import Wire
-from pyggml_rpc.wire import CAPS, Command, Protocol, Record, Version
+from pyggml_rpc.wire import CAPS, WAITS, Command, Protocol, Record, Version
 
 log = logging.getLogger("pyggml.rpc.client")
 
@@ -106,6 +106,7 @@ class Client:
         self.broken = False
         self.users = 0
         self.computing = False
+        self.probe = b""  # a question that is answered when all that was handed over is computed
         self._interrupted = False
         self.bytes_sent = 0
         self.requests = dict.fromkeys(Command, 0)
@@ -224,6 +225,7 @@ class Client:
         with self.lock:
             self._outbox, self._outbox_size = [], 0
             self.sent.clear()
+            self.probe = b""
             self.computing = self._interrupted = False
             if self._wire is not None:
                 self._wire.close()
@@ -258,6 +260,8 @@ class Client:
             while self._answered <= ticket:
                 event = connection.next_event()
                 if isinstance(event, Reply):
+                    if event.command in WAITS:
+                        self.computing = False
                     self._answered += 1
                     self._last_reply = event.record
                 elif self._interrupted:
@@ -273,7 +277,7 @@ class Client:
             broke = f"the connection broke ({error.strerror or error})"
             raise self._failed(NO_PLACE if self._connection.silent else broke) from error
         assert self._last_reply is not None
-        self.computing = self._interrupted = False
+        self._interrupted = False
         return self._last_reply
 
     def _silence(self) -> str:

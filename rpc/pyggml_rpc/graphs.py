@@ -47,6 +47,7 @@ class Graphs:
     def compute(self, slot: "Slot", request: Request) -> None:
         """Take a graph and run it. Raises RefusedError, ComputeError and what else keeps it from being computed."""
         device, uid = int(request.record["device"][0]), self._protocol.uid_in(request.record)
+        self._session.running.wait(device)
         self._kept.make_room(device, uid)
         self._run(slot, self._kept.keep(device, uid, request.body, lambda: self._in_turn(slot, request)), request)
 
@@ -59,6 +60,7 @@ class Graphs:
             return Request(Command.GRAPH_COMPUTE, body, layout)
 
         device, uid = int(request["device"][0]), self._protocol.uid_in(request)
+        self._session.running.wait(device)
         plan = self._kept.plan(device, uid, lambda body: self._in_turn(slot, whole(body)))
         self._run(slot, plan, whole(self._kept.body(device, uid)))
 
@@ -70,8 +72,12 @@ class Graphs:
         self._kept.clear()
 
     def _run(self, slot: "Slot", plan: Plan, request: Request) -> None:
-        self._session.figures.graphs += 1
-        slot.compute(plan, self._session, lambda backend: self._elsewhere(slot, request, backend))
+        """Hand it over: it is computed while the client's next commands are read."""
+        session, device = self._session, int(request.record["device"][0])
+        session.figures.graphs += 1
+        session.running.start(
+            device, lambda: slot.compute(plan, session, lambda backend: self._elsewhere(slot, request, backend))
+        )
 
     @contextlib.contextmanager
     def _elsewhere(self, slot: "Slot", request: Request, backend: Backend) -> Iterator[Plan]:

@@ -132,23 +132,26 @@ class Ledger:
 
 
 class Account:
-    """What one connection holds of a ledger; several connections may have one owner. One thread's alone."""
+    """What one connection holds of a ledger; several connections may have one owner. Thread-safe."""
 
     def __init__(self, ledger: Ledger, owner: Hashable) -> None:
         self.ledger = ledger
         self.owner = owner
         self.held = 0
         self.most = 0
+        self._lock = threading.Lock()
 
     def take(self, size: int) -> None:
         """Raises NoRoomError."""
         self.ledger.take(self.owner, size)
-        self.held += size
-        self.most = max(self.most, self.held)
+        with self._lock:
+            self.held += size
+            self.most = max(self.most, self.held)
 
     def give(self, size: int) -> None:
-        assert size <= self.held, (size, self.held)
-        self.held -= size
+        with self._lock:
+            assert size <= self.held, (size, self.held)
+            self.held -= size
         self.ledger.give(self.owner, size)
 
     def offer(self) -> tuple[int, int]:

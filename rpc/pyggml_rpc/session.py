@@ -25,9 +25,10 @@ from pyggml_rpc.graphs import Graphs
 from pyggml_rpc.memory import Account, NoRoomError
 from pyggml_rpc.pieces import CHUNK, Arriving, Pieces
 from pyggml_rpc.records import Lent, check_range, read_tensors, signer
+from pyggml_rpc.running import Running
 from pyggml_rpc.server import Server, Slot
 from pyggml_rpc.talk import mib
-from pyggml_rpc.wire import HELLO_REPLY, Command, Record, pack
+from pyggml_rpc.wire import HELLO_REPLY, WAITS, Command, Record, pack
 
 log = logging.getLogger("pyggml.rpc")
 
@@ -75,7 +76,8 @@ class Session:
         self._address = "of this machine" if owner is None else str(owner)
         self.greeted = False  # HELLO has been answered
         self._came = False  # it has had memory: not one of the short connections that stock clients begin with
-        self.busy = False  # a graph is being lowered or computed
+        self._lowering = False  # a graph is being taken apart and made ready
+        self.running = Running(peer)
         self.figures = Figures()
         ledgers = {id(ledger): ledger for ledger in (server.host, *(slot.ledger for slot in server.slots))}
         self._accounts = {key: Account(ledger, self.owner) for key, ledger in ledgers.items()}
@@ -145,7 +147,8 @@ class Session:
         self.server.counters.add(request.command, len(request.body))
         self.figures.requests += 1
         self.figures.received += len(request.body)
-        self.busy = request.command in (Command.GRAPH_COMPUTE, Command.GRAPH_RECOMPUTE)
+        self._settle(wait=request.command in WAITS)
+        self._lowering = request.command in (Command.GRAPH_COMPUTE, Command.GRAPH_RECOMPUTE)
         try:
             if request.command is Command.GRAPH_COMPUTE:
                 self.graphs.compute(self._slot(request.record), request)
@@ -156,8 +159,23 @@ class Session:
         except (PyggmlError, MemoryError) as error:
             raise self._refusal(request.command, error) from error
         finally:
-            self.busy = False
+            self._lowering = False
             self.receiving(0)
+
+    def _settle(self, wait: bool) -> None:
+        """Learn what became of computations: of those that are over, or of all."""
+        try:
+            if wait:
+                self.running.wait()
+            else:
+                self.running.check()
+        except (PyggmlError, MemoryError) as error:
+            raise self._refusal(Command.GRAPH_COMPUTE, error) from error
+
+    @property
+    def busy(self) -> bool:
+        """Whether a graph is being lowered or computed."""
+        return self._lowering or self.running.active
 
     def receiving(self, size: int) -> None:
         """A graph that is being received takes so many bytes from now on. Raises RefusedError when they are not there."""
@@ -205,6 +223,7 @@ class Session:
     def close(self) -> None:
         """Free all that the client left behind."""
         self.gone = True
+        self.running.close(self.abort)
         self._comm.close()
         self.graphs.clear()
         self._known.clear()
@@ -346,6 +365,7 @@ class Session:
 
     def _accept(self, head: TensorHead) -> memoryview:
         """The memory that SET_TENSOR's bytes go to: the tensor's own where the device's memory is the host's."""
+        self._settle(wait=True)
         self.server.counters.add(head.command, head.size)
         self.figures.requests += 1
         self.figures.received += head.size

@@ -167,6 +167,12 @@ _COMMANDS_8 = _COMMANDS_7 | {
     C.COMM_FREE: Message(DEVICE),
 }
 
+# what reads or writes buffers waits until all that was handed over is computed; the others are answered meanwhile
+WAITS = frozenset(
+    {C.SET_TENSOR, C.SET_TENSOR_2D, C.SET_TENSOR_HASH, C.GET_TENSOR, C.GET_TENSOR_2D, C.MEMSET_TENSOR, C.COPY_TENSOR}
+    | {C.BUFFER_CLEAR, C.FREE_BUFFER, C.INIT_TENSOR, C.COMM_ALLREDUCE}
+)
+
 THE_ONLY_UID = 1
 
 

@@ -246,10 +246,16 @@ class Glued:
         return bytes(into)
 
     def compute(self, nodes: list[int], tensors: list[Record], device: int = 0, uid: int = 1) -> None:
-        self.ask(Command.GRAPH_COMPUTE, graph_body(nodes, tensors, device, self.protocol, uid))
+        self.compute_body(graph_body(nodes, tensors, device, self.protocol, uid))
+
+    def compute_body(self, body: bytes) -> None:
+        """And wait for it, as the next command that reads a buffer would."""
+        self.ask(Command.GRAPH_COMPUTE, body)
+        self.session._settle(wait=True)
 
     def recompute(self, device: int = 0, uid: int = 1) -> None:
         self.request(Command.GRAPH_RECOMPUTE, device=device, uid=uid)
+        self.session._settle(wait=True)
 
 
 @dataclass

@@ -162,7 +162,7 @@ def test_undamaged_graphs_are_computed(kit: Any, fenced_server: Server, case: st
     rows = [t for t in np.frombuffer(body, TENSOR, offset=len(body) % 296) if t["type"] in (T.I32, T.I64)]
     for tensor in rows:
         client.set(np.array([tensor]), bytes(int(tensor["ne"][0]) * int(tensor["nb"][0])))
-    client.ask(Command.GRAPH_COMPUTE, bytes(body))
+    client.compute_body(bytes(body))
     client.session.close()
 
 
@@ -189,7 +189,7 @@ def test_damaged_graphs(kit: Any, fenced_server: Server, case: str, damages: lis
             target["flags"] = value & 0x7FFFFFFF
         else:
             target[field] = value & 0xFFFFFFFF
-    session_ends_well(lambda: client.ask(Command.GRAPH_COMPUTE, bytes(body)))
+    session_ends_well(lambda: client.compute_body(bytes(body)))
     client.session.close()
 
 

@@ -130,12 +130,12 @@ class Clients(RuleBasedStateMachine):
         body = self.kit.graph_body([3], [a, b, out])
         if owner.client.offer() < 100_000:
             with contextlib.suppress(RefusedError):  # there may be room or not: if it computes, it computes rightly
-                owner.client.ask(C.GRAPH_COMPUTE, body)
+                owner.client.compute_body(body)
                 self._added(owner, handle)
                 return
             self._end(owner)
             return
-        owner.client.ask(C.GRAPH_COMPUTE, body)
+        owner.client.compute_body(body)
         self._added(owner, handle)
 
     def _added(self, owner: Owned, handle: int) -> None:
