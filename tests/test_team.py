@@ -125,9 +125,9 @@ def test_a_part_that_is_late_holds_up_only_what_waits_for_it(sync: bool) -> None
 def test_a_small_run_after_an_aborted_one() -> None:
     """A worker that is late to see that a run was aborted must not walk on in it when the next one has begun, nor in
     memory that was given back."""
-    end, aborted = time.monotonic() + 4, 0
+    end, aborted = time.monotonic() + 60, 0
     with team_of(4) as team:
-        while time.monotonic() < end:
+        while aborted < 30 and time.monotonic() < end:
             long, short = Steps(team), Steps(team).add("count", sync=True, parts=3)
             for _ in range(400):
                 long.add("spin", 300, 0, sync=True)
@@ -147,7 +147,7 @@ def test_a_small_run_after_an_aborted_one() -> None:
             assert not thread.is_alive()
             aborted += int(long.counters[1, 7] < 400)
             assert len(team._read) <= MOST_READ
-    assert aborted > 10
+    assert aborted > 0
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
