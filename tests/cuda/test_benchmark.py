@@ -21,6 +21,12 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def program():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FILE.parent))  # as where it is run as a program
+        return loaded()
+
+
+def loaded():
     spec = importlib.util.spec_from_file_location("gpu_benchmark", FILE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
