@@ -59,7 +59,7 @@ def test_a_server_says_that_it_uses_cuda(two_gpus, capsys):
     rpc_server._serve(parse(rpc_server.ROWS, ["-p", "0"]), lambda: None)
     said = capsys.readouterr().out
     assert said.startswith("using CUDA backend\nusing CUDA backend\nStarting RPC server")
-    assert "  CUDA0: Emulated GPU (1024 MiB, 1024 MiB free)\n  CUDA1: Emulated GPU" in said
+    assert "  CUDA0: Emulated GPU (960 MiB, 960 MiB free)\n  CUDA1: Emulated GPU" in said
     rpc_server._serve(parse(rpc_server.ROWS, ["-p", "0", "-d", "CUDA1,CPU"]), lambda: None)
     said = capsys.readouterr().out
     assert said.startswith("using CUDA backend\nusing CPU backend\n") and "CUDA0" not in said
