@@ -99,7 +99,7 @@ def chat(values: Values, first: str | None, make_chain: Callable[[Values, "Token
         if n_ctx > model.config.n_ctx_train:
             print(f"warning: the model was trained on {model.config.n_ctx_train} tokens, not {n_ctx}", file=sys.stderr)
         context = Context(model, n_ctx, **context_arguments(values))
-        timings.load = clock() - timings.start
+        timings.load = clock() - timings.begun
         try:
             cache = PromptCache(values, context)
             context.prepare(USUAL_MESSAGE)

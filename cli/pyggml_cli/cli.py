@@ -199,7 +199,7 @@ def _complete(values: Values, prompt: str | None) -> int:
         if n_ctx > model.config.n_ctx_train:
             print(f"warning: the model was trained on {model.config.n_ctx_train} tokens, not {n_ctx}", file=sys.stderr)
         context = Context(model, n_ctx, **context_arguments(values))
-        timings.load = clock() - timings.start
+        timings.load = clock() - timings.begun
         try:
             cache = PromptCache(values, context)
             if prompt is None:

@@ -13,6 +13,8 @@ from pyggml_cli.terminal import raw
 
 _LEAVE = "\x1bD\x1bD\x1b[2A\x1b7\r\n"  # make room for two lines below, remember the place, and begin a line
 _RETURN = "\x1b8"
+WIDE = 80  # columns, from which on there is room for the time that is left
+ROOM = 24  # columns for what stands behind a bar
 
 
 class Update(Protocol):
@@ -68,9 +70,11 @@ class Meter:
             TimeRemainingColumn,
         )
 
-        amount = DownloadColumn(binary_units=True) if self.unit == "bytes" else MofNCompleteColumn()
-        columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn(compact=True))
         console = Console(file=raw(sys.stderr))
+        amount = DownloadColumn(binary_units=True) if self.unit == "bytes" else MofNCompleteColumn()
+        bar = BarColumn(bar_width=min(40, max(4, console.width - len(self.label) - ROOM)))
+        left = (TimeRemainingColumn(compact=True),) if console.width >= WIDE else ()
+        columns = (TextColumn("{task.description}"), bar, amount, *left)
         self._within_text = self._within_text and not console.is_dumb_terminal
         if self._within_text:
             print(_LEAVE, end="", file=raw(sys.stderr), flush=True)

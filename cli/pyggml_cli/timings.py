@@ -7,6 +7,12 @@ import time
 from dataclasses import dataclass, field
 
 
+def _compiled() -> tuple[int, float]:
+    from pyggml import jit
+
+    return jit.Counts.compiled, jit.Counts.seconds
+
+
 def clock() -> float:
     """Seconds by a clock that stands still while kernels are compiled, which happens once on a machine."""
     from pyggml import jit
@@ -16,9 +22,12 @@ def clock() -> float:
 
 @dataclass
 class Timings:
-    """Seconds, and how many tokens they were for; all but `start` by `clock`."""
+    """Seconds, and how many tokens they were for; all but `start` by `clock`. `begun` is `start` by that clock, and
+    `compiled` what had been compiled by then: kernels, seconds."""
 
     start: float = field(default_factory=time.perf_counter)
+    begun: float = field(default_factory=clock)
+    compiled: tuple[int, float] = field(default_factory=_compiled)
     load: float = 0.0
     prompt: float = 0.0
     n_prompt: int = 0
@@ -31,8 +40,7 @@ class Timings:
         """One line each for sampling, loading, compiling where there was any, prompt, generation and all of it."""
         total = 1e3 * (time.perf_counter() - self.start)
         tokens = self.n_prompt + self.n_eval
-        from pyggml import jit
-
+        n, seconds = (now - before for now, before in zip(_compiled(), self.compiled, strict=True))
         lines = [
             f"   sampling time = {1e3 * self.sample:10.2f} ms / {self.n_sample:5d} tokens",
             f"       load time = {1e3 * self.load:10.2f} ms",
@@ -42,8 +50,7 @@ class Timings:
             f" ({_rates(self.eval, self.n_eval)})",
             f"      total time = {total:10.2f} ms / {tokens:5d} tokens",
         ]
-        if jit.Counts.compiled:
-            seconds, n = jit.Counts.seconds, jit.Counts.compiled
+        if n:
             lines.insert(
                 2, f"    compile time = {1e3 * seconds:10.2f} ms / {n:5d} kernels, which later starts find on disk"
             )

@@ -59,5 +59,6 @@ if __name__ == "__main__":
             arguments = (*args, matmul.tile_width(GGMLType[args[0]]))
         else:
             arguments = (*args, attention.WIDTH[jit.level()]) if module == "attention_tile" else args
-        found[name, args] = jit.assembly(jit.Spec(module, factory, arguments))
+        signature = jit.CALL if module in ("attention_rows", "decoders") else jit.STEP
+        found[name, args] = jit.assembly(jit.Spec(module, factory, arguments, signature))
     print([jit.level(), found])
