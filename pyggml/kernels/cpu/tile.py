@@ -303,7 +303,7 @@ def rows(name, width):
     row_bytes, row_out = record.field("src0.nb", 1), record.field("dst.nb", 1)
     panel_at, columns_at = record.field("scratch", 0), record.field("scratch", 1)
     length_of, panels_each, column_bytes = (record.field("ints", i) for i in range(3))
-    panel_size, aborted = record.field("thread_bytes"), record.aborted()
+    panel_size, aborted, many = record.field("thread_bytes"), record.aborted(), 64 * width
 
     def kernel(step, ith, nth, thread):
         length = length_of(step)
@@ -320,11 +320,12 @@ def rows(name, width):
             unpack(x, U(row_bytes(step)), have - 1, length, panel)
             out = output(step, first, 0, i2, i3)
             y = columns_at(step) + U(matrix * panels_each(step) * column_bytes(step))
-            for t in range(0, tokens, width):
+            for begin in range(0, tokens, many):
                 if aborted(step):
                     return
-                tile(length, panel, y, out, stride, have, min(tokens - t, width))
-                y += U(column_bytes(step))
-                out += stride * U(width)
+                for t in range(begin, min(tokens, begin + many), width):
+                    tile(length, panel, y, out, stride, have, min(tokens - t, width))
+                    y += U(column_bytes(step))
+                    out += stride * U(width)
 
     return kernel
