@@ -3,6 +3,7 @@
 Must not know how either side notices.
 """
 
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -60,9 +61,8 @@ def test_a_killed_client_frees_the_server(
     until(lambda: used(server) < MIB)
     again = command(*arguments, "-p", "Hello", "-c", 4096, "-n", 2, "--temp", 0)
     assert again.wait() == 0, again.err
-    told = server.process.err.splitlines()
-    assert told and all(any(word in line for word in (": came, ", ": hung up", ": left (")) for line in told), (
-        "a client's end is no matter of it"
+    assert not re.search("closed|fault|error|Traceback", server.process.err), (
+        "a client's end is no matter of the server"
     )
     server.process.kill()
 

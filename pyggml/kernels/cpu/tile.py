@@ -303,7 +303,7 @@ def rows(name, width):
     row_bytes, row_out = record.field("src0.nb", 1), record.field("dst.nb", 1)
     panel_at, columns_at = record.field("scratch", 0), record.field("scratch", 1)
     length_of, panels_each, column_bytes = (record.field("ints", i) for i in range(3))
-    panel_size, aborted, many = record.field("thread_bytes"), record.aborted(), 64 * width
+    panel_size, aborted = record.field("thread_bytes"), record.aborted()
 
     def kernel(step, ith, nth, thread):
         length = length_of(step)
@@ -313,6 +313,8 @@ def rows(name, width):
         groups = (n1(step) + 15) // 16
         work = groups * m2(step) * m3(step)
         for w in range(work * ith // nth, work * (ith + 1) // nth):
+            if aborted(step):
+                return
             matrix, first = w // groups, w % groups * 16
             i2, i3 = matrix % m2(step), matrix // m2(step)
             x = weights(step, 0, first, i2 // (m2(step) // r2(step)), i3 // (m3(step) // r3(step)))
@@ -320,12 +322,9 @@ def rows(name, width):
             unpack(x, U(row_bytes(step)), have - 1, length, panel)
             out = output(step, first, 0, i2, i3)
             y = columns_at(step) + U(matrix * panels_each(step) * column_bytes(step))
-            for begin in range(0, tokens, many):
-                if aborted(step):
-                    return
-                for t in range(begin, min(tokens, begin + many), width):
-                    tile(length, panel, y, out, stride, have, min(tokens - t, width))
-                    y += U(column_bytes(step))
-                    out += stride * U(width)
+            for t in range(0, tokens, width):
+                tile(length, panel, y, out, stride, have, min(tokens - t, width))
+                y += U(column_bytes(step))
+                out += stride * U(width)
 
     return kernel
