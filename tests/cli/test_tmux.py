@@ -27,7 +27,7 @@ class Screen:
         self._folder = tempfile.TemporaryDirectory(prefix="tmux-")  # names of sockets must be short
         self._tmux = ["tmux", "-u", "-f", os.devnull, "-S", f"{self._folder.name}/socket"]
         env = {**os.environ, "LC_ALL": "C.UTF-8", "PYGGML_HISTORY": ""}
-        for name in ("TMUX", "NO_COLOR"):
+        for name in ("TMUX", "NO_COLOR", "COLUMNS", "LINES"):  # the window has a size of its own
             env.pop(name, None)
         given = [f"{name}={value}" for name, value in variables.items()]
         said = 'trap : INT; "$@"; echo "exit code $?."; exec cat'  # tmux itself does not always learn of it
