@@ -150,6 +150,30 @@ def test_another_kernels_file_is_not_taken(restart: Callable[[], None], tmp_path
     assert (jit.Counts.compiled, jit.Counts.loaded) == (1, 1)
 
 
+def test_assembly_is_kept_as_code_is(restart: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = numbers(2)
+    texts = [jit.assembly(one), jit.assembly(other)]
+    assert all("retq" in text for text in texts) and texts[0] != texts[1]
+    compiled: list[Spec] = []
+
+    def compile_anew(spec: Spec) -> str:
+        compiled.append(spec)
+        return texts[numbers(2).index(spec)]
+
+    monkeypatch.setattr(compiling, "assembly", compile_anew)
+    restart()
+    assert [jit.assembly(one), jit.assembly(other)] == texts and not compiled
+    jit.ensure([other])
+    first, second = (store.folder().path / store.file_name(spec, "s") for spec in (one, other))
+    whole = first.read_bytes()
+    code = second.with_suffix(".o").read_bytes()
+    for wrong in (second.read_bytes(), whole[:-1], code, b""):  # another kernel's, half of it, no text, nothing
+        first.write_bytes(wrong)
+        assert jit.assembly(one) == texts[0] and first.read_bytes() == whole
+    second.write_bytes(code)
+    assert jit.assembly(other) == texts[1] and compiled == [one] * 4 + [other]
+
+
 def test_what_the_cache_depends_on(restart: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
     def fresh() -> Path:
         path: Path = store.folder.__wrapped__().path

@@ -21,8 +21,8 @@ from typing import Any
 import llvmlite.binding as llvm
 
 from pyggml.errors import ComputeError, DeviceError
-from pyggml.jit import store
-from pyggml.jit.compiling import Code, assembly, device, inline
+from pyggml.jit import compiling, store
+from pyggml.jit.compiling import Code, device, inline
 from pyggml.jit.machine import LEVELS, level, target
 from pyggml.jit.pool import Job, Pool
 from pyggml.jit.spec import CALL, CTYPES, STEP, Spec, parse
@@ -135,6 +135,15 @@ def prepare(specs: Iterable[Spec]) -> list[Job]:
             else:
                 _link(spec, code, False)
     return _pool().submit(missing) if missing else []
+
+
+def assembly(spec: Spec) -> str:
+    """The machine code of a kernel as text; compiled in this process unless the text is kept on disk. Raises as `ensure`."""
+    text = store.load_assembly(spec)
+    if text is None:
+        text = compiling.assembly(spec)
+        store.save_assembly(spec, text)
+    return text
 
 
 # ---- waiting for the compiler

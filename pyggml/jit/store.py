@@ -1,4 +1,5 @@
-"""Object files kept on disk: their names, what these depend on, and the seal that proves a file whole.
+"""Object files kept on disk, and the assembly of those that somebody has read: their names, what these depend on, and the
+seal that proves a file whole.
 
 Owns the format; where a folder or a disk cannot be used it says so once and keeps nothing. Must not know how code is
 made.
@@ -11,6 +12,7 @@ import hashlib
 import os
 import re
 import struct
+import zlib
 from pathlib import Path
 
 import llvmlite
@@ -23,7 +25,7 @@ from pyggml.jit import machine
 from pyggml.jit.compiling import Code
 from pyggml.jit.spec import Spec
 
-MAGIC = b"PYGGMLK2"
+MAGIC = {"o": b"PYGGMLK2", "s": b"PYGGMLS1"}
 SEALED = 8 + 32  # bytes before the body: MAGIC and a SHA-256 digest
 _CHANGES_CODE = ("NUMBA_OPT", "NUMBA_LOOP_VECTORIZE", "NUMBA_SLP_VECTORIZE", "NUMBA_DEBUGINFO")
 _FORGET_AFTER = 30 * 86400  # seconds after which a kernel made from other sources is deleted
@@ -59,34 +61,55 @@ def _seal(spec: Spec, body: bytes) -> bytes:
     return hashlib.sha256(b"\0".join(parts)).digest()
 
 
-def file_name(spec: Spec) -> str:
-    """Of the kernel's object file in `folder`."""
-    return f"{spec.label}.{source_hash(spec.full_module)[:12]}.o"
+def file_name(spec: Spec, ending: str = "o") -> str:
+    """Of the kernel's object file in `folder`, or of its assembly (ending "s")."""
+    return f"{spec.label}.{source_hash(spec.full_module)[:12]}.{ending}"
 
 
-def load(spec: Spec) -> Code | None:
+def _read(spec: Spec, ending: str) -> bytes | None:
     """None when there is no such file, a damaged one, that of another kernel, or one that others may have written."""
     try:
-        data = folder().read(file_name(spec))
+        data = folder().read(file_name(spec, ending))
     except CacheError as why:
         not_kept(str(why))
         return None
     if data is None:
         return None
     body = data[SEALED:]
-    if data[:8] != MAGIC or _seal(spec, body) != data[8:SEALED]:
+    return body if data[:8] == MAGIC[ending] and _seal(spec, body) == data[8:SEALED] else None
+
+
+def _write(spec: Spec, ending: str, body: bytes) -> None:
+    """Keep it, if that is possible; older files of the kernel are let go."""
+    file = file_name(spec, ending)
+    try:
+        folder().write(file, MAGIC[ending] + _seal(spec, body) + body)
+        folder().tidy(re.compile(rf"{re.escape(spec.label)}\.\w{{12}}\.{ending}"), file, _FORGET_AFTER)
+    except CacheError as why:
+        not_kept(str(why))
+
+
+def load(spec: Spec) -> Code | None:
+    """The kernel's code; None where it is not kept."""
+    body = _read(spec, "o")
+    if body is None:
         return None
     (length,) = struct.unpack_from("<I", body)
     return Code(body[4 : 4 + length].decode(), body[4 + length :])
 
 
 def save(spec: Spec, code: Code) -> None:
-    """Keep the code, if that is possible; older files of the kernel are let go."""
+    """Keep the code, if that is possible."""
     name = code.symbol.encode()
-    body = struct.pack("<I", len(name)) + name + code.object_file
-    file = file_name(spec)
-    try:
-        folder().write(file, MAGIC + _seal(spec, body) + body)
-        folder().tidy(re.compile(rf"{re.escape(spec.label)}\.\w{{12}}\.o"), file, _FORGET_AFTER)
-    except CacheError as why:
-        not_kept(str(why))
+    _write(spec, "o", struct.pack("<I", len(name)) + name + code.object_file)
+
+
+def load_assembly(spec: Spec) -> str | None:
+    """The kernel's code as text; None where it is not kept."""
+    body = _read(spec, "s")
+    return None if body is None else zlib.decompress(body).decode()
+
+
+def save_assembly(spec: Spec, text: str) -> None:
+    """Keep the text, if that is possible."""
+    _write(spec, "s", zlib.compress(text.encode(), 1))

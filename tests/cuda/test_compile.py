@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import zlib
@@ -13,6 +12,7 @@ import pytest
 pytest.importorskip("numba_cuda", reason="numba-cuda is not installed: pip install '.[cuda]'")
 
 import cuda_cubins
+import cuda_machine_code
 from cuda_emulator import kernel_of
 from cuda_kernels import AMPERE, HOPPER, KERNELS, OLD, Expected
 
@@ -20,30 +20,19 @@ from pyggml.backend.cuda import compiled
 from pyggml.kernels.cuda.device import build
 from pyggml.kernels.cuda.spec import Spec, make
 
-NVDISASM = next(Path(sys.prefix).glob("lib/python*/site-packages/nvidia/*/bin/nvdisasm"), None) or shutil.which(
-    "nvdisasm"
-)
 
-
-def sass(image: bytes, folder: Path) -> str:
-    if NVDISASM is None:
-        pytest.skip("nvdisasm is not installed: pip install '.[cuda-test]'")
-    file = folder / "kernel.cubin"
-    file.write_bytes(image)
-    return subprocess.run([str(NVDISASM), "-c", str(file)], capture_output=True, text=True, check=True).stdout
-
-
-def holds(expected: Expected, cc: tuple[int, int], folder: Path) -> None:
+def holds(expected: Expected, cc: tuple[int, int]) -> None:
     """The kernel compiles for this GPU; asserts what is expected of it."""
-    text = build.ptx(kernel_of(expected.spec), cc)
+    text, made = cuda_machine_code.machine_code(expected.spec, cc)
     doubles = [line.strip() for line in text.splitlines() if re.search(r"\.f64\b", line)]
     assert not doubles, f"{expected.spec.label} computes in f64: {doubles[:3]}"
-    made = build.assemble(text, cc)
-    assert made.registers * kernel_of(expected.spec).threads <= 65536, (expected.spec.label, made.registers)
+    assert 0 < made.registers * kernel_of(expected.spec).threads <= 65536, (expected.spec.label, made.registers)
     if expected.hot:
         assert max(made.spilled_bytes, made.stack_bytes) == 0, (expected.spec.label, made.log)
     if expected.has and cc == HOPPER:
-        code = sass(made.image, folder)
+        if cuda_machine_code.disassembler() is None:
+            pytest.skip("nvdisasm is not installed: pip install '.[cuda-test]'")
+        code = cuda_machine_code.sass(made.image)
         missing = [name for name in expected.has if name not in code]
         assert not missing, f"{expected.spec.label}: no {missing}"
 
@@ -61,10 +50,13 @@ def generations(expected: Expected) -> list[tuple[int, int]]:
     ]
 
 
+SCALE = Spec("unary", "scale")
+
+
 @pytest.mark.parametrize("expected", KERNELS if ALL else [e for e in KERNELS if e.often], ids=lambda e: e.spec.label)
-def test_machine_code(expected: Expected, tmp_path: Path) -> None:
+def test_machine_code(expected: Expected) -> None:
     for cc in generations(expected):
-        holds(expected, cc, tmp_path)
+        holds(expected, cc)
 
 
 def test_every_generation_is_drawn() -> None:
@@ -75,10 +67,28 @@ def test_every_generation_is_drawn() -> None:
 @pytest.mark.parametrize(
     ("name", "why"), [("doubles", "computes in f64"), ("without_dp4a", "no .'IDP"), ("with_a_stack", "with_a_stack")]
 )
-def test_wrong_twins_are_caught(name: str, why: str, tmp_path: Path) -> None:
+def test_wrong_twins_are_caught(name: str, why: str) -> None:
     wrong = Expected(Spec("cuda_wrong_kernels.own", name), ("IDP.4A.S8.S8",), hot=True)
     with pytest.raises(AssertionError, match=why):
-        holds(wrong, HOPPER, tmp_path)
+        holds(wrong, HOPPER)
+
+
+def test_machine_code_is_kept_as_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYGGML_CACHE", str(tmp_path))
+    made = cuda_machine_code.machine_code(SCALE, HOPPER)
+    fresh = build.assemble(build.ptx(kernel_of(SCALE), HOPPER), HOPPER)
+    assert made.cubin.image == fresh.image and made.cubin.registers == fresh.registers > 0
+    assert cuda_machine_code.machine_code(SCALE, OLD).ptx != made.ptx
+    text = cuda_machine_code.sass(made.cubin.image)
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "ptx", lambda *_: pytest.fail("compiled again"))
+        patch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("disassembled again"))
+        assert cuda_machine_code.machine_code(SCALE, HOPPER) == made
+        assert cuda_machine_code.sass(made.cubin.image) == text
+    for file in (tmp_path / "cuda" / "text").iterdir():
+        file.write_bytes(file.read_bytes()[:-1])
+    assert cuda_machine_code.machine_code(SCALE, HOPPER).ptx == made.ptx
+    assert cuda_machine_code.sass(made.cubin.image) == text
 
 
 def test_a_newer_gpu_gets_the_same_ptx_assembled_for_it() -> None:
@@ -107,9 +117,6 @@ def folder(tmp_path, monkeypatch):
 
 def counts() -> tuple[int, int]:
     return compiled.Counts.compiled, compiled.Counts.loaded
-
-
-SCALE = Spec("unary", "scale")
 
 
 def test_a_kernel_is_compiled_once_for_each_generation(folder):

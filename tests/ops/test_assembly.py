@@ -4,19 +4,15 @@ The hot loop of a kernel is the innermost loop with most products; that of a til
 prepare it, the one with the largest share of products that are added up.
 """
 
-import ast
 import re
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import assembly
 import pytest
-from levels import TARGETS, environment
+from levels import HERE, TARGETS, Key, assembly_at
 
 from pyggml import jit
 
-Key = tuple[str, tuple[str | int, ...]]
 QUANTS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 SCORES, WEIGH, MANY = ("scores", ("f16", 3)), ("weigh", ("f16", 3)), ("attention_tile", ())
 CORE: tuple[Key, ...] = (
@@ -77,21 +73,9 @@ SPILLS = {  # vector instructions of the hot loop that touch the stack, as a sha
 
 def compiled(kernels: tuple[Key, ...]) -> dict[str, dict[Key, str]]:
     """Level -> kernel -> assembly, from one process a level."""
-
-    def at(level: str) -> dict[Key, str]:
-        request = repr([(name, *FACTORY.get(name, (name, "rows")), args) for name, args in kernels])
-        done = subprocess.run(
-            [sys.executable, assembly.__file__], input=request, env=environment(level), capture_output=True, text=True,
-            timeout=900,
-        )  # fmt: skip
-        assert done.returncode == 0, f"{level}: {done.stderr[-3000:]}"
-        found_level, texts = ast.literal_eval(done.stdout)
-        assert found_level == level
-        return dict(texts)
-
-    levels = [level for level in TARGETS if jit.LEVELS.index(level) <= jit.LEVELS.index(jit.level())]
+    request = [(name, *FACTORY.get(name, (name, "rows")), args) for name, args in kernels]
     with ThreadPoolExecutor(2) as pool:
-        return dict(zip(levels, pool.map(at, levels), strict=True))
+        return dict(zip(HERE, pool.map(lambda level: assembly_at(level, request), HERE), strict=True))
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,14 @@
 """Every kernel at every CPU level, in a process of its own: right results, no register that the level does not have,
 no call of what is not there; and the same bits for any number of threads."""
 
-import ast
 import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
+import assembly
 import every_kernel
 import numpy as np
 import pytest
+from levels import TARGETS, assembly_at, at_level
 from op_check import assert_close, values_of
 
 from pyggml import jit
@@ -18,24 +16,8 @@ from pyggml.backend.base import Device
 from pyggml.backend.reference import ReferenceDevice
 from pyggml.kernels.cpu import FAMILIES
 
-TARGETS = {  # level -> CPU name and features, as NUMBA_CPU_NAME and NUMBA_CPU_FEATURES take them
-    "generic": ("x86-64", ""),
-    "v2": ("x86-64-v2", ""),
-    "v3": ("x86-64-v3", ""),
-    "v4": ("x86-64-v4", ""),
-    "vnni": ("x86-64-v4", "+avx512vnni"),
-}
 WIDEST = {"generic": "xmm", "v2": "xmm", "v3": "ymm", "v4": "zmm", "vnni": "zmm"}
 assert set(TARGETS) == set(jit.LEVELS)
-
-
-def at_level(level: str, *args: str) -> str:
-    """Standard output of a Python process at that level."""
-    name, features = TARGETS[level]
-    environment = {**os.environ, "NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
-    done = subprocess.run([sys.executable, *args], env=environment, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, f"{level}: exit code {done.returncode}: {done.stderr[-3000:]}"
-    return done.stdout
 
 
 def levels_of_this_machine() -> list[str]:
@@ -128,48 +110,27 @@ KERNELS = (
     ("copy", "convert", ("bf16", "f32/")),
 )
 
-INSPECT = """
-import sys
-from pyggml import jit
-found = []
-for module, factory, args in {kernels}:
-    found.append(jit.assembly(jit.Spec(module, factory, args)))
-print([jit.level(), found])
-"""
-
-
-def widest_register(assembly: str) -> str:
-    used = set(re.findall(r"%([xyz]mm)\d", assembly))
-    return max(used, default="none", key=("none", "xmm", "ymm", "zmm").index)
-
-
-def foreign_calls(assembly: str) -> set[str]:
-    """Functions that are called by name, less those that the text defines."""
-    called = set(re.findall(r'(?:call|jmp)q?\s+"?([A-Za-z_][\w.$]*)', assembly))
-    called |= set(re.findall(r"movabsq\s+\$([A-Za-z_][\w.$]*),", assembly))
-    return {c for c in called if not re.search(rf'^"?{re.escape(c)}"?:', assembly, re.MULTILINE)}
-
 
 @pytest.mark.slow
 def test_registers_and_calls(level: str) -> None:
     """Kernels are written for 16 lanes: at each level they fill its widest register and need no wider one. Of libraries
     they call the sine and cosine of ROPE's table, and what moves memory."""
-    found_level, texts = ast.literal_eval(at_level(level, "-c", INSPECT.format(kernels=KERNELS)))
-    assert found_level == level
-    for (module, factory, args), text in zip(KERNELS, texts, strict=True):
-        what = f"{module}.{factory}{args} at {level}"
-        width = widest_register(text)
-        if factory == "table":
+    texts = assembly_at(level, [(f"{module}.{factory}", module, factory, args) for module, factory, args in KERNELS])
+    assert len(texts) == len(KERNELS)
+    for (name, args), text in texts.items():
+        what = f"{name}{args} at {level}"
+        width = assembly.widest_register(text)
+        if name == "rope.table":
             allowed = {"sin", "cos", "sincos"}
         else:
             assert width == WIDEST[level], f"{what}: widest register is {width}"
             allowed = set()
-        assert foreign_calls(text) <= allowed | {"memmove", "memcpy", "memset"}, f"{what}: {foreign_calls(text)}"
-        order = ("none", "xmm", "ymm", "zmm")
-        assert order.index(width) <= order.index(WIDEST[level]), f"{what}: {width}"
+        called = assembly.calls(text)
+        assert called <= allowed | {"memmove", "memcpy", "memset"}, f"{what}: {called}"
+        assert assembly.WIDTHS.index(width) <= assembly.WIDTHS.index(WIDEST[level]), f"{what}: {width}"
 
 
 def test_the_inspection_sees_what_is_there() -> None:
-    assert widest_register("vaddps %xmm1, %xmm2, %xmm3\nvaddps (%rdi), %ymm0, %ymm0") == "ymm"
+    assert assembly.widest_register("vaddps %xmm1, %xmm2, %xmm3\nvaddps (%rdi), %ymm0, %ymm0") == "ymm"
     text = "f:\n\tcallq\tsinf\n\tjmp\t.L2\n\tmovabsq\t$cosf, %rax\n\tcallq\t*%rax\n\tcallq\tf\n"
-    assert foreign_calls(text) == {"sinf", "cosf"}
+    assert assembly.calls(text) == {"sinf", "cosf"}

@@ -1,6 +1,7 @@
 """Reads assembly (AT&T syntax): the loops, the registers, the calls. Must not know which kernel it comes from.
 
-Run as a script it prints the assembly of the kernels named on standard input, at this process's CPU level.
+Run as a script it prints the assembly of the kernels named on standard input, at this process's CPU level
+(`levels.assembly_at`).
 """
 
 import ast
@@ -8,6 +9,7 @@ import re
 import sys
 
 STACK = re.compile(r"\(%r[sb]p\)")
+WIDTHS = ("none", "xmm", "ymm", "zmm")
 VECTOR = re.compile(r"%[xyz]mm\d")
 
 
@@ -34,6 +36,11 @@ def inner_loops(text: str) -> list[list[str]]:
 
 def mnemonics(code: list[str]) -> set[str]:
     return {x.split()[0] for x in code}
+
+
+def widest_register(text: str) -> str:
+    used = set(re.findall(r"%([xyz]mm)\d", text))
+    return max(used, default="none", key=WIDTHS.index)
 
 
 def on_stack(code: list[str]) -> int:

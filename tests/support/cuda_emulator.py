@@ -9,7 +9,6 @@ import ctypes
 import functools
 import json
 import multiprocessing
-import os
 import re
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -17,9 +16,9 @@ from typing import Any
 import llvmlite.binding as llvm
 import numpy as np
 from cuda_fibers import LOAD, MAX_RANGES, SHARED_BASE, STORE, WARP, machine
+from kept import kept
 
 from pyggml.backend.cuda.compiled import key
-from pyggml.cachedir import cache_dir
 from pyggml.errors import DeviceError
 from pyggml.kernels.cuda.device import build
 from pyggml.kernels.cuda.device.word import PREFIX, TEXT, WORDS, Word, split
@@ -51,12 +50,12 @@ class EmulatorError(AssertionError):
 
 def body(word: Word) -> tuple[str, tuple[str, ...]]:
     """The word's meaning on the host, and the helpers that it calls."""
-    name, m = word.name, machine()
+    name = word.name
     if word.plain:
         return word.body, word.needs
     if name in _PLACES:
-        at = m.place.ctypes.data + 4 * _PLACES[name]
-        return f"%p = inttoptr i64 {at} to ptr\n%r = load volatile i32, ptr %p\nret i32 %r", ()
+        at = f"getelementptr (i32, ptr @emu_place, i64 {_PLACES[name]})"
+        return f"%r = load volatile i32, ptr {at}\nret i32 %r", ()
     if name == "shared":
         return f"ret i32 {SHARED_BASE}", ()
     if name == "barrier":
@@ -137,19 +136,18 @@ def host_ir(kernel: build.Kernel) -> str:
     ir = re.sub(r'^@"?llvm.used.*\n', "", ir, flags=re.MULTILINE)
     bodies = [(word, *body(word)) for word in kernel.words]
     needs = dict.fromkeys(need for _, _, needed in bodies for need in needed)
-    parts = [ir, *(need for need in needs)]
+    parts = ["@emu_place = external global i32\n@emu_parameters = external global ptr", ir, *needs]
     for word, text, _ in bodies:
         arguments = ", ".join(f"{TEXT[kind]} %a{i}" for i, kind in enumerate(word.args))
         parts.append(
             f"define internal {word.result_text} @{PREFIX}{word.name}({arguments}) alwaysinline {{\n{text.strip()}\n}}"
         )
     lines, values = [], []
-    where = machine().kernel.ctypes.data + 8
     for i, kind in enumerate(kernel.parameters):
         lines.append(f"%p{i} = getelementptr i64, ptr %all, i32 {i}\n%v{i} = load {TEXT[kind]}, ptr %p{i}")
         values.append(f"{TEXT[kind]} %v{i}")
     parts.append(
-        f"define void @emulated() {{\n%where = inttoptr i64 {where} to ptr\n%all = load volatile ptr, ptr %where\n"
+        "define void @emulated() {\n%all = load volatile ptr, ptr @emu_parameters\n"
         + "\n".join(lines)
         + f"\ncall void @{build.ENTRY}({', '.join(values)})\nret void\n}}"
     )
@@ -160,17 +158,9 @@ def host_ir(kernel: build.Kernel) -> str:
 @functools.cache
 def kernel_of(spec: Spec) -> build.Kernel:
     """The kernel's IR, from the cache folder if a run before has made it."""
-    folder = cache_dir("cuda") / "ir"
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{spec.label}-{key(spec, (0, 0))}.json"
-    if path.exists():
-        ir, parameters, words, threads = json.loads(path.read_text())
-        return build.Kernel(ir, tuple(parameters), tuple(WORDS[w] for w in words), threads)
-    made = _builder().submit(_build, spec).result()
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(made))
-    temporary.replace(path)
-    ir, parameters, words, threads = made
+    name = f"{spec.label}-{key(spec, (0, 0))}.json"
+    made = kept(name, lambda: _builder().submit(_build, spec).result().encode(), "cuda", "ir")
+    ir, parameters, words, threads = json.loads(made)
     return build.Kernel(ir, tuple(parameters), tuple(WORDS[w] for w in words), threads)
 
 
@@ -180,9 +170,9 @@ def _builder() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=40)
 
 
-def _build(spec: Spec) -> tuple[str, Any, list[str], int]:
+def _build(spec: Spec) -> str:
     kernel = build.kernel(spec)
-    return kernel.ir, kernel.parameters, [word.name for word in kernel.words], kernel.threads
+    return json.dumps([kernel.ir, kernel.parameters, [word.name for word in kernel.words], kernel.threads])
 
 
 @functools.cache
@@ -197,7 +187,7 @@ def code(spec: Spec) -> int:
     known = (*(f"emu_{n}" for n in machine().cfuncs), "emu_yield")
     for name in re.findall(r'^declare [^@]*@"?([\w.]+)"?\(', text, flags=re.MULTILINE):
         assert name.startswith(("llvm.", "__nv_")) or name in known, f"{spec.label} calls {name}"
-    address: int = machine().link(text).get_function_address("emulated")
+    address: int = machine().link(text, keep=True).get_function_address("emulated")
     return address
 
 

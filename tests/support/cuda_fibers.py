@@ -7,10 +7,13 @@ other up to the next point where they meet. Order of blocks, warps and lanes is 
 
 import ctypes
 import functools
+import hashlib
 from typing import Any
 
+import llvmlite
 import llvmlite.binding as llvm
 import numpy as np
+from kept import kept
 
 from pyggml.jit.compiling import _numba  # sets Numba to this machine as the CPU kernels want it
 
@@ -47,16 +50,30 @@ class Machine:
         llvm.initialize_native_asmprinter()
         llvm.initialize_native_asmparser()
         host = llvm.Target.from_default_triple()
-        self.target = host.create_target_machine(
-            cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=2, jit=True
-        )
+        self.cpu, self.features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+        self.target = host.create_target_machine(cpu=self.cpu, features=self.features, opt=2, jit=True)
+        llvm.add_symbol("emu_place", self.place.ctypes.data)
+        llvm.add_symbol("emu_parameters", self.kernel.ctypes.data + 8)
         self.engines: list[Any] = []
         self.symbols(self.core())
         self.run_grid = self.build()
 
     # ---- machine code
 
-    def link(self, text: str, level: int = 1) -> Any:
+    def link(self, text: str, level: int = 1, keep: bool = False) -> Any:
+        """`keep`: what it is compiled to is kept on disk; the text names no address of this process."""
+        cpu = f"{llvmlite.__version__} {self.target.triple} {self.cpu} {self.features} {level}"
+        name = hashlib.sha256(f"{cpu}\0{text}".encode()).hexdigest()
+        make = functools.partial(self.compile, text, level)
+        code = kept(f"{name[:40]}.o", make, "cuda", "emulated") if keep else make()
+        engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), self.target)
+        engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+        engine.finalize_object()
+        self.engines.append(engine)
+        return engine
+
+    def compile(self, text: str, level: int) -> bytes:
+        """An object file."""
         module = llvm.parse_assembly(text)
         module.verify()
         tuning = llvm.create_pipeline_tuning_options(speed_level=level)
@@ -65,11 +82,7 @@ class Machine:
         )
         code = self.target.emit_object(module)
         module.close()  # an engine would keep it as long as it lives: more than a megabyte a kernel
-        engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), self.target)
-        engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-        engine.finalize_object()
-        self.engines.append(engine)
-        return engine
+        return bytes(code)
 
     def symbols(self, engine: Any) -> None:
         for name in ("emu_yield", "emu_resume", "emu_entry"):

@@ -1,9 +1,13 @@
-"""Runs tests of a file again in a process for each CPU level. Must not know what they test."""
+"""CPU levels other than this process's own: tests of a file run again, assembly, any script, in a process at the level.
+Must not know what is tested.
+"""
 
+import ast
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +20,8 @@ TARGETS = {
     "v2": ("x86-64-v2", ""),
     "generic": ("x86-64", ""),
 }
+HERE = [level for level in TARGETS if jit.LEVELS.index(level) <= jit.LEVELS.index(jit.level())]
+"""Those that this machine has."""
 OTHERS = [level for level in TARGETS if level != jit.level()]
 """All levels but this process's own, at which the tests run anyway."""
 
@@ -23,6 +29,27 @@ OTHERS = [level for level in TARGETS if level != jit.level()]
 def environment(level: str) -> dict[str, str]:
     name, features = TARGETS[level]
     return {**os.environ, "NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
+
+
+def at_level(level: str, *args: str, text: str = "") -> str:
+    """Standard output of a Python process at that level, which reads `text`."""
+    done = subprocess.run(
+        [sys.executable, *args], env=environment(level), input=text, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, f"{level}: exit code {done.returncode}: {done.stderr[-3000:]}"
+    return done.stdout
+
+
+Key = tuple[str, tuple[str | int, ...]]
+
+
+def assembly_at(level: str, kernels: Sequence[tuple[str, str, str, tuple[str | int, ...]]]) -> dict[Key, str]:
+    """Assembly of kernels by the name that they are given here and their arguments; each a name, module, factory,
+    arguments."""
+    printed = at_level(level, str(Path(__file__).with_name("assembly.py")), text=repr(list(kernels)))
+    found_level, texts = ast.literal_eval(printed)
+    assert found_level == level
+    return dict(texts)
 
 
 def run_at(level: str, file: str, options: Sequence[str] = ()) -> None:
