@@ -18,7 +18,7 @@ import numpy as np
 from pyggml.arguments import F32, LogitsProcessor, ParameterError, StoppingCriterion, refuse, stops
 from pyggml.errors import ContextError
 from pyggml.grammar import LlamaGrammar
-from pyggml.llama_cache import common_prefix
+from pyggml.prefix import common_prefix
 
 if TYPE_CHECKING:
     from pyggml.engine import Llama

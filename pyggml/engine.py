@@ -45,13 +45,14 @@ from pyggml.default_model import default_model, is_default
 from pyggml.dtypes import GGMLType
 from pyggml.errors import ContextError
 from pyggml.grammar import LlamaGrammar
-from pyggml.llama_cache import LlamaRAMCache, common_prefix
+from pyggml.llama_cache import LlamaRAMCache
 from pyggml.llama_facts import LlamaFacts
 from pyggml.llama_state import load_state, save_state
 from pyggml.model.context import Context
 from pyggml.model.model import Model
 from pyggml.model.offload import chosen
 from pyggml.model.rope_options import RopeOptions
+from pyggml.prefix import common_prefix
 from pyggml.sampler import LLAMA_DEFAULT_SEED, SamplerChain
 from pyggml.tokenizer import Tokenizer
 from pyggml.turns import Turns

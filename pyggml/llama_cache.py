@@ -9,13 +9,10 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pyggml.prefix import common_prefix
+
 if TYPE_CHECKING:
     from pyggml.llama_state import LlamaState
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 class LlamaRAMCache:

@@ -12,7 +12,7 @@ PACKAGES = {"pyggml": ROOT / "pyggml", "pyggml_rpc": ROOT / "rpc/pyggml_rpc", "p
 # A room may import rooms of rows above its own. pyggml's rooms are its files and subpackages; the two other packages
 # are one room each. A new room gets a place in the highest row that works.
 ROWS = (
-    ("pyggml.errors", "pyggml.regular_file"),
+    ("pyggml.errors", "pyggml.prefix", "pyggml.regular_file"),
     ("pyggml.cachedir", "pyggml.sources", "pyggml.steps"),
     ("pyggml.default_model", "pyggml.grammar", "pyggml.llama_cache", "pyggml.turns", "pyggml.whole_file"),
     ("pyggml.dtypes", "pyggml.jit", "pyggml.sampler", "pyggml.tokenizer", "pyggml.chat", "pyggml.perplexity"),
@@ -21,6 +21,7 @@ ROWS = (
     ("pyggml.alloc", "pyggml.kernels"),
     ("pyggml.backend", "pyggml.quantize"),
     ("pyggml.model", "pyggml.inspection"),
+    ("pyggml.runtime",),
     ("pyggml.llama_facts", "pyggml.llama_state"),
     ("pyggml.engine",),
     ("pyggml", "pyggml.__main__"),

@@ -13,27 +13,30 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from pyggml.errors import ComputeError, PyggmlError
+from pyggml.runtime.generate import NoRoomError, generate
+from pyggml.runtime.sequence import SPARE, Finish, Sequence
+from pyggml.runtime.stops import ReversePrompts
 from pyggml_cli.color import colors
 from pyggml_cli.completion_flags import unescape
-from pyggml_cli.context_shift import ContextShift
 from pyggml_cli.entry import on_ctrl_c
 from pyggml_cli.flags import UsageError, Values
 from pyggml_cli.line_editor import LineEditor
-from pyggml_cli.prompt_cache import PromptCache
-from pyggml_cli.reverse_prompt import ReversePrompts
+from pyggml_cli.reverse_prompt import reverse_prompts
+from pyggml_cli.slots import full, prompt_cache, slot_for
 from pyggml_cli.terminal import text_for
 from pyggml_cli.text_files import read_text
-from pyggml_cli.timings import Timings, clock
+from pyggml_cli.timings import RunTimings
 from pyggml_cli.verbose_prompt import show_prompt
 
 if TYPE_CHECKING:
     from pyggml.chat import Conversation, PlainDialogue
     from pyggml.model.context import Context
+    from pyggml.runtime.prompt_cache import PromptCache
+    from pyggml.runtime.slot import Slot
     from pyggml.sampler import SamplerChain
     from pyggml.tokenizer import Tokenizer
 
 USUAL_MESSAGE = 32  # tokens; the kernels for so many are compiled while the user types
-SPARE = 4  # tokens that a turn must leave free for the reply, as in llama.cpp's tool
 PROMPT = "> "
 COMMANDS = {
     "/clear": "forget the conversation",
@@ -82,7 +85,7 @@ def chat(values: Values, first: str | None, make_chain: Callable[[Values, "Token
     from pyggml_cli.loading import context_arguments, model_for, shown_compiling
 
     system, template = _text(values, "system", "-sys"), _text(values, "chat_template", "--chat-template")
-    timings = Timings()
+    timings = RunTimings()
     with shown_compiling(), model_for(values) as model:
         tokenizer = Tokenizer.from_metadata(model.file.metadata)
         conversation: Conversation | PlainDialogue
@@ -99,14 +102,14 @@ def chat(values: Values, first: str | None, make_chain: Callable[[Values, "Token
         if n_ctx > model.config.n_ctx_train:
             print(f"warning: the model was trained on {model.config.n_ctx_train} tokens, not {n_ctx}", file=sys.stderr)
         context = Context(model, n_ctx, **context_arguments(values))
-        timings.load = clock() - timings.begun
+        timings.loaded()
         try:
-            cache = PromptCache(values, context)
+            cache = prompt_cache(values, context)
             context.prepare(USUAL_MESSAGE)
             talk = _Talk(values, conversation, tokenizer, context, chain, timings, cache)
             talk.run(first)
-            if not talk.shift or not talk.shift.forgotten:
-                cache.keep_all(talk.evaluated)
+            if talk.slot is not None:
+                cache.keep_all(talk.slot)
         finally:
             context.close()
             if values.perf:
@@ -144,20 +147,18 @@ class _Talk:
         tokenizer: "Tokenizer",
         context: "Context",
         chain: "SamplerChain",
-        timings: Timings,
-        cache: PromptCache,
+        timings: RunTimings,
+        cache: "PromptCache",
     ) -> None:
         self.values = values
-        self.cache: PromptCache | None = cache  # until the first turn
+        self.cache = cache
         self.conversation = conversation
         self.tokenizer = tokenizer
         self.context = context
         self.chain = chain
         self.timings = timings
-        self.evaluated: list[int] = []  # the tokens in the KV cache, and those forgotten there
-        self.shift: ContextShift | None = None
-        self.reverse = ReversePrompts(values, tokenizer)
-        self.stopped = self.ended = False  # whether the last reply ended with a reverse prompt, or with the end of text
+        self.slot: Slot | None = None  # from the first turn on
+        self.reverse = reverse_prompts(values)
         self.shown = False  # --verbose-prompt: the first one
         self.plain = plain(values)
         self.prefix, self.suffix = PROMPT, ""
@@ -290,7 +291,7 @@ class _Talk:
             print(self.suffix, end="", flush=True)
         turn = self.conversation.say(question or "")
         room = self.context.n_ctx - SPARE
-        if len(turn.tokens) > room and not (self.shift and self.shift.on):
+        if len(turn.tokens) > room and not (self.slot and self.slot.shifts):
             self.conversation.undo()
             raise UsageError(
                 f"the conversation would have {len(turn.tokens)} tokens; a context of {self.context.n_ctx} takes at most "
@@ -302,25 +303,27 @@ class _Talk:
         self.chain.reset()
         for token in turn.new:
             self.chain.accept(token)
-        said: list[int] = []
         end = ""
         with _interruptible(self._abort) as interrupted:
+            reply = self._sequence(turn.tokens, interrupted, asks_at_once=question != "")
             try:
-                end = self._reply(turn.tokens, said, interrupted, asks_at_once=question != "")
+                self._print_reply(reply)
             except PyggmlError as reason:
                 if not (isinstance(reason, ComputeError) and interrupted.is_set()):
                     self.conversation.undo()
                     raise
-            assert self.shift is not None
-            self.evaluated = [*turn.tokens, *said][: self.context.n_past + self.shift.forgotten]
             if interrupted.is_set():
                 end = "[interrupted]"
-            self.conversation.hear(said, self.tokenizer.decode(said))
-            if not (self.plain and self.stopped):
+            elif reply.finish is Finish.FULL and self.slot is not None:
+                end = full(self.slot)
+            self.conversation.hear(reply.answer, self.tokenizer.decode(reply.answer))
+            if not (self.plain and reply.finish is Finish.STOP):
                 sys.stdout.write("\n")
-                if self.plain and self.ended and self.reverse.texts:  # whose turn it is now must be in the text
-                    sys.stdout.write(self.reverse.texts[0])
-                    first = self.tokenizer.encode(self.reverse.texts[0], add_special=False, parse_special=True)
+                if (
+                    self.plain and reply.finish is Finish.EOG and self.reverse
+                ):  # whose turn it is now must be in the text
+                    sys.stdout.write(self.reverse[0])
+                    first = self.tokenizer.encode(self.reverse[0], add_special=False, parse_special=True)
                     self.conversation.hear(first, "")
             sys.stdout.flush()
             if end:
@@ -333,68 +336,40 @@ class _Talk:
         self.context.abort()
         jit.interrupt()  # where it waits for kernels
 
-    def _reply(self, tokens: list[int], said: list[int], interrupted: threading.Event, asks_at_once: bool) -> str:
-        """Print the reply and put its tokens into `said`; a word on why it ended, if it was not by itself.
+    def _sequence(self, tokens: list[int], interrupted: threading.Event, asks_at_once: bool) -> Sequence:
+        """The reply to `tokens`. `asks_at_once`: there is none where a plain dialogue ends with a reverse prompt already."""
+        values = self.values
+        stops = ReversePrompts([text.encode() for text in self.reverse], self.tokenizer)
+        reply = Sequence(
+            tokens,
+            self.chain,
+            self.tokenizer,
+            special=values.special,
+            max_tokens=values.n_predict,
+            stops=stops,
+            timings=self.timings,
+            cancelled=interrupted,
+        )
+        if stops.begin(tokens if self.plain else []) and asks_at_once:
+            reply.finish = Finish.STOP
+        return reply
 
-        `asks_at_once`: there is none where a plain dialogue ends with a reverse prompt already.
-        """
-        from pyggml import jit
+    def _print_reply(self, reply: Sequence) -> None:
         from pyggml.tokenizer import StreamDecoder
 
-        context, timings, cache = self.context, self.timings, self.cache
-        if cache is not None:
-            cache.resume(tokens)
-            self.evaluated, self.cache = tokens[: context.n_past], None
-        if self.shift is None:
-            self.shift = ContextShift(self.values, context, tokens, self.tokenizer.add_bos)
-        shift = self.shift
-        common = 0
-        for a, b in zip(tokens, self.evaluated, strict=False):
-            if a != b:
-                break
-            common += 1
-        new = tokens[shift.go_back(min(common, len(tokens) - 1)) :]
-        self.evaluated = []  # until the turn is over
-        jit.wait(self.context.prepare(len(new)))
-        start = clock()
-        logits = shift.decode(new)
-        if logits is None:
-            raise UsageError(f"{len(new)} tokens do not fit into a context of {context.n_ctx}: {WAYS_OUT}")
-        if cache is not None:
-            cache.keep_prompt(tokens)
-        timings.prompt += clock() - start
-        timings.n_prompt += len(new)
-
-        decoder = StreamDecoder(self.tokenizer, self.values.special)
-        out, n_left = sys.stdout, self.values.n_predict
+        first = self.slot is None
+        if self.slot is None:
+            self.slot = slot_for(self.values, self.context, reply.tokens, self.tokenizer.add_bos)
+        decoder, out = StreamDecoder(self.tokenizer, self.values.special), sys.stdout
         shown = text_for(out)
-        self.ended = False
-        self.stopped = self.reverse.begin(tokens if self.plain else []) and asks_at_once
-        while not self.stopped and n_left != 0 and not interrupted.is_set():
-            start = clock()
-            token = self.chain.sample(logits)
-            timings.sample += clock() - start
-            timings.n_sample += 1
-            n_left -= 1
-            if self.tokenizer.is_eog(token):
-                self.ended = True
-                if self.values.special:
-                    out.write(shown(decoder.push(token)))
-                break
-            said.append(token)
-            out.write(shown(decoder.push(token)))
-            out.flush()
-            self.stopped = self.reverse.push(token)
-            if self.stopped or n_left == 0:
-                break
-            if not shift.make_room(1):
-                return shift.full()
-            start = clock()
-            logits = context.decode([token])[-1]
-            timings.eval += clock() - start
-            timings.n_eval += 1
+        try:
+            for piece in generate(self.slot, reply, cache=self.cache if first else None):
+                if piece.finish is not Finish.EOG or self.values.special:
+                    out.write(shown(decoder.push(piece.token)))
+                    out.flush()
+        except NoRoomError as reason:
+            raise UsageError(f"{reason}: {WAYS_OUT}") from None
         out.write(shown(decoder.finish()))
-        return ""
 
 
 def _is_command(text: str) -> bool:

@@ -1,6 +1,6 @@
 """`pyggml-cli`: continue a text, or converse (chat.py). Its flags are those of llama.cpp's completion tool (completion_flags.py).
 
-Owns the loop from prompt to printed text; must not know how a token is computed or chosen. Everything heavy is
+Owns the step from flags to a text and how it is printed; must not know how a token is computed or chosen. Everything heavy is
 imported when it is needed, so that --help and mistakes answer at once.
 """
 
@@ -13,21 +13,21 @@ from pyggml.errors import GrammarError, PyggmlError, SamplerError
 from pyggml_cli.chat import chat, wanted
 from pyggml_cli.color import colors
 from pyggml_cli.completion_flags import ABOUT, END, GROUPS, ROWS, unescape
-from pyggml_cli.context_shift import ContextShift
 from pyggml_cli.entry import on_ctrl_c, run
 from pyggml_cli.environment import VARIABLES
 from pyggml_cli.flags import UsageError, Values, help_text, parse, show_notes
-from pyggml_cli.prompt_cache import PromptCache
-from pyggml_cli.reverse_prompt import SLACK, ReversePrompts
+from pyggml_cli.reverse_prompt import reverse_prompts
+from pyggml_cli.slots import full, prompt_cache, slot_for
 from pyggml_cli.terminal import text_for, visible
 from pyggml_cli.text_files import read_text
 from pyggml_cli.verbose_prompt import show_prompt
 
 if TYPE_CHECKING:
-    from pyggml.model.context import Context
+    from pyggml.runtime.prompt_cache import PromptCache
+    from pyggml.runtime.slot import Slot
     from pyggml.sampler import SamplerChain
     from pyggml.tokenizer import Tokenizer
-    from pyggml_cli.timings import Timings
+    from pyggml_cli.timings import RunTimings
 
 _SAME_NAMES = (  # flags whose values are called as SamplerParams calls them
     *("top_n_sigma", "typ_p", "xtc_probability", "xtc_threshold", "dynatemp_range", "dynatemp_exponent"),
@@ -44,7 +44,6 @@ EXAMPLES = (
     ('pyggml-cli -p "Three colors:" -j \'{"type": "array"}\'', "have an answer that is JSON"),
     ('pyggml-cli --rpc 192.168.0.2:50052 -p "Hi"', "compute on another machine, where pyggml-rpc-server runs"),
 )
-SPARE = 4  # tokens that a prompt must leave free, as in llama.cpp's tool
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -183,9 +182,9 @@ def _complete(values: Values, prompt: str | None) -> int:
     from pyggml.model.context import Context
     from pyggml.tokenizer import Tokenizer
     from pyggml_cli.loading import context_arguments, model_for, shown_compiling
-    from pyggml_cli.timings import Timings, clock
+    from pyggml_cli.timings import RunTimings
 
-    timings = Timings()
+    timings = RunTimings()
     with shown_compiling(), model_for(values) as model:
         tokenizer = Tokenizer.from_metadata(model.file.metadata)
         n_ctx = values.n_ctx or model.config.n_ctx_train
@@ -199,9 +198,9 @@ def _complete(values: Values, prompt: str | None) -> int:
         if n_ctx > model.config.n_ctx_train:
             print(f"warning: the model was trained on {model.config.n_ctx_train} tokens, not {n_ctx}", file=sys.stderr)
         context = Context(model, n_ctx, **context_arguments(values))
-        timings.load = clock() - timings.begun
+        timings.loaded()
         try:
-            cache = PromptCache(values, context)
+            cache = prompt_cache(values, context)
             if prompt is None:
                 tokens = _fitting(cache.tokens, n_ctx)
                 if not tokens:
@@ -209,8 +208,8 @@ def _complete(values: Values, prompt: str | None) -> int:
             if values.verbose_prompt:
                 show_prompt(tokens, tokenizer)
             with on_ctrl_c(context.abort):
-                shift = ContextShift(values, context, tokens, tokenizer.add_bos)
-                end = _generate(values, tokens, tokenizer, context, chain, timings, cache, shift)
+                slot = slot_for(values, context, tokens, tokenizer.add_bos)
+                end = _print_text(values, tokens, tokenizer, chain, timings, cache, slot)
         except KeyboardInterrupt:
             _report("", timings if values.perf else None)
             raise
@@ -224,6 +223,8 @@ def _complete(values: Values, prompt: str | None) -> int:
 
 
 def _fitting(tokens: list[int], n_ctx: int) -> list[int]:
+    from pyggml.runtime.sequence import SPARE
+
     if n_ctx <= SPARE:
         raise UsageError(f"a context of {n_ctx} is too small: a prompt must leave {SPARE} tokens free")
     if len(tokens) > n_ctx - SPARE:
@@ -231,7 +232,7 @@ def _fitting(tokens: list[int], n_ctx: int) -> list[int]:
     return tokens
 
 
-def _report(end: str, timings: "Timings | None") -> None:
+def _report(end: str, timings: "RunTimings | None") -> None:
     """What follows the text: a line break if it went to a terminal, why it ended, the timings."""
     if sys.stdout.isatty():
         print(flush=True)
@@ -242,22 +243,23 @@ def _report(end: str, timings: "Timings | None") -> None:
         print(line, file=sys.stderr)
 
 
-def _generate(
+def _print_text(
     values: Values,
     tokens: list[int],
     tokenizer: "Tokenizer",
-    context: "Context",
     chain: "SamplerChain",
-    timings: "Timings",
-    cache: PromptCache,
-    shift: ContextShift,
+    timings: "RunTimings",
+    cache: "PromptCache",
+    slot: "Slot",
 ) -> str:
-    """Print the text and add it to `tokens`; why it ended, "" for the number of tokens wanted."""
-    from pyggml import jit
+    """Print the prompt and what follows it; why it ended, "" for the number of tokens wanted."""
+    from pyggml.runtime.generate import generate
+    from pyggml.runtime.sequence import Finish
+    from pyggml.runtime.sequence import Sequence as Text
+    from pyggml.runtime.stops import SLACK, ReversePrompts
     from pyggml.tokenizer import StreamDecoder
-    from pyggml_cli.timings import clock
 
-    stop = ReversePrompts(values, tokenizer)
+    stops = ReversePrompts([text.encode() for text in reverse_prompts(values)], tokenizer)
     out = sys.stdout
     if hasattr(out, "reconfigure"):
         out.reconfigure(encoding="utf-8", errors="replace", newline="")
@@ -268,46 +270,19 @@ def _generate(
         out.flush()
     for token in tokens:
         chain.accept(token)
-    cache.resume(tokens)
-    new = tokens[context.n_past :]
-    jit.wait(context.prepare(len(new)))
-    start = clock()
-    logits = context.decode(new)[-1]
-    timings.prompt, timings.n_prompt = clock() - start, len(new)
-    cache.keep_prompt(tokens)
-
-    end, n_left = "", values.n_predict
-    if stop.begin(tokens, SLACK):
-        end, n_left = "[reverse prompt]", 0
-    while n_left != 0:
-        start = clock()
-        token = chain.sample(logits)
-        timings.sample += clock() - start
-        timings.n_sample += 1
-        n_left -= 1
-        tokens.append(token)
-        out.write(shown(decoder.push(token)))
+    text = Text(
+        tokens, chain, tokenizer, special=values.special, max_tokens=values.n_predict, stops=stops, timings=timings
+    )
+    if stops.begin(tokens, SLACK):
+        text.finish = Finish.STOP
+    for piece in generate(slot, text, cache=cache):
+        out.write(shown(decoder.push(piece.token)))
         out.flush()
-        if tokenizer.is_eog(token):
-            end = "[end of text]"
-            break
-        if stop.push(token):
-            end = "[reverse prompt]"
-            break
-        if n_left == 0:
-            break
-        if not shift.make_room(1):
-            end = shift.full()
-            break
-        start = clock()
-        logits = context.decode([token])[-1]
-        timings.eval += clock() - start
-        timings.n_eval += 1
     out.write(shown(decoder.finish()))
     out.flush()
-    if not shift.forgotten:
-        cache.keep_all(tokens)
-    return end
+    cache.keep_all(slot)
+    ends = {Finish.EOG: "[end of text]", Finish.STOP: "[reverse prompt]", Finish.FULL: full(slot)}
+    return ends.get(text.finish or Finish.LENGTH, "")
 
 
 if __name__ == "__main__":

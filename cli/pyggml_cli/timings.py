@@ -1,10 +1,12 @@
-"""What a generation took, printed as llama.cpp prints it (common/sampling.cpp, common_perf_print).
+"""What a run of a command took, printed as llama.cpp prints it (common/sampling.cpp, common_perf_print).
 
-Owns the counters and the lines; must not know what is measured.
+Owns the lines; must not know what is measured.
 """
 
 import time
 from dataclasses import dataclass, field
+
+from pyggml.runtime.timings import Timings, clock
 
 
 def _compiled() -> tuple[int, float]:
@@ -13,28 +15,19 @@ def _compiled() -> tuple[int, float]:
     return jit.Counts.compiled, jit.Counts.seconds
 
 
-def clock() -> float:
-    """Seconds by a clock that stands still while kernels are compiled, which happens once on a machine."""
-    from pyggml import jit
-
-    return time.perf_counter() - jit.Counts.seconds
-
-
 @dataclass
-class Timings:
-    """Seconds, and how many tokens they were for; all but `start` by `clock`. `begun` is `start` by that clock, and
+class RunTimings(Timings):
+    """With all of the command: `start` as time.perf_counter has it, `begun` the same by `clock`, `load` seconds, and
     `compiled` what had been compiled by then: kernels, seconds."""
 
     start: float = field(default_factory=time.perf_counter)
     begun: float = field(default_factory=clock)
     compiled: tuple[int, float] = field(default_factory=_compiled)
     load: float = 0.0
-    prompt: float = 0.0
-    n_prompt: int = 0
-    eval: float = 0.0
-    n_eval: int = 0
-    sample: float = 0.0
-    n_sample: int = 0
+
+    def loaded(self) -> None:
+        """Now model and context are there."""
+        self.load = clock() - self.begun
 
     def lines(self) -> list[str]:
         """One line each for sampling, loading, compiling where there was any, prompt, generation and all of it."""

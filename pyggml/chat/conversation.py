@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pyggml.chat.sandbox import ChatError
 from pyggml.chat.template import ChatTemplate, prompt_tokens
+from pyggml.prefix import common_prefix
 from pyggml.regular_file import open_regular
 from pyggml.whole_file import whole_file
 
@@ -126,8 +127,7 @@ class Conversation:
         n = len(self.tokens)
         if rest is not None and tokens[:n] != self.tokens:
             return [*self.tokens, *self._tokenizer.encode(rest, add_special=False, parse_special=True)], n
-        common = next((i for i, (a, b) in enumerate(zip(tokens, self.tokens, strict=False)) if a != b), None)
-        return tokens, min(len(tokens), n) if common is None else common
+        return tokens, common_prefix(tokens, self.tokens)
 
 
 def _after(prompt: str, before: str, reply: str) -> str | None:

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from pyggml_cli import cli
-from pyggml_cli.context_shift import ContextShift
+from pyggml_cli.slots import slot_for
 from text_model import write_text_model
 
 from pyggml.dtypes import GGMLType
 from pyggml.model.context import Context
 from pyggml.model.model import Model
+from pyggml.runtime.slot import Slot
 from pyggml.tokenizer import Tokenizer
 
 ONE = ["--temp", "0", "--ignore-eos", "--no-perf"]
@@ -44,9 +45,9 @@ class FakeContext:
         self.n_past = n
 
 
-def shifting(context: FakeContext, n_prompt: int = 20, bos: bool = False, **given: Any) -> ContextShift:
+def shifting(context: FakeContext, n_prompt: int = 20, bos: bool = False, **given: Any) -> Slot:
     values: Any = SimpleNamespace(**{"context_shift": True, "keep": 0, "n_predict": -1, **given})
-    return ContextShift(values, context, range(n_prompt), bos)  # type: ignore[arg-type]
+    return slot_for(values, context, range(n_prompt), bos)  # type: ignore[arg-type]
 
 
 def test_how_many_are_kept() -> None:
@@ -163,7 +164,7 @@ def test_greedy_text_is_the_peers(
             context = Context(model, n_ctx=256)
             stack.callback(model.close), stack.callback(context.close)
             values: Any = SimpleNamespace(context_shift=True, keep=keep, n_predict=-1)
-            shift = ContextShift(values, context, tokens, adds_bos=False)
+            shift = slot_for(values, context, tokens, adds_bos=False)
             made.append([])
             new = tokens
             while len(made[-1]) < n:

@@ -1,0 +1,63 @@
+"""The loop of a generation: compute the prompt, choose a token, compute it, until the text has ended.
+
+Owns the order of these steps and their times. What of the prompt is there already and when tokens are forgotten is the
+slot's (slot.py), which token comes next and when it is enough the sequence's (sequence.py).
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pyggml.errors import ContextError
+from pyggml.runtime.sequence import Finish, Piece, Sequence
+from pyggml.runtime.slot import Slot
+from pyggml.runtime.timings import clock
+
+if TYPE_CHECKING:
+    from pyggml.runtime.prompt_cache import PromptCache
+
+
+class NoRoomError(ContextError):
+    """A prompt that does not fit into the context."""
+
+
+def generate(
+    slot: Slot, sequence: Sequence, *, cache: "PromptCache | None" = None, begin: bool = True
+) -> Iterator[Piece]:
+    """The pieces of `sequence`, each as soon as its token is chosen; afterwards `sequence.finish` says why it ended.
+
+    cache  what a file holds of the prompt is taken from it, and the prompt, once computed, is kept there
+    begin  the sequence's tokens replace what is in the slot, but for what both begin with; else they follow it
+
+    A token is computed when the next piece is asked for. The prompt is computed even if no token is wanted.
+    Raises NoRoomError for a prompt that does not fit, and what devices and samplers raise.
+    """
+    timings = sequence.timings
+    if cache is not None:
+        cache.resume(slot, sequence.tokens)
+    if begin:
+        sequence.reuse(slot.begin(sequence.tokens))
+    n = len(sequence.pending)
+    slot.prepare(n)
+    start = clock()
+    logits = slot.decode(sequence.pending)
+    timings.prompt += clock() - start
+    timings.n_prompt += n
+    if logits is None:
+        raise NoRoomError(f"{n} tokens do not fit into a context of {slot.context.n_ctx}")
+    if cache is not None:
+        cache.keep_prompt(sequence.tokens)
+    while sequence.finish is None:
+        if sequence.cancelled:
+            sequence.finish = Finish.CANCELLED
+            return
+        yield sequence.push(logits)
+        if sequence.finish is not None:
+            return
+        if not slot.make_room(len(sequence.pending)):
+            sequence.finish = Finish.FULL
+            return
+        start = clock()
+        logits = slot.decode(sequence.pending)
+        timings.eval += clock() - start
+        timings.n_eval += 1
+        assert logits is not None, "there was room"

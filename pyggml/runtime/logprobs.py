@@ -1,0 +1,36 @@
+"""How likely a token was: log-probabilities from a row of logits. Owns the numbers; must not know what tokens spell."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class TokenLogprobs(NamedTuple):
+    """ln p of a token, and (token, ln p) of the most likely ones, the first of them first."""
+
+    value: float
+    top: list[tuple[int, float]]
+
+
+def log_softmax(logits: "NDArray[Any] | Sequence[float]", axis: int = -1) -> "NDArray[np.float32]":
+    """In f32."""
+    import numpy as np
+
+    values = np.asarray(logits, np.float32)
+    shifted = values - values.max(axis=axis, keepdims=True)
+    total: NDArray[np.float32] = np.exp(shifted).sum(axis=axis, keepdims=True)
+    result: NDArray[np.float32] = shifted - np.log(total)
+    return result
+
+
+def token_logprobs(logits: "NDArray[np.float32]", token: int, n: int) -> TokenLogprobs:
+    """logits (n_vocab,): of `token`, and of the n most likely tokens."""
+    import numpy as np
+
+    row = log_softmax(logits)
+    top = np.argpartition(-row, n)[:n] if n else np.zeros(0, np.int64)
+    ranked = [int(i) for i in top[np.argsort(-row[top], kind="stable")]]
+    return TokenLogprobs(float(row[token]), [(i, float(row[i])) for i in ranked])

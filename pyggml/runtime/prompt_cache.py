@@ -1,0 +1,72 @@
+"""The state of a prompt, and of all the text if wanted, in a file from run to run.
+
+Owns when a state is read and written, as llama.cpp's completion tool does it (tools/completion/completion.cpp); must
+not know the file's format (pyggml/model/state.py).
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from pyggml.prefix import common_prefix
+from pyggml.runtime.slot import Slot
+
+if TYPE_CHECKING:
+    from pyggml.model.context import Context
+
+
+class PromptCache:
+    """`tokens` are those of the file, if there is one; without a path nothing is ever done."""
+
+    def __init__(
+        self,
+        context: "Context",
+        path: str | None,
+        *,
+        read_only: bool = False,
+        whole_text: bool = False,
+        tell: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """Read the file. `tell` is called with a line on what it holds. Raises StateError when it is damaged or belongs to
+        something else."""
+        from pyggml.model.state import State
+
+        self.path = path
+        self.writes = path is not None and not read_only
+        self.whole_text = self.writes and whole_text
+        self._context = context
+        self._tell = tell
+        self._state: State | None = None
+        self._n_common = 0
+        self.tokens: list[int] = []
+        if path is not None and os.path.exists(path) and os.path.getsize(path):
+            self._state = State.load(path)
+            self._state.check(context)
+            self.tokens = self._state.tokens.tolist()
+
+    def resume(self, slot: Slot, tokens: Sequence[int]) -> None:
+        """Let a slot of the context begin with what the file and `tokens` have in common; the last one is left over."""
+        if self._state is None:
+            return
+        self._n_common = common_prefix(tokens, self.tokens)
+        n = min(self._n_common, len(tokens) - 1)
+        self._state.restore(self._context, n)
+        slot.tokens = list(tokens[:n])
+        self._tell(f"{self.path}: holds {self._n_common} of {len(tokens)} tokens of the prompt")
+
+    def keep_prompt(self, tokens: Sequence[int]) -> None:
+        """Once the prompt is decoded: write it, if the file does not hold all of it already."""
+        if self.writes and self._n_common < len(tokens):
+            self._save(tokens)
+
+    def keep_all(self, slot: Slot) -> None:
+        """At the end: write prompt and text, unless some of it is forgotten."""
+        if self.whole_text and slot.tokens and not slot.forgotten:
+            self._save(slot.tokens)
+
+    def _save(self, tokens: Sequence[int]) -> None:
+        from pyggml.model.state import save
+
+        assert self.path is not None
+        self._state = None  # it may be mapped from the file that is replaced now
+        save(self._context, tokens, self.path)

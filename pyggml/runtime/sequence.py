@@ -1,0 +1,181 @@
+"""One text while it is generated: its tokens, what chooses the next one, and when it has said enough.
+
+Owns the step from a row of logits to a piece of text; must not know a context, nor where logits come from: `generate`
+drives one sequence, and who computes several at once drives them by the same calls.
+"""
+
+import enum
+import threading
+from collections.abc import Callable
+from collections.abc import Sequence as Items
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from pyggml.runtime.logprobs import TokenLogprobs, token_logprobs
+from pyggml.runtime.stops import Stops, partial_character
+from pyggml.runtime.timings import Timings, clock
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Row = NDArray[np.float32]
+
+SPARE = 4  # tokens that a prompt must leave free for what follows, as in llama.cpp's completion tool
+
+
+class Finish(enum.Enum):
+    """Why a text ended."""
+
+    EOG = "a token that ends a text"
+    STOP = "a stop text, a reverse prompt, or somebody's own rule"
+    LENGTH = "as many tokens as were wanted"
+    FULL = "no room in the context"
+    CANCELLED = "nobody wants the rest"
+
+
+class Status(enum.Enum):
+    """How far a text is."""
+
+    WAITING = "no token chosen yet: the prompt is to be computed"
+    RUNNING = "the token chosen last is to be computed"
+    FINISHED = "nothing more to compute"
+
+
+class Piece(NamedTuple):
+    """A token that was chosen.
+
+    data     what it adds to the text; of a token that ends it, what it is called if names are shown
+    settled  bytes of `Sequence.data` that can no longer change: a stop text or a character that is not complete may
+    finish   why it is the last one, or None
+    """
+
+    token: int
+    data: bytes
+    settled: int
+    finish: Finish | None
+
+
+class Sampler(Protocol):
+    """A part of pyggml.sampler.SamplerChain."""
+
+    def sample(self, logits: "Row") -> int:
+        """The next token, accepted. `logits`: (n_vocab,) f32."""
+
+
+class Vocabulary(Protocol):
+    """A part of pyggml.tokenizer.Tokenizer."""
+
+    def token_bytes(self, token: int, special: bool = True) -> bytes:
+        """What the token adds to the text; of control tokens only with `special`."""
+
+    def is_eog(self, token: int) -> bool:
+        """Whether the token ends a text."""
+
+
+class Sequence:
+    """`push` takes a row of logits and gives a piece; `pending` are the tokens to compute before the next row.
+
+    tokens      prompt, answer and what `extend` brought; not a token that ended it
+    vocabulary  None: tokens alone count, there is no text and none of them ends it
+    special     whether control tokens add their names to the text
+    max_tokens  below 0: without end
+    stops       texts that end it
+    stop_when   called with the sequence, a token longer, and the row that it was chosen from: whether that is enough
+    n_logprobs  also note each token's log-probability and those of so many of the most likely
+    timings     to add to
+    cancelled   an event that ends it before the next token; `cancel` sets it
+    """
+
+    def __init__(
+        self,
+        prompt: Items[int],
+        sampler: Sampler,
+        vocabulary: Vocabulary | None = None,
+        *,
+        special: bool = False,
+        max_tokens: int = -1,
+        stops: Stops | None = None,
+        stop_when: "Callable[[Sequence, Row], bool] | None" = None,
+        n_logprobs: int | None = None,
+        timings: Timings | None = None,
+        cancelled: threading.Event | None = None,
+    ) -> None:
+        self.tokens = list(prompt)
+        self.n_prompt = len(self.tokens)
+        self.pending = list(self.tokens)
+        self.sampler = sampler
+        self.vocabulary = vocabulary
+        self.special = special
+        self.max_tokens = max_tokens
+        self.stops = stops
+        self.stop_when = stop_when
+        self.n_logprobs = n_logprobs
+        self.timings = timings or Timings()
+        self.n_reused = 0  # tokens of the prompt that were not computed
+        self.data = bytearray()  # the answer
+        self.ends: list[int] = []  # bytes of the answer up to and with each of its tokens
+        self.logprobs: list[TokenLogprobs] = []  # one a token of the answer, if they were asked for
+        self.finish: Finish | None = Finish.LENGTH if max_tokens == 0 else None
+        self._cancelled = cancelled or threading.Event()
+
+    @property
+    def status(self) -> Status:
+        """How far it is."""
+        if self.finish is not None:
+            return Status.FINISHED
+        return Status.RUNNING if self.ends else Status.WAITING
+
+    @property
+    def answer(self) -> list[int]:
+        """The tokens after the prompt; those of `extend` are among them."""
+        return self.tokens[self.n_prompt :]
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody has called `cancel`."""
+        return self._cancelled.is_set()
+
+    def cancel(self) -> None:
+        """Choose no further token; from any thread."""
+        self._cancelled.set()
+
+    def reuse(self, n: int) -> None:
+        """The first `n` tokens of the prompt need not be computed."""
+        self.n_reused = n
+        del self.pending[:n]
+
+    def extend(self, tokens: Items[int]) -> None:
+        """Somebody else's tokens after those there, which nobody chose."""
+        self.tokens += tokens
+        self.pending += tokens
+
+    def push(self, logits: "Row") -> Piece:
+        """Choose a token. logits (n_vocab,): those after all of `pending`. Raises SamplerError, GrammarError."""
+        assert self.finish is None, self.finish
+        start = clock()
+        token = self.sampler.sample(logits)
+        self.timings.sample += clock() - start
+        self.timings.n_sample += 1
+        vocabulary = self.vocabulary
+        data = b"" if vocabulary is None else vocabulary.token_bytes(token, self.special)
+        if vocabulary is not None and vocabulary.is_eog(token):
+            self.finish = Finish.EOG
+            return Piece(token, data, len(self.data), self.finish)
+        if self.n_logprobs is not None:
+            self.logprobs.append(token_logprobs(logits, token, self.n_logprobs))
+        self.tokens.append(token)
+        self.pending = [token]
+        self.data += data
+        self.ends.append(len(self.data))
+        cut = None if self.stops is None else self.stops.push(token, data)
+        if cut is not None:
+            del self.data[len(self.data) - cut :]
+            self.finish = Finish.STOP
+        elif self.stop_when is not None and self.stop_when(self, logits):
+            self.finish = Finish.STOP
+        elif len(self.ends) == self.max_tokens:
+            self.finish = Finish.LENGTH
+        settled = len(self.data)
+        if self.finish is None:
+            settled -= max(partial_character(self.data), 0 if self.stops is None else self.stops.held())
+        return Piece(token, data, settled, self.finish)

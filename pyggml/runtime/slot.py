@@ -1,0 +1,117 @@
+"""A text's place in a context: which tokens are computed there, what of a new text is there already, and room for more.
+
+Owns prefix reuse and the context shift, as llama.cpp's completion tool does it (tools/completion/completion.cpp): a full
+context goes on without the older half of what is not to be kept. Must not know how cells move, nor what is generated.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from pyggml.prefix import common_prefix
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pyggml.jit import Job
+
+    Row = NDArray[np.float32]
+
+
+class Decoder(Protocol):
+    """What a slot asks of a Context."""
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens that there is room for."""
+
+    @property
+    def n_past(self) -> int:
+        """Tokens computed."""
+
+    def decode(self, tokens: Sequence[int]) -> "NDArray[np.float32]":
+        """Compute these after those there; logits (1, n_vocab) of the last."""
+
+    def prepare(self, n_tokens: int) -> "list[Job]":
+        """Begin to compile what so many tokens need; the jobs to wait for."""
+
+    def truncate(self, n: int) -> None:
+        """Forget all tokens but the first `n`."""
+
+    def shift(self, n_keep: int, n_discard: int) -> None:
+        """Forget `n_discard` tokens after the first `n_keep`; those behind them move up."""
+
+
+def n_kept(keep: int, n_prompt: int, adds_bos: bool) -> int:
+    """Tokens that a context shift keeps for --keep: all of the prompt for a negative number or one too large, else BOS too
+    where the tokenizer puts it before a text (`adds_bos`)."""
+    return n_prompt if keep < 0 or keep > n_prompt else keep + adds_bos
+
+
+def reusable(tokens: Sequence[int], here: Sequence[int]) -> int:
+    """How many of `tokens` need not be computed where those of `here` are; the last one's logits are always wanted."""
+    return max(0, min(common_prefix(tokens, here), len(tokens) - 1))
+
+
+class Slot:
+    """One text in a context that nobody else uses.
+
+    shifts     whether a full context goes on without the oldest tokens behind the first `n_keep`
+    tokens     the text so far as it is computed, with what was forgotten
+    forgotten  tokens behind the first `n_keep` that are no longer in the context
+    """
+
+    def __init__(self, context: Decoder, *, shifts: bool = False, n_keep: int = 0) -> None:
+        self.context = context
+        self.shifts = shifts
+        self.n_keep = n_keep
+        self.tokens: list[int] = []
+        self.forgotten = 0
+
+    def begin(self, tokens: Sequence[int]) -> int:
+        """Go back to what the text has in common with these tokens; how many of them need not be computed."""
+        return self.go_back(reusable(tokens, self.tokens))
+
+    def go_back(self, n: int) -> int:
+        """Keep the first `n` tokens of the text, or so many of them as can still be gone back to; how many those are."""
+        if n < self.n_keep + self.forgotten:
+            n, self.forgotten = min(n, self.n_keep) if self.forgotten else n, 0
+        self.context.truncate(n - self.forgotten)
+        del self.tokens[n:]
+        return n
+
+    def make_room(self, n: int) -> bool:
+        """Whether `n` further tokens fit, perhaps because others are forgotten now."""
+        context = self.context
+        while context.n_past + n >= context.n_ctx:
+            n_discard = (context.n_past - self.n_keep) // 2
+            if not self.shifts or n_discard < 1:
+                return False
+            context.shift(self.n_keep, n_discard)
+            self.forgotten += n_discard
+        return True
+
+    def prepare(self, n: int) -> None:
+        """Wait until the kernels for so many further tokens, and for single ones after them, are compiled."""
+        from pyggml import jit
+
+        jit.wait(self.context.prepare(n))
+
+    def decode(self, tokens: Sequence[int]) -> "Row | None":
+        """Go on with these; the logits (n_vocab,) after the last. None when there is no room, perhaps for the last of them.
+
+        After an error `tokens` are those that were completed. Raises ContextError, ComputeError.
+        """
+        context, logits, step = self.context, None, len(tokens)
+        if self.shifts and context.n_past + step >= context.n_ctx:
+            step = max(1, (context.n_ctx - self.n_keep) // 4)  # so much room there always is
+        for at in range(0, len(tokens), step):
+            part = tokens[at : at + step]
+            if not self.make_room(len(part)):
+                return None
+            before = context.n_past
+            try:
+                logits = context.decode(part)[-1]
+            finally:
+                self.tokens += part[: context.n_past - before]
+        return logits
