@@ -18,6 +18,10 @@ INPLACE_OPS = frozenset({Op.ADD, Op.SUB, Op.MUL, Op.DIV, Op.SCALE, Op.UNARY, Op.
 """Ops whose result may lie on a source of the same layout (ggml-alloc.c: ggml_op_can_inplace)."""
 
 
+INPUT = int(Flag.INPUT)
+STAYS = int(Flag.INPUT) | int(Flag.OUTPUT)
+
+
 class Arena:
     """Holes and their sizes, all multiples of `alignment` (a power of two). `size` is the most that was ever in use."""
 
@@ -117,17 +121,20 @@ def place_tensors(
 
     for step in steps:
         for tensor in (*step.reads, step.result):
-            if root_of(tensor).flags & Flag.INPUT:
-                add(root_of(tensor))
+            root = tensor.view_src or tensor
+            if root.flags & INPUT:
+                add(root)
     ends: list[list[Tensor]] = [[] for _ in steps]
     for index, root in last_use.values():
-        if not root.flags & (Flag.INPUT | Flag.OUTPUT):
+        if not root.flags & STAYS:
             ends[index].append(root)
     for index, step in enumerate(steps):
         if step.result.op in VIEW_OPS and step.result.is_view:
             continue
         for tensor in step.reads:
-            add(root_of(tensor))
+            root = tensor.view_src or tensor
+            if root.buffer is None and id(root) not in places:
+                add(root)
         result = root_of(step.result)
         dying = None
         if result is step.result and result.buffer is None and id(result) not in places:
@@ -149,14 +156,16 @@ def place_tensors(
 
 
 def _last_uses(steps: Sequence[Step]) -> dict[int, tuple[int, Tensor]]:
-    """id(root) -> (index of the last step that writes or reads it, directly or through a view; the root)."""
+    """id(root) -> (index of the last step that writes or reads it, directly or through a view; the root), of roots that
+    have no buffer yet."""
     last: dict[int, tuple[int, Tensor]] = {}
     for index, step in enumerate(steps):
         if step.result.op in VIEW_OPS and step.result.is_view:
             continue  # naming a view touches no byte
         for tensor in (*step.reads, step.result):
-            root = root_of(tensor)
-            last[id(root)] = index, root
+            root = tensor.view_src or tensor
+            if root.buffer is None:
+                last[id(root)] = index, root
     return last
 
 
@@ -170,7 +179,7 @@ def _reusable(
     for source in step.reads:
         root = root_of(source)
         if (
-            root.flags & (Flag.INPUT | Flag.OUTPUT) == 0
+            root.flags & STAYS == 0
             and id(root) in places
             and places[id(root)].arena == arena
             and (source.view_offs == 0 or not source.is_view)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -27,27 +28,28 @@ def build_forward(outputs: Iterable[Tensor]) -> Graph:
     """
     graph = Graph()
     seen: set[int] = set()
+    compute = int(Flag.COMPUTE)
     for output in outputs:
-        stack: list[tuple[Tensor, bool]] = [(output, False)]
+        stack: list[Tensor | None] = [output]
         while stack:
-            tensor, sources_done = stack.pop()
-            if sources_done:
-                if tensor.op == NONE_OP and not (tensor.flags & Flag.PARAM):
-                    graph.leafs.append(tensor)
-                else:
-                    tensor.flags |= Flag.COMPUTE
-                    graph.nodes.append(tensor)
-                continue
-            if id(tensor) in seen:  # done, or a cast, which is its own second source
-                continue
-            seen.add(id(tensor))
-            stack.append((tensor, True))
-            needs = [s for s in tensor.src if s is not None]
-            if tensor.view_src is not None:
-                needs.append(tensor.view_src)
-            stack.extend((s, False) for s in reversed(needs) if id(s) not in seen)
-    for node in graph.nodes:
-        for s in node.src:
-            if s is not None:
-                graph.uses[id(s)] = graph.uses.get(id(s), 0) + 1
+            tensor = stack.pop()
+            if tensor is not None:
+                if id(tensor) in seen:  # done, or a cast, which is its own second source
+                    continue
+                seen.add(id(tensor))
+                if tensor.src or tensor.view_src is not None:
+                    stack += (tensor, None)  # None: the sources of the one below it are done
+                    for s in (tensor.view_src, *tensor.src[::-1]):
+                        if s is not None and id(s) not in seen:
+                            stack.append(s)
+                    continue
+            else:
+                tensor = stack.pop()
+                assert tensor is not None
+            if tensor.op == NONE_OP and not (tensor.flags & Flag.PARAM):
+                graph.leafs.append(tensor)
+            else:
+                tensor.flags |= compute
+                graph.nodes.append(tensor)
+    graph.uses.update(Counter([id(s) for node in graph.nodes for s in node.src if s is not None]))
     return graph

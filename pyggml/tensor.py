@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from enum import IntFlag
-from math import prod
+from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from pyggml.dtypes import SIZES, GGMLType, row_size
@@ -23,7 +22,9 @@ OP_PARAMS_BYTES = 64
 NO_PARAMS = bytes(OP_PARAMS_BYTES)
 
 
-class Flag(IntFlag):
+class Flag(IntEnum):
+    """Bits of `flags`, which is a plain int: an IntFlag takes a microsecond for each `&`."""
+
     INPUT = 1
     OUTPUT = 2
     PARAM = 4
@@ -69,9 +70,9 @@ class Tensor:
     ) -> None:
         if not 1 <= len(ne) <= 4:
             raise ShapeError(f"{name or 'tensor'}: {len(ne)} dimensions, 1 to 4 are possible")
-        if any(n < 0 for n in ne):
+        if min(ne) < 0:
             raise ShapeError(f"{name or 'tensor'}: negative dimension in {list(ne)}")
-        a, b, c, d = (*ne, 1, 1, 1)[:4]
+        a, b, c, d = ne if len(ne) == 4 else (*ne, 1, 1, 1)[:4]
         self.type = dtype
         self.ne: tuple[int, int, int, int] = (a, b, c, d)
         self.nb: tuple[int, int, int, int] = nb if nb is not None else contiguous_strides(dtype, self.ne)
@@ -90,7 +91,8 @@ class Tensor:
 
     @property
     def nelements(self) -> int:
-        return prod(self.ne)
+        a, b, c, d = self.ne
+        return a * b * c * d
 
     @property
     def nrows(self) -> int:
@@ -107,11 +109,11 @@ class Tensor:
         (n0, n1, n2, n3), (b0, b1, b2, b3) = self.ne, self.nb
         if not (n0 and n1 and n2 and n3):
             return 0
-        size = SIZES[self.type]
+        block_size, type_size = SIZES[self.type]
         rest = (n1 - 1) * b1 + (n2 - 1) * b2 + (n3 - 1) * b3
-        if size.block_size == 1:
-            return size.type_size + (n0 - 1) * b0 + rest
-        return n0 * b0 // size.block_size + rest
+        if block_size == 1:
+            return type_size + (n0 - 1) * b0 + rest
+        return n0 * b0 // block_size + rest
 
     @property
     def is_contiguous(self) -> bool:
@@ -119,11 +121,10 @@ class Tensor:
 
     def is_contiguous_from(self, dim: int) -> bool:
         """Whether elements lie densely, dimensions 1 to `dim` allowed to be padded (ggml.c: ggml_is_contiguous_n)."""
-        size = SIZES[self.type]
-        step = size.type_size
-        if self.ne[0] != size.block_size and self.nb[0] != step:
+        block_size, step = SIZES[self.type]
+        if self.ne[0] != block_size and self.nb[0] != step:
             return False
-        step *= self.ne[0] // size.block_size
+        step *= self.ne[0] // block_size
         for i in range(1, 4):
             if i > dim:
                 if self.ne[i] != 1 and self.nb[i] != step:
@@ -152,9 +153,11 @@ class Tensor:
 
 def contiguous_strides(dtype: GGMLType, ne: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
     """Strides in bytes of a dense tensor. Raises ShapeError when a row is no whole number of blocks."""
-    nb1 = row_size(dtype, ne[0])
-    nb2 = nb1 * ne[1]
-    return SIZES[dtype].type_size, nb1, nb2, nb2 * ne[2]
+    block_size, type_size = SIZES[dtype]
+    n0, n1, n2, _ = ne
+    nb1 = n0 * type_size if block_size == 1 else row_size(dtype, n0)
+    nb2 = nb1 * n1
+    return type_size, nb1, nb2, nb2 * n2
 
 
 def pack_params(layout: str, *values: float) -> bytes:

@@ -16,6 +16,7 @@ from tiny_model import write_llama
 
 import pyggml.backend.spans as spans_module
 from pyggml import ops
+from pyggml.backend import builder as builder_module
 from pyggml.backend import cpu
 from pyggml.backend.base import ASK_EVERY
 from pyggml.backend.hazards import MAX_REMEMBERED, Hazards, Memo, Span
@@ -281,7 +282,7 @@ def test_real_models_are_lowered_as_the_specification_says(
 
     real = cpu.Builder
     monkeypatch.setattr(cpu, "Builder", builder)
-    monkeypatch.setattr(cpu, "first_fit", both_fit)
+    monkeypatch.setattr(builder_module, "first_fit", both_fit)
     path = write_llama(tmp_path / "m.gguf", n_layer=3, n_expert=n_expert)
     model = Model.load(path)
     context = Context(model, n_ctx=512, n_ubatch=32, flash_attn=flash_attn)

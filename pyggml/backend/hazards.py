@@ -32,11 +32,13 @@ class Hazards:
     def in_the_way(self, reads: Iterable[Span], writes: Iterable[Span], pieces: Iterable[int]) -> bool:
         """Whether a step needs what one since the last meeting wrote, or would overwrite what one of those reads or
         writes. `pieces`: the work memory that it touches, by id()."""
-        if any(piece in self._pending for piece in pieces):
-            return True
-        if any(self._writes.overlaps(*span) for span in reads):
-            return True
-        return any(self._writes.overlaps(*span) or self._reads.overlaps(*span) for span in writes)
+        for piece in pieces:
+            if piece in self._pending:
+                return True
+        for low, high in reads:
+            if self._writes.overlaps(low, high):
+                return True
+        return any(self._writes.overlaps(low, high) or self._reads.overlaps(low, high) for low, high in writes)
 
     def add(self, reads: Iterable[Span], writes: Iterable[Span], written: Iterable[int]) -> None:
         """Count a step in. `written`: the work memory that it writes to, by id()."""

@@ -27,8 +27,12 @@ AT_MOST = 1 << 20
 def cost_ns(node: Tensor, dst: Tensor | None, src: Sequence[Tensor | None]) -> float:
     """What one thread needs for a step of `node`, roughly. Elements count as often as they are read, also where many of
     them are one in memory (strides of 0)."""
-    operands = [(t, SIZES[t.type]) for t in (dst, *src) if t is not None]
-    read = sum(t.nelements * size.type_size // size.block_size for t, size in operands)
+    read = 0
+    for t in (dst, *src):
+        if t is not None:
+            block_size, type_size = SIZES[t.type]
+            n0, n1, n2, n3 = t.ne
+            read += n0 * n1 * n2 * n3 * type_size // block_size
     multiplies = dst is not None or node.op == Op.FLASH_ATTN_EXT  # not what is made of activations first
     return read / BYTES_PER_NS + (_products(node) / PRODUCTS_PER_NS if multiplies else 0)
 

@@ -131,6 +131,11 @@ class Schedule:
             if not self.splits or self.splits[-1].device != device:
                 self.splits.append(Split(device))
             split = self.splits[-1]
+            split.nodes.append(node)
+            reads = tuple([s for s in node.src if s is not None])
+            if all(home[id(s)] == device for s in reads):
+                steps.append(Step(node, reads))
+                continue
             sources: list[Tensor | None] = []
             for source in node.src:
                 if source is None or home[id(source)] == device:
@@ -145,9 +150,8 @@ class Schedule:
                         steps.append(Step(copy, (source,)))
                 sources.append(copy)
             node.src = tuple(sources)
-            split.nodes.append(node)
             steps.append(Step(node, tuple(s for s in sources if s is not None)))
-        return _copies_first(self.splits, steps)
+        return _copies_first(self.splits, steps) if any(split.copies for split in self.splits) else steps
 
     def _copy(self, source: Tensor, device: int, home: dict[int, int]) -> Tensor:
         name = f"{self.scheduler.devices[device].name}#{source.name}"
@@ -160,19 +164,21 @@ class Schedule:
 
     def _collect(self, steps: list[Step], places: dict[int, Place]) -> None:
         """List what has to get an address: placed tensors, views of anything, inputs that are read where they are."""
-        seen: set[int] = set()
+        seen: dict[int, Tensor] = {}  # in the order in which they are met
         for step in steps:
             for tensor in (*step.reads, step.result):
-                for t in (root_of(tensor), tensor):
-                    if id(t) in seen:
-                        continue
-                    seen.add(id(t))
-                    if t.is_view:
-                        self._views.append(t)
-                    elif id(t) in places:
-                        self._places.append((t, places[id(t)]))
-                        if id(t) in self._input_names:
-                            self._inputs.setdefault(id(t), []).append(t)
+                if id(tensor) not in seen:
+                    root = tensor.view_src
+                    if root is not None:
+                        seen[id(root)] = root
+                    seen[id(tensor)] = tensor
+        for key, t in seen.items():
+            if t.view_src is not None:
+                self._views.append(t)
+            elif key in places:
+                self._places.append((t, places[key]))
+                if key in self._input_names:
+                    self._inputs.setdefault(key, []).append(t)
 
     def begin(self) -> list[Job]:
         """The first half of `bind`, which does not wait for kernels that have to be compiled; the jobs to wait for."""
@@ -202,12 +208,14 @@ class Schedule:
 
     def _uses(self) -> Counter[int]:
         """How often each tensor is read by any split, itself or through a view, copies to other devices included."""
-        uses: Counter[int] = Counter()
+        read: list[int] = []
         for split in self.splits:
-            for source in (*(s for node in split.nodes for s in node.src), *(s for s, _ in split.copies)):
+            for source in (*[s for node in split.nodes for s in node.src], *[s for s, _ in split.copies]):
                 if source is not None:
-                    uses.update({id(source), id(root_of(source))})
-        return uses
+                    read.append(id(source))
+                    if source.view_src is not None:
+                        read.append(id(source.view_src))
+        return Counter(read)
 
     def set_input(self, tensor: Tensor, values: NDArray[Any]) -> None:
         """Write an input of the graph to every device that reads it; once before each run."""
@@ -265,8 +273,9 @@ def _graph_of(nodes: list[Tensor], uses: Counter[int]) -> Graph:
         for source in node.src:
             if source is None:
                 continue
-            root = root_of(source)
-            graph.uses.update({id(t): uses[id(t)] for t in (source, root)})
+            root = source.view_src or source
+            graph.uses[id(source)] = uses[id(source)]
+            graph.uses[id(root)] = uses[id(root)]
             if id(root) not in known:
                 known.add(id(root))
                 graph.leafs.append(root)

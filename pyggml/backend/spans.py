@@ -32,7 +32,7 @@ class Spans:
 
     def overlaps(self, low: int, high: int) -> bool:
         """Whether a number of [low, high) is in the set."""
-        if low >= high:
+        if low >= high or not self._heads:
             return False
         # of disjoint spans, the last one that begins before `high` is the one that ends last
         block = bisect_left(self._heads, high) - 1
@@ -44,7 +44,7 @@ class Spans:
         """Put the numbers of [low, high) into the set."""
         if low >= high:
             return
-        while True:
+        while self._heads:
             block = bisect_right(self._heads, high) - 1
             if block < 0:
                 break

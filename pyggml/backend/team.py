@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pyggml import jit
 from pyggml.errors import ComputeError, DeviceError
 from pyggml.kernels.cpu import executor
-from pyggml.steps import PLAN, STATUS, STEP, TEAM, THREAD
+from pyggml.steps import MAX_OPERANDS, OPERAND, PLAN, STATUS, STEP, TEAM, THREAD, offset
 
 WAIT_US = 40.0  # within a run: about what it costs to sleep and to be woken
 IDLE_US = 50.0  # between runs, before the time slice is given away
@@ -34,12 +34,17 @@ def _aligned(size: int) -> NDArray[np.uint8]:
 
 
 class StepTable:
-    """The memory of a plan: `head`, one PLAN, and `steps`, its STEP records, to be filled in and then `sealed`."""
+    """The memory of a plan: `head`, one PLAN, and `steps`, its STEP records, to be filled in and then `sealed`.
+
+    `operands`: the same memory as words (steps, dst and each src, data and 4 ne and 4 nb)."""
 
     def __init__(self, count: int) -> None:
         memory = _aligned(PLAN.itemsize + count * STEP.itemsize)
         self.head = memory[: PLAN.itemsize].view(PLAN)
         self.steps = memory[PLAN.itemsize :].view(STEP)
+        words = memory[PLAN.itemsize :].view("<i8").reshape(count, STEP.itemsize // 8)
+        first, size = offset("dst") // 8, OPERAND.itemsize // 8
+        self.operands = words[:, first : first + (1 + MAX_OPERANDS) * size].reshape(count, 1 + MAX_OPERANDS, size)
         self.address = int(memory.ctypes.data)
 
     def sealed(self, status: int) -> StepTable:

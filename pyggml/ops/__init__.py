@@ -67,8 +67,10 @@ from pyggml.ops.rope import rope_pairs as rope_pairs
 from pyggml.ops.rows import get_rows as get_rows
 from pyggml.ops.rows import set_rows as set_rows
 from pyggml.ops.rules import RULES as RULES
+from pyggml.ops.rules import Forms as Forms
 from pyggml.ops.rules import can_repeat as can_repeat
 from pyggml.ops.rules import check as check
+from pyggml.ops.rules import form_of as form_of
 from pyggml.ops.soft_max import soft_max as soft_max
 from pyggml.ops.soft_max import soft_max_back as soft_max_back
 from pyggml.ops.solve_tri import solve_tri as solve_tri

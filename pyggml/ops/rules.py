@@ -12,9 +12,10 @@ from pyggml.dtypes import SIZES, GGMLType
 from pyggml.errors import ShapeError, UnsupportedError
 from pyggml.ops.numbers import VIEW_OPS, Op
 from pyggml.ops.overlap import IN_PLACE, check_overlap
-from pyggml.tensor import NO_PARAMS, Tensor
+from pyggml.tensor import NO_PARAMS, Tensor, contiguous_strides
 
 Shape = tuple[int, int, int, int]
+EMPTY: Shape = (0, 0, 0, 0)
 Srcs = Sequence[Tensor | None]
 Rule = Callable[[Srcs, Tensor], tuple[GGMLType, Shape]]
 
@@ -26,12 +27,49 @@ RULES: dict[Op, Rule] = {}
 """For each op that is known here: (sources, node for its op_params) -> type and ne of the result, or ShapeError."""
 
 
+MAX_FORMS = 4096
+
+Form = tuple[object, ...]
+
+
+def form_of(node: Tensor) -> Form:
+    """All that rules, and devices when they are asked, look at: op, parameters, types, shapes and strides; no address."""
+    shapes = [None if s is None else (s.type, s.ne, s.nb) for s in node.src]
+    return (node.op, node.op_params, node.type, node.ne, node.nb, *shapes)
+
+
+class Forms:
+    """A set of forms to which the answer was yes; emptied when it is full, so that no peer's graphs make it grow."""
+
+    def __init__(self) -> None:
+        self._forms: set[Form] = set()
+
+    def __contains__(self, form: Form) -> bool:
+        return form in self._forms
+
+    def add(self, form: Form) -> None:
+        if len(self._forms) >= MAX_FORMS:
+            self._forms.clear()
+        self._forms.add(form)
+
+
+_well_formed = Forms()
+
+
 def check(node: Tensor) -> None:
     """Hold a node against its op's rule, and where it is placed its address against its sources'. Raises
     UnsupportedError (no such op here) or ShapeError (names the op)."""
     if node.op in VIEW_OPS:
         return
-    rule = RULES.get(Op(node.op)) if 0 <= node.op < len(Op) else None
+    form = form_of(node)
+    if form not in _well_formed:
+        _check_form(node)
+        _well_formed.add(form)
+    check_overlap(node)
+
+
+def _check_form(node: Tensor) -> None:
+    rule = RULES.get(node.op)  # type: ignore[call-overload]  # an Op's hash is its number's
     if rule is None:
         name = Op(node.op).name if 0 <= node.op < len(Op) else f"number {node.op}"
         raise UnsupportedError(f"op {name} is not implemented (node {node.name!r})")
@@ -46,7 +84,6 @@ def check(node: Tensor) -> None:
         raise ShapeError(
             f"{Op(node.op).name} {node.name!r}: result is {node.type.name} {list(node.ne)}, must be {dtype.name} {list(ne)}"
         )
-    check_overlap(node)
 
 
 def need(ok: bool, op: Op, why: str, *tensors: Tensor | None) -> None:
@@ -57,10 +94,12 @@ def need(ok: bool, op: Op, why: str, *tensors: Tensor | None) -> None:
 
 def sources(op: Op, src: Srcs, required: int, optional: int = 0) -> tuple[Tensor, ...]:
     """The required sources; any beyond required + optional must be absent."""
-    have = [s for s in src[:required] if s is not None]
-    need(len(have) == required, op, f"{len(have)} of {required} sources given")
-    need(all(s is None for s in src[required + optional :]), op, f"more than {required + optional} sources given")
-    return tuple(have)
+    have = tuple([s for s in src[:required] if s is not None])
+    if len(have) != required:
+        need(False, op, f"{len(have)} of {required} sources given")
+    for s in src[required + optional :]:
+        need(s is None, op, f"more than {required + optional} sources given")
+    return have
 
 
 def option(src: Srcs, index: int) -> Tensor | None:
@@ -76,14 +115,14 @@ def can_repeat(a: Tensor, b: Tensor) -> bool:
 
 def build(op: Op, src: Srcs, params: bytes = NO_PARAMS, name: str = "", view_of: Tensor | None = None) -> Tensor:
     """Build a node whose type and shape its rule gives; `view_of` makes it a view of that source's bytes."""
-    probe = Tensor(GGMLType.F32, (0,), op=op, op_params=params, src=src)
-    dtype, ne = RULES[op](src, probe)
+    node = Tensor(GGMLType.F32, EMPTY, EMPTY, op=op, op_params=params, src=src, name=name)
+    node.type, node.ne = RULES[op](src, node)
     if view_of is None:
-        return Tensor(dtype, ne, op=op, op_params=params, src=src, name=name)
-    return Tensor(
-        dtype, ne, view_of.nb, op=op, op_params=params, src=src, name=name,
-        view_src=view_of.view_src or view_of, view_offs=view_of.view_offs,
-    )  # fmt: skip
+        node.nb = contiguous_strides(node.type, node.ne)
+    else:
+        node.nb = view_of.nb
+        node.view_src, node.view_offs = view_of.view_src or view_of, view_of.view_offs
+    return node
 
 
 def rule(op: Op, *in_place: int) -> Callable[[Rule], Rule]:

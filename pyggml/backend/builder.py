@@ -1,0 +1,250 @@
+"""What lowering a graph to CPU steps gathers: the steps, their work memory, where threads meet; and the records made of it.
+
+Knows no single op: each family in kernels/cpu lowers its own through `Builder`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pyggml import jit
+from pyggml.backend.base import Plan
+from pyggml.backend.hazards import Hazards, Memo, Span
+from pyggml.backend.parts import cost_ns, parts
+from pyggml.backend.spans import first_fit
+from pyggml.backend.team import StepTable
+from pyggml.dtypes import GGMLType
+from pyggml.errors import WorkMemoryError
+from pyggml.ops import Op
+from pyggml.steps import MAX_OPERANDS, OPERAND, PLAN, STEP
+from pyggml.tensor import Tensor
+
+NO_INTS = (0,) * 8
+AT_ONCE = 1024  # steps whose operands NumPy takes in together, between which other threads get the interpreter
+SMALL_STEPS = 4
+LARGE_OPS = (Op.MUL_MAT, Op.MUL_MAT_ID, Op.OUT_PROD, Op.FLASH_ATTN_EXT)
+SMALL_BYTES = 65536
+"""A plan of so few steps with results of so few bytes is run by one thread."""
+
+
+class CPUPlan(Plan):
+    """`small`: not worth waking other threads, such as the embedding rows of one token before remote layers."""
+
+    def __init__(self, table: StepTable, nodes: list[Tensor], keep: list[Any]) -> None:
+        self.table = table
+        self.steps = table.steps
+        self.small = len(nodes) <= SMALL_STEPS and sum(n.nbytes for n in nodes) <= SMALL_BYTES
+        self.small = self.small and not any(n.op in LARGE_OPS for n in nodes)
+        self.nodes = nodes  # the node of each step, to name it when it fails
+        self.keep = keep  # memory that the steps point to
+
+
+@dataclass(slots=True, eq=False)
+class Scratch:
+    """Work memory of `size` bytes that lives from the first step that names it to the last.
+
+    `per_thread`: each thread has a part of its own, so that steps may share it without meeting.
+    """
+
+    size: int
+    per_thread: bool = False
+    first: int = -1
+    last: int = -1
+    address: int = 0
+
+
+class WorkTensor(Tensor):
+    """An operand whose bytes are work memory. Its `data` is a number of its own, below 0, until the plan is finished."""
+
+    __slots__ = ("scratch",)
+
+    def __init__(self, dtype: GGMLType, ne: Sequence[int]) -> None:
+        super().__init__(dtype, ne)
+        self.scratch = Scratch(self.nbytes)
+
+
+@dataclass(slots=True, eq=False)
+class _Step:
+    spec: jit.Spec
+    node: Tensor
+    dst: Tensor | None
+    src: tuple[Tensor | None, ...]
+    params: bytes
+    ints: tuple[int, ...]
+    scratch: tuple[Scratch, ...]
+    held: tuple[Scratch, ...]  # those and the operands' own
+    calls: tuple[jit.Spec, ...] = ()
+    sync: bool = False
+
+
+@dataclass
+class Builder:
+    """What lowering a graph gathers: steps, their work memory, and where threads must meet."""
+
+    n_threads: int
+    steps: list[_Step] = field(default_factory=list)
+    node: Tensor | None = None
+    _hazards: Hazards = field(default_factory=Hazards)
+    _memo: Memo = field(default_factory=Memo)
+    _made: int = 0
+
+    def step(
+        self,
+        spec: jit.Spec,
+        dst: Tensor | None,
+        src: Sequence[Tensor | None] = (),
+        *,
+        ints: Sequence[int] = (),
+        reads: Sequence[Scratch] = (),
+        writes: Sequence[Scratch] = (),
+        calls: Sequence[jit.Spec] = (),
+    ) -> None:
+        """Add a step. `dst` is written, `src` are read; `writes` + `reads` are at most two pieces of work memory,
+        which the kernel finds in this order in its `scratch`. The threads meet before it only if it needs what a
+        step since their last meeting wrote, or would overwrite what one of those reads. `calls`: at most three kernels whose
+        addresses the step's own kernel finds in its record."""
+        assert self.node is not None and len(src) <= MAX_OPERANDS and len(ints) <= 8
+        scratch = (*writes, *reads)
+        assert len(scratch) <= 2 and len(calls) <= 3
+        held, written, read, write = list(scratch), [id(s) for s in writes], [], []
+        if isinstance(dst, WorkTensor):
+            held.append(dst.scratch)
+            written.append(id(dst.scratch))
+        elif dst is not None:
+            write.append((dst.data, dst.data + dst.nbytes))
+        for t in src:
+            if isinstance(t, WorkTensor):
+                held.append(t.scratch)
+            elif t is not None:
+                read.append((t.data, t.data + t.nbytes))
+        if self._hazards.in_the_way(read, write, [id(s) for s in held if not s.per_thread]):
+            self.barrier()
+        for low, high in write:
+            self._memo.wrote(low, high)
+        self._hazards.add(read, write, written)
+        number = len(self.steps)
+        for s in held:
+            s.first = number if s.first < 0 else s.first
+            s.last = number
+        self.steps.append(
+            _Step(
+                spec, self.node, dst, tuple(src), self.node.op_params, tuple(ints), scratch, tuple(held), tuple(calls)
+            )
+        )
+
+    def barrier(self) -> None:
+        """Let the threads meet behind the last step."""
+        if self.steps:
+            self.steps[-1].sync = True
+        self._hazards.met()
+
+    def remember(self, key: Any, value: Any, source: Tensor) -> None:
+        """Keep what was made of `source` until a step writes to the source's memory."""
+        self._memo.remember(key, value, (0, 0) if isinstance(source, WorkTensor) else _span(source))
+
+    def remembered(self, key: Any) -> Any:
+        """What was kept under `key`; None if there is nothing, or its source has changed since."""
+        return self._memo.remembered(key)
+
+    def scratch(self, size: int) -> Scratch:
+        """`size` bytes of work memory."""
+        return Scratch(size)
+
+    def work_tensor(self, dtype: GGMLType, ne: Sequence[int]) -> WorkTensor:
+        """Work memory as an operand, dense."""
+        made = WorkTensor(dtype, ne)
+        self._made += 1
+        made.data = -self._made
+        return made
+
+    def seen_as(self, t: Tensor, ne: tuple[int, int, int, int], nb: tuple[int, int, int, int]) -> Tensor:
+        """The bytes of `t` in another shape."""
+        view = copy.copy(t)
+        view.ne, view.nb = ne, nb
+        return view
+
+    def thread_scratch(self, size: int) -> Scratch:
+        """`size` bytes for each thread, thread i at i * (size rounded up to 64)."""
+        return Scratch((size + 63) // 64 * 64 * self.n_threads, per_thread=True)
+
+    def kernels(self) -> list[jit.Spec]:
+        """What the steps run, each once."""
+        return list(dict.fromkeys(spec for s in self.steps for spec in (s.spec, *s.calls)))
+
+    def finish(self, status: int, max_work: int | None = None) -> CPUPlan:
+        arena_size, record_size = _place(self.steps), PLAN.itemsize + len(self.steps) * STEP.itemsize
+        work = arena_size + record_size + 128
+        if max_work is not None and work > max_work:
+            raise WorkMemoryError(work, max_work)
+        jit.ensure(self.kernels())
+        arena = _zeros(arena_size)
+        plan = CPUPlan(
+            self._records(int(arena.ctypes.data)).sealed(status),
+            [s.node for s in self.steps],
+            [
+                arena,
+                list({id(t.buffer): t.buffer for s in self.steps for t in (s.dst, *s.src) if t is not None}.values()),
+            ],
+        )
+        plan.nbytes = work
+        return plan
+
+    def _records(self, arena: int) -> StepTable:
+        """The steps' records, a field of all of them at a time. `arena`: the address of the work memory."""
+        steps, address = self.steps, jit.address
+        table = StepTable(len(steps))
+        r = table.steps
+        if not steps:
+            return table
+        for s in steps:
+            for t in (s.dst, *s.src):
+                if isinstance(t, WorkTensor):
+                    t.data = arena + t.scratch.address
+        r["kernel"] = [address(s.spec) for s in steps]
+        r["sync"] = [s.sync for s in steps]
+        r["index"] = np.arange(len(steps))
+        r["parts"] = [parts(cost_ns(s.node, s.dst, s.src), self.n_threads) for s in steps]
+        r["params"] = np.frombuffer(b"".join([s.params for s in steps]), "<i4").reshape(-1, 16)
+        r["ints"] = [s.ints + NO_INTS[len(s.ints) :] for s in steps]
+        for i, s in enumerate(steps):
+            for j, spec in enumerate(s.calls):
+                r["calls"][i, j] = address(spec)
+            for j, scratch in enumerate(s.scratch):
+                r["scratch"][i, j] = arena + scratch.address
+                if scratch.per_thread:
+                    r["thread_bytes"][i] = scratch.size // self.n_threads
+        for first in range(0, len(steps), AT_ONCE):
+            part = list(enumerate(steps[first : first + AT_ONCE], first))
+            at = [(i, j) for i, s in part for j, t in enumerate((s.dst, *s.src)) if t is not None]
+            words = [(t.data, *t.ne, *t.nb) for _, s in part for t in (s.dst, *s.src) if t is not None]
+            rows, slots = np.array(at, np.intp).reshape(-1, 2).T
+            table.operands[rows, slots] = np.array(words, "<i8").reshape(-1, OPERAND.itemsize // 8)
+        return table
+
+
+def _span(tensor: Tensor) -> Span:
+    return tensor.data, tensor.data + tensor.nbytes
+
+
+def _place(steps: list[_Step]) -> int:
+    """Give each piece of work memory an address in one arena; -> bytes of it. Pieces share memory when the threads meet
+    between the last step of the one and the first step of the other."""
+    meeting = [0]  # barriers before each step
+    for step in steps:
+        meeting.append(meeting[-1] + step.sync)
+    pieces = sorted({id(s): s for step in steps for s in step.held}.values(), key=lambda s: s.first)
+    addresses, size = first_fit(((s.size, meeting[s.first], meeting[s.last]) for s in pieces), 64)
+    for piece, address in zip(pieces, addresses, strict=True):
+        piece.address = address
+    return size
+
+
+def _zeros(size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Bytes at a multiple of 64."""
+    raw = np.zeros(size + 64, np.uint8)
+    return raw[-raw.ctypes.data % 64 :][:size]
