@@ -7,7 +7,6 @@ out in one system call. Reference: `rpc_dispatcher` in ggml-rpc.cpp.
 
 import functools
 import hashlib
-import itertools
 import logging
 import secrets
 import threading
@@ -76,8 +75,7 @@ class Patience:
         self._what = endpoint, command.name
         self._began = time.monotonic()
         self._seconds = timeout + size / SLOWEST
-        self._notices = itertools.chain(NOTICES, itertools.count(2 * NOTICES[-1], 60.0))
-        self._next = next(self._notices)
+        self._notice = NOTICES[0]
 
     def __call__(self) -> float:
         """Seconds to wait before it is asked again. Raises TimeoutError when that was enough; says in between that one
@@ -85,10 +83,11 @@ class Patience:
         waited = time.monotonic() - self._began
         if waited >= self._seconds:
             raise TimeoutError
-        if waited >= self._next:
-            log.warning("waiting for %s (%s) since %.0f s", *self._what, self._next)
-            self._next = next(self._notices)
-        return max(0.0, min(self._next, self._seconds) - waited)
+        if waited >= self._notice:
+            log.warning("waiting for %s (%s) since %.0f s", *self._what, self._notice)
+            later = (notice for notice in NOTICES if notice > self._notice)
+            self._notice = next(later, self._notice + NOTICES[-1])
+        return max(0.0, min(self._notice, self._seconds) - waited)
 
 
 class Client:

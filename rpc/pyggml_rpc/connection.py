@@ -14,13 +14,14 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, unique
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from pyggml_rpc.errors import RemoteProtocolError
 from pyggml_rpc.wire import (
     HELLO_REPLY,
     NEWEST,
     PROTOCOLS,
+    REQUEST_HEADER,
     Command,
     Layout,
     Protocol,
@@ -28,18 +29,19 @@ from pyggml_rpc.wire import (
     Rest,
     Version,
     pack_header,
+    read_header,
     unpack,
 )
 
 Piece: TypeAlias = bytes | bytearray | memoryview
 
 INBOX = 1 << 16
+HEADER = REQUEST_HEADER.itemsize
 FIRST_STEP = 1 << 16  # a graph's memory begins so small and doubles as its bytes arrive
 MAX_GRAPH = 1 << 26
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """A whole request. For GRAPH_COMPUTE the body includes the ids and records behind its fixed part."""
 
     command: Command
@@ -52,8 +54,7 @@ class Request:
         return unpack(self.layout, memoryview(self.body)[: self.layout.itemsize])
 
 
-@dataclass(frozen=True)
-class TensorHead:
+class TensorHead(NamedTuple):
     """The head of a request that sets a tensor: `size` bytes follow; `receive_into` says where, before more is asked."""
 
     command: Command
@@ -66,16 +67,14 @@ class TensorHead:
         return unpack(self.layout, self.body)
 
 
-@dataclass(frozen=True)
-class TensorBody:
+class TensorBody(NamedTuple):
     """The bytes that the last `receive_into` waited for have arrived. `left`: so many more follow, and need memory."""
 
     command: Command
     left: int = 0
 
 
-@dataclass(frozen=True)
-class Reply:
+class Reply(NamedTuple):
     """An answer. Bytes of a tensor are not in it: they went into the memory given with the request."""
 
     command: Command
@@ -177,8 +176,10 @@ class ServerConnection(_Receiver):
         self.protocol = protocol
         self._max_graph = max_graph
         self._receiving = receiving
+        self._messages = protocol.by_number
         self._state = State.HEADER
         self._command = Command.HELLO
+        self._message = protocol[Command.HELLO]
         self._length = 0
         self._left = 0  # bytes of a tensor that have no memory yet
         self.greeted = False  # HELLO has begun
@@ -199,19 +200,19 @@ class ServerConnection(_Receiver):
         return event
 
     def _advance(self) -> Request | TensorHead | TensorBody | None:
-        if self._state is State.HEADER and not self._read_header():
-            return None
         if self._state is State.DATA:
             if not self._fill():
                 return None
             assert self._target is not None
             self._left -= len(self._target)
-            self._aim(None)
+            self._target = None
             self._state = State.MEMORY if self._left else State.HEADER
             return TensorBody(self._command, self._left)
+        if self._state is State.HEADER and not self._read_header():
+            return None
         if self._state is not State.BODY:
             return None
-        message = self.protocol[self._command]
+        message = self._message
         if message.request_rest is Rest.GRAPH:
             graph = self._read_graph()
             return None if graph is None else Request(self._command, graph, message.request)
@@ -226,26 +227,19 @@ class ServerConnection(_Receiver):
         return Request(self._command, body, message.request)
 
     def _read_header(self) -> bool:
-        header = self._take(9)
-        if header is None:
+        if self._end - self._start < HEADER:
             # a first byte that is no HELLO is refused at once: its sender may never send eight more
             if self._waiting and not self.greeted and self._inbox[self._start] != Command.HELLO:
                 raise self._fail(f"the first request is command {self._inbox[self._start]}, not HELLO")
             return False
-        number, length = header[0], int.from_bytes(header[1:], "little")
-        if not self.greeted and number != Command.HELLO:
-            raise self._fail(f"the first request is command {number}, not HELLO")
-        if number not in self.protocol.commands:
-            raise self._fail(f"unknown command {number} (this server speaks protocol {self.protocol})")
-        command = Command(number)
-        if command is Command.HELLO and self.greeted:
-            raise self._fail("a second HELLO")
-        message = self.protocol[command]
+        number, length = read_header(self._inbox, self._start)
+        self._start += HEADER
+        if number not in self._messages:
+            raise self._fail(self._unknown(number))
+        command, message = self._messages[number]
         fixed = message.request.itemsize
-        if command is Command.HELLO and length != fixed:
-            raise self._fail(
-                f"HELLO of {length} bytes, not {fixed}: the client is older than this server's protocol {self.protocol}"
-            )
+        if not self.greeted or command is Command.HELLO:
+            self._check_hello(command, length, fixed)
         if message.request_rest is Rest.NOTHING and length != fixed:
             raise self._fail(f"{command.name} of {length} bytes, not {fixed}")
         if message.request_rest is Rest.DATA and length < fixed:
@@ -256,8 +250,24 @@ class ServerConnection(_Receiver):
             self._receiving(min(length, FIRST_STEP))
             self._aim(memoryview(bytearray(min(length, FIRST_STEP))))
         self.greeted = True
-        self._state, self._command, self._length = State.BODY, command, length
+        self._state, self._command, self._message, self._length = State.BODY, command, message, length
         return True
+
+    def _unknown(self, number: int) -> str:
+        if not self.greeted:
+            return f"the first request is command {number}, not HELLO"
+        return f"unknown command {number} (this server speaks protocol {self.protocol})"
+
+    def _check_hello(self, command: Command, length: int, fixed: int) -> None:
+        """It comes first, and once."""
+        if command is not Command.HELLO:
+            raise self._fail(f"the first request is command {int(command)}, not HELLO")
+        if self.greeted:
+            raise self._fail("a second HELLO")
+        if length != fixed:
+            raise self._fail(
+                f"HELLO of {length} bytes, not {fixed}: the client is older than this server's protocol {self.protocol}"
+            )
 
     def _read_graph(self) -> memoryview | None:
         while self._fill():

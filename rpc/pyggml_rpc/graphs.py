@@ -49,20 +49,15 @@ class Graphs:
         device, uid = int(request.record["device"][0]), self._protocol.uid_in(request.record)
         self._session.running.wait(device)
         self._kept.make_room(device, uid)
-        self._run(slot, self._kept.keep(device, uid, request.body, lambda: self._in_turn(slot, request)), request)
+        plan = self._kept.keep(device, uid, request.body, lambda: self._in_turn(slot, request.body))
+        self._run(slot, device, plan, request.body)
 
     def recompute(self, slot: "Slot", request: Record) -> None:
         """Run a graph that is kept. Raises the same."""
-
-        layout = self._protocol[Command.GRAPH_COMPUTE].request
-
-        def whole(body: Piece) -> Request:
-            return Request(Command.GRAPH_COMPUTE, body, layout)
-
         device, uid = int(request["device"][0]), self._protocol.uid_in(request)
         self._session.running.wait(device)
-        plan = self._kept.plan(device, uid, lambda body: self._in_turn(slot, whole(body)))
-        self._run(slot, plan, whole(self._kept.body(device, uid)))
+        plan = self._kept.plan(device, uid, lambda body: self._in_turn(slot, body))
+        self._run(slot, device, plan, self._kept.body(device, uid))
 
     def forget_those_with(self, handle: int) -> None:
         """A buffer is freed. Graphs that do not touch it stay: stock clients recompute them."""
@@ -71,26 +66,31 @@ class Graphs:
     def clear(self) -> None:
         self._kept.clear()
 
-    def _run(self, slot: "Slot", plan: Plan, request: Request) -> None:
-        """Hand it over: it is computed while the client's next commands are read."""
-        session, device = self._session, int(request.record["device"][0])
+    def _run(self, slot: "Slot", device: int, plan: Plan, body: Piece) -> None:
+        """Compute it, or hand it over if another device of this client could compute meanwhile."""
+        session = self._session
         session.figures.graphs += 1
         session.running.start(
-            device, lambda: slot.compute(plan, session, lambda backend: self._elsewhere(slot, request, backend))
+            device,
+            lambda: slot.compute(plan, session, lambda backend: self._elsewhere(slot, body, backend)),
+            alone=session.buffers.only_on(device),
         )
 
+    def _read(self, body: Piece) -> ForeignGraph:
+        return read_graph(Request(Command.GRAPH_COMPUTE, body, self._protocol[Command.GRAPH_COMPUTE].request))
+
     @contextlib.contextmanager
-    def _elsewhere(self, slot: "Slot", request: Request, backend: Backend) -> Iterator[Plan]:
+    def _elsewhere(self, slot: "Slot", body: Piece, backend: Backend) -> Iterator[Plan]:
         """The graph once more, for another backend of its device and for one run."""
-        lowered = self._lowered(slot, read_graph(request), backend)
+        lowered = self._lowered(slot, self._read(body), backend)
         try:
             yield lowered.plan
         finally:
             self._session.host.give(lowered.objects)
             self._session.account(slot).give(lowered.plan.nbytes)
 
-    def _in_turn(self, slot: "Slot", request: Request) -> Lowered:
-        session, foreign = self._session, needed(read_graph(request))
+    def _in_turn(self, slot: "Slot", body: Piece) -> Lowered:
+        session, foreign = self._session, needed(self._read(body))
         reading = READING * (foreign.records.nbytes + 8 * len(foreign.nodes))
         session.host.take(reading)
         try:

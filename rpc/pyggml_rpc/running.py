@@ -1,7 +1,9 @@
-"""A client's computations, which go on while its next commands are read.
+"""A client's computations: here, or on threads of their own while its next commands are read.
 
-Owns one thread for each device that the client computes on, and what became of its last computation; it must not know a
-command. One computation at a time for each device: the next one waits. A failure shows to whoever waits next.
+Owns the threads, one for each device that is computed on beside others, and what became of their last computations; it
+must not know a command. A client with memory of one device has nothing that could be done meanwhile but small questions:
+its own thread computes, as to wake another and hear back takes a tenth of a millisecond. One computation at a time for
+each device: the next one waits. A failure shows to whoever waits next.
 """
 
 import logging
@@ -50,18 +52,25 @@ class _Worker:
 
 
 class Running:
-    """Used by one thread, save for `active`."""
+    """Used by one thread, save for `active`. `watched`: somebody else aborts what is computed when the client leaves, so
+    that the thread which would read of it may compute."""
 
-    def __init__(self, peer: str) -> None:
+    def __init__(self, peer: str, watched: bool = True) -> None:
         self._peer = peer
+        self._watched = watched
         self._workers: dict[int, _Worker] = {}
 
     @property
     def active(self) -> bool:
+        """Whether another thread computes."""
         return not all(worker.idle.is_set() for worker in list(self._workers.values()))
 
-    def start(self, device: int, job: Job) -> None:
-        """After `wait` for this device."""
+    def start(self, device: int, job: Job, alone: bool) -> None:
+        """After `wait` for this device. `alone`: the client can compute on no other device; when this returns it is done.
+        Raises what the job does then."""
+        if alone and self._watched:
+            job()
+            return
         worker = self._workers.get(device)
         if worker is None:
             worker = self._workers[device] = _Worker(f"compute {self._peer}")

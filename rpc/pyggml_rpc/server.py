@@ -56,8 +56,9 @@ class Counters:
 
 @dataclass
 class _Run:
-    """A computation, and since when."""
+    """A computation, on which of a device's backends, and since when."""
 
+    number: int
     backend: Backend
     since: float
     overdue: bool = False
@@ -83,7 +84,6 @@ class Slot:
         self._state = threading.Lock()
         self._communicating: Session | None = None
         self._backends: list[Backend] = []
-        self._used_by: dict[int, Session] = {}  # backends' numbers
         self._running: dict[Session, _Run] = {}
 
     @property
@@ -102,27 +102,29 @@ class Slot:
         ComputeError, also when the session ended while it waited."""
         self.turns.take(session.owner, lambda: session.gone)
         try:
-            with self._state:
-                number = next(i for i in range(MAX_BACKENDS) if i not in self._used_by)
-                run = _Run(self._opened(number), time.monotonic())
-                self._used_by[number] = session
+            run = self._begin(session)
             try:
-                if number == 0:
-                    self._run(run, plan, session)
+                if run.number == 0:
+                    self._run(run, plan)
                 else:
                     with elsewhere(run.backend) as other:
-                        self._run(run, other, session)
+                        self._run(run, other)
             finally:
                 with self._state:
-                    del self._used_by[number]
+                    del self._running[session]
         finally:
             self.turns.give(session.owner)
 
-    def _run(self, run: _Run, plan: Plan, session: "Session") -> None:
+    def _begin(self, session: "Session") -> _Run:
         with self._state:
             if session.gone:  # asked inside, where `abort` sees that it runs
                 raise ComputeError("the client is gone")
-            self._running[session] = run
+            taken = {run.number for run in self._running.values()}
+            number = next(i for i in range(MAX_BACKENDS) if i not in taken)
+            run = self._running[session] = _Run(number, self._opened(number), time.monotonic())
+            return run
+
+    def _run(self, run: _Run, plan: Plan) -> None:
         try:
             run.backend.compute(plan)
             run.backend.synchronize()
@@ -130,9 +132,6 @@ class Slot:
             if not run.overdue:
                 raise
             raise ComputeError(f"it computed for more than {self._graph_timeout:g} s") from None
-        finally:
-            with self._state:
-                del self._running[session]
 
     def abort(self, session: "Session") -> None:
         """End the computation if it is this session's, and its wait for a turn."""
@@ -164,7 +163,8 @@ class Slot:
         with self._state:
             for backend in self._backends:
                 backend.trim()
-            while len(self._backends) > 1 and len(self._backends) - 1 not in self._used_by:
+            taken = {run.number for run in self._running.values()}
+            while len(self._backends) > 1 and len(self._backends) - 1 not in taken:
                 self._backends.pop().close()
 
     @property
@@ -183,7 +183,7 @@ class Slot:
         while self.turns.n_running and time.monotonic() < until:
             time.sleep(0.01)
         with self._state:
-            for backend in self._backends if not self._used_by else ():
+            for backend in self._backends if not self._running else ():
                 backend.close()
             self._backends.clear()
 

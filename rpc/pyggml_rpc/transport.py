@@ -37,26 +37,21 @@ HEAVY = 1 << 24  # bytes that a client caused, from which its end is worth givin
 ABORT_AGAIN = 0.05  # seconds; an abort may come just before the computation that it is meant for
 
 
-def send_pieces(sock: socket.socket, pieces: Sequence[Piece], pause: Callable[[], float] | None = None) -> None:
+def send_pieces(sock: socket.socket, pieces: Sequence[Piece], wait: Callable[[], None] | None = None) -> None:
     """Send them in order without putting them together first.
 
-    `pause` says before each step how many seconds to wait for it; the next step follows then all the same. What it raises
-    ends the sending. Without it, the socket's own timeout does.
+    `wait`, for a socket that does not block, returns when there may be room for more, or raises what ends the sending.
     """
     views = [memoryview(piece).cast("B") for piece in pieces if len(piece)]
-    if not hasattr(sock, "sendmsg"):
-        for view in views:
-            sock.sendall(view)
-        return
+    together = hasattr(sock, "sendmsg")
     first = 0
     while first < len(views):
-        if pause is not None:
-            sock.settimeout(pause())
         try:
-            sent = sock.sendmsg(views[first : first + MAX_PIECES])
-        except TimeoutError:
-            if pause is None:
+            sent = sock.sendmsg(views[first : first + MAX_PIECES]) if together else sock.send(views[first])
+        except BlockingIOError:
+            if wait is None:
                 raise
+            wait()
             continue
         while first < len(views) and sent >= len(views[first]):
             sent -= len(views[first])
@@ -86,8 +81,8 @@ class Wire:
     def __init__(self, host: str, port: int, timeout: float) -> None:
         self._sock = socket.create_connection((host, port), timeout)
         _tune(self._sock)
-        self._ready = self._sock.dup()  # the same connection, read without waiting: a timeout costs a call to poll
-        self._ready.setblocking(False)
+        self._sock.setblocking(False)
+        self._flows = False  # more is there most likely: it is asked for before it is waited for
         self._wake, self._woken = socket.socketpair()
         self._wake.setblocking(False)
         self._selector = selectors.DefaultSelector()
@@ -95,18 +90,29 @@ class Wire:
             self._selector.register(sock, selectors.EVENT_READ)
 
     def send(self, pieces: Sequence[Piece], pause: Callable[[], float]) -> None:
-        send_pieces(self._sock, pieces, pause)
+        def wait() -> None:
+            with selectors.DefaultSelector() as selector:
+                selector.register(self._sock, selectors.EVENT_WRITE)
+                selector.select(pause())
+
+        send_pieces(self._sock, pieces, wait)
 
     def receive_into(self, space: memoryview, pause: Callable[[], float]) -> int | None:
         """The number of bytes that came, 0 at the end of the stream; None when `wake` was called."""
         while True:
             seconds = pause()
-            with contextlib.suppress(BlockingIOError):  # the next part of an answer is mostly there already
-                return self._ready.recv_into(space)
-            ready = self._selector.select(seconds)
-            if any(key.fileobj is self._woken for key, _ in ready):
-                self._woken.recv(1 << 12)
-                return None
+            if not self._flows:
+                ready = self._selector.select(seconds)
+                if any(key.fileobj is self._woken for key, _ in ready):
+                    self._woken.recv(1 << 12)
+                    return None
+            try:
+                count = self._sock.recv_into(space)
+            except BlockingIOError:
+                self._flows = False
+                continue
+            self._flows = count == len(space)
+            return count
 
     def wake(self) -> None:
         """Make a `receive_into` that waits, or else the next one, return None; from any thread."""
@@ -115,7 +121,7 @@ class Wire:
 
     def close(self) -> None:
         self._selector.close()
-        for sock in (self._ready, self._sock, self._wake, self._woken):
+        for sock in (self._sock, self._wake, self._woken):
             sock.close()
 
 
@@ -130,13 +136,13 @@ class _Client(Place):
         super().__init__(owner, time.monotonic())
         self.sock = sock
         self.peer = peer
-        self.session = Session(listener.server, peer, owner)
+        self.session = Session(listener.server, peer, owner, watched=listener.watches)
         self.greet_by = self.since + listener.limits.greeting_timeout
         self.why = ""  # hung up on, and what for
         self.thread = threading.Thread(target=listener._serve, args=(self,), name=f"rpc {peer}", daemon=True)
 
     def refresh(self) -> None:
-        self.busy, self.holds_memory = self.session.busy, self.session.holds_memory
+        self.busy, self.holds_memory = self.session.busy, bool(self.session.lent)
 
     def hang_up(self, why: str) -> None:
         """From any thread: end the computation and make the client's thread see the end of its stream."""
@@ -213,6 +219,11 @@ class Listener:
     @property
     def endpoint(self) -> str:
         return join_endpoint(*self.address)
+
+    @property
+    def watches(self) -> bool:
+        """Whether it sees a client leave while the client's own thread computes."""
+        return self._epoll is not None
 
     @property
     def n_clients(self) -> int:

@@ -47,10 +47,21 @@ class Turns:
         """Wait for a turn; `give` ends it. Raises ComputeError when `left()`, which `wake` makes it ask again, or after
         `timeout` seconds."""
         with self._lock:
-            waiter = _Waiter(owner)
-            self._waiting.append(waiter)
             self._used[owner] = max(self._used.get(owner, 0.0), self._least)
-            self._grant()
+            if not self._running and not self._waiting:  # mostly so: nothing to wait with is made
+                self._begin(owner)
+                waiter = None
+            else:
+                waiter = _Waiter(owner)
+                self._waiting.append(waiter)
+                self._grant()
+        if waiter is not None:
+            self._wait(waiter, left, timeout)
+        if left():
+            self.give(owner)
+            raise ComputeError("the client is gone")
+
+    def _wait(self, waiter: _Waiter, left: Callable[[], bool], timeout: float | None) -> None:
         until = None if timeout is None else self._clock() + timeout
         while not waiter.granted:
             pause = None if until is None else max(0.0, until - self._clock())
@@ -66,15 +77,14 @@ class Turns:
                 if late or left():
                     self._waiting.remove(waiter)
                     raise ComputeError("no turn came in time" if late else "the client is gone")
-        if left():
-            self.give(owner)
-            raise ComputeError("the client is gone")
 
     def give(self, owner: Hashable) -> None:
         with self._lock:
             self._used[owner] += self._clock() - self._running.pop(owner)
-            self._grant()
-            self._prune()
+            if self._waiting:
+                self._grant()
+            if len(self._used) > MOST_REMEMBERED:
+                self._prune()
 
     def wake(self) -> None:
         """Have those who wait ask whether their clients are still there."""
@@ -97,11 +107,14 @@ class Turns:
                 return
             # the first of those who have used the least
             chosen = min(able, key=lambda waiter: self._used[waiter.owner])
-            self._least = max(self._least, self._used[chosen.owner])
             self._waiting.remove(chosen)
-            self._running[chosen.owner] = self._clock()
+            self._begin(chosen.owner)
             chosen.granted = True
             chosen.event.set()
+
+    def _begin(self, owner: Hashable) -> None:
+        self._least = max(self._least, self._used[owner])
+        self._running[owner] = self._clock()
 
     def _inside(self) -> int:
         if self._overstay is None:
@@ -110,8 +123,6 @@ class Turns:
 
     def _prune(self) -> None:
         """Forget owners that are not here, those with the least time first, when there are too many."""
-        if len(self._used) <= MOST_REMEMBERED:
-            return
         present = {waiter.owner for waiter in self._waiting} | set(self._running)
         absent = sorted((o for o in self._used if o not in present), key=lambda owner: self._used[owner])
         for owner in absent[: MOST_REMEMBERED // 2]:

@@ -9,6 +9,7 @@ Facts: ggml/include/ggml-rpc.h (version, conn_caps) and ggml/src/ggml-rpc/ggml-r
     reply     | length u64 | body |                  only of the commands that have one
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, IntEnum
@@ -194,6 +195,10 @@ class Protocol:
     def __getitem__(self, command: Command) -> Message:
         return self.commands[command]
 
+    @functools.cached_property
+    def by_number(self) -> dict[int, tuple[Command, Message]]:
+        return {int(command): (command, message) for command, message in self.commands.items()}
+
     def pack(self, command: Command, **fields: Any) -> bytes:
         """The fixed part of a request; fields that are not named are zero, a `uid` that has no field is left out."""
         request = self.commands[command].request
@@ -242,3 +247,8 @@ def pack(dtype: Layout, **fields: Any) -> bytes:
 def pack_header(command: Command, length: int) -> bytes:
     """The nine bytes in front of a request."""
     return int(command).to_bytes(1, "little") + length.to_bytes(8, "little")
+
+
+def read_header(received: memoryview, at: int) -> tuple[int, int]:
+    """Command number and length from the nine bytes there."""
+    return received[at], int.from_bytes(received[at + 1 : at + 9], "little")

@@ -251,11 +251,11 @@ class Glued:
     def compute_body(self, body: bytes) -> None:
         """And wait for it, as the next command that reads a buffer would."""
         self.ask(Command.GRAPH_COMPUTE, body)
-        self.session._settle(wait=True)
+        self.session.settle(wait=True)
 
     def recompute(self, device: int = 0, uid: int = 1) -> None:
         self.request(Command.GRAPH_RECOMPUTE, device=device, uid=uid)
-        self.session._settle(wait=True)
+        self.session.settle(wait=True)
 
 
 @dataclass

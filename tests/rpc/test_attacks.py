@@ -463,7 +463,7 @@ def test_9799_sizes_of_nothing(attacker: Attacker) -> None:
 
 
 def test_endless_buffers_are_answered_with_none(attacker: Attacker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyggml_rpc.session.MAX_BUFFERS", 3)
+    monkeypatch.setattr("pyggml_rpc.buffers.MAX_BUFFERS", 3)
     attacker.alloc(0)
     attacker.alloc(0)
     assert attacker.ask(C.ALLOC_BUFFER, device=0, size=0).tolist() == [(0, 0)]

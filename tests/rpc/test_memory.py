@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from pyggml_rpc.buffers import BUFFER_COST, UNCOUNTED
 from pyggml_rpc.connection import ServerConnection
 from pyggml_rpc.errors import RefusedError
 from pyggml_rpc.graphs import READING
 from pyggml_rpc.memory import MARGIN, Account, Ledger, NoRoomError, resident
 from pyggml_rpc.server import Server
-from pyggml_rpc.session import BUFFER_COST, UNCOUNTED, Session
+from pyggml_rpc.session import Session
 from pyggml_rpc.wire import Command, pack_header
 
 from pyggml.backend import host

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pyggml_rpc.errors import RefusedError
+from pyggml_rpc.running import Running
 from pyggml_rpc.server import Server
 from pyggml_rpc.wire import NEWEST, WAITS, Command
 
@@ -16,8 +17,9 @@ C = Command
 
 @pytest.fixture
 def working(kit: Any, toy: Any) -> Iterator[tuple[Any, Any]]:
-    """A client whose device computes c = a + b until `toy.gate` is opened."""
+    """A client with memory of two devices, whose first computes c = a + b until `toy.gate` is opened."""
     client = kit.Glued(Server([toy, kit.ToyDevice()]))
+    client.alloc(64, device=1)
     c = kit.sum_of(client)
     client.set(c.records[0], np.full(4, 1, "<f4").tobytes())
     client.set(c.records[1], np.full(4, 2, "<f4").tobytes())
@@ -110,3 +112,48 @@ def test_closing_ends_the_computation_before_its_memory_goes(toy: Any, working: 
     client, _ = working
     client.session.close()
     assert toy.inside == 0 and toy.computed == 0 and client.session.server.slots[0].used == 0
+
+
+def test_who_can_compute_on_one_device_only_computes_by_itself(kit: Any, toy: Any) -> None:
+    """To wake a thread and hear back takes longer than a small graph."""
+    client = kit.Glued(Server([toy, kit.ToyDevice()]))
+    c = kit.sum_of(client)
+    began = threading.active_count()
+    assert c.run(client) == kit.SUM and threading.active_count() == began
+    second = kit.sum_of(client, device=1)
+    assert c.run(client) == kit.SUM and threading.active_count() == began + 1
+    client.request(C.FREE_BUFFER, remote_ptr=second.handle)
+    assert client.session.buffers.only_on(0) and not client.session.buffers.only_on(1)
+    client.session.close()
+
+
+def test_a_failure_of_ones_own_computation_shows_at_once(kit: Any, toy: Any) -> None:
+    client = kit.Glued(Server([toy]))
+    c = kit.sum_of(client)
+    toy.gate.clear()
+    results: list[Any] = []
+
+    def compute() -> None:
+        with pytest.raises(RefusedError, match=r"^GRAPH_COMPUTE: aborted$"):
+            client.ask(C.GRAPH_COMPUTE, kit.graph_body([3], c.records))
+        results.append(client.session.busy)
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    assert toy.entered.wait(5) and client.session.busy
+    client.session.server.slots[0].abort(client.session)
+    thread.join(10)
+    assert results == [False] and client.session.server.counters.refused == 1
+
+
+def test_a_client_that_nobody_watches_is_read_while_it_computes(kit: Any, toy: Any) -> None:
+    """Or nobody would learn that it has left."""
+    client = kit.Glued(Server([toy]))
+    client.session.running = Running("client", watched=False)
+    c = kit.sum_of(client)
+    toy.gate.clear()
+    client.ask(C.GRAPH_COMPUTE, kit.graph_body([3], c.records))
+    assert toy.entered.wait(5) and client.session.busy
+    assert client.request(C.DEVICE_COUNT)["device_count"] == 1
+    toy.gate.set()
+    client.session.close()

@@ -118,7 +118,8 @@ def test_what_is_known_of_a_tensor_ends_with_its_buffer(kit: Any, anywhere: Serv
     assert client.get(stays, 64) == 64 * b"c"
     for repeat in (lambda c: c.get(gone, 64), lambda c: c.set(gone, 64 * b"d")):
         again = kit.Glued(anywhere)
-        again.session.lent, again.session._known = client.session.lent, client.session._known
+        again.session.buffers.lent = client.session.buffers.lent
+        again.session.tensors.known = client.session.tensors.known
         with pytest.raises(RefusedError, match="in no buffer of this connection"):
             repeat(again)
 

@@ -199,7 +199,7 @@ def main(seed: int, first: int, count: int, only: str = "-", wrong: str = "") ->
         signal.setitimer(signal.ITIMER_REAL, PATIENCE)
         try:
             session.execute(request(Command.GRAPH_COMPUTE, made.body))
-            session._settle(wait=True)
+            session.settle(wait=True)
             counts["computed"] += 1
             counts.update({f"computed {name}": 1 for name in made.what if name.isupper()})
         except RefusedError as error:
