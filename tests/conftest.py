@@ -56,10 +56,12 @@ def say(request: pytest.FixtureRequest) -> Say:
 
 
 @pytest.fixture(scope="session")
-def peer(say: Say) -> Peer:
+def peer(say: Say) -> Iterator[Peer]:
     """The stock llama.cpp of RPC protocol 7.0.0; built on first use."""
     with or_skipped():
-        return Peer(*ensure_peer(say))
+        made = Peer(*ensure_peer(say))
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,11 @@ Knows the peer alone; nothing of ours is compared here.
 """
 
 import json
+import os
+import signal
 
 import numpy as np
+import peer_process
 import pytest
 
 from pyggml.dtypes import GGMLType
@@ -51,6 +54,37 @@ def test_quantize_model_makes_the_type_and_keeps_it(peer, smollm2, tmp_path):
     stamp = path.stat().st_mtime_ns
     assert path.read_bytes()[:4] == b"GGUF" and path.stat().st_size > smollm2.stat().st_size * 1.3
     assert peer.quantize_model(smollm2, None, "Q8_0").stat().st_mtime_ns == stamp
+
+
+def test_requests_share_a_process_and_none_sees_anothers_log(peer, smollm2):
+    first = peer.generate(smollm2, PROMPT, 2)
+    process = peer._process.pid
+    again = peer.generate(smollm2, PROMPT, 2)
+    assert peer._process.pid == process and first["tokens"] == again["tokens"]
+    assert first["log"].count("general.architecture") == again["log"].count("general.architecture") > 0
+
+
+def test_a_request_that_fails_shows_the_log_and_hurts_no_other(peer, smollm2, tmp_path):
+    expected = peer.tokenize(smollm2, [PROMPT])
+    process = peer._process.pid
+    with pytest.raises(AssertionError, match=r"peer failed at generate: ValueError: .*nowhere\.gguf"):
+        peer.generate(tmp_path / "nowhere.gguf", PROMPT, 1)
+    assert peer.tokenize(smollm2, [PROMPT]) == expected and peer._process.pid == process
+
+
+def test_a_process_that_dies_is_replaced(peer, smollm2):
+    expected = peer.tokenize(smollm2, [PROMPT])
+    os.kill(peer._process.pid, signal.SIGKILL)
+    with pytest.raises(AssertionError, match=r"peer process ended with -9 during tokenize"):
+        peer.tokenize(smollm2, [PROMPT])
+    assert peer.tokenize(smollm2, [PROMPT]) == expected
+
+
+def test_a_process_is_replaced_before_it_grows(peer, smollm2, monkeypatch):
+    peer.tokenize(smollm2, [PROMPT])
+    process = peer._process.pid
+    monkeypatch.setattr(peer_process, "REQUESTS", 1)
+    assert peer.tokenize(smollm2, [PROMPT]) and peer._process.pid != process
 
 
 @pytest.mark.parametrize("flash_attn", [False, True])

@@ -1,5 +1,6 @@
 """The stock llama.cpp as tests see it: oracle, client and server. Must not be loaded into the test's own process, save
-for ggml's pure functions (`ggml`); everything else runs in processes of its own, through peer_worker.py.
+for ggml's pure functions (`ggml`); everything else runs in processes of its own, through peer_worker.py. Requests that
+need no server share one process (peer_process.py): starting Python and llama_cpp takes longer than most of them.
 """
 
 import contextlib
@@ -17,11 +18,10 @@ from typing import Any
 
 import numpy as np
 import peer_build
+from peer_process import WORKER, PeerProcess
 
 from pyggml.cachedir import cache_dir
 from pyggml.dtypes import GGMLType, row_size
-
-WORKER = Path(__file__).with_name("peer_worker.py")
 
 # enum llama_ftype (llama.h): what a whole file is quantised to
 FTYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K_M": 12}
@@ -106,6 +106,11 @@ class Peer:
         self.vendor = vendor
         self.lib_dir = site / "llama_cpp" / "lib"
         self._ggml: GGML | None = None
+        self._process = PeerProcess(self.env)
+
+    def close(self) -> None:
+        """End what was started and still runs."""
+        self._process.close()
 
     @property
     def ggml(self) -> GGML:
@@ -288,16 +293,20 @@ class Peer:
                 finally:
                     process.kill()
 
-    def _worker(self, command: str, out: Path, **p: Any) -> "subprocess.CompletedProcess[str]":
-        return self.run(WORKER, command, json.dumps({**p, "out": str(out)}))
+    def _worker(self, command: str, out: Path, **p: Any) -> str:
+        """What the library logged. Servers stay registered with a process: whoever uses some gets one of its own."""
+        p = {**p, "out": str(out)}
+        if p.get("endpoints"):
+            return self.run(WORKER, command, json.dumps(p)).stderr
+        return self._process.request(command, p)
 
     def _json(self, command: str, **p: Any) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "result.json"
-            done = self._worker(command, out, **p)
+            log = self._worker(command, out, **p)
             result = json.loads(out.read_text(encoding="utf-8"))
         result = result if isinstance(result, dict) else {"result": result}
-        return {**result, "log": done.stderr}
+        return {**result, "log": log}
 
 
 def _model(model: Path, endpoints: Sequence[str], tensor_split: Sequence[float] | None) -> dict[str, Any]:

@@ -1,11 +1,17 @@
-"""What runs inside a process of the stock library: `python peer_worker.py COMMAND JSON`, results in the file named "out".
+"""What runs inside a process of the stock library: `python peer_worker.py COMMAND JSON`, results in the file named "out";
+with the command `converse`, one such request after the other, each a JSON line {"command", "p", "log"} on standard input,
+answered by {"error"} when it is done.
 
 Owns the calls into llama_cpp; must not know pyggml, so that the peer's process holds nothing of ours.
 """
 
+import contextlib
 import ctypes
 import json
+import os
 import sys
+import traceback
+from collections.abc import Iterator
 from typing import Any
 
 import llama_cpp
@@ -29,10 +35,11 @@ def add_servers(endpoints: list[str]) -> None:
         ggml.ggml_backend_register(registry)
 
 
-def open_model(p: dict[str, Any], **more: Any) -> llama_cpp.Llama:
+@contextlib.contextmanager
+def open_model(p: dict[str, Any], **more: Any) -> Iterator[llama_cpp.Llama]:
     add_servers(p["endpoints"])
     n_threads = p["n_threads"]
-    return llama_cpp.Llama(
+    llama = llama_cpp.Llama(
         p["model"],
         n_ctx=p["n_ctx"],
         n_batch=p["n_batch"],
@@ -46,16 +53,37 @@ def open_model(p: dict[str, Any], **more: Any) -> llama_cpp.Llama:
         tensor_split=p["tensor_split"],
         **more,
     )
+    with contextlib.closing(llama):
+        yield llama
+
+
+@contextlib.contextmanager
+def bare_model(p: dict[str, Any]) -> Iterator[Any]:
+    """The model alone, for contexts that are opened on it."""
+    add_servers(p["endpoints"])
+    params = llama_cpp.llama_model_default_params()
+    params.n_gpu_layers = p["n_gpu_layers"]
+    model = llama_cpp.llama_model_load_from_file(p["model"].encode(), params)
+    if not model:
+        raise SystemExit(f"peer: cannot load {p['model']}")
+    try:
+        yield model
+    finally:
+        llama_cpp.llama_model_free(model)
 
 
 def logits(p: dict[str, Any]) -> None:
-    llama = open_model(p, logits_all=True)
-    llama.eval(p["tokens"])
-    np.save(p["out"], llama.scores[: len(p["tokens"])])
+    with open_model(p, logits_all=True) as llama:
+        llama.eval(p["tokens"])
+        np.save(p["out"], llama.scores[: len(p["tokens"])])
 
 
 def generate(p: dict[str, Any]) -> None:
-    llama = open_model(p, seed=p["seed"])
+    with open_model(p, seed=p["seed"]) as llama:
+        generate_with(llama, p)
+
+
+def generate_with(llama: llama_cpp.Llama, p: dict[str, Any]) -> None:
     prompt = p["tokens"]
     if prompt is None:
         prompt = llama.tokenize(p["prompt"].encode(), add_bos=True, special=True)
@@ -72,12 +100,17 @@ def generate(p: dict[str, Any]) -> None:
 
 def steps(p: dict[str, Any]) -> None:
     """Several contexts of one model, opened, used and freed in the given order; the logits after each decode."""
-    add_servers(p["endpoints"])
-    model_params = llama_cpp.llama_model_default_params()
-    model_params.n_gpu_layers = p["n_gpu_layers"]
-    model = llama_cpp.llama_model_load_from_file(p["model"].encode(), model_params)
-    n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
     contexts: dict[str, Any] = {}
+    with bare_model(p) as model:
+        try:
+            take_steps(p, model, contexts)
+        finally:
+            for context in contexts.values():
+                llama_cpp.llama_free(context)
+
+
+def take_steps(p: dict[str, Any], model: Any, contexts: dict[str, Any]) -> None:
+    n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
     positions: dict[str, int] = {}
     rows = []
     for action, name, *rest in p["steps"]:
@@ -85,9 +118,10 @@ def steps(p: dict[str, Any]) -> None:
             params = llama_cpp.llama_context_default_params()
             for field, value in (p["context"] | (rest[0] if rest else {})).items():
                 setattr(params, field, value)
-            contexts[name], positions[name] = llama_cpp.llama_init_from_model(model, params), 0
-            if not contexts[name]:
+            context, positions[name] = llama_cpp.llama_init_from_model(model, params), 0
+            if not context:
                 raise SystemExit(f"peer: no context for {name}")
+            contexts[name] = context
         elif action == "free":
             llama_cpp.llama_free(contexts.pop(name))
         elif action == "clear":
@@ -113,15 +147,21 @@ def shift(context: Any, n_past: int, n_keep: int, n_discard: int) -> None:
 
 def endless(p: dict[str, Any]) -> None:
     """Greedy tokens after a prompt, past the end of the context (tools/completion/completion.cpp)."""
-    add_servers(p["endpoints"])
-    model_params = llama_cpp.llama_model_default_params()
-    model_params.n_gpu_layers = p["n_gpu_layers"]
-    model = llama_cpp.llama_model_load_from_file(p["model"].encode(), model_params)
+    with bare_model(p) as model:
+        params = llama_cpp.llama_context_default_params()
+        for field, value in p["context"].items():
+            setattr(params, field, value)
+        context = llama_cpp.llama_init_from_model(model, params)
+        if not context:
+            raise SystemExit("peer: no context")
+        try:
+            go_on(p, model, context)
+        finally:
+            llama_cpp.llama_free(context)
+
+
+def go_on(p: dict[str, Any], model: Any, context: Any) -> None:
     n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
-    params = llama_cpp.llama_context_default_params()
-    for field, value in p["context"].items():
-        setattr(params, field, value)
-    context = llama_cpp.llama_init_from_model(model, params)
     new, n_past, made, n_shifts = p["tokens"], 0, [], 0
     while len(made) < p["n_predict"]:
         if n_past + len(new) >= p["context"]["n_ctx"]:
@@ -152,9 +192,9 @@ def decode(context: Any, tokens: list[int], position: int, n_vocab: int) -> np.n
 
 
 def tokenize(p: dict[str, Any]) -> None:
-    llama = llama_cpp.Llama(p["model"], vocab_only=True)
     add, special = p["add_special"], p["parse_special"]
-    write(p, [llama.tokenize(text.encode(), add_bos=add, special=special) for text in p["texts"]])
+    with contextlib.closing(llama_cpp.Llama(p["model"], vocab_only=True)) as llama:
+        write(p, [llama.tokenize(text.encode(), add_bos=add, special=special) for text in p["texts"]])
 
 
 def quantize(p: dict[str, Any]) -> None:
@@ -182,6 +222,34 @@ def write(p: dict[str, Any], result: Any) -> None:
         json.dump(result, file)
 
 
+COMMANDS = {f.__name__: f for f in (logits, generate, steps, endless, tokenize, quantize, serve)}
+
+
+def converse() -> None:
+    """Requests until the input ends. What the library prints meanwhile goes into each request's own log."""
+    answers = os.dup(1)
+    flush = ctypes.CDLL(None).fflush
+    for line in sys.stdin:
+        request = json.loads(line)
+        assert not request["p"].get("endpoints"), "servers stay registered with the process: use one for each request"
+        error = None
+        log = os.open(request["log"], os.O_WRONLY | os.O_APPEND)
+        for descriptor in (1, 2):
+            os.dup2(log, descriptor)
+        os.close(log)
+        try:
+            COMMANDS[request["command"]](request["p"])
+        except (Exception, SystemExit) as failure:
+            traceback.print_exc()
+            error = f"{type(failure).__name__}: {failure}"
+        sys.stdout.flush()
+        sys.stderr.flush()
+        flush(None)
+        os.write(answers, json.dumps({"error": error}).encode() + b"\n")
+
+
 if __name__ == "__main__":
-    commands = {f.__name__: f for f in (logits, generate, steps, endless, tokenize, quantize, serve)}
-    commands[sys.argv[1]](json.loads(sys.argv[2]))
+    if sys.argv[1] == "converse":
+        converse()
+    else:
+        COMMANDS[sys.argv[1]](json.loads(sys.argv[2]))
