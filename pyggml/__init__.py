@@ -4,31 +4,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pyggml.arguments import (
+    from pyggml.api.arguments import (
         LLAMA_SPLIT_MODE_LAYER,
         LLAMA_SPLIT_MODE_NONE,
         LLAMA_SPLIT_MODE_ROW,
         LogitsProcessorList,
         StoppingCriteriaList,
     )
-    from pyggml.engine import Llama
+    from pyggml.api.cache import LlamaCache, LlamaRAMCache
+    from pyggml.api.llama import Llama
+    from pyggml.api.state import LlamaState
     from pyggml.grammar import LlamaGrammar
-    from pyggml.llama_cache import LlamaCache, LlamaRAMCache
-    from pyggml.llama_state import LlamaState
 
     __version__: str
 
 _HOMES = {
-    "Llama": "engine",
+    "Llama": "api.llama",
     "LlamaGrammar": "grammar",
-    "LlamaState": "llama_state",
-    "LlamaCache": "llama_cache",
-    "LlamaRAMCache": "llama_cache",
-    "LogitsProcessorList": "arguments",
-    "StoppingCriteriaList": "arguments",
-    "LLAMA_SPLIT_MODE_NONE": "arguments",
-    "LLAMA_SPLIT_MODE_LAYER": "arguments",
-    "LLAMA_SPLIT_MODE_ROW": "arguments",
+    "LlamaState": "api.state",
+    "LlamaCache": "api.cache",
+    "LlamaRAMCache": "api.cache",
+    "LogitsProcessorList": "api.arguments",
+    "StoppingCriteriaList": "api.arguments",
+    "LLAMA_SPLIT_MODE_NONE": "api.arguments",
+    "LLAMA_SPLIT_MODE_LAYER": "api.arguments",
+    "LLAMA_SPLIT_MODE_ROW": "api.arguments",
 }
 """Each name and the module that it comes from when it is first asked for."""
 

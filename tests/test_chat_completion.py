@@ -10,7 +10,7 @@ import pytest
 from text_model import EOT, write_text_model
 
 from pyggml import Llama
-from pyggml.arguments import ParameterError
+from pyggml.api.arguments import ParameterError
 from pyggml.backend.reference import ReferenceDevice
 from pyggml.chat import ChatError
 from pyggml.errors import ContextError, GrammarError

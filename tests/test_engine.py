@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from text_model import BOS, EOT, N_VOCAB, write_text_model
 
 from pyggml import Llama
-from pyggml.arguments import NOT_IMPLEMENTED, ParameterError
+from pyggml.api.arguments import NOT_IMPLEMENTED, ParameterError
 from pyggml.backend.reference import ReferenceDevice
 from pyggml.errors import ContextError, PyggmlError, SamplerError, StateError
 

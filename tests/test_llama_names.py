@@ -15,7 +15,8 @@ from text_model import write_text_model
 
 import pyggml
 from pyggml import Llama, LlamaRAMCache, LogitsProcessorList, StoppingCriteriaList
-from pyggml.arguments import CHAT_FORMATS, OLD_PARAMETERS, ParameterError
+from pyggml.api.arguments import CHAT_FORMATS, OLD_PARAMETERS, ParameterError
+from pyggml.api.scored_slot import ScoredSlot
 from pyggml.backend.reference import ReferenceDevice
 from pyggml.chat import built_in_names
 
@@ -79,8 +80,10 @@ def test_lists_of_functions(llm: Llama) -> None:
 def test_a_cache_brings_back_what_was_computed(llm: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = [said(llm(prompt, max_tokens=4, temperature=0)) for prompt in ("hello world", "low")]
     evaluated: list[int] = []
-    plain = Llama._eval
-    monkeypatch.setattr(Llama, "_eval", lambda self, tokens: (evaluated.append(len(tokens)), plain(self, tokens))[1])
+    plain = ScoredSlot.decode
+    monkeypatch.setattr(
+        ScoredSlot, "decode", lambda self, tokens: (evaluated.append(len(tokens)), plain(self, tokens))[1]
+    )
     llm.set_cache(LlamaRAMCache())
     for stream in (False, True):
         for prompt in ("hello world", "low", "hello world"):
@@ -139,7 +142,7 @@ def test_a_space_behind_bos_is_sentencepieces(llm: Llama) -> None:
 
 
 def test_the_default_model(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("pyggml.engine.default_model", lambda: path)
+    monkeypatch.setattr("pyggml.api.llama.default_model", lambda: path)
     monkeypatch.chdir(tmp_path)
     for args in ((), ("default",), (Path("default"),)):
         with Llama(*args, verbose=False) as llm:

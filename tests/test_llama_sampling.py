@@ -12,7 +12,7 @@ import pytest
 from text_model import write_text_model
 
 from pyggml import Llama, LlamaGrammar
-from pyggml.arguments import ParameterError
+from pyggml.api.arguments import ParameterError
 from pyggml.backend.reference import ReferenceDevice
 from pyggml.errors import GrammarError, SamplerError
 

@@ -16,9 +16,9 @@ from fake_devices import FakeDevice
 from text_model import write_text_model
 
 from pyggml import Llama
+from pyggml.api.turns import Turns
 from pyggml.backend.reference import ReferenceDevice
 from pyggml.errors import DeviceError, OvertakenError
-from pyggml.turns import Turns
 
 PROMPTS = ["hello", "world", "a b c", "hell", "or else", "d", "low", "he"]
 

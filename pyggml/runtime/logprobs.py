@@ -31,6 +31,6 @@ def token_logprobs(logits: "NDArray[np.float32]", token: int, n: int) -> TokenLo
     import numpy as np
 
     row = log_softmax(logits)
-    top = np.argpartition(-row, n)[:n] if n else np.zeros(0, np.int64)
+    top = np.argpartition(-row, n)[:n] if n < len(row) else np.arange(len(row))
     ranked = [int(i) for i in top[np.argsort(-row[top], kind="stable")]]
     return TokenLogprobs(float(row[token]), [(i, float(row[i])) for i in ranked])

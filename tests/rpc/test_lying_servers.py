@@ -18,7 +18,7 @@ from pyggml_rpc.errors import RpcError
 from pyggml_rpc.wire import Command
 
 from pyggml import Llama
-from pyggml.arguments import ParameterError
+from pyggml.api.arguments import ParameterError
 from pyggml.backend.base import Usage
 from pyggml.dtypes import GGMLType
 from pyggml.errors import DeviceError

@@ -85,11 +85,27 @@ NOT_IMPLEMENTED: dict[str, Any] = {  # name -> the one value that is accepted, w
 }
 
 
-def refuse(given: Mapping[str, Any]) -> None:
-    """Raise ParameterError for the first parameter that asks for something not implemented; unknown names pass."""
+SAMPLING = (
+    *("top_k", "top_p", "min_p", "typical_p", "temp", "repeat_penalty", "frequency_penalty", "presence_penalty"),
+    *("mirostat_mode", "mirostat_tau", "mirostat_eta", "grammar", "logit_bias"),
+)
+"""Parameters of `sampler_chain` that users give; a completion calls temp temperature."""
+
+
+def refuse(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Raise ParameterError for the first parameter that asks for something not implemented; unknown names pass.
+
+    Gives back what was given: `refuse(locals())` begins a method."""
     for name, value in given.items():
         if name in NOT_IMPLEMENTED and value != NOT_IMPLEMENTED[name]:
             raise ParameterError(f"{name}={value!r} is not implemented; leave it at {NOT_IMPLEMENTED[name]!r}")
+    return given
+
+
+def sampling(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a method's parameters that `sampler_chain` takes, under its names."""
+    chosen = {name: given[name] for name in SAMPLING if name in given}
+    return {**chosen, "temp": given["temperature"]} if "temperature" in given else chosen
 
 
 def sampler_chain(
@@ -154,7 +170,9 @@ def sampler_chain(
     return SamplerChain(params, n_vocab, chosen, vocab, grammar_first=True)
 
 
-def processed(logits: F32, input_ids: I32, processors: LogitsProcessor | Iterable[LogitsProcessor] | None) -> F32:
+def apply_logits_processors(
+    logits: F32, input_ids: I32, processors: LogitsProcessor | Iterable[LogitsProcessor] | None
+) -> F32:
     """The logits after the user's own functions, one or several; the row given is not written to."""
     if processors is None:
         return logits
@@ -164,7 +182,7 @@ def processed(logits: F32, input_ids: I32, processors: LogitsProcessor | Iterabl
     return logits
 
 
-def stops(input_ids: I32, logits: F32, criteria: StoppingCriterion | Iterable[StoppingCriterion] | None) -> bool:
+def should_stop(input_ids: I32, logits: F32, criteria: StoppingCriterion | Iterable[StoppingCriterion] | None) -> bool:
     """Whether any of the user's own functions, one or several, says that it is enough."""
     if criteria is None:
         return False

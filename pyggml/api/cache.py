@@ -7,12 +7,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from pyggml.api.state import LlamaState
 from pyggml.prefix import common_prefix
-
-if TYPE_CHECKING:
-    from pyggml.llama_state import LlamaState
 
 
 class LlamaRAMCache:

@@ -1,0 +1,5 @@
+"""What imitates llama-cpp-python: `Llama`, its parameters, and the dicts that it answers with.
+
+Owns names, signatures and shapes of answers alone: computing is the runtime's. Each file stands on those before it:
+arguments, state, cache, turns, facts; scored_slot; evaluation; completion; chat_completion; llama.
+"""

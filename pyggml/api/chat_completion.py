@@ -1,0 +1,157 @@
+"""`Llama.create_chat_completion`: messages in, the dicts of OpenAI's API and llama-cpp-python out.
+
+Owns the step from messages to a prompt and from a completion's dicts to a chat's; must not know how a template is
+rendered or a token computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from pyggml.api.arguments import CHAT_FORMATS, LogitsProcessor, ParameterError
+from pyggml.api.completion import Completions
+from pyggml.chat import ChatTemplate, prompt_tokens
+from pyggml.grammar import LlamaGrammar
+
+
+class ChatCompletions(Completions):
+    """The part of `Llama` that answers messages."""
+
+    chat_format: str | None
+
+    def create_chat_completion(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        functions: Sequence[Mapping[str, Any]] | None = None,
+        function_call: Any = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: Any = None,
+        temperature: float = 0.2,
+        top_p: float = 0.95,
+        top_k: int = 40,
+        min_p: float = 0.05,
+        typical_p: float = 1.0,
+        stream: bool = False,
+        stop: str | list[str] | None = None,
+        seed: int | None = None,
+        response_format: Mapping[str, Any] | None = None,
+        max_tokens: int | None = None,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        repeat_penalty: float = 1.0,
+        tfs_z: float = 1.0,
+        mirostat_mode: int = 0,
+        mirostat_tau: float = 5.0,
+        mirostat_eta: float = 0.1,
+        model: str | None = None,
+        logits_processor: LogitsProcessor | Iterable[LogitsProcessor] | None = None,
+        grammar: str | LlamaGrammar | None = None,
+        logit_bias: Mapping[int, float] | None = None,
+        logprobs: bool | None = None,
+        top_logprobs: int | None = None,
+    ) -> Any:
+        """Answer `messages` (dicts with "role" and "content"); a dict, or with `stream` an iterator of dicts.
+
+        The prompt is written by the file's chat template, or by the one that chat_format names; what it has in common with
+        the call before is not computed again. `tools` and `functions` are shown to the template; a particular one cannot be
+        demanded. response_format {"type": "json_object"}, maybe with a "schema", holds the answer to JSON. Other parameters
+        as in create_completion. Raises ChatError, ParameterError and ContextError.
+        """
+        for name, value in (("tool_choice", tool_choice), ("function_call", function_call)):
+            if value not in (None, "none", "auto"):
+                raise ParameterError(f"{name}={value!r:.60} is not implemented; leave it at None, 'none' or 'auto'")
+        asked = response_format or {}
+        kind = asked.get("type", "text")
+        if kind == "json_object":
+            grammar = LlamaGrammar.from_json_schema(asked.get("schema") or {"type": "object"})
+        elif kind != "text":
+            raise ParameterError(f"response_format of type {kind!r} is not known; there are 'text' and 'json_object'")
+        named = CHAT_FORMATS.get(self.chat_format or "", self.chat_format)
+        template = ChatTemplate.choose(
+            self.context.model.file.metadata, self._tokenizer, named, tools=bool(tools or functions)
+        )
+        prompt = template.render(
+            messages, functions=functions, function_call=function_call, tools=tools, tool_choice=tool_choice
+        )
+        texts = [stop] if isinstance(stop, str) else list(stop or [])
+        if template.eos:
+            texts.append(template.eos)
+        completion = self.create_completion(
+            prompt_tokens(self._tokenizer, prompt),
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            min_p=min_p,
+            typical_p=typical_p,
+            logprobs=(top_logprobs or 0) if logprobs else None,
+            stop=texts,
+            frequency_penalty=frequency_penalty,
+            presence_penalty=presence_penalty,
+            repeat_penalty=repeat_penalty,
+            top_k=top_k,
+            stream=stream,
+            seed=seed,
+            tfs_z=tfs_z,
+            mirostat_mode=mirostat_mode,
+            mirostat_tau=mirostat_tau,
+            mirostat_eta=mirostat_eta,
+            model=model,
+            logits_processor=logits_processor,
+            grammar=grammar,
+            logit_bias=logit_bias,
+        )
+        return _chunks(completion) if stream else _whole(completion)
+
+
+def _whole(completion: dict[str, Any]) -> dict[str, Any]:
+    choice = completion["choices"][0]
+    answer = {
+        "index": 0,
+        "message": {"role": "assistant", "content": choice["text"]},
+        "logprobs": _logprobs(choice["logprobs"]),
+        "finish_reason": choice["finish_reason"],
+    }
+    return {**_head(completion, "chat.completion"), "choices": [answer], "usage": completion["usage"]}
+
+
+def _chunks(chunks: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The role first, then the text piece by piece, then the reason why it ended."""
+    begun = False
+    for chunk in chunks:
+        head = _head(chunk, "chat.completion.chunk")
+        if not begun:
+            begun = True
+            opening = {"index": 0, "delta": {"role": "assistant"}, "logprobs": None, "finish_reason": None}
+            yield {**head, "choices": [opening]}
+        choice = chunk["choices"][0]
+        reason = choice["finish_reason"]
+        delta = {} if reason is not None else {"content": choice["text"]}
+        part = {"index": 0, "delta": delta, "logprobs": _logprobs(choice["logprobs"]), "finish_reason": reason}
+        yield {**head, "choices": [part]}
+
+
+def _head(completion: dict[str, Any], kind: str) -> dict[str, Any]:
+    return {
+        "id": f"chat{completion['id']}",
+        "object": kind,
+        "created": completion["created"],
+        "model": completion["model"],
+    }
+
+
+def _logprobs(logprobs: dict[str, Any] | None) -> dict[str, Any] | None:
+    if logprobs is None:
+        return None
+    content = [
+        {
+            "token": token,
+            "bytes": None,
+            "logprob": value,
+            "top_logprobs": [{"token": text, "logprob": p, "bytes": None} for text, p in (top or {}).items()],
+        }
+        for token, value, top in zip(
+            logprobs["tokens"], logprobs["token_logprobs"], logprobs["top_logprobs"], strict=True
+        )
+    ]
+    return {"content": content, "refusal": None}

@@ -1,0 +1,301 @@
+"""What a `Llama` has evaluated, and what comes next: tokens, logits, samplers, states.
+
+Owns the calls of llama_cpp.Llama that deal in tokens; must not know a completion's dicts, nor how a model is loaded.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyggml.api.arguments import (
+    F32,
+    LogitsProcessor,
+    ParameterError,
+    StoppingCriterion,
+    apply_logits_processors,
+    refuse,
+    sampler_chain,
+    sampling,
+    should_stop,
+)
+from pyggml.api.cache import LlamaRAMCache
+from pyggml.api.facts import LlamaFacts
+from pyggml.api.scored_slot import ScoredSlot
+from pyggml.api.state import LlamaState
+from pyggml.api.turns import Turns
+from pyggml.errors import StateError
+from pyggml.grammar import LlamaGrammar
+from pyggml.model.state import State, parts
+from pyggml.prefix import common_prefix
+from pyggml.runtime.generate import generate
+from pyggml.runtime.logprobs import log_softmax
+from pyggml.runtime.sequence import Piece, Sampler
+from pyggml.runtime.sequence import Sequence as Text
+from pyggml.sampler import LLAMA_DEFAULT_SEED, SamplerChain
+
+
+def told(text: str) -> None:
+    """A line of a `Llama` with verbose=True."""
+    print(f"pyggml: {text}", file=sys.stderr, flush=True)
+
+
+class _Processed:
+    """A sampler that sees logits after the user's own functions."""
+
+    def __init__(self, chain: Sampler, processors: Any, ids: Callable[[], NDArray[np.int32]]) -> None:
+        self._chain, self._processors, self._ids = chain, processors, ids
+
+    def sample(self, logits: F32) -> int:
+        return self._chain.sample(apply_logits_processors(logits, self._ids(), self._processors))
+
+
+class Evaluation(LlamaFacts):
+    """The part of `Llama` between the model and a completion. A constructor calls `_start` once its context is there.
+
+    scores    (n_ctx, n_vocab) f32 with logits_all: row i are the logits after token i; else (1, n_vocab)
+    n_tokens  tokens evaluated; may be set to a smaller number to go back
+    """
+
+    _slot: ScoredSlot
+    _turns: Turns
+    verbose: bool
+    last_n_tokens_size: int
+    seed: int
+    cache: LlamaRAMCache | None
+
+    def _start(self, n_batch: int, logits_all: bool) -> None:
+        """Begin with nothing evaluated."""
+        self._slot = ScoredSlot(self.context, n_batch, logits_all, self._say)
+
+    def _open_slot(self) -> ScoredSlot:
+        """Raises ContextError after `close`."""
+        _ = self.context
+        return self._slot
+
+    def _say(self, text: str) -> None:
+        if self.verbose:
+            told(text)
+
+    # ---- what is evaluated
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens evaluated."""
+        return len(self._slot.tokens)
+
+    @n_tokens.setter
+    def n_tokens(self, n: int) -> None:
+        self._slot.go_back(n)
+
+    @property
+    def input_ids(self) -> NDArray[np.int32]:
+        """(n_ctx,): the tokens evaluated, zeros behind them."""
+        ids = np.zeros(self.n_ctx(), np.int32)
+        ids[: self.n_tokens] = self._slot.tokens
+        return ids
+
+    @property
+    def scores(self) -> F32:
+        """(n_ctx, n_vocab) f32 with logits_all: row i are the logits after token i; else (1, n_vocab)."""
+        return self._slot.scores
+
+    @property
+    def _logits_all(self) -> bool:
+        return self._slot.logits_all
+
+    @property
+    def _input_ids(self) -> NDArray[np.int32]:
+        return np.array(self._slot.tokens, np.int32)
+
+    @property
+    def _scores(self) -> F32:
+        return self.scores[: self.n_tokens]
+
+    @property
+    def eval_tokens(self) -> deque[int]:
+        """The tokens evaluated."""
+        return deque(self._slot.tokens, maxlen=self.n_ctx())
+
+    @property
+    def eval_logits(self) -> deque[list[float]]:
+        """Their logits; without logits_all the last row."""
+        return deque(self._scores.tolist(), maxlen=self.n_ctx() if self._logits_all else 1)
+
+    @property
+    def last_logits(self) -> F32:
+        """(n_vocab,): the logits after the last token evaluated. Raises ContextError when there is none."""
+        return self._slot.last_logits
+
+    def reset(self) -> None:
+        """Forget the tokens evaluated."""
+        with self._turns as turns:
+            turns.begin()
+            self._slot.go_back(0)
+
+    def eval(self, tokens: Sequence[int]) -> None:
+        """Evaluate tokens after those there. Raises ContextError when they do not fit."""
+        with self._turns as turns:
+            turns.begin()
+            slot = self._open_slot()
+            if len(tokens):
+                slot.decode([int(token) for token in tokens])
+
+    # ---- choosing
+
+    def set_seed(self, seed: int) -> None:
+        """The seed that those of the following calls are derived from; -1: each of them is random."""
+        self.seed = LLAMA_DEFAULT_SEED if seed == -1 else seed
+
+    def _next_seed(self, given: int | None) -> int:
+        """The seed of a call: the one given; else derived from that of the call before, as llama-cpp-python does it, or
+        random where nobody has given this Llama a seed."""
+        seed = LLAMA_DEFAULT_SEED if given in (None, -1) else given
+        if given is None and self.seed != LLAMA_DEFAULT_SEED:
+            seed = random.Random(self.seed).randint(0, 2**32) & 0xFFFFFFFF
+        if self.seed != LLAMA_DEFAULT_SEED != seed:
+            self.seed = seed
+        return seed
+
+    def _new_chain(self, seed: int | None = None, **sampling: Any) -> SamplerChain:
+        return sampler_chain(
+            self.n_vocab(),
+            seed=self.seed if seed is None else seed,
+            last_n=self.last_n_tokens_size,
+            vocab=self._tokenizer,
+            **sampling,
+        )
+
+    def _sampler(self, chain: SamplerChain, processors: Any) -> Sampler:
+        return chain if processors is None else _Processed(chain, processors, lambda: self._input_ids)
+
+    def _rule(self, criteria: Any) -> Callable[[Text, F32], bool] | None:
+        """The user's own functions as a sequence asks them: with all tokens so far, and the last row of logits."""
+        if criteria is None:
+            return None
+        return lambda text, row: should_stop(np.array([*self._slot.tokens, text.tokens[-1]], np.int32), row, criteria)
+
+    def sample(
+        self,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        typical_p: float = 1.0,
+        temp: float = 0.80,
+        repeat_penalty: float = 1.0,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        tfs_z: float = 1.0,
+        mirostat_mode: int = 0,
+        mirostat_eta: float = 0.1,
+        mirostat_tau: float = 5.0,
+        penalize_nl: bool = True,
+        logits_processor: LogitsProcessor | Iterable[LogitsProcessor] | None = None,
+        grammar: str | LlamaGrammar | None = None,
+        idx: int | None = None,
+    ) -> int:
+        """A token after the last one, or after token `idx`."""
+        given = refuse(locals())
+        if idx is None or idx == self.n_tokens - 1:
+            logits = self.last_logits
+        elif not self._logits_all or not 0 <= idx < self.n_tokens:
+            raise ParameterError(f"idx={idx}: there are no logits of that token (logits_all={self._logits_all})")
+        else:
+            logits = self.scores[idx]
+        return self._sampler(self._new_chain(**sampling(given)), logits_processor).sample(logits)
+
+    def generate(
+        self,
+        tokens: Sequence[int],
+        top_k: int = 40,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        typical_p: float = 1.0,
+        temp: float = 0.80,
+        repeat_penalty: float = 1.0,
+        reset: bool = True,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        tfs_z: float = 1.0,
+        mirostat_mode: int = 0,
+        mirostat_tau: float = 5.0,
+        mirostat_eta: float = 0.1,
+        penalize_nl: bool = True,
+        logits_processor: LogitsProcessor | Iterable[LogitsProcessor] | None = None,
+        stopping_criteria: StoppingCriterion | Iterable[StoppingCriterion] | None = None,
+        grammar: str | LlamaGrammar | None = None,
+        logit_bias: Mapping[int, float] | None = None,
+    ) -> Generator[int, Sequence[int] | None, None]:
+        """Tokens after `tokens`, without end: a ContextError when the context is full. What is sent in is evaluated too.
+
+        With `reset` the tokens replace what was evaluated before, and their common prefix is not evaluated again.
+        """
+        chain = self._new_chain(**sampling(refuse(locals())))
+        return self._generate(tokens, chain, reset, logits_processor, stopping_criteria)
+
+    def _generate(
+        self,
+        tokens: Sequence[int],
+        chain: SamplerChain,
+        reset: bool,
+        logits_processor: LogitsProcessor | Iterable[LogitsProcessor] | None,
+        stopping_criteria: StoppingCriterion | Iterable[StoppingCriterion] | None,
+    ) -> Generator[int, Sequence[int] | None, None]:
+        sampler, rule = self._sampler(chain, logits_processor), self._rule(stopping_criteria)
+        text = Text([int(token) for token in tokens], sampler, stop_when=rule)
+        for piece in self._pieces(text, reset):
+            if piece.finish is not None:
+                return
+            more = yield piece.token
+            text.extend([int(token) for token in more or ()])
+
+    def _pieces(self, text: Text, reset: bool = True) -> Iterator[Piece]:
+        """What `generate` gives, each piece in a turn of its own. Raises OvertakenError."""
+        with self._turns as turns:
+            number = turns.begin()
+            steps = generate(self._open_slot(), text, begin=reset)
+        while True:
+            with turns:
+                turns.check(number)
+                piece = next(steps, None)
+            if piece is None:
+                return
+            yield piece
+
+    longest_token_prefix = staticmethod(common_prefix)
+
+    @staticmethod
+    def logits_to_logprobs(logits: F32 | Sequence[float], axis: int = -1) -> F32:
+        """log softmax in f32."""
+        return log_softmax(logits, axis)
+
+    # ---- states
+
+    def save_state(self) -> LlamaState:
+        """A copy of all that the tokens evaluated have left behind; it may be pickled."""
+        with self._turns:
+            context, slot = self.context, self._slot
+            slot.settle()
+            data = b"".join(parts(context, slot.tokens))
+            return LlamaState(self._input_ids, slot.kept_scores(), self.n_tokens, data, len(data), self.seed)
+
+    def load_state(self, state: LlamaState) -> None:
+        """Go on from there. Raises StateError when it is of another model, or longer than this context."""
+        saved = State.parse(state.llama_state, "state")
+        if len(saved.tokens) > self.n_ctx():
+            raise StateError(f"state: {len(saved.tokens)} tokens do not fit into a context of {self.n_ctx()}")
+        with self._turns as turns:
+            turns.begin()
+            saved.restore(self.context, len(saved.tokens))
+            self._slot.restore(saved.tokens.tolist(), state.scores)
+            self.seed = state.seed
+
+    def set_cache(self, cache: LlamaRAMCache | None) -> None:
+        """Completions keep their states in this cache, and begin with the one that has most of their prompt."""
+        self.cache = cache

@@ -1,0 +1,243 @@
+"""The `Llama` class: text in, text out, with the constructor and methods that users of llama-cpp-python know.
+
+Owns the step from the constructor's parameters to a model and its context, and their end. Must not know how a graph is
+built or computed, nor what is asked of a `Llama` afterwards (evaluation.py, completion.py, chat_completion.py).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from pyggml import jit
+from pyggml.api.arguments import (
+    CHAT_FORMATS,
+    LLAMA_SPLIT_MODE_LAYER,
+    OLD_PARAMETERS,
+    ROPE_SCALINGS,
+    SPLIT_MODES,
+    UNSPECIFIED,
+    ParameterError,
+    refuse,
+)
+from pyggml.api.cache import LlamaRAMCache
+from pyggml.api.chat_completion import ChatCompletions
+from pyggml.api.evaluation import told
+from pyggml.api.turns import Turns
+from pyggml.backend.base import Device, extra_devices
+from pyggml.backend.cuda import cuda_devices
+from pyggml.chat import built_in_names
+from pyggml.default_model import default_model, is_default
+from pyggml.dtypes import GGMLType
+from pyggml.errors import ContextError
+from pyggml.model.context import Context
+from pyggml.model.model import Model
+from pyggml.model.offload import chosen
+from pyggml.model.rope_options import RopeOptions
+from pyggml.sampler import LLAMA_DEFAULT_SEED
+from pyggml.tokenizer import Tokenizer
+
+Progress = Callable[[int, int], None]
+"""Called as `progress(bytes done, bytes in all)` while weights travel to their devices."""
+
+
+class Llama(ChatCompletions):
+    """A model loaded, with one context: calls from several threads take turns, a stream that another call has overtaken
+    raises OvertakenError.
+
+    >>> llm = Llama()  # the default model, or the path of another
+    >>> llm("Hello, my name is", max_tokens=8, temperature=0)["choices"][0]["text"]
+
+    Parameters as in llama_cpp.Llama; one that is not implemented raises ParameterError when it asks for something.
+    Besides those there are:
+
+    model_path   None or "default": the default model, fetched once into the cache folder
+    rpc_servers  "host:port,host:port": servers to offload layers to (then n_gpu_layers defaults to all of them)
+    rpc_timeout  seconds for a whole answer of a server (300); a prompt may have to be computed for it
+    devices      Device objects instead, in order; layers that are not offloaded stay on this machine's CPU
+    progress     called with (bytes done, bytes in all) while weights are loaded
+
+    Differences: `chat_format` is one of llama.cpp's names (chatml, llama3...), by default the file's template counts;
+    `seed` is random unless given, also for completions; attention is fused unless flash_attn=False;
+    without logits_all, `scores` holds one row, the logits of the last token.
+
+    scores    (n_ctx, n_vocab) f32 with logits_all: row i are the logits after token i; else (1, n_vocab)
+    n_tokens  tokens evaluated; may be set to a smaller number to go back
+    """
+
+    def __init__(
+        self,
+        model_path: str | os.PathLike[str] | None = None,
+        *,
+        n_gpu_layers: int | None = None,
+        split_mode: int = LLAMA_SPLIT_MODE_LAYER,
+        main_gpu: int = 0,
+        tensor_split: Sequence[float] | None = None,
+        vocab_only: bool = False,
+        use_mmap: bool = True,
+        use_mlock: bool = False,
+        kv_overrides: Mapping[str, bool | int | float | str] | None = None,
+        seed: int = LLAMA_DEFAULT_SEED,
+        n_ctx: int = 512,
+        n_batch: int = 512,
+        n_ubatch: int = 512,
+        n_threads: int | None = None,
+        n_threads_batch: int | None = None,
+        rope_scaling_type: int | None = UNSPECIFIED,
+        pooling_type: int = UNSPECIFIED,
+        attention_type: int = UNSPECIFIED,
+        rope_freq_base: float = 0.0,
+        rope_freq_scale: float = 0.0,
+        yarn_ext_factor: float = -1.0,
+        yarn_attn_factor: float = -1.0,
+        yarn_beta_fast: float = -1.0,
+        yarn_beta_slow: float = -1.0,
+        yarn_orig_ctx: int = 0,
+        logits_all: bool = False,
+        embedding: bool = False,
+        offload_kqv: bool = True,
+        flash_attn: bool = True,
+        op_offload: bool | None = None,
+        swa_full: bool | None = None,
+        no_perf: bool = False,
+        last_n_tokens_size: int = 64,
+        lora_base: str | None = None,
+        lora_scale: float = 1.0,
+        lora_path: str | None = None,
+        numa: bool | int = False,
+        chat_format: str | None = None,
+        chat_handler: Any = None,
+        draft_model: Any = None,
+        tokenizer: Any = None,
+        type_k: int | None = None,
+        type_v: int | None = None,
+        spm_infill: bool = False,
+        verbose: bool = True,
+        rpc_servers: str | None = None,
+        rpc_timeout: float | None = None,
+        devices: Sequence[Device] | None = None,
+        progress: Progress | None = None,
+        **old: Any,
+    ) -> None:
+        self._given = {name: value for name, value in locals().items() if name not in ("self", "old")}
+        refuse(self._given)
+        if unknown := [name for name in old if name not in OLD_PARAMETERS]:
+            raise TypeError(f"Llama() has no parameter {unknown[0]!r}")
+        if rope_scaling_type not in ROPE_SCALINGS:
+            raise ParameterError(f"rope_scaling_type={rope_scaling_type} is not implemented; known: {ROPE_SCALINGS}")
+        if rpc_timeout is not None and not rpc_timeout > 0:
+            raise ParameterError(f"rpc_timeout={rpc_timeout}: must be above 0 seconds")
+        if rpc_servers is not None and devices is not None:
+            raise ParameterError("rpc_servers and devices: give one of them")
+        for name, value in (("n_ctx", n_ctx), ("n_batch", n_batch - 1), ("n_ubatch", n_ubatch - 1)):
+            if value < 0:
+                raise ParameterError(f"{name} must be at least {0 if name == 'n_ctx' else 1}")
+        if chat_format is not None and CHAT_FORMATS.get(chat_format, chat_format) not in built_in_names():
+            known = ", ".join([*built_in_names(), *CHAT_FORMATS])
+            raise ParameterError(f"chat_format={chat_format!r:.40} is not known; known: {known}")
+        start = time.perf_counter()
+        self.model_path = os.fspath(default_model() if model_path is None or is_default(model_path) else model_path)
+        self.chat_format = chat_format
+        self.verbose = verbose
+        self.no_perf = no_perf
+        self.last_n_tokens_size = last_n_tokens_size
+        self.spm_infill = spm_infill
+        self.tensor_split = tensor_split
+        self.seed = LLAMA_DEFAULT_SEED
+        self.set_seed(seed)
+        jit.announce(told if verbose else None)
+        self._turns = Turns()
+        self.cache: LlamaRAMCache | None = None
+        self._context: Context | None = None
+        self._model: Model | None = None
+        if not Path(self.model_path).exists():
+            raise ParameterError(f"Model path does not exist: {self.model_path}")
+        if devices is not None:
+            offload = list(devices)
+        else:
+            times = {} if rpc_timeout is None else {"io_timeout": rpc_timeout}
+            offload = extra_devices("rpc", rpc_servers, **times) if rpc_servers else []
+            offload += cuda_devices() if n_gpu_layers else []
+        if split_mode not in SPLIT_MODES:
+            raise ParameterError(f"split_mode={split_mode} is not implemented; known: {SPLIT_MODES}")
+        offload = chosen(offload, SPLIT_MODES[split_mode], main_gpu)
+        n_gpu_layers = (-1 if offload else 0) if n_gpu_layers is None else n_gpu_layers
+        self._model = model = Model.load(
+            self.model_path,
+            devices=offload,
+            n_gpu_layers=n_gpu_layers,
+            tensor_split=tensor_split or (),
+            metadata=kv_overrides,
+            rope=RopeOptions(
+                *(ROPE_SCALINGS[rope_scaling_type], rope_freq_base, rope_freq_scale, yarn_orig_ctx),
+                *(yarn_ext_factor, yarn_attn_factor, yarn_beta_fast, yarn_beta_slow),
+            ),
+            use_mmap=use_mmap,
+            use_mlock=use_mlock,
+            progress=progress,
+        )
+        self.metadata = {
+            key: str(value).lower() if isinstance(value, bool) else str(value)
+            for key, value in model.file.metadata.items()
+            if isinstance(value, str | int | float)
+        }
+        self._tokenizer = Tokenizer.from_metadata(model.file.metadata)
+        n_ctx = n_ctx or model.config.n_ctx_train
+        self.n_batch = min(n_ctx, n_batch)
+        self._context = Context(
+            model,
+            n_ctx=n_ctx,
+            n_batch=self.n_batch,
+            n_ubatch=min(self.n_batch, n_ubatch),
+            type_k=GGMLType.F16 if type_k is None else GGMLType(type_k),
+            type_v=GGMLType.F16 if type_v is None else GGMLType(type_v),
+            flash_attn=flash_attn,
+            n_threads=n_threads,
+            n_threads_batch=n_threads_batch,
+            offload_kqv=offload_kqv,
+        )
+        self._start(self.n_batch, logits_all)
+        if old:
+            self._say(f"of older versions of llama-cpp-python, and without effect: {', '.join(old)}")
+        self._say(f"{self.model_path}: ready in {time.perf_counter() - start:.2f} s")
+
+    @property
+    def context(self) -> Context:
+        """The context; raises ContextError after `close`."""
+        if self._context is None:
+            raise ContextError("this Llama is closed")
+        return self._context
+
+    # ---- the end
+
+    def close(self) -> None:
+        """Give memory, threads and connections back; twice does nothing."""
+        if "_turns" not in vars(self):  # its constructor was refused
+            return
+        with self._turns as turns:
+            turns.begin()
+            for part in (self._context, self._model):
+                if part is not None:
+                    part.close()
+            self._context = self._model = None
+
+    def __reduce__(self) -> tuple[Callable[..., Llama], tuple[dict[str, Any]]]:
+        """Pickled are the parameters: the copy loads the file anew and has evaluated nothing (llama_cpp: __getstate__)."""
+        return _made_again, (self._given,)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _made_again(given: dict[str, Any]) -> Llama:
+    return Llama(**given)

@@ -1,0 +1,108 @@
+"""A slot that remembers logits: those of the last token, or of every token.
+
+Owns rows of logits beside the tokens that they follow; must not know what is chosen from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyggml.errors import ContextError
+from pyggml.model.context import Context
+from pyggml.runtime.slot import Slot
+
+F32 = NDArray[np.float32]
+
+
+class ScoredSlot(Slot):
+    """Tokens are computed `n_batch` at a time; nothing is forgotten when the context is full.
+
+    scores  (n_ctx, n_vocab) with logits_all: row i are the logits after token i; else (1, n_vocab): after the last
+    """
+
+    def __init__(self, context: Context, n_batch: int, logits_all: bool, tell: Callable[[str], None]) -> None:
+        """`tell` is called with a line where tokens of a prompt need not be computed."""
+        super().__init__(context)
+        self._context = context
+        self._n_batch = n_batch
+        self._tell = tell
+        self.logits_all = logits_all
+        self.scores: F32 = np.zeros((context.n_ctx if logits_all else 1, context.model.n_vocab), np.float32)
+        self.scored = -1  # position of the token that the newest logits belong to
+        self._prepared = logits_all  # whether kernels were asked for; those for all logits are others
+
+    @property
+    def last_logits(self) -> F32:
+        """(n_vocab,): the logits after the last token. Raises ContextError when there is none."""
+        if not self.scored == len(self.tokens) - 1 >= 0:
+            raise ContextError("no logits: nothing was evaluated since the last reset or step back")
+        row: F32 = self.scores[self.scored if self.logits_all else 0]
+        return row
+
+    def begin(self, tokens: Sequence[int]) -> int:
+        """As Slot.begin; where all tokens and their logits are there, nothing need be computed."""
+        if list(tokens) == self.tokens and self.scored == len(tokens) - 1:
+            kept = len(tokens)
+        else:
+            kept = super().begin(tokens)
+        if kept:
+            self._tell(f"{kept} of {len(tokens)} prompt tokens are already there")
+        return kept
+
+    def go_back(self, n: int) -> int:
+        """As Slot.go_back. Raises ContextError when there are not so many tokens."""
+        if not 0 <= n <= len(self.tokens):
+            raise ContextError(f"cannot keep {n} tokens, {len(self.tokens)} are evaluated")
+        del self.tokens[n:]
+        return n  # the context goes back when something is computed
+
+    def make_room(self, n: int) -> bool:
+        """All of the context may be filled; what does not fit is `decode`'s to refuse."""
+        return True
+
+    def prepare(self, n: int) -> None:
+        """As Slot.prepare, the first time."""
+        if not self._prepared:
+            self._prepared = True
+            super().prepare(n)
+
+    def settle(self) -> None:
+        """Let the context have forgotten what is no longer here."""
+        if self._context.n_past > len(self.tokens):
+            self._context.truncate(len(self.tokens))
+
+    def decode(self, tokens: Sequence[int]) -> F32:
+        """As Slot.decode; without tokens the logits that are there. Raises ContextError when they do not fit."""
+        context = self._context
+        if len(self.tokens) + len(tokens) > context.n_ctx:
+            raise ContextError(f"{len(self.tokens)} + {len(tokens)} tokens exceed the context of {context.n_ctx}")
+        self.settle()
+        self.prepare(len(tokens))
+        for at in range(0, len(tokens), self._n_batch):
+            batch = list(tokens[at : at + self._n_batch])
+            first = len(self.tokens)
+            logits = context.decode(batch, logits="all" if self.logits_all else "last")
+            self.tokens += batch
+            if self.logits_all:
+                self.scores[first : len(self.tokens)] = logits
+            else:
+                self.scores[0] = logits[-1]
+            self.scored = len(self.tokens) - 1
+        return self.last_logits
+
+    def restore(self, tokens: Sequence[int], scores: F32) -> None:
+        """Now the context has these tokens; `scores` as `kept_scores` gave them, here or where fewer or more are kept."""
+        self.tokens = [int(token) for token in tokens]
+        n_rows = min(len(scores), len(self.scores))
+        complete = n_rows and len(scores) == (len(self.tokens) if self.logits_all else 1)
+        if complete:
+            self.scores[:n_rows] = scores[:n_rows]
+        self.scored = len(self.tokens) - 1 if complete else -1
+
+    def kept_scores(self) -> F32:
+        """A copy of the rows of logits that belong to the tokens."""
+        n = len(self.tokens)
+        return self.scores[: n if self.logits_all else int(self.scored == n - 1 >= 0)].copy()
