@@ -4,6 +4,7 @@ Owns the comparison; must not know how either side follows a grammar (support/pe
 """
 
 import ast
+import io
 import json
 import random
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from peer import file_digest
 
 from pyggml.errors import GrammarError
 from pyggml.gguf import GGUFFile
@@ -107,9 +109,14 @@ class Stock:
 
     def _run(self, peer, model, folder, name, texts, ids):
         jobs = [{"grammar": text, "seed": 3, "steps": STEPS} for text in texts.values()]
-        (folder / f"{name}.json").write_text(json.dumps({"ids": ids, "jobs": jobs}))
-        peer.run(SCRIPT, str(model), str(folder / f"{name}.json"), str(folder / f"{name}.npz"), timeout=100)
-        loaded = np.load(folder / f"{name}.npz")
+        asked = json.dumps({"ids": ids, "jobs": jobs})
+
+        def make():
+            (folder / f"{name}.json").write_text(asked)
+            peer.run(SCRIPT, str(model), str(folder / f"{name}.json"), str(folder / f"{name}.npz"), timeout=100)
+            return (folder / f"{name}.npz").read_bytes()
+
+        loaded = np.load(io.BytesIO(peer.kept(SCRIPT, [file_digest(model), asked], make)))
         return {key: loaded[key] for key in loaded.files}
 
 

@@ -16,6 +16,11 @@ from pyggml.dtypes import GGMLType
 PROMPT = "Hello, my name is"
 
 
+@pytest.fixture(autouse=True)
+def keeps_nothing(peer, monkeypatch):
+    monkeypatch.setattr(peer, "keep", False)
+
+
 def test_the_script_runs_with_the_pinned_version(peer):
     done = peer.run(
         "import llama_cpp, sys; print(llama_cpp.__version__, sys.argv[1], sys.stdin.read())", "a", input="b"
@@ -85,6 +90,35 @@ def test_a_process_is_replaced_before_it_grows(peer, smollm2, monkeypatch):
     process = peer._process.pid
     monkeypatch.setattr(peer_process, "REQUESTS", 1)
     assert peer.tokenize(smollm2, [PROMPT]) and peer._process.pid != process
+
+
+def test_answers_are_kept_by_all_that_they_depend_on(peer, smollm2, monkeypatch, tmp_path):
+    monkeypatch.setattr(peer, "keep", True)
+    monkeypatch.setenv("PYGGML_CACHE", str(tmp_path / "cache"))
+    asked = []
+    request = peer._process.request
+    monkeypatch.setattr(peer._process, "request", lambda *a: asked.append(a[0]) or request(*a))
+    model, tokens = tmp_path / "model.gguf", [1, 2, 3]
+    model.write_bytes(smollm2.read_bytes())
+    logits, made = peer.logits(model, tokens), peer.generate(model, PROMPT, 2)
+    assert asked == ["logits", "generate"]
+    assert (peer.logits(model, tokens) == logits).all() and peer.generate(model, PROMPT, 2) == made
+    assert len(asked) == 2, "an answer was not kept"
+    peer.logits(model, tokens, flash_attn=True)
+    peer.logits(model, [1, 2, 4])
+    peer.generate(model, PROMPT, 3)
+    assert len(asked) == 5, "one answer was taken for another"
+    at = model.stat()
+    data = bytearray(model.read_bytes())
+    data[-1000] ^= 1
+    model.write_bytes(data)
+    os.utime(model, ns=(at.st_atime_ns, at.st_mtime_ns))
+    peer.logits(model, tokens)
+    assert len(asked) == 6, "another model's answer was taken"
+    for file in (tmp_path / "cache" / "peer" / "answers").iterdir():
+        file.write_bytes(file.read_bytes()[:-1])
+    peer.logits(model, tokens)
+    assert len(asked) == 7, "a damaged answer was taken"
 
 
 @pytest.mark.parametrize("flash_attn", [False, True])

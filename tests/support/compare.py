@@ -3,7 +3,7 @@
 Owns what is compared and how; must not know how either engine computes.
 """
 
-import hashlib
+import io
 import json
 import re
 import tempfile
@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peer import Peer
-
-from pyggml.cachedir import cache_dir
+from peer import Peer, file_digest
 
 WORKER = Path(__file__).with_name("peer_forced.py")
 
@@ -79,21 +77,16 @@ def ask_peer(peer: Peer, command: str, model: Path, texts: Sequence[Sequence[int
     """What peer_forced.py's command says of these texts (lists of tokens). Options: n_predict, flash_attn.
 
     On one thread: two that wait for each other take many times longer on a machine that also does other things.
-    All but logits, which are large and quick to have, is kept in the cache.
+    What is not too large is kept in the cache.
     """
     n_ctx = -(-(max(map(len, texts)) + options.get("n_predict", 0)) // 256) * 256
     p = {"model": str(model), "texts": texts, "flash_attn": True, "n_ctx": n_ctx, **options}
-    stat = model.stat()
-    key = json.dumps([peer.site.parent.name, stat.st_size, stat.st_mtime_ns, command, p, WORKER.read_text()])
-    folder = cache_dir("peer") / "compared"
-    folder.mkdir(exist_ok=True)
-    kept = folder / f"{command}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
-    if kept.exists():
-        return np.load(kept)
-    with tempfile.TemporaryDirectory(dir=folder) as fresh:
-        out = Path(fresh) / "out.npy"
-        peer.run(WORKER, command, json.dumps({**p, "out": str(out)}))
-        found = np.load(out)
-        if command != "logits":
-            out.rename(kept)
-    return found
+
+    def make() -> bytes:
+        with tempfile.TemporaryDirectory() as fresh:
+            out = Path(fresh) / "out.npy"
+            peer.run(WORKER, command, json.dumps({**p, "out": str(out)}))
+            return out.read_bytes()
+
+    answer = peer.kept(WORKER, [command, {**p, "model": file_digest(model)}], make)
+    return np.asarray(np.load(io.BytesIO(answer)))

@@ -3,12 +3,14 @@ is.
 """
 
 import hashlib
-import zlib
+import re
 from collections.abc import Callable
 
 from pyggml.cachedir import PrivateFolder
 
 SEAL = 32  # bytes of a SHA-256 digest
+LARGEST = 1 << 25  # bytes; what is larger is made each time
+FORGET_AFTER = 30 * 86400  # seconds since it was made
 
 
 def kept(name: str, make: Callable[[], bytes], *folder: str) -> bytes:
@@ -16,8 +18,9 @@ def kept(name: str, make: Callable[[], bytes], *folder: str) -> bytes:
     place = PrivateFolder(*folder)
     data = place.read(name)
     if data is not None and hashlib.sha256(data[SEAL:]).digest() == data[:SEAL]:
-        return zlib.decompress(data[SEAL:])
+        return data[SEAL:]
     made = make()
-    body = zlib.compress(made, 1)
-    place.write(name, hashlib.sha256(body).digest() + body)
+    if len(made) <= LARGEST:
+        place.write(name, hashlib.sha256(made).digest() + made)
+        place.tidy(re.compile(".*"), name, FORGET_AFTER)
     return made

@@ -5,19 +5,23 @@ need no server share one process (peer_process.py): starting Python and llama_cp
 
 import contextlib
 import ctypes
+import functools
+import hashlib
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import peer_build
+from kept import kept
 from peer_process import WORKER, PeerProcess
 
 from pyggml.cachedir import cache_dir
@@ -107,6 +111,7 @@ class Peer:
         self.lib_dir = site / "llama_cpp" / "lib"
         self._ggml: GGML | None = None
         self._process = PeerProcess(self.env)
+        self.keep = True
 
     def close(self) -> None:
         """End what was started and still runs."""
@@ -294,11 +299,30 @@ class Peer:
                     process.kill()
 
     def _worker(self, command: str, out: Path, **p: Any) -> str:
-        """What the library logged. Servers stay registered with a process: whoever uses some gets one of its own."""
-        p = {**p, "out": str(out)}
+        """What the library logged. Servers stay registered with a process: whoever uses some gets one of its own.
+
+        An answer that depends on nothing but the request is kept on disk.
+        """
+        asked = {**p, "out": str(out)}
         if p.get("endpoints"):
-            return self.run(WORKER, command, json.dumps(p)).stderr
-        return self._process.request(command, p)
+            return self.run(WORKER, command, json.dumps(asked)).stderr
+        if command == "quantize" or not self.keep:
+            return self._process.request(command, asked)
+
+        def make() -> bytes:
+            log = self._process.request(command, asked).encode()
+            return struct.pack("<I", len(log)) + log + out.read_bytes()
+
+        answer = self.kept(WORKER, [command, {**p, "model": file_digest(Path(p["model"]))}], make)
+        (length,) = struct.unpack_from("<I", answer)
+        out.write_bytes(answer[4 + length :])
+        return answer[4 : 4 + length].decode()
+
+    def kept(self, script: Path, asked: Any, make: Callable[[], bytes]) -> bytes:
+        """What a script of the peer answers to `asked`, which says all that the answer depends on beside the script and
+        the build; from an earlier run if it is the same."""
+        key = json.dumps([self.site.parent.name, script.read_text(), asked])
+        return kept(f"{script.stem}-{hashlib.sha256(key.encode()).hexdigest()[:40]}", make, "peer", "answers")
 
     def _json(self, command: str, **p: Any) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
@@ -307,6 +331,18 @@ class Peer:
             result = json.loads(out.read_text(encoding="utf-8"))
         result = result if isinstance(result, dict) else {"result": result}
         return {**result, "log": log}
+
+
+def file_digest(path: Path) -> str:
+    """Of the file's bytes; read once a process while size, time of change and place stay the same."""
+    found = path.stat()
+    return _digest(str(path.resolve()), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+
+
+@functools.cache
+def _digest(path: str, *_: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _model(model: Path, endpoints: Sequence[str], tensor_split: Sequence[float] | None) -> dict[str, Any]:
