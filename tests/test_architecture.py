@@ -13,8 +13,8 @@ PACKAGES = {"pyggml": ROOT / "pyggml", "pyggml_rpc": ROOT / "rpc/pyggml_rpc", "p
 # are one room each. A new room gets a place in the highest row that works.
 ROWS = (
     ("pyggml.errors", "pyggml.prefix", "pyggml.regular_file"),
-    ("pyggml.cachedir", "pyggml.sources", "pyggml.steps"),
-    ("pyggml.default_model", "pyggml.grammar", "pyggml.whole_file"),
+    ("pyggml.cachedir", "pyggml.steps"),
+    ("pyggml.default_model", "pyggml.grammar", "pyggml.sources", "pyggml.whole_file"),
     ("pyggml.dtypes", "pyggml.jit", "pyggml.sampler", "pyggml.tokenizer", "pyggml.chat", "pyggml.perplexity"),
     ("pyggml.tensor", "pyggml.simd", "pyggml.gguf"),
     ("pyggml.ops", "pyggml.graph", "pyggml.quants"),

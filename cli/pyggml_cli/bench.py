@@ -32,8 +32,8 @@ from pyggml_cli.other_flags import DOWNLOADS
 
 if TYPE_CHECKING:
     from pyggml.backend.base import Device
-    from pyggml.model.context import Context
     from pyggml.model.model import Model
+    from pyggml.runtime.slot import Slot
     from pyggml.tokenizer import Tokenizer
 
 
@@ -289,7 +289,12 @@ def measure(
     from pyggml.backend.host import default_threads
     from pyggml.dtypes import GGMLType
     from pyggml.model.context import Context
+    from pyggml.runtime.slot import Slot
     from pyggml.tokenizer import Tokenizer
+
+    class Measured(Slot):
+        def prepare(self, n: int) -> None:
+            """Nothing: what has to be compiled is compiled in the warm-up."""
 
     tokenizer = Tokenizer.from_metadata(model.file.metadata)
     n_threads = case.n_threads or default_threads()
@@ -314,23 +319,22 @@ def measure(
         n_threads=n_threads,
     )
     tokens = Tokens(tokenizer, model.n_vocab)
+    slot = Measured(context, spare=0, n_batch=case.n_batch)
 
     def work(what: str, n_prompt: int, n_gen: int) -> None:
         if say:
             print(f"{say}{what}", file=sys.stderr)
-        prefill(context, tokens, n_prompt, case.n_batch)
-        for _ in range(n_gen):
-            context.decode(tokens.take(1, context.n_past))
+        compute(slot, tokens, n_prompt, n_gen)
 
     try:
         with on_ctrl_c(context.abort):
             if warm_up:
                 work("warm-up", case.n_prompt, min(case.n_gen, 1))
-                context.clear()
+                slot.go_back(0)
             if case.n_depth:
                 work("depth", case.n_depth, 0)
             for i in range(reps):
-                context.truncate(case.n_depth)
+                slot.go_back(case.n_depth)
                 start = time.perf_counter_ns()
                 work(f"run {i + 1}/{reps}", case.n_prompt, case.n_gen)
                 result.samples_ns.append(time.perf_counter_ns() - start)
@@ -356,13 +360,22 @@ class Tokens:
             drawn[0] = self._bos
         return drawn
 
+    def sample(self, logits: object) -> int:
+        """The next token, whatever the logits say: what is measured is how long they take."""
+        return self.take(1, 1)[0]
 
-def prefill(context: "Context", tokens: Tokens, n: int, n_batch: int) -> None:
-    """Evaluate `n` tokens, `n_batch` at a time."""
-    while n > 0:
-        batch = min(n, n_batch)
-        context.decode(tokens.take(batch, context.n_past))
-        n -= batch
+
+def compute(slot: "Slot", tokens: Tokens, n_prompt: int, n_gen: int) -> None:
+    """Go on with a prompt of `n_prompt` tokens, and then with `n_gen` tokens one at a time."""
+    from pyggml.runtime.generate import generate
+    from pyggml.runtime.sequence import Sequence as Text
+
+    if not n_prompt and not n_gen:
+        return
+    single = n_gen if n_prompt else n_gen - 1  # the first token is a prompt in any case
+    text = Text(tokens.take(n_prompt or 1, len(slot.tokens)), tokens, max_tokens=single + 1 if single else 0)
+    for _ in generate(slot, text, begin=False):  # the last one that is drawn is not computed
+        pass
 
 
 if __name__ == "__main__":

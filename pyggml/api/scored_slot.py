@@ -25,9 +25,8 @@ class ScoredSlot(Slot):
 
     def __init__(self, context: Context, n_batch: int, logits_all: bool, tell: Callable[[str], None]) -> None:
         """`tell` is called with a line where tokens of a prompt need not be computed."""
-        super().__init__(context)
-        self._context = context
-        self._n_batch = n_batch
+        super().__init__(context, spare=0, n_batch=n_batch)
+        self._context, self._n_batch = context, n_batch
         self._tell = tell
         self.logits_all = logits_all
         self.scores: F32 = np.zeros((context.n_ctx if logits_all else 1, context.model.n_vocab), np.float32)

@@ -57,14 +57,20 @@ class Slot:
     """One text in a context that nobody else uses.
 
     shifts     whether a full context goes on without the oldest tokens behind the first `n_keep`
+    spare      tokens that the context could hold and does not, as in completion.cpp
+    n_batch    tokens computed at a time, None: as many as there are
     tokens     the text so far as it is computed, with what was forgotten
     forgotten  tokens behind the first `n_keep` that are no longer in the context
     """
 
-    def __init__(self, context: Decoder, *, shifts: bool = False, n_keep: int = 0) -> None:
+    def __init__(
+        self, context: Decoder, *, shifts: bool = False, n_keep: int = 0, spare: int = 1, n_batch: int | None = None
+    ) -> None:
         self.context = context
         self.shifts = shifts
         self.n_keep = n_keep
+        self.n_batch = n_batch
+        self._room = context.n_ctx - spare
         self.tokens: list[int] = []
         self.forgotten = 0
 
@@ -83,7 +89,7 @@ class Slot:
     def make_room(self, n: int) -> bool:
         """Whether `n` further tokens fit, perhaps because others are forgotten now."""
         context = self.context
-        while context.n_past + n >= context.n_ctx:
+        while context.n_past + n > self._room:
             n_discard = (context.n_past - self.n_keep) // 2
             if not self.shifts or n_discard < 1:
                 return False
@@ -102,10 +108,11 @@ class Slot:
 
         After an error `tokens` are those that were completed. Raises ContextError, ComputeError.
         """
-        context, logits, step = self.context, None, len(tokens)
-        if self.shifts and context.n_past + step >= context.n_ctx:
-            step = max(1, (context.n_ctx - self.n_keep) // 4)  # so much room there always is
-        for at in range(0, len(tokens), step):
+        context, logits = self.context, None
+        step = min(len(tokens), self.n_batch or len(tokens))
+        if self.shifts and context.n_past + len(tokens) > self._room:
+            step = min(step, max(1, (context.n_ctx - self.n_keep) // 4))  # so much room there always is
+        for at in range(0, len(tokens), step or 1):
             part = tokens[at : at + step]
             if not self.make_room(len(part)):
                 return None
