@@ -1,4 +1,4 @@
-"""pyggml-perplexity: flags, what is printed, exit codes. The numbers are tested in tests/test_perplexity.py."""
+"""pyggml-perplexity: flags, what is printed, exit codes. The numbers are tested in tests/perplexity/test_perplexity.py."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""pyggml-quantize: arguments, what is printed, exit codes. The files it makes are tested in tests/test_quantize.py."""
+"""pyggml-quantize: arguments, what is printed, exit codes. The files it makes are tested in tests/quantize/test_quantize.py."""
 
 import re
 import signal

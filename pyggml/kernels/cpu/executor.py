@@ -7,7 +7,7 @@ No thread is ever waited for, only parts: a run goes on without threads that the
 without them. That is safe because the words that say how far a step is only grow, from run to run. In round r a step of p
 parts gives out its numbers (r - 1) p ... r p - 1 and no other, so a thread that is still in round r when the others are
 elsewhere finds nothing left to take and nothing to wait for. It may still read the records: it notes in its own THREAD
-which plan it is in, and their memory is kept as long as it is (backend/team.py). tests/test_team_protocol.py explores
+which plan it is in, and their memory is kept as long as it is (backend/team.py). tests/backend/test_team_protocol.py explores
 all interleavings of these words.
 """
 

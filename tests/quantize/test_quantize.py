@@ -20,7 +20,7 @@ from pyggml.gguf import GGUFFile
 from pyggml.quantize import MIXES, Override, Wishes, find_mix, make_plan, run
 from pyggml.quantize.mixes import OTHERS, Facts, Mix, Shape, choose, find_type, in_order, quantisable
 
-WORKER = Path(__file__).parent / "support" / "peer_quant.py"
+WORKER = Path(__file__).parents[1] / "support" / "peer_quant.py"
 T = GGMLType
 
 

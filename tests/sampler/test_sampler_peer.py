@@ -32,7 +32,7 @@ from pyggml.sampler.stages import (
 )
 from pyggml.tokenizer import Tokenizer
 
-SCRIPT = Path(__file__).parent / "support" / "peer_sampler.py"
+SCRIPT = Path(__file__).parents[1] / "support" / "peer_sampler.py"
 ROWS, N = 200, 5003  # no multiple of 32: `largest` has a remainder
 HISTORY = [7, 7, 7, 11, 4000, 11, 5002, 0, 12, 13, 7, *range(100, 150)]
 HISTORY += [1000, 1001, 1002, 1003, 1500, 1000, 1001, 1002, 1600, 1001, 1002]  # what DRY looks for

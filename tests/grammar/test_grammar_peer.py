@@ -21,7 +21,7 @@ from pyggml.grammar.rules import Ref
 from pyggml.sampler import SamplerChain, SamplerParams
 from pyggml.tokenizer import Tokenizer
 
-SCRIPT = Path(__file__).parent / "support" / "peer_grammar.py"
+SCRIPT = Path(__file__).parents[1] / "support" / "peer_grammar.py"
 STEPS = 8
 
 OWN = {

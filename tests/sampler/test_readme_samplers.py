@@ -4,7 +4,7 @@ from pathlib import Path
 
 import readme_samplers
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+README = Path(__file__).resolve().parents[2] / "README.md"
 
 
 def test_the_table_of_samplers_is_made_from_the_code() -> None:

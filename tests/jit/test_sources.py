@@ -13,7 +13,7 @@ from pyggml import sources
 from pyggml.backend.cuda import compiled
 from pyggml.jit import store
 
-SUPPORT = Path(__file__).parent / "support"
+SUPPORT = Path(__file__).parents[1] / "support"
 COMMON = {"cpu": store.COMMON, "cuda": compiled._COMMON}
 
 

@@ -24,7 +24,7 @@ from pyggml.errors import ComputeError, DeviceError
 from pyggml.jit import Spec
 from pyggml.steps import STEP
 
-SUPPORT = Path(__file__).parent / "support"
+SUPPORT = Path(__file__).parents[1] / "support"
 THREADS = (1, 2, 3, 5)
 Array = NDArray[Any]
 
@@ -279,7 +279,7 @@ ENDINGS = {
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_the_interpreter_ends_with_a_team_alive(ending: str) -> None:
     script = f"""
-import sys, threading, time; sys.path[:0] = [{str(SUPPORT)!r}, {str(SUPPORT.parent)!r}]
+import sys, threading, time; sys.path[:0] = [{str(SUPPORT)!r}, {str(Path(__file__).parent)!r}]
 from test_team import Steps, Team
 team = Team(3)
 steps, long = Steps(team).add("count"), Steps(team).add("spin", 1 << 40, 1)

@@ -26,7 +26,7 @@ from pyggml.jit import Spec
 Array = NDArray[Any]
 F32 = np.float32
 POISON = 0xA5
-SUPPORT = Path(__file__).parent / "support"
+SUPPORT = Path(__file__).parents[1] / "support"
 HAS_FMA = jit.level() in ("v3", "v4", "vnni")
 
 
@@ -471,7 +471,7 @@ def test_stores_touch_nothing_beyond(count: int) -> None:
 def test_a_read_beyond_is_caught() -> None:
     """The memory that these tests use tells a word that reads whole registers from one that does not."""
     script = f"""
-import sys; sys.path[:0] = [{str(SUPPORT)!r}, {str(SUPPORT.parent)!r}]
+import sys; sys.path[:0] = [{str(SUPPORT)!r}, {str(Path(__file__).parent)!r}]
 import test_simd as t
 import numpy as np
 end, out = t.at_the_end(64), np.zeros(16, np.float32)
