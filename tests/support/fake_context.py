@@ -1,0 +1,79 @@
+"""A context that computes nothing: its logits are a function of the tokens in it, so that any order of calls that leads to
+the same tokens leads to the same rows."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+N_VOCAB = 256  # a token is a byte
+EOG = 0
+
+
+class Bytes:
+    """A vocabulary of bytes. Token 0 ends a text and token 1 is a control token."""
+
+    def token_bytes(self, token: int, special: bool = True) -> bytes:
+        if token < 2:
+            return b"<%d>" % token if special else b""
+        return bytes([token])
+
+    def is_eog(self, token: int) -> bool:
+        return token == EOG
+
+
+class FakeContext:
+    """Tokens in order, with an error on demand."""
+
+    def __init__(self, n_ctx: int, fails_at: int | None = None) -> None:
+        self.n_ctx, self.fails_at = n_ctx, fails_at
+        self.tokens: list[int] = []
+        self.calls: list[tuple[str, int]] = []
+
+    @property
+    def n_past(self) -> int:
+        return len(self.tokens)
+
+    def decode(self, tokens: Sequence[int]) -> Any:
+        self.calls.append(("decode", len(tokens)))
+        for token in tokens:
+            if self.n_past == self.fails_at:
+                raise RuntimeError("a device failed")
+            assert self.n_past < self.n_ctx
+            self.tokens.append(token)
+        return row(self.tokens)[None]
+
+    def prepare(self, n_tokens: int) -> list[Any]:
+        self.calls.append(("prepare", n_tokens))
+        return []
+
+    def truncate(self, n: int) -> None:
+        assert 0 <= n <= self.n_past
+        del self.tokens[n:]
+
+    def shift(self, n_keep: int, n_discard: int) -> None:
+        self.calls.append(("shift", n_discard))
+        del self.tokens[n_keep : n_keep + n_discard]
+
+
+def row(tokens: Sequence[int]) -> Any:
+    """(N_VOCAB,): what a model that has seen these tokens expects."""
+    seed = sum((i + 1) * token for i, token in enumerate(tokens)) % 2**31
+    return np.random.default_rng([seed, len(tokens)]).standard_normal(N_VOCAB).astype(np.float32)
+
+
+class Greedy:
+    """The most likely token that is a letter."""
+
+    def sample(self, logits: Any) -> int:
+        return int(logits[97:123].argmax()) + 97
+
+
+class Script:
+    """These tokens, whatever the logits."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self._tokens = iter(tokens)
+
+    def sample(self, logits: Any) -> int:
+        return next(self._tokens)
