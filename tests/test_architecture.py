@@ -53,6 +53,13 @@ APART = (
 )
 
 
+# Rooms in which modules still know each other in a circle, if only for types. All others are free of circles.
+CIRCLES = (
+    *("pyggml.backend", "pyggml.graph", "pyggml.kernels", "pyggml.ops", "pyggml.quants", "pyggml.tensor"),
+    *("pyggml.tokenizer", "pyggml_rpc"),
+)
+
+
 def sources() -> dict[str, str]:
     """Dotted module name -> text, of every file of the three packages."""
     found = {}
@@ -72,11 +79,11 @@ def room_of(module: str) -> str:
     return ".".join(parts[:2]) if parts[0] == "pyggml" else parts[0]
 
 
-def imports(text: str, modules: dict[str, str]) -> Iterator[str]:
-    """Dotted names of all imports, also those inside functions; not those for type checkers alone."""
+def imports(text: str, modules: dict[str, str], types: bool = False) -> Iterator[str]:
+    """Dotted names of all imports, also those inside functions; those for type checkers alone only with `types`."""
     tree = ast.parse(text)
     for node in ast.walk(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+        if not types and isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
             node.body = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -109,6 +116,60 @@ def violations(modules: dict[str, str], of: str | None = None) -> list[str]:
                 if inside(module, a) and inside(name, b):
                     found.append(f"{module} imports {name}: {a} must not know {b}")
     return found
+
+
+def circles(modules: dict[str, str]) -> list[set[str]]:
+    """Modules that reach each other by imports of any kind: what is left when modules that import, or are imported by,
+    none of those left are taken away again and again."""
+    left = {
+        m: {i for i in imports(text, modules, types=True) if i in modules and i != m} for m, text in modules.items()
+    }
+    while True:
+        imported = set().union(*left.values()) if left else set()
+        ends = {m for m, targets in left.items() if not targets or m not in imported}
+        if not ends:
+            break
+        left = {m: targets - ends for m, targets in left.items() if m not in ends}
+    found: list[set[str]] = []
+    for module in left:
+        reached = reachable(left, module)
+        circle = {m for m in reached if module in reachable(left, m)}
+        if circle and circle not in found:
+            found.append(circle)
+    return found
+
+
+def reachable(arrows: dict[str, set[str]], start: str) -> set[str]:
+    reached: set[str] = set()
+    waiting = [start]
+    while waiting:
+        new = arrows[waiting.pop()] - reached
+        reached |= new
+        waiting += new
+    return reached
+
+
+def new_circles(modules: dict[str, str]) -> list[set[str]]:
+    return [circle for circle in circles(modules) if any(room_of(module) not in CIRCLES for module in circle)]
+
+
+def test_no_circles() -> None:
+    assert new_circles(sources()) == []
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        {"pyggml.api.evaluation": "from pyggml.api.llama import Llama"},
+        {"pyggml.runtime.sequence": "if TYPE_CHECKING:\n    from pyggml.runtime.generate import generate"},
+        {"pyggml.runtime.stops": "def f():\n    from pyggml.runtime import generate"},
+    ],
+)
+def test_a_planted_circle_is_found(planted: dict[str, str]) -> None:
+    modules = sources()
+    for module, text in planted.items():
+        modules[module] += f"\n{text}\n"
+        assert any(module in circle for circle in new_circles(modules))
 
 
 def test_doors_open_one_way() -> None:

@@ -166,7 +166,8 @@ class Completions(Evaluation):
         yield from self._pieces(answer)
         if self.cache is not None:
             with self._turns:
-                if self._slot.tokens == answer.tokens[: self.n_tokens]:  # nobody else has begun something since
+                n = self.n_tokens  # the last token may not be evaluated; and perhaps somebody else has begun something
+                if n >= len(answer.tokens) - 1 and self._slot.tokens == answer.tokens[:n]:
                     self.cache[answer.tokens] = self.save_state()
 
     def _chunks(

@@ -267,6 +267,8 @@ class Evaluation(LlamaFacts):
             if piece is None:
                 return
             yield piece
+            if piece.finish is not None:  # nothing more is computed: who has overtaken it does no harm
+                return
 
     longest_token_prefix = staticmethod(common_prefix)
 

@@ -1,17 +1,15 @@
 """Llama.create_chat_completion: what llama_cpp.Llama's users rely on, on a small model and the reference backend."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from text_model import EOT, write_text_model
+from text_model import EOT
 
 from pyggml import Llama
 from pyggml.api.arguments import ParameterError
-from pyggml.backend.reference import ReferenceDevice
 from pyggml.chat import ChatError
 from pyggml.errors import ContextError, GrammarError
 
@@ -19,25 +17,9 @@ TEMPLATE = (
     "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}{{ eos_token }}{% endfor %}"
     "{% if tools %}[{{ tools[0].function.name }}]{% endif %}{% if add_generation_prompt %}a:{% endif %}"
 )
+MODEL = {"n_ctx": 128, "template": TEMPLATE}
+LLAMA = {"n_ctx": 128, "logits_all": True}
 HELLO = [{"role": "user", "content": "hello"}]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def reference() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pyggml.backend.cpu.CPUDevice", ReferenceDevice)
-        yield
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text_model(tmp_path_factory.mktemp("chat") / "text.gguf", n_ctx=128, template=TEMPLATE)
-
-
-@pytest.fixture(scope="module")
-def llm(path: Path) -> Iterator[Llama]:
-    with Llama(path, n_ctx=128, logits_all=True, verbose=False) as llm:
-        yield llm
 
 
 class Script:

@@ -6,7 +6,6 @@ import math
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +17,9 @@ from text_model import BOS, EOT, N_VOCAB, write_text_model
 
 from pyggml import Llama
 from pyggml.api.arguments import NOT_IMPLEMENTED, ParameterError
-from pyggml.backend.reference import ReferenceDevice
 from pyggml.errors import ContextError, PyggmlError, SamplerError, StateError
 
-
-@pytest.fixture(scope="module", autouse=True)
-def reference() -> Iterator[None]:
-    """Engine tests need no kernels."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pyggml.backend.cpu.CPUDevice", ReferenceDevice)
-        yield
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text_model(tmp_path_factory.mktemp("engine") / "text.gguf")
-
-
-@pytest.fixture(scope="module")
-def llm(path: Path) -> Iterator[Llama]:
-    with Llama(path, n_ctx=64, logits_all=True, verbose=False) as llm:
-        yield llm
+LLAMA = {"n_ctx": 64, "logits_all": True}
 
 
 class Script:

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,33 +13,22 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_devices import FakeDevice
-from text_model import write_text_model
 
-from pyggml import Llama
+from pyggml import Llama, LlamaRAMCache
 from pyggml.api.turns import Turns
-from pyggml.backend.reference import ReferenceDevice
 from pyggml.errors import DeviceError, OvertakenError
 
 PROMPTS = ["hello", "world", "a b c", "hell", "or else", "d", "low", "he"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def reference() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pyggml.backend.cpu.CPUDevice", ReferenceDevice)
-        yield
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    return write_text_model(tmp_path_factory.mktemp("turns") / "text.gguf", template=template)
+MODEL = {"template": "{% for m in messages %}{{ m['content'] }}{% endfor %}"}
+LLAMA = {"n_ctx": 64, "logits_all": True}
 
 
 @pytest.fixture
-def llm(path: Path) -> Iterator[Llama]:
-    with Llama(path, n_ctx=64, logits_all=True, verbose=False) as llm:
-        yield llm
+def llm(open_llama: Callable[[], Llama]) -> Llama:
+    """Another one for each test."""
+    return open_llama()
 
 
 def said(answer: Any) -> str:
@@ -148,6 +137,19 @@ def test_a_call_in_the_middle_of_a_stream_ends_it(llm: Llama, call: Any, kind: s
         list(zip(stream, range(20), strict=False))
 
 
+def test_a_stream_overtaken_behind_its_last_token_keeps_nothing_in_the_cache(llm: Llama) -> None:
+    n = len(list(greedy(llm, "hello", stream=True)))
+    for call, kept in ((lambda: llm.eval([3]), 0), (llm.reset, 0), (lambda: llm.n_ctx(), 1)):
+        llm.set_cache(LlamaRAMCache())
+        assert llm.cache is not None
+        stream = greedy(llm, "hello", stream=True)
+        for _ in range(n - 1):
+            next(stream)
+        call()
+        assert [chunk["choices"][0]["finish_reason"] for chunk in stream] == ["length"]
+        assert len(llm.cache.cache_state) == kept
+
+
 def test_questions_in_the_middle_of_a_stream_do_not_end_it(llm: Llama) -> None:
     expected = said(greedy(llm, "hello"))
     text = ""
@@ -225,7 +227,7 @@ def test_with_a_seed_all_is_drawn_again(way: str, path: Path) -> None:
 
 FORKED = """
 import json, os, sys, threading
-from pyggml import Llama
+from pyggml import Llama, LlamaRAMCache
 
 llm = Llama(sys.argv[1], n_ctx=64, n_threads=2, verbose=False)
 say = lambda prompt: llm(prompt, max_tokens=8, temperature=0)["choices"][0]["text"]

@@ -4,26 +4,14 @@ Owns the step from the API's names to the chain; must not know a stage's formula
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from text_model import write_text_model
 
 from pyggml import Llama, LlamaGrammar
 from pyggml.api.arguments import ParameterError
-from pyggml.backend.reference import ReferenceDevice
 from pyggml.errors import GrammarError, SamplerError
-
-
-@pytest.fixture(scope="module")
-def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Llama]:
-    path = write_text_model(tmp_path_factory.mktemp("sampling") / "text.gguf")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pyggml.backend.cpu.CPUDevice", ReferenceDevice)
-        with Llama(path, n_ctx=64, verbose=False) as llm:
-            yield llm
 
 
 def names(llm: Llama, **sampling: Any) -> str:

@@ -4,7 +4,7 @@ the default model, and the leading space of SentencePiece."""
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,26 +17,13 @@ import pyggml
 from pyggml import Llama, LlamaRAMCache, LogitsProcessorList, StoppingCriteriaList
 from pyggml.api.arguments import CHAT_FORMATS, OLD_PARAMETERS, ParameterError
 from pyggml.api.scored_slot import ScoredSlot
-from pyggml.backend.reference import ReferenceDevice
 from pyggml.chat import built_in_names
 
 
-@pytest.fixture(scope="module", autouse=True)
-def reference() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pyggml.backend.cpu.CPUDevice", ReferenceDevice)
-        yield
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text_model(tmp_path_factory.mktemp("names") / "text.gguf")
-
-
 @pytest.fixture
-def llm(path: Path) -> Iterator[Llama]:
-    with Llama(path, n_ctx=64, verbose=False) as llm:
-        yield llm
+def llm(open_llama: Callable[[], Llama]) -> Llama:
+    """Another one for each test."""
+    return open_llama()
 
 
 def said(answer: Any) -> str:
