@@ -2,6 +2,7 @@
 
 usage: python tests/soak.py guardfuzz COUNT [--seed S] [--first N] [--ops OP,OP ...]
        python tests/soak.py hang-ups SECONDS [--threads N]
+       python tests/soak.py memory SECONDS [--mem MIB] [--clients N]
 """
 
 import argparse
@@ -60,6 +61,28 @@ def hang_ups(args: argparse.Namespace) -> int:
     return 0
 
 
+def memory(args: argparse.Namespace) -> int:
+    """Clients that want all of a server's memory, in every way (support/heavy_clients.py): what its process takes."""
+    import subprocess
+    import time
+
+    from heavy_clients import MIB, resident_of, run
+
+    command = [sys.executable, "-m", "pyggml_cli.rpc_server", "-p", "0", "-t", "2", "-m", str(args.mem)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        assert server.stdout is not None
+        line = next(line for line in server.stdout if "endpoint" in line)
+        seed = secrets.randbelow(1 << 31)
+        tally = run(line.split(":", 1)[1].strip(), server.pid, args.mem * MIB, args.seconds, seed, args.clients)
+        time.sleep(5)
+        after = resident_of(server.pid)
+        server.terminate()
+    done = ", ".join(f"{count} {name}" for name, count in sorted(tally.done.items()))
+    sizes = (size // MIB for size in (tally.before, tally.most, after))
+    print("-m {}: {} MiB at the start, {} at most, {} after 5 s alone; {}".format(args.mem, *sizes, done))
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -73,6 +96,11 @@ def main() -> int:
     hang.add_argument("seconds", type=float)
     hang.add_argument("--threads", type=int, default=2, help="of the server (default: 2)")
     hang.set_defaults(run=hang_ups)
+    heavy = commands.add_parser("memory", help=memory.__doc__)
+    heavy.add_argument("seconds", type=float)
+    heavy.add_argument("--mem", type=int, default=1000, help="MiB that the server lends (default: 1000)")
+    heavy.add_argument("--clients", type=int, default=16, help="at once (default: 16)")
+    heavy.set_defaults(run=memory)
     args = parser.parse_args()
     return int(args.run(args))
 

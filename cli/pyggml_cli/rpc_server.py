@@ -186,6 +186,7 @@ def _compiled(device: "Device") -> bool:
 def _serve(values: Values, wait: Callable[[], object]) -> int:
     from pyggml_rpc.addresses import bare_host, is_local
     from pyggml_rpc.cache import WeightCache
+    from pyggml_rpc.memory import return_early
     from pyggml_rpc.server import Server
     from pyggml_rpc.transport import Limits, Listener
     from pyggml_rpc.wire import PROTOCOLS
@@ -194,6 +195,7 @@ def _serve(values: Values, wait: Callable[[], object]) -> int:
     from pyggml.cachedir import cache_dir
     from pyggml_cli.devices import gpu_devices, local_devices, pick
 
+    return_early()
     _log(values.verbose or os.environ.get("GGML_RPC_DEBUG", "") not in ("", "0"))
     gpus = gpu_devices()
     if values.device is not None:

@@ -15,8 +15,12 @@ from pyggml.errors import DeviceError
 
 SHARE = 0.9  # of what the others have left, for one client
 MARGIN = 1 << 30  # bytes of a device's memory that are never lent; a sixteenth of it where that is less
-_malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+_libc = ctypes.CDLL(None) if os.name == "posix" else None
+_malloc_trim = getattr(_libc, "malloc_trim", None)
+_mallopt = getattr(_libc, "mallopt", None)
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h
 LITTLE, MOMENT = 1 << 20, 0.05  # bytes, seconds
+AT_ONCE = 1 << 20  # bytes from which memory goes back to the system when it is freed
 UNKNOWN = 1 << 62  # bytes; of a device that does not tell its memory
 
 
@@ -31,6 +35,18 @@ def resident() -> int:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0
+
+
+def return_early() -> None:
+    """Have the C library give what is freed back to the system, for the rest of this process; where it is glibc.
+
+    It would begin an arena for each of some threads, which keeps up to 64 MiB at its end that `malloc_trim` does not
+    reach; and after the first large allocations that are freed it would no longer map such ones. The interpreter's lock
+    lets one thread allocate at a time anyway.
+    """
+    if _mallopt is not None:
+        for option, value in ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, AT_ONCE), (M_TRIM_THRESHOLD, AT_ONCE)):
+            _mallopt(option, value)
 
 
 def trim() -> None:
