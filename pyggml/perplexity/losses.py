@@ -6,29 +6,19 @@ Follows tools/perplexity/perplexity.cpp (perplexity, log_softmax). Must not know
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyggml.errors import ContextError
+from pyggml.runtime.given import Decoder, rows
 
 Rows = NDArray[np.float32]
 Ids = NDArray[np.int32]
 
 LEAST = 3  # tokens of a chunk: with fewer the second half predicts nothing
 BATCH = 1 << 21  # logits whose exponentials are computed at a time
-
-
-class Decoder(Protocol):
-    """What is asked of a Context."""
-
-    @property
-    def n_ubatch(self) -> int: ...
-
-    def decode(
-        self, tokens: Ids, n_past: int | None = None, logits: Literal["last", "all", "none"] = "last"
-    ) -> Rows: ...
 
 
 class Scored(NamedTuple):
@@ -65,10 +55,8 @@ def score(
         following = mine[1:].copy()
         if bos is not None:
             mine[0] = bos
-        context.decode(mine[:first], 0, logits="none")
-        for i in range(first, n_ctx - 1, context.n_ubatch):
-            end = min(i + context.n_ubatch, n_ctx - 1)
-            yield Scored(chunk, context.decode(mine[i:end], logits="all"), following[i:end], end == n_ctx - 1)
+        for i, end, logits in rows(context, mine[:-1], first):
+            yield Scored(chunk, logits, following[i:end], end == n_ctx - 1)
 
 
 def log_sums(logits: Rows) -> tuple[Rows, NDArray[np.float64]]:
