@@ -131,7 +131,7 @@ class _Builder:
         for il, layer in enumerate(self.weights.layers):
             last = il == self.config.n_layer - 1
             if last and not self.n_outputs:
-                self.store(il, self.norm(cur, layer["attn_norm"]))  # the cache wants this layer's K and V, no more
+                self.store(il, self.norm(cur, layer["attn_norm"], f"attn_norm-{il}"))  # the cache wants this layer's K and V, no more
                 break
             cur = self.layer(il, cur, last)
         else:
