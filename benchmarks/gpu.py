@@ -24,9 +24,11 @@ from pyggml.backend.pack import pack
 from pyggml.backend.scheduler import Scheduler
 from pyggml.dtypes import GGMLType
 from pyggml.graph import build_forward
-from pyggml.model.architecture import Weights
-from pyggml.model.kv_cache import KVCache
-from pyggml.model.llama import Llama
+from pyggml.memory import MemoryOptions, allocate, make_memory
+from pyggml.model import make_modules
+from pyggml.model.graph import GraphBuilder, UbatchShape
+from pyggml.model.hparams import Hparams
+from pyggml.runtime.batch import Batch, split
 from pyggml.tensor import Tensor
 
 T = GGMLType
@@ -155,37 +157,37 @@ class Bench:
 
     def model(self, dtype: GGMLType, shape: dict[str, int], prompt: int = 512) -> dict[str, float]:
         """Tokens a second of a llama whose weights are all the same, with every layer on the card."""
-        llama = Llama()
         n_vocab = shape["vocab_size"]
         metadata: dict[str, Any] = {f"llama.{key}": value for key, value in shape.items()}
         metadata |= {"general.architecture": "llama", "llama.attention.layer_norm_rms_epsilon": 1e-5}
-        config = llama.config(metadata)
-        matrix = SimpleNamespace(ne=(config.n_embd, n_vocab, 1, 1), type=dtype)
-        names = {"token_embd.weight": matrix, "output.weight": matrix}
-        weights = Weights({}, [{} for _ in range(config.n_layer)])
-        for spec in llama.specs(config, names):
-            if spec.required:
-                weight = Tensor(dtype if len(spec.ne) > 1 else T.F32, spec.ne, name=spec.name)
-                target = weights.layers[spec.layer] if 0 <= spec.layer < config.n_layer else weights.top
-                target[spec.key] = weight
-        every = [*weights.top.values(), *(w for layer in weights.layers for w in layer.values())]
+        hp = Hparams(metadata, "llama")
+        matrix = SimpleNamespace(ne=(hp.n_embd, n_vocab, 1, 1), type=dtype)
+        modules = make_modules(hp, {"token_embd.weight": matrix, "output.weight": matrix})
+        every = []
+        for module in modules.modules():
+            for weight in module.own():
+                if weight.required:
+                    weight.tensor = Tensor(dtype if len(weight.ne) > 1 else T.F32, weight.ne, name=weight.name)
+                    every.append(weight.tensor)
         self.place(*every, usage=Usage.WEIGHTS)
         cpu = CPUDevice()
         scheduler = Scheduler([self.backend, cpu.open(1)])
-        head_k, head_v = config.n_embd_head_k, config.n_embd_head_v
-        cache = KVCache([self.device] * config.n_layer, 2 * prompt, head_k, head_v, config.n_head_kv)
+        memory = make_memory(modules.needs(), MemoryOptions(2 * prompt))
+        allocate(memory, [self.device] * hp.n_layer, lambda graph, inputs: None)
         found: dict[str, float] = {}
         for name, n_tokens, past in (("prefill", prompt, 0), ("decode", 1, prompt)):
-            n_kv = cache.n_kv(past + n_tokens)
-            built = llama.build(config, weights, cache, n_tokens, n_kv, 1)
+            memory.clear()
+            if past:
+                placed = memory.place(prompts(past, 0))
+                assert placed is not None
+                memory.commit(placed)
+            ub = prompts(n_tokens, past)
+            placement = memory.place(ub)
+            assert placement is not None
+            parts: Any = memory.shape(placement)
+            built = modules.build(GraphBuilder(hp, memory, UbatchShape(n_tokens, 1, parts)))
             schedule = scheduler.schedule(built.graph)
-            cells = np.arange(past, past + n_tokens)
-            inputs = [
-                (built.tokens, np.ones(n_tokens, np.int32)), (built.positions, cells.astype(np.int32)),
-                (built.k_rows, cells.astype(np.int64)), (built.mask, cache.mask(cells, n_kv)),
-            ]  # fmt: skip
-            if built.out_ids is not None:
-                inputs.append((built.out_ids, np.array([n_tokens - 1], np.int32)))
+            inputs = built.values(ub, placement)
             logits = built.logits
             assert logits is not None
 
@@ -197,12 +199,18 @@ class Bench:
 
             seconds = self.timed(run)
             found[f"{name} tokens/s"] = n_tokens / seconds
-        read = sum(w.nbytes for w in every) - weights.top["token_embd"].nbytes
+        read = sum(w.nbytes for w in every) - modules.token_embd.weight.value.nbytes
         found["decode bytes/s"] = read * found["decode tokens/s"]
-        cache.free()
+        memory.free()
         scheduler.close()
         self.free()
         return found
+
+
+def prompts(n: int, start: int) -> Any:
+    """A micro-batch of `n` tokens from position `start` on, of which the last is an output."""
+    ((ub, _),) = split(Batch.of(np.ones(n, np.int32), start), n, 1, 1)
+    return ub
 
 
 def library(k: int, n: int, m: int) -> dict[str, float] | None:

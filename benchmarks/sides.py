@@ -20,7 +20,7 @@ from peer_build import PeerMissing, ensure_peer  # noqa: E402
 
 OURS = """
 import json, sys, time
-from pyggml.model.context import Context
+from pyggml.runtime.context import Context
 from pyggml.model.model import Model
 p = json.loads(sys.argv[1])
 devices = []

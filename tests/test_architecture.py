@@ -20,7 +20,8 @@ ROWS = (
     ("pyggml.ops", "pyggml.graph", "pyggml.quants"),
     ("pyggml.alloc", "pyggml.kernels"),
     ("pyggml.backend", "pyggml.quantize"),
-    ("pyggml.model", "pyggml.inspection"),
+    ("pyggml.memory", "pyggml.inspection"),
+    ("pyggml.model",),
     ("pyggml.runtime",),
     ("pyggml.api", "pyggml.perplexity"),
     ("pyggml", "pyggml.__main__"),
@@ -190,7 +191,7 @@ PLANTED = {
     "pyggml.kernels.cuda.norm": "from numba import cuda",
     "pyggml_rpc.session": "import socket",
     "pyggml_rpc.server": "from pyggml_cli import cli",
-    "pyggml.model.llama": "import argparse",
+    "pyggml.model.arch.llama": "import argparse",
     "pyggml.pantry": "",
 }
 

@@ -288,7 +288,7 @@ def measure(
     """Run one test `reps` times after a warm-up. Raises ContextError, DeviceError, ComputeError."""
     from pyggml.backend.host import default_threads
     from pyggml.dtypes import GGMLType
-    from pyggml.model.context import Context
+    from pyggml.runtime.context import Context
     from pyggml.runtime.slot import Slot
     from pyggml.tokenizer import Tokenizer
 

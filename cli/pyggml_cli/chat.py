@@ -30,7 +30,7 @@ from pyggml_cli.verbose_prompt import show_prompt
 
 if TYPE_CHECKING:
     from pyggml.chat import Conversation, PlainDialogue
-    from pyggml.model.context import Context
+    from pyggml.runtime.context import Context
     from pyggml.runtime.prompt_cache import PromptCache
     from pyggml.runtime.slot import Slot
     from pyggml.sampler import SamplerChain
@@ -80,7 +80,7 @@ def plain(values: Values) -> bool:
 def chat(values: Values, first: str | None, make_chain: Callable[[Values, "Tokenizer", int], "SamplerChain"]) -> int:
     """Converse; `first` is the user's first message, if a flag brought it. The exit code."""
     from pyggml.chat import KEY, ChatTemplate, Conversation, PlainDialogue
-    from pyggml.model.context import Context
+    from pyggml.runtime.context import Context
     from pyggml.tokenizer import Tokenizer
     from pyggml_cli.loading import context_arguments, model_for, shown_compiling
 

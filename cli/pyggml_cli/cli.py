@@ -179,7 +179,7 @@ def _bash_script() -> str:
 
 def _complete(values: Values, prompt: str | None) -> int:
     """Continue `prompt`; None: what --prompt-cache holds."""
-    from pyggml.model.context import Context
+    from pyggml.runtime.context import Context
     from pyggml.tokenizer import Tokenizer
     from pyggml_cli.loading import context_arguments, model_for, shown_compiling
     from pyggml_cli.timings import RunTimings

@@ -58,8 +58,8 @@ def loaded(
 
 def model_for(values: Any) -> contextlib.AbstractContextManager[Model]:
     """The model that the flags of MODEL and DEVICES ask for, as `loaded` gives it. Raises UsageError, DeviceError."""
-    from pyggml.model.offload import chosen
     from pyggml.model.overrides import DENSE, EXPERTS, compiled, cpu_layers, parse_override
+    from pyggml.model.placement import chosen
     from pyggml.model.rope_options import RopeOptions
 
     path = model_path(values.model, values.offline)

@@ -32,9 +32,9 @@ from pyggml_cli.other_flags import NO_DIFFERENCE, NOT_HERE
 from pyggml_cli.text_files import read_bytes
 
 if TYPE_CHECKING:
-    from pyggml.model.context import Context
     from pyggml.model.model import Model
     from pyggml.perplexity import BaseFile, Divergence, Losses
+    from pyggml.runtime.context import Context
     from pyggml.tokenizer import Tokenizer
 
 N_CTX = 512
@@ -175,7 +175,7 @@ def _bos(tokenizer: "Tokenizer") -> int | None:
 
 @contextlib.contextmanager
 def _context(values: Values, model: "Model", n_ctx: int) -> "Iterator[Context]":
-    from pyggml.model.context import Context
+    from pyggml.runtime.context import Context
     from pyggml_cli.loading import context_arguments
 
     if n_ctx > model.config.n_ctx_train:

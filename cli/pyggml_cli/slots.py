@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pyggml_cli.flags import Values
 
 if TYPE_CHECKING:
-    from pyggml.model.context import Context
+    from pyggml.runtime.context import Context
     from pyggml.runtime.prompt_cache import PromptCache
     from pyggml.runtime.slot import Slot
 

@@ -32,12 +32,12 @@ from pyggml.api.state import LlamaState
 from pyggml.api.turns import Turns
 from pyggml.errors import StateError
 from pyggml.grammar import LlamaGrammar
-from pyggml.model.state import State, parts
 from pyggml.prefix import common_prefix
 from pyggml.runtime.generate import generate
 from pyggml.runtime.logprobs import log_softmax
 from pyggml.runtime.sequence import Piece, Sampler
 from pyggml.runtime.sequence import Sequence as Text
+from pyggml.runtime.state import State, parts
 from pyggml.sampler import LLAMA_DEFAULT_SEED, SamplerChain
 
 

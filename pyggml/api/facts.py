@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 
-from pyggml.model.context import Context
+from pyggml.runtime.context import Context
 from pyggml.tokenizer import Tokenizer
 
 

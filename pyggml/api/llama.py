@@ -34,10 +34,10 @@ from pyggml.chat import built_in_names
 from pyggml.default_model import default_model, is_default
 from pyggml.dtypes import GGMLType
 from pyggml.errors import ContextError
-from pyggml.model.context import Context
 from pyggml.model.model import Model
-from pyggml.model.offload import chosen
+from pyggml.model.placement import chosen
 from pyggml.model.rope_options import RopeOptions
+from pyggml.runtime.context import Context
 from pyggml.sampler import LLAMA_DEFAULT_SEED
 from pyggml.tokenizer import Tokenizer
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyggml.errors import ContextError
-from pyggml.model.context import Context
+from pyggml.runtime.context import Context
 from pyggml.runtime.slot import Slot
 
 F32 = NDArray[np.float32]

@@ -1,27 +1,42 @@
-"""Models: what general.architecture says, weights on their devices, a context that decodes tokens.
+"""Models: what general.architecture says, weights on their devices, the graph of a micro-batch.
 
-Owns the list of architectures, one file each, named as the file's general.architecture; knows no tokenizer.
+Owns the choice of a file in `arch/`; knows no tokenizer, and no sequence of tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import pkgutil
+from collections.abc import Mapping
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyggml.errors import ModelError
-from pyggml.model.architecture import Architecture
+from pyggml.model import arch
+from pyggml.model.hparams import Hparams
+from pyggml.model.module import bind
 
-ARCHITECTURES: dict[str, str] = {"llama": "Llama"}
-"""general.architecture -> the class in the file of that name."""
+if TYPE_CHECKING:
+    from pyggml.model.layers import CausalLM
 
 
-def architecture_of(metadata: Mapping[str, Any]) -> Architecture:
-    """Raises ModelError, listing those supported."""
+def architectures() -> list[str]:
+    """Values of general.architecture that are known: the files of arch/."""
+    return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(arch.__path__))
+
+
+def architecture_of(metadata: Mapping[str, Any]) -> str:
+    """What general.architecture says. Raises ModelError, listing those supported."""
     name = metadata.get("general.architecture")
     if not isinstance(name, str):
         raise ModelError("key general.architecture is missing")
-    if name not in ARCHITECTURES:
-        raise ModelError(f"architecture {name!r} is unknown here; supported: {', '.join(sorted(ARCHITECTURES))}")
-    make: Callable[[], Architecture] = getattr(import_module(f"pyggml.model.{name}"), ARCHITECTURES[name])
-    return make()
+    if name.replace("_", "-") not in architectures():
+        raise ModelError(f"architecture {name!r} is unknown here; supported: {', '.join(architectures())}")
+    return name
+
+
+def make_modules(hp: Hparams, tensors: Mapping[str, Any]) -> CausalLM:
+    """The modules of hp.architecture, their weights named and without tensors; `tensors` are the file's, by name, with `ne`
+    and `type`. Raises ModelError."""
+    made: CausalLM = import_module(f"{arch.__name__}.{hp.architecture.replace('-', '_')}").Model(hp, tensors)
+    bind(made, hp.n_layer)
+    return made

@@ -1,6 +1,6 @@
 """A model file's weights, each on its device: mapped where the local CPU computes, uploaded elsewhere.
 
-Owns the choice of place and the upload; knows no graph and no token.
+Owns loading and the upload; knows no token. Which device a weight goes to is placement.py's business.
 """
 
 from __future__ import annotations
@@ -9,21 +9,19 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence, Sized
 
-from pyggml import ops
 from pyggml.backend.base import Buffer, Device, Usage
 from pyggml.backend.host import HostBuffer
 from pyggml.backend.pack import pack
-from pyggml.dtypes import GGMLType
 from pyggml.errors import ModelError, PyggmlError
 from pyggml.gguf import GGUFFile, TensorInfo
-from pyggml.model import architecture_of
-from pyggml.model.architecture import INPUT_LAYER, Architecture, Spec, Weights
-from pyggml.model.config import Config
-from pyggml.model.offload import split_layers
+from pyggml.model import architecture_of, make_modules
+from pyggml.model.hparams import Hparams
+from pyggml.model.layers import CausalLM
+from pyggml.model.module import INPUT_LAYER, Weight
 from pyggml.model.overrides import Override, Value, device_for, override_metadata
+from pyggml.model.placement import readers, split_layers, why_not
 from pyggml.model.rope_options import RopeOptions
 from pyggml.model.weights import check_tensors, lock
-from pyggml.ops import Op
 from pyggml.quants import QUANTS
 from pyggml.tensor import Tensor
 
@@ -41,24 +39,23 @@ class Model:
 
     file           the GGUF file, with the metadata
     config         hyper-parameters
+    modules        the layers, with their weights
     n_vocab        tokens
     cpu, devices   the local CPU; those that layers were offloaded to
     layer_devices  of layers 0 to n_layer - 1 and, last, of the output
     """
 
-    def __init__(self, file: GGUFFile, architecture: Architecture, config: Config, cpu: Device) -> None:
+    def __init__(self, file: GGUFFile, config: Hparams, modules: CausalLM, cpu: Device) -> None:
         self.file = file
-        self.architecture = architecture
         self.config = config
+        self.modules = modules
+        self.n_vocab = modules.n_vocab
         self.cpu = cpu
         self.devices: list[Device] = []
         self.layer_devices: list[Device] = []
-        self.weights = Weights(layers=[{} for _ in range(config.n_layer)])
-        self.n_vocab = 0
         self._buffers: list[Buffer] = []
         self._process = os.getpid()
         self._mapped = False
-        self._asked: set[str] = set()  # names of tensors, there or not, that the architecture wants
 
     @classmethod
     def load(
@@ -94,9 +91,8 @@ class Model:
             override_metadata(file, metadata or {})
             if check:
                 check_tensors(file.tensors.values(), progress or _unseen)
-            architecture = architecture_of(file.metadata)
-            config = (rope or RopeOptions()).apply(architecture.config(file.metadata))
-            model = cls(file, architecture, config, cpu or _default_cpu())
+            config = Hparams(file.metadata, architecture_of(file.metadata), rope)
+            model = cls(file, config, make_modules(config, file.tensors), cpu or _default_cpu())
             model._spread(devices, n_gpu_layers, tensor_split)
             model.devices += [d for d in _used(overrides) if d is not model.cpu and d not in model.devices]
             model._place(overrides, use_mmap, progress or _unseen)
@@ -122,34 +118,41 @@ class Model:
     def _place(self, overrides: Sequence[Override], use_mmap: bool, progress: Progress) -> None:
         """Make a tensor for each weight, map or upload it."""
         uploads: dict[int, tuple[Device, dict[str, Tensor]]] = {id(d): (d, {}) for d in (*self.devices, self.cpu)}
-        for spec in self.architecture.specs(self.config, self.file.tensors):
-            self._asked.add(spec.name)
-            info = self.file.tensors.get(spec.name)
-            if info is None:
-                if spec.required:
-                    raise ModelError(f"tensor {spec.name} is missing")
-                continue
-            weight = _checked(spec, info)
-            device = self.cpu if spec.layer == INPUT_LAYER else self.layer_devices[spec.layer]
-            device = device_for(spec.name, overrides, device)
-            if device is not self.cpu and not device.supports_op(probe(weight, spec.op)):
+        found = self._find()
+        reading = readers(self.modules)
+        for weight, info in found:
+            nodes = reading.get(id(weight.value), [])
+            device = self.cpu if weight.layer == INPUT_LAYER else self.layer_devices[weight.layer]
+            device = device_for(weight.name, overrides, device)
+            if device is not self.cpu and why_not(device, nodes) is not None:
                 device = self.cpu
-            if device is self.cpu:
-                why = None if device.supports_op(p := probe(weight, spec.op)) else device.why_not(p)
-                if why is not None:
-                    known = ", ".join(t.name for t in QUANTS)
-                    raise ModelError(f"tensor {spec.name} is {info.type.name}: {why} (known types: {known})")
+            if device is self.cpu and (why := why_not(device, nodes)) is not None:
+                known = ", ".join(t.name for t in QUANTS)
+                raise ModelError(f"tensor {weight.name} is {info.type.name}: {why} (known types: {known})")
             if device is self.cpu and use_mmap:
                 self._mapped = True
-                HostBuffer.wrap(device, info.data, Usage.WEIGHTS).place(weight, 0)
+                HostBuffer.wrap(device, info.data, Usage.WEIGHTS).place(weight.value, 0)
             else:
-                weight = uploads[id(device)][1].setdefault(spec.name, weight)
-            repeating = 0 <= spec.layer < self.config.n_layer
-            (self.weights.layers[spec.layer] if repeating else self.weights.top)[spec.key] = weight
-        self.n_vocab = self.weights.top["token_embd"].ne[1]
+                weight.tensor = uploads[id(device)][1].setdefault(weight.name, weight.value)
         self._check_vocabulary()
-        self._check_all_read()
         self._upload([u for u in uploads.values() if u[1]], progress)
+
+    def _find(self) -> list[tuple[Weight, TensorInfo]]:
+        """The weights that the file has, each with a tensor now. Raises ModelError for what is missing or not known."""
+        found: list[tuple[Weight, TensorInfo]] = []
+        known: set[str] = set()
+        for module in self.modules.modules():
+            for weight in module.wanted(self.file.tensors):
+                known.add(weight.name)
+                info = self.file.tensors.get(weight.name)
+                if info is not None:
+                    weight.tensor = _checked(weight, info)
+                    found.append((weight, info))
+                elif weight.required:
+                    raise ModelError(f"tensor {weight.name} is missing")
+            known.update(module.passed_over(self.file.tensors))
+        self._check_all_read(known)
+        return found
 
     def _check_vocabulary(self) -> None:
         """Rows of the embedding are tokens: another number of either is another model's (llama.cpp: n_vocab)."""
@@ -160,14 +163,13 @@ class Model:
         elif isinstance(tokens := metadata.get("tokenizer.ggml.tokens"), Sized):
             n_tokens = len(tokens)
         if n_tokens is not None and n_tokens != self.n_vocab:
-            ne0 = self.weights.top["token_embd"].ne[0]
+            ne0 = self.config.n_embd
             raise ModelError(
                 f"tensor token_embd.weight is {[ne0, self.n_vocab]}, must be {[ne0, n_tokens]}: {what} {n_tokens} tokens"
             )
 
-    def _check_all_read(self) -> None:
+    def _check_all_read(self, known: set[str]) -> None:
         """A tensor that no node reads means that the model is another one than will be computed (done_getting_tensors)."""
-        known = {*self._asked, *self.architecture.unread(self.config, self.file.tensors)}
         if unread := [name for name in self.file.tensors if name not in known]:
             more = f" (nor {len(unread) - 1} others)" if len(unread) > 1 else ""
             what = f"a {self.config.architecture} model of {self.config.n_layer} layers"
@@ -198,8 +200,15 @@ class Model:
 
     def _host_weights(self) -> list[Tensor]:
         """Those in this machine's memory, each once."""
-        weights = [w for group in (self.weights.top, *self.weights.layers) for w in group.values()]
-        return list({w.data: w for w in weights if isinstance(w.buffer, HostBuffer)}.values())
+        return list({w.data: w for w in self.tensors() if isinstance(w.buffer, HostBuffer)}.values())
+
+    def tensors(self) -> list[Tensor]:
+        """Those of all weights that are there; a tied output is one of its own."""
+        return [w.tensor for m in self.modules.modules() for w in m.own() if w.tensor is not None]
+
+    def tensor(self, name: str) -> Tensor:
+        """The weight of this name. Raises KeyError."""
+        return {t.name: t for t in reversed(self.tensors())}[name]
 
     def check_file(self) -> None:
         """Raises GGUFError when weights are used as they lie in the file, and it has become shorter."""
@@ -208,7 +217,9 @@ class Model:
 
     def close(self) -> None:
         """Free the weights on devices and close the file."""
-        self.weights = Weights()
+        for module in self.modules.modules():
+            for weight in module.own():
+                weight.tensor = None
         if self._process == os.getpid():  # else they belong to the process that this one was forked from
             for buffer in self._buffers:
                 buffer.free()
@@ -216,29 +227,12 @@ class Model:
         self.file.close()
 
 
-def probe(weight: Tensor, op: Op) -> Tensor:
-    """A node that uses the weight as the model will: what a device is asked before it gets the weight."""
-    ne0 = weight.ne[0]
-    if op == Op.GET_ROWS:
-        return ops.get_rows(weight, Tensor(GGMLType.I32, (1,)))
-    if op == Op.MUL_MAT:
-        return ops.mul_mat(weight, Tensor(GGMLType.F32, (ne0, 1)))
-    if op == Op.MUL_MAT_ID:
-        return ops.mul_mat_id(weight, Tensor(GGMLType.F32, (ne0, 1, 1)), Tensor(GGMLType.I32, (1, 1)))
-    if op == Op.REPEAT:
-        return ops.repeat(ops.reshape(weight, 1, ne0), 1, ne0, 2)
-    if op == Op.ROPE:
-        return ops.rope(Tensor(GGMLType.F32, (2 * ne0, 1, 1)), Tensor(GGMLType.I32, (1,)), 2 * ne0, factors=weight)
-    assert op in (Op.MUL, Op.ADD), op
-    return (ops.mul if op == Op.MUL else ops.add)(Tensor(GGMLType.F32, (ne0, 1)), weight)
-
-
-def _checked(spec: Spec, info: TensorInfo) -> Tensor:
+def _checked(weight: Weight, info: TensorInfo) -> Tensor:
     """The weight as a tensor. Raises ModelError when the file's shape is another."""
-    ne = (*spec.ne, 1, 1, 1)[:4]
+    ne = (*weight.ne, 1, 1, 1)[:4]
     if info.ne != ne:
-        raise ModelError(f"tensor {spec.name} is {list(info.ne)}, must be {list(ne)}")
-    return Tensor(info.type, ne, name=spec.name)
+        raise ModelError(f"tensor {weight.name} is {list(info.ne)}, must be {list(ne)}")
+    return Tensor(info.type, ne, name=weight.name)
 
 
 def _used(overrides: Sequence[Override]) -> list[Device]:

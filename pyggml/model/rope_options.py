@@ -1,4 +1,4 @@
-"""What a user may say about rotary positions in place of the model file.
+"""How positions are scaled: what the file says, and what a user may say in place of it.
 
 Owns the rule by which llama.cpp joins both (llama-context.cpp: the constructor of llama_context); must not know a graph.
 """
@@ -9,7 +9,50 @@ import math
 from dataclasses import dataclass, fields, replace
 
 from pyggml.errors import ModelError
-from pyggml.model.config import F32_MAX, MAX_NUMBER, Config
+from pyggml.model.keys import F32_MAX, MAX_NUMBER, Keys
+
+SCALINGS = ("none", "linear", "yarn", "longrope")
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """`freq_scale` multiplies positions: 1 / the file's scaling factor, also where `scaling` is none; RopeOptions.apply
+    makes of it what counts."""
+
+    scaling: str
+    freq_base: float
+    freq_scale: float
+    ext_factor: float  # how much of yarn; -1: all of it where it is the scaling
+    attn_factor: float
+    beta_fast: float
+    beta_slow: float
+    n_ctx_orig: int
+    n_ctx_short: int  # longrope: in a larger context the factors for long ones count
+
+    @classmethod
+    def read(cls, keys: Keys, n_ctx_train: int) -> RopeScaling:
+        """Of the file. Raises ModelError naming the key."""
+        architecture = keys.architecture
+        scaling = keys.choice("rope.scaling.type", SCALINGS, "linear")
+        # the older key is read when the newer one is missing; 0 stands for "no scaling"
+        factor = keys.f32("rope.scaling.factor", keys.f32("rope.scale_linear", 0.0, positive=False), positive=False)
+        if factor < 0:
+            raise ModelError(f"key {architecture}.rope.scaling.factor is {factor}, must not be negative")
+        if factor and factor < 1 / F32_MAX:
+            raise ModelError(
+                f"key {architecture}.rope.scaling.factor is {factor}, must be 0 or at least {1 / F32_MAX:.1e}"
+            )
+        return cls(
+            scaling=scaling,
+            freq_base=keys.f32("rope.freq_base", 10000.0),
+            freq_scale=1.0 / factor if factor else 1.0,
+            ext_factor=-1.0,
+            attn_factor=keys.f32("rope.scaling.attn_factor", 1.0),
+            beta_fast=32.0,
+            beta_slow=1.0,
+            n_ctx_orig=keys.u32("rope.scaling.original_context_length", n_ctx_train),
+            n_ctx_short=keys.u32("rope.scaling.original_context_length", n_ctx_train),
+        )
 
 
 @dataclass(frozen=True)
@@ -37,10 +80,10 @@ class RopeOptions:
         if not isinstance(self.n_ctx_orig, int):
             raise ModelError(f"rope n_ctx_orig {self.n_ctx_orig}: must be a whole number")
 
-    def apply(self, config: Config) -> Config:
-        """The hyper-parameters in use."""
-        scaling = self.scaling or config.rope_scaling
-        scale = self.freq_scale or config.rope_freq_scale
+    def apply(self, file: RopeScaling) -> RopeScaling:
+        """The numbers in use."""
+        scaling = self.scaling or file.scaling
+        scale = self.freq_scale or file.freq_scale
         if scaling == "none":
             scale = 1.0
         ext = self.ext_factor if self.ext_factor >= 0 else float(scaling == "yarn")
@@ -49,17 +92,17 @@ class RopeOptions:
             whole = 1.0 + 0.1 * math.log(1 / scale)
             attn = max(whole, 1.0) / whole if whole else math.inf
         applied = replace(
-            config,
-            rope_freq_base=self.freq_base or config.rope_freq_base,
-            rope_freq_scale=scale,
-            rope_ext_factor=ext,
-            rope_attn_factor=attn * config.rope_attn_factor,
-            rope_beta_fast=self.beta_fast if self.beta_fast >= 0 else config.rope_beta_fast,
-            rope_beta_slow=self.beta_slow if self.beta_slow >= 0 else config.rope_beta_slow,
-            rope_n_ctx_orig=self.n_ctx_orig or config.rope_n_ctx_orig,
+            file,
+            freq_base=self.freq_base or file.freq_base,
+            freq_scale=scale,
+            ext_factor=ext,
+            attn_factor=attn * file.attn_factor,
+            beta_fast=self.beta_fast if self.beta_fast >= 0 else file.beta_fast,
+            beta_slow=self.beta_slow if self.beta_slow >= 0 else file.beta_slow,
+            n_ctx_orig=self.n_ctx_orig or file.n_ctx_orig,
         )
         for name in ("freq_base", "freq_scale", "ext_factor", "attn_factor", "beta_fast", "beta_slow", "n_ctx_orig"):
-            value, most = getattr(applied, f"rope_{name}"), MAX_NUMBER if name == "n_ctx_orig" else F32_MAX
+            value, most = getattr(applied, name), MAX_NUMBER if name == "n_ctx_orig" else F32_MAX
             if not -most <= value <= most:
                 raise ModelError(f"rope {name} would be {value}, at most {most} is possible")
         return applied

@@ -11,10 +11,11 @@ from pyggml.backend.pack import pack
 from pyggml.backend.scheduler import Scheduler
 from pyggml.dtypes import GGMLType
 from pyggml.jit import Job
-from pyggml.model import architecture_of
-from pyggml.model.architecture import Weights
-from pyggml.model.kv_cache import KVCache
-from pyggml.ops import Op
+from pyggml.memory import MemoryOptions, allocate, make_memory
+from pyggml.memory.kv_tensors import KVShape
+from pyggml.model import make_modules
+from pyggml.model.graph import GraphBuilder, UbatchShape
+from pyggml.model.hparams import Hparams
 from pyggml.tensor import Tensor
 
 TYPES = (GGMLType.Q4_K, GGMLType.Q6_K, GGMLType.Q8_0, GGMLType.Q4_0, GGMLType.F16)
@@ -56,28 +57,25 @@ def usual_kernels(device: Device) -> list[Job]:
 
 
 def _jobs(device: Device, scheduler: Scheduler, dtype: GGMLType, head: int, transposed: bool) -> list[Job]:
-    metadata = _metadata(head)
-    architecture = architecture_of(metadata)
-    config = architecture.config(metadata)
-    weights = Weights(layers=[{}])
-    vocabulary = Tensor(dtype, (_EMBD, _VOCAB), name="token_embd.weight")
-    for spec in architecture.specs(config, {"token_embd.weight": vocabulary}):
-        if spec.required:
-            kept = dtype if spec.op in (Op.MUL_MAT, Op.GET_ROWS) else GGMLType.F32
-            group = weights.layers[0] if spec.layer == 0 else weights.top
-            group[spec.key] = Tensor(kept, (*spec.ne, 1, 1, 1)[:4], name=spec.name)
-    cache = KVCache(
-        [device], CELLS, config.n_embd_head_k, config.n_embd_head_v, config.n_head_kv, transposed_v=transposed
-    )
+    hp = Hparams(_metadata(head), "llama")
+    modules = make_modules(hp, {"token_embd.weight": Tensor(dtype, (_EMBD, _VOCAB), name="token_embd.weight")})
+    weights = []
+    for module in modules.modules():
+        for weight in module.own():
+            if weight.required:
+                weight.tensor = Tensor(dtype if len(weight.ne) > 1 else GGMLType.F32, weight.ne, name=weight.name)
+                weights.append(weight.tensor)
+    memory = make_memory(modules.needs(), MemoryOptions(CELLS, transposed_v=transposed))
     buffers: list[Buffer] = []
     jobs: list[Job] = []
     try:
-        buffers += pack(device, [*weights.top.values(), *weights.layers[0].values()], Usage.WEIGHTS)
+        allocate(memory, [device], lambda graph, inputs: None)
+        buffers += pack(device, weights, Usage.WEIGHTS)
         for n_tokens in (PROMPT, 1):
-            built = architecture.build(config, weights, cache, n_tokens, CELLS, 1)
+            built = modules.build(GraphBuilder(hp, memory, UbatchShape(n_tokens, 1, (KVShape(CELLS),))))
             jobs += scheduler.schedule(built.graph).begin()
     finally:
-        cache.free()
+        memory.free()
         for buffer in buffers:
             buffer.free()
     return jobs

@@ -50,12 +50,14 @@ def _flash_attn_ext(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
 
 def flash_attn_ext(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, max_bias: float = 0.0, softcap: float = 0.0,
-    name: str = "",
+    sinks: Tensor | None = None, name: str = "",
 ) -> Tensor:  # fmt: skip
     """softmax(q k^T * scale + mask) v, fused.
 
-    q (head, n_tokens, n_head), k (head, n_kv, n_head_kv), v (head_v, n_kv, n_head_kv), mask F16 (n_kv, >= n_tokens)
-    -> F32 (head_v, n_head, n_tokens).
+    q (head, n_tokens, n_head), k (head, n_kv, n_head_kv), v (head_v, n_kv, n_head_kv), mask F16 (n_kv, >= n_tokens), sinks
+    F32 (n_head): a score each that no value goes with -> F32 (head_v, n_head, n_tokens). Dimension 3 counts streams.
     """
-    src = (q, k, v) if mask is None else (q, k, v, mask)
+    src: tuple[Tensor | None, ...] = (q, k, v) if mask is None else (q, k, v, mask)
+    if sinks is not None:
+        src = (q, k, v, mask, sinks)
     return build(Op.FLASH_ATTN_EXT, src, pack_params("3f", scale, max_bias, softcap), name)

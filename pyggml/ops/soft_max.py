@@ -45,10 +45,13 @@ def _soft_max(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
 
 def soft_max(
     a: Tensor, mask: Tensor | None = None, scale: float = 1.0, max_bias: float = 0.0, name: str = "",
-    inplace: bool = False,
+    inplace: bool = False, sinks: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """softmax(a * scale + mask) of each row; mask (ne0, rows), F16 or F32, repeated over dimensions 2 and 3."""
-    src = (a,) if mask is None else (a, mask)
+    """softmax(a * scale + mask) of each row; mask (ne0, rows), F16 or F32, repeated over dimensions 2 and 3; sinks F32
+    (ne2): a score a row that is left out of the result."""
+    src: tuple[Tensor | None, ...] = (a,) if mask is None else (a, mask)
+    if sinks is not None:
+        src = (a, mask, sinks)
     return build(Op.SOFT_MAX, src, pack_params("ff", scale, max_bias), name, a if inplace else None)
 
 

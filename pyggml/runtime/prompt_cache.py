@@ -1,7 +1,7 @@
 """The state of a prompt, and of all the text if wanted, in a file from run to run.
 
 Owns when a state is read and written, as llama.cpp's completion tool does it (tools/completion/completion.cpp); must
-not know the file's format (pyggml/model/state.py).
+not know the file's format (state.py).
 """
 
 import os
@@ -12,7 +12,7 @@ from pyggml.prefix import common_prefix
 from pyggml.runtime.slot import Slot
 
 if TYPE_CHECKING:
-    from pyggml.model.context import Context
+    from pyggml.runtime.context import Context
 
 
 class PromptCache:
@@ -29,7 +29,7 @@ class PromptCache:
     ) -> None:
         """Read the file. `tell` is called with a line on what it holds. Raises StateError when it is damaged or belongs to
         something else."""
-        from pyggml.model.state import State
+        from pyggml.runtime.state import State
 
         self.path = path
         self.writes = path is not None and not read_only
@@ -65,7 +65,7 @@ class PromptCache:
             self._save(slot.tokens)
 
     def _save(self, tokens: Sequence[int]) -> None:
-        from pyggml.model.state import save
+        from pyggml.runtime.state import save
 
         assert self.path is not None
         self._state = None  # it may be mapped from the file that is replaced now

@@ -409,7 +409,7 @@ def test_where_weights_are_read_and_kept(path: Path, caplog: pytest.LogCaptureFi
         assert llm.n_ctx() == 48
         llm.eval([1, 2, 3])
         assert (llm.context._n_threads, llm.context._n_threads_batch) == (1, 2)
-        weight = llm.context.model.weights.top["token_embd"]
+        weight = llm.context.model.tensor("token_embd.weight")
         assert weight.data != llm.context.model.file.tensors[weight.name].data.ctypes.data
 
 

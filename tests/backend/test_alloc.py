@@ -14,8 +14,8 @@ from pyggml.alloc import INPLACE_OPS, Arena, Step, place_tensors, root_of, steps
 from pyggml.backend.reference import ReferenceDevice
 from pyggml.dtypes import GGMLType
 from pyggml.graph import build_forward
-from pyggml.model.context import Context
 from pyggml.model.model import Model
+from pyggml.runtime.context import Context
 from pyggml.tensor import Flag, Tensor
 
 ALIGNMENT = 32

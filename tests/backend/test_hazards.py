@@ -24,8 +24,8 @@ from pyggml.backend.spans import Spans, first_fit
 from pyggml.dtypes import GGMLType
 from pyggml.errors import ComputeError, WorkMemoryError
 from pyggml.graph import Graph
-from pyggml.model.context import Context
 from pyggml.model.model import Model
+from pyggml.runtime.context import Context
 from pyggml.tensor import Flag, Tensor
 
 

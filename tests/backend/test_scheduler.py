@@ -20,10 +20,10 @@ from pyggml.backend.scheduler import Scheduler, carry
 from pyggml.dtypes import GGMLType
 from pyggml.errors import ComputeError, DeviceError, UnsupportedError
 from pyggml.graph import build_forward
-from pyggml.model.context import Context
 from pyggml.model.model import Model
-from pyggml.model.offload import split_layers
+from pyggml.model.placement import split_layers
 from pyggml.ops import Op
+from pyggml.runtime.context import Context
 from pyggml.tensor import Flag, Tensor
 
 TOKENS = [5, 9, 2, 77, 31, 8, 40]
@@ -343,7 +343,7 @@ def test_weights_on_the_cpu_are_not_copied_and_uploads_are_reported(model_path):
     seen = []
     model = Model.load(model_path, cpu=cpu, devices=[a], n_gpu_layers=3, progress=lambda *p: seen.append(p))
     assert not cpu.buffers and not cpu.written
-    layer = model.weights.layers[0]["attn_q"]
+    layer = model.tensor("blk.0.attn_q.weight")
     assert layer.data == model.file.tensors["blk.0.attn_q.weight"].data.ctypes.data
     done = [d for d, _ in seen]
     total = sum(

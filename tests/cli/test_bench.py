@@ -159,7 +159,7 @@ def test_two_outputs_and_progress(call: Callable[..., Any], model: Path, referen
 
 def test_work_done(model: Path, reference: None, call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """The warm-up, then as many runs as wanted, each from the same depth."""
-    from pyggml.model.context import Context
+    from pyggml.runtime.context import Context
 
     seen: list[tuple[int, int]] = []
     decode = Context.decode

@@ -22,7 +22,7 @@ from pyggml_cli.chat import WAYS_OUT
 from pyggml_cli.line_editor import LineEditor
 from text_model import EOT, write_text_model
 
-from pyggml.model.context import Context
+from pyggml.runtime.context import Context
 
 TEMPLATE = (
     "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}{{ eos_token }}{% endfor %}"

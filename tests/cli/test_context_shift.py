@@ -14,8 +14,8 @@ from pyggml_cli.slots import slot_for
 from text_model import write_text_model
 
 from pyggml.dtypes import GGMLType
-from pyggml.model.context import Context
 from pyggml.model.model import Model
+from pyggml.runtime.context import Context
 from pyggml.runtime.slot import Slot
 from pyggml.tokenizer import Tokenizer
 
@@ -200,7 +200,7 @@ def test_a_cache_of_blocks_goes_on_as_the_peers(
         return float((np.exp(p) * (p - q)).sum(-1).mean())
 
     assert divergence() < limit
-    monkeypatch.setattr("pyggml.model.shift.rotated", lambda x, _: x)  # keys are turned as they lie
+    monkeypatch.setattr("pyggml.memory.shift.rotated", lambda x, _: x)  # keys are turned as they lie
     assert divergence() > 3 * limit
     context.close(), model.close()
 

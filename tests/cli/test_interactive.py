@@ -13,7 +13,7 @@ from pyggml_cli.completion_flags import ROWS
 from pyggml_cli.flags import parse
 from text_model import BOS, EOT, write_text_model
 
-from pyggml.model.context import Context
+from pyggml.runtime.context import Context
 
 SAY = "hm U:"
 

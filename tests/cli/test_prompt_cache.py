@@ -10,7 +10,7 @@ import pytest
 from pyggml_cli import cli
 from text_model import write_text_model
 
-from pyggml.model.state import State
+from pyggml.runtime.state import State
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from tiny_model import N_VOCAB, write_llama
 from pyggml.backend.reference import ReferenceDevice
 from pyggml.dtypes import GGMLType
 from pyggml.kernels.cuda.spec import Spec
-from pyggml.model.context import Context
 from pyggml.model.model import Model
+from pyggml.runtime.context import Context
 
 Q = gguf.GGMLQuantizationType
 TOKENS = [int(t) for t in np.random.default_rng(0).integers(0, N_VOCAB, 12)]

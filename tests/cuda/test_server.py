@@ -22,8 +22,8 @@ from pyggml.backend.cpu import CPUDevice
 from pyggml.backend.reference import ReferenceDevice
 from pyggml.dtypes import GGMLType
 from pyggml.errors import DeviceError
-from pyggml.model.context import Context
 from pyggml.model.model import Model
+from pyggml.runtime.context import Context
 from pyggml.tensor import Tensor
 
 TOKENS = [int(t) for t in np.random.default_rng(0).integers(0, N_VOCAB, 12)]

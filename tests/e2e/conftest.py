@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyggml.model.context import Context
 from pyggml.model.model import Model
+from pyggml.runtime.context import Context
 from pyggml.tokenizer import Tokenizer
 
 

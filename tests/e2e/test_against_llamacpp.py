@@ -18,8 +18,8 @@ from pyggml_rpc.transport import Listener
 from pyggml_rpc.wire import V7, Command
 
 from pyggml.backend.cpu import CPUDevice
-from pyggml.model.context import Context
 from pyggml.model.model import Model
+from pyggml.runtime.context import Context
 
 N_GREEDY = 32
 N_FORCED = 96
@@ -144,7 +144,7 @@ def test_the_comparison_notices_a_changed_model(
     texts = joined(prompts, ask_peer(peer, "greedy", model_file("F16"), prompts, n_predict=N_GREEDY))[:2]
     theirs = ask_peer(peer, "logits", model_file("F16"), texts, n_predict=N_GREEDY)
     ours = context("F16")
-    cpu, weight = ours.model.cpu, ours.model.weights.layers[10]["ffn_norm"]
+    cpu, weight = ours.model.cpu, ours.model.tensor("blk.10.ffn_norm.weight")
     values = np.frombuffer(weight.buffer.get(weight), np.float32) * np.float32(change)
     buffer = cpu.alloc_buffer(weight.nbytes)
     buffer.place(weight, 0)

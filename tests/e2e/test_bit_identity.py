@@ -13,8 +13,8 @@ from tiny_model import N_VOCAB, write_llama
 
 from pyggml.backend.base import extra_devices
 from pyggml.dtypes import GGMLType
-from pyggml.model.context import Context
 from pyggml.model.model import Model
+from pyggml.runtime.context import Context
 
 TEXT = (
     "The quick brown fox jumps over the lazy dog, while the cat, who had seen all this before, "
@@ -136,7 +136,7 @@ def test_one_flipped_bit_of_a_weight_is_seen(local: Any) -> None:
     """A wrong twin: the comparison notices the smallest change of one weight of the middle layer."""
     path, tokens, expected = local
     model = Model.load(path)
-    weight = model.weights.layers[15]["attn_norm"]
+    weight = model.tensor("blk.15.attn_norm.weight")
     buffer = weight.buffer
     assert buffer is not None
     changed = np.frombuffer(buffer.get(weight), np.uint32) ^ (np.arange(576, dtype=np.uint32) == 100)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from tiny_model import write_llama
 
-from pyggml.model.context import Context
 from pyggml.model.model import Model
+from pyggml.runtime.context import Context
 
 
 def counted(work: Callable[[], object]) -> int:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pyggml.model.context import Context
 from pyggml.model.model import Model
+from pyggml.runtime.context import Context
 
 PROMPT = "Hello, my name is"
 GOLDEN = {

@@ -13,9 +13,9 @@ from text_model import write_text_model
 from pyggml.backend.reference import ReferenceDevice
 from pyggml.errors import GGUFError
 from pyggml.gguf import GGUFFile
-from pyggml.model.context import Context
 from pyggml.model.model import Model
 from pyggml.quantize import MIXES, make_plan, run
+from pyggml.runtime.context import Context
 
 WAYS = {
     "by number": ("--split-max-tensors", "4"),

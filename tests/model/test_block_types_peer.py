@@ -7,8 +7,8 @@ from tiny_model import N_VOCAB, write_llama
 from pyggml.backend.cpu import CPUDevice
 from pyggml.backend.reference import ReferenceDevice
 from pyggml.gguf import GGUFFile
-from pyggml.model.context import Context
 from pyggml.model.model import Model
+from pyggml.runtime.context import Context
 
 TOKENS = [int(t) for t in np.random.default_rng(3).integers(0, N_VOCAB, 24)]
 SHAPE = {"n_embd": 256, "n_ff": 768, "head_k": 64, "head_v": 64}

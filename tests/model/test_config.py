@@ -7,13 +7,15 @@ import pytest
 from fake_devices import FakeDevice
 from tiny_model import write_llama
 
+from pyggml.dtypes import GGMLType
 from pyggml.errors import ModelError, PyggmlError
 from pyggml.gguf import GGUFFile
-from pyggml.model import architecture_of
-from pyggml.model.config import read_config
-from pyggml.model.context import Context
+from pyggml.model import architecture_of, make_modules
+from pyggml.model.hparams import Hparams
 from pyggml.model.model import Model
 from pyggml.model.rope_options import RopeOptions
+from pyggml.runtime.context import Context
+from pyggml.tensor import Tensor
 
 META = {
     "llama.context_length": 2048,
@@ -26,22 +28,25 @@ META = {
 }
 
 
-def config(**changes):
+def config(rope=None, **changes):
     changed = {"llama." + key.replace("__", "."): value for key, value in changes.items()}
-    return read_config({k: v for k, v in {**META, **changed}.items() if v is not None}, "llama")
+    return Hparams({k: v for k, v in {**META, **changed}.items() if v is not None}, "llama", rope)
 
 
 def test_defaults():
     c = config()
-    assert (c.n_embd_head_k, c.n_embd_head_v, c.n_rot, c.n_embd_k_gqa) == (64, 64, 64, 192)
-    assert (c.rope_freq_base, c.rope_freq_scale, c.rope_scaling, c.rope_n_ctx_orig) == (10000.0, 1.0, "linear", 2048)
+    assert (c.head_k(), c.head_v(), c.n_rot, c.n_head_kv()) == (64, 64, 64, 3)
+    rope = c.rope
+    assert (rope.freq_base, rope.freq_scale, rope.scaling, rope.n_ctx_orig) == (10000.0, 1.0, "linear", 2048)
 
 
 def test_values_of_the_file_win():
     c = config(attention__key_length=32, attention__value_length=16, rope__dimension_count=8, rope__freq_base=5e5)
-    assert (c.n_embd_head_k, c.n_embd_head_v, c.n_rot, c.rope_freq_base) == (32, 16, 8, 5e5)
-    assert config(attention__head_count_kv=None).n_head_kv == 9
-    assert config(feed_forward_length=np.full(30, 7, np.int32)).n_ff == 7
+    assert (c.head_k(), c.head_v(), c.n_rot, c.rope.freq_base) == (32, 16, 8, 5e5)
+    assert config(attention__head_count_kv=None).n_head_kv() == 9
+    assert config(feed_forward_length=np.full(30, 7, np.int32)).n_ff(29) == 7
+    assert config(feed_forward_length=np.arange(1, 31)).n_ff(11) == 12
+    assert config(attention__head_count=np.array([9, 3] * 15), attention__head_count_kv=3).n_head(1) == 3
 
 
 @pytest.mark.parametrize(
@@ -57,8 +62,8 @@ def test_values_of_the_file_win():
     ],
 )
 def test_rope_scaling(changes, scale, ext):
-    c = RopeOptions().apply(config(**changes))
-    assert (c.rope_freq_scale, c.rope_ext_factor) == (scale, ext)
+    c = config(**changes)
+    assert (c.rope.freq_scale, c.rope.ext_factor) == (scale, ext)
 
 
 @pytest.mark.parametrize(
@@ -73,8 +78,8 @@ def test_rope_scaling(changes, scale, ext):
 )
 def test_the_user_comes_before_the_file(options, expected):
     """The file says none, so its factor waits for a user who asks for another scaling."""
-    c = options.apply(config(rope__scaling__type="none", rope__scaling__factor=4.0))
-    assert {name: getattr(c, f"rope_{name}") for name in expected} == expected
+    c = config(options, rope__scaling__type="none", rope__scaling__factor=4.0)
+    assert {name: getattr(c.rope, name) for name in expected} == expected
 
 
 @pytest.mark.parametrize(
@@ -86,7 +91,7 @@ def test_the_user_comes_before_the_file(options, expected):
         ({"embedding_length": "wide"}, "key llama.embedding_length is 'wide', must be an integer"),
         ({"embedding_length": True}, "key llama.embedding_length is True, must be an integer"),
         ({"attention__head_count_kv": 4}, "key llama.attention.head_count_kv is 4, no divisor of the 9 heads"),
-        ({"attention__head_count": np.array([9, 8])}, "key llama.attention.head_count: 2 different values"),
+        ({"attention__head_count": np.array([9, 8])}, "key llama.attention.head_count has 2 values, there are 30 layers"),
         ({"attention__layer_norm_rms_epsilon": None}, "key llama.attention.layer_norm_rms_epsilon is missing"),
         ({"attention__layer_norm_rms_epsilon": float("nan")}, "layer_norm_rms_epsilon is nan, must be a finite number"),
         ({"rope__freq_base": -1.0}, "key llama.rope.freq_base is -1.0, must be positive"),
@@ -101,7 +106,7 @@ def test_the_user_comes_before_the_file(options, expected):
 )  # fmt: skip
 def test_a_bad_value_names_its_key(changes, message):
     with pytest.raises(ModelError, match=message.replace(".", r"\.")):
-        config(**changes)
+        make_modules(config(**changes), {"token_embd.weight": Tensor(GGMLType.F32, (576, 9))})
 
 
 def test_unknown_architecture_lists_those_supported():
@@ -113,8 +118,8 @@ def test_unknown_architecture_lists_those_supported():
 
 def test_smollm2(smollm2):
     with GGUFFile.open(smollm2) as file:
-        c = architecture_of(file.metadata).config(file.metadata)
-    assert (c.n_layer, c.n_embd, c.n_head, c.n_head_kv, c.n_ff, c.rope_freq_base) == (30, 576, 9, 3, 1536, 1e5)
+        c = Hparams(file.metadata, architecture_of(file.metadata))
+    assert (c.n_layer, c.n_embd, c.n_head(), c.n_head_kv(), c.n_ff(), c.rope.freq_base) == (30, 576, 9, 3, 1536, 1e5)
 
 
 @pytest.mark.parametrize(
@@ -199,11 +204,11 @@ def test_the_context_length_of_a_damaged_file(tiny):
 
 
 @pytest.mark.parametrize(
-    "value", [np.array([1.5, 1.5]), ["4", "4"], [True, True], [], np.array([4, 4], np.uint64), [[1], [2]]]
+    "value", [np.array([1.5, 1.5]), ["4", "4"], [True, True], [], np.full(30, 4, np.uint64), [[1], [2]]]
 )
 def test_arrays_of_anything_but_equal_integers_are_refused(value):
     if isinstance(value, np.ndarray) and value.dtype == np.uint64:
-        assert config(attention__head_count_kv=None, attention__head_count=value).n_head == 4
+        assert config(attention__head_count_kv=None, attention__head_count=value).n_head(29) == 4
         return
     with pytest.raises(ModelError, match="head_count"):
         config(attention__head_count=value)

@@ -12,9 +12,11 @@ from tiny_model import N_VOCAB, write_llama
 from pyggml import jit
 from pyggml.dtypes import GGMLType
 from pyggml.errors import ComputeError, ContextError, UnsupportedError
-from pyggml.model.context import Context
-from pyggml.model.kv_cache import KVCache
+from pyggml.memory.kv import KVCache
+from pyggml.memory.kv_tensors import KVLayer
 from pyggml.model.model import Model
+from pyggml.runtime.batch import Batch, split
+from pyggml.runtime.context import Context
 
 TOKENS = [int(t) for t in np.random.default_rng(0).integers(0, N_VOCAB, 23)]
 
@@ -153,15 +155,27 @@ def test_the_context_is_by_default_as_long_as_the_training(model):
 
 def test_mask_and_rows():
     device = FakeDevice("CPU")
-    cache = KVCache([device], 300, 4, 2, 3, transposed_v=True)
+
+    def made(transposed_v):
+        cache = KVCache([KVLayer(0, 4, 2, 3)], 300, transposed_v=transposed_v)
+        cache.allocate([device])
+        cache.commit(cache.place(one(Batch.of([1] * 5, 0))))
+        return cache, cache.place(one(Batch.of([1, 1], 5)))
+
+    cache, placed = made(True)
     assert (cache.n_cells, cache.n_kv(0), cache.n_kv(256), cache.n_kv(257)) == (512, 256, 256, 512)
-    cells = np.array([5, 6])
-    mask = cache.mask(cells, 8)
+    mask = cache.mask(placed)[:, :8]
     assert mask.dtype == np.float32 and (mask == [[0] * 6 + [-np.inf] * 2, [0] * 7 + [-np.inf]]).all()
-    assert cache.v_rows(cells)[:3].tolist() == [5, 5 + 512, 5 + 1024] and cache.v_rows(cells).size == 12
-    plain = KVCache([device], 300, 4, 2, 3)
-    assert plain.mask(cells, 8).dtype == np.float16 and plain.v_rows(cells) is cells
+    assert cache.v_rows(placed)[:3].tolist() == [5, 5 + 512, 5 + 1024] and cache.v_rows(placed).size == 12
+    plain, placed = made(False)
+    assert plain.mask(placed).dtype == np.float16 and plain.rows(placed).tolist() == [5, 6]
     assert plain.n_bytes == 512 * 3 * (4 + 2) * 2
+
+
+def one(batch):
+    """The only micro-batch of a batch of one sequence."""
+    ((ub, _),) = split(batch, 512, 1, 1)
+    return ub
 
 
 @pytest.mark.parametrize(("n_tokens", "n_ubatch"), [(1, 32), (5, 32), (40, 32), (300, 512)])

@@ -21,9 +21,9 @@ from tiny_model import write_llama
 from pyggml.backend.cpu import Builder, CPUBackend
 from pyggml.dtypes import GGMLType
 from pyggml.graph import Graph
-from pyggml.model.context import Context
 from pyggml.model.model import Model
 from pyggml.ops import Op
+from pyggml.runtime.context import Context
 from pyggml.tensor import Tensor
 
 GOLDEN = Path(__file__).parent / "golden"

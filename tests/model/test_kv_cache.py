@@ -14,13 +14,13 @@ from pyggml.backend.cpu import CPUDevice
 from pyggml.backend.reference import ReferenceDevice
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.errors import UnsupportedError
-from pyggml.model import kv_cache
-from pyggml.model.context import Context
+from pyggml.memory import hadamard, kv_tensors
 from pyggml.model.model import Model
+from pyggml.runtime.context import Context
 
 TOKENS = [int(t) for t in np.random.default_rng(3).integers(0, N_VOCAB, 40)]
 F16 = GGMLType.F16
-SMALL = tuple(t for t in kv_cache.TYPES if t not in (GGMLType.F32, F16))
+SMALL = tuple(t for t in kv_tensors.TYPES if t not in (GGMLType.F32, F16))
 HEADS = {"rotated": 64, "rotated by 128": 128, "not rotated": 96}
 
 
@@ -41,13 +41,13 @@ def kl(theirs: np.ndarray, ours: np.ndarray) -> float:
 
 def test_the_rotation_is_its_own_inverse() -> None:
     for n in (64, 256):
-        h = kv_cache.hadamard(n)
+        h = hadamard.hadamard(n)
         assert h.dtype == np.float32 and np.allclose(h @ h, np.eye(n), atol=1e-6)
         assert (np.sign(h[:, 1]) == np.tile([1, -1], n // 2)).all()
 
 
 def test_what_is_rotated() -> None:
-    k, v, q8 = kv_cache.k_rotation, kv_cache.v_rotation, GGMLType.Q8_0
+    k, v, q8 = hadamard.k_rotation, hadamard.v_rotation, GGMLType.Q8_0
     assert [k(q8, n) for n in (32, 64, 96, 128, 192, 256, 320)] == [0, 64, 0, 128, 64, 256, 64]
     assert [v(q8, n) for n in (32, 64, 96, 128, 192, 256, 320)] == [0, 64, 0, 64, 64, 64, 64]
     assert not any(f(t, 128) for f in (k, v) for t in (F16, GGMLType.F32, GGMLType.BF16))
@@ -64,8 +64,9 @@ def test_as_llamacpp_keeps_them(
     theirs, ours = peer.logits(path, TOKENS, flash_attn=True, **types), logits(path, ReferenceDevice(), **types)
     cost = kl(peer.logits(path, TOKENS, flash_attn=True), theirs)
     assert kl(theirs, ours) < 0.6 * cost
-    if kv_cache.k_rotation(dtype, head):  # a wrong twin: neither K nor V is
-        monkeypatch.setattr(kv_cache, "k_rotation", lambda dtype, head: 0)
+    if hadamard.k_rotation(dtype, head):  # a wrong twin: neither K nor V is
+        for module in (hadamard, kv_tensors):
+            monkeypatch.setattr(module, "k_rotation", lambda dtype, head: 0)
         assert kl(theirs, logits(path, ReferenceDevice(), **types)) > cost
 
 

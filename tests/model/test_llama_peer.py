@@ -9,9 +9,9 @@ from tiny_model import write_llama
 from pyggml.backend.reference import ReferenceDevice
 from pyggml.dtypes import GGMLType
 from pyggml.errors import ModelError
-from pyggml.model.context import Context
 from pyggml.model.model import Model
 from pyggml.model.rope_options import RopeOptions
+from pyggml.runtime.context import Context
 
 MODELS = {
     "gqa, tied": {},

@@ -13,11 +13,11 @@ from pyggml.dtypes import GGMLType
 from pyggml.errors import DeviceError, ModelError
 from pyggml.gguf import GGUFFile
 from pyggml.model import weights
-from pyggml.model.context import Context
 from pyggml.model.model import Model
-from pyggml.model.offload import chosen
 from pyggml.model.overrides import DENSE, EXPERTS, compiled, cpu_layers, parse_override
+from pyggml.model.placement import chosen
 from pyggml.quants import QUANTS
+from pyggml.runtime.context import Context
 
 TOKENS = [int(t) for t in np.random.default_rng(0).integers(0, N_VOCAB, 9)]
 
@@ -43,9 +43,7 @@ def expected(path):
 
 
 def where(model):
-    return {
-        w.name: w.buffer.device.name for group in (model.weights.top, *model.weights.layers) for w in group.values()
-    }
+    return {w.name: w.buffer.device.name for w in model.tensors()}
 
 
 def test_tensors_go_to_the_device_of_the_first_pattern_found(path, expected):
@@ -141,7 +139,7 @@ def test_a_model_with_bad_weights_is_refused_if_asked(tmp_path):
 def test_metadata_are_overridden(path):
     values = {"llama.context_length": 99, "general.name": "other", "llama.rope.freq_base": 5e5, "new.key": True}
     model = Model.load(path, cpu=FakeDevice("CPU"), metadata=values)
-    assert (model.config.n_ctx_train, model.config.name, model.config.rope_freq_base) == (99, "other", 5e5)
+    assert (model.config.n_ctx_train, model.config.name, model.config.rope.freq_base) == (99, "other", 5e5)
     assert model.file.get_bool("new.key") is True and model.file.get_u32("llama.context_length") == 99
     model.close()
     with GGUFFile.open(path) as file:

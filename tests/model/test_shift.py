@@ -12,8 +12,8 @@ from pyggml.backend.reference import ReferenceDevice
 from pyggml.backend.scheduler import Schedule
 from pyggml.dtypes import GGMLType
 from pyggml.errors import ComputeError, ContextError
-from pyggml.model.context import Context
 from pyggml.model.model import Model
+from pyggml.runtime.context import Context
 
 TOKENS = [int(t) for t in np.random.default_rng(5).integers(0, N_VOCAB, 60)]
 MODELS: dict[str, dict[str, Any]] = {
@@ -103,7 +103,7 @@ def test_keys_of_blocks_are_turned_as_the_peers(
         limit = BLOCKS[types[0].name]
         assert deviation(*types, theirs) < limit, types
         with monkeypatch.context() as twin:
-            twin.setattr("pyggml.model.shift.rotated", lambda x, _: x)
+            twin.setattr("pyggml.memory.shift.rotated", lambda x, _: x)
             assert deviation(*types, theirs) > 5 * limit, "turned as they lie"
         with monkeypatch.context() as twin:
             twin.setattr(Schedule, "set_input", lambda s, t, v: set_input(s, t, v * (t.name != "k_shift")))

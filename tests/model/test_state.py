@@ -13,10 +13,10 @@ from tiny_model import N_VOCAB, write_llama
 
 from pyggml.dtypes import GGMLType
 from pyggml.errors import StateError
-from pyggml.model import state
-from pyggml.model.context import Context
 from pyggml.model.model import Model
-from pyggml.model.state import HEADER, State
+from pyggml.runtime import state
+from pyggml.runtime.context import Context
+from pyggml.runtime.state import HEADER, State
 
 TOKENS = [int(t) for t in np.random.default_rng(0).integers(0, N_VOCAB, 11)]
 
@@ -154,7 +154,7 @@ def test_a_file_is_the_old_one_or_the_new_one(model, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(state, "_read", fails)
+        patch.setattr("pyggml.memory.kv_rows.read", fails)
         with pytest.raises(KeyboardInterrupt):
             state.save(context, TOKENS[:2], path)
     assert path.read_bytes() == b"PYGGMLKV old" and os.listdir(tmp_path) == ["state"]

@@ -13,10 +13,11 @@ from pyggml.backend.reference import ReferenceDevice
 from pyggml.dtypes import GGMLType
 from pyggml.errors import ModelError
 from pyggml.gguf import GGUFFile
-from pyggml.model.context import Context
+from pyggml.model.layers import Linear
 from pyggml.model.model import Model
 from pyggml.quantize import find_mix, make_plan
 from pyggml.quantize import run as quantise
+from pyggml.runtime.context import Context
 
 ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")
 DENSE = ("ffn_gate", "ffn_up", "ffn_down")
@@ -71,7 +72,8 @@ def test_scales_as_llamacpp_applies_them(options, tmp_path, peer, monkeypatch):
     assert kl(theirs, ours) < 1e-5
     assert kl(theirs, run(write_llama(tmp_path / "plain.gguf", **options), TOKENS)) > 1e-3  # they matter
     if "biases" in options:  # a twin that scales before the bias everywhere
-        monkeypatch.setattr("pyggml.model.llama.DENSE", ())
+        init = Linear.__init__
+        monkeypatch.setattr(Linear, "__init__", lambda *a, **given: init(*a, **(given | {"scale_last": False})))
         assert kl(theirs, run(path, TOKENS, **exact)) > 1e-4
 
 

@@ -4,8 +4,8 @@ import numpy as np
 from tiny_model import N_VOCAB
 
 from pyggml.backend.reference import ReferenceDevice
-from pyggml.model.context import Context
 from pyggml.model.model import Model
+from pyggml.runtime.context import Context
 
 TOKENS = [int(t) for t in np.random.default_rng(3).integers(0, N_VOCAB, 40)]
 

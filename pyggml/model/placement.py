@@ -1,4 +1,4 @@
-"""Which layers go to which device. Owns that choice and its arithmetic; knows no tensor.
+"""Which layers and weights go to which device. Owns that choice and its arithmetic; uploads nothing.
 
 The rule is llama.cpp's (llama-model.cpp: load_tensors), in float32 as there, so that both split a model alike.
 """
@@ -6,14 +6,18 @@ The rule is llama.cpp's (llama-model.cpp: load_tensors), in float32 as there, so
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pyggml.backend.base import Device
 from pyggml.errors import DeviceError
-
-if TYPE_CHECKING:
-    from pyggml.backend.base import Device
+from pyggml.memory import MemoryOptions, make_memory
+from pyggml.memory.kv import KVCache
+from pyggml.memory.kv_tensors import CELL_STEP, KVShape
+from pyggml.model.graph import GraphBuilder, UbatchShape
+from pyggml.model.layers import CausalLM
+from pyggml.ops import VIEW_OPS
+from pyggml.tensor import Tensor
 
 
 def chosen(devices: Sequence[Device], split_mode: str, main_gpu: int) -> list[Device]:
@@ -60,3 +64,28 @@ def split_layers(
         None if il < start else int(np.searchsorted(bounds, np.float32(il - start) / np.float32(wanted), side="right"))
         for il in range(n_layer + 1)
     ]
+
+
+def readers(module: CausalLM) -> dict[int, list[Tensor]]:
+    """id(weight's tensor) -> the nodes that read it in a graph of one token, which is built for this alone."""
+    memory = make_memory(module.needs(), MemoryOptions(n_ctx=CELL_STEP))
+    shapes = tuple(KVShape(CELL_STEP) if isinstance(part, KVCache) else 1 for part in memory.parts)
+    built = module.build(GraphBuilder(module.hp, memory, UbatchShape(1, 1, shapes)))
+    weights = {id(w.tensor) for m in module.modules() for w in m.own() if w.tensor is not None}
+    found: dict[int, list[Tensor]] = {}
+    for node in built.graph.nodes:
+        if node.op in VIEW_OPS:
+            continue
+        for source in node.src:
+            root = None if source is None else source.view_src or source
+            if id(root) in weights:
+                found.setdefault(id(root), []).append(node)
+    return found
+
+
+def why_not(device: Device, nodes: Sequence[Tensor]) -> str | None:
+    """Why the device cannot compute one of these, None = it can compute all."""
+    for node in nodes:
+        if not device.supports_op(node):
+            return device.why_not(node) or "the device does not compute it"
+    return None

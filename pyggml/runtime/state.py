@@ -18,16 +18,14 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pyggml.dtypes import SIZES, GGMLType
+from pyggml.dtypes import GGMLType
 from pyggml.errors import StateError
 from pyggml.regular_file import open_regular
 from pyggml.whole_file import whole_file
 
 if TYPE_CHECKING:
-    from pyggml.model.context import Context
-    from pyggml.model.kv_cache import KVCache
     from pyggml.model.model import Model
-    from pyggml.tensor import Tensor
+    from pyggml.runtime.context import Context
 
 MAGIC, VERSION = b"PYGGMLKV", 1
 HEADER = np.dtype(
@@ -52,7 +50,7 @@ FOREIGN = {b"nsgg": "llama.cpp's session files are not read here", b"qsgg": "lla
 def fingerprint(model: "Model") -> bytes:
     """32 bytes that tell models apart: of the file, and of the hyper-parameters, which may have been overridden."""
     digest = hashlib.sha256(model.file.fingerprint())
-    digest.update(repr(model.config).encode())
+    digest.update(model.config.text().encode())
     return digest.digest()
 
 
@@ -125,14 +123,14 @@ class State:
         assert 0 <= n <= min(len(self.tokens), context.n_ctx), (n, len(self.tokens), context.n_ctx)
         self.check(context)
         context.clear()
-        at = 0
+        at, rows = 0, []
         total, cache = len(self.tokens), context.cache
-        for il in range(int(self._header["n_layer"])):
-            for tensor, field in ((cache.k[il], "row_k"), (cache.v[il], "row_v")):
+        for _ in cache.k:
+            for field in ("row_k", "row_v"):
                 row = int(self._header[field])
-                _write(cache, tensor, self._rows[at : at + n * row], n)
+                rows.append(self._rows[at : at + n * row])
                 at += total * row
-        context.n_past = n
+        cache.fill(0, np.arange(n, dtype=np.int32), rows)
 
 
 def parts(context: "Context", tokens: Sequence[int]) -> Iterator[bytes]:
@@ -144,9 +142,7 @@ def parts(context: "Context", tokens: Sequence[int]) -> Iterator[bytes]:
     def pieces() -> Iterator[bytes]:
         yield _header(context, n).tobytes()
         yield np.asarray(tokens, "<i4").tobytes()
-        for k, v in zip(cache.k, cache.v, strict=True):
-            yield _read(cache, k, n)
-            yield _read(cache, v, n)
+        yield from cache.rows_of(0, cache.cells.of(0))
 
     for piece in pieces():
         digest.update(piece)
@@ -175,34 +171,3 @@ def _header(context: "Context", n: int) -> Any:
     header["row_k"], header["row_v"] = cache.k[0].nb[1], cache.v[0].nb[1]
     header["fingerprint"] = np.frombuffer(fingerprint(context.model), np.uint8)
     return header[0]
-
-
-def _read(cache: "KVCache", tensor: "Tensor", n: int) -> bytes:
-    """Rows of the first `n` cells."""
-    assert tensor.buffer is not None
-    if not _lies_transposed(cache, tensor):
-        return tensor.buffer.get(tensor, 0, n * tensor.nb[1])
-    return np.ascontiguousarray(_columns(tensor)[:, :n].T).tobytes()
-
-
-def _write(cache: "KVCache", tensor: "Tensor", rows: NDArray[np.uint8], n: int) -> None:
-    assert tensor.buffer is not None
-    if not n:
-        return
-    if not _lies_transposed(cache, tensor):
-        tensor.buffer.set(tensor, np.ascontiguousarray(rows))
-        return
-    columns = _columns(tensor)
-    columns[:, :n] = np.frombuffer(rows.tobytes(), columns.dtype).reshape(n, -1).T
-    tensor.buffer.set(tensor, columns.reshape(-1).view(np.uint8))
-
-
-def _lies_transposed(cache: "KVCache", tensor: "Tensor") -> bool:
-    return cache.transposed_v and any(tensor is v for v in cache.v)
-
-
-def _columns(tensor: "Tensor") -> NDArray[Any]:
-    """A V that lies transposed: (elements of all heads, n_cells), a copy."""
-    assert tensor.buffer is not None and SIZES[tensor.type].block_size == 1, tensor
-    element = np.dtype(f"u{SIZES[tensor.type].type_size}")
-    return np.frombuffer(bytearray(tensor.buffer.get(tensor)), element).reshape(tensor.ne[0], tensor.ne[1])

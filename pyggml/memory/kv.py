@@ -1,0 +1,343 @@
+"""Keys and values of the tokens so far.
+
+Owns where the tokens of a micro-batch come to lie, and the inputs that say so: rows and mask. Which token lies in which cell
+is kept by cells.py, how a cell lies in memory is known to kv_tensors.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyggml.dtypes import GGMLType
+from pyggml.errors import ContextError, StateError
+from pyggml.memory import kv_rows
+from pyggml.memory.base import Checkpoint, Compute, Memory, Placement
+from pyggml.memory.cells import FREE, Cells
+from pyggml.memory.kv_tensors import CELL_STEP, KVLayer, KVShape, KVTensors, pad_cells
+from pyggml.memory.shift import move_graph, turn_graph
+from pyggml.memory.ubatch import NOBODY, Ubatch
+from pyggml.tensor import Tensor
+
+
+@dataclass(frozen=True)
+class KVPlacement(Placement):
+    """`cells` (n,): where each row of the micro-batch goes, in its own stream; `dropped`: what leaves a window then."""
+
+    ub: Ubatch
+    cells: NDArray[np.int64]
+    shape: KVShape
+    dropped: tuple[tuple[int, NDArray[np.int64]], ...] = ()
+
+
+class KVInputs(NamedTuple):
+    """Inputs of the nodes of all layers; `v_rows` is `k_rows` unless V lies transposed."""
+
+    k_rows: Tensor
+    v_rows: Tensor
+    mask: Tensor
+
+
+class KVCache(KVTensors, Memory):
+    """Keys and values of all tokens, or of those that a window still sees."""
+
+    def __init__(
+        self,
+        layers: Sequence[KVLayer],
+        n_ctx: int,
+        *,
+        type_k: GGMLType = GGMLType.F16,
+        type_v: GGMLType = GGMLType.F16,
+        transposed_v: bool = False,
+        n_seq_max: int = 1,
+        n_streams: int = 1,
+        window: int | None = None,
+        n_ctx_seen: int | None = None,
+    ) -> None:
+        """n_ctx   tokens in a stream
+        n_ctx_seen  tokens of a sequence, where a window keeps fewer: what positions are scaled for
+        window  tokens that a token sees, itself among them; what none will see any more is given up
+
+        Nothing is allocated yet. Raises UnsupportedError.
+        """
+        super().__init__(layers, pad_cells(n_ctx), n_streams, type_k, type_v, transposed_v)
+        self.n_seq_max, self.n_streams = n_seq_max, n_streams
+        if n_ctx_seen is not None:
+            self.n_ctx = pad_cells(n_ctx_seen)
+        self.window = window
+        self.compute: Compute | None = None
+        """How a graph that moves or turns cells is run; the context's."""
+        self.cells = Cells(self.n_cells, n_streams, n_seq_max)
+
+    def n_kv(self, n_used: int) -> int:
+        """Cells that a graph looks at when the last token lies in cell n_used - 1 (llama_kv_cache::get_n_kv)."""
+        return min(self.n_cells, max(CELL_STEP, pad_cells(n_used)))
+
+    # ---- inputs
+
+    def inputs(self, new: Callable[..., Tensor], n_tokens: int, shape: KVShape, part: int = 0) -> KVInputs:
+        """Made by `new(name, dtype, *ne, fill=...)`; this cache's placement is number `part` of the memory's."""
+        suffix = "" if self.window is None else "_swa"
+
+        def mine(fill: Callable[[KVPlacement], NDArray[Any]]) -> Callable[[Ubatch, Any], NDArray[Any]]:
+            return lambda ub, placement: fill(placement.parts[part])
+
+        k_rows = v_rows = new(f"k_rows{suffix}", GGMLType.I64, n_tokens, fill=mine(self.rows))
+        if self.transposed_v:
+            elements = {la.head_v * la.n_head_kv for la in self.layers}
+            assert len(elements) == 1, "layers with values of unequal size lie transposed"
+            v_rows = new(f"v_rows{suffix}", GGMLType.I64, n_tokens * elements.pop(), fill=mine(self.v_rows))
+        mask_type = GGMLType.F32 if self.transposed_v else GGMLType.F16
+        ne = (shape.n_kv, n_tokens) if shape.n_streams == 1 else (
+            shape.n_kv, n_tokens // shape.n_streams, 1, shape.n_streams
+        )  # fmt: skip
+        return KVInputs(k_rows, v_rows, new(f"mask{suffix}", mask_type, *ne, fill=mine(self.mask)))
+
+    def rows(self, placement: KVPlacement) -> NDArray[np.int64]:
+        """The cells of a micro-batch, counted through all streams."""
+        if self.n_streams == 1:
+            return placement.cells
+        return placement.cells + self.n_cells * _streams(placement.ub)
+
+    def v_rows(self, placement: KVPlacement) -> NDArray[np.int64]:
+        """One row an element where V lies transposed (llama_kv_cache::set_input_v_idxs)."""
+        n_elements = self.v[0].ne[0]
+        start = placement.cells + self.n_cells * n_elements * _streams(placement.ub)
+        return (start[:, None] + np.arange(n_elements, dtype=np.int64)[None, :] * self.n_cells).reshape(-1)
+
+    def mask(self, placement: KVPlacement) -> NDArray[Any]:
+        """0 where a token sees a cell (of its own sequence, no later than itself, within the window), else -inf:
+        (n_streams, tokens of each, n_kv). F16 for flash attention, F32 for soft max."""
+        ub, shape, cells = placement.ub, placement.shape, self.cells
+        n_kv, n_seqs = shape.n_kv, shape.n_streams
+        each = ub.n // n_seqs
+        pos = cells.pos[shape.first : shape.first + n_seqs, :n_kv].copy()
+        for stream, dropped in placement.dropped:
+            pos[stream - shape.first, dropped] = FREE
+        row = np.arange(ub.n) // each
+        pos[row, placement.cells] = ub.pos
+        wanted = ub.pos.reshape(n_seqs, each, 1)
+        seen = pos[:, None, :] <= wanted
+        if self.window is not None:
+            seen &= pos[:, None, :].astype(np.int64) > wanted.astype(np.int64) - self.window
+        if cells.shared:
+            for seq in np.unique(ub.seq).tolist():
+                if seq != NOBODY:
+                    mine = np.zeros(n_kv, np.bool_)
+                    high = min(n_kv, int(cells.high[0]))
+                    mine[:high] = cells.mine(seq, high)
+                    mine[placement.cells] = ub.seq == seq
+                    seen[0, ub.seq == seq] &= mine
+        for i in np.flatnonzero(ub.seq == NOBODY).tolist():  # it sees itself alone, so that it computes numbers
+            seen[i // each, i % each] = False
+            seen[i // each, i % each, placement.cells[i]] = True
+        mask: NDArray[Any]  # the bits of -inf where nothing is seen
+        if self.transposed_v:
+            mask = np.multiply(~seen, np.uint32(0xFF800000), dtype=np.uint32).view(np.float32)
+        else:
+            mask = np.multiply(~seen, np.uint16(0xFC00), dtype=np.uint16).view(np.float16)
+        return mask[0] if n_seqs == 1 else mask
+
+    # ---- sequences
+
+    def place(self, ub: Ubatch) -> KVPlacement | None:
+        high = 0
+        found: list[NDArray[np.int64]] = []
+        dropped: list[tuple[int, NDArray[np.int64]]] = []
+        each = ub.n // ub.n_seqs
+        for i in range(ub.n_seqs):
+            stream = ub.first + i if self.n_streams > 1 else 0
+            part = slice(i * each, (i + 1) * each)
+            cells = self.cells.free(stream, each)
+            gone = self._gone(stream, ub.seq[part], ub.pos[part]) if self.window is not None else None
+            if cells is None and gone is not None and len(gone):
+                cells = self._with_dropped(stream, each, gone)
+                dropped.append((stream, gone))
+            if cells is None:
+                return None
+            found.append(cells)
+            high = max(high, int(self.cells.high[stream]), int(cells.max()) + 1)
+        shape = KVShape(self.n_kv(high), ub.first if self.n_streams > 1 else 0, ub.n_seqs)
+        cells = found[0] if len(found) == 1 else np.concatenate(found)
+        return KVPlacement(ub, cells, shape, tuple(dropped))
+
+    def _gone(self, stream: int, seq: NDArray[np.int32], pos: NDArray[np.int32]) -> NDArray[np.int64]:
+        """Cells of sequences of this micro-batch that neither its tokens nor later ones see."""
+        assert self.window is not None
+        ones = np.unique(seq[seq != NOBODY]).tolist()
+        gone = [self.cells.of(one, 0, int(pos[seq == one].min()) - self.window + 1) for one in ones]
+        return np.sort(np.concatenate(gone)) if gone else np.zeros(0, np.int64)
+
+    def _with_dropped(self, stream: int, n: int, gone: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        free = np.setdiff1d(np.arange(self.n_cells), self._occupied(stream))
+        cells = np.union1d(free, gone)[:n]
+        return cells if len(cells) == n else None
+
+    def _occupied(self, stream: int) -> NDArray[np.int64]:
+        return np.flatnonzero(self.cells.pos[stream] != FREE)
+
+    def commit(self, placement: Placement) -> None:
+        assert isinstance(placement, KVPlacement)
+        ub, cells = placement.ub, placement.cells
+        for stream, dropped in placement.dropped:
+            for seq in range(self.n_seq_max) if self.cells.shared else (stream,):
+                mine = self.cells.of(seq)
+                self.cells.take(seq, np.intersect1d(mine, dropped))
+        each = ub.n // ub.n_seqs
+        for i in range(ub.n_seqs):
+            part = slice(i * each, (i + 1) * each)
+            real = ub.seq[part] != NOBODY
+            if real.any():
+                stream = ub.first + i if self.n_streams > 1 else 0
+                self.cells.put(stream, cells[part][real], ub.pos[part][real], ub.seq[part][real])
+
+    def shape(self, placement: Placement) -> KVShape:
+        assert isinstance(placement, KVPlacement)
+        return placement.shape
+
+    def begin(self, seq: int) -> int:
+        return self.cells.first(seq)
+
+    def end(self, seq: int) -> int:
+        return self.cells.end(seq)
+
+    def remove(self, seq: int, p0: int = 0, p1: int | None = None) -> bool:
+        if not self.can_remove(seq, p0, p1):
+            return False
+        self.cells.take(seq, self.cells.of(seq, p0, p1))
+        return True
+
+    def can_remove(self, seq: int, p0: int = 0, p1: int | None = None) -> bool:
+        """Where the sequence would end at p0, all that a token there sees must still be kept."""
+        end = self.end(seq)
+        if self.window is None or p0 == 0 or p0 >= end or (p1 is not None and p1 < end):
+            return True
+        return self.begin(seq) <= max(0, p0 - self.window + 1)
+
+    def keep(self, seq: int) -> None:
+        for other in range(self.n_seq_max):
+            if other != seq:
+                self.cells.take(other, self.cells.of(other))
+
+    def clear(self) -> None:
+        self.cells.clear()
+
+    def copy(self, src: int, dst: int, p0: int = 0, p1: int | None = None) -> None:
+        if src == dst:
+            return
+        cells = self.cells.of(src, p0, p1)
+        self.cells.take(dst, self.cells.of(dst, p0, p1))
+        if self.cells.shared:
+            self.cells.share(dst, cells)
+            return
+        to = self.cells.free(dst, len(cells))
+        if to is None:
+            raise ContextError(f"no room for {len(cells)} tokens of sequence {src} in sequence {dst}")
+        if len(cells):
+            self._run(*kv_rows.copy_graph(self, src, cells, dst, to))
+            pos = self.cells.pos[src, cells]
+            self.cells.put(dst, to, pos, np.full(len(to), dst, np.int32))
+
+    def shift(self, seq: int, p0: int, p1: int | None, by: int) -> None:
+        cells = self.cells.of(seq, p0, p1)
+        if not by or not len(cells):
+            return
+        if self.cells.shared and (self.cells.owners(cells) > 1).any():
+            raise ContextError(f"tokens of sequence {seq} that another one shares cannot be given other positions")
+        stream = self.cells.stream_of(seq)
+        pos = self.cells.pos[stream, cells]
+        self.cells.take(seq, cells)  # all that is left of a run that breaks off
+        gone = pos + by < 0
+        cells, pos = cells[~gone], pos[~gone] + np.int32(by)
+        if not len(cells):
+            return
+        if not self.cells.shared and self._moves(stream, cells, by):
+            graph, turns, n = move_graph(self, stream, int(cells[0]), len(cells), -by)
+            self._run(graph, [(turns, np.full(n, by, np.int32))])
+            cells = cells + by
+        else:
+            first, end = int(cells.min()), int(cells.max()) + 1
+            graph, turns, n = turn_graph(self, stream, first, end)
+            each = np.zeros(n, np.int32)
+            each[cells - first] = by
+            self._run(graph, [(turns, each)])
+        self.cells.put(stream, cells, pos, np.full(len(cells), seq, np.int32))
+
+    def _moves(self, stream: int, cells: NDArray[np.int64], by: int) -> bool:
+        """Whether the cells lie in a row and those that their positions would be in are free: then they move there."""
+        first, n = int(cells[0]), len(cells)
+        if by > 0 or first + by < 0 or int(cells[-1]) != first + n - 1 or (np.diff(cells) != 1).any():
+            return False
+        return bool((self.cells.pos[stream, first + by : first] == FREE).all())
+
+    def _run(self, graph: Any, inputs: Any) -> None:
+        assert self.compute is not None, "the cache has no context"
+        self.compute(graph, inputs)
+
+    # ---- bytes
+
+    def checkpoint(self, seq: int) -> Checkpoint | None:
+        return None if self.window is None else Checkpoint(self.end(seq), self.dump(seq))
+
+    def restore(self, seq: int, checkpoint: Checkpoint | None, end: int) -> bool:
+        if self.remove(seq, end):
+            return self.end(seq) == end
+        if checkpoint is None or checkpoint.end != end:
+            return False
+        self.load(seq, checkpoint.data)
+        return True
+
+    def dump(self, seq: int) -> bytes:
+        cells = self.cells.of(seq)
+        pos = self.cells.pos[self.cells.stream_of(seq), cells]
+        pieces = [np.array([len(cells)], "<u4").tobytes(), pos.astype("<i4").tobytes()]
+        return b"".join([*pieces, *self.rows_of(seq, cells)])
+
+    def rows_of(self, seq: int, cells: NDArray[np.int64]) -> Iterator[bytes]:
+        """For each layer the rows of K and the rows of V of these cells, V never transposed."""
+        stream = self.cells.stream_of(seq)
+        for k, v in zip(self.k, self.v, strict=True):
+            yield kv_rows.read(self, k, stream, cells)
+            yield kv_rows.read(self, v, stream, cells)
+
+    def load(self, seq: int, data: bytes) -> None:
+        self.cells.take(seq, self.cells.of(seq))
+        raw = np.frombuffer(data, np.uint8)
+        tensors = [t for pair in zip(self.k, self.v, strict=True) for t in pair]
+        row = sum(t.nb[1] for t in tensors)
+        n = int(raw[:4].view("<u4")[0]) if raw.size >= 4 else -1
+        if n < 0 or raw.size != 4 + n * (4 + row):
+            raise StateError(f"a sequence of {raw.size} bytes is none of this cache, where a token has {4 + row}")
+        if n > self.n_cells:
+            raise StateError(f"a sequence of {n} tokens does not fit into {self.n_cells} cells")
+        pos = raw[4 : 4 + 4 * n].view("<i4").astype(np.int32)
+        if (pos < 0).any() or (np.diff(pos) <= 0).any():
+            raise StateError("the positions of a saved sequence do not rise")
+        at, rows = 4 + 4 * n, []
+        for tensor in tensors:
+            rows.append(raw[at : at + n * tensor.nb[1]])
+            at += n * tensor.nb[1]
+        self.fill(seq, pos, rows)
+
+    def fill(self, seq: int, pos: NDArray[np.int32], rows: Sequence[NDArray[np.uint8]]) -> None:
+        """Let the sequence be tokens at these positions with these rows, as `rows_of` gives them. Raises ContextError."""
+        self.cells.take(seq, self.cells.of(seq))
+        stream = self.cells.stream_of(seq)
+        cells = self.cells.free(stream, len(pos))
+        if cells is None:
+            raise ContextError(f"{len(pos)} tokens do not fit into {self.n_cells} cells")
+        if not len(pos):
+            return
+        tensors = [t for pair in zip(self.k, self.v, strict=True) for t in pair]
+        for tensor, data in zip(tensors, rows, strict=True):
+            kv_rows.write(self, tensor, stream, cells, data)
+        self.cells.put(stream, cells, pos, np.full(len(pos), seq, np.int32))
+
+
+def _streams(ub: Ubatch) -> NDArray[np.int64]:
+    """The stream of each row."""
+    return ub.first + np.arange(ub.n, dtype=np.int64) // (ub.n // ub.n_seqs)

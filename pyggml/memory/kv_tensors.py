@@ -1,0 +1,185 @@
+"""The tensors of a cache of keys and values, and the nodes that write and read them.
+
+Owns their layouts, which follow llama-kv-cache.cpp: one K and one V tensor a layer, on the layer's device; with flash
+attention V lies as K does, without it transposed; sequences with a stream of their own lie one behind the other. A cache of
+blocks takes each head's K and V rotated, because a rotation spreads what is extreme over all elements of a block: products
+of rotated queries and keys are those of the plain ones, and the weighted sums of rotated values are rotated back. Knows no
+token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from pyggml import ops
+from pyggml.backend.base import Buffer, Device, Usage
+from pyggml.backend.host import HostBuffer
+from pyggml.backend.pack import pack
+from pyggml.dtypes import SIZES, GGMLType, row_size
+from pyggml.errors import UnsupportedError
+from pyggml.memory.hadamard import hadamard, k_rotation, rotated, v_rotation
+from pyggml.tensor import Tensor
+
+CELL_STEP = 256
+"""Graphs see a multiple of this many cells, so that they stay the same for that many tokens."""
+
+T = GGMLType
+TYPES = (T.F32, T.F16, T.BF16, T.Q8_0, T.Q4_0, T.Q4_1, T.IQ4_NL, T.Q5_0, T.Q5_1)
+"""Those of llama.cpp (common/arg.cpp: kv_cache_types)."""
+
+Turn = Callable[[Tensor, Tensor, int], Tensor]
+"""(keys (head, n_head_kv, n) F32, positions I32 (n,), n_ctx of the cache) -> the keys turned by these positions."""
+
+
+def pad_cells(n: int) -> int:
+    return -(-n // CELL_STEP) * CELL_STEP
+
+
+class KVLayer(NamedTuple):
+    """What a layer of attention wants to be kept. Sizes in elements; `turn` is None where keys know no position."""
+
+    il: int
+    head_k: int
+    head_v: int
+    n_head_kv: int
+    turn: Turn | None = None
+
+
+class KVShape(NamedTuple):
+    """The cells that a graph sees: the first `n_kv` of the `n_streams` streams from `first` on."""
+
+    n_kv: int
+    first: int = 0
+    n_streams: int = 1
+
+
+class KVTensors:
+    """`n_cells` cells a stream for each layer; k[i] and v[i] are (elements of all heads, n_cells x n_streams)."""
+
+    def __init__(
+        self,
+        layers: Sequence[KVLayer],
+        n_cells: int,
+        n_streams: int,
+        type_k: GGMLType,
+        type_v: GGMLType,
+        transposed_v: bool,
+    ) -> None:
+        """Nothing is allocated yet. Raises UnsupportedError."""
+        for which, dtype, heads in (
+            ("K", type_k, [layer.head_k for layer in layers]),
+            ("V", type_v, [layer.head_v for layer in layers]),
+        ):
+            if dtype not in TYPES:
+                known = ", ".join(t.name for t in TYPES)
+                raise UnsupportedError(f"a cache of {which} in {dtype.name} is unknown; known are {known}")
+            for head in heads:
+                if head % SIZES[dtype].block_size:
+                    raise UnsupportedError(
+                        f"{which} cache type {dtype.name.lower()} with block size {SIZES[dtype].block_size} does not "
+                        f"divide n_embd_head_{which.lower()}={head}"
+                    )
+        if transposed_v and SIZES[type_v].block_size > 1:
+            raise UnsupportedError("quantized V cache requires flash_attn to be enabled")
+        self.layers = list(layers)
+        self.n_cells = n_cells
+        self.n_ctx = n_cells
+        self.transposed_v = transposed_v
+        total = n_cells * n_streams
+        self.k = [Tensor(type_k, (la.head_k * la.n_head_kv, total), name=f"cache_k_l{la.il}") for la in layers]
+        self.v = [Tensor(type_v, (la.head_v * la.n_head_kv, total), name=f"cache_v_l{la.il}") for la in layers]
+        self.k_rotation: list[Tensor | None] = [None] * len(layers)
+        self.v_rotation: list[Tensor | None] = [None] * len(layers)
+        self.buffers: list[Buffer] = []
+        self._make_rotations([None] * len(layers))
+
+    def _make_rotations(self, devices: Sequence[Device | None]) -> None:
+        """A matrix of each size on each device; layers of one device share it. None where nothing is rotated."""
+        made: dict[tuple[int, int], Tensor] = {}
+        for i, (layer, device) in enumerate(zip(self.layers, devices, strict=True)):
+            for size, rotations in (
+                (k_rotation(self.k[i].type, layer.head_k), self.k_rotation),
+                (v_rotation(self.v[i].type, layer.head_v), self.v_rotation),
+            ):
+                if size:
+                    key = id(device), size
+                    if key not in made:
+                        made[key] = Tensor(GGMLType.F32, (size, size), name=f"hadamard_{size}")
+                    rotations[i] = made[key]
+
+    def allocate(self, devices: Sequence[Device]) -> None:
+        """`devices[i]` is where layer number i of this cache lies. Raises DeviceError; nothing is kept then."""
+        self._make_rotations(devices)
+        try:
+            for device in {id(d): d for d in devices}.values():
+                here = [i for i, d in enumerate(devices) if d is device]
+                rotations = {id(t): t for i in here for t in (self.k_rotation[i], self.v_rotation[i]) if t is not None}
+                self._place(device, [t for i in here for t in (self.k[i], self.v[i])], list(rotations.values()))
+        except BaseException:
+            self.free()
+            raise
+
+    def _place(self, device: Device, caches: list[Tensor], rotations: list[Tensor]) -> None:
+        buffers = pack(device, [*caches, *rotations], Usage.ANY)
+        self.buffers += buffers
+        for buffer in buffers:
+            if not isinstance(buffer, HostBuffer):  # that one is zero, and its pages are not there yet
+                buffer.clear(0)  # cells that no token has filled are masked, but 0 x NaN would still be NaN
+        for matrix in rotations:
+            assert matrix.buffer is not None
+            matrix.buffer.set(matrix, hadamard(matrix.ne[0]).tobytes())
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(buffer.size for buffer in self.buffers)
+
+    def free(self) -> None:
+        for buffer in self.buffers:
+            buffer.free()
+        self.buffers = []
+
+    # ---- nodes of layer number i
+
+    def query(self, i: int, q: Tensor) -> Tensor:
+        """q (head_k, n_head, n_tokens) as the cached keys want it."""
+        return rotated(q, self.k_rotation[i])
+
+    def result(self, i: int, cur: Tensor) -> Tensor:
+        """Weighted sums of cached values (head_v * n_head, n_tokens) -> those of the plain ones."""
+        return rotated(cur, self.v_rotation[i])
+
+    def write_k(self, i: int, k: Tensor, rows: Tensor) -> Tensor:
+        """Store k (head_k, n_head_kv, n_tokens) in the cells `rows`."""
+        k = rotated(k, self.k_rotation[i])
+        return ops.set_rows(self.k[i], ops.reshape(k, k.ne[0] * k.ne[1], k.ne[2]), rows)
+
+    def write_v(self, i: int, v: Tensor, rows: Tensor) -> Tensor:
+        """Store v (head_v, n_head_kv, n_tokens); `rows` are cells, or one element each where V lies transposed."""
+        cache = self.v[i]
+        v = rotated(v, self.v_rotation[i])
+        if self.transposed_v:
+            return ops.set_rows(ops.reshape(cache, 1, cache.nelements), ops.reshape(v, 1, v.nelements), rows)
+        return ops.set_rows(cache, ops.reshape(v, v.ne[0] * v.ne[1], v.ne[2]), rows)
+
+    def read_k(self, i: int, shape: KVShape) -> Tensor:
+        """(head_k, n_kv, n_head_kv, n_streams)"""
+        layer = self.layers[i]
+        return self._read(self.k[i], layer.head_k, layer.n_head_kv, shape)
+
+    def read_v(self, i: int, shape: KVShape) -> Tensor:
+        """(head_v, n_kv, n_head_kv, n_streams); (n_kv, head_v, n_head_kv, n_streams) where V lies transposed."""
+        layer, cache = self.layers[i], self.v[i]
+        if not self.transposed_v:
+            return self._read(cache, layer.head_v, layer.n_head_kv, shape)
+        nb2 = row_size(cache.type, self.n_cells)
+        nb1 = nb2 * layer.head_v
+        nb3 = nb1 * layer.n_head_kv
+        ne = (shape.n_kv, layer.n_head_kv, layer.head_v, shape.n_streams)
+        return ops.permute(ops.view(cache, ne, (nb1, nb2, nb3), shape.first * nb3), 0, 2, 1, 3)
+
+    def _read(self, cache: Tensor, head: int, n_head_kv: int, shape: KVShape) -> Tensor:
+        nb1, nb2 = row_size(cache.type, head), cache.nb[1]
+        nb3 = nb2 * self.n_cells
+        ne = (head, n_head_kv, shape.n_kv, shape.n_streams)
+        return ops.permute(ops.view(cache, ne, (nb1, nb2, nb3), shape.first * nb3), 0, 2, 1, 3)

@@ -1,0 +1,132 @@
+"""The memory of a model whose layers want different ones: kinds composed, each layer with its own.
+
+Owns the rule that all parts change together or none does; knows what the parts promise and no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+from pyggml.errors import StateError
+from pyggml.memory.base import Checkpoint, Memory, Placement
+from pyggml.memory.ubatch import Ubatch
+
+
+@dataclass(frozen=True)
+class LayeredPlacement(Placement):
+    """One placement a part."""
+
+    parts: tuple[Placement, ...]
+
+
+class Layered(Memory):
+    """`parts` in order; `where[il]` is the part of layer il and the layer's number in it."""
+
+    def __init__(self, parts: Sequence[Memory], where: dict[int, tuple[int, int]]) -> None:
+        self.parts = list(parts)
+        self.where = where
+        self.n_seq_max = max((part.n_seq_max for part in parts), default=1)
+        self.n_streams = max((part.n_streams for part in parts), default=1)
+
+    def of(self, il: int) -> tuple[int, int, Memory]:
+        """The number of the part that layer il has, the layer's number in it, and the part."""
+        part, i = self.where[il]
+        return part, i, self.parts[part]
+
+    def place(self, ub: Ubatch) -> LayeredPlacement | None:
+        found = []
+        for part in self.parts:
+            placement = part.place(ub)
+            if placement is None:
+                return None
+            found.append(placement)
+        return LayeredPlacement(tuple(found))
+
+    def prepare(self, placement: Placement) -> None:
+        assert isinstance(placement, LayeredPlacement)
+        for part, one in zip(self.parts, placement.parts, strict=True):
+            part.prepare(one)
+
+    def commit(self, placement: Placement) -> None:
+        assert isinstance(placement, LayeredPlacement)
+        for part, one in zip(self.parts, placement.parts, strict=True):
+            part.commit(one)
+
+    def shape(self, placement: Placement) -> Hashable:
+        assert isinstance(placement, LayeredPlacement)
+        return tuple(part.shape(one) for part, one in zip(self.parts, placement.parts, strict=True))
+
+    def begin(self, seq: int) -> int:
+        return max((part.begin(seq) for part in self.parts), default=0)
+
+    def end(self, seq: int) -> int:
+        return max((part.end(seq) for part in self.parts), default=0)
+
+    def remove(self, seq: int, p0: int = 0, p1: int | None = None) -> bool:
+        """Parts that cannot are asked first: what has been removed from one cannot come back."""
+        if not all(part.can_remove(seq, p0, p1) for part in self.parts):
+            return False
+        for part in self.parts:
+            part.remove(seq, p0, p1)
+        return True
+
+    def can_remove(self, seq: int, p0: int = 0, p1: int | None = None) -> bool:
+        return all(part.can_remove(seq, p0, p1) for part in self.parts)
+
+    def copy(self, src: int, dst: int, p0: int = 0, p1: int | None = None) -> None:
+        for part in self.parts:
+            part.copy(src, dst, p0, p1)
+
+    def keep(self, seq: int) -> None:
+        for part in self.parts:
+            part.keep(seq)
+
+    def shift(self, seq: int, p0: int, p1: int | None, by: int) -> None:
+        for part in self.parts:
+            part.shift(seq, p0, p1, by)
+
+    def clear(self) -> None:
+        for part in self.parts:
+            part.clear()
+
+    def checkpoint(self, seq: int) -> Checkpoint | None:
+        found = [part.checkpoint(seq) for part in self.parts]
+        return None if all(one is None for one in found) else Checkpoint(self.end(seq), found)
+
+    def restore(self, seq: int, checkpoint: Checkpoint | None, end: int) -> bool:
+        """Where a part cannot, the sequence is forgotten in all of them: none goes on without the others."""
+        each = [None] * len(self.parts) if checkpoint is None else checkpoint.data
+        if all(part.restore(seq, one, end) for part, one in zip(self.parts, each, strict=True)):
+            return True
+        for part in self.parts:
+            part.remove(seq)
+        return False
+
+    def dump(self, seq: int) -> bytes:
+        pieces = [part.dump(seq) for part in self.parts]
+        return b"".join(len(piece).to_bytes(8, "little") + piece for piece in pieces)
+
+    def load(self, seq: int, data: bytes) -> None:
+        at, pieces = 0, []
+        while at < len(data):
+            size = int.from_bytes(data[at : at + 8], "little")
+            pieces.append(data[at + 8 : at + 8 + size])
+            at += 8 + size
+        if len(pieces) != len(self.parts) or at != len(data):
+            raise StateError(f"a sequence with {len(pieces)} kinds of memory, this one has {len(self.parts)}")
+        try:
+            for part, piece in zip(self.parts, pieces, strict=True):
+                part.load(seq, piece)
+        except StateError:
+            for part in self.parts:
+                part.remove(seq)
+            raise
+
+    def free(self) -> None:
+        for part in self.parts:
+            part.free()
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(part.n_bytes for part in self.parts)

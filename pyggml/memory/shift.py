@@ -1,0 +1,69 @@
+"""Tokens get other positions: graphs that turn the keys of cells, and that move cells.
+
+Where the cells before are free they move, so that the cell of a token stays its place in the sequence; else they are turned
+where they lie, as llama.cpp does it (llama-kv-cache.cpp: build_graph_shift). The numbers are the same, but where positions
+are scaled with a magnitude (yarn, attn_factor): keys keep theirs, and get it anew at every shift there. Owns these graphs;
+must not know which token lies where.
+"""
+
+from __future__ import annotations
+
+from pyggml import ops
+from pyggml.dtypes import SIZES, GGMLType, row_size
+from pyggml.graph import Graph, build_forward
+from pyggml.memory.hadamard import rotated
+from pyggml.memory.kv_tensors import KVTensors
+from pyggml.tensor import Flag, Tensor
+
+
+def move_graph(cache: KVTensors, stream: int, first: int, n: int, by: int) -> tuple[Graph, Tensor, int]:
+    """`n` cells from `first` on go `by` cells back. -> the graph, its input I32 (n,): each cell's -by, and n."""
+    assert 0 < by <= first and first + n <= cache.n_cells, (first, n, by)
+    turns = Tensor(GGMLType.I32, (n,), flags=Flag.INPUT, name="k_shift")
+    order: list[Tensor] = []
+    for i in range(len(cache.k)):
+        order.append(k := _turned(cache, i, stream, first, n, turns))
+        order.append(ops.cpy(k, keys(cache, i, stream, first - by, n), name=f"k_shifted-{cache.layers[i].il}"))
+        source, target = (values(cache, i, stream, begin, n) for begin in (first, first - by))
+        order.append(kept := ops.cont(source, name=f"v_shift-{cache.layers[i].il}"))  # both stretches may overlap
+        order.append(ops.cpy(kept, target, name=f"v_shifted-{cache.layers[i].il}"))
+    return build_forward(order), turns, n
+
+
+def turn_graph(cache: KVTensors, stream: int, first: int, end: int) -> tuple[Graph, Tensor, int]:
+    """Keys of the cells [first, end) are turned where they lie. -> as move_graph; the input is 0 for cells that stay."""
+    n = end - first
+    turns = Tensor(GGMLType.I32, (n,), flags=Flag.INPUT, name="k_shift")
+    order: list[Tensor] = []
+    for i in range(len(cache.k)):
+        order.append(k := _turned(cache, i, stream, first, n, turns))
+        order.append(ops.cpy(k, keys(cache, i, stream, first, n), name=f"k_shifted-{cache.layers[i].il}"))
+    return build_forward(order), turns, n
+
+
+def _turned(cache: KVTensors, i: int, stream: int, first: int, n: int, turns: Tensor) -> Tensor:
+    """Keys of `n` cells, turned by `turns`, as they are stored but for their type."""
+    layer = cache.layers[i]
+    k = keys(cache, i, stream, first, n)
+    if k.type not in (GGMLType.F32, GGMLType.F16):
+        k = ops.cpy(k, Tensor(GGMLType.F32, k.ne, name=f"k_shift-{layer.il} (f32)"))
+    plain = rotated(k, cache.k_rotation[i])  # it is its own inverse
+    turned = plain if layer.turn is None else layer.turn(plain, turns, cache.n_ctx)
+    return rotated(turned, cache.k_rotation[i])
+
+
+def keys(cache: KVTensors, i: int, stream: int, first: int, n: int) -> Tensor:
+    """(head, n_head, n): what lies in n cells of keys."""
+    k, layer = cache.k[i], cache.layers[i]
+    nb1, nb2 = row_size(k.type, layer.head_k), k.nb[1]
+    offset = (stream * cache.n_cells + first) * nb2
+    return ops.view(k, (layer.head_k, layer.n_head_kv, n), (nb1, nb2, nb2 * n), offset)
+
+
+def values(cache: KVTensors, i: int, stream: int, first: int, n: int) -> Tensor:
+    """What lies in n cells of values: (elements, n), or (n, elements) where V lies transposed."""
+    v = cache.v[i]
+    if not cache.transposed_v:
+        return ops.view(v, (v.ne[0], n), (v.nb[1], v.nb[1] * n), (stream * cache.n_cells + first) * v.nb[1])
+    size, row = SIZES[v.type].type_size, row_size(v.type, cache.n_cells)
+    return ops.view(v, (n, v.ne[0]), (row, row * v.ne[0]), stream * row * v.ne[0] + first * size)

@@ -1,0 +1,221 @@
+"""The graph of one micro-batch, as it is built: its inputs, which fill themselves, and what models build with.
+
+GraphBuilder owns the only places where weights are multiplied (`linear`, `linear_id`), so that adapters are one place too,
+and the order in which memory is written and read; knows no architecture and no device. Orders follow llama-graph.cpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
+
+from pyggml import ops
+from pyggml.dtypes import GGMLType
+from pyggml.graph import Graph, build_forward
+from pyggml.memory.base import Placement
+from pyggml.memory.kv import KVCache, KVInputs
+from pyggml.memory.layered import Layered
+from pyggml.memory.recurrent import RecurrentState
+from pyggml.memory.ubatch import Ubatch
+from pyggml.model.hparams import Hparams
+from pyggml.model.linear import ExpertLinear, Linear
+from pyggml.model.module import Weight
+from pyggml.tensor import Flag, Tensor
+
+Fill = Callable[[Ubatch, Any], NDArray[Any]]
+"""(micro-batch, placement of the memory) -> the input's elements."""
+
+
+class UbatchShape(NamedTuple):
+    """All that a graph depends on. `memory` is the memory's shape of the placement."""
+
+    n_tokens: int
+    n_outputs: int
+    memory: tuple[Hashable, ...]
+    n_seqs: int = 1
+
+
+class Input(NamedTuple):
+    tensor: Tensor
+    fill: Fill
+
+
+class BuiltGraph(NamedTuple):
+    """`logits` (n_vocab, n_outputs) F32 is None when no output was asked for; `inputs` are those that nodes read."""
+
+    graph: Graph
+    inputs: list[Input]
+    logits: Tensor | None
+
+    def values(self, ub: Ubatch, placement: Placement) -> list[tuple[Tensor, NDArray[Any]]]:
+        """What each input is for this micro-batch."""
+        return [(tensor, fill(ub, placement)) for tensor, fill in self.inputs]
+
+
+class GraphBuilder:
+    """One micro-batch's graph.
+
+    hp, memory   of the context
+    n_tokens, n_seqs, n_outputs
+    n_ctx        cells that a token can see at most
+    tokens       I32 (n_tokens)
+    positions    I32 (n_tokens)
+    adapters     LoRA adapters in use, each with its scale
+    """
+
+    def __init__(self, hp: Hparams, memory: Layered, shape: UbatchShape, adapters: tuple[Any, ...] = ()) -> None:
+        assert 0 <= shape.n_outputs <= shape.n_tokens, shape
+        self.hp, self.memory, self.shape, self.adapters = hp, memory, shape, adapters
+        self.n_tokens, self.n_outputs, self.n_seqs = shape.n_tokens, shape.n_outputs, shape.n_seqs
+        self.n_ctx = max((part.n_ctx for part in memory.parts if isinstance(part, KVCache)), default=0)
+        self._order: list[Tensor] = []  # nodes that must be computed in this order, each with all it needs
+        self._inputs: list[Input] = []
+        self._kv: dict[int, KVInputs] = {}
+        self._slots: dict[int, Tensor] = {}
+        self.tokens = self.input("inp_tokens", GGMLType.I32, self.n_tokens, fill=lambda ub, _: ub.tokens)
+        self.positions = self.input("inp_pos", GGMLType.I32, self.n_tokens, fill=lambda ub, _: ub.pos)
+        self._out_ids: Tensor | None = None
+        if 0 < self.n_outputs < self.n_tokens:  # all tokens are outputs, or none is: nothing to pick
+            self._out_ids = self.input("out_ids", GGMLType.I32, self.n_outputs, fill=_out_ids)
+
+    def input(self, name: str, dtype: GGMLType, *ne: int, fill: Fill) -> Tensor:
+        """A tensor that is filled before each run."""
+        tensor = Tensor(dtype, ne, flags=Flag.INPUT, name=name)
+        self._inputs.append(Input(tensor, fill))
+        return tensor
+
+    # ---- order
+
+    def expand(self, il: int, *nodes: Tensor) -> None:
+        """These nodes of layer `il` are computed next, with all they need (ggml_build_forward_expand); or not at all, where
+        nobody wants more of the last layer than what it writes to memory."""
+        if self.n_outputs or il != self.hp.n_layer - 1:
+            self._order += nodes
+
+    def store(self, *nodes: Tensor) -> None:
+        """These nodes write to memory: they are computed next, whoever wants what."""
+        self._order += nodes
+
+    def select_outputs(self, il: int, *xs: Tensor) -> tuple[Tensor, ...]:
+        """In the last layer the columns that logits are wanted of; else all, as they are."""
+        if self._out_ids is None or il != self.hp.n_layer - 1:
+            return xs
+        return tuple(ops.get_rows(x, self._out_ids) for x in xs)
+
+    # ---- weights
+
+    def linear(self, layer: Linear, x: Tensor) -> Tensor:
+        """x (n_in, n_tokens) -> (n_out, n_tokens): the product, what adapters add to it, the bias, and the scale, which
+        comes before the bias in attention (llama-graph.cpp: build_qkv), after it in feed-forward networks (build_ffn)."""
+        y = ops.mul_mat(layer.weight.value, x, name=layer.title)
+        for adapter in self.adapters:
+            y = adapter.add(layer.weight, x, y)
+        if layer.scale.tensor is not None and not layer.scale_last:
+            y = ops.mul(y, layer.scale.tensor, name=layer.label("_s"))
+        if layer.bias.tensor is not None:
+            y = ops.add(y, layer.bias.tensor, name=layer.label("_b"))
+        if layer.scale.tensor is not None and layer.scale_last:
+            y = ops.mul(y, layer.scale.tensor, name=layer.label("_s"))
+        return y
+
+    def linear_id(self, layer: ExpertLinear, x: Tensor, ids: Tensor) -> Tensor:
+        """x (n_in, 1 or n_used, n_tokens), ids (n_used, n_tokens) -> the chosen experts' products (n_out, n_used,
+        n_tokens), each with the scale of its expert (llama-graph.cpp: build_lora_mm_id)."""
+        y = ops.mul_mat_id(layer.weight.value, x, ids, name=layer.title)
+        for adapter in self.adapters:
+            y = adapter.add_id(layer.weight, x, ids, y)
+        scale, n = layer.scale.tensor, layer.n_expert
+        if scale is None:
+            return y
+        scales = ops.repeat(ops.reshape(scale, 1, n), 1, n, ids.ne[1])
+        return ops.mul(y, ops.get_rows(scales, ids), name=layer.label("_s"))
+
+    # ---- memory
+
+    def attend(
+        self,
+        il: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float,
+        softcap: float = 0.0,
+        sinks: Weight | None = None,
+    ) -> Tensor:
+        """Store k and v, then attention of q over all that its tokens see (llama-graph.cpp: build_attn, build_attn_mha).
+
+        q (head_k, n_head, n_tokens), k (head_k, n_head_kv, n_tokens), v (head_v, n_head_kv, n_tokens)
+        -> (head_v * n_head, n_tokens)
+        """
+        part, i, cache = self.memory.of(il)
+        assert isinstance(cache, KVCache)
+        shape: Any = self.shape.memory[part]
+        if part not in self._kv:
+            self._kv[part] = cache.inputs(self.input, self.n_tokens, shape, part)
+        inputs = self._kv[part]
+        q = cache.query(i, q)
+        self.expand(il, q)
+        self.store(v, k, cache.write_k(i, k, inputs.k_rows), cache.write_v(i, v, inputs.v_rows))
+        if shape.n_streams > 1:
+            q = ops.reshape(q, q.ne[0], q.ne[1], self.n_tokens // shape.n_streams, shape.n_streams)
+        q = ops.permute(q, 0, 2, 1, 3)
+        cached_k, cached_v = cache.read_k(i, shape), cache.read_v(i, shape)
+        given = None if sinks is None else sinks.value
+        if cache.transposed_v:
+            kq = ops.mul_mat(cached_k, q, name=f"kq-{il}")
+            if softcap:  # softcap * tanh(scaled / softcap)
+                kq = ops.unary(ops.scale(kq, scale / softcap), ops.UnaryOp.TANH)
+                kq, scale = ops.scale(kq, softcap), 1.0
+            kq = ops.soft_max(kq, inputs.mask, scale, sinks=given, name=f"kq_soft_max-{il}")
+            kqv = ops.permute(ops.mul_mat(cached_v, kq, name=f"kqv-{il}"), 0, 2, 1, 3)
+            cur = ops.cont(kqv, kqv.ne[0] * kqv.ne[1], self.n_tokens, name=f"kqv_out-{il}")
+        else:
+            cached_k, cached_v = _as_f16(cached_k), _as_f16(cached_v)
+            cur = ops.flash_attn_ext(
+                q, cached_k, cached_v, inputs.mask, scale, softcap=softcap, sinks=given, name=f"fattn-{il}"
+            )
+            cur = ops.reshape(cur, cur.ne[0] * cur.ne[1], self.n_tokens, name=f"kqv_out-{il}")
+        cur = cache.result(i, cur)
+        self.expand(il, cur)
+        return cur
+
+    def state(self, il: int, name: str) -> Tensor:
+        """The state of this micro-batch's sequences in a layer: (elements, n_seqs)."""
+        part, i, states = self.memory.of(il)
+        assert isinstance(states, RecurrentState)
+        return states.read(i, name, self._rows(part, states))
+
+    def set_state(self, il: int, name: str, x: Tensor) -> None:
+        """Keep x (elements, n_seqs) for the tokens that follow."""
+        part, i, states = self.memory.of(il)
+        assert isinstance(states, RecurrentState)
+        self.store(states.write(i, name, x, self._rows(part, states)))
+
+    def _rows(self, part: int, states: RecurrentState) -> Tensor:
+        if part not in self._slots:
+            self._slots[part] = states.inputs(self.input, self.n_seqs, part)
+        return self._slots[part]
+
+    # ---- the end
+
+    def finish(self, logits: Tensor | None) -> BuiltGraph:
+        """The graph of all that was expanded, and of the logits."""
+        if logits is not None:
+            logits.flags |= Flag.OUTPUT
+            self.store(logits)
+        graph = build_forward(self._order)
+        read = {id(leaf) for leaf in graph.leafs}
+        return BuiltGraph(graph, [one for one in self._inputs if id(one.tensor) in read], logits)
+
+
+def _out_ids(ub: Ubatch, _: Any) -> NDArray[Any]:
+    return ub.outputs.nonzero()[0].astype("i4")
+
+
+def _as_f16(t: Tensor) -> Tensor:
+    """For flash attention an F32 cache is converted to F16 in each run, as llama.cpp does; other types are read as they
+    are."""
+    return t if t.type != GGMLType.F32 else ops.cpy(t, Tensor(GGMLType.F16, t.ne, name=f"{t.name} (f16)"))

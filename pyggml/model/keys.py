@@ -1,0 +1,93 @@
+"""Typed look-ups in GGUF metadata; every error names the key. Knows keys and numbers; no tensor and no device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pyggml.errors import ModelError
+
+MAX_NUMBER = (1 << 31) - 1  # an op's parameters are i32
+F32_MAX = float(np.finfo(np.float32).max)  # and f32
+
+
+class Keys:
+    """Look-ups under `<architecture>.`."""
+
+    def __init__(self, metadata: Mapping[str, Any], architecture: str) -> None:
+        self.metadata = metadata
+        self.architecture = architecture
+
+    def find(self, key: str) -> tuple[str, Any]:
+        """The key's whole name, and its value or None."""
+        full = f"{self.architecture}.{key}"
+        return full, self.metadata.get(full)
+
+    def u32(self, key: str, default: int | None = None, least: int = 1) -> int:
+        """An integer, or an array of equal integers (one a layer)."""
+        full, value = self.find(key)
+        if isinstance(value, np.ndarray | list):
+            items = {item if isinstance(item, int) else repr(item) for item in _items(value)}
+            if len(items) != 1:
+                raise ModelError(f"key {full}: {len(items)} different values, one is expected")
+            value = items.pop()
+        return self._integer(full, value, default, least)
+
+    def each_u32(self, key: str, n: int, default: int | Sequence[int] | None = None, least: int = 1) -> tuple[int, ...]:
+        """An integer a layer, `n` of them; one that stands alone counts for all."""
+        full, value = self.find(key)
+        if isinstance(value, np.ndarray | list):
+            items = _items(value)
+            if len(items) != n:
+                raise ModelError(f"key {full} has {len(items)} values, there are {n} layers")
+            return tuple(self._integer(full, item, None, least) for item in items)
+        if isinstance(default, Sequence):
+            if value is None:
+                return tuple(default)
+            default = None
+        return (self._integer(full, value, default, least),) * n
+
+    @staticmethod
+    def _integer(full: str, value: Any, default: int | None, least: int) -> int:
+        if value is None:
+            if default is None:
+                raise ModelError(f"key {full} is missing")
+            return default
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MAX_NUMBER:
+            raise ModelError(f"key {full} is {value!r:.60}, must be an integer from {least} to {MAX_NUMBER}")
+        return value
+
+    def f32(self, key: str, default: float | None = None, positive: bool = True) -> float:
+        full, value = self.find(key)
+        if value is None:
+            if default is None:
+                raise ModelError(f"key {full} is missing")
+            return default
+        if isinstance(value, bool) or not isinstance(value, float | int) or not -F32_MAX <= value <= F32_MAX:
+            raise ModelError(f"key {full} is {value!r:.60}, must be a finite number of 32 bits")
+        if positive and value <= 0:
+            raise ModelError(f"key {full} is {value!r}, must be positive")
+        return float(value)
+
+    def boolean(self, key: str, default: bool) -> bool:
+        full, value = self.find(key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise ModelError(f"key {full} is {value!r:.60}, must be true or false")
+        return value
+
+    def choice(self, key: str, choices: tuple[str, ...], default: str) -> str:
+        full, value = self.find(key)
+        if value is None:
+            return default
+        if value not in choices:
+            raise ModelError(f"key {full} is {value!r:.60}, known are {', '.join(choices)}")
+        return str(value)
+
+
+def _items(value: Any) -> list[Any]:
+    items: list[Any] = value.tolist() if isinstance(value, np.ndarray) else value
+    return items

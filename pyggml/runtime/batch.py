@@ -1,0 +1,141 @@
+"""Batches: tokens of one or several sequences that are to be computed, and their cut into micro-batches.
+
+Owns what a caller says and the order of work; knows no memory and no graph. As llama_batch and llama_batch_allocr
+(llama-batch.cpp), where each token belongs to one sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyggml.errors import ContextError
+from pyggml.memory.ubatch import NOBODY, Ubatch
+
+SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 28, 32, 40, 48, 64)
+"""Sequences that a micro-batch of one token each is filled up to, so that few graphs serve all batches."""
+
+LONG = 64
+"""A sequence with so many tokens left is computed alone: then nothing is gained by company."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """tokens, pos, seq (n,) i32: token, its position in its sequence, the sequence; outputs (n,) bool: whether its logits
+    are wanted. The tokens of a sequence stand in the order of their positions."""
+
+    tokens: NDArray[np.int32]
+    pos: NDArray[np.int32]
+    seq: NDArray[np.int32]
+    outputs: NDArray[np.bool_]
+
+    @classmethod
+    def of(
+        cls, tokens: Sequence[int] | NDArray[np.int32], start: int, seq: int = 0,
+        logits: Literal["last", "all", "none"] = "last",
+    ) -> Batch:  # fmt: skip
+        """Tokens of one sequence, the first at position `start`."""
+        ids = np.asarray(tokens, np.int32).reshape(-1)
+        outputs = np.full(ids.size, logits == "all")
+        if logits == "last" and ids.size:
+            outputs[-1] = True
+        pos = np.arange(start, start + ids.size, dtype=np.int32)
+        return cls(ids, pos, np.full(ids.size, seq, np.int32), outputs)
+
+    @classmethod
+    def join(cls, batches: Sequence[Batch]) -> Batch:
+        """Several after each other. Raises ContextError when there is none."""
+        if not batches:
+            raise ContextError("no tokens to decode")
+        return cls(
+            *(np.concatenate([getattr(b, name) for b in batches]) for name in ("tokens", "pos", "seq", "outputs"))
+        )
+
+    @property
+    def n(self) -> int:
+        return len(self.tokens)
+
+
+Part = tuple[Ubatch, NDArray[np.int64]]
+"""A micro-batch, and for each of its rows the token of the batch, -1 for a row that only fills up."""
+
+
+def split(batch: Batch, n_ubatch: int, n_streams: int, n_seq_max: int, fill: bool = True) -> Iterator[Part]:
+    """Micro-batches of at most `n_ubatch` rows, in an order in which each sequence's tokens keep theirs.
+
+    Where sequences have streams of their own, a micro-batch holds equally many tokens of sequences with neighbouring
+    numbers; `fill` lets rows stand for sequences in between that have none, and makes sizes few.
+    """
+    if n_streams == 1:
+        for start in range(0, batch.n, n_ubatch):
+            rows = np.arange(start, min(start + n_ubatch, batch.n))
+            if fill and n_seq_max > 1 and 1 < len(rows) <= SIZES[-1] and batch.outputs[rows].all():
+                size = min(_size(len(rows)), n_ubatch)
+                rows = np.concatenate([rows, np.full(size - len(rows), -1)])
+            yield _part(batch, rows, np.full(len(rows), NOBODY, np.int32), 1, 0)
+        return
+    left = {int(s): np.flatnonzero(batch.seq == s) for s in np.unique(batch.seq)}
+    while left:
+        singles = sorted(seq for seq, rows in left.items() if len(rows) == 1)
+        if singles:
+            for first, n in _ranges(singles, min(n_ubatch, n_streams), n_streams, fill):
+                rows = np.array(
+                    [left.pop(s)[0] if s in left and len(left[s]) == 1 else -1 for s in range(first, first + n)]
+                )
+                yield _part(batch, rows, np.arange(first, first + n, dtype=np.int32), n, first)
+            continue
+        first = min(left)
+        n = 1
+        while first + n in left and (n + 1) * LONG <= n_ubatch:
+            n += 1
+        each = min(min(len(left[s]) for s in range(first, first + n)), n_ubatch // n)
+        if each >= LONG:
+            n, each = 1, min(len(left[first]), n_ubatch)
+        rows = np.concatenate([left[s][:each] for s in range(first, first + n)])
+        yield _part(batch, rows, np.repeat(np.arange(first, first + n, dtype=np.int32), each), n, first)
+        for s in range(first, first + n):
+            left[s] = left[s][each:]
+            if not len(left[s]):
+                del left[s]
+
+
+def _part(batch: Batch, rows: NDArray[np.int64], streams: NDArray[np.int32], n_seqs: int, first: int) -> Part:
+    real = rows >= 0
+    outputs = np.where(real, batch.outputs[rows], False)
+    if not real.all() or n_seqs > 1:  # whoever fills up has logits too where others have: one graph fewer
+        outputs = np.full(len(rows), bool(outputs.any())) if len(rows) == n_seqs else outputs | ~real
+    return (
+        Ubatch(
+            np.where(real, batch.tokens[rows], 0).astype(np.int32),
+            np.where(real, batch.pos[rows], 0).astype(np.int32),
+            np.where(real, batch.seq[rows], NOBODY).astype(np.int32),
+            outputs,
+            n_seqs,
+            first,
+        ),
+        rows,
+    )
+
+
+def _size(n: int) -> int:
+    return next((size for size in SIZES if size >= n), n)
+
+
+def _ranges(seqs: list[int], most: int, n_streams: int, fill: bool) -> Iterator[tuple[int, int]]:
+    """(first, number) of ranges of sequences that cover all of `seqs`; at least half of a range is wanted."""
+    span = seqs[-1] - seqs[0] + 1
+    gaps = [b - a for a, b in pairwise(seqs)]
+    dense = span == len(seqs) or (fill and 2 * len(seqs) >= span)
+    if not dense or span > most:
+        at = (gaps.index(max(gaps)) if not dense else min(len(seqs), most) - 1) + 1
+        yield from _ranges(seqs[:at], most, n_streams, fill)
+        yield from _ranges(seqs[at:], most, n_streams, fill)
+        return
+    n = min(_size(span), most) if fill and span > 1 else span
+    n = max(n, span)
+    yield max(0, min(seqs[0], n_streams - n)), n

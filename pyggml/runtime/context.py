@@ -1,0 +1,357 @@
+"""A model at work: decode tokens of one or many sequences, get logits, go back.
+
+Owns the memory, the micro-batches and the schedules that are used again; knows no text and no sampling.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyggml.backend.base import Backend, Device
+from pyggml.backend.host import default_threads
+from pyggml.backend.scheduler import Schedule, Scheduler
+from pyggml.dtypes import GGMLType
+from pyggml.errors import ComputeError, ContextError, DeviceError
+from pyggml.graph import Graph
+from pyggml.memory import MemoryOptions, allocate, make_memory
+from pyggml.memory.kv import KVCache
+from pyggml.memory.kv_tensors import KVShape, pad_cells
+from pyggml.memory.layered import Layered
+from pyggml.memory.ubatch import Ubatch
+from pyggml.model.graph import BuiltGraph, GraphBuilder, UbatchShape
+from pyggml.model.model import Model
+from pyggml.runtime.batch import Batch, split
+from pyggml.tensor import Tensor
+
+if TYPE_CHECKING:
+    from pyggml.jit import Job
+
+KEPT_SCHEDULES = 8
+"""For one sequence; as many more as there are further ones, up to MOST_SCHEDULES."""
+MOST_SCHEDULES = 64
+
+MAX_SEQUENCES = 256  # llama.cpp: LLAMA_MAX_SEQ
+
+_PARENTS: list[object] = []
+"""In a forked process: what only the parent may end. Without threads or a connection of its own it would wait for ever."""
+
+
+class Context:
+    """`n_ctx` tokens at most (0: as many as the model was trained on).
+
+    n_seq_max          sequences 0 to n_seq_max - 1, which share n_ctx: each has a stream of n_ctx / n_seq_max tokens
+    kv_unified         they share one stream instead, and each may grow while there is room
+    n_past             tokens of sequence 0 decoded, for who has one sequence alone: `decode` of tokens, `truncate`, `shift`
+    n_batch, n_ubatch  a call may bring any number of tokens; they are computed min(n_batch, n_ubatch) at a time
+    type_k, type_v     of the cache, one of kv_cache.TYPES; a V in blocks needs flash_attn
+    flash_attn         attention in one fused node; without it as products and soft max
+    n_threads          of the CPU, None: one a core; n_threads_batch: for more than one token, None: the same
+    offload_kqv        the cache lies with its layers; else on the CPU, where attention is then computed
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        n_ctx: int = 0,
+        n_batch: int = 2048,
+        n_ubatch: int = 512,
+        type_k: GGMLType = GGMLType.F16,
+        type_v: GGMLType = GGMLType.F16,
+        flash_attn: bool = True,
+        n_threads: int | None = None,
+        n_threads_batch: int | None = None,
+        offload_kqv: bool = True,
+        n_seq_max: int = 1,
+        kv_unified: bool = False,
+    ) -> None:
+        """Raises ContextError, DeviceError, UnsupportedError."""
+        if n_ctx < 0 or n_batch < 1 or n_ubatch < 1:
+            raise ContextError(f"n_ctx {n_ctx}, n_batch {n_batch}, n_ubatch {n_ubatch}: must not be negative or zero")
+        if not 1 <= n_seq_max <= MAX_SEQUENCES:
+            raise ContextError(f"n_seq_max {n_seq_max}: must be 1 to {MAX_SEQUENCES}")
+        self.model = model
+        self.n_ctx = n_ctx or model.config.n_ctx_train
+        self.n_seq_max, self.kv_unified = n_seq_max, kv_unified
+        self.n_ctx_seq = self.n_ctx  # tokens that one sequence can have
+        if n_seq_max > 1 and not kv_unified:
+            self.n_ctx_seq = pad_cells(max(1, self.n_ctx // n_seq_max))
+            self.n_ctx = self.n_ctx_seq * n_seq_max
+        self.n_ubatch = min(n_batch, n_ubatch, self.n_ctx)
+        self.adapters: tuple[Any, ...] = ()
+        self._schedules: OrderedDict[Hashable, tuple[BuiltGraph, Schedule]] = OrderedDict()
+        self._backends: list[Backend] = []
+        self._scheduler: Scheduler | None = None
+        self._memory: Layered | None = None
+        self._process = os.getpid()
+        if n_threads_batch is not None:
+            n_threads = n_threads or default_threads()
+        self._n_threads = n_threads
+        self._n_threads_batch = n_threads_batch or self._n_threads
+        config = model.config
+        places = model.layer_devices[: config.n_layer] if offload_kqv else [model.cpu] * config.n_layer
+        try:
+            for device in (*model.devices, model.cpu):
+                self._backends.append(self._open(device))
+            self._scheduler = Scheduler(self._backends)
+            memory = make_memory(
+                model.modules.needs(),
+                MemoryOptions(
+                    self.n_ctx_seq, self.n_ubatch, n_seq_max, kv_unified, type_k, type_v, transposed_v=not flash_attn
+                ),
+            )
+            allocate(memory, places, self._compute)
+            self._memory = memory
+            # the largest graph first, so that no buffer moves later; all logits of a batch are allowed to move it
+            self._scheduler.reserve(self._make(self._shape(self.n_ubatch, self.n_ctx, 1))[1].sizes)
+            if n_seq_max > 1:
+                n = min(n_seq_max, self.n_ubatch)
+                self._scheduler.reserve(self._make(self._shape(n, self.n_ctx, n, memory.n_streams))[1].sizes)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, device: Device) -> Backend:
+        return device.open(max(self._n_threads or 0, self._n_threads_batch or 0) or None)
+
+    @property
+    def scheduler(self) -> Scheduler:
+        self._after_fork()
+        assert self._scheduler is not None, "the context is closed"
+        return self._scheduler
+
+    @property
+    def memory(self) -> Layered:
+        self._after_fork()
+        assert self._memory is not None, "the context is closed"
+        return self._memory
+
+    @property
+    def cache(self) -> KVCache:
+        """The memory of a model all of whose layers keep keys and values of all tokens."""
+        (part,) = self.memory.parts
+        assert isinstance(part, KVCache), part
+        return part
+
+    @property
+    def n_past(self) -> int:
+        """Tokens of sequence 0 that are decoded."""
+        return self.memory.end(0)
+
+    def _after_fork(self) -> None:
+        """In a child process that os.fork() made, the CPU's threads start anew: they did not come along, the memory did.
+        Raises DeviceError where other devices take part, whose connections are the parent's."""
+        if self._process == os.getpid() or not self._backends:
+            return
+        model = self.model
+        if others := [backend.device.name for backend in self._backends if backend.device is not model.cpu]:
+            raise DeviceError(
+                f"this context was made by process {self._process}, which this one was forked from: "
+                f"{', '.join(others)} cannot be used by both; load the model anew here"
+            )
+        self._process = os.getpid()
+        self._schedules.clear()
+        _PARENTS.append((self._backends, self._scheduler))
+        self._backends = [self._open(model.cpu)]
+        self._scheduler = Scheduler(self._backends)
+
+    def decode(
+        self, tokens: Batch | Sequence[int] | NDArray[np.int32], n_past: int | None = None,
+        logits: Literal["last", "all", "none"] = "last",
+    ) -> NDArray[np.float32]:  # fmt: skip
+        """Compute a batch; or `tokens` of sequence 0 after its first `n_past` (default: all so far).
+
+        -> the logits (n_out, n_vocab) of a batch's outputs, in its order; of the last of `tokens` or of all.
+        On an error sequences end with the last micro-batch that was completed. Raises ContextError, ComputeError.
+        """
+        if isinstance(tokens, Batch):
+            return self._decode(self._checked(tokens))
+        ids = np.asarray(tokens, np.int32).reshape(-1)
+        if n_past is not None:
+            self.truncate(n_past)
+        if ids.size == 0:
+            raise ContextError("no tokens to decode")
+        start = self.n_past
+        if start + ids.size > self.n_ctx_seq:
+            raise ContextError(f"{ids.size} tokens after {start} do not fit into a context of {self.n_ctx_seq}")
+        bad = np.flatnonzero((ids < 0) | (ids >= self.model.n_vocab))
+        if bad.size:
+            raise ComputeError(f"token {ids[bad[0]]} is outside the vocabulary of {self.model.n_vocab}")
+        return self._decode(Batch.of(ids, start, 0, logits))
+
+    def _checked(self, batch: Batch) -> Batch:
+        """Raises ContextError, ComputeError for what cannot be decoded."""
+        if not batch.n:
+            raise ContextError("no tokens to decode")
+        bad = np.flatnonzero((batch.tokens < 0) | (batch.tokens >= self.model.n_vocab))
+        if bad.size:
+            raise ComputeError(f"token {batch.tokens[bad[0]]} is outside the vocabulary of {self.model.n_vocab}")
+        for seq in np.unique(batch.seq).tolist():
+            if not 0 <= seq < self.n_seq_max:
+                raise ContextError(f"sequence {seq}: there are {self.n_seq_max}, numbered from 0")
+            pos, end = batch.pos[batch.seq == seq], self.memory.end(seq)
+            if pos[0] != end or (np.diff(pos) != 1).any():
+                raise ContextError(
+                    f"sequence {seq}: positions {pos[0]} to {pos[-1]} of {len(pos)} tokens, must follow {end - 1} one by one"
+                )
+            if end + len(pos) > self.n_ctx_seq:
+                raise ContextError(f"{len(pos)} tokens after {end} do not fit into a context of {self.n_ctx_seq}")
+        return batch
+
+    def _decode(self, batch: Batch) -> NDArray[np.float32]:
+        self.scheduler.aborted = False
+        out = np.empty((int(np.count_nonzero(batch.outputs)), self.model.n_vocab), np.float32)
+        row_of = np.cumsum(batch.outputs) - 1
+        for ub, rows in split(batch, self.n_ubatch, self.memory.n_streams, self.n_seq_max):
+            for one, its_rows in self._fitting(ub, rows):
+                result = self._decode_ubatch(*one)
+                if result is None:
+                    continue
+                its_rows = its_rows[one[0].outputs]
+                real = its_rows >= 0
+                if real.all() and batch.outputs[its_rows].all():
+                    out[row_of[its_rows]] = result
+                else:
+                    real[real] = batch.outputs[its_rows[real]]
+                    out[row_of[its_rows[real]]] = result[real]
+        return out
+
+    def _fitting(self, ub: Ubatch, rows: NDArray[np.int64]) -> list[tuple[tuple[Ubatch, Any], NDArray[np.int64]]]:
+        """The micro-batch and where it lies; cut into several where rows that fill up find no cell. Raises ContextError."""
+        placement = self.memory.place(ub)
+        if placement is not None:
+            return [((ub, placement), rows)]
+        real = rows >= 0
+        if not real.all():
+            plain = Batch(ub.tokens[real], ub.pos[real], ub.seq[real], ub.outputs[real])
+            found = []
+            for part, index in split(plain, self.n_ubatch, self.memory.n_streams, self.n_seq_max, fill=False):
+                placement = self.memory.place(part)
+                if placement is None:
+                    break
+                found.append(((part, placement), rows[real][index]))
+            else:
+                return found
+        raise ContextError(f"no room for {int(real.sum())} tokens in a context of {self.n_ctx}")
+
+    def prepare(self, n_tokens: int) -> list[Job]:
+        """Begin to make ready for a prompt of so many tokens and for single ones after it, so that all kernels that this
+        machine has yet to compile are compiled together; the jobs to wait for (jit.wait)."""
+        start = self.n_past
+        size = min(n_tokens, self.n_ctx_seq - start)
+        shapes = []
+        for done in range(0, size, self.n_ubatch):
+            n = min(self.n_ubatch, size - done)
+            shapes.append(self._shape(n, start + done + n, int(done + n == size)))
+        if start + size < self.n_ctx_seq:
+            shapes.append(self._shape(1, start + size + 1, 1))
+        different = {(s.n_tokens, s.n_outputs): s for s in shapes}  # the last ones are needed last
+        return list(dict.fromkeys(job for s in different.values() for job in self._ready(s)[1].begin()))
+
+    def _shape(self, n_tokens: int, n_used: int, n_outputs: int, n_streams: int = 1) -> UbatchShape:
+        """Of a micro-batch of the first sequences that sees `n_used` cells of each stream."""
+        parts = tuple(
+            KVShape(part.n_kv(n_used), 0, min(n_streams, n_tokens))
+            if isinstance(part, KVCache)
+            else min(n_streams, n_tokens)
+            for part in self.memory.parts
+        )
+        return UbatchShape(n_tokens, n_outputs, parts, min(n_streams, n_tokens))
+
+    def _decode_ubatch(self, ub: Ubatch, placement: Any) -> NDArray[np.float32] | None:
+        self.model.check_file()
+        memory = self.memory
+        n_threads = self._n_threads if ub.n == 1 else self._n_threads_batch
+        if n_threads is not None:
+            for backend in self._backends:
+                backend.use_threads(n_threads)
+        shape: Any = memory.shape(placement)
+        built, schedule = self._ready(UbatchShape(ub.n, ub.n_outputs, shape, ub.n_seqs))
+        for tensor, values in built.values(ub, placement):
+            schedule.set_input(tensor, values)
+        memory.prepare(placement)
+        schedule.run()
+        result = None if built.logits is None else schedule.get(built.logits)
+        memory.commit(placement)
+        return result
+
+    def schedule_for(self, n_tokens: int, n_kv: int, n_outputs: int) -> tuple[BuiltGraph, Schedule]:
+        """The graph of a micro-batch of one sequence that sees `n_kv` cells."""
+        return self._ready(self._shape(n_tokens, n_kv, n_outputs))
+
+    def _ready(self, shape: UbatchShape) -> tuple[BuiltGraph, Schedule]:
+        """The graph of such a micro-batch, made on first need; the most recently used ones are kept."""
+        key = shape, self.adapters
+        made = self._schedules.get(key)
+        if made is None:
+            made = self._make(shape)
+            self._schedules[key] = made
+            if len(self._schedules) > min(KEPT_SCHEDULES + self.n_seq_max - 1, MOST_SCHEDULES):
+                self._schedules.popitem(last=False)
+        self._schedules.move_to_end(key)
+        return made
+
+    def _make(self, shape: UbatchShape) -> tuple[BuiltGraph, Schedule]:
+        model = self.model
+        built = model.modules.build(GraphBuilder(model.config, self.memory, shape, self.adapters))
+        return built, self.scheduler.schedule(built.graph)
+
+    def _compute(self, graph: Graph, inputs: Sequence[tuple[Tensor, NDArray[Any]]]) -> None:
+        """Run a graph of the memory's."""
+        self.scheduler.aborted = False
+        schedule = self.scheduler.schedule(graph)
+        for tensor, values in inputs:
+            schedule.set_input(tensor, values)
+        schedule.run()
+
+    # ---- one sequence: number 0
+
+    def truncate(self, n: int) -> None:
+        """Forget all tokens but the first `n`. Raises ContextError when there are not so many, or when what they saw is
+        kept no more."""
+        n_past = self.n_past
+        if not 0 <= n <= n_past:
+            raise ContextError(f"cannot keep {n} tokens, {n_past} are decoded")
+        if not self.memory.remove(0, n):
+            raise ContextError(f"cannot go back to {n} tokens: what they saw is kept no more")
+
+    def shift(self, n_keep: int, n_discard: int) -> None:
+        """Forget `n_discard` tokens after the first `n_keep`; those behind them move up, so that there is room again.
+
+        What they were computed from stays in their keys and values: no logits are computed anew. As
+        llama_memory_seq_rm and llama_memory_seq_add do it for a context that is full. Raises ContextError, ComputeError.
+        """
+        first, n_past = n_keep + n_discard, self.n_past
+        if n_keep < 0 or n_discard < 0 or first > n_past:
+            raise ContextError(f"cannot forget {n_discard} tokens after {n_keep}, {n_past} are decoded")
+        if n_discard:
+            if not self.memory.remove(0, n_keep, first):
+                raise ContextError(f"cannot forget {n_discard} tokens after {n_keep}: a recurrent state holds them all")
+            self.memory.shift(0, first, None, -n_discard)
+
+    def clear(self) -> None:
+        """Forget all tokens of all sequences."""
+        self.memory.clear()
+
+    def abort(self) -> None:
+        """Make a running `decode` end with ComputeError; from any thread."""
+        self.scheduler.abort()
+
+    def close(self) -> None:
+        """Free cache and compute buffers, stop the backends' threads; twice does nothing."""
+        self._schedules.clear()
+        if self._process == os.getpid():
+            if self._memory is not None:
+                self._memory.free()
+            if self._scheduler is not None:
+                self._scheduler.close()
+            for backend in self._backends:
+                backend.close()
+        else:  # what devices hold is the parent's to give back
+            _PARENTS.append((self._memory, self._backends, self._scheduler))
+        self._memory, self._scheduler, self._backends = None, None, []
