@@ -97,6 +97,15 @@ ROWS: list[Row] = [
         whole(1),
         "MIB",
     ),
+    Flag(
+        ("--cache-preload",),
+        "preload",
+        "model file whose large weights every client that has them as well is spared sending; may be repeated; "
+        "anyone who knows a weight's hash can read it",
+        str,
+        "FNAME",
+        many=True,
+    ),
 ]
 
 ABOUT = (
@@ -108,6 +117,7 @@ ABOUT = (
 EXAMPLES = (
     ("pyggml-rpc-server", "lend this machine's memory and cores to programs on it"),
     ("pyggml-rpc-server -H 192.168.0.2 -c", "to a network where everyone is trusted, and keep weights on disk"),
+    ("pyggml-rpc-server --cache-preload model.gguf", "weights of a model that clients use need not travel at all"),
 )
 
 
@@ -187,6 +197,7 @@ def _serve(values: Values, wait: Callable[[], object]) -> int:
     from pyggml_rpc.addresses import bare_host, is_local
     from pyggml_rpc.cache import WeightCache
     from pyggml_rpc.memory import return_early
+    from pyggml_rpc.preload import Preload
     from pyggml_rpc.server import Server
     from pyggml_rpc.transport import Limits, Listener
     from pyggml_rpc.wire import PROTOCOLS
@@ -202,6 +213,7 @@ def _serve(values: Values, wait: Callable[[], object]) -> int:
         devices = pick([*gpus, *local_devices()], values.device)
     else:
         devices = gpus or local_devices()
+    preload = Preload(values.preload) if values.preload else None
     for device in devices:
         if device.kind is Kind.CPU and not values.no_warmup and not _compiled(device):
             return 0
@@ -216,6 +228,7 @@ def _serve(values: Values, wait: Callable[[], object]) -> int:
         client_share=values.share / 100,
         graph_timeout=values.graph or None,
         cache=cache,
+        preload=preload,
         protocol=spoken,
     )
     limits = Limits(
@@ -237,6 +250,8 @@ def _serve(values: Values, wait: Callable[[], object]) -> int:
         print(f"Starting RPC server v{server.protocol}")
         print(f"  endpoint       : {listener.endpoint}")
         print(f"  local cache    : {cache.folder if cache is not None else 'n/a'}")
+        if preload is not None:
+            print(f"  preloaded      : {preload.n_tensors} tensors, {preload.n_bytes // MIB} MiB")
         print("Devices:")
         for slot in server.slots:
             free, total = slot.memory()

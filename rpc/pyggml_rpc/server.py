@@ -16,6 +16,7 @@ from pyggml.errors import ComputeError, DeviceError
 from pyggml_rpc.cache import WeightCache
 from pyggml_rpc.comm import Join
 from pyggml_rpc.memory import SHARE, Ledger
+from pyggml_rpc.preload import Preload
 from pyggml_rpc.turns import Turns
 from pyggml_rpc.wire import NEWEST, Command, Protocol
 
@@ -194,7 +195,7 @@ class Server:
     `n_threads` goes to each device's backend (None: the backend's choice). `memory_limit` is what to offer of each
     device in bytes (None: what is free, less a margin). `client_share`: what one client may take of what the others have
     left. `graph_timeout`: seconds that one graph may compute (None: any time). `cache` keeps weights that clients ask to
-    keep. `protocol` is what it speaks: a client does not say which version it wants.
+    keep, `preload` has those that all may be handed. `protocol` is what it speaks: a client does not say which version it wants.
     """
 
     def __init__(
@@ -206,6 +207,7 @@ class Server:
         client_share: float = SHARE,
         graph_timeout: float | None = None,
         cache: WeightCache | None = None,
+        preload: Preload | None = None,
         protocol: Protocol = NEWEST,
     ) -> None:
         if not devices:
@@ -221,6 +223,7 @@ class Server:
         self.graph_timeout = graph_timeout
         self.lowering = Turns(LOWERINGS, overstay=COMPILING)
         self.cache = cache
+        self.preload = preload
         self.protocol = protocol
         self.join: Join | None = None  # another server, to add up tensors with; the listener's
         self.counters = Counters()

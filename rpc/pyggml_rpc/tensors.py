@@ -5,6 +5,7 @@ is counted while they pass. It must not know a socket. Facts: ggml-rpc.cpp, `rpc
 """
 
 import logging
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyggml.backend.host import HostBuffer
@@ -123,24 +124,30 @@ class Tensors:
         return f"key {key.hex()}" if key else f"address {self._session.address}"
 
     def _set_hash(self, request: Record) -> list[Piece]:
-        """Whether this client sent these bytes before; a hash without a length means all of the tensor from `offset`."""
+        """Whether the server has these bytes, and has put them in place; a hash without a length means all of the tensor
+        from `offset`."""
         tensor, offset = self.tensor(request["tensor"]), int(request["offset"][0])
         check_range(tensor, offset, 0)
-        cache, size = self._session.server.cache, tensor.nbytes - offset
-        found = False
-        if cache is not None:
-            sender, key = self._sender(request["tensor"]), int(request["hash"][0])
-            memory = _host_memory(tensor, offset, size)
-            if memory is not None:
-                found = cache.load(sender, key, memory)
-            elif cache.path(sender, key, size).exists():
+        size = tensor.nbytes - offset
+        memory = _host_memory(tensor, offset, size)
+        for load in self._kept(self._sender(request["tensor"]), int(request["hash"][0]), size):
+            if memory is None:
                 self._session.stage(size)
-                staging = bytearray(size)
-                found = cache.load(sender, key, memoryview(staging))
-                if found:
+            target = memory if memory is not None else memoryview(bytearray(size))
+            if load(target):
+                if memory is None:
                     assert tensor.buffer is not None
-                    tensor.buffer.set(tensor, staging, offset)
-        return [self._session.answer(Command.SET_TENSOR_HASH, result=found)]
+                    tensor.buffer.set(tensor, target, offset)
+                return [self._session.answer(Command.SET_TENSOR_HASH, result=1)]
+        return [self._session.answer(Command.SET_TENSOR_HASH, result=0)]
+
+    def _kept(self, sender: str, key: int, size: int) -> Iterator[Callable[[memoryview], bool]]:
+        """Where such bytes may be read from: what this client sent before, and what the operator laid ready for all."""
+        cache, preload, session = self._session.server.cache, self._session.server.preload, self._session
+        if cache is not None and cache.path(sender, key, size).exists():
+            yield lambda memory: cache.load(sender, key, memory)
+        if preload is not None and preload.find(key, size, lambda: session.gone):
+            yield lambda memory: preload.load(key, memory, lambda: session.gone)
 
     def _memset(self, request: Record) -> None:
         tensor = self.tensor(request["tensor"])

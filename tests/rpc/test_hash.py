@@ -24,6 +24,17 @@ def test_any_length_and_alignment(data: bytes, start: int) -> None:
     assert fnv1a(array) == fnv1a_plain(data[start:])
 
 
+@pytest.mark.parametrize("cut", [0, 1, 63, 64, 100, 299, 300])
+def test_in_parts(cut: int) -> None:
+    data = np.random.default_rng(cut).integers(0, 256, 300, np.uint8)
+    whole = fnv1a_plain(data.tobytes())
+    assert (
+        fnv1a(data[cut:], fnv1a(data[:cut]))
+        == fnv1a_plain(data[cut:].tobytes(), fnv1a_plain(data[:cut].tobytes()))
+        == whole
+    )
+
+
 def test_one_bit_changes_it() -> None:
     data = np.zeros(1000, np.uint8)
     before = fnv1a(data)

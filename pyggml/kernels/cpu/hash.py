@@ -16,14 +16,12 @@ PRIME = 0x100000001B3
 
 
 def fnv1a_kernel():
-    """u64(address, count): eight bytes are loaded at once; the tail byte by byte."""
+    """u64(hash of what came before, address, count): eight bytes are loaded at once; the tail byte by byte."""
     from pyggml.simd import u8_at, u64_at
 
-    basis, prime = np.uint64(OFFSET_BASIS), np.uint64(PRIME)
-    byte, eight = np.uint64(255), np.uint64(8)
+    prime, byte, eight = np.uint64(PRIME), np.uint64(255), np.uint64(8)
 
-    def fnv1a_kernel(address, count):
-        h = basis
+    def fnv1a_kernel(h, address, count):
         whole = count & -8
         for at in range(0, whole, 8):
             word = u64_at(address + np.uint64(at))
@@ -38,23 +36,23 @@ def fnv1a_kernel():
 
 
 @functools.cache
-def _compiled() -> Callable[[int, int], int]:
+def _compiled() -> Callable[[int, int, int], int]:
     from pyggml import jit
 
-    return jit.function(jit.Spec("hash", "fnv1a_kernel", (), "u64(u64,i64)"))
+    return jit.function(jit.Spec("hash", "fnv1a_kernel", (), "u64(u64,u64,i64)"))
 
 
-def fnv1a(data: NDArray[np.uint8]) -> int:
-    """The hash of a contiguous array of bytes."""
+def fnv1a(data: NDArray[np.uint8], before: int = OFFSET_BASIS) -> int:
+    """The hash of a contiguous array of bytes; `before` is that of the bytes in front of them."""
     assert data.dtype == np.uint8 and data.flags.c_contiguous
     if data.size < 64:
-        return fnv1a_plain(data.tobytes())
-    return _compiled()(data.ctypes.data, data.size)
+        return fnv1a_plain(data.tobytes(), before)
+    return _compiled()(before, data.ctypes.data, data.size)
 
 
-def fnv1a_plain(data: bytes) -> int:
+def fnv1a_plain(data: bytes, before: int = OFFSET_BASIS) -> int:
     """The definition."""
-    h = OFFSET_BASIS
+    h = before
     for value in data:
         h = (h ^ value) * PRIME & 0xFFFFFFFFFFFFFFFF
     return h
