@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from waiting import until
 
 from pyggml import jit
 from pyggml.backend.team import MOST_READ, IndexFault, StepTable, Team
@@ -113,11 +114,11 @@ def test_a_part_that_is_late_holds_up_only_what_waits_for_it(sync: bool) -> None
     with team_of(2) as team:
         steps = Steps(team).add("hold", parts=8, sync=sync).add("spin", 1, 0)
         with running(steps):
-            wait_for(lambda: steps.counters[0].tolist() == [0] + [1] * 7)  # by one thread alone
+            until(lambda: steps.counters[0].tolist() == [0] + [1] * 7)  # by one thread alone
             if sync:
                 time.sleep(0.1)
             else:
-                wait_for(lambda: bool(steps.counters[1, 7] == 1))
+                until(lambda: bool(steps.counters[1, 7] == 1))
             assert steps.counters[1, 7] == (not sync)
         assert (steps.counters[0].tolist(), steps.counters[1, 7]) == ([1] * 8, 1)
 
@@ -138,7 +139,7 @@ def test_a_small_run_after_an_aborted_one() -> None:
 
             thread = threading.Thread(target=compute)
             thread.start()
-            wait_for(lambda long=long: bool(long.counters[1, 7] > 0))  # type: ignore[misc]
+            until(lambda long=long: bool(long.counters[1, 7] > 0))  # type: ignore[misc]
             team.abort()
             for i in range(20):
                 short.run(alone=i % 3 > 0)
@@ -150,20 +151,13 @@ def test_a_small_run_after_an_aborted_one() -> None:
     assert aborted > 0
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.002)
-
-
 @pytest.mark.parametrize("n_threads", [2, 5])
 def test_sleeping_and_waking(n_threads: int) -> None:
     with team_of(n_threads) as team:
         sleepers = team._each["asleep"][1:]
         steps = Steps(team).add("count", sync=True).add("count")
         for _ in range(20):
-            wait_for(lambda: bool(sleepers.all()))
+            until(lambda: bool(sleepers.all()))
             steps.run()
             steps.run()  # while they are awake, or on their way to sleep
         assert steps.counters[0, :n_threads].tolist() == [80] * n_threads
@@ -197,7 +191,7 @@ def test_abort(n_threads: int) -> None:
 
         thread = threading.Thread(target=compute)
         thread.start()
-        wait_for(lambda: bool(long.counters[1, 7] > 0))
+        until(lambda: bool(long.counters[1, 7] > 0))
         team.abort()
         thread.join(timeout=30)
         assert not thread.is_alive() and failed == ["CPU: aborted"]
@@ -230,7 +224,7 @@ def test_close_ends_the_threads(n_threads: int) -> None:
     threads = list(team._threads)
     assert len(threads) == n_threads - 1 and all(t.is_alive() for t in threads)
     if n_threads == 3:
-        wait_for(lambda: bool(team._each["asleep"][1:].all()))
+        until(lambda: bool(team._each["asleep"][1:].all()))
     team.close()
     assert not any(t.is_alive() for t in threads)
     team.close()

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from compare import mean_kl
 from pyggml_cli import cli
 from pyggml_cli.slots import slot_for
 from text_model import write_text_model
@@ -196,18 +197,12 @@ def test_a_cache_of_blocks_goes_on_as_the_peers(
         context.decode(tokens)
         context.shift(7, 100)
         found = np.array([context.decode([token])[-1] for token in further])
-        p, q = log_softmax(theirs), log_softmax(found)
-        return float((np.exp(p) * (p - q)).sum(-1).mean())
+        return mean_kl(theirs, found)
 
     assert divergence() < limit
     monkeypatch.setattr("pyggml.memory.shift.rotated", lambda x, _: x)  # keys are turned as they lie
     assert divergence() > 3 * limit
     context.close(), model.close()
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    x = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    return np.asarray(x - np.log(np.exp(x).sum(-1, keepdims=True)))
 
 
 def on_servers(spawn: Any, count: int) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from pyggml_rpc.memory import SHARE
+from waiting import until
 
 from pyggml.backend.base import extra_devices
 
@@ -58,7 +59,7 @@ def test_a_killed_client_frees_the_server(
         client = command(*arguments, *GENERATE)
         until(lambda: used(server) > 50 * MIB)
     client.kill()
-    until(lambda: used(server) < MIB)
+    until(lambda: used(server) < MIB, SECONDS)
     again = command(*arguments, "-p", "Hello", "-c", 4096, "-n", 2, "--temp", 0)
     assert again.wait() == 0, again.err
     assert not re.search("closed|fault|error|Traceback", server.process.err), (
@@ -86,13 +87,6 @@ def used(server: Any) -> int:
     free, total = extra_devices("rpc", server.endpoint)[0].memory()
     assert total == LENT * MIB
     return total - round(free / SHARE)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_server_that_was_never_there_is_named(command: Callable[..., Any], smollm2: Any) -> None:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from compare import mean_kl
 from tiny_model import N_VOCAB, write_llama
 
 from pyggml.backend.cpu import CPUDevice
@@ -27,12 +28,6 @@ def logits(path, n_ubatch, device=None):
     return out
 
 
-def kl(theirs, ours):
-    """Mean over tokens of KL(theirs || ours), in nats."""
-    a, b = (x.astype(np.float64) - np.logaddexp.reduce(x.astype(np.float64), -1, keepdims=True) for x in (theirs, ours))
-    return float((np.exp(a) * (a - b)).sum(-1).mean())
-
-
 @pytest.fixture(scope="module")
 def f32(tmp_path_factory):
     return write_llama(tmp_path_factory.mktemp("wide") / "wide-256.gguf", **SHAPE)
@@ -47,10 +42,10 @@ def test_as_llamacpp(ftype, f32, peer):
     theirs, exact = peer.logits(path, TOKENS, flash_attn=True), logits(path, 16, ReferenceDevice())
     for n_ubatch in (1, 16):
         ours = logits(path, n_ubatch)
-        assert kl(theirs, ours) < 2e-3
-        assert kl(exact, ours) < min(5e-4, 1.2 * kl(exact, theirs))
+        assert mean_kl(theirs, ours) < 2e-3
+        assert mean_kl(exact, ours) < min(5e-4, 1.2 * mean_kl(exact, theirs))
 
 
 def test_another_quantisation_is_noticed(f32, peer):
     paths = [peer.quantize_model(f32, None, ftype, pure=True) for ftype in ("Q3_K_M", "IQ4_NL")]
-    assert kl(peer.logits(paths[0], TOKENS, flash_attn=True), logits(paths[1], 16)) > 5e-3
+    assert mean_kl(peer.logits(paths[0], TOKENS, flash_attn=True), logits(paths[1], 16)) > 5e-3

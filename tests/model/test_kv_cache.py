@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from compare import prose
+from compare import mean_kl, prose
 from tiny_model import N_VOCAB, write_llama
 
 from pyggml.backend.base import Device
@@ -33,12 +33,6 @@ def logits(path: Path, device: Device, tokens: list[int] = TOKENS, **options: An
     return out
 
 
-def kl(theirs: np.ndarray, ours: np.ndarray) -> float:
-    """Mean over tokens of KL(theirs || ours), in nats."""
-    a, b = (x.astype(np.float64) - np.logaddexp.reduce(x.astype(np.float64), -1, keepdims=True) for x in (theirs, ours))
-    return float((np.exp(a) * (a - b)).sum(-1).mean())
-
-
 def test_the_rotation_is_its_own_inverse() -> None:
     for n in (64, 256):
         h = hadamard.hadamard(n)
@@ -62,12 +56,12 @@ def test_as_llamacpp_keeps_them(
     path = write_llama(tmp_path / "tiny.gguf", head_k=head, head_v=head)
     types = {"type_k": dtype, "type_v": dtype}
     theirs, ours = peer.logits(path, TOKENS, flash_attn=True, **types), logits(path, ReferenceDevice(), **types)
-    cost = kl(peer.logits(path, TOKENS, flash_attn=True), theirs)
-    assert kl(theirs, ours) < 0.6 * cost
+    cost = mean_kl(peer.logits(path, TOKENS, flash_attn=True), theirs)
+    assert mean_kl(theirs, ours) < 0.6 * cost
     if hadamard.k_rotation(dtype, head):  # a wrong twin: neither K nor V is
         for module in (hadamard, kv_tensors):
             monkeypatch.setattr(module, "k_rotation", lambda dtype, head: 0)
-        assert kl(theirs, logits(path, ReferenceDevice(), **types)) > cost
+        assert mean_kl(theirs, logits(path, ReferenceDevice(), **types)) > cost
 
 
 @pytest.mark.parametrize("flash_attn", [True, False])
@@ -84,8 +78,8 @@ def test_the_cpu_does_as_the_reference(tmp_path: Path, dtype: GGMLType, flash_at
     singly = np.concatenate([context.decode([t]) for t in TOKENS])
     context.close()
     model.close()
-    scale = kl(logits(path, ReferenceDevice()), law)
-    assert max(kl(law, batch), kl(law, singly)) < max(scale / 4, 5e-5)  # products round queries to 8 bits
+    scale = mean_kl(logits(path, ReferenceDevice()), law)
+    assert max(mean_kl(law, batch), mean_kl(law, singly)) < max(scale / 4, 5e-5)  # products round queries to 8 bits
 
 
 @pytest.mark.parametrize("name", ["Q8_0", "Q4_0"])
@@ -101,10 +95,10 @@ def test_smollm2(peer: Any, smollm2: Path, name: str) -> None:
 
     fused, ours = both(flash_attn=True, type_k=dtype)
     plain, ours_plain = both(flash_attn=False, type_k=dtype)
-    own = kl(fused, plain)
+    own = mean_kl(fused, plain)
     values, ours_values = both(flash_attn=True, type_k=dtype, type_v=dtype)
-    cost = kl(peer.logits(path, tokens, flash_attn=True), values)
-    found = kl(fused, ours), kl(plain, ours_plain), kl(values, ours_values)
+    cost = mean_kl(peer.logits(path, tokens, flash_attn=True), values)
+    found = mean_kl(fused, ours), mean_kl(plain, ours_plain), mean_kl(values, ours_values)
     print(f"{name}: KL {found[0]:.2e}, not fused {found[1]:.2e}, own {own:.2e}; with V {found[2]:.2e}, cost {cost:.2e}")
     assert max(found[:2]) <= 1.5 * own and found[2] <= 1.5 * cost
 

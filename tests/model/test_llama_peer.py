@@ -3,7 +3,8 @@
 import gguf
 import numpy as np
 import pytest
-from tiny_logits import TOKENS, kl, kl_each, run
+from compare import kl_each, mean_kl
+from tiny_logits import TOKENS, run
 from tiny_model import write_llama
 
 from pyggml.backend.reference import ReferenceDevice
@@ -60,7 +61,7 @@ def test_small_models(name, flash_attn, tmp_path, peer):
     theirs = peer.logits(path, TOKENS, flash_attn=flash_attn)
     ours = run(path, TOKENS, flash_attn=flash_attn)
     np.testing.assert_allclose(ours, theirs, atol=5e-3 * np.abs(theirs).max())
-    assert kl(theirs, ours) < 1e-5
+    assert mean_kl(theirs, ours) < 1e-5
 
 
 @pytest.mark.parametrize("quant", ["F32", "F16", "Q4_0", "Q8_0"])
@@ -88,7 +89,7 @@ def test_the_comparison_notices_another_number_of_experts(tmp_path, peer):
     path = write_llama(tmp_path / "experts.gguf", n_expert=8)
     model = Model.load(path, cpu=ReferenceDevice(), metadata={"llama.expert_used_count": 3})
     context = Context(model, n_ctx=512)
-    assert kl(peer.logits(path, TOKENS), context.decode(TOKENS, logits="all")) > 1e-3
+    assert mean_kl(peer.logits(path, TOKENS), context.decode(TOKENS, logits="all")) > 1e-3
     context.close()
     model.close()
 
@@ -97,7 +98,7 @@ def test_the_comparison_notices_a_wrong_rope(tmp_path, peer):
     """A wrong twin: base 20000 instead of 10000 in our copy of the file."""
     theirs = peer.logits(write_llama(tmp_path / "right.gguf"), TOKENS)
     ours = run(write_llama(tmp_path / "wrong.gguf", floats={"llama.rope.freq_base": 20000.0}), TOKENS)
-    assert kl(theirs, ours) > 1e-4
+    assert mean_kl(theirs, ours) > 1e-4
 
 
 @pytest.mark.parametrize("flash_attn", [True, False])
@@ -112,14 +113,14 @@ def test_smollm2(smollm2, peer):
     """Q4_1: llama.cpp rounds activations to 8 bits, the reference does not; the difference is that rounding."""
     tokens = [19556, 28, 957, 1461, 314]
     theirs, ours = peer.logits(smollm2, tokens, flash_attn=True), run(smollm2, tokens)
-    assert kl(theirs, ours) < 0.02 and (theirs.argmax(1) == ours.argmax(1)).all()
+    assert mean_kl(theirs, ours) < 0.02 and (theirs.argmax(1) == ours.argmax(1)).all()
 
 
 def test_smollm2_in_f16(smollm2, peer):
     path = peer.quantize_model(smollm2, None, "F16")
     tokens = [19556, 28, 957]
     theirs, ours = peer.logits(path, tokens, flash_attn=True), run(path, tokens)
-    assert kl(theirs, ours) < 1e-4
+    assert mean_kl(theirs, ours) < 1e-4
 
 
 ROPES = [
@@ -149,8 +150,8 @@ def test_rope_as_the_user_wants_it(files, options, fields, tmp_path, peer):
     ours = context.decode(TOKENS)
     context.close(), model.close()
     np.testing.assert_allclose(ours, theirs, atol=5e-3 * np.abs(theirs).max())
-    assert kl(theirs, ours) < 1e-5
-    assert kl(theirs, run(path, TOKENS)[-1:]) > 1e-5 or (options.scaling == "none" and not files)  # it matters
+    assert mean_kl(theirs, ours) < 1e-5
+    assert mean_kl(theirs, run(path, TOKENS)[-1:]) > 1e-5 or (options.scaling == "none" and not files)  # it matters
 
 
 @pytest.mark.parametrize("wrong", [{"freq_scale": -1.0}, {"freq_base": float("inf")}, {"ext_factor": float("nan")}])

@@ -5,8 +5,9 @@ import re
 import gguf
 import numpy as np
 import pytest
+from compare import mean_kl
 from fake_devices import FakeDevice
-from tiny_logits import TOKENS, kl, run
+from tiny_logits import TOKENS, run
 from tiny_model import N_VOCAB, write_llama
 
 from pyggml.backend.reference import ReferenceDevice
@@ -69,12 +70,12 @@ def test_scales_as_llamacpp_applies_them(options, tmp_path, peer, monkeypatch):
     exact = {"type_k": GGMLType.F32, "type_v": GGMLType.F32, "flash_attn": False}
     theirs, ours = peer.logits(path, TOKENS, **exact), run(path, TOKENS, **exact)
     np.testing.assert_allclose(ours, theirs, atol=5e-3 * np.abs(theirs).max())
-    assert kl(theirs, ours) < 1e-5
-    assert kl(theirs, run(write_llama(tmp_path / "plain.gguf", **options), TOKENS)) > 1e-3  # they matter
+    assert mean_kl(theirs, ours) < 1e-5
+    assert mean_kl(theirs, run(write_llama(tmp_path / "plain.gguf", **options), TOKENS)) > 1e-3  # they matter
     if "biases" in options:  # a twin that scales before the bias everywhere
         init = Linear.__init__
         monkeypatch.setattr(Linear, "__init__", lambda *a, **given: init(*a, **(given | {"scale_last": False})))
-        assert kl(theirs, run(path, TOKENS, **exact)) > 1e-4
+        assert mean_kl(theirs, run(path, TOKENS, **exact)) > 1e-4
 
 
 @pytest.mark.parametrize("options", [{}, {"n_expert": 4}], ids=str)
@@ -89,7 +90,7 @@ def test_the_cpu_computes_scales(options, tmp_path):
         logits.append(context.decode(TOKENS, logits="all"))
         context.close(), model.close()
     np.testing.assert_allclose(logits[1], logits[0], atol=1e-2 * np.abs(logits[0]).max())
-    assert kl(logits[0], logits[1]) < 1e-4
+    assert mean_kl(logits[0], logits[1]) < 1e-4
 
 
 UNKNOWN = {
@@ -134,7 +135,7 @@ def test_what_llamacpp_passes_over_is_passed_over(options, tmp_path, peer):
     path = write_llama(tmp_path / "more.gguf", replace=new, rope_freqs=True, tied=False, **options)
     ours = run(path, TOKENS)
     np.testing.assert_array_equal(ours, run(write_llama(tmp_path / "less.gguf", rope_freqs=True, tied=False, **options), TOKENS))  # fmt: skip
-    assert kl(peer.logits(path, TOKENS), ours) < 1e-5
+    assert mean_kl(peer.logits(path, TOKENS), ours) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["blk.0.attn_q.scale", "blk.0.ffn_down.scale"])
@@ -179,6 +180,6 @@ def test_scales_go_with_their_layers_and_stay_as_they_are(options, tmp_path):
     context.close(), model.close()
     with GGUFFile.open(file) as source:
         quantise(make_plan(source, find_mix("q8_0")), tmp_path / "q8_0.gguf", 1)
-    assert kl(run(plain, TOKENS), run(tmp_path / "q8_0.gguf", TOKENS)) < 1e-2
+    assert mean_kl(run(plain, TOKENS), run(tmp_path / "q8_0.gguf", TOKENS)) < 1e-2
     with GGUFFile.open(tmp_path / "q8_0.gguf") as made:
         assert {made.tensors[n].type for n in made.tensors if n.endswith(".scale")} == {GGMLType.F32}

@@ -4,13 +4,13 @@ Buffers end at a page that cannot be read and begin behind bytes that must not c
 tensors is found.
 """
 
-import ctypes
 import mmap
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from guard_page import PAGE, forbid
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyggml_rpc.errors import RefusedError, RemoteProtocolError
@@ -27,7 +27,6 @@ from pyggml.dtypes import GGMLType
 from pyggml.graph import build_forward
 from pyggml.tensor import Tensor
 
-PAGE = mmap.PAGESIZE
 SIZE = 1 << 16
 CANARY = 0xC5
 T = GGMLType
@@ -39,9 +38,7 @@ class Fenced(HostBuffer):
     def __init__(self, device: Device) -> None:
         self.mapping = mmap.mmap(-1, SIZE + 2 * PAGE)
         whole = np.frombuffer(self.mapping, np.uint8)
-        protect = ctypes.CDLL(None, use_errno=True).mprotect
-        end = whole.ctypes.data + PAGE + SIZE
-        assert protect(ctypes.c_void_p(end), ctypes.c_size_t(PAGE), 0) == 0
+        forbid(whole.ctypes.data + PAGE + SIZE, PAGE)
         self.canaries = whole[:PAGE]
         self.canaries[:] = CANARY
         super().__init__(device, whole[PAGE : PAGE + SIZE], Usage.ANY)

@@ -18,6 +18,7 @@ from pyggml_rpc.errors import RpcError
 from pyggml_rpc.server import Server
 from pyggml_rpc.transport import Limits, Listener
 from pyggml_rpc.wire import NEWEST, V7, V8, Command, pack, pack_header
+from waiting import until
 
 from pyggml import ops
 from pyggml.backend.base import Usage, extra_devices
@@ -28,13 +29,6 @@ from pyggml.graph import Graph, build_forward
 from pyggml.tensor import Tensor
 
 C = Command
-
-
-def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.005)
 
 
 @pytest.fixture

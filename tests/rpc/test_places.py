@@ -19,18 +19,12 @@ from pyggml_rpc.server import Server
 from pyggml_rpc.talk import LimitRate, mib
 from pyggml_rpc.transport import Limits, Listener
 from pyggml_rpc.wire import NEWEST, Command, pack_header
+from waiting import until
 
 from pyggml.errors import ComputeError
 from pyggml.ops import Op
 
 C = Command
-
-
-def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.005)
 
 
 # ---- the decision

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,18 +15,12 @@ from pyggml_rpc.errors import RpcError
 from pyggml_rpc.server import Server
 from pyggml_rpc.transport import Listener
 from pyggml_rpc.wire import V7, Command
+from waiting import until
 
 from pyggml import Llama
 from pyggml.backend.cpu import CPUDevice
 
 PROMPT = b"The first thing that a student of physics learns is"
-
-
-def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
 
 
 @pytest.fixture

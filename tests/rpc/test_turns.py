@@ -2,10 +2,10 @@
 
 import threading
 import time
-from collections.abc import Callable
 
 import pytest
 from pyggml_rpc.turns import MOST_REMEMBERED, Turns
+from waiting import until
 
 from pyggml.errors import ComputeError
 
@@ -50,13 +50,6 @@ class Queue:
         for thread in self.threads:
             thread.join(10)
         return self.had
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.001)
 
 
 def test_in_the_order_of_coming() -> None:

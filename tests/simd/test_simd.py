@@ -3,8 +3,6 @@
 Kernels that use the words are in tests/support/word_kernels.
 """
 
-import ctypes
-import mmap
 import signal
 import subprocess
 import sys
@@ -15,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from guard_page import at_the_end
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from levels import OTHERS, run_at
@@ -49,17 +48,6 @@ def kernel(name: str, signature: str, *args: str | int) -> Callable[..., Any]:
 
 def poisoned(size: int) -> Array:
     return np.full(size, POISON, np.uint8)
-
-
-def at_the_end(size: int) -> Array:
-    """`size` bytes behind which lies a page that cannot be touched."""
-    page = mmap.PAGESIZE
-    pages = -(-size // page)
-    everything = np.frombuffer(mmap.mmap(-1, (pages + 1) * page), np.uint8)
-    libc = ctypes.CDLL(None)
-    libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    assert libc.mprotect(everything.ctypes.data + pages * page, page, 0) == 0
-    return everything[pages * page - size : pages * page]
 
 
 def same(actual: Array, expected: Array, what: str = "") -> None:

@@ -43,13 +43,19 @@ def losses(logits: np.ndarray, tokens: Sequence[int]) -> list[float]:
     return [-float(log_softmax(row)[token]) for row, token in zip(logits, tokens, strict=True)]
 
 
-def mean_kl(theirs: np.ndarray, ours: np.ndarray) -> float:
-    """Mean over the rows of KL(theirs || ours), in nats."""
-    total, rows = 0.0, theirs.reshape(-1, theirs.shape[-1])
+def kl_each(theirs: np.ndarray, ours: np.ndarray) -> np.ndarray:
+    """KL(theirs || ours) of each row of logits, in nats; a row at a time, as vocabularies are large."""
+    rows = theirs.reshape(-1, theirs.shape[-1])
+    found = []
     for a, b in zip(rows, ours.reshape(rows.shape), strict=True):
         p, q = log_softmax(a), log_softmax(b)
-        total += float((np.exp(p) * (p - q)).sum())
-    return total / len(rows)
+        found.append(float((np.exp(p) * (p - q)).sum()))
+    return np.array(found)
+
+
+def mean_kl(theirs: np.ndarray, ours: np.ndarray) -> float:
+    """Mean over the rows of KL(theirs || ours), in nats."""
+    return float(kl_each(theirs, ours).mean())
 
 
 def agreement(theirs: np.ndarray, ours: np.ndarray) -> float:

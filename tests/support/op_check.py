@@ -2,12 +2,10 @@
 operands end at a page that cannot be touched, poison lies before them. Must not know any op.
 """
 
-import ctypes
-import mmap
-
 import hypothesis
 import numpy as np
 import pytest
+from guard_page import at_the_end
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_cases import Case
@@ -26,22 +24,13 @@ from pyggml.tensor import Tensor
 
 POISON = 0xA5
 POISON_BYTES = 192
-PAGE = mmap.PAGESIZE
-
-libc = ctypes.CDLL(None, use_errno=True)
-libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 class GuardedBuffer(HostBuffer):
     """Host memory whose last byte is followed by a page that cannot be read or written. Filled with poison."""
 
     def __init__(self, device: Device, size: int) -> None:
-        pages = -(-size // PAGE)
-        self.mapping = mmap.mmap(-1, (pages + 1) * PAGE)
-        everything = np.frombuffer(self.mapping, np.uint8)
-        guard = everything.ctypes.data + pages * PAGE
-        assert libc.mprotect(guard, PAGE, 0) == 0, ctypes.get_errno()
-        super().__init__(device, everything[pages * PAGE - size : pages * PAGE])
+        super().__init__(device, at_the_end(size))
         self.clear(POISON)
 
 
@@ -166,10 +155,12 @@ def assert_close(
 
 
 def check(case: Case, device: Device, n_threads: int | None = None) -> None:
-    """The device does what the reference does; where it says that it cannot, its plan refuses."""
-    if not device.supports_op(case.node):
-        if not case.node.nelements:
-            return  # nothing to compute: left out of any plan
+    """The device does what the reference does; where it says that it cannot, its plan refuses, and `refusals` counts it."""
+    supported = device.supports_op(case.node)
+    if not supported and not case.node.nelements:
+        return  # nothing to compute: left out of any plan
+    refusals.count(Op(case.node.op), device.name, supported)
+    if not supported:
         with pytest.raises((UnsupportedError, ShapeError)):
             run(case, device)
         return
@@ -181,6 +172,27 @@ def check(case: Case, device: Device, n_threads: int | None = None) -> None:
     if keep.any():
         before, after = (np.frombuffer(x, np.uint8)[keep] for x in (expected_bytes, actual_bytes))
         assert (before == after).all(), f"{device.name} {case!r}: wrote between the elements of the result"
+
+
+class Refusals:
+    """How many of the cases that `check` saw were computed, by op and device. A test whose cases are all refused has shown
+    nothing of the device."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[Op, str], list[int]] = {}
+
+    def count(self, op: Op, device: str, supported: bool) -> None:
+        counts = self._counts.setdefault((op, device), [0, 0])
+        counts[0] += supported
+        counts[1] += 1
+
+    def shares(self) -> dict[tuple[Op, str], float]:
+        """What share was computed since the last call."""
+        counts, self._counts = self._counts, {}
+        return {key: computed / seen for key, (computed, seen) in counts.items()}
+
+
+refusals = Refusals()
 
 
 def wrong_twin(op: Op, compute: Law) -> ReferenceDevice:
