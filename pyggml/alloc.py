@@ -36,6 +36,10 @@ class Arena:
     def round_up(self, size: int) -> int:
         return -(-size // self.alignment) * self.alignment
 
+    def state(self) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+        """All that the next `alloc` and `free` depend on."""
+        return tuple(self._offsets), tuple(self._sizes), self._top
+
     def alloc(self, size: int) -> int:
         """Offset of `size` bytes: the smallest hole that holds them, else the end."""
         size = self.round_up(size)
@@ -105,11 +109,13 @@ def place_tensors(
     arenas: Sequence[Arena],
     arena_of: Callable[[Tensor], int],
     size_of: Callable[[Tensor], int] = lambda tensor: tensor.nbytes,
+    after: Callable[[int], None] = lambda index: None,
 ) -> dict[int, Place]:
     """id(root) -> Place, for each root in `steps` that has no buffer yet; views lie in their root.
 
     Tensors flagged INPUT lie apart from all others from the first step to the last: they are written before the first
-    step and the next run may write only some of them. Those flagged OUTPUT are kept to the end.
+    step and the next run may write only some of them. Those flagged OUTPUT are kept to the end. `after` is told of each
+    step whose results and memory are settled.
     """
     last_use = _last_uses(steps)
     places: dict[int, Place] = {}
@@ -152,6 +158,7 @@ def place_tensors(
             if root is not dying and id(root) in places:
                 arena, offset, size = places[id(root)]
                 arenas[arena].free(offset, size)
+        after(index)
     return places
 
 

@@ -1,10 +1,18 @@
-"""The order in which nodes are computed. Owns topological order and use counts; knows no device and no kernel."""
+"""The order in which nodes are computed, and how a graph of a few layers stands for one of many.
+
+Owns topological order, use counts, and which layers of a model a graph has; knows no model, no device and no kernel.
+"""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pyggml.tensor import Flag, Tensor
 
@@ -13,11 +21,13 @@ NONE_OP = 0
 
 @dataclass
 class Graph:
-    """`nodes` have an op and stand after all that they read; `leafs` hold data. `uses` counts readers by id()."""
+    """`nodes` have an op and stand after all that they read; `leafs` hold data. `uses` counts readers by id(). `repeats`: the
+    layers here stand for more of them (`Repeats`)."""
 
     nodes: list[Tensor] = field(default_factory=list)
     leafs: list[Tensor] = field(default_factory=list)
     uses: dict[int, int] = field(default_factory=dict)
+    repeats: Repeats | None = None
 
 
 def build_forward(outputs: Iterable[Tensor]) -> Graph:
@@ -53,3 +63,103 @@ def build_forward(outputs: Iterable[Tensor]) -> Graph:
                 graph.nodes.append(tensor)
     graph.uses.update(Counter([id(s) for node in graph.nodes for s in node.src if s is not None]))
     return graph
+
+
+# ---- a few layers for all of a model's; which of them are alike is found in backend/repeats.py
+
+
+class IrregularError(Exception):
+    """Some layers cannot stand for the others here: build them all. Says why."""
+
+
+class Leafs:
+    """What each layer reads or writes in its turn: its weights, its part of the cache; `tensors[layer]` in one order for
+    layers that are alike. All are placed, and stay where they are. `own[layer]`: id() of those that no other has."""
+
+    def __init__(self, tensors: Sequence[Sequence[Tensor]]) -> None:
+        self.tensors = [list(of_layer) for of_layer in tensors]
+        self._spans: dict[int, LeafSpans] = {}
+        listed = Counter(id(t) for of_layer in self.tensors for t in {id(t): t for t in of_layer}.values())
+        self.own = [{id(t) for t in of_layer if listed[id(t)] == 1} for of_layer in self.tensors]
+        self.number = [{id(t): k for k, t in enumerate(of_layer)} for of_layer in self.tensors]
+
+    @cached_property
+    def addresses(self) -> NDArray[np.int64]:
+        """(layers, tensors)"""
+        most = max(map(len, self.tensors), default=0)
+        return np.array([[*(t.data for t in ts), *[0] * (most - len(ts))] for ts in self.tensors], np.int64)
+
+    def spans(self, layer: int) -> LeafSpans:
+        """Of a layer, kept from graph to graph."""
+        found = self._spans.get(layer)
+        if found is None:
+            found = self._spans[layer] = LeafSpans(self.tensors[layer])
+        return found
+
+    @cached_property
+    def buffers(self) -> list[object]:
+        return list({id(t.buffer): t.buffer for of_layer in self.tensors for t in of_layer}.values())
+
+
+class LeafSpans:
+    """The memory of one layer's leafs."""
+
+    def __init__(self, leafs: Sequence[Tensor]) -> None:
+        ordered = sorted((t.data, t.data + t.nbytes, number) for number, t in enumerate(leafs) if t.nbytes)
+        self._lows = [low for low, _, _ in ordered]
+        self._rest = [(high, number) for _, high, number in ordered]
+
+    def find(self, t: Tensor) -> int | None:
+        """The number of the leaf in which a tensor lies."""
+        at = bisect_right(self._lows, t.data) - 1
+        if at < 0:
+            return None
+        high, number = self._rest[at]
+        return number if t.data < high else None
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """`layers` of the model to build, ascending; `order`: for each of the model's, the position in `layers` of the one that
+    stands for it. Those at positions `first` to `last` - 1 stand for others, or may, `unit` neighbours together; the ones
+    before and behind do not."""
+
+    layers: tuple[int, ...]
+    order: tuple[int, ...]
+    first: int
+    last: int
+    unit: int = 1
+
+    def unit_of(self, layer: int) -> int:
+        """The first of the layers (positions) that stand for others together with this one."""
+        if self.first <= layer < self.last:
+            return layer - (layer - self.first) % self.unit
+        return layer
+
+    def repeated(self, layer: int) -> bool:
+        return self.first <= layer < self.last
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """How a graph of some layers is to be read. `ends`: of each layer that is built, the node that the next one reads, behind
+    which that begins, or what comes after all layers; the last one's may be missing."""
+
+    pattern: Pattern
+    ends: Sequence[Tensor]
+    leafs: Leafs
+
+    def layers_of(self, nodes: Iterable[Tensor]) -> list[int]:
+        """For each node, in the order of the graph, the position of its layer; len(ends) of those behind the last end.
+        Raises IrregularError."""
+        found, at, ends = [], 0, {id(end): i for i, end in enumerate(self.ends)}
+        for node in nodes:
+            found.append(at)
+            end = ends.get(id(node))
+            if end is not None:
+                if end != at:
+                    raise IrregularError(f"layer {end} ends within layer {at}")
+                at += 1
+        if at != len(self.ends) or len(self.pattern.layers) - at not in (0, 1):
+            raise IrregularError(f"{at} ends of {len(self.pattern.layers)} layers are there")
+        return found

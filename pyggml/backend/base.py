@@ -103,6 +103,8 @@ class Backend(ABC):
     """A device with what it needs to compute: threads, a stream, a connection."""
 
     device: Device
+    repeats = False
+    """Whether it makes plans of graphs whose layers stand for more of them (`Graph.repeats`)."""
 
     @abstractmethod
     def plan(self, graph: Graph, *, cancelled: Callable[[], bool] | None = None, max_work: int | None = None) -> Plan:
@@ -114,7 +116,7 @@ class Backend(ABC):
         """
 
     def begin(self, graph: Graph) -> Begun:
-        """Begin to `plan`, and do not wait for what has to be compiled."""
+        """Begin to `plan`, and do not wait for what has to be compiled. Of each node `Device.supports_op` has been asked."""
         return Begun([], lambda: self.plan(graph))
 
     @abstractmethod

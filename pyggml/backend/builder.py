@@ -6,11 +6,13 @@ Knows no single op: each family in kernels/cpu lowers its own through `Builder`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from array import array
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pyggml import jit
 from pyggml.backend.base import Plan
@@ -24,8 +26,8 @@ from pyggml.ops import Op
 from pyggml.steps import MAX_OPERANDS, OPERAND, PLAN, STEP
 from pyggml.tensor import Tensor
 
-NO_INTS = (0,) * 8
-AT_ONCE = 1024  # steps whose operands NumPy takes in together, between which other threads get the interpreter
+NOTHING = (0,) * 8
+AT_ONCE = 1024
 SMALL_STEPS = 4
 LARGE_OPS = (Op.MUL_MAT, Op.MUL_MAT_ID, Op.OUT_PROD, Op.FLASH_ATTN_EXT)
 SMALL_BYTES = 65536
@@ -35,13 +37,21 @@ SMALL_BYTES = 65536
 class CPUPlan(Plan):
     """`small`: not worth waking other threads, such as the embedding rows of one token before remote layers."""
 
-    def __init__(self, table: StepTable, nodes: list[Tensor], keep: list[Any]) -> None:
+    def __init__(
+        self, table: StepTable, nodes: list[Tensor], where: Callable[[int], tuple[int, str]], keep: list[Any]
+    ) -> None:
         self.table = table
         self.steps = table.steps
-        self.small = len(nodes) <= SMALL_STEPS and sum(n.nbytes for n in nodes) <= SMALL_BYTES
+        self.small = len(self.steps) <= SMALL_STEPS and sum(n.nbytes for n in nodes) <= SMALL_BYTES
         self.small = self.small and not any(n.op in LARGE_OPS for n in nodes)
-        self.nodes = nodes  # the node of each step, to name it when it fails
+        self.nodes = nodes  # the node of each step that was lowered
+        self._where = where
         self.keep = keep  # memory that the steps point to
+
+    def name(self, step: int) -> str:
+        """Of what a step computes."""
+        number, where = self._where(step)
+        return f"{Op(self.nodes[number].op).name} {self.nodes[number].name!r}{where}"
 
 
 @dataclass(slots=True, eq=False)
@@ -177,71 +187,85 @@ class Builder:
         return list(dict.fromkeys(spec for s in self.steps for spec in (s.spec, *s.calls)))
 
     def finish(self, status: int, max_work: int | None = None) -> CPUPlan:
-        arena_size, record_size = _place(self.steps), PLAN.itemsize + len(self.steps) * STEP.itemsize
+        arena_size, record_size = self.place(), PLAN.itemsize + self.count() * STEP.itemsize
         work = arena_size + record_size + 128
         if max_work is not None and work > max_work:
             raise WorkMemoryError(work, max_work)
         jit.ensure(self.kernels())
         arena = _zeros(arena_size)
-        plan = CPUPlan(
-            self._records(int(arena.ctypes.data)).sealed(status),
-            [s.node for s in self.steps],
-            [
-                arena,
-                list({id(t.buffer): t.buffer for s in self.steps for t in (s.dst, *s.src) if t is not None}.values()),
-            ],
-        )
+        table = self.records(int(arena.ctypes.data)).sealed(status)
+        plan = CPUPlan(table, [s.node for s in self.steps], self.where(), [arena, self.buffers()])
         plan.nbytes = work
         return plan
 
-    def _records(self, arena: int) -> StepTable:
-        """The steps' records, a field of all of them at a time. `arena`: the address of the work memory."""
-        steps, address = self.steps, jit.address
-        table = StepTable(len(steps))
-        r = table.steps
-        if not steps:
-            return table
-        for s in steps:
+    def check(self) -> None:
+        """Asked when all nodes are lowered."""
+
+    def place(self) -> int:
+        """Give each piece of work memory an address in one arena; -> bytes of it. Pieces share memory when the threads meet
+        between the last step of the one and the first step of the other."""
+        meeting = [0]  # barriers before each step
+        for step in self.steps:
+            meeting.append(meeting[-1] + step.sync)
+        pieces = sorted({id(s): s for step in self.steps for s in step.held}.values(), key=lambda s: s.first)
+        addresses, size = first_fit(((s.size, meeting[s.first], meeting[s.last]) for s in pieces), 64)
+        for piece, address in zip(pieces, addresses, strict=True):
+            piece.address = address
+        return size
+
+    def count(self) -> int:
+        """Of the plan's steps."""
+        return len(self.steps)
+
+    def where(self) -> Callable[[int], tuple[int, str]]:
+        """-> f(number of a step of the plan): the number of the step that was lowered for it, and what to add to the name of
+        its node."""
+        return lambda number: (number, "")
+
+    def buffers(self) -> list[Any]:
+        """All that the steps' operands lie in."""
+        return list({id(t.buffer): t.buffer for s in self.steps for t in (s.dst, *s.src) if t is not None}.values())
+
+    def records(self, arena: int) -> StepTable:
+        """The steps' records. `arena`: the address of the work memory. NumPy takes in so many steps at a time that other
+        threads get the interpreter in between."""
+        table = StepTable(len(self.steps))
+        for s in self.steps:
             for t in (s.dst, *s.src):
                 if isinstance(t, WorkTensor):
                     t.data = arena + t.scratch.address
-        r["kernel"] = [address(s.spec) for s in steps]
-        r["sync"] = [s.sync for s in steps]
-        r["index"] = np.arange(len(steps))
-        r["parts"] = [parts(cost_ns(s.node, s.dst, s.src), self.n_threads) for s in steps]
-        r["params"] = np.frombuffer(b"".join([s.params for s in steps]), "<i4").reshape(-1, 16)
-        r["ints"] = [s.ints + NO_INTS[len(s.ints) :] for s in steps]
-        for i, s in enumerate(steps):
-            for j, spec in enumerate(s.calls):
-                r["calls"][i, j] = address(spec)
-            for j, scratch in enumerate(s.scratch):
-                r["scratch"][i, j] = arena + scratch.address
-                if scratch.per_thread:
-                    r["thread_bytes"][i] = scratch.size // self.n_threads
-        for first in range(0, len(steps), AT_ONCE):
-            part = list(enumerate(steps[first : first + AT_ONCE], first))
-            at = [(i, j) for i, s in part for j, t in enumerate((s.dst, *s.src)) if t is not None]
-            words = [(t.data, *t.ne, *t.nb) for _, s in part for t in (s.dst, *s.src) if t is not None]
-            rows, slots = np.array(at, np.intp).reshape(-1, 2).T
-            table.operands[rows, slots] = np.array(words, "<i8").reshape(-1, OPERAND.itemsize // 8)
+        for first in range(0, len(self.steps), AT_ONCE):
+            last = min(first + AT_ONCE, len(self.steps))
+            self._fill(table.steps[first:last], table.operands[first:last], self.steps[first:last], arena)
+        table.steps["index"] = np.arange(len(self.steps))
         return table
+
+    def _fill(self, records: NDArray[Any], operands: NDArray[np.int64], steps: list[_Step], arena: int) -> None:
+        """A field of all records at a time."""
+        address, n_threads = jit.address, self.n_threads
+        numbers, slots, words = array("q"), array("q"), array("q")
+        calls, work, own = [], [], []
+        for i, s in enumerate(steps):
+            for j, t in enumerate((s.dst, *s.src)):
+                if t is not None:
+                    numbers.append(i)
+                    slots.append(j)
+                    words.extend((t.data, *t.ne, *t.nb))
+            calls.append([*map(address, s.calls), *NOTHING[len(s.calls) : 3]])
+            work.append([*[arena + w.address for w in s.scratch], *NOTHING[len(s.scratch) : 2]])
+            own.append(max([w.size // n_threads for w in s.scratch if w.per_thread], default=0))
+        records["kernel"] = [address(s.spec) for s in steps]
+        records["sync"] = [s.sync for s in steps]
+        records["parts"] = [parts(cost_ns(s.node, s.dst, s.src), n_threads) for s in steps]
+        records["params"] = np.frombuffer(b"".join([s.params for s in steps]), "<i4").reshape(-1, 16)
+        records["ints"] = [(*s.ints, *NOTHING[len(s.ints) :]) for s in steps]
+        records["calls"], records["scratch"], records["thread_bytes"] = calls, work, own
+        at = np.frombuffer(numbers, np.int64), np.frombuffer(slots, np.int64)
+        operands[at] = np.frombuffer(words, np.int64).reshape(-1, OPERAND.itemsize // 8)
 
 
 def _span(tensor: Tensor) -> Span:
     return tensor.data, tensor.data + tensor.nbytes
-
-
-def _place(steps: list[_Step]) -> int:
-    """Give each piece of work memory an address in one arena; -> bytes of it. Pieces share memory when the threads meet
-    between the last step of the one and the first step of the other."""
-    meeting = [0]  # barriers before each step
-    for step in steps:
-        meeting.append(meeting[-1] + step.sync)
-    pieces = sorted({id(s): s for step in steps for s in step.held}.values(), key=lambda s: s.first)
-    addresses, size = first_fit(((s.size, meeting[s.first], meeting[s.last]) for s in pieces), 64)
-    for piece, address in zip(pieces, addresses, strict=True):
-        piece.address = address
-    return size
 
 
 def _zeros(size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:

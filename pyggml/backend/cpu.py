@@ -20,11 +20,13 @@ from pyggml.backend.builder import CPUPlan as CPUPlan
 from pyggml.backend.builder import Scratch as Scratch
 from pyggml.backend.builder import WorkTensor as WorkTensor
 from pyggml.backend.host import HostBuffer, default_threads, host_memory
+from pyggml.backend.layer_builder import LayerBuilder
 from pyggml.backend.team import IndexFault, Team
 from pyggml.errors import ComputeError, UnsupportedError
 from pyggml.graph import Graph
 from pyggml.kernels.cpu import FAMILIES, FUSIONS, executor
 from pyggml.ops import VIEW_OPS, Forms, Op, check, form_of
+from pyggml.ops.overlap import check_overlap
 from pyggml.tensor import Flag, Tensor
 
 
@@ -60,6 +62,7 @@ class CPUDevice(Device):
         self.name = name
         self.description = description or f"{jit.target()[0]} ({jit.level()})"
         self._computed = Forms()  # that why_not had nothing against
+        self._supported = Forms()
 
     def memory(self) -> tuple[int, int]:
         return host_memory()
@@ -79,6 +82,15 @@ class CPUDevice(Device):
             self._computed.add(form)
         return reason
 
+    def supports_op(self, node: Tensor) -> bool:
+        form = form_of(node) if node.buffer is None else None  # that of a placed node does not tell all
+        if form is None or form not in self._supported:
+            if not super().supports_op(node):
+                return False
+            if form is not None:
+                self._supported.add(form)
+        return True
+
     def open(self, n_threads: int | None = None) -> CPUBackend:
         jit.prepare(
             [executor.RUN, executor.WORKER, executor.DISMISS, executor.SPIN]
@@ -87,6 +99,8 @@ class CPUDevice(Device):
 
 
 class CPUBackend(Backend):
+    repeats = True
+
     def __init__(self, device: CPUDevice, n_threads: int) -> None:
         self.device = device
         self.n_threads = n_threads
@@ -99,17 +113,22 @@ class CPUBackend(Backend):
         return self._lower(graph, cancelled).finish(self.team.status_address, max_work)
 
     def begin(self, graph: Graph) -> Begun:
-        builder = self._lower(graph, None)
+        builder = self._lower(graph, None, asked=True)
         return Begun(jit.prepare(builder.kernels()), lambda: builder.finish(self.team.status_address))
 
-    def _lower(self, graph: Graph, cancelled: Callable[[], bool] | None) -> Builder:
-        nodes = [n for n in graph.nodes if n.op not in VIEW_OPS and n.flags & Flag.COMPUTE and 0 not in n.ne]
+    def _lower(self, graph: Graph, cancelled: Callable[[], bool] | None, asked: bool = False) -> Builder:
+        """`asked`: whether the device supports each node, which leaves the addresses to be checked."""
+        compute = int(Flag.COMPUTE)
+        nodes = [n for n in graph.nodes if n.op not in VIEW_OPS and n.flags & compute and 0 not in n.ne]
         for node in while_wanted(nodes, cancelled):
+            if asked:
+                check_overlap(node)
+                continue
             check(node)
             reason = self.device.why_not(node)
             if reason is not None:
                 raise UnsupportedError(f"{self.device.name}: cannot compute {node.name!r}: {reason}")
-        builder = Builder(self.n_threads)
+        builder = Builder(self.n_threads) if graph.repeats is None else LayerBuilder(self.n_threads, graph)
         passing = _passing_nodes(graph, nodes)
         done: Tensor | None = None  # with the node before it
         for node, following in while_wanted(list(zip(nodes, [*nodes[1:], None], strict=False)), cancelled):
@@ -122,6 +141,7 @@ class CPUBackend(Backend):
                     done = following
                     continue
             _family(node.op).lower(builder, node)
+        builder.check()
         return builder
 
     def compute(self, plan: Plan) -> None:
@@ -131,9 +151,8 @@ class CPUBackend(Backend):
         try:
             self.team.run(plan.table, plan.small)
         except IndexFault as fault:
-            node = plan.nodes[fault.step]
             raise ComputeError(
-                f"{Op(node.op).name} {node.name!r}: row number {fault.row}, there are {fault.limit} rows"
+                f"{plan.name(fault.step)}: row number {fault.row}, there are {fault.limit} rows"
             ) from None
 
     def use_threads(self, n_threads: int) -> None:

@@ -18,35 +18,69 @@ MAX_REMEMBERED = 256
 alive at once; a graph of nodes that share nothing would have one a node, and each write is held against all of them."""
 
 
+FEW = 8
+"""So many spans are compared one by one. Mostly threads meet before there are more."""
+
+
 class Hazards:
     """What the steps since the last meeting of the threads have read and written."""
 
     def __init__(self) -> None:
+        self._pending: set[int] = set()
+        self._few_reads: list[Span] = []
+        self._few_writes: list[Span] = []
         self.met()
 
     def met(self) -> None:
         """The threads have met: nothing that came before can be in the way."""
-        self._reads, self._writes = Spans(), Spans()
-        self._pending: set[int] = set()
+        self._reads: Spans | None = None
+        self._writes: Spans | None = None
+        self._pending.clear()
+        self._few_reads.clear()
+        self._few_writes.clear()
 
     def in_the_way(self, reads: Iterable[Span], writes: Iterable[Span], pieces: Iterable[int]) -> bool:
         """Whether a step needs what one since the last meeting wrote, or would overwrite what one of those reads or
         writes. `pieces`: the work memory that it touches, by id()."""
-        for piece in pieces:
-            if piece in self._pending:
-                return True
+        if self._pending and not self._pending.isdisjoint(pieces):
+            return True
+        written = self._few_writes
         for low, high in reads:
-            if self._writes.overlaps(low, high):
+            if _meets(low, high, written) or (self._writes is not None and self._writes.overlaps(low, high)):
                 return True
-        return any(self._writes.overlaps(low, high) or self._reads.overlaps(low, high) for low, high in writes)
+        for low, high in writes:
+            if _meets(low, high, written) or _meets(low, high, self._few_reads):
+                return True
+            if self._writes is not None and self._writes.overlaps(low, high):
+                return True
+            if self._reads is not None and self._reads.overlaps(low, high):
+                return True
+        return False
 
     def add(self, reads: Iterable[Span], writes: Iterable[Span], written: Iterable[int]) -> None:
         """Count a step in. `written`: the work memory that it writes to, by id()."""
-        for span in reads:
-            self._reads.add(*span)
-        for span in writes:
-            self._writes.add(*span)
+        self._few_reads += reads
+        self._few_writes += writes
         self._pending.update(written)
+        if len(self._few_reads) > FEW:
+            self._reads = self._put_away(self._reads, self._few_reads)
+        if len(self._few_writes) > FEW:
+            self._writes = self._put_away(self._writes, self._few_writes)
+
+    def _put_away(self, spans: Spans | None, few: list[Span]) -> Spans:
+        spans = Spans() if spans is None else spans
+        for low, high in few:
+            spans.add(low, high)
+        few.clear()
+        return spans
+
+
+def _meets(low: int, high: int, spans: list[Span]) -> bool:
+    if low < high:
+        for a, b in spans:
+            if a < high and low < b and a < b:
+                return True
+    return False
 
 
 class Memo:

@@ -54,7 +54,9 @@ def _products(node: Tensor) -> int:
 
 def parts(cost: float, n_threads: int) -> int:
     """How many of a step that costs `cost` nanoseconds."""
+    if cost <= SHORT_NS:
+        return 1
     least = cost / LONG_NS
-    if n_threads > 1 and cost > SHORT_NS:
+    if n_threads > 1:
         least = max(least, n_threads, min(cost / PART_NS, 8 * n_threads))
     return int(min(max(1, -(-least // 1)), AT_MOST))

@@ -18,8 +18,9 @@ from pyggml.alloc import Arena, Place, Step, place_tensors, root_of
 from pyggml.backend.assign import assign
 from pyggml.backend.base import Backend, Begun, Buffer, Plan, Usage
 from pyggml.backend.host import ELEMENTS
+from pyggml.backend.repeats import PlaceWatch
 from pyggml.errors import ComputeError, DeviceError
-from pyggml.graph import Graph
+from pyggml.graph import Graph, IrregularError, Repeats
 from pyggml.ops import VIEW_OPS
 from pyggml.tensor import Flag, Tensor
 
@@ -57,7 +58,8 @@ class Scheduler:
     def schedule(self, graph: Graph) -> Schedule:
         """Make a graph ready to run. It belongs to the schedule then: sources are replaced by their copies.
 
-        Raises UnsupportedError when no device computes a node.
+        Raises UnsupportedError when no device computes a node; where `graph.repeats`, IrregularError when its layers
+        cannot stand for others here, which `Schedule.begin` may find as well.
         """
         return Schedule(self, graph)
 
@@ -113,12 +115,26 @@ class Schedule:
         home = assign(graph, scheduler.devices)
         steps = self._cut(graph, home)
         arenas = [Arena(device.alignment) for device in scheduler.devices]
+        self._repeats = graph.repeats
+        watch = self._watch(graph.repeats, steps, arenas) if graph.repeats is not None else None
         places = place_tensors(
-            steps, arenas, lambda t: home[id(t)], lambda t: scheduler.devices[home[id(t)]].alloc_size(t)
+            steps,
+            arenas,
+            lambda t: home[id(t)],
+            lambda t: scheduler.devices[home[id(t)]].alloc_size(t),
+            watch.after if watch is not None else lambda index: None,
         )
+        if watch is not None:
+            watch.check(places)
         self.sizes = [arena.size for arena in arenas]
         self._places: list[tuple[Tensor, Place]] = []
         self._collect(steps, places)
+
+    def _watch(self, repeats: Repeats, steps: list[Step], arenas: list[Arena]) -> PlaceWatch:
+        devices = {split.device for split in self.splits}
+        if len(devices) != 1 or not all(self.scheduler.backends[i].repeats for i in devices):
+            raise IrregularError("layers are repeated where one device computes all, and is able to")
+        return PlaceWatch(repeats, steps, arenas[devices.pop()])
 
     def _cut(self, graph: Graph, home: dict[int, int]) -> list[Step]:
         """Fill `splits`, point nodes at copies where a source is elsewhere, and tell the steps of the whole run."""
@@ -194,7 +210,7 @@ class Schedule:
             uses = self._uses()
             for split in self.splits:
                 split.plan = None
-                split.begun = scheduler.backends[split.device].begin(_graph_of(split.nodes, uses))
+                split.begun = scheduler.backends[split.device].begin(_graph_of(split.nodes, uses, self._repeats))
             self._generation = scheduler.generation
         return [job for split in self.splits if split.begun is not None for job in split.begun.jobs]
 
@@ -265,9 +281,9 @@ def _copies_first(splits: list[Split], steps: list[Step]) -> list[Step]:
     return ordered
 
 
-def _graph_of(nodes: list[Tensor], uses: Counter[int]) -> Graph:
+def _graph_of(nodes: list[Tensor], uses: Counter[int], repeats: Repeats | None) -> Graph:
     """A split's nodes as a graph of its own; leafs are what it reads and does not make. `uses` are those of the run."""
-    graph = Graph(nodes)
+    graph = Graph(nodes, repeats=repeats)
     known = {id(node) for node in nodes}
     for node in nodes:
         for source in node.src:

@@ -36,13 +36,13 @@ def _aligned(size: int) -> NDArray[np.uint8]:
 class StepTable:
     """The memory of a plan: `head`, one PLAN, and `steps`, its STEP records, to be filled in and then `sealed`.
 
-    `operands`: the same memory as words (steps, dst and each src, data and 4 ne and 4 nb)."""
+    `words`: their memory as 64-bit words; `operands`: those of (steps, dst and each src, data and 4 ne and 4 nb)."""
 
     def __init__(self, count: int) -> None:
         memory = _aligned(PLAN.itemsize + count * STEP.itemsize)
         self.head = memory[: PLAN.itemsize].view(PLAN)
         self.steps = memory[PLAN.itemsize :].view(STEP)
-        words = memory[PLAN.itemsize :].view("<i8").reshape(count, STEP.itemsize // 8)
+        self.words = words = memory[PLAN.itemsize :].view("<i8").reshape(count, STEP.itemsize // 8)
         first, size = offset("dst") // 8, OPERAND.itemsize // 8
         self.operands = words[:, first : first + (1 + MAX_OPERANDS) * size].reshape(count, 1 + MAX_OPERANDS, size)
         self.address = int(memory.ctypes.data)

@@ -28,10 +28,10 @@ def check_overlap(node: Tensor) -> None:
             f" {list(node.nb)}"
         )
     allowed = IN_PLACE.get(node.op, ())  # type: ignore[call-overload]  # an Op's hash is its number's
-    low = node.data
+    low, buffer = node.data, node.buffer
     high = low + node.nbytes
     for index, source in enumerate(node.src):
-        if source is None or source.buffer is not node.buffer or source is node:
+        if source is None or source.buffer is not buffer or source is node:
             continue
         if source.data >= high or source.data + source.nbytes <= low or not share_bytes(node, source):
             continue

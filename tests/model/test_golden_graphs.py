@@ -80,8 +80,8 @@ def listing(folder: Path, name: str) -> str:
     lowered: list[Builder] = []
     lower = CPUBackend._lower
 
-    def noted(self: CPUBackend, *args: Any) -> Builder:
-        lowered.append(lower(self, *args))
+    def noted(self: CPUBackend, *args: Any, **asked: bool) -> Builder:
+        lowered.append(lower(self, *args, **asked))
         return lowered[-1]
 
     model = Model.load(write_llama(folder / f"{name}.gguf", **file))

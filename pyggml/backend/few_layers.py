@@ -1,0 +1,57 @@
+"""Schedules of a model's graphs, made from a few of its layers where those can stand for all.
+
+Owns what is known of each form of graph: which layers to build. Knows no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Generic, NamedTuple, TypeVar
+
+from pyggml.backend.repeats import patterns
+from pyggml.backend.scheduler import Schedule, Scheduler
+from pyggml.graph import Graph, IrregularError, Leafs, Pattern, Repeats
+from pyggml.tensor import Tensor
+
+T = TypeVar("T")
+
+
+class LayeredGraph(NamedTuple, Generic[T]):
+    """A graph of some layers of a model. `built`: what its maker wants to have beside the schedule. `ends`: of each layer,
+    the node that the next one reads, or what comes after the last; that one's may be missing. A layer's nodes stand behind
+    the end of the one before it."""
+
+    built: T
+    graph: Graph
+    ends: Sequence[Tensor]
+
+
+class FewLayers(Generic[T]):
+    """`leafs[layer]`: the tensors that a layer of the model has to itself, its weights and its part of the cache, in one
+    order for layers that are alike. They are placed, and stay where they are."""
+
+    def __init__(self, scheduler: Scheduler, leafs: Sequence[Sequence[Tensor]]) -> None:
+        self._scheduler = scheduler
+        self._leafs = Leafs(leafs)
+        self._patterns: dict[Hashable, list[Pattern]] = {}
+
+    def schedule(self, form: Hashable, build: Callable[[Sequence[int]], LayeredGraph[T]]) -> tuple[T, Schedule]:
+        """A schedule for the graph of all layers. `build(layers)` builds that of some, numbers in ascending order.
+
+        `form`: what the graph's nodes and the likeness of layers depend on, but for the size of their shapes. The first
+        graph of a form is built whole and tells which layers are alike. Raises as `Scheduler.schedule`.
+        """
+        found = self._patterns.get(form)
+        while found:
+            made = build(found[0].layers)
+            made.graph.repeats = Repeats(found[0], made.ends, self._leafs)
+            try:
+                schedule = self._scheduler.schedule(made.graph)
+                schedule.begin()
+                return made.built, schedule
+            except IrregularError:
+                del found[0]
+        made = build(range(len(self._leafs.tensors)))
+        if found is None:
+            self._patterns[form] = patterns(made.graph, made.ends, self._leafs)
+        return made.built, self._scheduler.schedule(made.graph)

@@ -1,0 +1,58 @@
+"""A context's graphs of some of its model's layers: what `pyggml.backend.few_layers` asks for."""
+
+from collections.abc import Callable, Sequence
+
+from pyggml.backend.few_layers import FewLayers, LayeredGraph
+from pyggml.backend.scheduler import Schedule
+from pyggml.memory.kv import KVCache
+from pyggml.model.graph import BuiltGraph, GraphBuilder, UbatchShape
+from pyggml.runtime.context import Context
+from pyggml.tensor import Tensor
+
+
+class FewModel:
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.leafs: list[list[Tensor]] = []
+        for il, block in enumerate(context.model.modules.blk):
+            weights = [weight.tensor for module in block.modules() for weight in module.own()]
+            _, i, cache = context.memory.of(il)
+            assert isinstance(cache, KVCache)
+            self.leafs.append([*(t for t in weights if t is not None), cache.k[i], cache.v[i]])
+        self.few: FewLayers[BuiltGraph] = FewLayers(context.scheduler, self.leafs)
+        self.asked: list[tuple[int, ...]] = []
+
+    def build(self, layers: Sequence[int], shape: UbatchShape) -> LayeredGraph[BuiltGraph]:
+        """As CausalLM.build, of these layers."""
+        self.asked.append(tuple(layers))
+        model, ends = self.context.model, []
+        g = GraphBuilder(model.config, self.context.memory, shape, self.context.adapters)
+        cur = model.modules.embed(g)
+        for il in layers:
+            cur = model.modules.blk[il](g, cur)
+            ends.append(cur)
+        logits = model.modules.logits(g, model.modules.output_norm(g, cur)) if g.n_outputs else None
+        built = g.finish(logits)
+        return LayeredGraph(built, built.graph, ends if g.n_outputs else ends[:-1])
+
+    def shape(self, n_tokens: int, n_kv: int, n_outputs: int) -> UbatchShape:
+        return self.context._shape(n_tokens, n_kv, n_outputs)
+
+    def whole(self, n_tokens: int, n_kv: int, n_outputs: int) -> tuple[BuiltGraph, Schedule]:
+        built = self.build(range(len(self.leafs)), self.shape(n_tokens, n_kv, n_outputs)).built
+        return built, self.context.scheduler.schedule(built.graph)
+
+    def schedule(self, n_tokens: int, n_kv: int, n_outputs: int) -> tuple[BuiltGraph, Schedule]:
+        return self.schedule_of(self.shape(n_tokens, n_kv, n_outputs))
+
+    def schedule_of(
+        self, shape: UbatchShape, timed: Callable[[str], None] = lambda phase: None
+    ) -> tuple[BuiltGraph, Schedule]:
+        form = shape.n_tokens == shape.n_outputs, shape.n_outputs > 0
+
+        def build(layers: Sequence[int]) -> LayeredGraph[BuiltGraph]:
+            made = self.build(layers, shape)
+            timed("built")
+            return made
+
+        return self.few.schedule(form, build)
