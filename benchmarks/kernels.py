@@ -2,7 +2,8 @@
 
 Owns the shapes and what a rate is held against; must not know how a kernel works. Weights are read from memory that no
 cache holds: several matrices by turns, beside a plain read of as much. Products of prompts stand beside what the
-machine's integer units can do (limits/). Set NUMBA_CPU_NAME and NUMBA_CPU_FEATURES to see another CPU level of ours.
+machine's integer units can do (limits/). `--columns` sweeps over products of few to many columns, as batches of
+decoding sequences are made of, with a model's shapes; activations are converted once a layer and length. Set NUMBA_CPU_NAME and NUMBA_CPU_FEATURES to see another CPU level of ours.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ from sides import stock
 from pyggml import ops
 from pyggml.backend.base import Backend, Device, Usage
 from pyggml.backend.cpu import CPUDevice
-from pyggml.dtypes import GGMLType, row_size
+from pyggml.dtypes import SIZES, GGMLType, row_size
 from pyggml.graph import build_forward
 from pyggml.tensor import Tensor
 
@@ -47,6 +49,12 @@ TYPES = [
 FAR = 1 << 28  # bytes, beyond any cache
 K, N, TOKENS = 2048, 4096, 512
 HEAD, N_HEAD, N_HEAD_KV = 64, 32, 8
+COLUMNS = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128]
+MODELS = {
+    "smollm2": [(576, 576, 2), (576, 192, 2), (576, 1536, 2), (1536, 576, 1), (576, 49152 // 30, 1)],
+    "1b": [(2048, 2048, 2), (2048, 256, 2), (2048, 5632, 2), (5632, 2048, 1), (2048, 32000 // 22, 1)],
+}
+"""Products of one layer: length of the rows, rows, how many; the last is the layer's share of the output matrix."""
 
 
 class Work:
@@ -93,6 +101,31 @@ def told(name: str, amount: float, unit: str, limit: float, times: list[list[flo
     return f"{name:28} {ours / 1e9:9.1f} {theirs / 1e9:9.1f} {unit:6} {ratio:6.2f} {share}"
 
 
+def sweep(
+    device: Device, backends: list[Backend], model: str, names: Sequence[str], counts: Sequence[int], rounds: int
+) -> None:
+    """Products of a model's shapes with few to many columns, over layers that no cache near a core holds."""
+    shapes = MODELS[model]
+    macs = sum(k * n * count for k, n, count in shapes)
+    print(f"{model:28} {'ours':>9} {'ggml':>9} {'':6} {'ratio':>6} {'ours us':>9}")
+    for name in names:
+        dtype = GGMLType[name]
+        if any(k % SIZES[dtype].block_size for k, _, _ in shapes):
+            continue
+        work = Work(device)
+        layer = sum(row_size(dtype, k) * n * count for k, n, count in shapes)
+        weights = [
+            [work.leaf(dtype, k, n) for k, n, c in shapes for _ in range(c)] for _ in range(-(-FAR // 4 // layer))
+        ]
+        for m in counts:
+            inputs = {k: work.leaf(GGMLType.F32, k, m) for k in {k for k, _, _ in shapes}}
+            nodes = [work.place(ops.mul_mat(w, inputs[w.ne[0]])) for part in weights for w in part]
+            times = seconds(backends, nodes, rounds)
+            us = statistics.median(times[0]) / len(weights) * 1e6
+            line = told(f"{name} x {m}", float(macs * m * len(weights)), "GMAC/s", 0.0, times)
+            print(f"{line.rstrip()} {us:9.1f}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("types", nargs="*", metavar="TYPE", help=f"default: {' '.join(TYPES)}")
@@ -100,9 +133,14 @@ def main() -> None:
     parser.add_argument("-t", "--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("-k", type=int, default=K, help="length of the rows")
     parser.add_argument("--no-attention", action="store_true")
+    parser.add_argument("-c", "--columns", nargs="*", type=int, metavar="N", help=f"default: {COLUMNS}")
+    parser.add_argument("--model", choices=MODELS, default="smollm2", help="the shapes of --columns")
     options = parser.parse_args()
     device = CPUDevice()
     backends = [device.open(options.threads), PeerDevice(stock().lib_dir).open(options.threads)]
+    if options.columns is not None:
+        sweep(device, backends, options.model, options.types or TYPES, options.columns or COLUMNS, options.rounds)
+        return
     limits = Limits(options.threads)
     k = options.k
     print(f"{'':28} {'ours':>9} {'ggml':>9} {'':6} {'ratio':>6} of the limit")

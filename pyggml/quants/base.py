@@ -23,10 +23,12 @@ class VectorBlocks:
     """How vector code reads blocks of 32 values: value = d * (q - bias) + m. Made of words of `pyggml.simd`.
 
     quants: (1 or 2 blocks) -> f(addr): their q in order, u8 x 64 of at most 31, or i8 where `signed`; with one block the rest is 0.
+    columns: () -> f(addr, stride): the same of one block of 16 rows, transposed: Tile of 8 columns (simd.columns).
     d: offset of the f16 scale. m: offset of the f16 minimum, None = there is none.
     """
 
     quants: Callable[[int], Any]
+    columns: Callable[[], Any]
     d: int
     m: int | None = None
     bias: int = 0

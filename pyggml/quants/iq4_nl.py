@@ -111,7 +111,12 @@ def vector() -> VectorBlocks:
 
         return levels
 
-    return VectorBlocks(quants, d=field_offsets(LAYOUT, "d")[0], signed=True)
+    return VectorBlocks(
+        quants,
+        lambda: simd.columns_of_nibbles(field_offsets(LAYOUT, "qs")[0], LEVELS),
+        d=field_offsets(LAYOUT, "d")[0],
+        signed=True,
+    )
 
 
 IQ4_NL = Quant(

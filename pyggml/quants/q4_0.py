@@ -40,7 +40,9 @@ def vector() -> VectorBlocks:
     def quants(blocks: int) -> Any:
         return simd.nibbles(field_offsets(LAYOUT, "qs", blocks))
 
-    return VectorBlocks(quants, d=field_offsets(LAYOUT, "d")[0], bias=8)
+    return VectorBlocks(
+        quants, lambda: simd.columns_of_nibbles(field_offsets(LAYOUT, "qs")[0]), d=field_offsets(LAYOUT, "d")[0], bias=8
+    )
 
 
 Q4_0 = Quant(GGMLType.Q4_0, LAYOUT, quantize, dequantize, partner=GGMLType.Q8_0, vector=vector)

@@ -44,7 +44,12 @@ def vector() -> VectorBlocks:
     def quants(blocks: int) -> Any:
         return simd.nibbles(field_offsets(LAYOUT, "qs", blocks))
 
-    return VectorBlocks(quants, d=field_offsets(LAYOUT, "d")[0], m=field_offsets(LAYOUT, "m")[0])
+    return VectorBlocks(
+        quants,
+        lambda: simd.columns_of_nibbles(field_offsets(LAYOUT, "qs")[0]),
+        d=field_offsets(LAYOUT, "d")[0],
+        m=field_offsets(LAYOUT, "m")[0],
+    )
 
 
 Q4_1 = Quant(GGMLType.Q4_1, LAYOUT, quantize, dequantize, partner=GGMLType.Q8_1, vector=vector)

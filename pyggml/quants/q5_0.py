@@ -60,7 +60,10 @@ def vector() -> VectorBlocks:
 
         return both
 
-    return VectorBlocks(quants, d=field_offsets(LAYOUT, "d")[0], bias=16)
+    def columns() -> Any:
+        return simd.columns_of_nibbles(field_offsets(LAYOUT, "qs")[0], fifth=field_offsets(LAYOUT, "qh")[0])
+
+    return VectorBlocks(quants, columns, d=field_offsets(LAYOUT, "d")[0], bias=16)
 
 
 Q5_0 = Quant(GGMLType.Q5_0, LAYOUT, quantize, dequantize, partner=GGMLType.Q8_0, vector=vector)

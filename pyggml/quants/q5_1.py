@@ -63,7 +63,10 @@ def vector() -> VectorBlocks:
 
         return both
 
-    return VectorBlocks(quants, d=field_offsets(LAYOUT, "d")[0], m=field_offsets(LAYOUT, "m")[0])
+    def columns() -> Any:
+        return simd.columns_of_nibbles(field_offsets(LAYOUT, "qs")[0], fifth=field_offsets(LAYOUT, "qh")[0])
+
+    return VectorBlocks(quants, columns, d=field_offsets(LAYOUT, "d")[0], m=field_offsets(LAYOUT, "m")[0])
 
 
 Q5_1 = Quant(GGMLType.Q5_1, LAYOUT, quantize, dequantize, partner=GGMLType.Q8_1, vector=vector)

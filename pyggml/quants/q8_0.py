@@ -50,7 +50,12 @@ def vector() -> VectorBlocks:
     def quants(blocks: int) -> Any:
         return simd.bytes_at(field_offsets(LAYOUT, "qs", blocks))
 
-    return VectorBlocks(quants, d=field_offsets(LAYOUT, "d")[0], signed=True)
+    return VectorBlocks(
+        quants,
+        lambda: simd.columns_of_bytes(field_offsets(LAYOUT, "qs")[0]),
+        d=field_offsets(LAYOUT, "d")[0],
+        signed=True,
+    )
 
 
 Q8_0 = Quant(GGMLType.Q8_0, LAYOUT, quantize, dequantize, partner=GGMLType.Q8_0, vector=vector, convert_blocks=convert)

@@ -32,6 +32,13 @@ from pyggml.simd.arithmetic import (
 )
 from pyggml.simd.blocks import bits, bytes_at, nibbles, transposer
 from pyggml.simd.codegen import HAS_F16C, HAS_FMA, HAS_VNNI, LEVEL, U
+from pyggml.simd.columns import (
+    columns_of_bytes,
+    columns_of_nibbles,
+    halves_at,
+    put_columns,
+    signed_columns,
+)
 from pyggml.simd.dot import SIGNED_BIAS, dot_u8i8, dot_weights, signed_weights
 from pyggml.simd.functions import exp, exp2, tanh
 from pyggml.simd.grids import grid, negate_where

@@ -11,6 +11,27 @@ _SHUFFLE = {16: "llvm.x86.ssse3.pshuf.b.128", 32: "llvm.x86.avx2.pshuf.b", 64: "
 """By bytes a register: the instruction that permutes bytes within 16."""
 
 
+def emit_table(b, entries, v):
+    """entries[lane] of sixteen i8, for i8 lanes from 0 to 15."""
+    if cg.LEVEL not in _WIDTH:
+        return _choice(b, entries, v)
+    width = min(_WIDTH[cg.LEVEL], v.type.count)
+    vty = ir.VectorType(cg.I8, width)
+    levels = cg.const(vty, list(entries) * (width // 16))
+    return cg.in_parts(b, v.type.count // width, lambda x: cg.call(b, _SHUFFLE[width], vty, [levels, x]), v)
+
+
+def _choice(b, entries, v):
+    """A tree of choices, by bit 0 of the lanes, bit 1, bit 2, bit 3."""
+    level = [cg.const(v.type, [e] * v.type.count) for e in entries]
+    for bit in range(4):
+        chosen = b.icmp_unsigned(
+            "!=", b.and_(v, cg.const(v.type, [1 << bit] * v.type.count)), ir.Constant(v.type, None)
+        )
+        level = [b.select(chosen, level[i + 1], level[i]) for i in range(0, len(level), 2)]
+    return level[0]
+
+
 def table(entries):
     """-> f(v): entries[lane] of sixteen i8, for u8 lanes below 16."""
     entries = [int(e) for e in entries]
@@ -18,25 +39,7 @@ def table(entries):
 
     @intrinsic
     def look_up(tyctx, v):
-        out = Vec("i8", v.n)
-
-        def codegen(ctx, b, sig, a):
-            if cg.LEVEL not in _WIDTH:
-                return _choice(b, a[0], out.ir)
-            width = min(_WIDTH[cg.LEVEL], v.n)
-            vty = ir.VectorType(cg.I8, width)
-            levels = cg.const(vty, entries * (width // 16))
-            return cg.in_parts(b, v.n // width, lambda x: cg.call(b, _SHUFFLE[width], vty, [levels, x]), a[0])
-
-        return out(v), codegen
-
-    def _choice(b, v, vty):
-        """A tree of choices, by bit 0 of the lanes, bit 1, bit 2, bit 3."""
-        level = [cg.const(vty, [e] * vty.count) for e in entries]
-        for bit in range(4):
-            chosen = b.icmp_unsigned("!=", b.and_(v, cg.const(vty, [1 << bit] * vty.count)), ir.Constant(vty, None))
-            level = [b.select(chosen, level[i + 1], level[i]) for i in range(0, len(level), 2)]
-        return level[0]
+        return Vec("i8", v.n)(v), lambda ctx, b, sig, a: emit_table(b, entries, a[0])
 
     return look_up
 

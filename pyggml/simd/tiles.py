@@ -11,9 +11,10 @@ from pyggml.simd.vectors import Tile
 
 
 class TileWords:
-    """The words for tiles of `count` columns. Column t's scalars lie at y + 4 t."""
+    """The words for tiles of `count` columns, the first of `width` that lie together. Column t's scalars lie at y + 4 t."""
 
-    def __init__(self, count):
+    def __init__(self, count, width=0):
+        width = width or count
         i32, f32 = Tile("i32", count), Tile("f32", count)
         f32v = ir.VectorType(cg.F32, 16)
 
@@ -39,7 +40,7 @@ class TileWords:
             @intrinsic
             def steps(tyctx, acc, q, y):
                 """acc + 16 products a lane: 16 rows x 16 weights (4 x 64 bytes at q) with the 16
-                activations of each column, of which four lie together at y + 4 t, the next four a row of columns on."""
+                activations of each column, of which four lie together at y + 4 t, the next four a row of `width` columns on."""
 
                 def codegen(ctx, b, sig, a):
                     v64 = ir.VectorType(cg.I8, 64)
@@ -47,7 +48,7 @@ class TileWords:
                     w = [b.load(cg.ptr(b, p, v64), align=1) for p in at]
                     out = []
                     for t, x in enumerate(cg.columns(b, a[0], count)):
-                        s = [b.bitcast(cg.splat_from(b, a[2], 4 * (count * i + t), cg.I32), v64) for i in range(4)]
+                        s = [b.bitcast(cg.splat_from(b, a[2], 4 * (width * i + t), cg.I32), v64) for i in range(4)]
                         out.append(dots(b, x, w, s))
                     return cg.tile(b, out)
 

@@ -74,7 +74,7 @@ def limit(dtype: GGMLType, node: Tensor) -> float:
 def mul_mat_cases(draw: Callable, dtype: GGMLType) -> Case:
     make, k = make_operands(draw, dtype), length(draw, dtype)
     n = draw(st.sampled_from((1, 2, 15, 16, 17, 33, 0)))
-    m = draw(st.sampled_from((1, 2, 3, 4, 7, 8, 12, 13, 25)))
+    m = draw(st.sampled_from((1, 2, 3, 4, 5, 8, 9, 12, 13, 16, 17, 21, 25, 32)))
     batch = draw(st.sampled_from((1, 1, 2))), draw(st.sampled_from((1, 1, 3)))
     ratio = draw(st.sampled_from((1, 2, 3))), draw(st.sampled_from((1, 2)))
     a = make.like(draw(layouts(dtype, DENSE_ROWS)), dtype, (k, n, *batch), scale=k**-0.5)

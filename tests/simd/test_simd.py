@@ -573,6 +573,52 @@ def test_transposer(keep: int, last: int) -> None:
     assert (out[keep:] == 7).all()
 
 
+@pytest.mark.parametrize("stride", [54, 68])
+def test_columns_of_16_rows(stride: int) -> None:
+    """Whose last byte may be the last one that there is."""
+    from word_kernels.tiles import BITS, BYTES, LEVELS, NIBBLES
+
+    src = at_the_end(15 * stride + BYTES + 32)
+    src[:] = np.random.default_rng(15).integers(0, 256, len(src)).astype(np.uint8)
+    rows = np.stack([src[stride * i :][: BYTES + 32] for i in range(16)])
+    out = poisoned(2688)
+    kernel("tiles.of_16_rows", "pip")(src, stride, out)
+
+    def turned(q: Array) -> Array:
+        """(16, 32) -> word j of every row, for j from 0 to 7."""
+        return np.ascontiguousarray(q.reshape(16, 8, 4).transpose(1, 0, 2)).reshape(-1)
+
+    packed = rows[:, NIBBLES : NIBBLES + 16]
+    nibbles = np.concatenate([packed & 15, packed >> 4], 1)
+    bits = np.unpackbits(rows[:, BITS : BITS + 4], axis=1, bitorder="little") * np.uint8(16)
+    whole = np.ascontiguousarray(rows[:, BYTES:])
+    form = whole ^ np.uint8(128 if jit.level() == "vnni" else 0)
+    parts = (nibbles, np.array(LEVELS, np.int8).view(np.uint8)[nibbles], nibbles | bits, whole, form)
+    for i, part in enumerate(parts):
+        same(out[512 * i :][:512], turned(part), f"part {i}")
+    for i in (0, 1):
+        halves = np.ascontiguousarray(rows[:, 2 * i : 2 * i + 2]).view(np.float16)[:, 0].astype(F32)
+        found = np.ascontiguousarray(out[2560 + 64 * i :][:64]).view(F32)
+        assert np.array_equal(found, halves, equal_nan=True), i
+
+
+def test_a_tile_of_the_first_of_a_panel() -> None:
+    from word_kernels.tiles import WIDTH
+
+    rng = np.random.default_rng(16)
+    w, scale = rng.normal(size=16).astype(F32), rng.normal(size=WIDTH).astype(F32)
+    q, s = rng.integers(0, 32, (4, 64)).astype(np.uint8), rng.integers(-127, 128, (4, WIDTH, 4)).astype(np.int8)
+    starts = rng.integers(-100, 100, WIDTH).astype(np.int32)
+    out = poisoned(1024 + 64)
+    kernel("tiles.first_of_a_panel", "pppp")(
+        w, q, np.concatenate([a.ravel().view(np.uint8) for a in (scale, starts, s)]), out
+    )
+    sums = sum(np.stack([four_products(q[i], np.tile(c, 16))[0] for c in s[i, :2]]).astype(np.int64) for i in range(4))
+    same(out[:128].view(F32).reshape(2, 16), (sums + starts[:2, None] * 128).astype(F32))
+    same(out[128:256].view(F32).reshape(2, 16), w * scale[:2, None])
+    assert (out[256:1024] == POISON).all()
+
+
 @pytest.mark.parametrize("extreme", [False, True])
 def test_columns_of_a_tile(extreme: bool) -> None:
     from word_kernels.tiles import WIDTH

@@ -19,6 +19,8 @@ from pyggml.jit import inline
 BLOCK = 32
 PLANE_BYTES = 32 + 32 + 4 + 4  # a block in planes
 PANEL_BYTES = 3 * 4 + 32  # a block of one token in a panel
+TAILS = (4, 8)
+"""Tokens of the narrower tiles that meet a panel which is not full, where a full one has more."""
 
 
 def padded(nb: int) -> int:
@@ -39,15 +41,17 @@ def _quantize():
         a = v.load_f32_part(x, count)
         b = v.load_f32_part(x + U(64), count - 16)
         largest = v.hmax(v.maximum(v.absolute(a), v.absolute(b)))
-        odd = v.hsum((a - a) + (b - b))  # 0, or NaN if anything is not finite
         d = largest / np.float32(127.0)
+        odd = (a - a) + (b - b)  # zeros, or NaNs where anything is not finite
+        if v.nan_bits(odd, odd) != 0:
+            d = np.float32(np.nan)
         inverse = np.float32(0.0)
         if largest > np.float32(0.0):
             inverse = np.float32(127.0) / largest
         by = v.splat_f32(inverse)
         qa = v.truncate_to_i32(v.round_even(a * by))
         qb = v.truncate_to_i32(v.round_even(b * by))
-        return d + odd, v.join(v.i32_to_i8(qa), v.i32_to_i8(qb))
+        return d, v.join(v.i32_to_i8(qa), v.i32_to_i8(qb))
 
     hundred = v.splat_like("u8", 64)
 
@@ -111,41 +115,57 @@ def planes():
     return kernel
 
 
+def slots(width: int, tokens: int) -> int:
+    """How many of a panel's `width` tokens products read where it has so many."""
+    return next((count for count in TAILS if tokens <= count and width > TAILS[-1]), width)
+
+
 def _places(width):
-    """-> (count(step): panels, places(step, p): which rows panel p has, row(step, places, t): the address of its
-    token t). A token that is not there repeats the last one: its results are not stored."""
+    """-> (count(step): tokens, place(step, i): (panel, slot, last slot, address of the row) of token i). Slots behind
+    the last one are its copies, as far as products read them: those results are not stored. A panel that experts.py
+    lists has `width` numbers whether or not it is full; those without a token have the address 0."""
+    from pyggml import simd as v
     from pyggml.kernels.cpu import experts, record
 
+    U = v.U
     ne1, rows, row = record.field("src0.ne", 1), record.rows("src0"), record.row("src0", "src0")
     at, panels_each, table = record.element("src0"), record.field("ints", 2), record.field("src1.data")
     read = experts.reader("src1", 3)
     n_panels, panel, pair = read.n_panels, read.panel, read.pair
+    a, b = (slots(width, count) for count in (1, 5))
 
     @inline
     def count(step):
         if table(step):
-            return n_panels(step)
-        return panels_each(step) * (rows(step) // ne1(step))
+            return n_panels(step) * width
+        return rows(step)
 
     @inline
-    def places(step, p):
-        """Where its rows begin, and the number of the last one there."""
+    def up_to(have):
+        """Slots that products read."""
+        if have <= a:
+            return a
+        if have <= b:
+            return b
+        return width
+
+    @inline
+    def place(step, i):
         if table(step):
+            p, t = i // width, i % width
             first, have = panel(step, p)
-            return first, have - 1
-        each = panels_each(step)
-        first = p % each * width
-        return p // each * ne1(step) + first, min(width, ne1(step) - first) - 1
+            if t >= have:
+                return p, t, t, U(0)
+            slot, token = pair(step, first + t)
+            address = at(step, 0, slot % ne1(step), token, 0)
+        else:
+            each, t = i % ne1(step), i % ne1(step) % width
+            p = i // ne1(step) * panels_each(step) + each // width
+            have = min(width, ne1(step) - each + t)
+            address = row(step, i)
+        return p, t, up_to(have) if t == have - 1 else t + 1, address
 
-    @inline
-    def address(step, first, last, t):
-        i = first + min(t, last)
-        if table(step):
-            slot, token = pair(step, i)
-            return at(step, 0, slot % ne1(step), token, 0)
-        return row(step, i)
-
-    return count, places, address
+    return count, place
 
 
 def panels(width, halves=0):
@@ -158,7 +178,7 @@ def panels(width, halves=0):
     np = v.np
     quantize = _quantize()
     ne0, blocks, out = record.field("src0.ne"), record.field("ints", 0), record.field("scratch")
-    panel_count, places, row = _places(width)
+    count, place = _places(width)
     lower, upper = v.shuffler([*range(8)]), v.shuffler([*range(8, 16)])
     size = U(PANEL_BYTES * width)
     d_at, s_at, n_at, q_at = U(0), U(4 * width), U(8 * width), U(12 * width)
@@ -177,27 +197,31 @@ def panels(width, halves=0):
         v.put_i32(at + s_at, np.int32(-v.hsum(early(sums))))
         v.put_i32(at + n_at, np.int32(-v.hsum(late(sums))))
 
-    put = put_halves if halves else put_whole
+    put_sums = put_halves if halves else put_whole
+
+    @v.device
+    def put(at, d, sums, values, copies):
+        for _ in range(copies):
+            v.put_f32(at + d_at, d)
+            put_sums(at, d, sums)
+            scatter(at + q_at, values)
+            at += U(4)
 
     def kernel(step, ith, nth, thread):
-        n, nb, total = ne0(step), blocks(step), panel_count(step)
-        for p in range(total * ith // nth, total * (ith + 1) // nth):
-            first, last = places(step, p)
-            for t in range(width):
-                at = out(step) + U(p * nb) * size + U(4 * t)
-                x = row(step, first, last, t)
-                for b in range(0, nb, 2):
-                    values, d0, d1, sums = quantize(x, min(n - b * 32, 64))
-                    v.put_f32(at + d_at, d0)
-                    put(at, d0, lower(sums))
-                    scatter(at + q_at, low_half(values))
+        n, nb, total = ne0(step), blocks(step), count(step)
+        for i in range(total * ith // nth, total * (ith + 1) // nth):
+            p, t, end, x = place(step, i)
+            if x == U(0):
+                continue
+            at = out(step) + U(p * nb) * size + U(4 * t)
+            for b in range(0, nb, 2):
+                values, d0, d1, sums = quantize(x, min(n - b * 32, 64))
+                put(at, d0, lower(sums), low_half(values), end - t)
+                at += size
+                if b + 1 < nb:
+                    put(at, d1, upper(sums), high_half(values), end - t)
                     at += size
-                    if b + 1 < nb:
-                        v.put_f32(at + d_at, d1)
-                        put(at, d1, upper(sums))
-                        scatter(at + q_at, high_half(values))
-                        at += size
-                    x += U(256)
+                x += U(256)
 
     return kernel
 
@@ -209,19 +233,20 @@ def columns(width):
 
     U = v.U
     ne0, out = record.field("src0.ne"), record.field("scratch")
-    panel_count, places, row = _places(width)
+    count, place = _places(width)
     size = U(4 * width)
 
     def kernel(step, ith, nth, thread):
-        n, total = ne0(step), panel_count(step)
-        for p in range(total * ith // nth, total * (ith + 1) // nth):
-            first, last = places(step, p)
-            for t in range(width):
-                at = out(step) + U(p * n) * size + U(4 * t)
-                x = row(step, first, last, t)
-                for _ in range(n):
-                    v.put_f32(at, v.f32_at(x))
-                    x += U(4)
-                    at += size
+        n, total = ne0(step), count(step)
+        for i in range(total * ith // nth, total * (ith + 1) // nth):
+            p, t, end, x = place(step, i)
+            if x == U(0):
+                continue
+            at = out(step) + U(p * n) * size + U(4 * t)
+            for _ in range(n):
+                for copy in range(end - t):
+                    v.put_f32(at + U(4 * copy), v.f32_at(x))
+                x += U(4)
+                at += size
 
     return kernel

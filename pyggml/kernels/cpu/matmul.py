@@ -29,8 +29,10 @@ TYPES = (
     *decoded.TYPES,
 )
 
-MIN_TILE_COLUMNS = 4
-WIDTH = {"vnni": (12, 12, 12), "v4": (12, 12, 12), "v3": (4, 3, 2), "v2": (1, 1, 1), "generic": (4, 4, 4)}
+MIN_TILE_COLUMNS = {"vnni": 2, "v4": 2, "v3": 3}
+"""Columns of weights in blocks that are met in tiles at least; 4 elsewhere, and of weights in floats
+(benchmarks/kernels.py -c)."""
+WIDTH = {"vnni": (12, 12, 12), "v4": (12, 10, 10), "v3": (4, 3, 2), "v2": (1, 1, 1), "generic": (4, 4, 4)}
 """Tokens in a register tile, whose accumulators should stay in registers: of floats, of integers (which have a second
 set), and of integers whose scales change every 16 values (benchmarks/kernels.py)."""
 
@@ -106,11 +108,13 @@ def tile_width(dtype: GGMLType) -> int:
     return floats if _as_floats(dtype) else halves if dtype in HALVES else integers
 
 
+def min_tile_columns(dtype: GGMLType) -> int:
+    return 4 if _as_floats(dtype) else MIN_TILE_COLUMNS.get(jit.level(), 4)
+
+
 def _product(builder: Builder, node: Tensor, a: Tensor, b: Tensor) -> None:
-    if b.ne[1] >= MIN_TILE_COLUMNS:
+    if b.ne[1] >= min_tile_columns(a.type):
         width = tile_width(a.type)
-        if b.ne[1] <= 4:
-            width = min(width, 4)
         each = -(-b.ne[1] // width)
         _many(builder, node, a, b, width, each, each * b.ne[2] * b.ne[3])
     else:
@@ -125,7 +129,7 @@ def _by_expert(builder: Builder, node: Tensor, a: Tensor, b: Tensor) -> None:
         fill.zeros(builder, node)  # and no table of experts, whose number no memory bounds then
         return
     n_experts = a.ne[2]
-    if ids.ne[0] * ids.ne[1] >= MIN_TILE_COLUMNS * n_experts:
+    if ids.ne[0] * ids.ne[1] >= min_tile_columns(a.type) * n_experts:
         width = tile_width(a.type)
         table = experts.table(builder, ids, n_experts, width)
         _many(builder, node, a, b, width, 0, experts.most_panels(ids, n_experts, width), table)
@@ -196,7 +200,7 @@ def _many(
         spec = Spec("activations", "panels", (width, 1) if a.type in HALVES else (width,))
     columns = _converted(builder, b, spec, panels * size, (length, 0, each), listed)
     spec, calls, more = _kernel(a, "tile", width)
-    room = -(-tile.panel_bytes(T.F32 if calls else a.type, k) // 64) * 64
+    room = -(-tile.work_bytes(T.F32 if calls else a.type, k) // 64) * 64
     if calls:
         room = decoded.product_bytes(k, room)
     table, parts = listed or (None, (0, 0))

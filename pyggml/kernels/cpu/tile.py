@@ -1,5 +1,5 @@
 """Matrix-matrix products: 16 rows of weights are unpacked into scratch, then met with `width` tokens at a time in
-registers.
+registers, fewer where so many are not left. Meanwhile the next 16 rows are asked for: they arrive while nothing is read.
 
 Owns the unpacked panel of weights and the tile; knows the activations' panels from activations.py.
 Panel of 16 rows of a block type, for each block of 32: q u8[8][16][4] in one run, behind all of them d f32[16] (and
@@ -8,8 +8,8 @@ m f32[16]) a block; where scales change every 16 values, both for each half of a
 
 from __future__ import annotations
 
-from pyggml.dtypes import SIZES, GGMLType
-from pyggml.kernels.cpu.activations import PANEL_BYTES
+from pyggml.dtypes import SIZES, GGMLType, row_size
+from pyggml.kernels.cpu.activations import PANEL_BYTES, TAILS
 from pyggml.quants import quant
 
 ROWS = 16
@@ -17,17 +17,21 @@ STAGE = 384  # bytes of a row of 256 values on their way into the panel
 
 
 def panel_bytes(dtype: GGMLType, k: int) -> int:
-    """Scratch of one thread for 16 unpacked rows."""
+    """Bytes of 16 unpacked rows, and what unpacking them takes."""
     if SIZES[dtype].block_size == 1:
         return (k + 16) * 64
     nb = k // 32
-    if SIZES[dtype].block_size == 256:
-        return nb * 768 + 16 * STAGE
-    return (nb + 1) * 512 + nb * 128
+    return nb * 768 + 16 * STAGE if SIZES[dtype].block_size == 256 else nb * 640
+
+
+def work_bytes(dtype: GGMLType, k: int) -> int:
+    """Scratch of one thread. Behind the panel is room for 16 rows of blocks as they are: where fewer are left, those are
+    copied there, so that no unpacking has to know."""
+    return panel_bytes(dtype, k) + (16 * row_size(dtype, k) if SIZES[dtype].block_size > 1 else 0)
 
 
 def _unpack_blocks(dtype):
-    """-> unpack(x, stride, last, nb, panel): rows 0 to `last` (at most 15) of nb blocks; further rows repeat the last."""
+    """-> unpack(x, stride, last, nb, panel): 16 rows of nb blocks; rows behind row `last` do not matter."""
     from pyggml import simd as v
 
     U = v.U
@@ -35,38 +39,25 @@ def _unpack_blocks(dtype):
     assert make is not None
     blocks = make()
     size = U(SIZES[dtype].type_size)
-    two, one = blocks.quants(2), blocks.quants(1)
-    signed, has_min = blocks.signed, blocks.m is not None
-
-    @v.device
-    def shifted2(x):
-        return v.signed_weights(two(x))
-
-    @v.device
-    def shifted1(x):
-        return v.signed_weights(one(x))
-
-    pair = v.transposer(shifted2 if signed else two)
-    single = v.transposer(shifted1 if signed else one, 8)
-    d_at, m_at = U(blocks.d), U(blocks.m or 0)
+    columns, d_of = blocks.columns(), v.halves_at(blocks.d)
+    has_min, signed = blocks.m is not None, blocks.signed
+    m_of = v.halves_at(blocks.m or 0)
 
     @v.device
     def unpack(x, stride, last, nb, panel):
         q = panel
         d = panel + U(512 * nb)
-        y = x
-        for _ in range(nb >> 1):
-            pair(q, y, stride, last)
-            q += U(1024)
-            y += size * U(2)
-        if nb & 1:
-            single(q, y, stride, last)
         for _ in range(nb):
-            v.store(d, v.f16_column(x + d_at, stride, last))
+            if signed:
+                v.put_columns(q, v.signed_columns(columns(x, stride)))
+            else:
+                v.put_columns(q, columns(x, stride))
+            v.store(d, d_of(x, stride))
             d += U(64)
             if has_min:
-                v.store(d, v.f16_column(x + m_at, stride, last))
+                v.store(d, m_of(x, stride))
                 d += U(64)
+            q += U(512)
             x += size
 
     return unpack
@@ -124,15 +115,14 @@ def _unpack_super_blocks(dtype):
         stage = panel + U(768 * nb)
         for _ in range(nb >> 3):
             row, at = x, stage
-            for i in range(16):
+            for _ in range(16):
                 v.store(at, form(q0(row)))
                 v.store(at + U(64), form(q1(row)))
                 v.store(at + U(128), form(q2(row)))
                 v.store(at + U(192), form(q3(row)))
                 put_scales(row, at + U(256))
                 at += room
-                if i < last:
-                    row += stride
+                row += stride
             for part in range(parts):
                 to = q + U(1024 * part) if part < 4 else d + U(1024 * (part - 4))
                 transpose(to, stage + U(64 * part), room, all_rows)
@@ -143,7 +133,7 @@ def _unpack_super_blocks(dtype):
     return unpack
 
 
-def _tile_halves(dtype, width):
+def _tile_halves(dtype, count, width, lines):
     """-> tile(...): the same where scales change every 16 values, with the panels of `halves`."""
     from pyggml import simd as v
     from pyggml.kernels.cpu import super_blocks
@@ -151,7 +141,7 @@ def _tile_halves(dtype, width):
     U = v.U
     blocks = super_blocks.TYPES[dtype.name]()
     assert blocks.run == 16 and not blocks.signed
-    words = v.TileWords(width)
+    words = v.TileWords(count, width)
     has_bias, has_min, shift = blocks.bias != 0, blocks.has_min, blocks.bias.bit_length() - 1
     zero, start, start_zero = words.zero, words.start, words.start_zero
     dot4 = words.dot4_u7i8 if blocks.wide else words.dot4_u6i8
@@ -172,7 +162,7 @@ def _tile_halves(dtype, width):
         return f
 
     @v.device
-    def tile(nb, panel, y, out, stride, rows, columns):
+    def tile(nb, panel, y, out, stride, rows, columns, ahead):
         q = panel
         d = panel + U(512 * nb)
         f = zero()
@@ -187,8 +177,8 @@ def _tile_halves(dtype, width):
     return tile
 
 
-def _tile_blocks(dtype, width):
-    """-> tile(nb, panel, y, out, stride, rows, columns): 16 rows x `width` tokens."""
+def _tile_blocks(dtype, count, width, lines=0):
+    """-> tile(nb, panel, y, out, stride, rows, columns): 16 rows x the first `count` tokens of a panel of `width`."""
     from pyggml import simd as v
     from pyggml.kernels.cpu import super_blocks
 
@@ -196,14 +186,14 @@ def _tile_blocks(dtype, width):
     if dtype.name in super_blocks.TYPES:
         blocks = super_blocks.TYPES[dtype.name]()
         if blocks.run == 16:
-            return _tile_halves(dtype, width)
+            return _tile_halves(dtype, count, width, lines)
         has_min, wide = blocks.has_min, blocks.wide
     else:
         make = quant(dtype).vector
         assert make is not None
         blocks = make()
         has_min, wide = blocks.m is not None, False
-    words = v.TileWords(width)
+    words = v.TileWords(count, width)
     bias = v.SIGNED_BIAS if blocks.signed else blocks.bias
     shift = bias.bit_length() - 1
     assert bias in (0, 1 << max(shift, 0))
@@ -214,13 +204,17 @@ def _tile_blocks(dtype, width):
     s_at, n_at, q_at = U(4 * width), U(8 * width), U(12 * width)
     size, step = U(PANEL_BYTES * width), 4 * width
     half = U(4 * step)
+    apart = U(SIZES[dtype].type_size * 16 * 32 // SIZES[dtype].block_size)
 
     @v.device
-    def tile(nb, panel, y, out, stride, rows, columns):
+    def tile(nb, panel, y, out, stride, rows, columns, ahead):
         q = panel
         d = panel + U(512 * nb)
         f = zero()
         for _ in range(nb):
+            for i in range(lines):
+                v.prefetch(ahead + U(64 * i))
+            ahead += apart
             n = start(y + n_at, shift) if has_bias else start_zero()
             s = y + q_at
             n = dot4(n, q, s)
@@ -263,16 +257,16 @@ def _unpack_floats(dtype):
     return unpack
 
 
-def _tile_floats(dtype, width):
+def _tile_floats(dtype, count, width, lines=0):
     from pyggml import simd as v
 
     U = v.U
-    words = v.TileWords(width)
+    words = v.TileWords(count, width)
     zero, fma_columns, store_columns = words.zero, words.fma_columns, words.store_columns
     size = U(4 * width)
 
     @v.device
-    def tile(k, panel, y, out, stride, rows, columns):
+    def tile(k, panel, y, out, stride, rows, columns, ahead):
         f = zero()
         for _ in range(k):
             f = fma_columns(f, v.load_f32(panel), y)
@@ -296,7 +290,11 @@ def rows(name, width):
     dtype = GGMLType[name]
     is_block = SIZES[dtype].block_size > 1
     unpack = {1: _unpack_floats, 32: _unpack_blocks, 256: _unpack_super_blocks}[SIZES[dtype].block_size](dtype)
-    tile = _tile_blocks(dtype, width) if is_block else _tile_floats(dtype, width)
+    tile_of = _tile_blocks if is_block else _tile_floats
+    lines = -(-SIZES[dtype].type_size * 8 // SIZES[dtype].block_size)
+    tile, first_tile = tile_of(dtype, width, width), tile_of(dtype, width, width, lines)
+    few, some = TAILS if width > TAILS[-1] else (0, 0)
+    tile_few, tile_some = tile_of(dtype, few or width, width, lines), tile_of(dtype, some or width, width, lines)
     n1, r2, r3 = (record.field("src0.ne", i) for i in (1, 2, 3))
     m1, m2, m3 = (record.field("dst.ne", i) for i in (1, 2, 3))
     weights, output = record.element("src0"), record.element("dst")
@@ -304,6 +302,30 @@ def rows(name, width):
     panel_at, columns_at = record.field("scratch", 0), record.field("scratch", 1)
     length_of, panels_each, column_bytes = (record.field("ints", i) for i in range(3))
     panel_size, aborted = record.field("thread_bytes"), record.aborted()
+    fixed, each_block = panel_bytes(dtype, 0), (panel_bytes(dtype, 256) - panel_bytes(dtype, 0)) // 8
+    parts, part_size = max(SIZES[dtype].block_size // 32, 1), SIZES[dtype].type_size
+
+    @v.device
+    def kept(x, stride, have, length, panel):
+        """(address, stride) of a copy of the rows behind the panel."""
+        to, size = panel + U(each_block * length + fixed), length // parts * part_size
+        for i in range(have):
+            v.copy_bytes(to + U(i * size), x, size)
+            x += stride
+        return to, U(size)
+
+    @v.device
+    def products(length, panel, y, out, stride, have, left, ahead, is_first):
+        """Of a panel of activations, of whose tokens `left` are there. What lies at `ahead` is asked for once, by the
+        first tile; narrow ones come last, and asking again costs them little."""
+        if left <= few:
+            tile_few(length, panel, y, out, stride, have, left, ahead)
+        elif left <= some:
+            tile_some(length, panel, y, out, stride, have, left, ahead)
+        elif is_first:
+            first_tile(length, panel, y, out, stride, have, min(left, width), ahead)
+        else:
+            tile(length, panel, y, out, stride, have, min(left, width), ahead)
 
     def kernel(step, ith, nth, thread):
         length = length_of(step)
@@ -317,13 +339,19 @@ def rows(name, width):
                 return
             matrix, first = w // groups, w % groups * 16
             i2, i3 = matrix % m2(step), matrix // m2(step)
-            x = weights(step, 0, first, i2 // (m2(step) // r2(step)), i3 // (m3(step) // r3(step)))
+            x, apart = (
+                weights(step, 0, first, i2 // (m2(step) // r2(step)), i3 // (m3(step) // r3(step))),
+                U(row_bytes(step)),
+            )
             have = min(n1(step) - first, 16)
-            unpack(x, U(row_bytes(step)), have - 1, length, panel)
+            ahead = x + apart * U(16)
+            if is_block and have < 16:
+                x, apart = kept(x, apart, have, length, panel)
+            unpack(x, apart, have - 1, length, panel)
             out = output(step, first, 0, i2, i3)
             y = columns_at(step) + U(matrix * panels_each(step) * column_bytes(step))
             for t in range(0, tokens, width):
-                tile(length, panel, y, out, stride, have, min(tokens - t, width))
+                products(length, panel, y, out, stride, have, tokens - t, ahead, t == 0)
                 y += U(column_bytes(step))
                 out += stride * U(width)
 

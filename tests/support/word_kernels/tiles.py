@@ -17,6 +17,46 @@ def transposed(keep):
     return kernel
 
 
+NIBBLES, BITS, BYTES, LEVELS = 4, 2, 22, (*range(-8, 0), *range(40, 48))
+"""Offsets of what `of_16_rows` reads."""
+
+
+def of_16_rows():
+    """-> kernel(src, stride, out): columns of 16 rows: 8 of nibbles, 8 of nibbles in LEVELS, 8 of nibbles with fifth bits,
+    8 of bytes, those in the form for products; then two of halves, at 0 and at 2."""
+    low, levels = v.columns_of_nibbles(NIBBLES), v.columns_of_nibbles(NIBBLES, LEVELS)
+    five, whole = v.columns_of_nibbles(NIBBLES, fifth=BITS), v.columns_of_bytes(BYTES)
+    first, second = v.halves_at(0), v.halves_at(2)
+
+    def kernel(src, stride, out):
+        apart = U(stride)
+        v.put_columns(out, low(src, apart))
+        v.put_columns(out + U(512), levels(src, apart))
+        v.put_columns(out + U(1024), five(src, apart))
+        v.put_columns(out + U(1536), whole(src, apart))
+        v.put_columns(out + U(2048), v.signed_columns(whole(src, apart)))
+        v.store(out + U(2560), first(src, apart))
+        v.store(out + U(2624), second(src, apart))
+
+    return kernel
+
+
+def first_of_a_panel():
+    """-> kernel(w, q5, y, out): the first two columns of panels of WIDTH, as integers and times w; y as for `columns`."""
+    t = v.TileWords(2, WIDTH)
+    zero, start, dot4, scale_add, fma_columns, store = (
+        t.zero, t.start, t.dot4_u5i8, t.scale_add, t.fma_columns, t.store_columns,
+    )  # fmt: skip
+    one = v.constant("f32", [1.0] * 16)
+
+    def kernel(w, q5, y, out):
+        v.store(out + U(1024), one())
+        store(scale_add(zero(), dot4(start(y + U(12), 7), q5, y + U(24)), one(), out + U(1024)), out, U(64), 16, 2)
+        store(fma_columns(zero(), v.load_f32(w), y), out + U(128), U(64), 16, 2)
+
+    return kernel
+
+
 def columns():
     """-> kernel(w, q5, q6, q8, y, rows, out): results of WIDTH columns, six times, 1 KiB apart: integers from weights
     of 5 and of 6 bits and from signed ones (u8 or i8[4][16][4]), then floats, then integers from weights of 7 bits at

@@ -1,0 +1,124 @@
+"""Columns of 16 rows: what lies at one place of 16 rows of blocks, a row a lane. Knows no type by name.
+
+Rows lie `stride` bytes apart, all 16 of them. Sixteen bytes of each row are loaded at once, as four words of 32 bits, and
+transposed before anything is unpacked: nibbles are then half as many registers. A set of columns
+is a `Tile` of words.
+"""
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from pyggml.simd import codegen as cg
+from pyggml.simd.tables import emit_table
+from pyggml.simd.vectors import Tile, Vec
+
+_WORDS = ir.VectorType(cg.I32, 16)
+_RUN = ir.VectorType(cg.I32, 4)
+_LOW = [i + 4 * j + k for j in range(4) for i in (0, 1) for k in (0, 16)]
+_HIGH = [i + 2 for i in _LOW]
+_EARLY = [4 * j + k + i for j in range(4) for k in (0, 16) for i in (0, 1)]
+_LATE = [i + 2 for i in _EARLY]
+
+
+def _run(b, x, stride, at, wanted=4):
+    """The four words at x + at of 16 rows, or the first: rows 4 g to 4 g + 3 become piece g of 128 bits."""
+    part = []
+    for i in range(4):
+        rows = []
+        for g in range(4):
+            address = b.add(x, b.mul(stride, ir.Constant(stride.type, 4 * g)))
+            address = b.add(address, b.mul(stride, ir.Constant(stride.type, i)))
+            rows.append(b.load(cg.ptr(b, b.add(address, ir.Constant(x.type, at)), _RUN), align=1))
+        part.append(cg.join(b, rows))
+    a0, b0 = cg.shuffle(b, part[0], part[1], _LOW), cg.shuffle(b, part[2], part[3], _LOW)
+    if wanted == 1:
+        return [cg.shuffle(b, a0, b0, _EARLY)]
+    a1, b1 = cg.shuffle(b, part[0], part[1], _HIGH), cg.shuffle(b, part[2], part[3], _HIGH)
+    return [cg.shuffle(b, p, q, lanes) for p, q in ((a0, b0), (a1, b1)) for lanes in (_EARLY, _LATE)]
+
+
+def _splat(value):
+    return cg.const(_WORDS, [value] * 16)
+
+
+def _columns(count, emit):
+    """-> f(x, stride) -> Tile of `count` columns."""
+    out = Tile("i32", count)
+
+    @intrinsic
+    def columns(tyctx, x, stride):
+        return out(types.uintp, types.uintp), lambda ctx, b, sig, a: cg.tile(b, emit(b, *a))
+
+    return columns
+
+
+def columns_of_nibbles(at, levels=None, fifth=None):
+    """-> f(x, stride): 8 columns: the low halves of the 16 bytes at `at`, then the high ones; with `levels` (sixteen
+    i8) what stands there in the table, with `fifth` 16 more where one of the 32 bits there is set. The 12 bytes behind
+    those bits are read too."""
+    levels = levels if levels is None else [int(e) for e in levels]
+
+    def emit(b, x, stride):
+        words = _run(b, x, stride, at)
+        out = [b.and_(w, _splat(0x0F0F0F0F)) for w in words]
+        out += [b.and_(b.lshr(w, _splat(4)), _splat(0x0F0F0F0F)) for w in words]
+        if fifth is not None:
+            (word,) = _run(b, x, stride, fifth, 1)
+            out = [b.or_(w, _sixteens(b, b.lshr(word, _splat(4 * j)))) for j, w in enumerate(out)]
+        return out if levels is None else [_looked_up(b, w, levels) for w in out]
+
+    return _columns(8, emit)
+
+
+def _sixteens(b, words):
+    """Of each lane four bytes: 16 where bit 0, 1, 2, 3 is set, else 0."""
+    spread = sum(16 << 7 * i for i in range(4))  # bit i to bit 8 i + 4; no two meet
+    return b.and_(b.mul(b.and_(words, _splat(15)), _splat(spread)), _splat(0x10101010))
+
+
+def _looked_up(b, words, levels):
+    return b.bitcast(emit_table(b, levels, b.bitcast(words, ir.VectorType(cg.I8, 64))), _WORDS)
+
+
+def columns_of_bytes(at):
+    """-> f(x, stride): 8 columns: the 32 bytes at `at`."""
+    return _columns(8, lambda b, x, stride: _run(b, x, stride, at) + _run(b, x, stride, at + 16))
+
+
+def halves_at(at):
+    """-> f(x, stride): f32 x 16 from the f16 at `at`, 0 or 2, of each row. Its rows have 16 bytes."""
+    assert at in (0, 2)
+    out = Vec("f32", 16)
+
+    @intrinsic
+    def column(tyctx, x, stride):
+        def codegen(ctx, b, sig, a):
+            (word,) = _run(b, *a, 0, 1)
+            return cg.f16_to_f32(b, b.trunc(b.lshr(word, _splat(8 * at)), ir.VectorType(cg.I16, 16)))
+
+        return out(types.uintp, types.uintp), codegen
+
+    return column
+
+
+@intrinsic
+def signed_columns(tyctx, x):
+    """Columns of i8 in the form in which `dot4_weights` wants them (dot.signed_weights)."""
+
+    def codegen(ctx, b, sig, a):
+        return cg.tile(b, [b.xor(w, _splat(0x80808080)) for w in cg.columns(b, a[0], x.count)])
+
+    return x(x), codegen if cg.HAS_VNNI else lambda ctx, b, sig, a: a[0]
+
+
+@intrinsic
+def put_columns(tyctx, addr, x):
+    """Each column in turn, 64 bytes."""
+
+    def codegen(ctx, b, sig, a):
+        for i, w in enumerate(cg.columns(b, a[1], x.count)):
+            b.store(w, cg.ptr(b, b.add(a[0], ir.Constant(a[0].type, 64 * i)), _WORDS), align=1)
+        return ctx.get_dummy_value()
+
+    return types.none(types.uintp, x), codegen
