@@ -38,7 +38,7 @@ DOORS = {
     "socket": (
         "pyggml_rpc.transport",
         "pyggml_rpc.link",
-        "pyggml_cli.entry",
+        "pyggml_cli.interrupts",
     ),  # the latter: a pair through which a signal wakes it
     "argparse": ("pyggml_cli",),
 }

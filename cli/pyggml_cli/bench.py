@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyggml_cli.bench_output import PRINTERS, Result
 from pyggml_cli.completion_flags import CACHE_TYPES, layers
-from pyggml_cli.entry import on_ctrl_c, run
+from pyggml_cli.entry import run
 from pyggml_cli.flags import (
     Flag,
     Ignored,
@@ -28,6 +28,7 @@ from pyggml_cli.flags import (
     show_notes,
     whole,
 )
+from pyggml_cli.interrupts import on_ctrl_c
 from pyggml_cli.other_flags import DOWNLOADS
 
 if TYPE_CHECKING:

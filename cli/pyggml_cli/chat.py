@@ -4,12 +4,10 @@ Owns reading lines, commands such as /regen, and the loop of a reply; must not k
 a token is computed or chosen.
 """
 
-import contextlib
-import signal
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pyggml.errors import ComputeError, PyggmlError
@@ -18,8 +16,8 @@ from pyggml.runtime.sequence import SPARE, Finish, Sequence
 from pyggml.runtime.stops import ReversePrompts
 from pyggml_cli.color import colors
 from pyggml_cli.completion_flags import unescape
-from pyggml_cli.entry import on_ctrl_c
 from pyggml_cli.flags import UsageError, Values
+from pyggml_cli.interrupts import on_ctrl_c
 from pyggml_cli.line_editor import LineEditor
 from pyggml_cli.reverse_prompt import reverse_prompts
 from pyggml_cli.slots import full, prompt_cache, slot_for
@@ -304,7 +302,8 @@ class _Talk:
         for token in turn.new:
             self.chain.accept(token)
         end = ""
-        with _interruptible(self._abort) as interrupted:
+        with _Interruptible(self._abort) as watched:
+            interrupted = watched.event
             reply = self._sequence(turn.tokens, interrupted, asks_at_once=question != "")
             try:
                 self._print_reply(reply)
@@ -378,30 +377,21 @@ def _is_command(text: str) -> bool:
     return "\n" not in text and word[:1] == "/" and word[1:].isalpha()
 
 
-@contextlib.contextmanager
-def _interruptible(abort: Callable[[], None]) -> Iterator[threading.Event]:
+class _Interruptible(on_ctrl_c):
     """While this lasts, Ctrl-C sets the event and ends the computation; pressed again it ends the program."""
-    event = threading.Event()
 
-    def stop() -> None:
-        event.set()
-        abort()
+    def __init__(self, abort: Callable[[], None]) -> None:
+        super().__init__(self._stop, self._pressed)
+        self.event = threading.Event()
+        self._abort = abort
+        self._presses = 0
 
-    if threading.current_thread() is not threading.main_thread():  # as in tests: signals are the main thread's
-        yield event
-        return
-    presses = 0
+    def _stop(self) -> None:
+        self.event.set()
+        self._abort()
 
-    def pressed(number: int, frame: object) -> None:
-        nonlocal presses
-        presses += 1
-        event.set()
-        if presses > 1:
+    def _pressed(self) -> None:
+        self._presses += 1
+        self.event.set()
+        if self._presses > 1:
             raise _EndNow
-
-    before = signal.signal(signal.SIGINT, pressed)
-    try:
-        with on_ctrl_c(stop):
-            yield event
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -13,9 +13,10 @@ from pyggml.errors import GrammarError, PyggmlError, SamplerError
 from pyggml_cli.chat import chat, wanted
 from pyggml_cli.color import colors
 from pyggml_cli.completion_flags import ABOUT, END, GROUPS, ROWS, unescape
-from pyggml_cli.entry import on_ctrl_c, run
+from pyggml_cli.entry import run
 from pyggml_cli.environment import VARIABLES
 from pyggml_cli.flags import UsageError, Values, help_text, parse, show_notes
+from pyggml_cli.interrupts import on_ctrl_c
 from pyggml_cli.reverse_prompt import reverse_prompts
 from pyggml_cli.slots import full, prompt_cache, slot_for
 from pyggml_cli.terminal import text_for, visible

@@ -1,4 +1,4 @@
-"""How a command begins and ends: exit codes, one-line errors, Ctrl-C.
+"""How a command begins and ends: exit codes, one-line errors.
 
 Owns the way out; must not know what any command does in between.
 """
@@ -6,17 +6,15 @@ Owns the way out; must not know what any command does in between.
 import contextlib
 import errno
 import os
-import signal
-import socket
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from pyggml.errors import PyggmlError
 from pyggml_cli.flags import UsageError
+from pyggml_cli.interrupts import EXIT_INTERRUPTED, State, interruptible
 from pyggml_cli.terminal import shown_controls
 
-EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 130, 141  # the last two: 128 + the signal's number
+EXIT_ERROR, EXIT_USAGE, EXIT_PIPE = 1, 2, 141  # the last: 128 + the signal's number
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
@@ -27,7 +25,7 @@ def run(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> 
     escapes; own bugs keep their traceback.
     """
     closed = _without_holes()
-    with shown_controls():
+    with interruptible(last=argv is None), shown_controls():
         return _run(command, argv, closed)
 
 
@@ -39,8 +37,11 @@ def _run(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None, cl
             sys.stdout.reconfigure(
                 errors="backslashreplace"
             )  # in ASCII there is no \xb1, and it must not end a command
-        code = command(sys.argv[1:] if argv is None else argv)
-        sys.stdout.flush()
+        try:
+            code = command(sys.argv[1:] if argv is None else argv)
+            sys.stdout.flush()
+        finally:
+            State.over = True
         return code
     except UsageError as reason:
         return _fail(reason, EXIT_USAGE)
@@ -89,33 +90,3 @@ def _fail(reason: object, code: int) -> int:
         sys.stdout.flush()  # text first, then what ended it
     print(f"error: {' '.join(str(reason).split())}", file=sys.stderr)
     return code
-
-
-@contextlib.contextmanager
-def on_ctrl_c(callback: Callable[[], None]) -> Iterator[None]:
-    """Call `callback`, on a thread of its own, the moment Ctrl-C is pressed.
-
-    Python raises KeyboardInterrupt only when the main thread returns to Python code, and a large batch in compiled
-    code takes seconds: the callback can end it (Context.abort). The signal reaches the thread through a socket.
-    """
-    if threading.current_thread() is not threading.main_thread():  # as in tests: signals are the main thread's
-        yield
-        return
-    reading, writing = socket.socketpair()
-    writing.setblocking(False)
-    before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
-
-    def watch() -> None:
-        while number := reading.recv(1):
-            if number[0] == signal.SIGINT:
-                callback()
-
-    watcher = threading.Thread(target=watch, name="ctrl-c", daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(before)
-        writing.close()
-        watcher.join()
-        reading.close()

@@ -16,7 +16,7 @@ from types import ModuleType
 
 from pyggml.cachedir import cache_dir
 from pyggml.errors import PyggmlError
-from pyggml_cli.entry import on_ctrl_c
+from pyggml_cli.interrupts import on_ctrl_c
 
 VARIABLE = "PYGGML_HISTORY"  # a file; empty: no history is kept
 KEPT_LINES = 1000

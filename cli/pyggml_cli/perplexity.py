@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyggml_cli.completion_flags import DEVICES, GENERAL, LISTS, MODEL, ROPE, SAMPLING, unescape
-from pyggml_cli.entry import on_ctrl_c, run
+from pyggml_cli.entry import run
 from pyggml_cli.environment import VARIABLES
 from pyggml_cli.flags import (
     Flag,
@@ -28,6 +28,7 @@ from pyggml_cli.flags import (
     show_notes,
     whole,
 )
+from pyggml_cli.interrupts import on_ctrl_c
 from pyggml_cli.other_flags import NO_DIFFERENCE, NOT_HERE
 from pyggml_cli.text_files import read_bytes
 
