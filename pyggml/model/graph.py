@@ -1,7 +1,8 @@
 """The graph of one micro-batch, as it is built: its inputs, which fill themselves, and what models build with.
 
-GraphBuilder owns the only places where weights are multiplied (`linear`, `linear_id`), so that adapters are one place too,
-and the order in which memory is written and read; knows no architecture and no device. Orders follow llama-graph.cpp.
+GraphBuilder owns the only places where matrices are multiplied with (`linear`, `linear_id`) or tokens looked up (`rows`), so
+that adapters are one place too, and the order in which memory is written and read; knows no architecture and no device.
+Orders follow llama-graph.cpp.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pyggml.memory.recurrent import RecurrentState
 from pyggml.memory.ubatch import Ubatch
 from pyggml.model.hparams import Hparams
 from pyggml.model.linear import ExpertLinear, Linear
+from pyggml.model.lora import Applied
 from pyggml.model.module import Weight
 from pyggml.tensor import Flag, Tensor
 
@@ -65,7 +67,7 @@ class GraphBuilder:
     adapters     LoRA adapters in use, each with its scale
     """
 
-    def __init__(self, hp: Hparams, memory: Layered, shape: UbatchShape, adapters: tuple[Any, ...] = ()) -> None:
+    def __init__(self, hp: Hparams, memory: Layered, shape: UbatchShape, adapters: tuple[Applied, ...] = ()) -> None:
         assert 0 <= shape.n_outputs <= shape.n_tokens, shape
         self.hp, self.memory, self.shape, self.adapters = hp, memory, shape, adapters
         self.n_tokens, self.n_outputs, self.n_seqs = shape.n_tokens, shape.n_outputs, shape.n_seqs
@@ -108,29 +110,45 @@ class GraphBuilder:
 
     def linear(self, layer: Linear, x: Tensor) -> Tensor:
         """x (n_in, n_tokens) -> (n_out, n_tokens): the product, what adapters add to it, the bias, and the scale, which
-        comes before the bias in attention (llama-graph.cpp: build_qkv), after it in feed-forward networks (build_ffn)."""
+        comes first of these in attention (llama-graph.cpp: build_qkv), last in feed-forward networks (build_ffn)."""
         y = ops.mul_mat(layer.weight.value, x, name=layer.title)
-        for adapter in self.adapters:
-            y = adapter.add(layer.weight, x, y)
         if layer.scale.tensor is not None and not layer.scale_last:
             y = ops.mul(y, layer.scale.tensor, name=layer.label("_s"))
+        # an NVFP4 weight is only with its scale what the adapter was trained beside
+        adapters_last = layer.scale.tensor is not None and layer.weight.value.type == GGMLType.NVFP4
+        if not adapters_last:
+            y = self._adapted(layer, x, y)
         if layer.bias.tensor is not None:
             y = ops.add(y, layer.bias.tensor, name=layer.label("_b"))
         if layer.scale.tensor is not None and layer.scale_last:
             y = ops.mul(y, layer.scale.tensor, name=layer.label("_s"))
+        return self._adapted(layer, x, y) if adapters_last else y
+
+    def _adapted(self, layer: Linear, x: Tensor, y: Tensor) -> Tensor:
+        for applied in self.adapters:
+            y = applied.add(layer.weight, x, y)
         return y
 
     def linear_id(self, layer: ExpertLinear, x: Tensor, ids: Tensor) -> Tensor:
         """x (n_in, 1 or n_used, n_tokens), ids (n_used, n_tokens) -> the chosen experts' products (n_out, n_used,
-        n_tokens), each with the scale of its expert (llama-graph.cpp: build_lora_mm_id)."""
+        n_tokens), each with the scale of its expert, and what adapters add (llama-graph.cpp: build_lora_mm_id)."""
         y = ops.mul_mat_id(layer.weight.value, x, ids, name=layer.title)
-        for adapter in self.adapters:
-            y = adapter.add_id(layer.weight, x, ids, y)
         scale, n = layer.scale.tensor, layer.n_expert
-        if scale is None:
-            return y
-        scales = ops.repeat(ops.reshape(scale, 1, n), 1, n, ids.ne[1])
-        return ops.mul(y, ops.get_rows(scales, ids), name=layer.label("_s"))
+        if scale is not None:
+            scales = ops.repeat(ops.reshape(scale, 1, n), 1, n, ids.ne[1])
+            y = ops.mul(y, ops.get_rows(scales, ids), name=layer.label("_s"))
+        for applied in self.adapters:
+            y = applied.add_id(layer.weight, x, ids, y)
+        return y
+
+    def rows(self, weight: Weight, il: int, name: str) -> Tensor:
+        """The rows (n, n_tokens) of this micro-batch's tokens, read before all else, and what adapters add
+        (llama-graph.cpp: build_inp_embd)."""
+        y = ops.get_rows(weight.value, self.tokens, name=name)
+        self.expand(il, y)
+        for applied in self.adapters:
+            y = applied.add_rows(weight, self.tokens, y)
+        return y
 
     # ---- memory
 

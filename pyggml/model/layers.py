@@ -28,9 +28,7 @@ class Embedding(Module):
 
     def __call__(self, g: GraphBuilder) -> Tensor:
         """(n_embd, n_tokens)"""
-        cur = ops.get_rows(self.weight.value, g.tokens, name="inp_embd")
-        g.expand(self.il, cur)
-        return cur
+        return g.rows(self.weight, self.il, "inp_embd")
 
 
 class RMSNorm(Module):

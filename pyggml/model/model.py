@@ -17,6 +17,7 @@ from pyggml.gguf import GGUFFile, TensorInfo
 from pyggml.model import architecture_of, make_modules
 from pyggml.model.hparams import Hparams
 from pyggml.model.layers import CausalLM
+from pyggml.model.lora import Adapter, Applied
 from pyggml.model.module import INPUT_LAYER, Weight
 from pyggml.model.overrides import Override, Value, device_for, override_metadata
 from pyggml.model.placement import readers, split_layers, why_not
@@ -43,6 +44,7 @@ class Model:
     n_vocab        tokens
     cpu, devices   the local CPU; those that layers were offloaded to
     layer_devices  of layers 0 to n_layer - 1 and, last, of the output
+    adapters       those that `load_adapter` made, which contexts may use
     """
 
     def __init__(self, file: GGUFFile, config: Hparams, modules: CausalLM, cpu: Device) -> None:
@@ -53,6 +55,7 @@ class Model:
         self.cpu = cpu
         self.devices: list[Device] = []
         self.layer_devices: list[Device] = []
+        self.adapters: list[Adapter] = []
         self._buffers: list[Buffer] = []
         self._process = os.getpid()
         self._mapped = False
@@ -88,6 +91,8 @@ class Model:
         """
         file = GGUFFile.open(path)
         try:
+            if file.metadata.get("general.type") == "adapter":
+                raise ModelError("general.type is 'adapter': not a model, but something to use beside one (--lora)")
             override_metadata(file, metadata or {})
             if check:
                 check_tensors(file.tensors.values(), progress or _unseen)
@@ -198,6 +203,68 @@ class Model:
                 self.close()
             raise
 
+    def load_adapter(self, path: str | os.PathLike[str]) -> Adapter:
+        """Read a LoRA adapter for this model; its tensors go to the devices of the weights that they belong to. It changes
+        nothing until a context uses it, and ends with the model, or by `free_adapter`.
+
+        Raises GGUFError, ModelError, DeviceError.
+        """
+        with GGUFFile.open(path) as file:
+            try:
+                weights = {w.name: w for m in reversed([*self.modules.modules()]) for w in m.own() if w.there}
+                adapter = Adapter.read(file, self.config.architecture, weights)
+                uploads = self._place_adapter(adapter, weights)
+            except ModelError as error:
+                raise ModelError(f"{os.fspath(path)}: {error}") from None
+            buffers: list[Buffer] = []
+            try:
+                for device, tensors in uploads:
+                    buffers += pack(device, tensors, Usage.WEIGHTS)
+                for tensor in adapter.tensors():
+                    assert tensor.buffer is not None
+                    file.check_whole()
+                    tensor.buffer.set(tensor, file.tensors[tensor.name].data)
+            except BaseException:
+                for buffer in buffers:
+                    buffer.free()
+                raise
+        self._buffers += buffers
+        self.adapters.append(adapter)
+        return adapter
+
+    def _place_adapter(self, adapter: Adapter, weights: Mapping[str, Weight]) -> list[tuple[Device, list[Tensor]]]:
+        """Which device each of its tensors goes to. Raises ModelError for what takes part in no product, or in none that
+        is possible here."""
+        uploads: dict[int, tuple[Device, list[Tensor]]] = {}
+        reading = readers(self.modules, (Applied(adapter, 1.0),))
+        for name, pair in adapter.pairs.items():
+            buffer = weights[name].value.buffer
+            assert buffer is not None
+            for tensor in pair:
+                nodes = reading.get(id(tensor), [])
+                if not nodes:
+                    raise ModelError(
+                        f"tensor {tensor.name}: {name} takes part in no product that an adapter can add to"
+                    )
+                device = buffer.device
+                if device is not self.cpu and why_not(device, nodes) is not None:
+                    device = self.cpu
+                if device is self.cpu and (why := why_not(device, nodes)) is not None:
+                    raise ModelError(f"tensor {tensor.name} is {tensor.type.name}: {why}")
+                uploads.setdefault(id(device), (device, []))[1].append(tensor)
+        return list(uploads.values())
+
+    def free_adapter(self, adapter: Adapter) -> None:
+        """Give its memory back; no context can use it any more."""
+        self.adapters.remove(adapter)
+        buffers = {id(t.buffer): t.buffer for t in adapter.tensors() if t.buffer is not None}
+        for tensor in adapter.tensors():
+            tensor.buffer = None
+        if self._process == os.getpid():
+            for buffer in buffers.values():
+                buffer.free()
+        self._buffers = [buffer for buffer in self._buffers if id(buffer) not in buffers]
+
     def _host_weights(self) -> list[Tensor]:
         """Those in this machine's memory, each once."""
         return list({w.data: w for w in self.tensors() if isinstance(w.buffer, HostBuffer)}.values())
@@ -220,6 +287,10 @@ class Model:
         for module in self.modules.modules():
             for weight in module.own():
                 weight.tensor = None
+        for adapter in self.adapters:
+            for tensor in adapter.tensors():
+                tensor.buffer = None
+        self.adapters = []
         if self._process == os.getpid():  # else they belong to the process that this one was forked from
             for buffer in self._buffers:
                 buffer.free()

@@ -16,6 +16,7 @@ from pyggml.memory.kv import KVCache
 from pyggml.memory.kv_tensors import CELL_STEP, KVShape
 from pyggml.model.graph import GraphBuilder, UbatchShape
 from pyggml.model.layers import CausalLM
+from pyggml.model.lora import Applied
 from pyggml.ops import VIEW_OPS
 from pyggml.tensor import Tensor
 
@@ -66,12 +67,13 @@ def split_layers(
     ]
 
 
-def readers(module: CausalLM) -> dict[int, list[Tensor]]:
-    """id(weight's tensor) -> the nodes that read it in a graph of one token, which is built for this alone."""
+def readers(module: CausalLM, adapters: tuple[Applied, ...] = ()) -> dict[int, list[Tensor]]:
+    """id(tensor of a weight or adapter) -> the nodes that read it in a graph of one token, which is built for this alone."""
     memory = make_memory(module.needs(), MemoryOptions(n_ctx=CELL_STEP))
     shapes = tuple(KVShape(CELL_STEP) if isinstance(part, KVCache) else 1 for part in memory.parts)
-    built = module.build(GraphBuilder(module.hp, memory, UbatchShape(1, 1, shapes)))
+    built = module.build(GraphBuilder(module.hp, memory, UbatchShape(1, 1, shapes), adapters))
     weights = {id(w.tensor) for m in module.modules() for w in m.own() if w.tensor is not None}
+    weights.update(id(tensor) for applied in adapters for tensor in applied.adapter.tensors())
     found: dict[int, list[Tensor]] = {}
     for node in built.graph.nodes:
         if node.op in VIEW_OPS:

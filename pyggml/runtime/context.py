@@ -5,6 +5,7 @@ Owns the memory, the micro-batches and the schedules that are used again; knows 
 
 from __future__ import annotations
 
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
@@ -25,6 +26,7 @@ from pyggml.memory.kv_tensors import KVShape, pad_cells
 from pyggml.memory.layered import Layered
 from pyggml.memory.ubatch import Ubatch
 from pyggml.model.graph import BuiltGraph, GraphBuilder, UbatchShape
+from pyggml.model.lora import Adapter, Applied
 from pyggml.model.model import Model
 from pyggml.runtime.batch import Batch, split
 from pyggml.tensor import Tensor
@@ -53,6 +55,7 @@ class Context:
     flash_attn         attention in one fused node; without it as products and soft max
     n_threads          of the CPU, None: one a core; n_threads_batch: for more than one token, None: the same
     offload_kqv        the cache lies with its layers; else on the CPU, where attention is then computed
+    adapters           LoRA adapters of the model and their scales, as for `set_adapters`
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Context:
         offload_kqv: bool = True,
         n_seq_max: int = 1,
         kv_unified: bool = False,
+        adapters: Sequence[tuple[Adapter, float]] = (),
     ) -> None:
         """Raises ContextError, DeviceError, UnsupportedError."""
         if n_ctx < 0 or n_batch < 1 or n_ubatch < 1:
@@ -83,7 +87,7 @@ class Context:
             self.n_ctx_seq = pad_cells(max(1, self.n_ctx // n_seq_max))
             self.n_ctx = self.n_ctx_seq * n_seq_max
         self.n_ubatch = min(n_batch, n_ubatch, self.n_ctx)
-        self.adapters: tuple[Any, ...] = ()
+        self.adapters = self._applied(adapters)
         self._schedules: OrderedDict[Hashable, tuple[BuiltGraph, Schedule]] = OrderedDict()
         self._backends: list[Backend] = []
         self._scheduler: Scheduler | None = None
@@ -107,14 +111,17 @@ class Context:
             )
             allocate(memory, places, self._compute)
             self._memory = memory
-            # the largest graph first, so that no buffer moves later; all logits of a batch are allowed to move it
-            self._scheduler.reserve(self._make(self._shape(self.n_ubatch, self.n_ctx, 1))[1].sizes)
-            if n_seq_max > 1:
-                n = min(n_seq_max, self.n_ubatch)
-                self._scheduler.reserve(self._make(self._shape(n, self.n_ctx, n, memory.n_streams))[1].sizes)
+            self._reserve()
         except BaseException:
             self.close()
             raise
+
+    def _reserve(self) -> None:
+        """The largest graph first, so that no buffer moves later; all logits of a batch are allowed to move it."""
+        self.scheduler.reserve(self._make(self._shape(self.n_ubatch, self.n_ctx, 1))[1].sizes)
+        if self.n_seq_max > 1:
+            n = min(self.n_seq_max, self.n_ubatch)
+            self.scheduler.reserve(self._make(self._shape(n, self.n_ctx, n, self.memory.n_streams))[1].sizes)
 
     def _open(self, device: Device) -> Backend:
         return device.open(max(self._n_threads or 0, self._n_threads_batch or 0) or None)
@@ -159,6 +166,32 @@ class Context:
         _PARENTS.append((self._backends, self._scheduler))
         self._backends = [self._open(model.cpu)]
         self._scheduler = Scheduler(self._backends)
+
+    def _applied(self, adapters: Sequence[tuple[Adapter, float]]) -> tuple[Applied, ...]:
+        """Those that make a difference. Raises ContextError."""
+        for adapter, scale in adapters:
+            if adapter not in self.model.adapters:
+                raise ContextError(f"{adapter.path}: not an adapter of this model, or freed")
+            if not math.isfinite(scale):
+                raise ContextError(f"{adapter.path}: a scale of {scale}, must be a finite number")
+        different = {id(adapter) for adapter, _ in adapters}
+        if len(different) < len(adapters):
+            raise ContextError(
+                f"{len(adapters)} adapters, of which {len(different)} are different: give each one scale"
+            )
+        return tuple(Applied(adapter, float(scale)) for adapter, scale in adapters if scale)
+
+    def set_adapters(self, adapters: Sequence[tuple[Adapter, float]]) -> None:
+        """Use these LoRA adapters of the model, each with a scale, and no others (llama_set_adapters_lora); 0 is as not
+        given. What is decoded already stays as it was computed. Raises ContextError, DeviceError."""
+        before, self.adapters = self.adapters, self._applied(adapters)
+        if self.adapters == before:
+            return
+        try:
+            self._reserve()
+        except BaseException:
+            self.adapters = before
+            raise
 
     def decode(
         self, tokens: Batch | Sequence[int] | NDArray[np.int32], n_past: int | None = None,
@@ -205,6 +238,9 @@ class Context:
 
     def _decode(self, batch: Batch) -> NDArray[np.float32]:
         self.scheduler.aborted = False
+        for applied in self.adapters:
+            if applied.adapter not in self.model.adapters:
+                raise ContextError(f"{applied.adapter.path}: this adapter is freed, but in use")
         out = np.empty((int(np.count_nonzero(batch.outputs)), self.model.n_vocab), np.float32)
         row_of = np.cumsum(batch.outputs) - 1
         for ub, rows in split(batch, self.n_ubatch, self.memory.n_streams, self.n_seq_max):

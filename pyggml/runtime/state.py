@@ -4,7 +4,7 @@ Owns that format; must not know how a token is computed, nor when a state is wor
 
 A state is HEADER; the tokens, i32 each; then for each layer the rows of K and the rows of V, one row a token, in the
 cache's types, V never transposed; at last the BLAKE2b digest (32 bytes) of all before. The fingerprint is that of the
-model file and of the hyper-parameters in use: keys and values of another model would be nonsense here.
+model file, of the hyper-parameters and of the adapters in use: keys and values of another model would be nonsense here.
 """
 
 import errno
@@ -24,6 +24,7 @@ from pyggml.regular_file import open_regular
 from pyggml.whole_file import whole_file
 
 if TYPE_CHECKING:
+    from pyggml.model.lora import Applied
     from pyggml.model.model import Model
     from pyggml.runtime.context import Context
 
@@ -38,7 +39,7 @@ HEADER = np.dtype(
         ("type_v", "<u4"),
         ("row_k", "<u4"),  # bytes of K for one token in one layer
         ("row_v", "<u4"),
-        ("reserved", "<u4"),
+        ("n_adapters", "<u4"),  # in use when the rows were computed
         ("fingerprint", "u1", (32,)),
     ]
 )
@@ -47,10 +48,13 @@ DIGEST = 32
 FOREIGN = {b"nsgg": "llama.cpp's session files are not read here", b"qsgg": "llama.cpp's states are not read here"}
 
 
-def fingerprint(model: "Model") -> bytes:
-    """32 bytes that tell models apart: of the file, and of the hyper-parameters, which may have been overridden."""
+def fingerprint(model: "Model", adapters: "Sequence[Applied]" = ()) -> bytes:
+    """32 bytes that tell models apart: of the file, of the hyper-parameters, which may have been overridden, and of adapters
+    and their scales, in whatever order."""
     digest = hashlib.sha256(model.file.fingerprint())
     digest.update(model.config.text().encode())
+    for one in sorted(applied.adapter.digest + np.float32(applied.scale).tobytes() for applied in adapters):
+        digest.update(one)
     return digest.digest()
 
 
@@ -102,8 +106,13 @@ class State:
     def check(self, context: "Context") -> None:
         """Raises StateError when the state is not one of such a context."""
         header, expected = self._header, _header(context, 0)
+        there, here = int(header["n_adapters"]), int(expected["n_adapters"])
+        if there != here:
+            raise StateError(f"{self.name}: was computed with {there} adapters, {here} are in use")
         if bytes(header["fingerprint"]) != bytes(expected["fingerprint"]):
-            raise StateError(f"{self.name}: belongs to another model")
+            raise StateError(
+                f"{self.name}: belongs to another model" + (", or to other adapters or scales" if here else "")
+            )
         for which in ("k", "v"):
             there, here = (int(h[f"type_{which}"]) for h in (header, expected))
             if there != here:
@@ -169,5 +178,6 @@ def _header(context: "Context", n: int) -> Any:
     header["magic"], header["version"], header["n_tokens"], header["n_layer"] = MAGIC, VERSION, n, len(cache.k)
     header["type_k"], header["type_v"] = cache.k[0].type, cache.v[0].type
     header["row_k"], header["row_v"] = cache.k[0].nb[1], cache.v[0].nb[1]
-    header["fingerprint"] = np.frombuffer(fingerprint(context.model), np.uint8)
+    header["fingerprint"] = np.frombuffer(fingerprint(context.model, context.adapters), np.uint8)
+    header["n_adapters"] = len(context.adapters)
     return header[0]

@@ -195,17 +195,21 @@ class Peer:
 
     def steps(
         self, model: Path, steps: Sequence[Sequence[Any]], *, endpoints: Sequence[str] = (),
-        tensor_split: Sequence[float] | None = None, **context: Any,
+        tensor_split: Sequence[float] | None = None, adapters: Sequence[Path] = (), **context: Any,
     ) -> np.ndarray:  # fmt: skip
         """float32 (decodes, n_vocab): the logits of the last token of each decode.
 
         Steps, all in one process, on one model: ("open", name, fields of llama_context_params), ("decode", name,
-        tokens), ("shift", name, n_keep, n_discard), ("clear", name), ("free", name). `context` holds fields for all of them.
+        tokens), ("shift", name, n_keep, n_discard), ("clear", name), ("free", name), ("adapt", name, [(number in
+        `adapters`, scale)...]). `context` holds fields for all of them.
         """
         context = {"n_ctx": 1024, "n_batch": 1024, "n_threads": 2, "n_threads_batch": 2, "flash_attn_type": 0} | context
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "logits.npy"
-            self._worker("steps", out, steps=list(steps), context=context, **_model(model, endpoints, tensor_split))
+            p = {"steps": list(steps), "context": context, **_model(model, endpoints, tensor_split)}
+            if adapters:
+                p["adapters"] = [str(path) for path in adapters]
+            self._worker("steps", out, **p)
             return np.asarray(np.load(out))
 
     def endless(
@@ -313,7 +317,10 @@ class Peer:
             log = self._process.request(command, asked).encode()
             return struct.pack("<I", len(log)) + log + out.read_bytes()
 
-        answer = self.kept(WORKER, [command, {**p, "model": file_digest(Path(p["model"]))}], make)
+        files = {"model": file_digest(Path(p["model"]))}
+        if "adapters" in p:
+            files["adapters"] = [file_digest(Path(path)) for path in p["adapters"]]
+        answer = self.kept(WORKER, [command, {**p, **files}], make)
         (length,) = struct.unpack_from("<I", answer)
         out.write_bytes(answer[4 + length :])
         return answer[4 : 4 + length].decode()

@@ -112,6 +112,9 @@ def steps(p: dict[str, Any]) -> None:
 def take_steps(p: dict[str, Any], model: Any, contexts: dict[str, Any]) -> None:
     n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
     positions: dict[str, int] = {}
+    adapters = [llama_cpp.llama_adapter_lora_init(model, path.encode()) for path in p.get("adapters", [])]
+    if not all(adapters):
+        raise SystemExit("peer: an adapter was refused")
     rows = []
     for action, name, *rest in p["steps"]:
         if action == "open":
@@ -130,12 +133,22 @@ def take_steps(p: dict[str, Any], model: Any, contexts: dict[str, Any]) -> None:
         elif action == "shift":
             shift(contexts[name], positions[name], *rest)
             positions[name] -= rest[1]
+        elif action == "adapt":
+            adapt(contexts[name], [adapters[i] for i, _ in rest[0]], [scale for _, scale in rest[0]])
         elif action == "decode":
             rows.append(decode(contexts[name], rest[0], positions[name], n_vocab))
             positions[name] += len(rest[0])
         else:
             raise SystemExit(f"peer: what is {action}?")
     np.save(p["out"], np.array(rows))
+
+
+def adapt(context: Any, adapters: list[Any], scales: list[float]) -> None:
+    """Use these LoRA adapters and no others."""
+    n = len(adapters)
+    handles = (llama_cpp.llama_adapter_lora_p_ctypes * n)(*adapters)
+    if llama_cpp.llama_set_adapters_lora(context, handles, n, (ctypes.c_float * n)(*scales)):
+        raise SystemExit("peer: adapters were refused")
 
 
 def shift(context: Any, n_past: int, n_keep: int, n_discard: int) -> None:
