@@ -51,8 +51,15 @@ def test_single_kernels() -> None:
     assert all(rate is not None and float(rate[1]) > 0 for rate in rates), out
 
 
+def test_what_a_new_shape_costs(tmp_path: Path) -> None:
+    out = run("miss.py", write_text_model(tmp_path / "tiny.gguf"), "-r", 2, "-t", 1)
+    title, head, *rows = out.splitlines()
+    assert re.fullmatch(r"tiny.gguf: \d+ layers, a token takes [\d.]+ ms", title) and head.split()[-1] == "token"
+    assert len(rows) == 12 and all(float(row.split()[-1]) > 0 for row in rows)
+
+
 def test_help() -> None:
-    for program in ("vs_llamacpp.py", "report.py", "kernels.py", "sampler.py"):
+    for program in ("vs_llamacpp.py", "report.py", "kernels.py", "sampler.py", "miss.py"):
         assert "usage:" in run(program, "--help")
 
 

@@ -32,7 +32,7 @@ class FewLayers(Generic[T]):
 
     def __init__(self, scheduler: Scheduler, leafs: Sequence[Sequence[Tensor]]) -> None:
         self._scheduler = scheduler
-        self._leafs = Leafs(leafs)
+        self.leafs = Leafs(leafs)
         self._patterns: dict[Hashable, list[Pattern]] = {}
 
     def schedule(self, form: Hashable, build: Callable[[Sequence[int]], LayeredGraph[T]]) -> tuple[T, Schedule]:
@@ -41,17 +41,22 @@ class FewLayers(Generic[T]):
         `form`: what the graph's nodes and the likeness of layers depend on, but for the size of their shapes. The first
         graph of a form is built whole and tells which layers are alike. Raises as `Scheduler.schedule`.
         """
-        found = self._patterns.get(form)
-        while found:
-            made = build(found[0].layers)
-            made.graph.repeats = Repeats(found[0], made.ends, self._leafs)
+        known = form in self._patterns
+        while (pattern := self.pattern(form)) is not None:
+            made = build(pattern.layers)
+            made.graph.repeats = Repeats(pattern, made.ends, self.leafs)
             try:
                 schedule = self._scheduler.schedule(made.graph)
                 schedule.begin()
                 return made.built, schedule
             except IrregularError:
-                del found[0]
-        made = build(range(len(self._leafs.tensors)))
-        if found is None:
-            self._patterns[form] = patterns(made.graph, made.ends, self._leafs)
+                del self._patterns[form][0]
+        made = build(range(len(self.leafs.tensors)))
+        if not known:
+            self._patterns[form] = patterns(made.graph, made.ends, self.leafs)
         return made.built, self._scheduler.schedule(made.graph)
+
+    def pattern(self, form: Hashable) -> Pattern | None:
+        """Which layers are built for a graph of this form; None: all, or it is not known yet."""
+        found = self._patterns.get(form)
+        return found[0] if found else None

@@ -1,6 +1,6 @@
 """A context's graphs of some of its model's layers: what `pyggml.backend.few_layers` asks for."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from pyggml.backend.few_layers import FewLayers, LayeredGraph
 from pyggml.backend.scheduler import Schedule
@@ -45,14 +45,8 @@ class FewModel:
     def schedule(self, n_tokens: int, n_kv: int, n_outputs: int) -> tuple[BuiltGraph, Schedule]:
         return self.schedule_of(self.shape(n_tokens, n_kv, n_outputs))
 
-    def schedule_of(
-        self, shape: UbatchShape, timed: Callable[[str], None] = lambda phase: None
-    ) -> tuple[BuiltGraph, Schedule]:
-        form = shape.n_tokens == shape.n_outputs, shape.n_outputs > 0
+    def form(self, shape: UbatchShape) -> tuple[bool, bool]:
+        return shape.n_tokens == shape.n_outputs, shape.n_outputs > 0
 
-        def build(layers: Sequence[int]) -> LayeredGraph[BuiltGraph]:
-            made = self.build(layers, shape)
-            timed("built")
-            return made
-
-        return self.few.schedule(form, build)
+    def schedule_of(self, shape: UbatchShape) -> tuple[BuiltGraph, Schedule]:
+        return self.few.schedule(self.form(shape), lambda layers: self.build(layers, shape))
