@@ -96,7 +96,7 @@ class Place(NamedTuple):
 
 def steps_of(nodes: Iterable[Tensor]) -> list[Step]:
     """One step a node, as it stands in a graph."""
-    return [Step(node, tuple(s for s in node.src if s is not None)) for node in nodes]
+    return [Step(node, node.src if None not in node.src else tuple([s for s in node.src if s])) for node in nodes]  # type: ignore[arg-type]
 
 
 def root_of(tensor: Tensor) -> Tensor:

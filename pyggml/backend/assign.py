@@ -29,6 +29,13 @@ def assign(graph: Graph, devices: Sequence[Device]) -> dict[int, int]:
     return _Assignment(graph, devices).run()
 
 
+class _AllAtHome(dict[int, int]):
+    """There is one device, and it computes all."""
+
+    def __missing__(self, key: int) -> int:
+        return 0
+
+
 class _Assignment:
     def __init__(self, graph: Graph, devices: Sequence[Device]) -> None:
         self.graph = graph
@@ -40,8 +47,8 @@ class _Assignment:
         self.nodes = [node for node in graph.nodes if node.op not in VIEW_OPS]
 
     def run(self) -> dict[int, int]:
-        if not self.cpu and all(self.supports(0, node) for node in self.nodes):
-            return self.all_at_home()
+        if not self.cpu and all(self.devices[0].supports_op(node) for node in self.nodes):
+            return _AllAtHome()
         for leaf in self.graph.leafs:
             where = self.lives(leaf)
             if where is not None:
@@ -61,12 +68,6 @@ class _Assignment:
                 self.home[id(node)] = self.best(node)
         self.settle_sources()
         return self.home
-
-    def all_at_home(self) -> dict[int, int]:
-        """There is one device, and it computes all."""
-        tensors = [t for node in self.graph.nodes for t in (node, *node.src) if t is not None]
-        roots = [t.view_src for t in tensors if t.view_src is not None]
-        return dict.fromkeys(map(id, (*self.graph.leafs, *tensors, *roots)), 0)
 
     def lives(self, tensor: Tensor) -> int | None:
         buffer = root_of(tensor).buffer

@@ -132,7 +132,7 @@ class Builder:
                 held.append(t.scratch)
             elif t is not None:
                 read.append((t.data, t.data + t.nbytes))
-        if self._hazards.in_the_way(read, write, [id(s) for s in held if not s.per_thread]):
+        if self._hazards.in_the_way(read, write, [id(s) for s in held if not s.per_thread] if held else ()):
             self.barrier()
         for low, high in write:
             self._memo.wrote(low, high)

@@ -50,6 +50,7 @@ class LayerBuilder(Builder):
         self._pieces: list[_Piece] = []
         self._last_addresses: dict[int, int] = {}  # of work memory by id(), in the last layer, where they differ
         self._order: list[int] = []  # position of the layer for each part of the plan
+        self._sizes: NDArray[np.intp] = np.zeros(0, np.intp)  # steps of each of those
         self._steps_of: NDArray[np.intp] = np.zeros(0, np.intp)
         super().__init__(n_threads)
 
@@ -102,6 +103,7 @@ class LayerBuilder(Builder):
                 raise IrregularError(f"what layers share is forgotten: {key}")
         behind = len(self._starts) - len(pattern.layers)  # whether something comes after all layers
         self._order = [*pattern.order, *[len(pattern.layers)] * behind]
+        self._sizes = np.diff(starts)[self._order]
         self._steps_of = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in self._order])
         self._find_pieces()
 
@@ -147,7 +149,7 @@ class LayerBuilder(Builder):
         return len(self._steps_of)
 
     def where(self) -> Callable[[int], tuple[int, str]]:
-        layers, order, steps_of, sizes = self._pattern.layers, self._pattern.order, self._steps_of, self._sizes()
+        layers, order, steps_of, sizes = self._pattern.layers, self._pattern.order, self._steps_of, self._sizes
 
         def where(number: int) -> tuple[int, str]:
             layer = int(np.searchsorted(np.cumsum(sizes), number, "right"))
@@ -155,10 +157,6 @@ class LayerBuilder(Builder):
             return int(steps_of[number]), f" (in layer {layer}, for which layer {stands} stands)" * (stands != layer)
 
         return where
-
-    def _sizes(self) -> NDArray[np.intp]:
-        """Steps of each layer of the model, and of what comes after."""
-        return np.diff([*self._starts, len(self.steps)])[self._order]
 
     def buffers(self) -> list[Any]:
         return [super().buffers(), self._repeats.leafs.buffers]
@@ -169,14 +167,15 @@ class LayerBuilder(Builder):
         table.steps["index"] = np.arange(self.count())
         pattern, addresses = self._pattern, self._repeats.leafs.addresses
         starts = [*self._starts, len(self.steps)]
-        first_of = np.cumsum(self._sizes()) - self._sizes()  # the first step of each layer in the table
+        first_of = np.cumsum(self._sizes) - self._sizes  # the first step of each layer in the table
         order = np.array(self._order)
+        homes = {id(buffer) for buffer in self._repeats.leafs.buffers}
         for i in range(pattern.first, pattern.last):
             moved = [
                 (number, slot, leaf)
                 for number, step in enumerate(self.steps[starts[i] : starts[i + 1]])
                 for slot, t in enumerate((step.dst, *step.src))
-                if t is not None and (leaf := self._leafs[i].find(t)) is not None
+                if t is not None and id(t.buffer) in homes and (leaf := self._leafs[i].find(t)) is not None
             ]
             layers = np.flatnonzero(order == i)
             numbers, slots, leafs = np.array(moved, np.intp).reshape(-1, 3).T

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyggml.alloc import Arena, Place, Step, place_tensors, root_of
+from pyggml.alloc import Arena, Place, Step, place_tensors, root_of, steps_of
 from pyggml.backend.assign import assign
 from pyggml.backend.base import Backend, Begun, Buffer, Plan, Usage
 from pyggml.backend.host import ELEMENTS
@@ -138,6 +138,10 @@ class Schedule:
 
     def _cut(self, graph: Graph, home: dict[int, int]) -> list[Step]:
         """Fill `splits`, point nodes at copies where a source is elsewhere, and tell the steps of the whole run."""
+        if len(self.scheduler.devices) == 1:
+            nodes = [node for node in graph.nodes if node.op not in VIEW_OPS]
+            self.splits = [Split(0, nodes)] if nodes else []
+            return steps_of(nodes)
         steps: list[Step] = []
         made: dict[tuple[int, int], Tensor] = {}  # (id(original), device) -> copy
         for node in graph.nodes:
@@ -283,16 +287,14 @@ def _copies_first(splits: list[Split], steps: list[Step]) -> list[Step]:
 
 def _graph_of(nodes: list[Tensor], uses: Counter[int], repeats: Repeats | None) -> Graph:
     """A split's nodes as a graph of its own; leafs are what it reads and does not make. `uses` are those of the run."""
-    graph = Graph(nodes, repeats=repeats)
-    known = {id(node) for node in nodes}
+    read: dict[int, Tensor] = {}
     for node in nodes:
         for source in node.src:
-            if source is None:
-                continue
-            root = source.view_src or source
-            graph.uses[id(source)] = uses[id(source)]
-            graph.uses[id(root)] = uses[id(root)]
-            if id(root) not in known:
-                known.add(id(root))
-                graph.leafs.append(root)
-    return graph
+            if source is not None:
+                root = source.view_src
+                if root is not None:
+                    read[id(root)] = root
+                read[id(source)] = source
+    known = {id(node) for node in nodes}
+    leafs = [t for key, t in read.items() if t.view_src is None and key not in known]
+    return Graph(nodes, leafs, {key: uses[key] for key in read}, repeats)
