@@ -1,5 +1,6 @@
 """Fixtures that every test may ask for. Puts tests/support on the path; must not know any one test."""
 
+import collections
 import contextlib
 import os
 import signal
@@ -28,6 +29,29 @@ settings.load_profile("ci" if os.environ.get("CI") else "house")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so do processes that a script starts in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+HERE = Path(__file__).parent
+LONG = (
+    "ops/test_levels.py", "jit/test_jit.py", "test_benchmarks.py", "e2e/test_cold_start.py", "sampler/test_sampler_peer.py",
+    "ops/test_matmul.py", "ops/test_supports.py", "ops/test_assembly.py", "cuda/test_compile.py", "ops/test_rows.py",
+    "tokenizer/test_tokenizer.py", "rpc/test_newest.py", "rpc/test_peers.py", "backend/test_team.py", "chat/test_chat.py",
+    "grammar/test_grammar_peer.py", "model/test_kv_cache.py", "cuda/test_layer.py", "backend/test_hazards.py",
+)  # fmt: skip
+"""Files that take longest, first: whoever took one at the end would keep the other processes waiting."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.loadscopereorder = False  # pytest-xdist would put files with many tests first
+    gone = [name for name in LONG if not (HERE / name).is_file()]
+    assert not gone, f"tests/conftest.py names files that are not there: {gone}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole files, the longest first; of the others those with most tests."""
+    counts = collections.Counter(item.path for item in items)
+    rank = {HERE / name: i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: (rank.get(item.path, len(LONG)), -counts[item.path], str(item.path)))
 
 
 @contextlib.contextmanager

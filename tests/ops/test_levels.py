@@ -8,6 +8,7 @@ import assembly
 import every_kernel
 import numpy as np
 import pytest
+import warm
 from levels import TARGETS, assembly_at, at_level
 from op_check import assert_close, values_of
 
@@ -58,7 +59,7 @@ def test_every_family_is_there(cases: dict[str, every_kernel.Case]) -> None:
 def test_every_kernel(
     level: str, cases: dict[str, every_kernel.Case], expected: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
-    turn = jit.LEVELS.index(level), 1 if level == jit.level() or "PYGGML_ALL_LEVELS" in os.environ else 2
+    turn = warm.turn(level)
     at_level(level, every_kernel.__file__, str(tmp_path / "results.npz"), *map(str, turn))
     with np.load(tmp_path / "results.npz") as results:
         assert str(results["level"]) == level

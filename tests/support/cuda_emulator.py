@@ -9,6 +9,7 @@ import ctypes
 import functools
 import json
 import multiprocessing
+import os
 import re
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -166,8 +167,9 @@ def kernel_of(spec: Spec) -> build.Kernel:
 
 @functools.cache
 def _builder() -> ProcessPoolExecutor:
-    """Numba keeps some megabytes of each kernel that it compiles, for ever: another process does, and is replaced."""
-    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=40)
+    """Numba keeps some megabytes of each kernel that it compiles, for ever: other processes do, and are replaced. There is
+    one, and as many as cores where several are asked for at once."""
+    return ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=40)
 
 
 def _build(spec: Spec) -> str:

@@ -9,18 +9,23 @@ from collections.abc import Callable
 from pyggml.cachedir import PrivateFolder
 
 SEAL = 32  # bytes of a SHA-256 digest
+FORMAT = b"2\0"  # of the files
 LARGEST = 1 << 25  # bytes; what is larger is made each time
 FORGET_AFTER = 30 * 86400  # seconds since it was made
+
+
+def _seal(data: bytes) -> bytes:
+    return hashlib.sha256(FORMAT + data).digest()
 
 
 def kept(name: str, make: Callable[[], bytes], *folder: str) -> bytes:
     """The bytes of this name; made where there are none, or damaged ones. Two processes may make the same at once."""
     place = PrivateFolder(*folder)
     data = place.read(name)
-    if data is not None and hashlib.sha256(data[SEAL:]).digest() == data[:SEAL]:
+    if data is not None and _seal(data[SEAL:]) == data[:SEAL]:
         return data[SEAL:]
     made = make()
     if len(made) <= LARGEST:
-        place.write(name, hashlib.sha256(made).digest() + made)
+        place.write(name, _seal(made) + made)
         place.tidy(re.compile(".*"), name, FORGET_AFTER)
     return made
