@@ -74,13 +74,17 @@ class IrregularError(Exception):
 
 class Leafs:
     """What each layer reads or writes in its turn: its weights, its part of the cache; `tensors[layer]` in one order for
-    layers that are alike. All are placed, and stay where they are. `own[layer]`: id() of those that no other has."""
+    layers that are alike. All are placed, and stay where they are. `own[layer]`: id() of those that no other has;
+    `apart[layer]`: of those whose memory no other has."""
 
     def __init__(self, tensors: Sequence[Sequence[Tensor]]) -> None:
         self.tensors = [list(of_layer) for of_layer in tensors]
         self._spans: dict[int, LeafSpans] = {}
-        listed = Counter(id(t) for of_layer in self.tensors for t in {id(t): t for t in of_layer}.values())
-        self.own = [{id(t) for t in of_layer if listed[id(t)] == 1} for of_layer in self.tensors]
+        each = [{id(t): t for t in of_layer} for of_layer in self.tensors]
+        listed = Counter(key for of_layer in each for key in of_layer)
+        placed = Counter(data for of_layer in each for data in {t.data for t in of_layer.values()})
+        self.own = [{key for key in of_layer if listed[key] == 1} for of_layer in each]
+        self.apart = [{key for key, t in of_layer.items() if placed[t.data] == 1} for of_layer in each]
         self.number = [{id(t): k for k, t in enumerate(of_layer)} for of_layer in self.tensors]
 
     @cached_property

@@ -75,10 +75,9 @@ class LayerBuilder(Builder):
             new = source.scratch.first >= start
         else:
             written = [step.dst for step in self.steps[start:] if step.dst is not None]
-            own = self._repeats.leafs.own[self._pattern.layers[self._layer]]
-            new = any(_meet(source, t) for t in written) or any(
-                part in own for part in (*key, id(source.view_src or source))
-            )
+            leafs, layer = self._repeats.leafs, self._pattern.layers[self._layer]
+            new = any(_meet(source, t) for t in written) or id(source.view_src or source) in leafs.apart[layer]
+            new = new or any(part in leafs.own[layer] for part in key)
         if not new:  # a layer that comes before this one in the model may have made the same
             raise IrregularError(f"what is made of {source.name!r} may serve several layers")
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tiny_model import write_llama
 
-import pyggml.backend.few_layers as few_graph_module
+import pyggml.backend.few_layers as few_layers_module
 import pyggml.backend.scheduler as scheduler_module
 import pyggml.graph as graph_module
 from pyggml import ops
@@ -175,6 +175,7 @@ INSTRUCTION = st.one_of(
     st.tuples(st.just("cached"), st.integers(0, 9)),
     st.tuples(st.just("wider"), st.integers(0, 9)),
     st.tuples(st.just("common"), st.integers(0, 9)),
+    st.tuples(st.just("alias"), st.integers(0, 9)),
     st.tuples(st.just("store common"), st.integers(0, 9)),
 )
 KINDS = st.lists(st.lists(INSTRUCTION, max_size=6), min_size=1, max_size=3)
@@ -195,10 +196,14 @@ class Layers:
         for layer in self.layers:
             types = [instruction[2] if instruction[0] == "product" else F32 for instruction in layer]
             weights = [Tensor(dtype, (EMBD, EMBD)) for dtype in types]
-            self.leafs.append([*weights, Tensor(F16, (EMBD, CELLS)), Tensor(F32, (EMBD,)), self.common])
+            self.leafs.append(
+                [*weights, Tensor(F16, (EMBD, CELLS)), Tensor(F32, (EMBD,)), self.common, Tensor(F16, (EMBD, CELLS))]
+            )
         self.buffers = pack(
-            scheduler.devices[0], [self.common, *(t for leafs in self.leafs for t in leafs[:-1])], Usage.WEIGHTS
+            scheduler.devices[0], [self.common, *(t for leafs in self.leafs for t in leafs[:-2])], Usage.WEIGHTS
         )
+        for leafs in self.leafs:  # another name of the same memory
+            leafs[-1].buffer, leafs[-1].data = self.common.buffer, self.common.data
         self.asked: list[int] = []
         self.few: FewLayers[None] = FewLayers(scheduler, self.leafs)
 
@@ -221,7 +226,7 @@ class Layers:
     def layer(
         self, number: int, x: Tensor, shared: list[Tensor], inputs: tuple[Tensor, Tensor], order: list[Tensor]
     ) -> Tensor:
-        *weights, cache, norm, common = self.leafs[number]
+        *weights, cache, norm, common, alias = self.leafs[number]
         positions, rows = inputs
         values = [x]
         for weight, (what, first, *more) in zip(weights, self.layers[number], strict=True):
@@ -243,8 +248,9 @@ class Layers:
             elif what.startswith("store"):
                 order.append(ops.set_rows(common if what == "store common" else cache, a, rows))
                 continue
-            elif what == "common":
-                a = ops.add(a, ops.mul_mat(weight, ops.view(common, (EMBD, TOKENS), common.nb[1:])))
+            elif what in ("common", "alias"):
+                read = common if what == "common" else alias
+                a = ops.add(a, ops.mul_mat(weight, ops.view(read, (EMBD, TOKENS), common.nb[1:])))
             elif what == "cached":
                 seen = ops.mul_mat(ops.view(cache, (EMBD, TOKENS), cache.nb[1:]), a)
                 a = ops.mul_mat(weight, ops.add(a, ops.repeat(ops.view(seen, (1, TOKENS), seen.nb[1:]), EMBD, TOKENS)))
@@ -314,7 +320,15 @@ class AllOwn(Leafs):
 
     def __init__(self, tensors: Sequence[Sequence[Tensor]]) -> None:
         super().__init__(tensors)
-        self.own = [{id(t) for t in of_layer} for of_layer in tensors]
+        self.own = self.apart = [{id(t) for t in of_layer} for of_layer in tensors]
+
+
+class OwnIsApart(Leafs):
+    """Wrong: two names of the same memory are taken for two memories."""
+
+    def __init__(self, tensors: Sequence[Sequence[Tensor]]) -> None:
+        super().__init__(tensors)
+        self.apart = self.own
 
 
 class AnyFind(LayerBuilder):
@@ -353,7 +367,8 @@ N = ("norm", 0)
 MUTANTS: list[tuple[Any, str, type, list[Layer], list[int]]] = [
     (scheduler_module, "PlaceWatch", AnyPlace, [[("product", 0, F32)]], [0] * 9),
     (cpu, "LayerBuilder", AnyMemory, [[N], [N, ("rope", 1, 0)]], [0] + [1] * 8),
-    (few_graph_module, "Leafs", AllOwn, [[N], [N, ("common", 1)]], [0] + [1] * 8),
+    (few_layers_module, "Leafs", AllOwn, [[N], [N, ("common", 1)]], [0] + [1] * 8),
+    (few_layers_module, "Leafs", OwnIsApart, [[N], [N, ("alias", 1)]], [0] + [1] * 8),
     (cpu, "LayerBuilder", AnyFind, [[N, ("common", 1)], [N, ("common", 1), ("store common", 2)]], [0] + [1] * 8),
     (cpu, "LayerBuilder", NoEnd, [[N, ("rope", 1, 0)], [N]], [0] * 6 + [1] * 4),
     (cpu, "LayerBuilder", LikeTheOthers, [[("rope", 0, 0), ("product", 1, Q8_0)]], [0] * 9),
