@@ -32,6 +32,8 @@ def describe(file: GGUFFile) -> dict[str, Any]:
                infinities as text
     tensors    [{name, type, shape, parameters, bytes, path, offset}]; shape as in ggml, the row's length first
     chat_template
+    adapter    of a LoRA adapter {type, alpha, ranks, weights}: the ranks that there are, and how many weights it is for;
+               None for a model
     """
     tensors = list(file.tensors.values())
     return {
@@ -47,6 +49,18 @@ def describe(file: GGUFFile) -> dict[str, Any]:
         "metadata": {key: entry(file.value_types[key], value) for key, value in file.metadata.items()},
         "tensors": [_tensor(tensor) for tensor in tensors],
         "chat_template": _text(file, "tokenizer.chat_template"),
+        "adapter": _adapter(file) if _text(file, "general.type") == "adapter" else None,
+    }
+
+
+def _adapter(file: GGUFFile) -> dict[str, Any]:
+    alpha = file.metadata.get("adapter.lora.alpha")
+    halves = [tensor for name, tensor in file.tensors.items() if name.endswith(".lora_b")]
+    return {
+        "type": _text(file, "adapter.type"),
+        "alpha": _plain(file.value_types["adapter.lora.alpha"], alpha) if isinstance(alpha, float) else None,
+        "ranks": sorted({tensor.ne[0] for tensor in halves}),
+        "weights": len(halves),
     }
 
 

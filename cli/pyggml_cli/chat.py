@@ -99,7 +99,7 @@ def chat(values: Values, first: str | None, make_chain: Callable[[Values, "Token
         chain = make_chain(values, tokenizer, n_ctx)
         if n_ctx > model.config.n_ctx_train:
             print(f"warning: the model was trained on {model.config.n_ctx_train} tokens, not {n_ctx}", file=sys.stderr)
-        context = Context(model, n_ctx, **context_arguments(values))
+        context = Context(model, n_ctx, **context_arguments(values, model))
         timings.loaded()
         try:
             cache = prompt_cache(values, context)

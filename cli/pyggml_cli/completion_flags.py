@@ -72,6 +72,22 @@ def kv_overrides(text: str) -> list[str]:
     return csv_row(text)
 
 
+def adapters(text: str) -> list[tuple[str, float]]:
+    """`--lora`: files of adapters, each as it is."""
+    names = csv_row(text)
+    if not all(names):
+        raise ValueError("must be FNAME,..., none of them empty")
+    return [(name, 1.0) for name in names]
+
+
+def scaled_adapters(text: str) -> list[tuple[str, float]]:
+    """`--lora-scaled`: files of adapters, each with a scale."""
+    pairs = [part.split(":") for part in csv_row(text)]
+    if not all(len(pair) == 2 and pair[0] for pair in pairs):
+        raise ValueError("must be FNAME:SCALE, as in adapter.gguf:0.5")
+    return [(name, number(scale)) for name, scale in pairs]
+
+
 GENERAL: list[Row] = [
     Flag(("-h", "--help", "--usage"), "help", "print this page and exit", default=False),
     Flag(("--version",), "version", "print the version and exit", default=False),
@@ -129,6 +145,10 @@ MODEL: list[Row] = [
         "KEY=TYPE:VALUE,...",
         many=True,
     ),
+    Flag(("--lora",), "lora", "LoRA adapters to use, comma-separated; may be given again", adapters, "FNAME,...",
+         many=True),
+    Flag(("--lora-scaled",), "lora", "LoRA adapters, each with how much of it to use; may be given again",
+         scaled_adapters, "FNAME:SCALE,...", many=True),
 ]  # fmt: skip
 
 ROPE: list[Row] = [

@@ -288,15 +288,21 @@ def listed(text: str) -> list[str]:
 
 
 def csv_row(text: str) -> list[str]:
-    """Parser of comma-separated fields; commas within double quotes do not count (parse_csv_row in common/arg.cpp)."""
-    fields, quoted = [""], False
-    for c in text:
-        if c == '"':
+    """Parser of comma-separated fields, as parse_csv_row in common/arg.cpp reads them: commas do not count in a field that
+    begins with a double quote, until the next one; two of them stand for one there, and elsewhere one is itself."""
+    fields, quoted, i = [""], False, 0
+    while i < len(text):
+        c = text[i]
+        if c == '"' and quoted and text[i + 1 : i + 2] == '"':
+            fields[-1] += c
+            i += 1
+        elif c == '"' and (quoted or not fields[-1]):
             quoted = not quoted
         elif c == "," and not quoted:
             fields.append("")
         else:
             fields[-1] += c
+        i += 1
     return fields
 
 

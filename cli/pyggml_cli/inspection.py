@@ -111,6 +111,7 @@ def _summary(found: dict[str, Any]) -> Iterator[str]:
     rows = {
         "name": found["name"],
         "architecture": found["architecture"],
+        "adapter": _adapter(found["adapter"]),
         "file type": found["file_type"],
         "GGUF version": found["version"],
         "alignment": found["alignment"],
@@ -121,6 +122,14 @@ def _summary(found: dict[str, Any]) -> Iterator[str]:
     for what, value in rows.items():
         if value is not None:
             yield f"  {what:<14}{visible(str(value))}"
+
+
+def _adapter(adapter: dict[str, Any] | None) -> str | None:
+    if adapter is None:
+        return None
+    ranks = " and ".join(map(str, adapter["ranks"])) or "unknown"
+    alpha = "none" if adapter["alpha"] is None else f"{adapter['alpha']}"
+    return f"{adapter['type']} of {adapter['weights']} weights, rank {ranks}, alpha {alpha}"
 
 
 def _metadata(metadata: dict[str, Any], full: bool) -> Iterator[str]:

@@ -127,9 +127,11 @@ def shown_compiling() -> Iterator[None]:
             bar.close()
 
 
-def context_arguments(values: Any) -> dict[str, Any]:
-    """Arguments of Context, from the flags that commands share."""
+def context_arguments(values: Any, model: Model) -> dict[str, Any]:
+    """Arguments of Context, from the flags that commands share; adapters are loaded now. Raises GGUFError, ModelError,
+    DeviceError."""
     return {
+        "adapters": [(model.load_adapter(name), scale) for some in values.lora for name, scale in some],
         "n_batch": values.n_batch,
         "n_ubatch": values.n_ubatch,
         "type_k": GGMLType[values.type_k.upper()],

@@ -181,7 +181,7 @@ def _context(values: Values, model: "Model", n_ctx: int) -> "Iterator[Context]":
 
     if n_ctx > model.config.n_ctx_train:
         print(f"warning: the model was trained on {model.config.n_ctx_train} tokens, not {n_ctx}", file=sys.stderr)
-    context = Context(model, n_ctx, **context_arguments(values))
+    context = Context(model, n_ctx, **context_arguments(values, model))
     try:
         with on_ctrl_c(context.abort):
             yield context

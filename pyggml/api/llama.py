@@ -147,6 +147,7 @@ class Llama(ChatCompletions):
         self.last_n_tokens_size = last_n_tokens_size
         self.spm_infill = spm_infill
         self.tensor_split = tensor_split
+        self.lora_base, self.lora_scale, self.lora_path = lora_base, lora_scale, lora_path
         self.seed = LLAMA_DEFAULT_SEED
         self.set_seed(seed)
         jit.announce(told if verbose else None)
@@ -199,8 +200,11 @@ class Llama(ChatCompletions):
             n_threads=n_threads,
             n_threads_batch=n_threads_batch,
             offload_kqv=offload_kqv,
+            adapters=[(model.load_adapter(lora_path), lora_scale)] if lora_path else (),
         )
         self._start(self.n_batch, logits_all)
+        if lora_base:
+            self._say("lora_base is without effect, as in llama-cpp-python: an adapter is added to the model as it is")
         if old:
             self._say(f"of older versions of llama-cpp-python, and without effect: {', '.join(old)}")
         self._say(f"{self.model_path}: ready in {time.perf_counter() - start:.2f} s")

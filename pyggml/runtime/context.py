@@ -88,6 +88,7 @@ class Context:
             self.n_ctx = self.n_ctx_seq * n_seq_max
         self.n_ubatch = min(n_batch, n_ubatch, self.n_ctx)
         self.adapters = self._applied(adapters)
+        self.computed_with: tuple[Applied, ...] | None = self.adapters  # None: some tokens with others than the rest
         self._schedules: OrderedDict[Hashable, tuple[BuiltGraph, Schedule]] = OrderedDict()
         self._backends: list[Backend] = []
         self._scheduler: Scheduler | None = None
@@ -241,6 +242,9 @@ class Context:
         for applied in self.adapters:
             if applied.adapter not in self.model.adapters:
                 raise ContextError(f"{applied.adapter.path}: this adapter is freed, but in use")
+        if self.computed_with != self.adapters:
+            fresh = not any(self.memory.end(seq) for seq in range(self.n_seq_max))
+            self.computed_with = self.adapters if fresh else None
         out = np.empty((int(np.count_nonzero(batch.outputs)), self.model.n_vocab), np.float32)
         row_of = np.cumsum(batch.outputs) - 1
         for ub, rows in split(batch, self.n_ubatch, self.memory.n_streams, self.n_seq_max):

@@ -105,7 +105,7 @@ class State:
 
     def check(self, context: "Context") -> None:
         """Raises StateError when the state is not one of such a context."""
-        header, expected = self._header, _header(context, 0)
+        header, expected = self._header, _header(context, 0, context.adapters)
         there, here = int(header["n_adapters"]), int(expected["n_adapters"])
         if there != here:
             raise StateError(f"{self.name}: was computed with {there} adapters, {here} are in use")
@@ -132,6 +132,7 @@ class State:
         assert 0 <= n <= min(len(self.tokens), context.n_ctx), (n, len(self.tokens), context.n_ctx)
         self.check(context)
         context.clear()
+        context.computed_with = context.adapters
         at, rows = 0, []
         total, cache = len(self.tokens), context.cache
         for _ in cache.k:
@@ -143,13 +144,18 @@ class State:
 
 
 def parts(context: "Context", tokens: Sequence[int]) -> Iterator[bytes]:
-    """The bytes of the state of `context`, which has decoded `tokens`, piece by piece."""
+    """The bytes of the state of `context`, which has decoded `tokens`, piece by piece. Raises StateError."""
     assert len(tokens) == context.n_past, (len(tokens), context.n_past)
+    adapters = context.computed_with
+    if adapters is None:
+        raise StateError(
+            f"{len(tokens)} tokens were not all computed with the same adapters: their state is no prompt's"
+        )
     cache, n = context.cache, len(tokens)
     digest = hashlib.blake2b(digest_size=DIGEST)
 
     def pieces() -> Iterator[bytes]:
-        yield _header(context, n).tobytes()
+        yield _header(context, n, adapters).tobytes()
         yield np.asarray(tokens, "<i4").tobytes()
         yield from cache.rows_of(0, cache.cells.of(0))
 
@@ -172,12 +178,12 @@ def save(context: "Context", tokens: Sequence[int], path: str | os.PathLike[str]
         finish()
 
 
-def _header(context: "Context", n: int) -> Any:
+def _header(context: "Context", n: int, adapters: "Sequence[Applied]") -> Any:
     cache = context.cache
     header = np.zeros(1, HEADER)
     header["magic"], header["version"], header["n_tokens"], header["n_layer"] = MAGIC, VERSION, n, len(cache.k)
     header["type_k"], header["type_v"] = cache.k[0].type, cache.v[0].type
     header["row_k"], header["row_v"] = cache.k[0].nb[1], cache.v[0].nb[1]
-    header["fingerprint"] = np.frombuffer(fingerprint(context.model, context.adapters), np.uint8)
-    header["n_adapters"] = len(context.adapters)
+    header["fingerprint"] = np.frombuffer(fingerprint(context.model, adapters), np.uint8)
+    header["n_adapters"] = len(adapters)
     return header[0]

@@ -9,6 +9,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from tiny_lora import all_weights, write_lora
 from tiny_model import N_VOCAB, write_llama
 
 from pyggml.backend.base import extra_devices
@@ -118,6 +119,26 @@ def test_experts(two_servers: Any, tmp_path: Any, quant: str) -> None:
     model.close()
     for other in others:
         same(other, expected)
+
+
+@pytest.mark.parametrize("n_expert", [0, 8])
+def test_adapters(two_servers: Any, tmp_path: Any, n_expert: int) -> None:
+    """Their matrices lie on the servers, beside the weights."""
+    path = write_llama(tmp_path / "model.gguf", n_layer=3, n_expert=n_expert)
+    weights = [*all_weights(3, n_expert), "token_embd.weight"]
+    file = write_lora(tmp_path / "adapter.gguf", weights, n_expert=n_expert)
+    tokens = np.random.default_rng(0).integers(0, N_VOCAB, 60).tolist()
+    results = []
+    for options in ({}, placed("two servers", [server.endpoint for server in two_servers])):
+        model = Model.load(path, **options)
+        adapter = model.load_adapter(file)
+        homes = [tensor.buffer.device for tensor in adapter.tensors() if tensor.buffer]
+        assert {id(device) for device in homes} == {id(device) for device in (model.cpu, *model.devices)}
+        results += [run(model, tokens, adapters=[(adapter, scale)]) for scale in (1.0, 0.0)]
+        model.close()
+    assert (results[0] != results[1]).any()
+    same(results[2], results[0])
+    same(results[3], results[1])
 
 
 def test_caches_of_blocks(smollm2: Any, tokenize: Callable[..., Any], two_servers: Any) -> None:

@@ -9,6 +9,7 @@ import pytest
 from fake_devices import FakeDevice
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_lora import write_lora
 from tiny_model import N_VOCAB, write_llama
 
 from pyggml.dtypes import GGMLType
@@ -89,6 +90,71 @@ def test_another_model_is_refused(paths, saved):
         State.parse(saved, "bytes").restore(context, 1)
     assert context.n_past == 2
     context.close(), other.close()
+
+
+@pytest.fixture
+def adapters(model, tmp_path):
+    made = [
+        model.load_adapter(
+            write_lora(tmp_path / f"{i}.gguf", ["blk.1.attn_q.weight"], seed=i, shapes={"attn_q": (64, 96)})
+        )
+        for i in (1, 2)
+    ]
+    yield made
+    for adapter in made:
+        model.free_adapter(adapter)
+
+
+def test_other_adapters_are_refused(model, saved, adapters):
+    """Keys and values depend on adapters and scales; in what order these are given makes no difference."""
+    first, second = adapters
+    context = Context(model, n_ctx=256)
+    used = [
+        [],
+        [(first, 1.0)],
+        [(first, 0.5)],
+        [(second, 1.0)],
+        [(first, 1.0), (second, 2.0)],
+        [(second, 2.0), (first, 1.0)],
+    ]
+    states = []
+    for some in used:
+        context.set_adapters(some)
+        context.clear()
+        context.decode(TOKENS[:5])
+        states.append(b"".join(state.parts(context, TOKENS[:5])))
+    for i, some in enumerate(used):
+        context.set_adapters(some)
+        for j, data in enumerate(states):
+            if i == j or {i, j} == {4, 5}:
+                State.parse(data, "bytes").check(context)
+                continue
+            n, m = len(used[j]), len(some)
+            why = (
+                f"was computed with {n} adapters, {m} are in use" if n != m else "belongs to another model, or to other"
+            )
+            with pytest.raises(StateError, match=f"^bytes: {why}"):
+                State.parse(data, "bytes").check(context)
+    context.set_adapters([])
+    State.parse(saved, "bytes").check(context)
+    context.close()
+
+
+def test_tokens_of_different_adapters_are_no_state(model, adapters):
+    context = Context(model, n_ctx=256)
+    context.decode(TOKENS[:5])
+    context.set_adapters([(adapters[0], 1.0)])
+    without = b"".join(state.parts(context, TOKENS[:5]))  # what is there was computed before
+    context.decode(TOKENS[5:7])
+    with pytest.raises(StateError, match=r"^7 tokens were not all computed with the same adapters"):
+        b"".join(state.parts(context, TOKENS[:7]))
+    context.clear()
+    context.decode(TOKENS[:5])
+    b"".join(state.parts(context, TOKENS[:5]))
+    context.set_adapters([])
+    State.parse(without, "bytes").restore(context, 5)
+    assert b"".join(state.parts(context, TOKENS[:5])) == without
+    context.close()
 
 
 def test_another_type_is_refused(model, saved):

@@ -23,14 +23,16 @@ def all_weights(n_layer: int = 2, n_expert: int = 0, output: bool = False) -> li
     return [*weights, "output.weight"] if output else weights
 
 
-def matrices(weight: str, rank: int, rng: Any, n_expert: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """A and B of a weight, as NumPy shapes (rows first)."""
+def matrices(
+    weight: str, rank: int, rng: Any, n_expert: int = 0, shapes: Mapping[str, tuple[int, int]] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """A and B of a weight, as NumPy shapes (rows first). `shapes` are those that differ from SHAPES."""
     name = weight.removesuffix(".weight").rpartition(".")[2]
     if name == "token_embd":
         n_a, n_b = (N_VOCAB, rank), (N_EMBD, rank)
     else:
         n_in, n_out = {"output": (N_EMBD, N_VOCAB), "ffn_gate_inp": (N_EMBD, n_expert)}.get(
-            name, SHAPES.get(name.removesuffix("_exps"), (0, 0))
+            name, (SHAPES | dict(shapes or {})).get(name.removesuffix("_exps"), (0, 0))
         )
         experts = (n_expert,) if name.endswith("_exps") else ()
         n_a, n_b = (*experts, rank, n_in), (*experts, n_out, rank)
@@ -44,6 +46,7 @@ def write_lora(
     rank: int = 4,
     alpha: float | None = 6.0,
     n_expert: int = 0,
+    shapes: Mapping[str, tuple[int, int]] | None = None,
     quant: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
     strings: Mapping[str, str | None] | None = None,
     more: Mapping[str, np.ndarray] | None = None,
@@ -67,7 +70,7 @@ def write_lora(
         writer.add_key_value("adapter.alora.invocation_tokens", list(invocation), *kinds)
     tensors: dict[str, np.ndarray] = {}
     for weight in weights:
-        a, b = matrices(weight, rank, rng, n_expert)
+        a, b = matrices(weight, rank, rng, n_expert, shapes)
         tensors |= {f"{weight}.lora_a": a, f"{weight}.lora_b": b}
     for name, value in (tensors | dict(more or {})).items():
         if name in leave_out:
