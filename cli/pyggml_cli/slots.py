@@ -20,7 +20,8 @@ def slot_for(values: Values, context: "Context", prompt: Sequence[int], adds_bos
     from pyggml.runtime.slot import Slot, n_kept
 
     shifts = bool(values.context_shift) and values.n_predict != -2
-    return Slot(context, shifts=shifts, n_keep=n_kept(values.keep, len(prompt), adds_bos))
+    n_keep = n_kept(values.keep, len(prompt), adds_bos)
+    return Slot(context, shifts=shifts, n_keep=n_keep, memory=context.memory)
 
 
 def full(slot: "Slot") -> str:

@@ -69,9 +69,16 @@ class ScoredSlot(Slot):
             super().prepare(n)
 
     def settle(self) -> None:
-        """Let the context have forgotten what is no longer here."""
-        if self._context.n_past > len(self.tokens):
-            self._context.truncate(len(self.tokens))
+        """Let the context have forgotten what is no longer here; what it cannot go back to is computed anew."""
+        context, n = self._context, len(self.tokens)
+        if context.n_past <= n:
+            return
+        if context.memory.can_remove(0, n):
+            context.truncate(n)
+            return
+        context.clear()
+        for at in range(0, n, self._n_batch):
+            context.decode(self.tokens[at : at + self._n_batch], logits="none")
 
     def decode(self, tokens: Sequence[int]) -> F32:
         """As Slot.decode; without tokens the logits that are there. Raises ContextError when they do not fit."""

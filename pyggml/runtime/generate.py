@@ -39,7 +39,7 @@ def generate(
     n = len(sequence.pending)
     slot.prepare(n)
     start = clock()
-    logits = slot.decode(sequence.pending)
+    logits = slot.prefill(sequence.pending)
     timings.prompt += clock() - start
     timings.n_prompt += n
     if logits is None:

@@ -1,7 +1,8 @@
 """A text's place in a context: which tokens are computed there, what of a new text is there already, and room for more.
 
 Owns prefix reuse and the context shift, as llama.cpp's completion tool does it (tools/completion/completion.cpp): a full
-context goes on without the older half of what is not to be kept. Must not know how cells move, nor what is generated.
+context goes on without the older half of what is not to be kept; and checkpoints, for memories that cannot go back to any
+token (tools/server/server-context.cpp, where a slot has some too). Must not know how cells move, nor what is generated.
 """
 
 from collections.abc import Sequence
@@ -14,8 +15,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pyggml.jit import Job
+    from pyggml.memory.base import Checkpoint, Memory
 
     Row = NDArray[np.float32]
+
+
+MOST_CHECKPOINTS = 8  # of one slot; as llama-server's --ctx-checkpoints
 
 
 class Decoder(Protocol):
@@ -59,12 +64,21 @@ class Slot:
     shifts     whether a full context goes on without the oldest tokens behind the first `n_keep`
     spare      tokens that the context could hold and does not, as in completion.cpp
     n_batch    tokens computed at a time, None: as many as there are
+    memory     the context's, in which the text is sequence `seq`; None: it can go back to any token
     tokens     the text so far as it is computed, with what was forgotten
     forgotten  tokens behind the first `n_keep` that are no longer in the context
     """
 
     def __init__(
-        self, context: Decoder, *, shifts: bool = False, n_keep: int = 0, spare: int = 1, n_batch: int | None = None
+        self,
+        context: Decoder,
+        *,
+        shifts: bool = False,
+        n_keep: int = 0,
+        spare: int = 1,
+        n_batch: int | None = None,
+        memory: "Memory | None" = None,
+        seq: int = 0,
     ) -> None:
         self.context = context
         self.shifts = shifts
@@ -73,6 +87,9 @@ class Slot:
         self._room = context.n_ctx - spare
         self.tokens: list[int] = []
         self.forgotten = 0
+        self._memory, self._seq = memory, seq
+        self._marks = memory is not None and memory.checkpoint(seq) is not None
+        self._checkpoints: list[Checkpoint] = []  # of this text, the oldest first
 
     def begin(self, tokens: Sequence[int]) -> int:
         """Go back to what the text has in common with these tokens; how many of them need not be computed."""
@@ -82,9 +99,39 @@ class Slot:
         """Keep the first `n` tokens of the text, or so many of them as can still be gone back to; how many those are."""
         if n < self.n_keep + self.forgotten:
             n, self.forgotten = min(n, self.n_keep) if self.forgotten else n, 0
-        self.context.truncate(n - self.forgotten)
+        n = self._rewind(n - self.forgotten) + self.forgotten
         del self.tokens[n:]
         return n
+
+    def _rewind(self, n: int) -> int:
+        """Let the context have its first `n` tokens, or as many as it had at the last checkpoint before, or none."""
+        memory, kept = self._memory, self._checkpoints
+        while kept and kept[-1].end > n:
+            kept.pop()
+        if memory is None or memory.can_remove(self._seq, n):
+            self.context.truncate(n)
+        elif kept and memory.restore(self._seq, kept[-1], kept[-1].end):
+            n = kept[-1].end
+        else:
+            kept.clear()
+            self.context.truncate(0)
+            n = self.forgotten = 0
+        return n
+
+    def mark(self) -> None:
+        """Make a checkpoint of the text as it is, where going back needs one."""
+        if self._marks and self._memory is not None and (checkpoint := self._memory.checkpoint(self._seq)):
+            self._checkpoints = [*self._checkpoints, checkpoint][-MOST_CHECKPOINTS:]
+
+    def prefill(self, tokens: Sequence[int]) -> "Row | None":
+        """As `decode`, of a prompt. Where going back needs a checkpoint there is one before the last token: whatever the
+        next text is, if it begins with this prompt, only that one is computed anew."""
+        if self._marks and len(tokens) > 1:
+            if self.decode(tokens[:-1]) is None:
+                return None
+            self.mark()
+            tokens = tokens[-1:]
+        return self.decode(tokens)
 
     def make_room(self, n: int) -> bool:
         """Whether `n` further tokens fit, perhaps because others are forgotten now."""
@@ -95,6 +142,7 @@ class Slot:
                 return False
             context.shift(self.n_keep, n_discard)
             self.forgotten += n_discard
+            self._checkpoints.clear()  # their positions are others now
         return True
 
     def prepare(self, n: int) -> None:

@@ -173,6 +173,21 @@ def test_eval_in_pieces(llm: Llama, path: Path) -> None:
         assert other.n_tokens == 5
 
 
+def test_going_back_where_the_memory_cannot(llm: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is to stay is computed anew, as before a window or a recurrent state that has gone on."""
+    llm.reset()
+    llm.eval([1, 2, 3, 9])
+    expected = llm.last_logits.copy()
+    llm.reset()
+    llm.eval([1, 2, 3, 4, 5])
+    memory, count = llm.context.memory, Counting(llm, monkeypatch)
+    monkeypatch.setattr(memory, "can_remove", lambda seq, p0=0, p1=None: p0 == 0)
+    llm.n_tokens = 3
+    llm.eval([9])
+    assert count.n == 4 and list(llm.eval_tokens) == [1, 2, 3, 9]
+    np.testing.assert_allclose(llm.last_logits, expected, atol=1e-4)
+
+
 def test_context_is_full(llm: Llama) -> None:
     llm.reset()
     with pytest.raises(ContextError, match=r"0 \+ 65 tokens exceed the context of 64"):

@@ -27,6 +27,8 @@ CHAT = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}|{% endfor %}{% if
 class FakeContext:
     """As far as numbers go."""
 
+    memory = None
+
     def __init__(self, n_ctx: int, n_past: int = 0) -> None:
         self.n_ctx, self.n_past = n_ctx, n_past
         self.calls: list[tuple[str, int, int]] = []

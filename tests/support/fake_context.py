@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from pyggml.memory.base import Checkpoint
+
 N_VOCAB = 256  # a token is a byte
 EOG = 0
 
@@ -77,3 +79,29 @@ class Script:
 
     def sample(self, logits: Any) -> int:
         return next(self._tokens)
+
+
+class ForgetfulContext(FakeContext):
+    """Goes back `slack` tokens at most, or to the beginning, as windows do, and with 0 recurrent states; it is its own
+    memory (pyggml.memory.base.Memory), of one sequence."""
+
+    def __init__(self, n_ctx: int, slack: int = 0) -> None:
+        super().__init__(n_ctx)
+        self.slack = slack
+
+    def can_remove(self, seq: int, p0: int = 0, p1: int | None = None) -> bool:
+        return p0 == 0 or self.n_past - p0 <= self.slack
+
+    def truncate(self, n: int) -> None:
+        assert self.can_remove(0, n), (n, self.n_past)
+        super().truncate(n)
+
+    def checkpoint(self, seq: int) -> Checkpoint:
+        self.calls.append(("checkpoint", self.n_past))
+        return Checkpoint(self.n_past, list(self.tokens))
+
+    def restore(self, seq: int, checkpoint: Checkpoint, end: int) -> bool:
+        assert checkpoint.end == end
+        self.calls.append(("restore", end))
+        self.tokens = list(checkpoint.data)
+        return True
