@@ -129,7 +129,7 @@ def _adapter(adapter: dict[str, Any] | None) -> str | None:
         return None
     ranks = " and ".join(map(str, adapter["ranks"])) or "unknown"
     alpha = "none" if adapter["alpha"] is None else f"{adapter['alpha']}"
-    return f"{adapter['type']} of {adapter['weights']} weights, rank {ranks}, alpha {alpha}"
+    return f"{adapter['type'] or 'of an unknown type,'} of {adapter['weights']} weights, rank {ranks}, alpha {alpha}"
 
 
 def _metadata(metadata: dict[str, Any], full: bool) -> Iterator[str]:
