@@ -260,3 +260,58 @@ def test_dropped_scores_are_noticed(n_tokens: int) -> None:
 def test_wrong_twins_are_caught() -> None:
     for wrong in (other_grouping, without_softcap):
         assert_caught(attention_cases((F16,)), wrong_twin(Op.FLASH_ATTN_EXT, (law.refuse, wrong)))
+
+
+LENGTHS = (300, 1, 0, 70, 64, 129)
+"""Cells that sequences hold, of 320 each."""
+
+
+def sequences(dtype: GGMLType, n_tokens: int, one_stream: bool, which: Sequence[int] = range(len(LENGTHS))) -> Case:
+    """The last tokens of some of the sequences, each in a stream of its own or all of them in one, where what another
+    sequence holds is hidden. Cells that nobody holds are NaN."""
+    rng = np.random.default_rng(21)
+    q, k, v = (rng.standard_normal((len(LENGTHS), heads, n, 64)) for heads, n in ((6, n_tokens), (2, 320), (2, 320)))
+    mask = np.full((len(LENGTHS), 1, n_tokens, 320), -np.inf)
+    for i, length in enumerate(LENGTHS):
+        mask[i, ..., :length] = 0.0
+        k[i, :, length:], v[i, :, length:] = np.nan, np.nan
+    q, k, v, mask = (x[list(which)] for x in (q, k, v, mask))
+    if one_stream:
+        n = len(which)
+        q, k, v = (x.transpose(1, 0, 2, 3).reshape(x.shape[1], -1, 64)[None] for x in (q, k, v))
+        apart = np.full((n, n_tokens, n, 320), -np.inf)
+        apart[range(n), :, range(n)] = mask[:, 0]
+        mask = apart.reshape(1, 1, n * n_tokens, n * 320)
+    make = Operands(rng)
+    src = [make.leaf(t, x.shape[::-1], x) for t, x in ((F32, q), (dtype, k), (dtype, v), (F16, mask))]
+    return Case(ops.flash_attn_ext(*src, 0.125), make.contents, 1e-5, atol=1e-7, peer_nmse=2e-3)
+
+
+@pytest.mark.parametrize("one_stream", [False, True])
+@pytest.mark.parametrize("n_tokens", [1, 2, 5])
+@pytest.mark.parametrize("dtype", [F16, GGMLType.Q8_0], ids=lambda t: t.name)
+def test_sequences_of_different_lengths(cpu_device: Device, dtype: GGMLType, n_tokens: int, one_stream: bool) -> None:
+    """They do not see each other's cells, nor those that nobody holds; with streams each has the bits that it has alone."""
+    case = sequences(dtype, n_tokens, one_stream)
+    check(case, cpu_device)
+    _, together = run(case, cpu_device)
+    together = together.reshape(len(LENGTHS), n_tokens, 6, 64)
+    assert np.isfinite(together).all() and not together[2].any() and together[1].any()
+    for i in range(len(LENGTHS)):
+        _, alone = run(sequences(dtype, n_tokens, False, [i]), cpu_device)
+        assert (
+            np.allclose(together[i], alone[0], rtol=1e-4, atol=1e-5) if one_stream else (together[i] == alone[0]).all()
+        )
+
+
+def without_the_mask(node: Tensor) -> None:
+    twin = Tensor(node.type, node.ne, node.nb, op=node.op, op_params=node.op_params, src=node.src[:3])
+    twin.buffer, twin.data = node.buffer, node.data
+    law.flash_attn_ext(twin)
+
+
+def test_a_sequence_that_sees_others_is_noticed() -> None:
+    twin = wrong_twin(Op.FLASH_ATTN_EXT, (law.refuse, without_the_mask))
+    for one_stream in (False, True):
+        with pytest.raises(AssertionError):
+            check(sequences(F16, 1, one_stream), twin)

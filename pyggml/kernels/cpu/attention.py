@@ -5,8 +5,9 @@ Owns both ways: `few`, for a few tokens, splits each head's keys in chunks of CH
 on the shapes alone, never on the number of threads. How a type's bytes are unpacked is attention_rows.py's.
 
 Heads of queries that share both their keys and their values are a block; a block's columns are its heads for each
-token. Partial result of a column and a chunk: f32 maximum, f32 sum of exp(score - maximum), 56 bytes unused, then the
-weighted sum of the values, not yet divided. A sum of 0 says that every key is hidden.
+token. Partial result of a column and a chunk: f32 maximum and f32 sum of exp(score - maximum), its head, and the weighted
+sum of the values, not yet divided. A sum of 0 says that every key is hidden: of such chunks, of which streams that differ
+in length have many, only the head is touched. The heads lie together, [batch][block][column][chunk], then the sums.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from pyggml.tensor import Tensor
 
 CHUNK = 64
-HEADER = 64
+HEAD = 8
 SCORES = 128
 QUERIES = SCORES + 4 * CHUNK * attention_rows.MAX_COLUMNS
 """Where a thread's work memory has the scores of some columns, and the queries of all; before them a CALL record."""
@@ -68,12 +69,14 @@ def lower(builder: Builder, node: Tensor) -> None:
         )  # fmt: skip
         return
     chunks = -(-k.ne[1] // CHUNK)
-    partial = HEADER + (v.ne[0] * 4 + 63) // 64 * 64
+    partial = (v.ne[0] * 4 + 63) // 64 * 64
     at_once = attention_rows.columns_at_once(columns, k.type, v.type)
     padded = -(-columns // at_once) * at_once
-    results = builder.scratch(q.ne[3] * blocks * padded * chunks * partial)
+    count = q.ne[3] * blocks * padded * chunks
+    heads = (count * HEAD + 63) // 64 * 64
+    results = builder.scratch(heads + count * partial)
     work = builder.thread_scratch(QUERIES + blocks * padded * (q.ne[0] + 15) // 16 * 64)
-    ints = (chunks, partial, shared, blocks, padded, at_once)
+    ints = (chunks, partial, shared, blocks, padded, at_once, heads)
     calls = [attention_rows.scores_spec(k.type, at_once), attention_rows.weigh_spec(v.type, at_once)]
     builder.step(Spec("attention", "few"), None, [q, k, v, mask], ints=ints, writes=[results, work], calls=calls)
     builder.step(Spec("attention", "combine"), node, [q, sinks], ints=ints, reads=[results])
@@ -152,7 +155,7 @@ def score_words():
 
 
 def few():
-    """-> kernel: src q, k, v, mask -> partial results [batch][block][column][chunk]; ints: chunks, bytes of a partial
+    """-> kernel: src q, k, v, mask -> partial results; ints: chunks, bytes of a partial
     result, heads a block, blocks, columns a block and some that repeat the last one, columns at once."""
     from pyggml import simd as v
     from pyggml.kernels.cpu import record
@@ -171,11 +174,13 @@ def few():
     mask2, mask3 = record.field("src3.ne", 2), record.field("src3.ne", 3)
     q_at, k_at, v_at, mask_at = (record.element(f"src{i}") for i in range(4))
     k_row, v_row, mask_data = record.field("src1.nb", 1), record.field("src2.nb", 1), record.field("src3.data")
+    q_row = record.field("src0.nb", 2)
     chunks_of, partial_of, shared_of, blocks_of, padded_of, at_once_of = (record.field("ints", i) for i in range(6))
+    heads_of = record.field("ints", 6)
     results, work_at, own_bytes = record.field("scratch"), record.field("scratch", 1), record.field("thread_bytes")
     multiply, weigh = record.field("calls"), record.field("calls", 1)
     minus_inf = np.float32(-np.inf)
-    chunk, header, scores_at, queries_at, row_bytes = CHUNK, U(HEADER), U(SCORES), U(QUERIES), U(4 * CHUNK)
+    chunk, head_size, scores_at, queries_at, row_bytes = CHUNK, U(HEAD), U(SCORES), U(QUERIES), U(4 * CHUNK)
     (
         call_rows,
         call_stride,
@@ -212,16 +217,16 @@ def few():
     @v.device
     def hidden(step, first, rows, columns, count, block, i3):
         """Whether the mask hides these keys from `count` columns: then they may hold anything."""
-        none = v.splat_f32(minus_inf)
         for column in range(columns, min(columns + count, n_tokens(step) * shared_of(step))):
             m = bias_row(step, first, column, block, i3)
             for j in range(0, rows, 16):
                 have = min(rows - j, 16)
                 part = v.select_part(v.f16_to_f32(v.load_u16_part(m + U(2 * j), have)), minus_inf, have)
-                none = v.where_equal(part, v.splat_f32(minus_inf), none, v.zero_f32())  # a NaN hides nothing
+                if v.equal_bits(part, v.splat_f32(minus_inf)) != 65535:  # a NaN hides nothing
+                    return False
             if mask2(step) == 1 and n_tokens(step) == 1:
                 break
-        return v.hmax(none) == minus_inf
+        return True
 
     def kernel(step, ith, nth, thread):
         scale, softcap, max_bias = scale_of(step), softcap_of(step), bias_of(step)
@@ -231,26 +236,34 @@ def few():
         columns, partial, masked = n_tokens(step) * shared, U(partial_of(step)), mask_data(step) != U(0)
         call = work_at(step) + U(thread * own_bytes(step))
         scores, queries, query_bytes = call + scores_at, call + queries_at, U((head(step) + 15) // 16 * 64)
-        packed = -1
+        in_place = n_tokens(step) == 1 and padded == shared and head(step) % 16 == 0
+        if in_place:
+            query_bytes = U(q_row(step))
+        one_mask, asked, unseen, packed = mask2(step) == 1 and n_tokens(step) == 1, -1, False, -1
         work = n_batch(step) * chunks * blocks
         for w in range(work * ith // nth, work * (ith + 1) // nth):
             # heads of one cell are neighbours in a cache
             block, rest = w % blocks, w // blocks
             c, i3 = rest % chunks, rest // chunks
-            if i3 != packed:
-                pack_queries(step, queries, query_bytes, i3)
-                packed = i3
             first = c * chunk
             rows = min(n_kv(step) - first, chunk)
             for turns in range(padded // at_once):
                 g = turns * at_once
-                out = results(step) + U(((i3 * blocks + block) * padded + g) * chunks + c) * partial
-                if masked and hidden(step, first, rows, g, at_once, block, i3):
+                place = U(((i3 * blocks + block) * padded + g) * chunks + c)
+                to = results(step) + place * head_size
+                if masked and not (one_mask and asked == rest):
+                    unseen, asked = hidden(step, first, rows, g, at_once, block, i3), rest
+                if masked and unseen:
                     for _ in range(at_once):
-                        v.put_f32(out, minus_inf)
-                        v.put_f32(out + U(4), np.float32(0.0))
-                        out += U(chunks) * partial
+                        v.put_f32(to, minus_inf)
+                        v.put_f32(to + U(4), np.float32(0.0))
+                        to += U(chunks) * head_size
                     continue
+                if in_place:
+                    queries = q_at(step, 0, 0, block * shared, i3) - U(block * padded) * query_bytes
+                elif i3 != packed:
+                    pack_queries(step, queries, query_bytes, i3)
+                    packed = i3
                 v.put_i64(call + call_rows, k_at(step, 0, first, block // (blocks // k_heads(step)), i3))
                 v.put_i64(call + call_stride, k_row(step))
                 v.put_i64(call + call_count, rows)
@@ -261,7 +274,6 @@ def few():
                 v.put_i64(call + call_out_apart, row_bytes)
                 v.call_kernel(multiply(step), call, 0, 1)
                 zeros, zeros_for_all = 0, -1
-                to = out
                 row = scores
                 for i in range(at_once):
                     column = min(g + i, columns - 1)
@@ -291,14 +303,14 @@ def few():
                     zeros_for_all &= none
                     v.put_f32(to, top)
                     v.put_f32(to + U(4), v.hsum(total))
-                    to += U(chunks) * partial
+                    to += U(chunks) * head_size
                     row += row_bytes
                 v.put_i64(call + call_rows, v_at(step, 0, first, block // (blocks // v_heads(step)), i3))
                 v.put_i64(call + call_stride, v_row(step))
                 v.put_i64(call + call_n, v_head(step))
                 v.put_i64(call + call_columns, scores)
                 v.put_i64(call + call_apart, row_bytes)
-                v.put_i64(call + call_out, out + header)
+                v.put_i64(call + call_out, results(step) + U(heads_of(step)) + place * partial)
                 v.put_i64(call + call_out_apart, U(chunks) * partial)
                 v.put_i64(call + call_zeros, zeros)
                 v.put_i64(call + call_all, zeros_for_all)
@@ -316,10 +328,11 @@ def combine():
     np = v.np
     v_head, n_head, n_tokens, n_batch = (record.field("dst.ne", i) for i in range(4))
     chunks_of, partial_of, shared_of, blocks_of, padded_of = (record.field("ints", i) for i in range(5))
+    heads_of = record.field("ints", 6)
     results, dst = record.field("scratch"), record.element("dst")
     sinks = record.field("src1.data")
     minus_inf, lowest = np.float32(-np.inf), np.float32(LOWEST)
-    header = U(HEADER)
+    head_size = U(HEAD)
 
     def kernel(step, ith, nth, thread):
         n, heads, chunks, shared = v_head(step), n_head(step), chunks_of(step), shared_of(step)
@@ -329,17 +342,18 @@ def combine():
             h, rest = w % heads, w // heads
             t, i3 = rest % n_tokens(step), rest // n_tokens(step)
             column = (i3 * blocks_of(step) + h // shared) * padded_of(step) + t * shared + h % shared
-            first = results(step) + U(column * chunks) * size
+            heads_at = results(step) + U(column * chunks) * head_size
+            first = results(step) + U(heads_of(step)) + U(column * chunks) * size
             top = minus_inf
             for c in range(chunks):
-                top = max(top, v.f32_at(first + U(c) * size))
+                top = max(top, v.f32_at(heads_at + U(c) * head_size))
             total = np.float32(0.0)
             if sinks(step) != U(0):
                 sink = v.f32_at(sinks(step) + U(4 * h))
                 top = max(top, sink)
                 total = v.lane(v.exp(v.splat_f32(sink - top)), 0)
             for c in range(chunks):
-                part = first + U(c) * size
+                part = heads_at + U(c) * head_size
                 m = v.f32_at(part)
                 if v.f32_at(part + U(4)) != np.float32(0.0):
                     weight = v.lane(v.exp(v.splat_f32(m - top)), 0)
@@ -354,9 +368,9 @@ def combine():
             for i in range(0, n, 16):
                 acc = v.zero_f32()
                 for c in range(chunks):
-                    part = first + U(c) * size
+                    part = heads_at + U(c) * head_size
                     if v.f32_at(part + U(4)) != np.float32(0.0):
-                        acc = v.fma(v.load_f32(part + header + U(4 * i)), v.splat_f32(v.f32_at(part)), acc)
+                        acc = v.fma(v.load_f32(first + U(c) * size + U(4 * i)), v.splat_f32(v.f32_at(part)), acc)
                 v.store_part(out + U(4 * i), acc * v.splat_f32(inverse), min(n - i, 16))
 
     return kernel

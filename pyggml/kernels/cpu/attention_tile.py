@@ -2,7 +2,8 @@
 
 Owns the blocked way only; `few` and `combine` for single tokens are in attention.py. A column is a (token, head) pair
 of the heads that share keys; GROUP tiles of columns share each unpacked chunk of keys and values. A chunk whose mask
-hides it from all of them is skipped, which halves a causal prompt.
+hides it from all of them is skipped, which halves a causal prompt, and so is a tile that sees nothing of it: where
+sequences share a stream of cells, most do.
 
 Work memory of a thread, in order, all f32 but the first:
   a CALL record | scores [16][64] | weights [64][16] | top, sum [GROUP][width] each | factors [16]
@@ -204,6 +205,11 @@ def many(width):
                 if odd:
                     unpack(unpack_v(step), call, value, v_row(step), rows, n, odd_values, 0)
                 for g in range(tiles):
+                    if seen == MASKED and tiles > 1:
+                        at = first_column + g * columns_each
+                        end = min(at + columns_each, first_column + count) - 1
+                        if visible(step, at // shared, end // shared, block, first, rows, i3) == HIDDEN:
+                            continue
                     query = queries + U(4 * g * columns_each * d)
                     for j in range(0, rows, 16):
                         acc = zero()
