@@ -53,9 +53,9 @@ HELP = "\n".join(
 HELP_MULTILINE = "A message ends with a line that ends in \\."
 
 
-def wanted(values: Values) -> bool:
+def is_chat(values: Values) -> bool:
     """Whether the flags ask for a conversation: by name, by what only makes sense in one, or by giving no prompt."""
-    if plain(values):
+    if without_template(values):
         return True
     if values.conversation is not None:
         return bool(values.conversation)
@@ -66,7 +66,7 @@ def wanted(values: Values) -> bool:
     return not any(name in values.seen for name in (*prompts, "prompt_cache"))
 
 
-def plain(values: Values) -> bool:
+def without_template(values: Values) -> bool:
     """Whether it shall be a dialogue without a template: text around the user's lines is given, or -i or -if."""
     if values.in_prefix is not None or values.in_suffix is not None or values.in_prefix_bos:
         return True
@@ -87,7 +87,7 @@ def chat(values: Values, first: str | None, make_chain: Callable[[Values, "Token
     with shown_compiling(), model_for(values) as model:
         tokenizer = Tokenizer.from_metadata(model.file.metadata)
         conversation: Conversation | PlainDialogue
-        if plain(values):
+        if without_template(values):
             prefix, suffix = (_unescaped(values, text or "") for text in (values.in_prefix, values.in_suffix))
             conversation = PlainDialogue(tokenizer, first or "", prefix, suffix, values.in_prefix_bos)
         else:
@@ -104,10 +104,10 @@ def chat(values: Values, first: str | None, make_chain: Callable[[Values, "Token
         try:
             cache = prompt_cache(values, context)
             context.prepare(USUAL_MESSAGE)
-            talk = _Talk(values, conversation, tokenizer, context, chain, timings, cache)
-            talk.run(first)
-            if talk.slot is not None:
-                cache.keep_all(talk.slot)
+            session = ChatSession(values, conversation, tokenizer, context, chain, timings, cache)
+            session.run(first)
+            if session.slot is not None:
+                cache.keep_all(session.slot)
         finally:
             context.close()
             if values.perf:
@@ -135,8 +135,8 @@ class _EndNow(KeyboardInterrupt):
     """A second Ctrl-C while a reply is computed."""
 
 
-class _Talk:
-    """One conversation with a model that is loaded."""
+class ChatSession:
+    """One conversation of a user with a model that is loaded."""
 
     def __init__(
         self,
@@ -158,7 +158,7 @@ class _Talk:
         self.slot: Slot | None = None  # from the first turn on
         self.reverse = reverse_prompts(values)
         self.shown = False  # --verbose-prompt: the first one
-        self.plain = plain(values)
+        self.plain = without_template(values)
         self.prefix, self.suffix = PROMPT, ""
         if self.plain:
             self.prefix, self.suffix = (_unescaped(values, text or "") for text in (values.in_prefix, values.in_suffix))
@@ -287,7 +287,7 @@ class _Talk:
     def _answer(self, question: str | None) -> bool:
         if question and self.suffix:
             print(self.suffix, end="", flush=True)
-        turn = self.conversation.say(question or "")
+        turn = self.conversation.add_user(question or "")
         room = self.context.n_ctx - SPARE
         if len(turn.tokens) > room and not (self.slot and self.slot.shifts):
             self.conversation.undo()
@@ -315,7 +315,7 @@ class _Talk:
                 end = "[interrupted]"
             elif reply.finish is Finish.FULL and self.slot is not None:
                 end = full(self.slot)
-            self.conversation.hear(reply.answer, self.tokenizer.decode(reply.answer))
+            self.conversation.add_assistant(reply.answer, self.tokenizer.decode(reply.answer))
             if not (self.plain and reply.finish is Finish.STOP):
                 sys.stdout.write("\n")
                 if (
@@ -323,7 +323,7 @@ class _Talk:
                 ):  # whose turn it is now must be in the text
                     sys.stdout.write(self.reverse[0])
                     first = self.tokenizer.encode(self.reverse[0], add_special=False, parse_special=True)
-                    self.conversation.hear(first, "")
+                    self.conversation.add_assistant(first, "")
             sys.stdout.flush()
             if end:
                 print(end, file=sys.stderr, flush=True)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pyggml.errors import GrammarError, PyggmlError, SamplerError
-from pyggml_cli.chat import chat, wanted
+from pyggml_cli.chat import chat, is_chat
 from pyggml_cli.color import colors
 from pyggml_cli.completion_flags import ABOUT, END, GROUPS, ROWS, unescape
 from pyggml_cli.entry import run
@@ -88,7 +88,7 @@ def _command(argv: Sequence[str]) -> int:
         print(listing([*local_devices(), *offload_devices(values.rpc, rpc_timeout=values.rpc_timeout)]))
         return 0
     named = any(name in values.seen for name in ("prompt", "file", "binary_file"))
-    if wanted(values):
+    if is_chat(values):
         return chat(values, _prompt(values) if named else None, _chain)
     return _complete(values, _prompt(values) if named or values.prompt_cache is None else None)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 import warnings
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -183,7 +184,7 @@ class Completions(Evaluation):
         sent_bytes = sent_tokens = 0
         for piece in pieces:
             settled = piece.settled
-            last = len(answer.ends) if piece.finish else sum(end <= settled for end in answer.ends)
+            last = len(answer.ends) if piece.finish else bisect_right(answer.ends, settled)
             if numbers and not piece.finish:  # a token's text and its numbers go together
                 settled = answer.ends[last - 1] if last else 0
             if settled > sent_bytes or (numbers and piece.finish and last > sent_tokens):

@@ -40,8 +40,8 @@ class _State(NamedTuple):
 
 
 class Conversation:
-    """>>> turn = conversation.say("Hello")      # evaluate turn.new, generate
-    >>> conversation.hear(tokens, text)          # what the model answered, without the token that ended it
+    """>>> turn = conversation.add_user("Hello")      # evaluate turn.new, generate
+    >>> conversation.add_assistant(tokens, text)          # what the model answered, without the token that ended it
     """
 
     def __init__(self, template: ChatTemplate, tokenizer: "Tokenizer", system: str = "") -> None:
@@ -59,7 +59,7 @@ class Conversation:
         self._reply: str | None = None  # and what was answered
         self._turns: list[_State] = []
 
-    def say(self, text: str) -> Turn:
+    def add_user(self, text: str) -> Turn:
         """The user's turn. On an error (ChatError) nothing is changed."""
         messages = [*self.messages, {"role": "user", "content": text}]
         prompt = self.template.render(messages)
@@ -68,7 +68,7 @@ class Conversation:
         self.messages, self.tokens, self._prompt, self._reply = messages, tokens, prompt, None
         return Turn(tokens, n_kept)
 
-    def hear(self, tokens: list[int], text: str) -> None:
+    def add_assistant(self, tokens: list[int], text: str) -> None:
         """The model's turn."""
         assert self.messages and self.messages[-1]["role"] == "user", "nobody asked"
         self.messages.append({"role": "assistant", "content": text})

@@ -36,7 +36,7 @@ class PlainDialogue:
         self.tokens = list(self._prompt)
         self._turns: list[tuple[int, list[int]]] = []
 
-    def say(self, text: str) -> Turn:
+    def add_user(self, text: str) -> Turn:
         """The user's line; an empty one lets the model go on. Raises ChatError when there is nothing to go on with."""
         line = self._tokenizer.encode(text, add_special=False, parse_special=False)
         tokens = [*self.tokens, *self._before, *line, *self._after] if text else self.tokens
@@ -48,7 +48,7 @@ class PlainDialogue:
         self.tokens = tokens
         return Turn(tokens, n_kept)
 
-    def hear(self, tokens: list[int], text: str) -> None:
+    def add_assistant(self, tokens: list[int], text: str) -> None:
         """What the model wrote."""
         self.messages = [*self.messages, {"role": "assistant", "content": text}]
         self.tokens = [*self.tokens, *tokens]

@@ -218,14 +218,14 @@ def conversation(source: str = CHATML, system: str = "", t: Tokenizer = TOKENS) 
 
 def test_turns_bring_only_what_is_new() -> None:
     c = conversation(system="S")
-    first = c.say("abcd")
+    first = c.add_user("abcd")
     assert first.n_kept == 0 and first.new == first.tokens
     text = "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nabcd<|im_end|>\n<|im_start|>assistant\n"
     assert TOKENS.decode(first.tokens, special=True) == text
     said = TOKENS.encode("ab", add_special=False) + TOKENS.encode("cd", add_special=False)  # not as text is cut
     assert said != TOKENS.encode("abcd", add_special=False)
-    c.hear(said, "abcd")
-    second = c.say("x")
+    c.add_assistant(said, "abcd")
+    second = c.add_user("x")
     assert second.tokens[: second.n_kept] == [*first.tokens, *said]
     assert (
         TOKENS.decode(second.new, special=True) == "<|im_end|>\n<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n"
@@ -235,10 +235,10 @@ def test_turns_bring_only_what_is_new() -> None:
 
 def test_white_space_that_the_template_takes_from_replies() -> None:
     c = conversation(CHATML.replace("message['content']", "message['content'] | trim"))
-    first = c.say("q")
+    first = c.add_user("q")
     said = TOKENS.encode(" a \n", add_special=False)
-    c.hear(said, " a \n")
-    second = c.say("r")
+    c.add_assistant(said, " a \n")
+    second = c.add_user("r")
     assert second.tokens[: second.n_kept] == [*first.tokens, *said]
     assert TOKENS.decode(second.new, special=True).startswith("<|im_end|>\n<|im_start|>user\nr")
 
@@ -246,9 +246,9 @@ def test_white_space_that_the_template_takes_from_replies() -> None:
 def test_replies_that_the_template_shortens() -> None:
     """Thoughts are left out of the history: what is common stays, the rest is computed again."""
     c = conversation(CHATML.replace("message['content']", "message['content'].split('</t>')[-1]"))
-    first = c.say("q")
-    c.hear(TOKENS.encode("hm</t>a", add_special=False), "hm</t>a")
-    second = c.say("r")
+    first = c.add_user("q")
+    c.add_assistant(TOKENS.encode("hm</t>a", add_special=False), "hm</t>a")
+    second = c.add_user("r")
     assert second.n_kept == len(first.tokens)
     assert TOKENS.decode(second.new, special=True).startswith("a<|im_end|>\n")
 
@@ -256,39 +256,39 @@ def test_replies_that_the_template_shortens() -> None:
 def test_an_error_changes_nothing() -> None:
     source = "{% if messages|length > 2 %}{{ raise_exception('enough') }}{% endif %}" + CHATML
     c = conversation(source)
-    c.say("a")
-    c.hear([1], "x")
+    c.add_user("a")
+    c.add_assistant([1], "x")
     before = list(c.messages), list(c.tokens)
     with pytest.raises(ChatError, match="enough"):
-        c.say("b")
+        c.add_user("b")
     assert (c.messages, c.tokens) == before
     assert c.undo() == "a" and c.messages == [] and c.undo() is None
 
 
 def test_undo_and_clear() -> None:
     c = conversation(system="S")
-    first = c.say("a")
-    c.hear([5], "x")
-    second = c.say("b")
+    first = c.add_user("a")
+    c.add_assistant([5], "x")
+    second = c.add_user("b")
     assert c.undo() == "b"
-    assert c.say("b") == second
-    c.hear([6], "y")
+    assert c.add_user("b") == second
+    c.add_assistant([6], "y")
     assert c.undo() == "b" and c.undo() == "a"
-    assert c.say("a").tokens == first.tokens
+    assert c.add_user("a").tokens == first.tokens
     c.clear()
     assert c.messages == [{"role": "system", "content": "S"}] and c.tokens == []
 
 
 def test_save_and_load(tmp_path: Path) -> None:
     c = conversation(system="S")
-    c.say("äb\ud800")
-    c.hear([5], "x")
-    c.say("left open")
+    c.add_user("äb\ud800")
+    c.add_assistant([5], "x")
+    c.add_user("left open")
     c.save(tmp_path / "c.json")
     other = conversation()
     other.load(tmp_path / "c.json")
     assert other.messages == c.messages[:-1]
-    turn = other.say("y")
+    turn = other.add_user("y")
     assert turn.n_kept == 0 and TOKENS.decode(turn.tokens, special=True).startswith("<|im_start|>system\nS<|im_end|>\n")
     assert other.undo() == "y" and other.undo() == "äb\ud800"
     for text in ("", "[]", '{"messages": 3}', '{"messages": [{"role": "user"}]}', "{", "[" * 100000):
@@ -322,7 +322,7 @@ def test_the_tokens_spell_the_conversation(name: str, exchanges: list[tuple[str,
     c = Conversation(ChatTemplate(written), TOKENS)
     kept: list[int] = []
     for question, answer in exchanges:
-        turn = c.say(question)
+        turn = c.add_user(question)
         assert turn.tokens[: turn.n_kept] == kept[: turn.n_kept]
         if c.template.render(c.messages).replace(" ", "").replace("\n", "") != TOKENS.decode(
             turn.tokens, special=True
@@ -330,7 +330,7 @@ def test_the_tokens_spell_the_conversation(name: str, exchanges: list[tuple[str,
             raise AssertionError(TOKENS.decode(turn.tokens, special=True))
         pieces = [answer[i : i + 3] for i in range(0, len(answer), 3)] if random_.random() < 0.5 else [answer]
         said = [token for piece in pieces for token in TOKENS.encode(piece, add_special=False)]
-        c.hear(said, answer)
+        c.add_assistant(said, answer)
         kept = [*turn.tokens, *said]
         assert c.tokens == kept
 

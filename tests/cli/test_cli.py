@@ -225,11 +225,11 @@ def test_progress_of_weights_and_kernels(
     monkeypatch.setattr("pyggml_cli.devices.extra_devices", lambda kind, spec: [FakeDevice("RPC0"), FakeDevice("RPC1")])
     opened = loading.context_arguments
 
-    def compiling(values: object) -> dict[str, Any]:
+    def compiling(*args: Any) -> dict[str, Any]:
         assert jit._progress is not None
         for done in range(4):
             jit._progress(done, 3, "kernel")
-        return opened(values)
+        return opened(*args)
 
     monkeypatch.setattr("pyggml_cli.loading.context_arguments", compiling)
     outcome = call(cli.main, "-m", model, "-p", "a", "-n", 2, "--rpc", "x:1,y:2", *biased("x"), "--no-perf")

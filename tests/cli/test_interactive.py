@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from pyggml_cli import cli
-from pyggml_cli.chat import plain, wanted
+from pyggml_cli.chat import is_chat, without_template
 from pyggml_cli.color import Colors, colors
 from pyggml_cli.completion_flags import ROWS
 from pyggml_cli.flags import parse
@@ -130,7 +130,7 @@ def test_one_turn_and_nothing_to_go_on_with(talk: Callable[..., Any]) -> None:
 def test_which_flags_ask_for_it() -> None:
     def both(line: str) -> tuple[bool, bool]:
         values = parse(ROWS, line.split())
-        return wanted(values), plain(values)
+        return is_chat(values), without_template(values)
 
     assert both("-p a") == (False, False) and both("-p a -i") == (True, True) == both("-p a -if -no-cnv")
     assert both("-p a -i -cnv") == (True, False) == both("-i -sys x")
