@@ -65,7 +65,7 @@ class Company:
 
     def admits(self, address: str) -> bool:
         try:
-            ip = ipaddress.ip_address(address.partition("%")[0])
+            ip = ipaddress.ip_address(address)
         except ValueError:
             return False
         ip = getattr(ip, "ipv4_mapped", None) or ip

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 import socket
 import threading
 import time
@@ -10,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pyggml_rpc import link
-from pyggml_rpc.comm import LOOPBACK, NOBODY, CommError, Company, company_of
+from mutants import Mutant, assert_caught
+from pyggml_rpc import comm, link
+from pyggml_rpc.comm import LOOPBACK, NOBODY, CommError, Communicators, Company, company_of
 from pyggml_rpc.errors import RefusedError
-from pyggml_rpc.server import Server
+from pyggml_rpc.server import Server, Slot
 from pyggml_rpc.transport import Listener
 from pyggml_rpc.wire import Command
 
@@ -297,3 +299,120 @@ def test_who_may_by_default(toy: Any, host: str, comm: list[str] | None, expecte
         assert listener.server.join is not None
         company = listener.server.join.args[0]  # type: ignore[attr-defined]
         assert company.admits("127.0.0.1") is expected and not company.admits("10.0.0.1")
+
+
+# ---- wrong variants
+
+
+def sums(n: int) -> Callable[..., None]:
+    def test(kit: Any, pair: tuple[Any, Any]) -> None:
+        test_sums_of_f32(kit, pair, n)
+
+    return test
+
+
+def sums_of_bf16(kit: Any, pair: tuple[Any, Any]) -> None:
+    test_sums_of_16_bits(kit, pair, GGMLType.BF16)
+
+
+def not_added(**fields: Any) -> Callable[..., None]:
+    message = {"dtype": "sums of I32", "nb": "its elements are not dense"}[next(iter(fields))]
+
+    def test(kit: Any, pair: tuple[Any, Any]) -> None:
+        test_tensors_that_cannot_be_added(kit, pair, fields, message)
+
+    return test
+
+
+def answered_no(**wrong: int) -> Callable[..., None]:
+    def test(kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        test_what_is_answered_with_no(kit, monkeypatch, wrong)
+
+    return test
+
+
+def nobody_called(kit: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    try:
+        test_nobody_may_be_called(kit, monkeypatch, caplog, "example.invalid")
+    except TypeError:
+        pytest.fail("a connection was asked for")
+
+
+def nobody_there(kit: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    test_nobody_there(kit, monkeypatch, caplog, 1)
+
+
+def test_one_of_all_clients_has_it(kit: Any) -> None:
+    one_of_all_clients(kit)
+
+
+def joined(**wrong: int) -> Callable[..., None]:
+    """A wish that is refused however willing the other server is."""
+
+    def test(kit: Any) -> None:
+        client, asked = kit.Glued(Server([kit.ToyDevice()])), []
+        client.session.server.join = lambda *args: asked.append(args)
+        assert init(client, **{"rank": 0, "port": 2000, **wrong}) == 0 and not asked
+
+    return test
+
+
+def one_of_all_clients(kit: Any) -> None:
+    """However willing the other server is."""
+
+    class Willing:
+        rank = 0
+
+        def close(self) -> None: ...
+
+    one = kit.Glued(Server([kit.ToyDevice()]))
+    one.session.server.join = lambda *args: Willing()
+    two = kit.Glued(one.session.server)
+    assert [init(client, 0, 2000) for client in (one, two, one)] == [1, 0, 1]
+    one.session.close()
+    assert init(two, 0, 2000) == 1
+
+
+alone_in_the_world, rank_two = joined(world=3), joined(rank=2, world=2)
+
+
+ADD, JOIN, ALL = (comm, "add_up"), (Communicators, "join"), (Communicators, "allreduce")
+ADMITS, CALLABLE = (Company, "admits"), (Company, "callable")
+MUTANTS: dict[str, tuple[Mutant, Callable[..., Any]]] = {
+    "one's own values are rounded": (
+        (*ADD, "return mine + (", "return (bf16_to_f32(f32_to_bf16(mine)) if rounded else mine) + ("),
+        sums(32_768),
+    ),
+    "values travel rounded from one more on": ((*ADD, ">= AS_BF16", "> AS_BF16"), sums(32_768)),
+    "small ones are rounded": ((*ADD, "mine.size >= AS_BF16", "True"), sums(4)),
+    "the other's values alone": ((*ADD, "return mine + (", "return 0 * mine + ("), sums(4)),
+    "BF16 is added as F16": ((*ADD, "dtype == GGMLType.F16", "True"), sums_of_bf16),
+    "whole numbers are added": ((*ALL, "not in (GGMLType.F32,", "not in (GGMLType.I32, GGMLType.F32,"), not_added(dtype=GGMLType.I32)),
+    "strides do not matter": ((*ALL, "tensor.nb != contiguous", "() == contiguous"), not_added(nb=[4, 32, 64, 64])),
+    "a device has several": ((Slot, "reserve", "return False", "return True"), one_of_all_clients),
+    "it stays with who left": ((Communicators, "leave", "self._session.server.slots[device].reserve(None)", "pass"), one_of_all_clients),
+    "and who found nobody": ((*JOIN, "server.slots[device].reserve(None)", "pass"), nobody_there),
+    "worlds of any size": ((*JOIN, "world != WORLD or ", ""), alone_in_the_world),
+    "any rank": ((*JOIN, "rank >= world or ", ""), rank_two),
+    "any name is looked up": ((*CALLABLE, "self.admits(host) or host.lower() in self._names", "True"), nobody_called),
+    "names count as they are written": ((*CALLABLE, "host.lower() in", "host in"), test_company),
+    "IPv4 within IPv6 is a stranger": ((*ADMITS, 'getattr(ip, "ipv4_mapped", None) or ip', "ip"), test_company),
+    "everybody is admitted": ((*ADMITS, "any(ip in network for network in self._networks)", "True"), test_company),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_mutants_are_caught(
+    kit: Any, toy: Any, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, mutant: str
+) -> None:
+    wrong, test = MUTANTS[mutant]
+    monkeypatch.setattr(link, "STALLED", 0.5)  # the other side may wait for nothing
+    fixtures = {"kit": kit, "toy": toy, "caplog": request.getfixturevalue("caplog")}
+    if "pair" in inspect.signature(test).parameters:
+        clients = client_of(kit), client_of(kit)
+        port = free_port()
+        assert at_once(lambda: init(clients[0], 0, port), lambda: init(clients[1], 1, port)) == [1, 1]
+        request.addfinalizer(lambda: [client.session.close() for client in clients])
+        fixtures["pair"] = clients
+    assert_caught(monkeypatch, wrong, test, **fixtures)

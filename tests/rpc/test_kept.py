@@ -1,9 +1,11 @@
 """Graphs that are kept by uid: both sides count alike, plans that rest are made again, and bytes have a limit."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from mutants import Mutant, assert_caught
 from pyggml_rpc import kept
 from pyggml_rpc.errors import RefusedError
 from pyggml_rpc.graphs import RECORD_COST
@@ -68,6 +70,13 @@ def test_the_1025th_graph_empties_the_set_first(kit: Any, client: Any, toy: Any)
     assert toy.computed == 1024 + 1 + 3 + 2
     with pytest.raises(RefusedError, match="no graph is kept"):
         client.recompute(uid=1024)
+
+
+def test_a_graph_that_is_not_kept_does_not_count(kit: Any, client: Any) -> None:
+    c = kit.sum_of(client)
+    for uid in (*range(1, 1024), 0, 1024):
+        client.compute([3], c.records, uid=uid)
+    client.recompute(uid=1)
 
 
 def test_a_known_uid_empties_a_full_set_too(kit: Any, client: Any) -> None:
@@ -237,3 +246,59 @@ def test_what_the_client_believes() -> None:
     assert eight.has(0, 100)
     eight.add(0, 5000)  # the two that the free took are counted
     assert eight.has(0, 5000) and not eight.has(0, 100)
+
+
+# ---- wrong variants
+
+
+def not_kept(kit: Any, client: Any) -> None:
+    test_a_uid_that_is_not_kept(kit, client, 0)
+
+
+FULL, KEEP, REST = (KeptGraphs, "make_room"), (KeptGraphs, "keep"), (KeptGraphs, "_put_away")
+FREED, SENT = (KeptGraphs, "buffer_freed"), (SentGraphs, "buffer_freed")
+RESTS, EMPTIED = test_plans_rest_before_memory_runs_out, test_the_1025th_graph_empties_the_set_first
+LIMIT, BACK = test_graphs_at_rest_have_a_limit, test_a_uid_comes_back_after_its_buffer_was_freed
+WITHOUT = "self._of[device] = {u: k for u, k in self._of[device].items() if u != uid}"
+MUTANTS: dict[str, tuple[Mutant, Callable[..., Any]]] = {
+    "a full set is not emptied": ((*FULL, ">= self._max_graphs", "> 1 << 20"), EMPTIED),
+    "the set holds one more": ((*FULL, ">= self", "> self"), EMPTIED),
+    "uid 0 counts": ((*FULL, " - (0 in of_device)", ""), test_a_graph_that_is_not_kept_does_not_count),
+    "a known uid empties nothing": (
+        (*FULL, "if uid and", "if uid not in of_device and"),
+        test_a_known_uid_empties_a_full_set_too,
+    ),
+    "a refused graph leaves the one before": (
+        (*FULL, "self._forget(device, uid)\n    of_device[uid] = None", "of_device.setdefault(uid)"),
+        test_a_refused_graph_is_not_kept,
+    ),
+    "a free makes room": (
+        (KeptGraphs, "_forget", "self._of[device][uid] = None", WITHOUT),
+        test_what_a_free_took_counts,
+    ),
+    "a free takes nothing": ((*FREED, "handle in kept.handles", "False"), BACK),
+    "a free takes all": ((*FREED, "handle in kept.handles", "True"), BACK),
+    "uid 0 can be asked for": ((KeptGraphs, "plan", ".get(uid) if uid else", ".get(uid) if True else"), not_kept),
+    "nothing rests when room is short": ((*KEEP, "self._put_away(0)", "pass"), RESTS),
+    "rest has no limit": ((*KEEP, "self.resting > RESTING_BYTES", "False"), LIMIT),
+    "work memory at rest is paid for": ((*REST, "self._devices[device].give(work)", "pass"), RESTS),
+    "compressed bytes are not": ((*REST, "give(host - len(body))", "give(host)"), RESTS),
+    "a device's last plan rests": ((*REST, "lasts.get(device) == uid", "False"), test_each_devices_last_plan_is_ready),
+    "noise is compressed": ((*REST, "len(body) >= host", "False"), test_noise_that_does_not_shrink_is_left),
+    "what is forgotten rests on": ((KeptGraphs, "_forget", "self.resting -= len(kept.body)", "pass"), LIMIT),
+    "the client forgets what a free took": (
+        (*SENT, "for uid in of_device:\n            of_device[uid] = 0", "of_device.clear()"),
+        test_what_the_client_believes,
+    ),
+    "the client remembers through a free": ((*SENT, "of_device[uid] = 0", "pass"), test_what_the_client_believes),
+    "the client thinks of one device": (
+        (SentGraphs, "has", "get(device, {})", "get(0, {})"),
+        test_what_the_client_believes,
+    ),
+}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_mutants_are_caught(kit: Any, client: Any, toy: Any, monkeypatch: pytest.MonkeyPatch, mutant: str) -> None:
+    wrong, test = MUTANTS[mutant]
+    assert_caught(monkeypatch, wrong, test, kit=kit, client=client, toy=toy)

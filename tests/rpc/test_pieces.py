@@ -1,13 +1,17 @@
 """SET_TENSOR_2D and GET_TENSOR_2D: pieces apart in the tensor, together on the wire; overlaps and overruns are refused."""
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mutants import Mutant, assert_caught
 from pyggml_rpc import pieces
 from pyggml_rpc.errors import RefusedError
+from pyggml_rpc.pieces import Arriving, Pieces
 from pyggml_rpc.server import Server
 from pyggml_rpc.wire import NEWEST, Command
 
@@ -134,3 +138,59 @@ def test_what_is_let_in_lies_inside_and_apart(kit: Any, data: st.DataObject) -> 
         return
     write(client, tensor, b"\1" * (size * n), **where)
     assert np.frombuffer(client.get(tensor, 600), np.uint8).sum() == size * n, "no byte was written twice"
+
+
+# ---- wrong variants
+
+
+def there(chunk: int, *where: int) -> Callable[..., None]:
+    def test(client: Any, tensor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        test_there_and_back(client, tensor, monkeypatch, chunk, *where)
+
+    return test
+
+
+def refused(name: str, command: Command = C.GET_TENSOR_2D) -> Callable[..., None]:
+    def test(client: Any, tensor: Any) -> None:
+        test_refused(client, tensor, command, *REFUSED[name])
+
+    return test
+
+
+HEAD, ARRIVED = (Pieces, "__init__"), (Arriving, "arrived")
+SPAN = "(self.n - 1) * self.stride + self.size"
+MUTANTS: dict[str, tuple[Mutant, Callable[..., Any]]] = {
+    "pieces may overlap": ((*HEAD, "self.stride < self.size", "False"), refused("a reply without bound")),
+    "by a byte": ((*HEAD, "self.stride < self.size", "self.stride + 1 < self.size"), refused("one byte is shared")),
+    "pieces of nothing": ((*HEAD, "not self.n or not self.size", "not self.n"), refused("nothing")),
+    "no pieces": ((*HEAD, "not self.n or not self.size", "not self.size"), refused("no piece")),
+    "the last piece may stand out": ((*HEAD, SPAN, "(self.n - 1) * self.stride"), refused("one byte too far")),
+    "all spans wrap": ((*HEAD, SPAN, f"({SPAN}) % 2**64"), refused("span wraps with 2^64")),
+    "spans of 32 bits": ((*HEAD, SPAN, f"({SPAN}) % 2**32"), refused("span wraps to 8")),
+    "one piece has a stride": (
+        (*HEAD, "if self.n == 1:", "if False:"),
+        there(1000, SIZE - 1, 1, 1, 2**64 - 1),
+    ),
+    "pieces begin at 0": ((Pieces, "view", "self.offset + first", "first"), there(1000, 11, 7, 9, 8)),
+    "elsewhere too": ((*ARRIVED, "p.offset + piece", "piece"), there(1000, 11, 7, 9, 8)),
+    "pieces stand together": ((Pieces, "view", "(self.stride, 1)", "(self.size, 1)"), there(1000, 11, 7, 9, 8)),
+    "all go to the first place": ((*ARRIVED, "piece += 1", "pass"), there(1000, 11, 7, 9, 8)),
+    "the rest of a piece goes to its start": ((*ARRIVED, "+ begun", ""), there(1000, 1, 3000, 20, 3100)),
+    "a chunk is forgotten": ((*ARRIVED, "self._done += count", "pass"), there(1000, 100, 1, 3000, 20)),
+    "more is taken than follows": ((Arriving, "memory", "p.n - piece", "p.n"), there(1000, 11, 7, 200, 8)),
+}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_mutants_are_caught(kit: Any, monkeypatch: pytest.MonkeyPatch, mutant: str) -> None:
+    wrong, test = MUTANTS[mutant]
+
+    def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+        for host in (True, False):
+            client = kit.Glued(Server([kit.ToyDevice(host=host)]))
+            handle, base = client.alloc(SIZE + 128)
+            tensor = kit.record((SIZE,), GGMLType.I8, buffer=handle, data=base + 64)
+            more = {"monkeypatch": monkeypatch} if "monkeypatch" in inspect.signature(test).parameters else {}
+            test(client=client, tensor=tensor, **more)
+
+    assert_caught(monkeypatch, wrong, everywhere)

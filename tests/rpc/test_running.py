@@ -1,5 +1,6 @@
 """Computations go on while the next commands are read: what is answered meanwhile, what waits, and how a failure shows."""
 
+import inspect
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -7,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mutants import Mutant, assert_caught
 from pyggml_rpc.errors import RefusedError
-from pyggml_rpc.running import Running
+from pyggml_rpc.running import Running, _Worker
 from pyggml_rpc.server import Server
 from pyggml_rpc.wire import NEWEST, WAITS, Command
 
@@ -152,8 +154,60 @@ def test_a_client_that_nobody_watches_is_read_while_it_computes(kit: Any, toy: A
     client.session.running = Running("client", watched=False)
     c = kit.sum_of(client)
     toy.gate.clear()
+    threading.Timer(5, toy.gate.set).start()  # should it not come back
     client.ask(C.GRAPH_COMPUTE, kit.graph_body([3], c.records))
     assert toy.entered.wait(5) and client.session.busy
     assert client.request(C.DEVICE_COUNT)["device_count"] == 1
     toy.gate.set()
     client.session.close()
+
+
+# ---- wrong variants
+
+
+def waits(command: Command) -> Callable[..., None]:
+    def test(kit: Any, toy: Any, working: tuple[Any, Any]) -> None:
+        test_what_waits(kit, toy, working, command)
+
+    return test
+
+
+def shows(wait: bool) -> Callable[..., None]:
+    def test(kit: Any, working: tuple[Any, Any], toy: Any) -> None:
+        test_a_failure_shows_at_the_next_command(kit, working, toy, wait)
+
+    return test
+
+
+START, WAIT = (Running, "start"), (Running, "wait")
+ALONE = test_who_can_compute_on_one_device_only_computes_by_itself
+MUTANTS: dict[str, tuple[Mutant, Callable[..., Any]]] = {
+    "nobody waits": ((*WAIT, "worker.idle.wait()", "pass"), waits(C.SET_TENSOR)),
+    "only graphs wait": ((*WAIT, "device is None or number == device", "number == device"), waits(C.GET_TENSOR)),
+    "graphs do not": ((*WAIT, "device is None or number == device", "device is None"), waits(C.GRAPH_COMPUTE)),
+    "it is idle when it was handed over": ((_Worker, "start", "self.idle.clear()", "pass"), waits(C.GET_TENSOR)),
+    "a failure is lost": ((_Worker, "check", "failure is not None", "False"), shows(True)),
+    "a failure is asked for by nobody": ((Running, "check", "worker.check()", "pass"), shows(False)),
+    "closing does not wait": (
+        (Running, "close", "while not worker.idle.wait(AGAIN):", "while False:"),
+        test_closing_ends_the_computation_before_its_memory_goes,
+    ),
+    "everything is handed over": ((*START, "alone and self._watched", "False"), ALONE),
+    "nothing is": ((*START, "alone and self._watched", "True"), ALONE),
+    "nobody is watched": (
+        (*START, " and self._watched", ""),
+        test_a_client_that_nobody_watches_is_read_while_it_computes,
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_mutants_are_caught(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, mutant: str) -> None:
+    wrong, test = MUTANTS[mutant]
+
+    def with_all() -> None:
+        names = inspect.signature(test).parameters
+        test(**{name: request.getfixturevalue(name) for name in names})
+
+    assert_caught(monkeypatch, wrong, with_all)

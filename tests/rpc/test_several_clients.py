@@ -14,10 +14,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule, run_state_machine_as_test
+from pyggml_rpc.buffers import Buffers
 from pyggml_rpc.errors import RefusedError, RemoteProtocolError
 from pyggml_rpc.memory import Account, Ledger
 from pyggml_rpc.server import Server
-from pyggml_rpc.session import Session
 from pyggml_rpc.transport import Limits, Listener
 from pyggml_rpc.wire import NEWEST, Command, pack_header
 
@@ -207,13 +207,13 @@ def test_clients_in_any_order(kit: Any) -> None:
 
 def _shared_handles(patch: pytest.MonkeyPatch) -> None:
     everybodys: dict[int, Any] = {}
-    made = Session.__init__
+    made = Buffers.__init__
 
-    def init(self: Session, *args: Any) -> None:
+    def init(self: Buffers, *args: Any) -> None:
         made(self, *args)
         self.lent = everybodys
 
-    patch.setattr(Session, "__init__", init)
+    patch.setattr(Buffers, "__init__", init)
 
 
 def _dirty_memory(patch: pytest.MonkeyPatch) -> None:
