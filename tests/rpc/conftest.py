@@ -12,6 +12,7 @@ import pytest
 from pyggml_rpc.connection import ClientConnection, Reply, ServerConnection
 from pyggml_rpc.server import Server
 from pyggml_rpc.session import Session
+from pyggml_rpc.transport import Listener
 from pyggml_rpc.wire import NEWEST, PROTOCOLS, TENSOR, Command, Protocol, Record
 
 from pyggml.backend.base import Backend, Buffer, Bytes, Device, Kind, Plan, Usage
@@ -314,3 +315,9 @@ def server(toy: ToyDevice, request: pytest.FixtureRequest) -> Iterator[Server]:
 @pytest.fixture
 def client(server: Server) -> Glued:
     return Glued(server)
+
+
+@pytest.fixture
+def listener(server: Server) -> Iterator[Listener]:
+    with Listener(server, port=0) as listener:
+        yield listener
