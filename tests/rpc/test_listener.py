@@ -164,7 +164,9 @@ def test_who_does_not_greet_is_dropped(server: Server) -> None:
         assert mute.recv(1) == b""
         time.sleep(0.4)
         greeted.sendall(pack_header(C.DEVICE_COUNT, 0))
-        assert greeted.recv(12, socket.MSG_WAITALL) == framed(C.DEVICE_COUNT, device_count=1), "silence after HELLO is normal"
+        assert greeted.recv(12, socket.MSG_WAITALL) == framed(C.DEVICE_COUNT, device_count=1), (
+            "silence after HELLO is normal"
+        )
 
 
 def test_a_hello_in_drops_is_a_hello_that_did_not_come(server: Server, caplog: pytest.LogCaptureFixture) -> None:
