@@ -14,6 +14,7 @@ from pyggml_cli.flags import parse
 from pyggml_rpc.backend import devices_from_spec
 from pyggml_rpc.server import Server
 from pyggml_rpc.transport import Listener
+from tiny_lora import all_weights, write_lora
 from tiny_model import N_VOCAB, write_llama
 
 import pyggml.backend.cuda
@@ -49,6 +50,27 @@ def logits(path, used, cpu=None):
     context.close()
     model.close()
     return out
+
+
+@pytest.mark.parametrize("rank", [5])
+def test_adapters_lie_on_the_gpu(two_gpus, path, tmp_path, rank):
+    """Their matrices, and the nodes that they add, however small the rank."""
+    n, n_kv, n_ff = 128, 64, 192
+    shapes = {"attn_q": (n, n), "attn_k": (n, n_kv), "attn_v": (n, n_kv), "attn_output": (n, n)}
+    shapes |= {"ffn_gate": (n, n_ff), "ffn_up": (n, n_ff), "ffn_down": (n_ff, n)}
+    kind = gguf.GGMLQuantizationType.F16
+    file = write_lora(tmp_path / "a.gguf", all_weights(), rank=rank, shapes=shapes, quant=kind)
+    found = []
+    for used in ([], two_gpus):
+        model = Model.load(path, devices=used, n_gpu_layers=99, cpu=ReferenceDevice())
+        adapter = model.load_adapter(file)
+        homes = {tensor.buffer.device.name for tensor in adapter.tensors()}
+        assert homes == ({"CUDA0"} if used else {"REF"})  # the output alone is on the other
+        context = Context(model, n_ctx=256, adapters=[(adapter, 1.0)])
+        found.append(np.concatenate([context.decode(TOKENS[:9], logits="all"), context.decode(TOKENS[9:10])]))
+        context.close()
+        model.close()
+    assert close(found[1], found[0]) and not close(found[1], logits(path, []))
 
 
 def close(actual, expected) -> bool:
