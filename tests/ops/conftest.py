@@ -1,9 +1,11 @@
 """The devices that op tests run on. Must not know any op."""
 
 import importlib.util
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from op_shares import seen
 from peer import Peer
 from peer_ops import PeerDevice
 
@@ -11,6 +13,18 @@ from pyggml.backend.base import Device
 from pyggml.kernels.cuda import FAMILIES
 
 CUDA_FILES = set(FAMILIES.values())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """A test whose cases are all refused has shown nothing of a device (op_shares.py)."""
+    seen.begin()
+    result = yield
+    verdict = seen.end()
+    assert not verdict.wrong, "; ".join(verdict.wrong)
+    if verdict.absent:
+        pytest.skip(verdict.absent)
+    return result
 
 
 @pytest.fixture(scope="session")

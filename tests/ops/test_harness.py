@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import op_shares
 import pytest
 from op_cases import F16, F32, Case, Operands
 from op_check import assert_close, check, wrong_twin
@@ -98,6 +99,36 @@ def test_a_device_that_denies_what_it_can_is_no_match_for_its_plan() -> None:
     with pytest.raises(pytest.fail.Exception):
         check(scaled(), Denies())
     check(scaled(), wrong_twin(Op.SCALE, (never, LAWS[Op.SCALE][1])))
+
+
+def test_a_device_that_refuses_nearly_all_cases_is_noticed() -> None:
+    def verdict(device: str, op: Op, computed: int, asked: int) -> op_shares.Verdict:
+        counted = op_shares.Seen()
+        for i in range(asked):
+            counted.count(device, op, i < computed)
+        return counted.end()
+
+    for device, op, least in (
+        ("CPU", Op.SCALE, 40),
+        ("CUDA1", Op.SCALE, 40),
+        ("CUDA0", Op.ADD, 25),
+        ("peer", Op.SCALE, 2),
+    ):
+        assert verdict(device, op, least, 100) == ([], "")
+        (wrong,) = verdict(device, op, least - 1, 100).wrong
+        assert f"{least - 1} of 100 cases of {op.name}" in wrong
+    assert verdict("CUDA0", Op.LOG, 0, 3) == ([], "CUDA does not have LOG"), "such a test is a skip"
+    assert verdict("CUDA0", Op.LOG, 1, 3).wrong and verdict("CPU", Op.LOG, 0, 3).wrong
+    assert verdict("REF", Op.LOG, 0, 3) == ([], "")
+
+
+def test_cases_are_counted() -> None:
+    class NamedCPU(ReferenceDevice):
+        name = "CPU"
+
+    op_shares.seen.begin()
+    check(scaled(), NamedCPU())
+    assert op_shares.seen._counts == {("CPU", Op.SCALE): [1, 1]}
 
 
 def test_close() -> None:

@@ -136,6 +136,8 @@ def test_out_prod(device: Device, dtype: GGMLType) -> None:
         check(case, device)
 
     attempt()
+    if device.name == "peer" and dtype == BF16:
+        pytest.skip("ggml has no OUT_PROD of BF16, and was seen to refuse it")
 
 
 @pytest.mark.parametrize("bad", [-1, 4, 2**31 - 1, -(2**31)])

@@ -9,6 +9,7 @@ from guard_page import at_the_end
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_cases import Case
+from op_shares import seen
 
 from pyggml.backend.base import Buffer, Device
 from pyggml.backend.cuda.device import CudaBackend
@@ -155,11 +156,11 @@ def assert_close(
 
 
 def check(case: Case, device: Device, n_threads: int | None = None) -> None:
-    """The device does what the reference does; where it says that it cannot, its plan refuses, and `refusals` counts it."""
+    """The device does what the reference does; where it says that it cannot, its plan refuses. `seen` counts both."""
     supported = device.supports_op(case.node)
     if not supported and not case.node.nelements:
         return  # nothing to compute: left out of any plan
-    refusals.count(Op(case.node.op), device.name, supported)
+    seen.count(device.name, Op(case.node.op), supported)
     if not supported:
         with pytest.raises((UnsupportedError, ShapeError)):
             run(case, device)
@@ -172,27 +173,6 @@ def check(case: Case, device: Device, n_threads: int | None = None) -> None:
     if keep.any():
         before, after = (np.frombuffer(x, np.uint8)[keep] for x in (expected_bytes, actual_bytes))
         assert (before == after).all(), f"{device.name} {case!r}: wrote between the elements of the result"
-
-
-class Refusals:
-    """How many of the cases that `check` saw were computed, by op and device. A test whose cases are all refused has shown
-    nothing of the device."""
-
-    def __init__(self) -> None:
-        self._counts: dict[tuple[Op, str], list[int]] = {}
-
-    def count(self, op: Op, device: str, supported: bool) -> None:
-        counts = self._counts.setdefault((op, device), [0, 0])
-        counts[0] += supported
-        counts[1] += 1
-
-    def shares(self) -> dict[tuple[Op, str], float]:
-        """What share was computed since the last call."""
-        counts, self._counts = self._counts, {}
-        return {key: computed / seen for key, (computed, seen) in counts.items()}
-
-
-refusals = Refusals()
 
 
 def wrong_twin(op: Op, compute: Law) -> ReferenceDevice:
