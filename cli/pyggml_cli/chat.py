@@ -11,9 +11,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pyggml.errors import ComputeError, PyggmlError
-from pyggml.runtime.generate import NoRoomError, generate
-from pyggml.runtime.sequence import SPARE, Finish, Sequence
-from pyggml.runtime.stops import ReversePrompts
 from pyggml_cli.color import colors
 from pyggml_cli.completion_flags import unescape
 from pyggml_cli.flags import UsageError, Values
@@ -23,16 +20,17 @@ from pyggml_cli.reverse_prompt import reverse_prompts
 from pyggml_cli.slots import full, prompt_cache, slot_for
 from pyggml_cli.terminal import text_for
 from pyggml_cli.text_files import read_text
-from pyggml_cli.timings import RunTimings
 from pyggml_cli.verbose_prompt import show_prompt
 
 if TYPE_CHECKING:
     from pyggml.chat import Conversation, PlainDialogue
     from pyggml.runtime.context import Context
     from pyggml.runtime.prompt_cache import PromptCache
+    from pyggml.runtime.sequence import Sequence
     from pyggml.runtime.slot import Slot
     from pyggml.sampler import SamplerChain
     from pyggml.tokenizer import Tokenizer
+    from pyggml_cli.timings import RunTimings
 
 USUAL_MESSAGE = 32  # tokens; the kernels for so many are compiled while the user types
 PROMPT = "> "
@@ -81,6 +79,7 @@ def chat(values: Values, first: str | None, make_chain: Callable[[Values, "Token
     from pyggml.runtime.context import Context
     from pyggml.tokenizer import Tokenizer
     from pyggml_cli.loading import context_arguments, model_for, shown_compiling
+    from pyggml_cli.timings import RunTimings
 
     system, template = _text(values, "system", "-sys"), _text(values, "chat_template", "--chat-template")
     timings = RunTimings()
@@ -145,7 +144,7 @@ class ChatSession:
         tokenizer: "Tokenizer",
         context: "Context",
         chain: "SamplerChain",
-        timings: RunTimings,
+        timings: "RunTimings",
         cache: "PromptCache",
     ) -> None:
         self.values = values
@@ -285,6 +284,8 @@ class ChatSession:
         return more + [f"  {role}: {textwrap.shorten(text, 72, placeholder=' ...')}" for role, text in lines]
 
     def _answer(self, question: str | None) -> bool:
+        from pyggml.runtime.sequence import SPARE, Finish
+
         if question and self.suffix:
             print(self.suffix, end="", flush=True)
         turn = self.conversation.add_user(question or "")
@@ -335,8 +336,11 @@ class ChatSession:
         self.context.abort()
         jit.interrupt()  # where it waits for kernels
 
-    def _sequence(self, tokens: list[int], interrupted: threading.Event, asks_at_once: bool) -> Sequence:
+    def _sequence(self, tokens: list[int], interrupted: threading.Event, asks_at_once: bool) -> "Sequence":
         """The reply to `tokens`. `asks_at_once`: there is none where a plain dialogue ends with a reverse prompt already."""
+        from pyggml.runtime.sequence import Finish, Sequence
+        from pyggml.runtime.stops import ReversePrompts
+
         values = self.values
         stops = ReversePrompts([text.encode() for text in self.reverse], self.tokenizer)
         reply = Sequence(
@@ -353,7 +357,9 @@ class ChatSession:
             reply.finish = Finish.STOP
         return reply
 
-    def _print_reply(self, reply: Sequence) -> None:
+    def _print_reply(self, reply: "Sequence") -> None:
+        from pyggml.runtime.generate import NoRoomError, generate
+        from pyggml.runtime.sequence import Finish
         from pyggml.tokenizer import StreamDecoder
 
         first = self.slot is None
