@@ -101,6 +101,11 @@ class Leafs:
         return found
 
     @cached_property
+    def homes(self) -> frozenset[int]:
+        """id() of the buffers."""
+        return frozenset(map(id, self.buffers))
+
+    @cached_property
     def buffers(self) -> list[object]:
         return list({id(t.buffer): t.buffer for of_layer in self.tensors for t in of_layer}.values())
 

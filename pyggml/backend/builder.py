@@ -84,11 +84,10 @@ class _Step:
     node: Tensor
     dst: Tensor | None
     src: tuple[Tensor | None, ...]
-    params: bytes
     ints: tuple[int, ...]
     scratch: tuple[Scratch, ...]
     held: tuple[Scratch, ...]  # those and the operands' own
-    calls: tuple[jit.Spec, ...] = ()
+    kernels: tuple[int, ...]  # numbers of the step's own and of those that it calls
     sync: bool = False
 
 
@@ -102,6 +101,7 @@ class Builder:
     _hazards: Hazards = field(default_factory=Hazards)
     _memo: Memo = field(default_factory=Memo)
     _made: int = 0
+    _kernels: dict[jit.Spec, int] = field(default_factory=dict)  # what the steps run, in the order of their first use
 
     def step(
         self,
@@ -137,13 +137,20 @@ class Builder:
         for low, high in write:
             self._memo.wrote(low, high)
         self._hazards.add(read, write, written)
-        number = len(self.steps)
+        number, kernels = len(self.steps), self._kernels
         for s in held:
             s.first = number if s.first < 0 else s.first
             s.last = number
         self.steps.append(
             _Step(
-                spec, self.node, dst, tuple(src), self.node.op_params, tuple(ints), scratch, tuple(held), tuple(calls)
+                spec,
+                self.node,
+                dst,
+                tuple(src),
+                tuple(ints),
+                scratch,
+                tuple(held),
+                tuple([kernels.setdefault(s, len(kernels)) for s in (spec, *calls)]),
             )
         )
 
@@ -184,7 +191,7 @@ class Builder:
 
     def kernels(self) -> list[jit.Spec]:
         """What the steps run, each once."""
-        return list(dict.fromkeys(spec for s in self.steps for spec in (s.spec, *s.calls)))
+        return list(self._kernels)
 
     def finish(self, status: int, max_work: int | None = None) -> CPUPlan:
         arena_size, record_size = self.place(), PLAN.itemsize + self.count() * STEP.itemsize
@@ -242,24 +249,25 @@ class Builder:
 
     def _fill(self, records: NDArray[Any], operands: NDArray[np.int64], steps: list[_Step], arena: int) -> None:
         """A field of all records at a time."""
-        address, n_threads = jit.address, self.n_threads
+        addresses, n_threads = [jit.address(spec) for spec in self._kernels], self.n_threads
         numbers, slots, words = array("q"), array("q"), array("q")
-        calls, work, own = [], [], []
+        kernels, work, own = [], [], []
         for i, s in enumerate(steps):
             for j, t in enumerate((s.dst, *s.src)):
                 if t is not None:
                     numbers.append(i)
                     slots.append(j)
                     words.extend((t.data, *t.ne, *t.nb))
-            calls.append([*map(address, s.calls), *NOTHING[len(s.calls) : 3]])
+            kernels.append([*[addresses[k] for k in s.kernels], *NOTHING[len(s.kernels) : 4]])
             work.append([*[arena + w.address for w in s.scratch], *NOTHING[len(s.scratch) : 2]])
             own.append(max([w.size // n_threads for w in s.scratch if w.per_thread], default=0))
-        records["kernel"] = [address(s.spec) for s in steps]
+        called = np.array(kernels, np.uint64)
+        records["kernel"], records["calls"] = called[:, 0], called[:, 1:]
         records["sync"] = [s.sync for s in steps]
         records["parts"] = [parts(cost_ns(s.node, s.dst, s.src), n_threads) for s in steps]
-        records["params"] = np.frombuffer(b"".join([s.params for s in steps]), "<i4").reshape(-1, 16)
+        records["params"] = np.frombuffer(b"".join([s.node.op_params for s in steps]), "<i4").reshape(-1, 16)
         records["ints"] = [(*s.ints, *NOTHING[len(s.ints) :]) for s in steps]
-        records["calls"], records["scratch"], records["thread_bytes"] = calls, work, own
+        records["scratch"], records["thread_bytes"] = work, own
         at = np.frombuffer(numbers, np.int64), np.frombuffer(slots, np.int64)
         operands[at] = np.frombuffer(words, np.int64).reshape(-1, OPERAND.itemsize // 8)
 

@@ -161,14 +161,14 @@ class LayerBuilder(Builder):
         return [super().buffers(), self._repeats.leafs.buffers]
 
     def records(self, arena: int) -> StepTable:
-        few, table = super().records(arena), StepTable(self.count())
-        np.take(few.words, self._steps_of, axis=0, out=table.words)
+        few, table = super().records(arena), StepTable(self.count(), clear=False)
+        np.take(few.words, self._steps_of, axis=0, out=table.words, mode="clip")  # "raise" copies twice
         table.steps["index"] = np.arange(self.count())
         pattern, addresses = self._pattern, self._repeats.leafs.addresses
         starts = [*self._starts, len(self.steps)]
         first_of = np.cumsum(self._sizes) - self._sizes  # the first step of each layer in the table
         order = np.array(self._order)
-        homes = {id(buffer) for buffer in self._repeats.leafs.buffers}
+        homes = self._repeats.leafs.homes
         for i in range(pattern.first, pattern.last):
             moved = [
                 (number, slot, leaf)

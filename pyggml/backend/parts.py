@@ -22,6 +22,11 @@ PART_NS = 25_000
 LONG_NS = 10_000_000
 """An abort is seen before each part."""
 AT_MOST = 1 << 20
+REUSE = frozenset(
+    {Op.MUL_MAT, Op.MUL_MAT_ID, Op.OUT_PROD, Op.FLASH_ATTN_EXT}
+    | {Op.SSM_SCAN, Op.GATED_LINEAR_ATTN, Op.RWKV_WKV6, Op.RWKV_WKV7, Op.GATED_DELTA_NET}
+)
+"""Ops that multiply more numbers than they read."""
 
 
 def cost_ns(node: Tensor, dst: Tensor | None, src: Sequence[Tensor | None]) -> float:
@@ -33,8 +38,9 @@ def cost_ns(node: Tensor, dst: Tensor | None, src: Sequence[Tensor | None]) -> f
             block_size, type_size = SIZES[t.type]
             n0, n1, n2, n3 = t.ne
             read += n0 * n1 * n2 * n3 * type_size // block_size
-    multiplies = dst is not None or node.op == Op.FLASH_ATTN_EXT  # not what is made of activations first
-    return read / BYTES_PER_NS + (_products(node) / PRODUCTS_PER_NS if multiplies else 0)
+    if node.op not in REUSE or (dst is None and node.op != Op.FLASH_ATTN_EXT):  # what is made of activations first
+        return read / BYTES_PER_NS
+    return read / BYTES_PER_NS + _products(node) / PRODUCTS_PER_NS
 
 
 def _products(node: Tensor) -> int:
@@ -47,9 +53,7 @@ def _products(node: Tensor) -> int:
         q, k, v = node.src[:3]
         assert q is not None and k is not None and v is not None
         return q.nrows * k.ne[1] * (q.ne[0] + v.ne[0])
-    if node.op in (Op.SSM_SCAN, Op.GATED_LINEAR_ATTN, Op.RWKV_WKV6, Op.RWKV_WKV7, Op.GATED_DELTA_NET):
-        return 8 * node.nelements * max(t.ne[0] for t in node.src if t is not None)
-    return 0
+    return 8 * node.nelements * max(t.ne[0] for t in node.src if t is not None)
 
 
 def parts(cost: float, n_threads: int) -> int:

@@ -62,19 +62,18 @@ class Spans:
         """Take the first `size` numbers of the first span that has so many out of the set; -> the lowest of them."""
         assert size > 0
         for block, widest in enumerate(self._widest):
-            lows, highs = self._lows[block], self._highs[block]
-            if widest < 0:
-                widest = self._widest[block] = max(h - w for w, h in zip(lows, highs, strict=True))
-            if widest < size:
+            if 0 <= widest < size:
                 continue
-            at = next(i for i, (w, h) in enumerate(zip(lows, highs, strict=True)) if h - w >= size)
-            low = lows[at]
-            if highs[at] - low == size:
-                self._delete(block, at)
-            else:
-                lows[at] = low + size
-                self._heads[block], self._widest[block] = lows[0], -1
-            return low
+            lows, highs = self._lows[block], self._highs[block]
+            for at, low in enumerate(lows):
+                if highs[at] - low == size:
+                    self._delete(block, at)
+                    return low
+                if highs[at] - low > size:
+                    lows[at] = low + size
+                    self._heads[block], self._widest[block] = lows[0], -1
+                    return low
+            self._widest[block] = max(h - w for w, h in zip(lows, highs, strict=True))
         raise ValueError(f"no {size} numbers in a row")
 
     def _insert(self, low: int, high: int) -> None:

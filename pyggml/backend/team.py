@@ -28,8 +28,8 @@ IDLE_YIELDS = 2000  # then so often (about 1 ms), before sleeping
 MOST_READ = 8  # plans that are over and whose records may still be read, before it is asked which really are
 
 
-def _aligned(size: int) -> NDArray[np.uint8]:
-    raw = np.zeros(size + 64, np.uint8)
+def _aligned(size: int, clear: bool = True) -> NDArray[np.uint8]:
+    raw = (np.zeros if clear else np.empty)(size + 64, np.uint8)
     return raw[-raw.ctypes.data % 64 :][:size]
 
 
@@ -38,8 +38,10 @@ class StepTable:
 
     `words`: their memory as 64-bit words; `operands`: those of (steps, dst and each src, data and 4 ne and 4 nb)."""
 
-    def __init__(self, count: int) -> None:
-        memory = _aligned(PLAN.itemsize + count * STEP.itemsize)
+    def __init__(self, count: int, clear: bool = True) -> None:
+        """`clear` False: all of the steps will be written."""
+        memory = _aligned(PLAN.itemsize + count * STEP.itemsize, clear)
+        memory[: PLAN.itemsize] = 0
         self.head = memory[: PLAN.itemsize].view(PLAN)
         self.steps = memory[PLAN.itemsize :].view(STEP)
         self.words = words = memory[PLAN.itemsize :].view("<i8").reshape(count, STEP.itemsize // 8)

@@ -33,9 +33,9 @@ def check_overlap(node: Tensor) -> None:
     for index, source in enumerate(node.src):
         if source is None or source.buffer is not buffer or source is node:
             continue
-        if source.data >= high or source.data + source.nbytes <= low or not share_bytes(node, source):
+        if source.data >= high or source.data + source.nbytes <= low:
             continue
-        if index in allowed and same_place(node, source):
+        if (index in allowed and same_place(node, source)) or not share_bytes(node, source):
             continue
         op = Op(node.op)
         base = node.buffer.base
