@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence, Sized
 from pyggml.backend.base import Buffer, Device, Usage
 from pyggml.backend.host import HostBuffer
 from pyggml.backend.pack import pack
-from pyggml.errors import ModelError, PyggmlError
+from pyggml.errors import ModelError, PyggmlError, ShapeError
 from pyggml.gguf import GGUFFile, TensorInfo
 from pyggml.model import architecture_of, make_modules
 from pyggml.model.hparams import Hparams
@@ -214,7 +214,7 @@ class Model:
                 weights = {w.name: w for m in reversed([*self.modules.modules()]) for w in m.own() if w.there}
                 adapter = Adapter.read(file, self.config.architecture, weights)
                 uploads = self._place_adapter(adapter, weights)
-            except ModelError as error:
+            except (ModelError, ShapeError) as error:  # types that no product takes
                 raise ModelError(f"{os.fspath(path)}: {error}") from None
             buffers: list[Buffer] = []
             try:

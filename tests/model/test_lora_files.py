@@ -135,10 +135,14 @@ def test_experts_of_another_number(experts, tmp_path):
     assert refused(experts, path).endswith("must be [64, 4, 4, 1] and [4, 96, 4, 1] at rank 4")
 
 
-def test_a_type_that_nothing_multiplies_with(model, tmp_path):
-    a, b = matrices(Q, 4, np.random.default_rng(0))
-    path = write_lora(tmp_path / "a.gguf", [], more={f"{Q}.lora_a": a.astype(np.float64), f"{Q}.lora_b": b})
-    assert re.match(rf"tensor {re.escape(Q)}\.lora_a is F64: \S", refused(model, path))
+@pytest.mark.parametrize("half", ["lora_a", "lora_b"])
+@pytest.mark.parametrize("weight", [Q, "token_embd.weight"])
+@pytest.mark.parametrize("kind", [np.int32, np.int8, np.float64])
+def test_types_that_nothing_multiplies_with(kind, weight, half, model, tmp_path):
+    tensors = pair(*matrices(weight, 4, np.random.default_rng(0)), weight)
+    tensors[f"{weight}.{half}"] = tensors[f"{weight}.{half}"].astype(kind)
+    path = write_lora(tmp_path / "a.gguf", [], more=tensors)
+    assert re.search(r"\b(I32|I8|F64)\b", refused(model, path))
 
 
 def test_norms_of_some_conversions_are_passed_over(model, tmp_path):
