@@ -89,6 +89,7 @@ class Context:
         self.n_ubatch = min(n_batch, n_ubatch, self.n_ctx)
         self.adapters = self._applied(adapters)
         self.computed_with: tuple[Applied, ...] | None = self.adapters  # None: some tokens with others than the rest
+        self._reserved: set[frozenset[Adapter]] = set()  # sets of adapters whose largest graphs have room
         self._schedules: OrderedDict[Hashable, tuple[BuiltGraph, Schedule]] = OrderedDict()
         self._backends: list[Backend] = []
         self._scheduler: Scheduler | None = None
@@ -119,10 +120,14 @@ class Context:
 
     def _reserve(self) -> None:
         """The largest graph first, so that no buffer moves later; all logits of a batch are allowed to move it."""
+        used = frozenset(applied.adapter for applied in self.adapters)
+        if used in self._reserved:
+            return
         self.scheduler.reserve(self._make(self._shape(self.n_ubatch, self.n_ctx, 1))[1].sizes)
         if self.n_seq_max > 1:
             n = min(self.n_seq_max, self.n_ubatch)
             self.scheduler.reserve(self._make(self._shape(n, self.n_ctx, n, self.memory.n_streams))[1].sizes)
+        self._reserved.add(used)
 
     def _open(self, device: Device) -> Backend:
         return device.open(max(self._n_threads or 0, self._n_threads_batch or 0) or None)

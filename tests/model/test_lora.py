@@ -238,6 +238,24 @@ def test_schedules_of_adapters_are_kept(opened):
         assert context.schedule_for(1, 256, 1) == (built, schedule)
 
 
+def test_going_back_to_adapters_builds_nothing(opened, monkeypatch):
+    _, context, (first, second) = opened([all_weights(), ["blk.0.attn_q.weight"]])
+    ways = [[(first, 1.0)], [(second, 1.0)], [(first, 1.0), (second, 1.0)], []]
+    for adapters in ways:
+        context.set_adapters(adapters)
+        context.decode([1])
+    built = []
+    make = Context._make
+    monkeypatch.setattr(Context, "_make", lambda self, shape: (built.append(shape), make(self, shape))[1])
+    for adapters in (*ways, *ways):
+        context.set_adapters(adapters)
+        context.decode([1])
+    assert not built
+    context.set_adapters([(first, 0.25)])
+    context.decode([1])
+    assert [shape.n_tokens for shape in built] == [1], "another scale needs no more room"
+
+
 def test_what_was_decoded_stays(opened):
     """Adapters count for the tokens decoded with them: keys and values of before are as they were computed."""
     _, context, (adapter,) = opened([all_weights()])
