@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pyggml_cli import bench, cli, completion_flags, inspection, perplexity, quantize, rpc_server
+from pyggml_cli import batched_bench, bench, cli, completion_flags, inspection, perplexity, quantize, rpc_server
 from pyggml_cli.completion_flags import ROWS, unescape
 from pyggml_cli.flags import Flag, Ignored, Refused, UsageError, parse
 
@@ -100,7 +100,7 @@ def test_mistakes_are_one_line_and_exit_code_2(call: Callable[..., Any], line: s
 @given(st.lists(st.sampled_from([*NAMES, "1", "0.5", "x", "-1", "a,b", "--", "-"]), max_size=6))
 @settings(deadline=None, max_examples=200)
 def test_any_line_is_parsed_or_refused(argv: list[str]) -> None:
-    for rows in (ROWS, rpc_server.ROWS, [*bench.GENERAL, *bench.TESTS, *bench.OTHERS]):
+    for rows in (ROWS, rpc_server.ROWS, batched_bench.ROWS, [*bench.GENERAL, *bench.TESTS, *bench.OTHERS]):
         try:
             parse(rows, argv)
         except UsageError as reason:
@@ -121,7 +121,15 @@ def test_help_is_as_wide_as_the_terminal(
     columns: int, call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
-    for main in (cli.main, bench.main, perplexity.main, quantize.main, inspection.main, rpc_server.main):
+    for main in (
+        cli.main,
+        bench.main,
+        batched_bench.main,
+        perplexity.main,
+        quantize.main,
+        inspection.main,
+        rpc_server.main,
+    ):
         outcome = call(main, "--help")
         body, _, examples = outcome.out.partition("\nexamples:\n")
         assert max(map(len, body.splitlines())) <= max(40, min(100, columns)) and outcome.code == 0

@@ -5,7 +5,7 @@ Owns the page's form; must not know what a flag means (its row says it).
 
 from collections.abc import Iterable
 
-from pyggml_cli import bench, completion_flags, other_flags, rpc_server
+from pyggml_cli import batched_bench, bench, completion_flags, other_flags, rpc_server
 from pyggml_cli.environment import VARIABLES
 from pyggml_cli.flags import Flag, Ignored, Refused, Row
 
@@ -56,6 +56,8 @@ def page() -> str:
     lines += ["", "## pyggml-bench", "", *carried_out([*bench.GENERAL, *bench.TESTS], variables=False)]
     others = [f"`{name}`" for row in bench.OTHERS for name in row.names]
     lines += ["", f"Accepted without a difference, or refused: {', '.join(others)}"]
+    lines += ["", "## pyggml-batched-bench", "", *carried_out(batched_bench.TESTS, variables=False)]
+    lines += ["", "Model, devices and positions as for `pyggml-cli`."]
     lines += ["", "## pyggml-rpc-server", "", *carried_out(rpc_server.ROWS, variables=False)]
     return "\n".join(lines) + "\n"
 
