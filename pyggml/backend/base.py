@@ -143,12 +143,14 @@ class Backend(ABC):
 
 
 class Device(ABC):
-    """`backend_name`: what computes there, in the word that servers print; "" = the kind's."""
+    """`backend_name`: what computes there, in the word that servers print; "" = the kind's. `shares_plans`: several of its
+    backends compute beside each other, and each computes what any of them has planned."""
 
     name: str
     description: str
     kind: Kind
     backend_name: str = ""
+    shares_plans: bool = False
     alignment: int = 64
     max_size: int = 2**64 - 1
 

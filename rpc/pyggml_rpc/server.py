@@ -68,9 +68,9 @@ class _Run:
 class Slot:
     """One served device: who computes on it, and who holds how much of its memory.
 
-    One client computes at a time. A CPU whose turn takes long gets another backend, with threads of its own, for the
-    next client: the system then shares the cores between them, and nobody waits for the end of a graph that may take
-    hours.
+    One client computes at a time. A device whose turn takes long gets another backend for the next client, and nobody waits
+    for the end of a graph that may take hours: on a CPU with threads of its own, between which the system shares the cores;
+    a GPU takes slices of both graphs by turns.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Slot:
     ) -> None:
         self.device = device
         self.ledger = ledger
-        several = device.kind is Kind.CPU
+        several = device.kind is Kind.CPU or device.shares_plans
         self.turns = Turns(overstay=PATIENCE if several else None, most=MAX_BACKENDS)
         self._n_threads = n_threads
         self._graph_timeout = graph_timeout
@@ -105,7 +105,7 @@ class Slot:
         try:
             run = self._begin(session)
             try:
-                if run.number == 0:
+                if run.number == 0 or self.device.shares_plans:
                     self._run(run, plan)
                 else:
                     with elsewhere(run.backend) as other:

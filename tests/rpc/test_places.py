@@ -21,6 +21,7 @@ from pyggml_rpc.transport import Limits, Listener
 from pyggml_rpc.wire import NEWEST, Command, pack_header
 from waiting import until
 
+from pyggml.backend.base import Kind
 from pyggml.errors import ComputeError
 from pyggml.ops import Op
 
@@ -219,10 +220,12 @@ def test_a_graph_has_so_much_time(kit: Any, caplog: pytest.LogCaptureFixture) ->
         toy.gate.set()
 
 
-def test_a_long_graph_keeps_nobody_waiting(kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("shares", [False, True], ids=["a backend plans for itself", "for all of its device"])
+def test_a_long_graph_keeps_nobody_waiting(kit: Any, monkeypatch: pytest.MonkeyPatch, shares: bool) -> None:
     """One product of 908 bytes once kept everybody from computing for as long as it took."""
     monkeypatch.setattr("pyggml_rpc.server.PATIENCE", 0.2)
-    toy, gates = kit.ToyDevice(), list[threading.Event]()
+    toy, gates, planned = kit.ToyDevice(), list[threading.Event](), list[Any]()
+    toy.kind, toy.shares_plans = (Kind.GPU, True) if shares else (Kind.CPU, False)
     server = Server([toy])
     opened = toy.open
 
@@ -238,6 +241,8 @@ def test_a_long_graph_keeps_nobody_waiting(kit: Any, monkeypatch: pytest.MonkeyP
                     raise ComputeError("aborted")
             whole(plan)
 
+        plan = backend.plan
+        backend.plan = lambda graph, **more: planned.append(plan(graph, **more)) or planned[-1]
         backend.compute = compute
         return backend
 
@@ -272,6 +277,7 @@ def test_a_long_graph_keeps_nobody_waiting(kit: Any, monkeypatch: pytest.MonkeyP
         assert second() == [2, 4, 6, 8] and server.slots[0].used == held, "plans for other backends are kept"
         other = add(third)
         assert other() == [2, 4, 6, 8] and len(gates) == 2
+        assert len(planned) == (3 if shares else 3 + 3), "one for each graph, and for each run elsewhere another"
         assert not server.slots[0].turns.n_waiting and server.slots[0].turns.n_running == 1
         gates[0].set()
         assert first() == [2, 4, 6, 8]

@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import re
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
@@ -209,11 +210,21 @@ class EmulatedGPU:
         self.starts: list[int] = []  # of the allocations, in order
         self.used = 0
         self.rng = np.random.default_rng(seed)
-        self.allowed: list[tuple[int, int]] | None = None
+        self._narrowed = threading.local()
         self.captured: list[tuple[Any, ...]] | None = None
         self.launches = 0
         self.replays = 0
         self.lost: str | None = None
+
+    @property
+    def allowed(self) -> list[tuple[int, int]] | None:
+        """What kernels may touch that the calling thread launches; None: all that is allocated."""
+        ranges: list[tuple[int, int]] | None = getattr(self._narrowed, "ranges", None)
+        return ranges
+
+    @allowed.setter
+    def allowed(self, ranges: list[tuple[int, int]] | None) -> None:
+        self._narrowed.ranges = ranges
 
     # ---- memory
 

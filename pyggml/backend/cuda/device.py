@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import struct
 import threading
+import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
@@ -31,11 +32,17 @@ def _module(name: str) -> Any:
     return importlib.import_module(f"pyggml.kernels.cuda.{name}")
 
 
+SLICE = 0.05
+"""Seconds of the GPU's time that are handed over before it is asked again whether they are wanted, and others get at it."""
+MOST_LAUNCHES = 256  # in a slice
+
+
 class CudaDevice(Device):
     """`lock` is held by whoever speaks to the GPU: its one stream keeps everything in order."""
 
     kind = Kind.GPU
     backend_name = "CUDA"
+    shares_plans = True
     alignment = 256
 
     def __init__(self, gpu: GPU) -> None:
@@ -45,6 +52,8 @@ class CudaDevice(Device):
         self.lock = threading.RLock()
         self.staging = Staging(gpu)
         self.garbage: SimpleQueue[_Remains] = SimpleQueue()  # of plans that nobody holds any more
+        self.events: list[Any] = []  # that no backend uses
+        self.clock: Callable[[], float] = time.monotonic
 
     def memory(self) -> tuple[int, int]:
         with self.lock:
@@ -148,6 +157,7 @@ class CudaBackend(Backend):
     def __init__(self, device: CudaDevice) -> None:
         self.device = device
         self.aborted = False
+        self._events: list[Any] = []  # two, that mark the ends of slices by turns
 
     def plan(self, graph: Graph, *, cancelled: Callable[[], bool] | None = None, max_work: int | None = None) -> Plan:
         nodes = [n for n in graph.nodes if n.op not in VIEW_OPS and n.flags & Flag.COMPUTE and 0 not in n.ne]
@@ -206,37 +216,68 @@ class CudaBackend(Backend):
 
     def compute(self, plan: Plan) -> None:
         assert isinstance(plan, CudaPlan)
-        gpu = self.device.gpu
-        with self.device.lock:
-            self.device.bury()
+        device, gpu = self.device, self.device.gpu
+        with device.lock:
+            device.bury()
             self.aborted = False
             if not plan.steps:
                 return
-            plan.run()
-            number = 0
+            began, at_once = device.clock(), plan.replay()
+        if not at_once:
+            self._launch_by_slices(plan)
+        number = 0
+        with device.lock:
             if plan.reports:
-                number, row, limit = struct.unpack("<iqi", self.device.staging.read(plan.memory, STATUS_BYTES))
+                number, row, limit = struct.unpack("<iqi", device.staging.read(plan.memory, STATUS_BYTES))
                 if number:
                     gpu.fill(plan.memory, 0, STATUS_BYTES)
             else:
                 gpu.synchronize()
+        if not at_once:
+            plan.seconds = device.clock() - began
         if self.aborted:
             raise ComputeError("aborted")
         if number:
             node = plan.nodes[number - 1]
             raise ComputeError(f"{Op(node.op).name} {node.name!r}: row number {row}, there are {limit} rows")
 
+    def _launch_by_slices(self, plan: CudaPlan) -> None:
+        """Two slices at most are under way, so that the GPU always has the next one and nobody else waits for long: the
+        lock is free between them. A slice has as many launches as take about SLICE, as far as those before tell."""
+        device, gpu = self.device, self.device.gpu
+        if not self._events:
+            with device.lock:
+                self._events = [device.events.pop() if device.events else gpu.event() for _ in range(2)]
+        at, number, before = 0, 0, device.clock()
+        while at < len(plan.steps) and not self.aborted:
+            event = self._events[number % 2]
+            if number >= 2:
+                gpu.wait(event)
+                now = device.clock()
+                if now - before < SLICE / 8:
+                    plan.slice = min(2 * plan.slice, MOST_LAUNCHES)
+                elif now - before > SLICE / 2:
+                    plan.slice = max(plan.slice // 2, 1)
+                before = now
+            with device.lock:
+                plan.launch(at, at + plan.slice)
+                gpu.record(event)
+            at, number = at + plan.slice, number + 1
+
     def synchronize(self) -> None:
         with self.device.lock:
             self.device.gpu.synchronize()
 
     def abort(self) -> None:
-        """What the GPU has been handed runs to its end, which takes milliseconds; the results are not to be used."""
+        """What the GPU has been handed runs to its end, two slices or a graph that was quick before; the results are not to
+        be used."""
         self.aborted = True
 
     def close(self) -> None:
         with self.device.lock:
             self.device.bury()
+            self.device.events += self._events
+            self._events = []
 
 
 class _Remains(NamedTuple):

@@ -29,6 +29,10 @@ ALIGNMENT = 256
 REPLAY_FROM = 2
 """A plan is noted as a graph when it runs for the second time, if it is long enough to gain by it."""
 REPLAY_LAUNCHES = 4
+REPLAY_SECONDS = 0.1
+"""A plan that takes longer is not noted: a graph cannot be ended, nor does anybody get at the GPU within it."""
+FIRST_SLICE = 2
+"""Launches that are handed over together in the beginning, before it is known how long they take."""
 
 
 @dataclass
@@ -132,6 +136,8 @@ class CudaPlan(Plan):
         self.gpu, self.nodes, self.memory = gpu, nodes, memory
         self.reports = builder.reports
         self.runs = 0
+        self.seconds = 0.0  # that the last run by slices took
+        self.slice = FIRST_SLICE  # launches of the next slice
         self.graph: Any = None
         self.unnoted: str | None = None  # why no graph can be made of it: then it is launched each time
         self.buffers: list[Buffer] = list(
@@ -159,34 +165,35 @@ class CudaPlan(Plan):
                     self.values[at] = arg
                 at += 1
 
-    def run(self) -> None:
-        """Hand everything to the GPU."""
+    def replay(self) -> bool:
+        """Hand everything to the GPU as a graph, if it is noted, or is worth it by now. False: it is to be launched."""
         self.runs += 1
         worthwhile = self.runs >= REPLAY_FROM and len(self.steps) >= REPLAY_LAUNCHES
-        if self.graph is None and worthwhile and self.unnoted is None:
+        if self.graph is None and worthwhile and self.seconds <= REPLAY_SECONDS and self.unnoted is None:
             try:
                 self.graph = self._noted()
             except DeviceError as error:
                 if self.gpu.lost is not None:
                     raise
                 self.unnoted = str(error)
-        if self.graph is not None:
-            self.gpu.replay(self.graph)
-        else:
-            self._launch_all()
+        if self.graph is None:
+            return False
+        self.gpu.replay(self.graph)
+        return True
 
     def _noted(self) -> Any:
         """The launches as a graph. Raises DeviceError; the stream runs launches again then."""
         self.gpu.begin_capture()
         try:
-            self._launch_all()
+            self.launch(0, len(self.steps))
         except BaseException:
             with contextlib.suppress(DeviceError):  # the first failure is the cause
                 self.gpu.drop(self.gpu.end_capture())
             raise
         return self.gpu.end_capture()
 
-    def _launch_all(self) -> None:
+    def launch(self, first: int, end: int) -> None:
+        """Hand these steps to the GPU."""
         launch = self.gpu.launch
-        for step in self.steps:
+        for step in self.steps[first:end]:
             launch(*step)
