@@ -153,8 +153,9 @@ class KVCache(KVTensors, Memory):
             stream = ub.first + i if self.n_streams > 1 else 0
             part = slice(i * each, (i + 1) * each)
             cells = self.cells.free(stream, each)
-            gone = self._gone(stream, ub.seq[part], ub.pos[part]) if self.window is not None else None
-            if cells is None and gone is not None and len(gone):
+            if cells is None and self.window is not None:
+                seqs = np.unique(ub.seq[part][ub.seq[part] != NOBODY]).tolist()
+                gone = self._gone(stream, {s: int(ub.pos[part][ub.seq[part] == s].min()) for s in seqs})
                 cells = self._with_dropped(stream, each, gone)
                 dropped.append((stream, gone))
             if cells is None:
@@ -165,12 +166,21 @@ class KVCache(KVTensors, Memory):
         cells = found[0] if len(found) == 1 else np.concatenate(found)
         return KVPlacement(ub, cells, shape, tuple(dropped))
 
-    def _gone(self, stream: int, seq: NDArray[np.int32], pos: NDArray[np.int32]) -> NDArray[np.int64]:
-        """Cells of sequences of this micro-batch that neither its tokens nor later ones see."""
+    def _gone(self, stream: int, coming: dict[int, int]) -> NDArray[np.int64]:
+        """Cells of a stream that no token sees any more. `coming`: the first position of the tokens that a sequence is about
+        to have; others go on at their ends."""
         assert self.window is not None
-        ones = np.unique(seq[seq != NOBODY]).tolist()
-        gone = [self.cells.of(one, 0, int(pos[seq == one].min()) - self.window + 1) for one in ones]
-        return np.sort(np.concatenate(gone)) if gone else np.zeros(0, np.int64)
+        found = [
+            self.cells.of(seq, 0, coming.get(seq, self.end(seq)) - self.window + 1)
+            for seq in (range(self.n_seq_max) if self.cells.shared else (stream,))
+        ]
+        gone, n = np.unique(np.concatenate(found), return_counts=True)
+        return gone[n == self.cells.owners(gone)] if self.cells.shared else gone
+
+    def _drop(self, stream: int, cells: NDArray[np.int64]) -> None:
+        """Whoever has these cells gives them up."""
+        for seq in range(self.n_seq_max) if self.cells.shared else (stream,):
+            self.cells.take(seq, np.intersect1d(self.cells.of(seq), cells))
 
     def _with_dropped(self, stream: int, n: int, gone: NDArray[np.int64]) -> NDArray[np.int64] | None:
         free = np.setdiff1d(np.arange(self.n_cells), self._occupied(stream))
@@ -184,9 +194,7 @@ class KVCache(KVTensors, Memory):
         assert isinstance(placement, KVPlacement)
         ub, cells = placement.ub, placement.cells
         for stream, dropped in placement.dropped:
-            for seq in range(self.n_seq_max) if self.cells.shared else (stream,):
-                mine = self.cells.of(seq)
-                self.cells.take(seq, np.intersect1d(mine, dropped))
+            self._drop(stream, dropped)
         each = ub.n // ub.n_seqs
         for i in range(ub.n_seqs):
             part = slice(i * each, (i + 1) * each)
@@ -292,7 +300,8 @@ class KVCache(KVTensors, Memory):
         return True
 
     def dump(self, seq: int) -> bytes:
-        cells = self.cells.of(seq)
+        """Of a window what the next token sees."""
+        cells = self.cells.of(seq, 0 if self.window is None else max(0, self.end(seq) - self.window + 1))
         pos = self.cells.pos[self.cells.stream_of(seq), cells]
         pieces = [np.array([len(cells)], "<u4").tobytes(), pos.astype("<i4").tobytes()]
         return b"".join([*pieces, *self.rows_of(seq, cells)])
@@ -328,6 +337,9 @@ class KVCache(KVTensors, Memory):
         self.cells.take(seq, self.cells.of(seq))
         stream = self.cells.stream_of(seq)
         cells = self.cells.free(stream, len(pos))
+        if cells is None and self.window is not None:
+            self._drop(stream, self._gone(stream, {}))
+            cells = self.cells.free(stream, len(pos))
         if cells is None:
             raise ContextError(f"{len(pos)} tokens do not fit into {self.n_cells} cells")
         if not len(pos):

@@ -113,6 +113,8 @@ class Layered(Memory):
             size = int.from_bytes(data[at : at + 8], "little")
             pieces.append(data[at + 8 : at + 8 + size])
             at += 8 + size
+        for part in self.parts:
+            part.remove(seq)
         if len(pieces) != len(self.parts) or at != len(data):
             raise StateError(f"a sequence with {len(pieces)} kinds of memory, this one has {len(self.parts)}")
         try:

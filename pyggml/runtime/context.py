@@ -354,30 +354,30 @@ class Context:
             schedule.set_input(tensor, values)
         schedule.run()
 
-    # ---- one sequence: number 0
+    # ---- one sequence
 
-    def truncate(self, n: int) -> None:
-        """Forget all tokens but the first `n`. Raises ContextError when there are not so many, or when what they saw is
+    def truncate(self, n: int, seq: int = 0) -> None:
+        """Forget all tokens of a sequence but the first `n`. Raises ContextError when there are not so many, or when what they saw is
         kept no more."""
-        n_past = self.n_past
+        n_past = self.memory.end(seq)
         if not 0 <= n <= n_past:
             raise ContextError(f"cannot keep {n} tokens, {n_past} are decoded")
-        if not self.memory.remove(0, n):
+        if not self.memory.remove(seq, n):
             raise ContextError(f"cannot go back to {n} tokens: what they saw is kept no more")
 
-    def shift(self, n_keep: int, n_discard: int) -> None:
-        """Forget `n_discard` tokens after the first `n_keep`; those behind them move up, so that there is room again.
+    def shift(self, n_keep: int, n_discard: int, seq: int = 0) -> None:
+        """Forget `n_discard` tokens of a sequence after the first `n_keep`; those behind them move up, so that there is room again.
 
         What they were computed from stays in their keys and values: no logits are computed anew. As
         llama_memory_seq_rm and llama_memory_seq_add do it for a context that is full. Raises ContextError, ComputeError.
         """
-        first, n_past = n_keep + n_discard, self.n_past
+        first, n_past = n_keep + n_discard, self.memory.end(seq)
         if n_keep < 0 or n_discard < 0 or first > n_past:
             raise ContextError(f"cannot forget {n_discard} tokens after {n_keep}, {n_past} are decoded")
         if n_discard:
-            if not self.memory.remove(0, n_keep, first):
+            if not self.memory.remove(seq, n_keep, first):
                 raise ContextError(f"cannot forget {n_discard} tokens after {n_keep}: a recurrent state holds them all")
-            self.memory.shift(0, first, None, -n_discard)
+            self.memory.shift(seq, first, None, -n_discard)
 
     def clear(self) -> None:
         """Forget all tokens of all sequences."""
@@ -400,3 +400,36 @@ class Context:
         else:  # what devices hold is the parent's to give back
             _PARENTS.append((self._memory, self._backends, self._scheduler))
         self._memory, self._scheduler, self._backends = None, None, []
+
+
+class ContextSequence:
+    """One sequence of a context, as if it had the context to itself."""
+
+    def __init__(self, context: Context, seq: int) -> None:
+        self.context, self.seq = context, seq
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens that it can have."""
+        return self.context.n_ctx_seq
+
+    @property
+    def n_past(self) -> int:
+        """Tokens that are decoded."""
+        return self.context.memory.end(self.seq)
+
+    def decode(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Compute these after those there; logits (1, n_vocab) of the last. Raises ContextError, ComputeError."""
+        return self.context.decode(Batch.of(tokens, self.n_past, self.seq))
+
+    def prepare(self, n_tokens: int) -> list[Job]:
+        """Begin to compile what so many tokens need; the jobs to wait for."""
+        return self.context.prepare(n_tokens)
+
+    def truncate(self, n: int) -> None:
+        """Forget all tokens but the first `n`. Raises ContextError."""
+        self.context.truncate(n, self.seq)
+
+    def shift(self, n_keep: int, n_discard: int) -> None:
+        """Forget `n_discard` tokens after the first `n_keep`; those behind them move up. Raises ContextError, ComputeError."""
+        self.context.shift(n_keep, n_discard, self.seq)

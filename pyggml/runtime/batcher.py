@@ -1,0 +1,181 @@
+"""Continuous batching: many texts in one context, computed together; each joins and leaves when it likes.
+
+Owns who has which of the context's sequences, and what a step computes: a token of each text that is under way first, then
+as much of waiting prompts as the batch has room for. What a text is made of is sequence.py's business, prefix reuse and the
+context shift slot.py's. (llama.cpp does this in tools/server/server-context.cpp: update_slots.)
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from pyggml.errors import ContextError
+from pyggml.prefix import common_prefix
+from pyggml.runtime.batch import Batch
+from pyggml.runtime.context import Context, ContextSequence
+from pyggml.runtime.sequence import Finish, Piece, Sequence
+from pyggml.runtime.slot import Slot
+from pyggml.runtime.timings import clock
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class Place:
+    """One of the context's sequences: the slot that its tokens are in, and the text that has it now."""
+
+    def __init__(self, context: Context, seq: int, shifts: bool, n_keep: int) -> None:
+        self.seq = seq
+        self.slot = Slot(ContextSequence(context, seq), shifts=shifts, n_keep=n_keep)
+        self.sequence: Sequence | None = None
+        self.used = 0  # the step in which a text last had it
+
+
+class Batcher:
+    """`add` texts, then `step` until none is left.
+
+    n_batch  tokens that a step computes at most
+    shifts   whether a text whose sequence is full goes on without its oldest tokens behind the first `n_keep`
+    """
+
+    def __init__(self, context: Context, n_batch: int = 2048, *, shifts: bool = False, n_keep: int = 0) -> None:
+        assert n_batch >= 1, n_batch
+        self.context = context
+        self.n_batch = n_batch
+        self.places = [Place(context, seq, shifts, n_keep) for seq in range(context.n_seq_max)]
+        self.waiting: deque[Sequence] = deque()
+        self.steps = 0
+
+    def add(self, sequence: Sequence) -> None:
+        """The text waits until a sequence of the context is free. Raises ContextError for a prompt that never fits."""
+        if len(sequence.tokens) > self.context.n_ctx_seq - 1:
+            raise ContextError(
+                f"a prompt of {len(sequence.tokens)} tokens: a sequence has {self.context.n_ctx_seq}, one of them for the "
+                "answer"
+            )
+        assert sequence.pending, "a text of no tokens"
+        self.waiting.append(sequence)
+
+    @property
+    def active(self) -> list[Sequence]:
+        """Texts that have a sequence of the context."""
+        return [place.sequence for place in self.places if place.sequence is not None]
+
+    @property
+    def idle(self) -> bool:
+        return not self.waiting and not self.active
+
+    def step(self) -> list[tuple[Sequence, Piece | None]]:
+        """Compute once; the tokens that were chosen. A text that ends without another token (no room, cancelled, none
+        wanted) comes with None, and `finish` says why.
+
+        After an error the texts are where the last completed micro-batch left them. Raises ComputeError, DeviceError and
+        what samplers raise.
+        """
+        self.steps += 1
+        said: list[tuple[Sequence, Piece | None]] = self._leave()
+        self._join()
+        said += self._leave()
+        while True:
+            parts = self._parts()
+            if not parts:
+                return said
+            try:
+                rows = self._compute(parts)
+            except ContextError:  # sequences that share their cells: the longest text has to go
+                place = max((p for p, _, _ in parts), key=lambda p: len(p.slot.tokens))
+                assert place.sequence is not None
+                place.sequence.finish = Finish.FULL
+                said += self._leave()
+                continue
+            return said + self._push(parts, rows)
+
+    def _leave(self) -> list[tuple[Sequence, Piece | None]]:
+        """Texts that are to end before their next token give their places back."""
+        said: list[tuple[Sequence, Piece | None]] = []
+        for place in self.places:
+            sequence = place.sequence
+            if sequence is None:
+                continue
+            if sequence.finish is None and sequence.cancelled:
+                sequence.finish = Finish.CANCELLED
+            if sequence.finish is None and not place.slot.make_room(1):
+                sequence.finish = Finish.FULL
+            if sequence.finish is not None:
+                place.sequence = None
+                said.append((sequence, None))
+        return said
+
+    def _join(self) -> None:
+        """Waiting texts take the free place that has most of their prompt, else the one that was free longest."""
+        while self.waiting:
+            free = [place for place in self.places if place.sequence is None]
+            if not free:
+                return
+            sequence = self.waiting.popleft()
+            place = max(free, key=lambda p: (common_prefix(sequence.tokens, p.slot.tokens), -p.used, -p.seq))
+            place.sequence, place.used = sequence, self.steps
+            sequence.reuse(place.slot.begin(sequence.tokens))
+
+    def _parts(self) -> list[tuple[Place, list[int], bool]]:
+        """What the next batch computes: of which place, which tokens, and whether these are all that it waits for."""
+        busy = [(place, place.sequence) for place in self.places if place.sequence is not None]
+        running = [(p, s) for p, s in busy if len(s.pending) == 1]
+        prompts = sorted(((p, s) for p, s in busy if len(s.pending) > 1), key=lambda ps: ps[0].used)
+        left, parts = self.n_batch, []
+        for place, sequence in (*running, *prompts):
+            tokens = sequence.pending[:left]
+            if not tokens:
+                break
+            parts.append((place, tokens, len(tokens) == len(sequence.pending)))
+            left -= len(tokens)
+        return parts
+
+    def _compute(self, parts: list[tuple[Place, list[int], bool]]) -> NDArray[np.float32]:
+        batch = Batch.join(
+            [
+                Batch.of(tokens, place.slot.context.n_past, place.seq, "last" if whole else "none")
+                for place, tokens, whole in parts
+            ]
+        )
+        start = clock()
+        try:
+            return self.context.decode(batch)
+        finally:
+            took = clock() - start
+            for place, tokens, _ in parts:
+                self._advance(place, tokens, took * len(tokens) / batch.n)
+
+    def _advance(self, place: Place, tokens: list[int], seconds: float) -> None:
+        """The slot has what of these tokens was completed."""
+        slot, sequence = place.slot, place.sequence
+        assert sequence is not None
+        done = slot.context.n_past - (len(slot.tokens) - slot.forgotten)
+        slot.tokens += tokens[:done]
+        timings = sequence.timings
+        if sequence.ends:
+            timings.eval += seconds
+            timings.n_eval += done
+        else:
+            timings.prompt += seconds
+            timings.n_prompt += done
+        del sequence.pending[:done]
+
+    def _push(
+        self, parts: list[tuple[Place, list[int], bool]], rows: NDArray[np.float32]
+    ) -> list[tuple[Sequence, Piece | None]]:
+        said: list[tuple[Sequence, Piece | None]] = []
+        for (place, _, _), row in zip([part for part in parts if part[2]], rows, strict=True):
+            sequence = place.sequence
+            assert sequence is not None
+            if sequence.finish is not None:  # no token is wanted: the prompt was all
+                place.sequence = None
+                said.append((sequence, None))
+                continue
+            piece = sequence.push(row)
+            said.append((sequence, piece))
+            if sequence.finish is not None:
+                place.sequence = None
+        return said
