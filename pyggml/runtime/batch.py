@@ -132,7 +132,7 @@ def _ranges(seqs: list[int], most: int, n_streams: int, fill: bool) -> Iterator[
     gaps = [b - a for a, b in pairwise(seqs)]
     dense = span == len(seqs) or (fill and 2 * len(seqs) >= span)
     if not dense or span > most:
-        at = (gaps.index(max(gaps)) if not dense else min(len(seqs), most) - 1) + 1
+        at = gaps.index(max(gaps)) + 1 if not dense else sum(seq < seqs[0] + most for seq in seqs)
         yield from _ranges(seqs[:at], most, n_streams, fill)
         yield from _ranges(seqs[at:], most, n_streams, fill)
         return

@@ -84,13 +84,21 @@ class Batcher:
                 return said
             try:
                 rows = self._compute(parts)
-            except ContextError:  # sequences that share their cells: the longest text has to go
-                place = max((p for p, _, _ in parts), key=lambda p: len(p.slot.tokens))
-                assert place.sequence is not None
-                place.sequence.finish = Finish.FULL
+            except ContextError:  # of sequences that share their cells
+                self._make_room()
                 said += self._leave()
                 continue
             return said + self._push(parts, rows)
+
+    def _make_room(self) -> None:
+        """Forget what an ended text has left behind, the oldest first; where there is none, the longest text ends."""
+        left = [place for place in self.places if place.sequence is None and place.slot.tokens]
+        if left:
+            min(left, key=lambda p: p.used).slot.go_back(0)
+            return
+        place = max(self.places, key=lambda p: len(p.slot.tokens))
+        assert place.sequence is not None, "no text is under way"
+        place.sequence.finish = Finish.FULL
 
     def _leave(self) -> list[tuple[Sequence, Piece | None]]:
         """Texts that are to end before their next token give their places back."""
@@ -142,11 +150,27 @@ class Batcher:
         )
         start = clock()
         try:
-            return self.context.decode(batch)
-        finally:
-            took = clock() - start
-            for place, tokens, _ in parts:
-                self._advance(place, tokens, took * len(tokens) / batch.n)
+            rows = self.context.decode(batch)
+        except BaseException:
+            for place, tokens, whole in parts:
+                self._advance(place, tokens, 0.0)
+                if whole and place.sequence is not None and not place.sequence.pending:
+                    self._again(place, place.sequence)
+            raise
+        took = clock() - start
+        for place, tokens, _ in parts:
+            self._advance(place, tokens, took * len(tokens) / batch.n)
+        return rows
+
+    @staticmethod
+    def _again(place: Place, sequence: Sequence) -> None:
+        """The logits after the last token were lost: it is computed once more, or all where memory cannot go back by one."""
+        slot = place.slot
+        try:
+            kept = slot.go_back(len(slot.tokens) - 1)
+        except ContextError:
+            kept = slot.go_back(0)
+        sequence.pending = sequence.tokens[kept:]
 
     def _advance(self, place: Place, tokens: list[int], seconds: float) -> None:
         """The slot has what of these tokens was completed."""

@@ -321,7 +321,7 @@ class Context:
             schedule.set_input(tensor, values)
         memory.prepare(placement)
         schedule.run()
-        result = None if built.logits is None else schedule.get(built.logits)
+        result = None if built.logits is None else schedule.get(built.logits).reshape(ub.n_outputs, -1)
         memory.commit(placement)
         return result
 
