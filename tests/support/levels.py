@@ -31,10 +31,10 @@ def environment(level: str) -> dict[str, str]:
     return {**os.environ, "NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
 
 
-def at_level(level: str, *args: str, text: str = "") -> str:
+def at_level(level: str, *args: str, text: str = "", timeout: float = 900) -> str:
     """Standard output of a Python process at that level, which reads `text`."""
     done = subprocess.run(
-        [sys.executable, *args], env=environment(level), input=text, capture_output=True, text=True, timeout=900
+        [sys.executable, *args], env=environment(level), input=text, capture_output=True, text=True, timeout=timeout
     )
     assert done.returncode == 0, f"{level}: exit code {done.returncode}: {done.stderr[-3000:]}"
     return done.stdout

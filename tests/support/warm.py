@@ -40,7 +40,8 @@ def cpu_kernels() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for level in HERE:
             start = time.monotonic()
-            at_level(level, every_kernel.__file__, str(Path(folder) / "results.npz"), *map(str, turn(level)))
+            results = str(Path(folder) / "results.npz")
+            at_level(level, every_kernel.__file__, results, *map(str, turn(level)), timeout=3600)
             print(f"CPU kernels at {level}: {time.monotonic() - start:.0f} s", flush=True)
 
 
