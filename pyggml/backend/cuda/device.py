@@ -6,6 +6,7 @@ Owns what the contract of backend/base.py asks for; knows no single op and no ca
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import struct
 import threading
@@ -24,10 +25,11 @@ from pyggml.errors import ComputeError, DeviceError, UnsupportedError, WorkMemor
 from pyggml.graph import Graph
 from pyggml.kernels.cuda import FAMILIES, FUSIONS
 from pyggml.kernels.cuda.layout import alignment
-from pyggml.ops import VIEW_OPS, Op, check
+from pyggml.ops import VIEW_OPS, Forms, Op, check, form_of
 from pyggml.tensor import Flag, Tensor
 
 
+@functools.cache
 def _module(name: str) -> Any:
     return importlib.import_module(f"pyggml.kernels.cuda.{name}")
 
@@ -50,6 +52,7 @@ class CudaDevice(Device):
         self.name = f"CUDA{gpu.number}"
         self.description = gpu.name
         self.lock = threading.RLock()
+        self._computed = Forms()  # that why_not had nothing against
         self.staging = Staging(gpu)
         self.garbage: SimpleQueue[_Remains] = SimpleQueue()  # of plans that nobody holds any more
         self.events: list[Any] = []  # that no backend uses
@@ -85,10 +88,15 @@ class CudaDevice(Device):
         return n
 
     def why_not(self, node: Tensor) -> str | None:
+        form = form_of(node)
+        if form in self._computed:
+            return None
         name = FAMILIES.get(Op(node.op))
         if name is None:
             return f"the CUDA backend has no {Op(node.op).name}"
         reason: str | None = _module(name).why_not(node)
+        if reason is None:
+            self._computed.add(form)
         return reason
 
     def open(self, n_threads: int | None = None) -> CudaBackend:
