@@ -132,6 +132,7 @@ def main() -> None:
     parser.add_argument("-r", "--rounds", type=int, default=7)
     parser.add_argument("-t", "--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("-k", type=int, default=K, help="length of the rows")
+    parser.add_argument("--mib", type=int, default=FAR >> 20, help="of matrices that are met by turns (%(default)s)")
     parser.add_argument("--no-attention", action="store_true")
     parser.add_argument("-c", "--columns", nargs="*", type=int, metavar="N", help=f"default: {COLUMNS}")
     parser.add_argument("--model", choices=MODELS, default="smollm2", help="the shapes of --columns")
@@ -146,7 +147,7 @@ def main() -> None:
     print(f"{'':28} {'ours':>9} {'ggml':>9} {'':6} {'ratio':>6} of the limit")
     for name in options.types or TYPES:
         dtype = GGMLType[name]
-        count = max(1, FAR // (row_size(dtype, k) * N))
+        count = max(1, (options.mib << 20) // (row_size(dtype, k) * N))
         work = Work(device)
         weights = [work.leaf(dtype, k, N) for _ in range(count)]
         x, y = work.leaf(GGMLType.F32, k, 1), work.leaf(GGMLType.F32, k, TOKENS)

@@ -44,7 +44,7 @@ def test_whole_engines(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("peer")
 def test_single_kernels() -> None:
-    out = run("kernels.py", "Q4_0", "F16", "-r", 1, "-k", 64, "--no-attention")
+    out = run("kernels.py", "Q4_0", "F16", "-r", 1, "-k", 64, "--mib", 4, "--no-attention")
     lines = [line for line in out.splitlines()[1:] if line]
     assert [line.split()[0] for line in lines] == ["Q4_0", "Q4_0", "F16", "F16"]
     rates = [re.search(r" ([\d.]+) +([\d.]+) (GB|GMAC)/s +([\d.]+)", line) for line in lines]
