@@ -172,8 +172,8 @@ def _measure_all(values: Values, context: "Context", todo: Sequence[Case]) -> No
         n_kv = case.cells(values.shared, values.kv_unified)
         if n_kv > context.n_ctx or case.pp + case.tg > context.n_ctx_seq:
             print(
-                f"left out: {case.pl} sequences of {case.pp} + {case.tg} tokens; the context has {context.n_ctx}, "
-                f"of which one may have {context.n_ctx_seq}",
+                f"left out: -npl {case.pl} of -npp {case.pp} and -ntg {case.tg}: the context has {context.n_ctx} tokens, "
+                f"of which one sequence may have {context.n_ctx_seq}",
                 file=sys.stderr,
             )
             continue

@@ -97,7 +97,7 @@ class Evaluation(LlamaFacts):
     @property
     def input_ids(self) -> NDArray[np.int32]:
         """(n_ctx,): the tokens evaluated, zeros behind them."""
-        ids = np.zeros(self.n_ctx(), np.int32)
+        ids = np.zeros(self._slot.context.n_ctx, np.int32)
         ids[: self.n_tokens] = self._slot.tokens
         return ids
 

@@ -411,8 +411,10 @@ def test_close(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     llm("a", max_tokens=1)
     llm.close()
     llm.close()
-    with pytest.raises(PyggmlError, match="closed"):
-        llm("a")
+    for ask in (lambda: llm("a"), lambda: llm.eval([1]), lambda: next(llm.generate([1])), llm.save_state):
+        with pytest.raises(PyggmlError, match="closed"):
+            ask()
+    assert (llm.n_tokens, llm.input_ids[0]) == (1, ord("a"))  # what was evaluated can still be read
     captured = capsys.readouterr()
     assert captured.out == "" and "text.gguf: ready in" in captured.err
 

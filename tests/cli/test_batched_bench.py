@@ -69,7 +69,8 @@ def test_all_values_multiply_and_what_does_not_fit_is_left_out(bench: Callable[.
     ]
     outcome = bench("-c", 512, "-npp", 300, "-ntg", 1, "-npl", "1,2")
     assert outcome.err.splitlines() == [
-        f"left out: {n} sequences of 300 + 1 tokens; the context has 512, of which one may have 256" for n in (1, 2)
+        f"left out: -npl {n} of -npp 300 and -ntg 1: the context has 512 tokens, of which one sequence may have 256"
+        for n in (1, 2)
     ]
     assert bench("-c", 512, "-kvu", "-npp", 300, "-ntg", 1, "-npl", "1,2").out.count("300") == 1
     shared = bench("-c", 512, "-kvu", "-pps", "-npp", 300, "-ntg", 4, "-npl", 2, "--output-format", "jsonl")
