@@ -37,6 +37,8 @@ from pyggml.simd.columns import (
     columns_of_nibbles,
     halves_at,
     put_columns,
+    put_columns_of,
+    put_products_of,
     signed_columns,
 )
 from pyggml.simd.dot import SIGNED_BIAS, dot_u8i8, dot_weights, signed_weights

@@ -122,3 +122,66 @@ def put_columns(tyctx, addr, x):
         return ctx.get_dummy_value()
 
     return types.none(types.uintp, x), codegen
+
+
+def put_columns_of(columns, levels=None, signed=False):
+    """-> f(to, x, stride): columns of bytes, 64 bytes each, one after another. A column is a list of parts
+    (at, word, right, keep, left): the bytes of a word of the sixteen at `at`, moved right, cut to the bits `keep`, moved
+    left; its parts are put together. With `levels` what stands there in the table; `signed`: as `signed_columns` has it."""
+    levels = levels if levels is None else [int(e) for e in levels]
+
+    @intrinsic
+    def put(tyctx, to, x, stride):
+        def codegen(ctx, b, sig, a):
+            runs = {}
+            for i, parts in enumerate(columns):
+                column = _together(b, runs, a[1], a[2], [(*p[:3], p[3] * 0x01010101, p[4]) for p in parts])
+                column = column if levels is None else _looked_up(b, column, levels)
+                if signed and cg.HAS_VNNI:
+                    column = b.xor(column, _splat(0x80808080))
+                b.store(column, cg.ptr(b, b.add(a[0], ir.Constant(a[0].type, 64 * i)), _WORDS), align=1)
+            return ctx.get_dummy_value()
+
+        return types.none(types.uintp, types.uintp, types.uintp), codegen
+
+    return put
+
+
+def _together(b, runs, x, stride, parts):
+    """Words of 32 bits; `runs` remembers what was loaded."""
+    column = None
+    for at, word, right, keep, left in parts:
+        if at not in runs:
+            runs[at] = _run(b, x, stride, at)
+        w = runs[at][word]
+        w = b.and_(b.lshr(w, _splat(right)) if right else w, _splat(keep))
+        w = b.shl(w, _splat(left)) if left else w
+        column = w if column is None else b.or_(column, w)
+    return column
+
+
+def put_products_of(numbers, halves, flip=0, less=0):
+    """-> f(to, x, stride): f32 columns, 64 bytes each, one after another. A number is (parts, half): its parts as for
+    `put_columns_of`, but of whole words, with the bits `flip` changed, minus `less`, times that one of `halves`, of
+    which each is (at, word, right, sign): an f16 in a word of the sixteen bytes at `at`, moved right, times the sign."""
+
+    @intrinsic
+    def put(tyctx, to, x, stride):
+        def codegen(ctx, b, sig, a):
+            runs, scales = {}, []
+            f32 = ir.VectorType(cg.F32, 16)
+            for at, word, right, sign in halves:
+                half = b.trunc(
+                    _together(b, runs, a[1], a[2], [(at, word, right, 0xFFFF, 0)]), ir.VectorType(cg.I16, 16)
+                )
+                scales.append(b.fmul(cg.f16_to_f32(b, half), cg.const(f32, [sign] * 16)))
+            for i, (parts, half) in enumerate(numbers):
+                column = _together(b, runs, a[1], a[2], parts)
+                column = b.sub(b.xor(column, _splat(flip)), _splat(less))
+                product = b.fmul(b.sitofp(column, f32), scales[half])
+                b.store(product, cg.ptr(b, b.add(a[0], ir.Constant(a[0].type, 64 * i)), f32), align=1)
+            return ctx.get_dummy_value()
+
+        return types.none(types.uintp, types.uintp, types.uintp), codegen
+
+    return put

@@ -13,7 +13,7 @@ from levels import HERE, TARGETS, Key, assembly_at
 
 from pyggml import jit
 
-QUANTS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+QUANTS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K")
 SCORES, WEIGH, MANY = ("scores", ("f16", 3)), ("weigh", ("f16", 3)), ("attention_tile", ())
 CORE: tuple[Key, ...] = (
     *(("matvec", (t,)) for t in ("F16", "Q4_1", "Q8_0")),
@@ -24,7 +24,7 @@ CORE: tuple[Key, ...] = (
 )
 REST: tuple[Key, ...] = (
     *(("matvec", (t,)) for t in ("F32", "BF16", "Q4_0", "Q5_0", "Q5_1")),
-    *(("tile", (t,)) for t in ("F32", "F16", "BF16", "Q4_0", "Q5_0", "Q5_1")),
+    *(("tile", (t,)) for t in ("F32", "F16", "BF16", "Q4_0", "Q5_0", "Q5_1", "Q4_K")),
 )
 FACTORY = {  # others: kernel "rows" of the module with that name
     "scores": ("attention_rows", "scores"),

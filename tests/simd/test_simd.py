@@ -602,6 +602,44 @@ def test_columns_of_16_rows(stride: int) -> None:
         assert np.array_equal(found, halves, equal_nan=True), i
 
 
+def test_parts_of_16_rows() -> None:
+    from word_kernels.tiles import HALVES, LEVELS, NUMBERS, PARTS
+
+    stride = 54
+    src = at_the_end(15 * stride + 38)
+    src[:] = np.random.default_rng(17).integers(0, 256, len(src)).astype(np.uint8)
+    rows = [np.ascontiguousarray(src[stride * i :][:38]) for i in range(16)]
+    out = poisoned(512)
+    kernel("tiles.parts_of_16_rows", "pip")(src, stride, out)
+
+    def word(row: Array, at: int, number: int) -> int:
+        return int(row[at + 4 * number :][:4].view(np.uint32)[0])
+
+    def column(parts: list[tuple[int, int, int, int, int]]) -> Array:
+        """u8 (16, 4)"""
+        found = np.zeros((16, 4), np.uint8)
+        for at, number, right, keep, left in parts:
+            moved = np.array([word(row, at, number) >> right for row in rows], np.uint32)
+            found |= (moved.view(np.uint8).reshape(16, 4) & np.uint8(keep)) << np.uint8(left)
+        return found
+
+    first, second = map(column, PARTS)
+    found = np.array(LEVELS, np.int8).view(np.uint8)[first]
+    form = found ^ np.uint8(128 if jit.level() == "vnni" else 0)
+    for i, part in enumerate((first, second, found, form)):
+        same(out[64 * i :][:64], part.reshape(-1), f"column {i}")
+    for i, (parts, which) in enumerate(NUMBERS):
+        at, number, right, sign = HALVES[which]
+        for r, row in enumerate(rows):
+            n = 0
+            for part_at, part_word, down, keep, left in parts:
+                n |= (word(row, part_at, part_word) >> down & keep) << left
+            half = np.uint16(word(row, at, number) >> right & 0xFFFF).view(np.float16).astype(F32)
+            expected = F32((n ^ 128) - 128) * (half * F32(sign))
+            actual = out[256 + 64 * i + 4 * r :][:4].view(F32)[0]
+            assert actual == expected or (np.isnan(actual) and np.isnan(expected)), (i, r)
+
+
 def test_a_tile_of_the_first_of_a_panel() -> None:
     from word_kernels.tiles import WIDTH
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 T = GGMLType
 HALVES = (T.Q2_K, T.Q3_K, T.Q6_K, T.IQ1_M, T.IQ2_XS, T.IQ2_S)  # their scales change every 16 values
+SIGNED = (T.Q8_0, T.IQ4_NL, T.IQ4_XS)  # take more registers where there is no VNNI
 TYPES = (
     *(T.F32, T.F16, T.BF16, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q8_0),
     *(T.Q2_K, T.Q3_K, T.Q4_K, T.Q5_K, T.Q6_K, T.IQ4_NL, T.IQ4_XS),
@@ -34,7 +35,7 @@ MIN_TILE_COLUMNS = {"vnni": 2, "v4": 2, "v3": 3}
 (benchmarks/kernels.py -c)."""
 WIDTH = {"vnni": (12, 12, 12), "v4": (12, 10, 10), "v3": (4, 3, 2), "v2": (1, 1, 1), "generic": (4, 4, 4)}
 """Tokens in a register tile, whose accumulators should stay in registers: of floats, of integers (which have a second
-set), and of integers whose scales change every 16 values (benchmarks/kernels.py)."""
+set), and of integers that are signed or whose scales change every 16 values (benchmarks/kernels.py)."""
 
 Listed: TypeAlias = "tuple[WorkTensor, tuple[int, int]] | None"
 """A table of experts.py and where its parts begin."""
@@ -105,7 +106,7 @@ def _transposed(builder: Builder, t: Tensor) -> Tensor:
 def tile_width(dtype: GGMLType) -> int:
     """Tokens in a register tile that meets weights of this type."""
     floats, integers, halves = WIDTH[jit.level()]
-    return floats if _as_floats(dtype) else halves if dtype in HALVES else integers
+    return floats if _as_floats(dtype) else halves if dtype in HALVES or dtype in SIGNED else integers
 
 
 def min_tile_columns(dtype: GGMLType) -> int:

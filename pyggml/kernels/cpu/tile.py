@@ -63,13 +63,40 @@ def _unpack_blocks(dtype):
     return unpack
 
 
+def _unpack_super_columns(dtype):
+    """-> unpack(x, stride, last, nb, panel): the same of nb / 8 super-blocks whose columns super_columns.py knows."""
+    from pyggml import simd as v
+    from pyggml.kernels.cpu import super_columns
+
+    U = v.U
+    columns = super_columns.TYPES[dtype.name]()
+    put_q = v.put_columns_of(columns.q, columns.levels, columns.levels is not None)
+    put_numbers = v.put_products_of(columns.numbers, columns.halves, columns.flip, columns.less)
+    size, numbers = U(SIZES[dtype].type_size), U(64 * len(columns.numbers))
+
+    @v.device
+    def unpack(x, stride, last, nb, panel):
+        q = panel
+        d = panel + U(512 * nb)
+        for _ in range(nb >> 3):
+            put_q(q, x, stride)
+            put_numbers(d, x, stride)
+            q += U(4096)
+            d += numbers
+            x += size
+
+    return unpack
+
+
 def _unpack_super_blocks(dtype):
     """-> unpack(x, stride, last, nb, panel): the same of nb / 8 super-blocks. Behind the panel each row's values and
     scales are put down first, so that one transposition does for all types and parts."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import super_blocks
+    from pyggml.kernels.cpu import super_blocks, super_columns
 
     U = v.U
+    if dtype.name in super_columns.TYPES:
+        return _unpack_super_columns(dtype)
     blocks = super_blocks.TYPES[dtype.name]()
     size, get, signed = SIZES[dtype].type_size, blocks.scales, blocks.signed
     q0, q1, q2, q3 = blocks.quants
@@ -292,8 +319,10 @@ def rows(name, width):
     unpack = {1: _unpack_floats, 32: _unpack_blocks, 256: _unpack_super_blocks}[SIZES[dtype].block_size](dtype)
     tile_of = _tile_blocks if is_block else _tile_floats
     lines = -(-SIZES[dtype].type_size * 8 // SIZES[dtype].block_size)
-    tile, first_tile = tile_of(dtype, width, width), tile_of(dtype, width, width, lines)
-    few, some = TAILS if width > TAILS[-1] else (0, 0)
+    wide = width > TAILS[-1]
+    first_tile = tile_of(dtype, width, width, lines)
+    tile = tile_of(dtype, width, width) if wide else first_tile
+    few, some = TAILS if wide else (0, 0)
     tile_few, tile_some = tile_of(dtype, few or width, width, lines), tile_of(dtype, some or width, width, lines)
     n1, r2, r3 = (record.field("src0.ne", i) for i in (1, 2, 3))
     m1, m2, m3 = (record.field("dst.ne", i) for i in (1, 2, 3))
@@ -322,7 +351,7 @@ def rows(name, width):
             tile_few(length, panel, y, out, stride, have, left, ahead)
         elif left <= some:
             tile_some(length, panel, y, out, stride, have, left, ahead)
-        elif is_first:
+        elif wide and is_first:
             first_tile(length, panel, y, out, stride, have, min(left, width), ahead)
         else:
             tile(length, panel, y, out, stride, have, min(left, width), ahead)

@@ -41,6 +41,27 @@ def of_16_rows():
     return kernel
 
 
+PARTS = ([(0, 1, 4, 15, 0)], [(0, 3, 0, 3, 2), (22, 2, 7, 1, 0)])
+NUMBERS = [([(0, 0, 8, 63, 0)], 0), ([(0, 2, 16, 255, 0)], 1), ([(0, 3, 20, 15, 0), (22, 0, 6, 3, 4)], 1)]
+HALVES = [(22, 1, 0, 1.0), (22, 1, 16, -1.0)]
+
+
+def parts_of_16_rows():
+    """-> kernel(src, stride, out): the columns PARTS, the first of them in LEVELS and then in the form for products; the
+    numbers NUMBERS with bit 7 changed, minus 128, times HALVES."""
+    whole, levels = v.put_columns_of(PARTS), v.put_columns_of(PARTS[:1], LEVELS)
+    form, products = v.put_columns_of(PARTS[:1], LEVELS, True), v.put_products_of(NUMBERS, HALVES, 128, 128)
+
+    def kernel(src, stride, out):
+        apart = U(stride)
+        whole(out, src, apart)
+        levels(out + U(128), src, apart)
+        form(out + U(192), src, apart)
+        products(out + U(256), src, apart)
+
+    return kernel
+
+
 def first_of_a_panel():
     """-> kernel(w, q5, y, out): the first two columns of panels of WIDTH, as integers and times w; y as for `columns`."""
     t = v.TileWords(2, WIDTH)
