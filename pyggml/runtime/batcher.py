@@ -28,7 +28,7 @@ class Place:
 
     def __init__(self, context: Context, seq: int, shifts: bool, n_keep: int) -> None:
         self.seq = seq
-        self.slot = Slot(ContextSequence(context, seq), shifts=shifts, n_keep=n_keep)
+        self.slot = Slot(ContextSequence(context, seq), shifts=shifts, n_keep=n_keep, memory=context.memory, seq=seq)
         self.sequence: Sequence | None = None
         self.used = 0  # the step in which a text last had it
 
@@ -137,6 +137,8 @@ class Batcher:
             tokens = sequence.pending[:left]
             if not tokens:
                 break
+            if len(sequence.pending) > 1 and place.slot.marks:
+                tokens = sequence.pending[:-1][:left]  # a checkpoint comes before the last one, as Slot.prefill has it
             parts.append((place, tokens, len(tokens) == len(sequence.pending)))
             left -= len(tokens)
         return parts
@@ -164,13 +166,9 @@ class Batcher:
 
     @staticmethod
     def _again(place: Place, sequence: Sequence) -> None:
-        """The logits after the last token were lost: it is computed once more, or all where memory cannot go back by one."""
+        """The logits after the last token were lost: it is computed once more, or what memory cannot go back without."""
         slot = place.slot
-        try:
-            kept = slot.go_back(len(slot.tokens) - 1)
-        except ContextError:
-            kept = slot.go_back(0)
-        sequence.pending = sequence.tokens[kept:]
+        sequence.pending = sequence.tokens[slot.go_back(len(slot.tokens) - 1) :]
 
     def _advance(self, place: Place, tokens: list[int], seconds: float) -> None:
         """The slot has what of these tokens was completed."""
@@ -186,6 +184,8 @@ class Batcher:
             timings.prompt += seconds
             timings.n_prompt += done
         del sequence.pending[:done]
+        if done and len(sequence.pending) == 1 and not sequence.ends:
+            slot.mark()
 
     def _push(
         self, parts: list[tuple[Place, list[int], bool]], rows: NDArray[np.float32]

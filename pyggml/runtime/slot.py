@@ -88,7 +88,7 @@ class Slot:
         self.tokens: list[int] = []
         self.forgotten = 0
         self._memory, self._seq = memory, seq
-        self._marks = memory is not None and memory.checkpoint(seq) is not None
+        self._marks: bool | None = None if memory is not None else False
         self._checkpoints: list[Checkpoint] = []  # of this text, the oldest first
 
     def begin(self, tokens: Sequence[int]) -> int:
@@ -118,15 +118,22 @@ class Slot:
             n = self.forgotten = 0
         return n
 
+    @property
+    def marks(self) -> bool:
+        """Whether going back needs checkpoints."""
+        if self._marks is None:  # asked once: what a checkpoint holds may be large
+            self._marks = self._memory is not None and self._memory.checkpoint(self._seq) is not None
+        return self._marks
+
     def mark(self) -> None:
         """Make a checkpoint of the text as it is, where going back needs one."""
-        if self._marks and self._memory is not None and (checkpoint := self._memory.checkpoint(self._seq)):
+        if self.marks and self._memory is not None and (checkpoint := self._memory.checkpoint(self._seq)):
             self._checkpoints = [*self._checkpoints, checkpoint][-MOST_CHECKPOINTS:]
 
     def prefill(self, tokens: Sequence[int]) -> "Row | None":
         """As `decode`, of a prompt. Where going back needs a checkpoint there is one before the last token: whatever the
         next text is, if it begins with this prompt, only that one is computed anew."""
-        if self._marks and len(tokens) > 1:
+        if len(tokens) > 1 and self.marks:
             if self.decode(tokens[:-1]) is None:
                 return None
             self.mark()

@@ -3,10 +3,11 @@
 from typing import Any
 
 import pytest
-from fake_context import Bytes, FakeContext, ForgetfulContext, Greedy
+from fake_context import Bytes, FakeContext, ForgetfulContext, ForgetfulSequences, Greedy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyggml.runtime.batcher import Batcher
 from pyggml.runtime.generate import generate
 from pyggml.runtime.sequence import Sequence
 from pyggml.runtime.slot import MOST_CHECKPOINTS, Slot
@@ -20,6 +21,7 @@ def run(slot: Slot, prompt: bytes, n: int = 3) -> Sequence:
 
 def slot_of(context: ForgetfulContext, kind: type[Slot] = Slot, **options: Any) -> Slot:
     slot = kind(context, memory=context, **options)  # type: ignore[arg-type]
+    assert slot.marks
     context.calls.clear()
     return slot
 
@@ -140,3 +142,35 @@ def test_mutants_are_caught(mutant: type[Slot]) -> None:
     with pytest.raises(AssertionError):
         for turns, slack in cases:
             agrees(mutant, turns, slack, True)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.tuples(st.text("ab", min_size=1, max_size=9).map(str.encode), st.integers(1, 5)), max_size=9),
+    st.integers(0, 3),
+    st.integers(1, 12),
+)
+def test_many_texts_whose_memories_cannot_go_back(wanted: list[tuple[bytes, int]], slack: int, n_batch: int) -> None:
+    context: Any = ForgetfulSequences(64, 3, slack)
+    batcher = Batcher(context, n_batch)
+    texts = [Sequence(prompt, Greedy(), Bytes(), max_tokens=n) for prompt, n in wanted]
+    for text in texts:
+        batcher.add(text)
+    while not batcher.idle:
+        batcher.step()
+        for place in batcher.places:
+            consistent(place.slot, context.each[place.seq])
+    for text, (prompt, n) in zip(texts, wanted, strict=True):
+        assert text.answer == run(Slot(FakeContext(64)), prompt, n).answer
+
+
+def test_a_batcher_answers_a_prompt_again_from_its_last_token() -> None:
+    context: Any = ForgetfulSequences(64, 2)
+    batcher, reused = Batcher(context, 4), []
+    for _ in range(2):
+        text = Sequence(b"abcdefg", Greedy(), Bytes(), max_tokens=3)
+        batcher.add(text)
+        while not batcher.idle:
+            batcher.step()
+        reused.append((text.n_reused, bytes(text.answer)))
+    assert [n for n, _ in reused] == [0, 6] and reused[0][1] == reused[1][1]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from pyggml.memory.base import Checkpoint
+from pyggml.runtime.batch import Batch
 
 N_VOCAB = 256  # a token is a byte
 EOG = 0
@@ -105,3 +106,44 @@ class ForgetfulContext(FakeContext):
         self.calls.append(("restore", end))
         self.tokens = list(checkpoint.data)
         return True
+
+
+class ForgetfulSequences:
+    """A context of several sequences, each a ForgetfulContext, and its memory; what a Batcher asks of both."""
+
+    def __init__(self, n_ctx: int, n_seq_max: int, slack: int = 0) -> None:
+        self.n_ctx = self.n_ctx_seq = n_ctx
+        self.n_seq_max = n_seq_max
+        self.each = [ForgetfulContext(n_ctx, slack) for _ in range(n_seq_max)]
+        self.memory = self
+
+    def decode(self, batch: Batch) -> Any:
+        rows = []
+        for token, pos, seq, output in zip(batch.tokens, batch.pos, batch.seq, batch.outputs, strict=True):
+            context = self.each[seq]
+            assert context.n_past == pos
+            logits = context.decode([int(token)])
+            if output:
+                rows.append(logits[0])
+        return np.array(rows)
+
+    def prepare(self, n_tokens: int) -> list[Any]:
+        return []
+
+    def end(self, seq: int) -> int:
+        return self.each[seq].n_past
+
+    def truncate(self, n: int, seq: int) -> None:
+        self.each[seq].truncate(n)
+
+    def shift(self, n_keep: int, n_discard: int, seq: int) -> None:
+        self.each[seq].shift(n_keep, n_discard)
+
+    def can_remove(self, seq: int, p0: int = 0, p1: int | None = None) -> bool:
+        return self.each[seq].can_remove(0, p0, p1)
+
+    def checkpoint(self, seq: int) -> Checkpoint:
+        return self.each[seq].checkpoint(0)
+
+    def restore(self, seq: int, checkpoint: Checkpoint, end: int) -> bool:
+        return self.each[seq].restore(0, checkpoint, end)
