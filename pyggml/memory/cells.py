@@ -29,6 +29,7 @@ class Cells:
         self.seq = np.zeros((n_streams, n_cells, -(-n_seq_max // 64) if self.shared else 0), np.uint64)
         self.used = np.zeros(n_streams, np.int64)  # cells with a token
         self.high = np.zeros(n_streams, np.int64)  # one more than the last cell with a token
+        self._ends: list[int | None] = [0] * n_seq_max  # as far as they are known
 
     def stream_of(self, seq: int) -> int:
         return 0 if self.n_streams == 1 else seq
@@ -52,6 +53,16 @@ class Cells:
         cells, pos = cells[chosen], pos[chosen]
         return cells if _rising(pos) else cells[np.argsort(pos, kind="stable")]
 
+    def next(self, first: int, n: int) -> NDArray[np.int64] | None:
+        """In each of `n` neighbouring streams the cell behind all tokens; None unless each has that and no hole before."""
+        streams = slice(first, first + n)
+        high = self.high[streams]
+        if n == 1:
+            whole = high[0] == self.used[first] and high[0] < self.n_cells
+        else:
+            whole = bool((high == self.used[streams]).all()) and int(high.max()) < self.n_cells
+        return high.copy() if whole else None
+
     def free(self, stream: int, n: int) -> NDArray[np.int64] | None:
         """The first `n` cells without a token, None when there are fewer."""
         used, high = int(self.used[stream]), int(self.high[stream])
@@ -70,12 +81,38 @@ class Cells:
             self.seq[stream, cells, seq // 64] = np.uint64(1) << (seq % 64).astype(np.uint64)
         self.used[stream] += len(cells)
         self.high[stream] = max(int(self.high[stream]), int(cells.max()) + 1)
+        for one in np.unique(seq).tolist() if self.shared else (stream,):
+            end = self._ends[one]
+            if end is not None:
+                last = pos[seq == one] if self.shared else pos
+                self._ends[one] = max(end, int(last.max()) + 1)
+
+    def put_next(self, first: int, cells: NDArray[np.int64], pos: NDArray[np.int32]) -> None:
+        """One token each of neighbouring streams from `first` on comes to lie behind all others there."""
+        if len(cells) == 1:
+            cell, p = int(cells[0]), int(pos[0])
+            self.pos[first, cell] = p
+            self.used[first] += 1
+            self.high[first] = cell + 1
+            end = self._ends[first]
+            if end is not None and end <= p:
+                self._ends[first] = p + 1
+            return
+        streams = slice(first, first + len(cells))
+        self.pos[np.arange(first, first + len(cells)), cells] = pos
+        self.used[streams] += 1
+        self.high[streams] = cells + 1
+        for one, p in enumerate(pos.tolist(), first):
+            end = self._ends[one]
+            if end is not None:
+                self._ends[one] = max(end, p + 1)
 
     def take(self, seq: int, cells: NDArray[np.int64]) -> None:
         """A sequence gives up cells of its own; those of no other sequence become free."""
         if not len(cells):
             return
         stream = self.stream_of(seq)
+        self._ends[seq] = None
         if self.shared:
             self.seq[stream, cells, seq // 64] &= ~(np.uint64(1) << np.uint64(seq % 64))
             cells = cells[~self.seq[stream, cells].any(axis=1)]
@@ -85,6 +122,7 @@ class Cells:
 
     def share(self, seq: int, cells: NDArray[np.int64]) -> None:
         """A sequence has these cells too."""
+        self._ends[seq] = None
         self.seq[0, cells, seq // 64] |= np.uint64(1) << np.uint64(seq % 64)
 
     def owners(self, cells: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -97,15 +135,15 @@ class Cells:
         self.seq[:] = 0
         self.used[:] = 0
         self.high[:] = 0
+        self._ends = [0] * self.n_seq_max
 
     def end(self, seq: int) -> int:
         """One more than the last position of a sequence."""
-        stream = self.stream_of(seq)
-        high = int(self.high[stream])
-        if not self.shared and high == self.used[stream]:  # no hole: the last cell has the last token, or a moved one
-            return int(self.pos[stream, :high].max(initial=-1)) + 1 if high else 0
-        pos = self.pos[stream, :high][self.mine(seq)]
-        return int(pos.max(initial=-1)) + 1
+        end = self._ends[seq]
+        if end is None:
+            pos = self.pos[self.stream_of(seq), : int(self.high[self.stream_of(seq)])][self.mine(seq)]
+            end = self._ends[seq] = int(pos.max(initial=-1)) + 1
+        return end
 
     def first(self, seq: int) -> int:
         """The first position of a sequence, 0 when it has none."""

@@ -114,6 +114,15 @@ class KVCache(KVTensors, Memory):
         (n_streams, tokens of each, n_kv). F16 for flash attention, F32 for soft max."""
         ub, shape, cells = placement.ub, placement.shape, self.cells
         n_kv, n_seqs = shape.n_kv, shape.n_streams
+        if ub.n == 1 and self.window is None and not cells.shared:
+            cell = int(placement.cells[0])
+            if cell == cells.used[shape.first]:  # behind all others, which are before it: it sees each
+                whole = np.zeros(n_kv, np.float32 if self.transposed_v else np.float16)
+                whole[cell + 1 :] = -np.inf
+                return whole
+            pos = cells.pos[shape.first, :n_kv].copy()
+            pos[cell] = ub.pos[0]
+            return self._mask(pos <= ub.pos[0])
         each = ub.n // n_seqs
         pos = cells.pos[shape.first : shape.first + n_seqs, :n_kv].copy()
         for stream, dropped in placement.dropped:
@@ -132,19 +141,26 @@ class KVCache(KVTensors, Memory):
                     mine[:high] = cells.mine(seq, high)
                     mine[placement.cells] = ub.seq == seq
                     seen[0, ub.seq == seq] &= mine
-        for i in np.flatnonzero(ub.seq == NOBODY).tolist():  # it sees itself alone, so that it computes numbers
+        for i in (
+            np.flatnonzero(ub.seq == NOBODY).tolist() if ub.filled else ()
+        ):  # it sees itself alone, so that it computes numbers
             seen[i // each, i % each] = False
             seen[i // each, i % each, placement.cells[i]] = True
-        mask: NDArray[Any]  # the bits of -inf where nothing is seen
-        if self.transposed_v:
-            mask = np.multiply(~seen, np.uint32(0xFF800000), dtype=np.uint32).view(np.float32)
-        else:
-            mask = np.multiply(~seen, np.uint16(0xFC00), dtype=np.uint16).view(np.float16)
+        mask = self._mask(seen)
         return mask[0] if n_seqs == 1 else mask
+
+    def _mask(self, seen: NDArray[np.bool_]) -> NDArray[Any]:
+        """The bits of -inf where nothing is seen."""
+        if self.transposed_v:
+            return np.multiply(~seen, np.uint32(0xFF800000), dtype=np.uint32).view(np.float32)
+        return np.multiply(~seen, np.uint16(0xFC00), dtype=np.uint16).view(np.float16)
 
     # ---- sequences
 
     def place(self, ub: Ubatch) -> KVPlacement | None:
+        first = ub.first if self.n_streams > 1 else 0
+        if ub.n == ub.n_seqs and (cells := self.cells.next(first, ub.n)) is not None:
+            return KVPlacement(ub, cells, KVShape(self.n_kv(int(cells.max()) + 1), first, ub.n))
         high = 0
         found: list[NDArray[np.int64]] = []
         dropped: list[tuple[int, NDArray[np.int64]]] = []
@@ -162,7 +178,7 @@ class KVCache(KVTensors, Memory):
                 return None
             found.append(cells)
             high = max(high, int(self.cells.high[stream]), int(cells.max()) + 1)
-        shape = KVShape(self.n_kv(high), ub.first if self.n_streams > 1 else 0, ub.n_seqs)
+        shape = KVShape(self.n_kv(high), first, ub.n_seqs)
         cells = found[0] if len(found) == 1 else np.concatenate(found)
         return KVPlacement(ub, cells, shape, tuple(dropped))
 
@@ -196,6 +212,11 @@ class KVCache(KVTensors, Memory):
         for stream, dropped in placement.dropped:
             self._drop(stream, dropped)
         each = ub.n // ub.n_seqs
+        first = placement.shape.first
+        alone = each == 1 and not ub.filled and not self.cells.shared and not placement.dropped
+        if alone and (cells == self.cells.high[first : first + ub.n]).all():
+            self.cells.put_next(first, cells, ub.pos)
+            return
         for i in range(ub.n_seqs):
             part = slice(i * each, (i + 1) * each)
             real = ub.seq[part] != NOBODY

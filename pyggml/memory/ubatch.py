@@ -29,6 +29,8 @@ class Ubatch:
     first: int = 0
     """The stream of the first sequence, where each sequence has one of its own; row i is of stream
     first + i // (n / n_seqs)."""
+    filled: bool = False
+    """Whether some rows are NOBODY's."""
 
     @property
     def n(self) -> int:

@@ -117,6 +117,7 @@ def _part(batch: Batch, rows: NDArray[np.int64], streams: NDArray[np.int32], n_s
             outputs,
             n_seqs,
             first,
+            not real.all(),
         ),
         rows,
     )

@@ -221,7 +221,28 @@ class Context:
         bad = np.flatnonzero((ids < 0) | (ids >= self.model.n_vocab))
         if bad.size:
             raise ComputeError(f"token {ids[bad[0]]} is outside the vocabulary of {self.model.n_vocab}")
-        return self._decode(Batch.of(ids, start, 0, logits))
+        return self._decode_alone(ids, start, logits)
+
+    def _decode_alone(self, ids: NDArray[np.int32], start: int, logits: str) -> NDArray[np.float32]:
+        """Tokens of sequence 0: what `_decode` does with a batch of them, with less ado."""
+        self._begin()
+        n_out = {"last": 1, "all": ids.size, "none": 0}[logits]
+        out = np.empty((n_out, self.model.n_vocab), np.float32)
+        for at in range(0, ids.size, self.n_ubatch):
+            part = ids[at : at + self.n_ubatch]
+            end = at + part.size
+            outputs = np.full(part.size, logits == "all")
+            if logits == "last" and end == ids.size:
+                outputs[-1] = True
+            pos = np.arange(start + at, start + end, dtype=np.int32)
+            ub = Ubatch(part, pos, np.zeros(part.size, np.int32), outputs)
+            placement = self.memory.place(ub)
+            if placement is None:
+                raise ContextError(f"no room for {part.size} tokens in a context of {self.n_ctx}")
+            result = self._decode_ubatch(ub, placement)
+            if result is not None:
+                out[at if logits == "all" else 0 :][: len(result)] = result
+        return out
 
     def _checked(self, batch: Batch) -> Batch:
         """Raises ContextError, ComputeError for what cannot be decoded."""
@@ -242,7 +263,8 @@ class Context:
                 raise ContextError(f"{len(pos)} tokens after {end} do not fit into a context of {self.n_ctx_seq}")
         return batch
 
-    def _decode(self, batch: Batch) -> NDArray[np.float32]:
+    def _begin(self) -> None:
+        """Raises ContextError for an adapter that is gone."""
         self.scheduler.aborted = False
         for applied in self.adapters:
             if applied.adapter not in self.model.adapters:
@@ -250,6 +272,9 @@ class Context:
         if self.computed_with != self.adapters:
             fresh = not any(self.memory.end(seq) for seq in range(self.n_seq_max))
             self.computed_with = self.adapters if fresh else None
+
+    def _decode(self, batch: Batch) -> NDArray[np.float32]:
+        self._begin()
         out = np.empty((int(np.count_nonzero(batch.outputs)), self.model.n_vocab), np.float32)
         row_of = np.cumsum(batch.outputs) - 1
         for ub, rows in split(batch, self.n_ubatch, self.memory.n_streams, self.n_seq_max):
