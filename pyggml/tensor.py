@@ -151,6 +151,17 @@ class Tensor:
         return value
 
 
+def made_by(op: int, op_params: bytes, src: tuple[Tensor | None, ...], name: str) -> Tensor:
+    """A node whose type, shape and strides are yet to be said (F32, of no elements)."""
+    node = Tensor.__new__(Tensor)
+    node.type = GGMLType.F32
+    node.ne = node.nb = (0, 0, 0, 0)
+    node.op, node.op_params, node.src, node.name = op, op_params, src, name
+    node.flags = node.view_offs = node.data = 0
+    node.view_src = node.buffer = None
+    return node
+
+
 def contiguous_strides(dtype: GGMLType, ne: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
     """Strides in bytes of a dense tensor. Raises ShapeError when a row is no whole number of blocks."""
     block_size, type_size = SIZES[dtype]

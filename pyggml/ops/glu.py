@@ -20,7 +20,8 @@ from pyggml.tensor import Tensor, pack_params
 def _glu(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     (a,) = sources(Op.GLU, src, 1, 1)
     kind, b = node.param_i32(0), option(src, 1)
-    need(0 <= kind < len(GluOp), Op.GLU, f"unknown function number {kind}", a)
+    if not 0 <= kind < len(GluOp):
+        need(False, Op.GLU, f"unknown function number {kind}", a)
     need(a.is_contiguous_from(1), Op.GLU, "the source's rows are not dense", a)
     if b is None:
         return a.type, (a.ne[0] // 2, *a.ne[1:])

@@ -21,7 +21,8 @@ def _norm_rule(op: Op) -> Rule:
     def norm(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
         (a,) = sources(op, src, 1)
         eps = node.param_f32(0)
-        need(eps >= 0.0, op, f"eps is {eps}", a)
+        if not eps >= 0.0:
+            need(False, op, f"eps is {eps}", a)
         return a.type, a.ne
 
     return norm

@@ -33,12 +33,15 @@ def _rope_rule(op: Op) -> Rule:
     def rope(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
         a, positions = sources(op, src, 2, 1)
         factors, n_dims, mode = option(src, 2), node.param_i32(1), node.param_i32(2)
-        need(mode in ROPE_MODES, op, f"mode {mode} is none of {ROPE_MODES}", a)
+        if mode not in ROPE_MODES:
+            need(False, op, f"mode {mode} is none of {ROPE_MODES}", a)
         need(positions.type == GGMLType.I32, op, "positions are not I32", positions)
         per_token = 4 if mode & ROPE_MROPE else 1
         wanted = (a.ne[2] * per_token, 1, 1, 1)
-        need(positions.ne == wanted, op, f"{per_token} position(s) for each token needed", a, positions)
-        need(0 < n_dims <= a.ne[0] and n_dims % 2 == 0, op, f"{n_dims} rotated dimensions", a)
+        if positions.ne != wanted:
+            need(False, op, f"{per_token} position(s) for each token needed", a, positions)
+        if not 0 < n_dims <= a.ne[0] or n_dims % 2:
+            need(False, op, f"{n_dims} rotated dimensions", a)
         if mode & ROPE_MROPE:
             sections = [node.param_i32(i) for i in range(11, 15)]
             need(min(sections) >= 0 and any(sections[:3]), op, f"sections {sections}", a)

@@ -12,10 +12,9 @@ from pyggml.dtypes import SIZES, GGMLType
 from pyggml.errors import ShapeError, UnsupportedError
 from pyggml.ops.numbers import VIEW_OPS, Op
 from pyggml.ops.overlap import IN_PLACE, check_overlap
-from pyggml.tensor import NO_PARAMS, Tensor, contiguous_strides
+from pyggml.tensor import NO_PARAMS, Tensor, contiguous_strides, made_by
 
 Shape = tuple[int, int, int, int]
-EMPTY: Shape = (0, 0, 0, 0)
 Srcs = Sequence[Tensor | None]
 Rule = Callable[[Srcs, Tensor], tuple[GGMLType, Shape]]
 
@@ -115,7 +114,7 @@ def can_repeat(a: Tensor, b: Tensor) -> bool:
 
 def build(op: Op, src: Srcs, params: bytes = NO_PARAMS, name: str = "", view_of: Tensor | None = None) -> Tensor:
     """Build a node whose type and shape its rule gives; `view_of` makes it a view of that source's bytes."""
-    node = Tensor(GGMLType.F32, EMPTY, EMPTY, op=op, op_params=params, src=src, name=name)
+    node = made_by(op, params, tuple(src), name)
     node.type, node.ne = RULES[op](src, node)
     if view_of is None:
         node.nb = contiguous_strides(node.type, node.ne)

@@ -24,7 +24,8 @@ def reshape(a: Tensor, *ne: int, name: str = "") -> Tensor:
     full: Shape = (*ne, 1, 1, 1)[:4]  # type: ignore[assignment]
     count = full[0] * full[1] * full[2] * full[3]
     need(a.is_contiguous, Op.RESHAPE, "the source is not contiguous", a)
-    need(count == a.nelements, Op.RESHAPE, f"{a.nelements} elements do not make {list(full)}", a)
+    if count != a.nelements:
+        need(False, Op.RESHAPE, f"{a.nelements} elements do not make {list(full)}", a)
     return _view(Op.RESHAPE, a, full, contiguous_strides(a.type, full), 0, name)
 
 
@@ -37,19 +38,16 @@ def view(a: Tensor, ne: Sequence[int], strides: Sequence[int] = (), offset: int 
         nb[i] = strides[i - 1] if i - 1 < len(strides) else nb[i - 1] * full[i - 1] if i > 1 else nb[i]
     result = _view(Op.VIEW, a, full, (nb[0], nb[1], nb[2], nb[3]), offset, name, pack_params("q", offset))
     root = a.view_src or a
-    need(
-        result.view_offs + result.nbytes <= root.nbytes,
-        Op.VIEW,
-        f"{result.nbytes} bytes at {result.view_offs} lie outside the {root.nbytes} of the source",
-        result,
-        a,
-    )
+    size, end = result.nbytes, root.nbytes
+    if result.view_offs + size > end:
+        need(False, Op.VIEW, f"{size} bytes at {result.view_offs} lie outside the {end} of the source", result, a)
     return result
 
 
 def permute(a: Tensor, *axes: int, name: str = "") -> Tensor:
     """Dimension i of `a` becomes dimension axes[i] (ggml.c: ggml_permute)."""
-    need(sorted(axes) == [0, 1, 2, 3], Op.PERMUTE, f"axes {list(axes)} are no permutation of 0 to 3", a)
+    if sorted(axes) != [0, 1, 2, 3]:
+        need(False, Op.PERMUTE, f"axes {list(axes)} are no permutation of 0 to 3", a)
     ne, nb = [0] * 4, [0] * 4
     for i, axis in enumerate(axes):
         ne[axis], nb[axis] = a.ne[i], a.nb[i]
