@@ -51,6 +51,21 @@ def test_single_kernels() -> None:
     assert all(rate is not None and float(rate[1]) > 0 for rate in rates), out
 
 
+@pytest.mark.usefixtures("peer")
+def test_many_sequences(tmp_path: Path) -> None:
+    """Both programs run on the same flags; a ratio is of one round, "own" of ours with many and with one."""
+    model, report = write_text_model(tmp_path / "tiny.gguf"), tmp_path / "report.json"
+    out = run("many_sequences.py", model, "-r", 2, "-npp", 5, "-ntg", 3, "-npl", "1,3", "-t", 1, "--json", report)
+    found: dict[str, Any] = json.loads(report.read_text())
+    assert [r["test"] for r in found["results"]] == ["pp5 x 1", "pp5 x 3", "tg3 x 1", "tg3 x 3"]
+    for alone, many in zip(found["results"][::2], found["results"][1::2], strict=True):
+        for result in (alone, many):
+            assert result["ratio"] == [a / b for a, b in zip(result["ours"], result["llama.cpp"], strict=True)]
+            assert min(result["ratio"]) > 0 and result["test"] in out
+        assert many["own"] == [a / b for a, b in zip(many["ours"], alone["ours"], strict=True)]
+    assert run("report.py", report).count("| tiny |") == 4
+
+
 def test_what_a_new_shape_costs(tmp_path: Path) -> None:
     out = run("miss.py", write_text_model(tmp_path / "tiny.gguf"), "-r", 2, "-t", 1)
     title, head, *rows = out.splitlines()

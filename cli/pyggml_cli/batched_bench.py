@@ -67,9 +67,10 @@ GROUPS = {
 }
 OTHERS: list[Row] = [
     *(Ignored(row.names, int(row.parse is not None), row.off) for row in SAMPLING if isinstance(row, Flag)),
+    Ignored(("-np", "--parallel"), 1),  # -npl says how many sequences there are
     *(Refused(row.names, why="pyggml-cli prints that") for row in LISTS),
     *NO_DIFFERENCE,
-    *NOT_HERE,
+    *(row for row in NOT_HERE if "--parallel" not in row.names),
 ]
 ROWS: list[Row] = [row for group in GROUPS.values() for row in group] + OTHERS
 ABOUT = (

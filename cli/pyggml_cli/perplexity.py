@@ -85,9 +85,10 @@ GROUPS = {
 OTHERS: list[Row] = [
     *(Ignored(row.names, int(row.parse is not None), row.off) for row in SAMPLING if isinstance(row, Flag)),
     Ignored(("-kvu", "--kv-unified"), off=("-no-kvu", "--no-kv-unified")),
+    Ignored(("-np", "--parallel"), 1),  # -b says how many chunks are computed together
     *(Refused(row.names, why="pyggml-cli prints that") for row in LISTS),
     *NO_DIFFERENCE,
-    *NOT_HERE,
+    *(row for row in NOT_HERE if "--parallel" not in row.names),
     Refused(("--ppl-stride",), 1, harmless=("0",), why="chunks do not overlap"),
     *(Refused((f"--{name}",), why=TASKS) for name in ("hellaswag", "winogrande", "multiple-choice")),
     *(Refused((f"--{name}-tasks",), 1, why=TASKS) for name in ("hellaswag", "winogrande", "multiple-choice")),
@@ -175,13 +176,18 @@ def _bos(tokenizer: "Tokenizer") -> int | None:
 
 
 @contextlib.contextmanager
-def _context(values: Values, model: "Model", n_ctx: int) -> "Iterator[Context]":
-    from pyggml.runtime.context import Context
+def _context(values: Values, model: "Model", doing: str, n_ctx: int, n_chunks: int) -> "Iterator[Context]":
+    """A sequence for each of the chunks that are computed together: as many as a batch has room for, as llama-perplexity's
+    n_seq, but no more than there are."""
+    from pyggml.runtime.context import MAX_SEQUENCES, Context
     from pyggml_cli.loading import context_arguments
 
     if n_ctx > model.config.n_ctx_train:
         print(f"warning: the model was trained on {model.config.n_ctx_train} tokens, not {n_ctx}", file=sys.stderr)
-    context = Context(model, n_ctx, **context_arguments(values, model))
+    n_seq = max(1, min(values.n_batch // n_ctx, n_chunks, MAX_SEQUENCES))
+    context = Context(model, n_seq * n_ctx, n_seq_max=n_seq, **context_arguments(values, model))
+    n_batch = min(values.n_batch, n_seq * n_ctx)
+    print(f"{doing} over {n_chunks} chunks, n_ctx={n_ctx}, batch_size={n_batch}, n_seq={n_seq}", file=sys.stderr)
     try:
         with on_ctrl_c(context.abort):
             yield context
@@ -200,13 +206,12 @@ def _score(values: Values, model: "Model", text: bytes) -> int:
     bos, n_ctx = _bos(tokenizer), int(values.n_ctx)
     tokens = np.array(tokenizer.encode(text), np.int32)
     n_chunks = count_chunks(len(tokens), n_ctx, values.n_chunks)
-    print(f"calculating perplexity over {n_chunks} chunks, n_ctx={n_ctx}", file=sys.stderr)
     losses = Losses()
     with contextlib.ExitStack() as stack:
         writer: BaseWriter | None = None
         if values.base is not None:
             writer = stack.enter_context(BaseWriter.open(Path(values.base), n_ctx, model.n_vocab, n_chunks, tokens))
-        context = stack.enter_context(_context(values, model, n_ctx))
+        context = stack.enter_context(_context(values, model, "calculating perplexity", n_ctx, n_chunks))
         tell = stack.enter_context(_progress(n_chunks))
         for scored in score(context, tokens, n_ctx, n_chunks, bos):
             losses.add(losses_of(scored.logits, scored.tokens))
@@ -267,7 +272,7 @@ def _compare(values: Values, model: "Model", base: "BaseFile") -> int:
         raise UsageError(f"{values.base}: predictions of {base.n_vocab} tokens; the model has {model.n_vocab}")
     bos = _bos(Tokenizer.from_metadata(model.file.metadata))
     result = Divergence()
-    with _context(values, model, base.n_ctx) as context, _progress(base.n_chunk) as tell:
+    with _context(values, model, "computing", base.n_ctx, base.n_chunk) as context, _progress(base.n_chunk) as tell:
         for scored in score(context, base.tokens, base.n_ctx, base.n_chunk, bos):
             result.add(scored.logits, base.take(len(scored.tokens)), scored.tokens)
             if scored.last:

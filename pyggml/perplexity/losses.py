@@ -43,20 +43,19 @@ def count_chunks(n_tokens: int, n_ctx: int, most: int = -1) -> int:
 def score(
     context: Decoder, tokens: Sequence[int] | Ids, n_ctx: int, n_chunks: int, bos: int | None
 ) -> Iterator[Scored]:
-    """The logits before each token of the second half of each chunk, a micro-batch at a time.
+    """The logits before each token of the second half of each chunk, a micro-batch at a time; as many chunks are computed
+    together as the context has sequences.
 
     bos  replaces the first token of each chunk, where the vocabulary wants one added
     Raises ContextError, ComputeError.
     """
-    ids = np.asarray(tokens, np.int32)
-    first = n_ctx // 2
-    for chunk in range(n_chunks):
-        mine = ids[chunk * n_ctx : (chunk + 1) * n_ctx].copy()
-        following = mine[1:].copy()
-        if bos is not None:
-            mine[0] = bos
-        for i, end, logits in rows(context, mine[:-1], first):
-            yield Scored(chunk, logits, following[i:end], end == n_ctx - 1)
+    ids = np.array(tokens[: n_chunks * n_ctx], np.int32).reshape(n_chunks, n_ctx)
+    following = ids[:, 1:].copy()
+    if bos is not None:
+        ids[:, 0] = bos
+    for at in range(0, n_chunks, context.n_seq_max):
+        for k, i, end, logits in rows(context, list(ids[at : at + context.n_seq_max, :-1]), n_ctx // 2):
+            yield Scored(at + k, logits, following[at + k, i:end], end == n_ctx - 1)
 
 
 def log_sums(logits: Rows) -> tuple[Rows, NDArray[np.float64]]:

@@ -25,12 +25,41 @@ def test_what_is_printed(run: Callable[..., Any]) -> None:
     assert re.fullmatch(
         r"\[1\](\d+\.\d{4}),\[2\]\d+\.\d{4},\[3\](\d+\.\d{4}),\nFinal estimate: PPL = \2 \+/- \d+\.\d{5}\n", outcome.out
     )
-    assert "calculating perplexity over 3 chunks, n_ctx=32\n" in outcome.err
+    assert "calculating perplexity over 3 chunks, n_ctx=32, batch_size=96, n_seq=3\n" in outcome.err
     assert re.search(r"total time = \d+\.\d\d s for 96 tokens \(\d+\.\d\d tokens per second\)\n", outcome.err)
     lines = run("-p", TEXT, "-c", 32, "--chunks", 3, "--ppl-output-type", 1, "--no-perf")
     rows = [line.split() for line in lines.out.splitlines()[:-2]]
     assert [row[0] for row in rows] == ["0", "32", "64"] and rows[-1][1] in outcome.out
     assert float(rows[-1][2]) > float(rows[-1][3]) > 0 and "total time" not in lines.err
+
+
+NUMBER = r"\d+\.\d+"
+
+
+def numbers(out: str) -> list[float]:
+    return [float(x) for x in re.findall(NUMBER, out)]
+
+
+@pytest.mark.parametrize("flags", [(), ("-fa", "off"), ("-ub", 24), ("-ctk", "f32", "-ub", 7)])
+def test_chunks_computed_together_say_what_each_says_alone(run: Callable[..., Any], tmp_path: Path, flags: Any) -> None:
+    """In sequences of their own, however many there is room for in a batch; the last ones are fewer."""
+    flags = ("-p", TEXT, "-c", 32, "--no-perf", *flags)
+    base = tmp_path / "base.bin"
+    alone = run(*flags, "-b", 32, "--save-all-logits", base)
+    assert "batch_size=32, n_seq=1\n" in alone.err
+    n_chunks = alone.out.count("[")
+    assert n_chunks > 4 and n_chunks % 4
+    for n_batch, n_seq in ((31, 1), (64, 2), (130, 4), (2048, n_chunks)):
+        some = run(*flags, "-b", n_batch)
+        assert some.code == 0 and f"batch_size={min(n_batch, 32 * n_seq)}, n_seq={n_seq}\n" in some.err
+        assert re.sub(NUMBER, "", some.out) == re.sub(NUMBER, "", alone.out)
+        assert numbers(some.out) == pytest.approx(numbers(alone.out), rel=1e-4)
+    against = ("--no-perf", *flags[5:], "--kl-divergence", "--kl-divergence-base", base)
+    alone, some = run(*against, "-b", 32), run(*against, "-b", 130)
+    assert some.code == 0 and f"computing over {n_chunks} chunks, n_ctx=32, batch_size=128, n_seq=4\n" in some.err
+    assert [line[:4] for line in some.out.splitlines()] == [line[:4] for line in alone.out.splitlines()]
+    perplexities = [[float(x) for x in re.findall(r"^ *\d+ +(\d+\.\d+) ±", o.out, re.M)] for o in (some, alone)]
+    assert perplexities[0] == pytest.approx(perplexities[1], rel=1e-4) and len(perplexities[0]) == n_chunks
 
 
 def test_texts(run: Callable[..., Any], tmp_path: Path) -> None:
@@ -119,8 +148,9 @@ def test_a_text_of_no_chunks(run: Callable[..., Any]) -> None:
 
 
 def test_flags_of_the_completion_tool(run: Callable[..., Any]) -> None:
-    outcome = run("-p", TEXT, "-c", 32, "--chunks", 1, "--temp", 0, "-s", 3, "--no-warmup", "-ub", 8, "-fa", "off")
-    assert outcome.code == 0 and "note: --temp, -s, --no-warmup make no difference here" in outcome.err
+    flags = ("--temp", 0, "-s", 3, "--no-warmup", "-np", 4)
+    outcome = run("-p", TEXT, "-c", 32, "--chunks", 1, *flags, "-ub", 8, "-fa", "off")
+    assert outcome.code == 0 and "note: --temp, -s, --no-warmup, -np make no difference here" in outcome.err
 
 
 def test_it_helps_without_numpy() -> None:

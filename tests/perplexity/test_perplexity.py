@@ -21,6 +21,7 @@ from pyggml.errors import ContextError
 from pyggml.perplexity import BaseFile, BaseWriter, Divergence, Losses, count_chunks, losses_of, score
 from pyggml.perplexity.base_file import BaseFileError, layout, packed, unpacked
 from pyggml.perplexity.divergence import mean, percentile
+from pyggml.runtime.batch import Batch
 
 F = np.float32
 
@@ -69,26 +70,38 @@ def test_the_estimate_and_its_error() -> None:
 class Decoder:
     """Logits that tell the tokens and the place they were computed for."""
 
-    def __init__(self, n_ubatch: int) -> None:
-        self.n_ubatch = n_ubatch
-        self.past: list[int] = []
+    def __init__(self, n_ubatch: int, n_seq_max: int = 1) -> None:
+        self.n_ubatch, self.n_seq_max = n_ubatch, n_seq_max
+        self.past: dict[int, list[int]] = {}
+        self.most = 0  # logits of one call
+        self.together: set[int] = set()  # sequences of one call
 
-    def decode(self, tokens: Any, n_past: int | None = None, logits: str = "last") -> np.ndarray:
-        if n_past is not None:
-            del self.past[n_past:]
-        assert len(tokens) > 0
-        self.past += [int(token) for token in tokens]
-        n = len(tokens) if logits == "all" else 0
-        places = range(len(self.past) - n, len(self.past))
-        return np.array([[place, sum(self.past[: place + 1])] for place in places], F).reshape(n, 2)
+    def clear(self) -> None:
+        self.past = {seq: [] for seq in range(self.n_seq_max)}
+
+    def decode(self, batch: Batch) -> np.ndarray:
+        assert batch.n > 0
+        rows = []
+        for token, pos, seq, output in zip(batch.tokens, batch.pos, batch.seq, batch.outputs, strict=True):
+            past = self.past[int(seq)]
+            assert pos == len(past)
+            past.append(int(token))
+            if output:
+                rows.append([len(past) - 1, sum(past)])
+        self.most = max(self.most, len(rows))
+        self.together.add(len(set(batch.seq.tolist())))
+        return np.array(rows, F).reshape(-1, 2)
 
 
 @pytest.mark.parametrize("n_ctx", [3, 4, 9, 16])
 @pytest.mark.parametrize("n_ubatch", [1, 2, 5, 100])
+@pytest.mark.parametrize("n_seq", [1, 2, 3, 6])
 @pytest.mark.parametrize("bos", [None, 1000])
-def test_which_tokens_are_scored(n_ctx: int, n_ubatch: int, bos: int | None) -> None:
+def test_which_tokens_are_scored(n_ctx: int, n_ubatch: int, n_seq: int, bos: int | None) -> None:
     tokens = np.random.default_rng(n_ctx).integers(0, 100, 5 * n_ctx + 2)
-    found = list(score(Decoder(n_ubatch), tokens, n_ctx, 4, bos))
+    decoder = Decoder(n_ubatch, n_seq)
+    found = list(score(decoder, tokens, n_ctx, 4, bos))
+    assert [part.chunk for part in found] == sorted(part.chunk for part in found)
     for chunk in range(4):
         mine = [int(x) for x in tokens[chunk * n_ctx : (chunk + 1) * n_ctx]]
         wanted = [mine[i + 1] for i in range(n_ctx // 2, n_ctx - 1)]
@@ -99,7 +112,7 @@ def test_which_tokens_are_scored(n_ctx: int, n_ubatch: int, bos: int | None) -> 
             mine[0] = bos
         rows = [[i, sum(mine[: i + 1])] for i in range(n_ctx // 2, n_ctx - 1)]
         assert np.concatenate([part.logits for part in parts]).tolist() == rows
-        assert max(len(part.tokens) for part in parts) <= n_ubatch
+    assert decoder.most <= n_ubatch and max(decoder.together) == min(n_seq, 4)
 
 
 def test_how_many_chunks() -> None:
