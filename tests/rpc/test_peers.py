@@ -32,12 +32,6 @@ def server() -> Iterator[Server]:
     yield Server([CPUDevice()], n_threads=2, protocol=V7)
 
 
-@pytest.fixture
-def listener(server: Server) -> Iterator[Listener]:
-    with Listener(server, port=0) as listener:
-        yield listener
-
-
 @pytest.fixture(scope="module")
 def tokens(peer: Peer, smollm2: Path) -> list[int]:
     text = PROMPT + " that nature can be described by a few simple laws, and that these laws can be tested."

@@ -35,9 +35,10 @@ def process() -> Iterator[tuple["subprocess.Popen[str]", str]]:
 
 
 @pytest.fixture
-def listener() -> Iterator[Listener]:
-    with Listener(Server([CPUDevice()], n_threads=2, protocol=V7), port=0) as listener:
-        yield listener
+def server() -> Iterator[Server]:
+    server = Server([CPUDevice()], n_threads=2, protocol=V7)
+    yield server
+    server.close()
 
 
 def open_model(model: Path, endpoint: str | None, **options: int) -> Llama:

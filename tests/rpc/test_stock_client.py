@@ -54,9 +54,10 @@ def alone(peer: Peer, model: Path) -> Callable[..., np.ndarray]:
 
 
 @pytest.fixture
-def listener() -> Iterator[Listener]:
-    with Listener(Server([CPUDevice()], n_threads=2, protocol=V7), port=0) as listener:
-        yield listener
+def server() -> Iterator[Server]:
+    server = Server([CPUDevice()], n_threads=2, protocol=V7)
+    yield server
+    server.close()
 
 
 def assert_used(server: Server, graphs: int, weights: int = WEIGHTS) -> None:
