@@ -55,7 +55,7 @@ def flags(model: Path, options: argparse.Namespace) -> list[str]:
 
 def rates(command: Sequence[str], env: dict[str, str] | None) -> Rates:
     """One run of a program."""
-    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{command[0]} ended with exit code {done.returncode}: {done.stderr.strip()[-2000:]}")
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
