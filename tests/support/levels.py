@@ -20,8 +20,9 @@ TARGETS = {
     "v2": ("x86-64-v2", ""),
     "generic": ("x86-64", ""),
 }
-HERE = [level for level in TARGETS if jit.LEVELS.index(level) <= jit.LEVELS.index(jit.level())]
-"""Those that this machine has."""
+IS_X86_64 = jit.llvm.get_default_triple().split("-")[0] == "x86_64"
+HERE = [level for level in TARGETS if IS_X86_64 and jit.LEVELS.index(level) <= jit.LEVELS.index(jit.level())]
+"""Those that this machine has; none where the levels' CPUs are of another architecture."""
 OTHERS = [level for level in TARGETS if level != jit.level()]
 """All levels but this process's own, at which the tests run anyway."""
 
@@ -56,7 +57,7 @@ def run_at(level: str, file: str, options: Sequence[str] = ()) -> None:
     """Run the tests of `file`, but those whose name has "at_level", at a level; skip where the machine lacks it."""
     if "NUMBA_CPU_NAME" in os.environ:
         pytest.skip("this process is for one level already")
-    if jit.llvm.get_default_triple().split("-")[0] != "x86_64":
+    if not IS_X86_64:
         pytest.skip("levels other than generic are those of x86-64")
     if jit.LEVELS.index(level) > jit.LEVELS.index(jit.level()):
         pytest.skip(f"this machine has level {jit.level()} only")
