@@ -22,7 +22,7 @@ from pyggml.gguf.header import MAGIC
 from pyggml.gguf.write import head, padding
 from pyggml.quantize.plan import Part, Plan, Task, part_paths
 from pyggml.quants import QUANTS, dequantize_row, quantize_row
-from pyggml.quants.search import Searches
+from pyggml.quants.base import Searches
 from pyggml.whole_file import whole_file
 
 Progress = Callable[[int, int, str], None]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pyggml.dtypes import GGMLType, row_size
 from pyggml.errors import ShapeError, UnsupportedError
-from pyggml.quants.base import Bytes, Floats, Quant
+from pyggml.quants.base import Bytes, Floats, Quant, Searches
 from pyggml.quants.bf16 import BF16
 from pyggml.quants.f16 import F16
 from pyggml.quants.f32 import F32
@@ -38,7 +38,6 @@ from pyggml.quants.q6_k import Q6_K
 from pyggml.quants.q8_0 import Q8_0
 from pyggml.quants.q8_1 import Q8_1
 from pyggml.quants.q8_k import Q8_K
-from pyggml.quants.search import Searches
 from pyggml.quants.tq1_0 import TQ1_0
 from pyggml.quants.tq2_0 import TQ2_0
 

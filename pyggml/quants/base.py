@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,12 +10,18 @@ from numpy.typing import NDArray
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.errors import UnsupportedError
 
-if TYPE_CHECKING:
-    from pyggml.quants.search import Searches
-
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 Records = NDArray[Any]  # blocks seen through their layout
+Ints = NDArray[np.int32]
+
+
+class Searches(NamedTuple):
+    """Searches for scales: the three functions of search.py, or others that find the same."""
+
+    scales_and_minimums: Callable[..., tuple[Floats, Floats, Ints]]
+    scales: Callable[[Floats, int], tuple[Floats, Ints]]
+    scales_by_refinement: Callable[[Floats, int], tuple[Floats, Ints]]
 
 
 @dataclass(frozen=True)

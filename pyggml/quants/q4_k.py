@@ -3,9 +3,9 @@
 import numpy as np
 
 from pyggml.dtypes import GGMLType
-from pyggml.quants.base import Bytes, Floats, Quant, Records
+from pyggml.quants.base import Bytes, Floats, Quant, Records, Searches
 from pyggml.quants.f16 import f16_to_f32, f32_to_f16
-from pyggml.quants.search import PLAIN, Searches, by_scale, columns, greatest, in_batches, nearest_int, total
+from pyggml.quants.search import PLAIN, by_scale, columns, greatest, in_batches, nearest_int, total
 from pyggml.quants.super_blocks import (
     blocks_of,
     join_planes,

@@ -4,9 +4,9 @@ not know Q6_K, which has no minimums."""
 import numpy as np
 
 from pyggml.dtypes import GGMLType
-from pyggml.quants.base import Floats, Quant, Records
+from pyggml.quants.base import Floats, Quant, Records, Searches
 from pyggml.quants.q4_k import scaled, with_scales
-from pyggml.quants.search import PLAIN, Searches, in_batches
+from pyggml.quants.search import PLAIN, in_batches
 from pyggml.quants.super_blocks import join_planes, split_planes
 
 LAYOUT = np.dtype(

@@ -6,14 +6,11 @@ block's layout.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pyggml.quants.base import Bytes, Floats, Records
-
-Ints = NDArray[np.int32]
+from pyggml.quants.base import Bytes, Floats, Ints, Records, Searches
 
 TINY = np.float32(1e-15)  # GROUP_MAX_EPS: a group whose values are all smaller is zero
 BATCH = 1 << 16  # values at a time: what one step reads and writes stays in the cache
@@ -183,14 +180,6 @@ def scales_by_refinement(x: Floats, nmax: int) -> tuple[Floats, Ints]:
     zero = magnitude < TINY
     q[:, zero] = 0
     return np.where(zero | ~(suml2 > 0), np.float32(0), sumlx / suml2), q
-
-
-class Searches(NamedTuple):
-    """These three functions, or others that find the same."""
-
-    scales_and_minimums: Callable[..., tuple[Floats, Floats, Ints]]
-    scales: Callable[[Floats, int], tuple[Floats, Ints]]
-    scales_by_refinement: Callable[[Floats, int], tuple[Floats, Ints]]
 
 
 PLAIN = Searches(scales_and_minimums, scales, scales_by_refinement)

@@ -1,13 +1,13 @@
 """What every tokenizer does alike: special tokens in text, BOS and EOS, ids back to bytes and text.
 
-Owns the public class `Tokenizer`; does not know how a kind cuts plain text (subclasses do, see kinds.py).
+Owns the public class `Tokenizer`, and which kinds there are; does not know how a kind cuts plain text (subclasses do).
 """
 
 import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from pyggml.errors import TokenizerError
 from pyggml.tokenizer.vocab import Attr, Vocab
@@ -32,6 +32,16 @@ class Tokenizer(ABC):
     bos, eos, eot, eom, unk, sep, pad, mask and fim_* are token ids, or None where the vocabulary has no such token.
     """
 
+    kinds: ClassVar[dict[str, "type[Tokenizer]"]] = {}
+    """tokenizer.ggml.model -> the class that handles it."""
+
+    def __init_subclass__(cls, models: Iterable[str] = (), **rest: Any) -> None:
+        """A kind says with `models=` which values of tokenizer.ggml.model it handles."""
+        super().__init_subclass__(**rest)
+        for model in models:
+            assert model not in cls.kinds, f"tokenizer {model!r} is handled twice"
+            cls.kinds[model] = cls
+
     def __init__(self, vocab: Vocab, add_bos: bool, add_eos: bool) -> None:
         """`add_bos`, `add_eos`: the kind's defaults, already overruled by the file."""
         self.vocab = vocab
@@ -53,13 +63,12 @@ class Tokenizer(ABC):
     @staticmethod
     def from_metadata(metadata: Mapping[str, Any]) -> "Tokenizer":
         """`metadata`: GGUFFile.metadata, or a mapping with the same keys and lists. Raises TokenizerError."""
-        from pyggml.tokenizer.kinds import KINDS
-
+        kinds = Tokenizer.kinds
         model = metadata.get("tokenizer.ggml.model")
-        if model not in KINDS:
+        if model not in kinds:
             what = "no tokenizer.ggml.model" if model is None else f"tokenizer {model!r}, which is not known"
-            raise TokenizerError(f"the file has {what}; supported are: {', '.join(sorted(KINDS))}")
-        return KINDS[model].build(metadata)
+            raise TokenizerError(f"the file has {what}; supported are: {', '.join(sorted(kinds))}")
+        return kinds[model].build(metadata)
 
     @classmethod
     @abstractmethod

@@ -31,7 +31,7 @@ BYTE_CHARACTERS = _byte_characters()
 _TO_BYTE = {c: b for b, c in enumerate(BYTE_CHARACTERS)}
 
 
-class BPE(Tokenizer):
+class BPE(Tokenizer, models=("gpt2",)):
     """After llm_tokenizer_bpe_session in llama-vocab.cpp: patterns cut words out of the text's bytes, and within a word
     the pair that stands first among the merges is merged first.
     """

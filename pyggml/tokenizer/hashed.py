@@ -12,7 +12,7 @@ from pyggml.tokenizer.vocab import Vocab, boolean
 CHUNK = 5  # bytes of text that make a token
 
 
-class Hashed(Tokenizer):
+class Hashed(Tokenizer, models=("test",)):
     """Of llama.cpp's test models: each five bytes of text become some token, and a token becomes its number.
 
     After LLAMA_VOCAB_TYPE_TEST in llama-vocab.cpp.

@@ -11,7 +11,7 @@ from pyggml.tokenizer.base import Fragment, Tokenizer
 from pyggml.tokenizer.vocab import Vocab
 
 
-class NoVocabulary(Tokenizer):
+class NoVocabulary(Tokenizer, models=("no_vocab", "none")):
     """No vocabulary: tokens are ids without texts, as many as `<architecture>.vocab_size` says; text is refused.
 
     After llama_vocab::impl::load in llama-vocab.cpp.

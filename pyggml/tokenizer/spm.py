@@ -24,7 +24,7 @@ _WORD = re.compile(f"{SPACE}*[^{SPACE}]+|{SPACE}+")
 _CACHED_WORDS, _CACHED_LENGTH = 1 << 15, 32
 
 
-class SPM(Tokenizer):
+class SPM(Tokenizer, models=("llama",)):
     """After llm_tokenizer_spm_session in llama-vocab.cpp: of all pairs that make a token, the one with the highest score
     is merged first, of equals the leftmost; a character that is no token becomes its bytes.
     """

@@ -13,7 +13,8 @@ from levels import OTHERS, run_at
 from pyggml.dtypes import GGMLType
 from pyggml.kernels.cpu.search import searches
 from pyggml.quants import QUANTS, quantize_row
-from pyggml.quants.search import PLAIN, Searches
+from pyggml.quants.base import Searches
+from pyggml.quants.search import PLAIN
 
 CALLS: dict[str, Callable[[Searches, np.ndarray], tuple[np.ndarray, ...]]] = {
     "Q2_K": lambda s, x: s.scales_and_minimums(x, np.abs(x), 3, -0.5, 0.1, 15, absolute=True),

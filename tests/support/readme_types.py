@@ -8,7 +8,7 @@ from pyggml.kernels.cpu import matmul
 from pyggml.memory import kv_tensors
 from pyggml.quantize.mixes import MIXES
 from pyggml.quants import QUANTS
-from pyggml.tokenizer.kinds import KINDS
+from pyggml.tokenizer import Tokenizer
 from pyggml.tokenizer.pretokenizers import PRE_TOKENIZERS
 
 INNER = ("Q8_1", "Q8_K")  # of activations, never in files
@@ -39,7 +39,7 @@ def types() -> str:
 def tokenizers() -> str:
     """Kinds of vocabularies, and how those of the first kind cut text into words."""
     lines = ["| `tokenizer.ggml.model` | what it is | `tokenizer.ggml.pre` |", "| --- | --- | --- |"]
-    for name, kind in KINDS.items():
+    for name, kind in sorted(Tokenizer.kinds.items()):
         text = " ".join((kind.__doc__ or "").split("\n\n")[0].split()).split(". ")[0].rstrip(".")
         pres = ", ".join(sorted(PRE_TOKENIZERS)) if name == "gpt2" else ""
         lines.append(f"| {name} | {text} | {pres} |")

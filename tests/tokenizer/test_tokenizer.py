@@ -22,7 +22,6 @@ from pyggml.errors import TokenizerError
 from pyggml.gguf import GGUFFile
 from pyggml.tokenizer import Attr, StreamDecoder, Tokenizer, bpe
 from pyggml.tokenizer.bpe import BYTE_CHARACTERS
-from pyggml.tokenizer.kinds import KINDS
 from pyggml.tokenizer.pretokenizers import PRE_TOKENIZERS
 
 VOCABS = ["command-r", "deepseek-coder", "deepseek-llm", "falcon", "gpt-2", "llama-bpe"]
@@ -361,7 +360,7 @@ def test_a_kind_is_one_line_of_the_registry(monkeypatch: pytest.MonkeyPatch) -> 
     class Other(bpe.BPE):
         pass
 
-    monkeypatch.setitem(KINDS, "other", Other)
+    monkeypatch.setitem(Tokenizer.kinds, "other", Other)
     assert type(Tokenizer.from_metadata({**made(), "tokenizer.ggml.model": "other"})) is Other
 
 

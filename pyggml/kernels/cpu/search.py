@@ -255,7 +255,8 @@ SIGNATURES = {
 def searches() -> Any:
     """The compiled ones, as `quants.search.Searches`."""
     from pyggml import jit
-    from pyggml.quants.search import TINY, Searches
+    from pyggml.quants.base import Searches
+    from pyggml.quants.search import TINY
 
     specs = {name: jit.Spec("search", name, (), signature) for name, signature in SIGNATURES.items()}
     jit.ensure(specs.values())
