@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pyggml.alloc import Arena, Place, Step, place_tensors, root_of, steps_of
 from pyggml.backend.assign import assign
 from pyggml.backend.base import Backend, Begun, Buffer, Plan, Usage
-from pyggml.backend.host import ELEMENTS
+from pyggml.backend.host import ELEMENTS, HostBuffer
 from pyggml.backend.repeats import PlaceWatch
 from pyggml.errors import ComputeError, DeviceError
 from pyggml.graph import Graph, IrregularError, Repeats
@@ -262,9 +262,11 @@ class Schedule:
             scheduler.backends[split.device].compute(split.plan)
 
     def get(self, tensor: Tensor) -> NDArray[Any]:
-        """The elements of a contiguous tensor after a run, shape ne reversed, read-only. It must be flagged OUTPUT,
-        or be one that nothing overwrites."""
+        """A copy of the elements of a contiguous tensor after a run, shape ne reversed; read-only where it came from
+        another device. It must be flagged OUTPUT, or be one that nothing overwrites."""
         assert tensor.buffer is not None and tensor.is_contiguous and tensor.type in ELEMENTS, tensor
+        if isinstance(tensor.buffer, HostBuffer):
+            return tensor.buffer.bytes_of(tensor).copy().view(ELEMENTS[tensor.type]).reshape(tensor.ne[::-1])
         return np.frombuffer(tensor.buffer.get(tensor), ELEMENTS[tensor.type]).reshape(tensor.ne[::-1])
 
 

@@ -193,6 +193,7 @@ def few():
         call_zeros,
         call_all,
     ) = (U(attention_rows.CALL.fields[name][1]) for name in attention_rows.CALL.names[:10])
+    call_ahead = U(attention_rows.CALL.fields["ahead"][1])
 
     @v.device
     def pack_queries(step, to, size, i3):
@@ -227,6 +228,15 @@ def few():
             if mask2(step) == 1 and n_tokens(step) == 1:
                 break
         return True
+
+    @v.device
+    def next_keys(step, c, i3, chunks, ask):
+        """Where those keys begin that are probably looked at after chunk c: the next chunk's or, where that is hidden,
+        the next stream's."""
+        first = (c + 1) * chunk
+        if c + 1 < chunks and not (ask and hidden(step, first, min(n_kv(step) - first, chunk), 0, 1, 0, i3)):
+            return k_at(step, 0, first, 0, i3)
+        return k_at(step, 0, 0, 0, i3 + 1)
 
     def kernel(step, ith, nth, thread):
         scale, softcap, max_bias = scale_of(step), softcap_of(step), bias_of(step)
@@ -264,7 +274,10 @@ def few():
                 elif i3 != packed:
                     pack_queries(step, queries, query_bytes, i3)
                     packed = i3
-                v.put_i64(call + call_rows, k_at(step, 0, first, block // (blocks // k_heads(step)), i3))
+                keys = k_at(step, 0, first, block // (blocks // k_heads(step)), i3)
+                values = v_at(step, 0, first, block // (blocks // v_heads(step)), i3)
+                v.put_i64(call + call_rows, keys)
+                v.put_i64(call + call_ahead, values - keys)  # all of what comes next, as long as rows are alike
                 v.put_i64(call + call_stride, k_row(step))
                 v.put_i64(call + call_count, rows)
                 v.put_i64(call + call_n, head(step))
@@ -305,7 +318,14 @@ def few():
                     v.put_f32(to + U(4), v.hsum(total))
                     to += U(chunks) * head_size
                     row += row_bytes
-                v.put_i64(call + call_rows, v_at(step, 0, first, block // (blocks // v_heads(step)), i3))
+                following = keys
+                if turns == padded // at_once - 1:
+                    if block + 1 < blocks:
+                        following = k_at(step, 0, first, (block + 1) // (blocks // k_heads(step)), i3)
+                    else:
+                        following = next_keys(step, c, i3, chunks, masked and one_mask)
+                v.put_i64(call + call_rows, values)
+                v.put_i64(call + call_ahead, following - values)
                 v.put_i64(call + call_stride, v_row(step))
                 v.put_i64(call + call_n, v_head(step))
                 v.put_i64(call + call_columns, scores)

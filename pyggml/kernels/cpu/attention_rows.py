@@ -26,14 +26,13 @@ CALL = np.dtype(
         ("zeros", "<u8"),  # bit j of the first word: the number of row j is 0 for some column; of the second: for all
         ("zeros_for_all", "<u8"),
         ("finite", "<i8"),  # unpack: 1 = put 0 in the place of what is not finite; afterwards 2 if there was such
-        ("pad", "<u8", 5),
+        ("ahead", "<u8"),  # scores, weigh: bytes from a row to the one that is asked for meanwhile
+        ("pad", "<u8", 4),
     ]
 )
 assert CALL.itemsize == 128
 
 MAX_COLUMNS = 4
-AHEAD = 64
-"""Rows that are asked for before they are needed: those of the next chunk. Asking beyond the last row does no harm."""
 
 
 def columns_at_once(columns: int, *types: GGMLType) -> int:
@@ -109,7 +108,7 @@ def _sixteen_part(name):
 
 
 def _each(parts):
-    """-> f(acc, row, stride, last, i, n, query, apart): every part in turn, each given what the one before has made."""
+    """-> f(acc, row, stride, ahead, last, i, n, query, apart): every part in turn, each given what the one before has made."""
     from pyggml.jit import inline
 
     if len(parts) == 1:
@@ -117,8 +116,9 @@ def _each(parts):
     first, rest = parts[0], _each(parts[1:])
 
     @inline
-    def both(acc, row, stride, last, i, n, query, apart):
-        return rest(first(acc, row, stride, last, i, n, query, apart), row, stride, last, i, n, query, apart)
+    def both(acc, row, stride, ahead, last, i, n, query, apart):
+        acc = first(acc, row, stride, ahead, last, i, n, query, apart)
+        return rest(acc, row, stride, ahead, last, i, n, query, apart)
 
     return both
 
@@ -138,13 +138,15 @@ def scores(name, columns):
         _field(f) for f in ("columns", "column_stride", "out", "out_stride")
     )  # fmt: skip
 
+    ahead_at = _field("ahead")
+
     def whole(r):
         fma = words.fma_vectors[r]
 
         @inline
-        def step(acc, row, stride, last, i, n, query, apart):
+        def step(acc, row, stride, ahead, last, i, n, query, apart):
             at = row + stride * U(min(r, last))
-            v.prefetch(at + stride * U(AHEAD) + U(i * bytes_32 // 32))
+            v.prefetch(at + ahead + U(i * bytes_32 // 32))
             x, y = load(at, i)
             return fma(fma(acc, x, query, apart), y, query + U(64), apart)
 
@@ -154,13 +156,13 @@ def scores(name, columns):
         fma = words.fma_vectors[r]
 
         @inline
-        def step(acc, row, stride, last, i, n, query, apart):
+        def step(acc, row, stride, ahead, last, i, n, query, apart):
             return fma(acc, load_part(row + stride * U(min(r, last)), i, n), query, apart)
 
         return step
 
     @inline
-    def nothing(acc, row, stride, last, i, n, query, apart):
+    def nothing(acc, row, stride, ahead, last, i, n, query, apart):
         return acc
 
     add_32, add_part = _each([whole(r) for r in range(at_once)]), nothing
@@ -169,16 +171,16 @@ def scores(name, columns):
 
     def kernel(call, _, __):
         row, stride, count, n = rows_at(call), stride_at(call), count_at(call), n_at(call)
-        apart, out, out_apart = apart_at(call), out_at(call), out_apart_at(call)
+        apart, out, out_apart, ahead = apart_at(call), out_at(call), out_apart_at(call), ahead_at(call)
         for j in range(0, count, at_once):
             last = count - j - 1  # rows beyond the last repeat it
             acc = zero()
             query = columns_at(call)
             for i in range(0, n & -32, 32):
-                acc = add_32(acc, row, stride, last, i, 32, query, apart)
+                acc = add_32(acc, row, stride, ahead, last, i, 32, query, apart)
                 query += U(128)
             for i in range(n & -32, n, 16):
-                acc = add_part(acc, row, stride, last, i, min(16, n - i), query, apart)
+                acc = add_part(acc, row, stride, ahead, last, i, min(16, n - i), query, apart)
                 query += U(64)
             put_totals(out, acc, out_apart)
             row += stride * U(at_once)
@@ -200,7 +202,7 @@ def weigh(name, columns):
     columns_at, apart_at, out_at, out_apart_at = (
         _field(f) for f in ("columns", "column_stride", "out", "out_stride")
     )  # fmt: skip
-    zeros_at, zeros_for_all_at = _field("zeros"), _field("zeros_for_all")
+    zeros_at, zeros_for_all_at, ahead_at = _field("zeros"), _field("zeros_for_all"), _field("ahead")
     zero, put, narrow_zero, narrow_put = wide.zero, wide.put, narrow.zero, narrow.put
 
     def adder(words):
@@ -223,7 +225,7 @@ def weigh(name, columns):
     def kernel(call, _, __):
         stride, count, n = stride_at(call), count_at(call), n_at(call)
         numbers, apart, out, out_apart = columns_at(call), apart_at(call), out_at(call), out_apart_at(call)
-        some, every, ahead = zeros_at(call), zeros_for_all_at(call), stride * U(AHEAD)
+        some, every, ahead = zeros_at(call), zeros_for_all_at(call), ahead_at(call)
         for i in range(0, n & -64, 64):
             acc = zero()
             row = rows_at(call)
