@@ -224,12 +224,14 @@ class Tokens:
 
         from pyggml.runtime.batch import Batch
 
-        n_vocab = self.context.model.n_vocab
+        drawn = self._draw.integers(0, self.context.model.n_vocab, sum(n for _, _, n in parts), dtype=np.int32)
+        if all(n == 1 and seq in outputs for seq, _, n in parts):
+            self.context.decode(Batch.of_each(drawn, [start for _, start, _ in parts], [seq for seq, _, _ in parts]))
+            return
+        ends = np.cumsum([n for _, _, n in parts])
         made = [
-            Batch.of(
-                self._draw.integers(0, n_vocab, n, dtype=np.int32), start, seq, "last" if seq in outputs else "none"
-            )
-            for seq, start, n in parts
+            Batch.of(drawn[end - n : end], start, seq, "last" if seq in outputs else "none")
+            for (seq, start, n), end in zip(parts, ends, strict=True)
         ]
         self.context.decode(Batch.join(made))
 

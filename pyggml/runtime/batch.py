@@ -56,9 +56,20 @@ class Batch:
             *(np.concatenate([getattr(b, name) for b in batches]) for name in ("tokens", "pos", "seq", "outputs"))
         )
 
+    @classmethod
+    def of_each(cls, tokens: Sequence[int] | NDArray[np.int32], pos: Sequence[int], seqs: Sequence[int]) -> Batch:
+        """One token of each of some sequences, all with logits."""
+        ids, places, numbers = (np.array(values, np.int32) for values in (tokens, pos, seqs))
+        return cls(ids, places, numbers, np.ones(len(tokens), np.bool_))
+
     @property
     def n(self) -> int:
         return len(self.tokens)
+
+    @property
+    def singles(self) -> bool:
+        """Whether there is one token of each sequence, in the order of their numbers."""
+        return bool((self.seq[1:] > self.seq[:-1]).all())
 
 
 Part = tuple[Ubatch, NDArray[np.int64]]
@@ -79,11 +90,18 @@ def split(batch: Batch, n_ubatch: int, n_streams: int, n_seq_max: int, fill: boo
                 rows = np.concatenate([rows, np.full(size - len(rows), -1)])
             yield _part(batch, rows, np.full(len(rows), NOBODY, np.int32), 1, 0)
         return
+    most = min(n_ubatch, n_streams)
+    if 1 < batch.n <= most and (not fill or min(_size(batch.n), most) == batch.n) and batch.singles:
+        first = int(batch.seq[0])
+        if int(batch.seq[-1]) - first == batch.n - 1:  # most steps of decoding: nothing to cut or to fill up
+            outputs = np.full(batch.n, bool(batch.outputs.any()))
+            yield Ubatch(batch.tokens, batch.pos, batch.seq, outputs, batch.n, first), np.arange(batch.n)
+            return
     left = {int(s): np.flatnonzero(batch.seq == s) for s in np.unique(batch.seq)}
     while left:
         singles = sorted(seq for seq, rows in left.items() if len(rows) == 1)
         if singles:
-            for first, n in _ranges(singles, min(n_ubatch, n_streams), n_streams, fill):
+            for first, n in _ranges(singles, most, n_streams, fill):
                 rows = np.array(
                     [left.pop(s)[0] if s in left and len(left[s]) == 1 else -1 for s in range(first, first + n)]
                 )

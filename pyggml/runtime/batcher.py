@@ -144,12 +144,18 @@ class Batcher:
         return parts
 
     def _compute(self, parts: list[tuple[Place, list[int], bool]]) -> NDArray[np.float32]:
-        batch = Batch.join(
-            [
-                Batch.of(tokens, place.slot.context.n_past, place.seq, "last" if whole else "none")
-                for place, tokens, whole in parts
-            ]
-        )
+        if all(
+            len(tokens) == 1 and whole for _, tokens, whole in parts
+        ):  # in the order of their numbers, as places are
+            ends = [place.slot.context.n_past for place, _, _ in parts]
+            batch = Batch.of_each([tokens[0] for _, tokens, _ in parts], ends, [place.seq for place, _, _ in parts])
+        else:
+            batch = Batch.join(
+                [
+                    Batch.of(tokens, place.slot.context.n_past, place.seq, "last" if whole else "none")
+                    for place, tokens, whole in parts
+                ]
+            )
         start = clock()
         try:
             rows = self.context.decode(batch)

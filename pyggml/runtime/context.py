@@ -251,11 +251,12 @@ class Context:
         bad = np.flatnonzero((batch.tokens < 0) | (batch.tokens >= self.model.n_vocab))
         if bad.size:
             raise ComputeError(f"token {batch.tokens[bad[0]]} is outside the vocabulary of {self.model.n_vocab}")
-        for seq in np.unique(batch.seq).tolist():
+        single = batch.singles
+        for i, seq in enumerate((batch.seq if single else np.unique(batch.seq)).tolist()):
             if not 0 <= seq < self.n_seq_max:
                 raise ContextError(f"sequence {seq}: there are {self.n_seq_max}, numbered from 0")
-            pos, end = batch.pos[batch.seq == seq], self.memory.end(seq)
-            if pos[0] != end or (np.diff(pos) != 1).any():
+            pos, end = batch.pos[i : i + 1] if single else batch.pos[batch.seq == seq], self.memory.end(seq)
+            if pos[0] != end or (not single and (np.diff(pos) != 1).any()):
                 raise ContextError(
                     f"sequence {seq}: positions {pos[0]} to {pos[-1]} of {len(pos)} tokens, must follow {end - 1} one by one"
                 )

@@ -1,5 +1,6 @@
 """Many texts in one context: each says what it says alone, whoever joins or leaves; and that a batch is computed in few forms."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,29 @@ def test_a_cut_batch_is_the_batch(sizes: list[tuple[int, int]], n_ubatch: int, s
     assert sorted(seen) == list(range(batch.n))
 
 
+@pytest.mark.parametrize("fill", [False, True])
+@pytest.mark.parametrize("n_ubatch", [5, 512])
+def test_one_token_of_each_is_cut_as_any_batch(fill: bool, n_ubatch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neighbouring sequences in the order of their numbers, which are not searched for."""
+    for first, n in ((at, size) for size in range(1, 17) for at in range(17 - size)):
+        seqs = range(first, first + n)
+        batch = Batch.of_each(list(range(50, 50 + n)), [3 * seq for seq in seqs], seqs)
+        joined = Batch.join([Batch.of([50 + i], 3 * seq, seq) for i, seq in enumerate(seqs)])
+        for name in ("tokens", "pos", "seq", "outputs"):
+            np.testing.assert_array_equal(getattr(batch, name), getattr(joined, name), strict=True)
+        assert batch.singles
+        found = list(split(batch, n_ubatch, 16, 16, fill))
+        with monkeypatch.context() as patched:
+            patched.setattr(Batch, "singles", False)
+            expected = list(split(batch, n_ubatch, 16, 16, fill))
+        assert len(found) == len(expected)
+        for (ub, rows), (ub2, rows2) in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(rows, rows2)
+            for field in dataclasses.fields(ub):
+                np.testing.assert_array_equal(getattr(ub, field.name), getattr(ub2, field.name))
+    assert not Batch.of([1, 2], 0).singles and not Batch.of_each([1, 2], [0, 0], [1, 0]).singles
+
+
 def test_what_cannot_be_decoded_is_refused(models: dict[str, Model]) -> None:
     context = Context(models["dense"], n_ctx=512, n_seq_max=2)
     assert (context.n_ctx, context.n_ctx_seq) == (512, 256)
@@ -182,6 +206,9 @@ def test_what_cannot_be_decoded_is_refused(models: dict[str, Model]) -> None:
         (Batch.of([1], 4, 1), "sequence 1: positions 4 to 4"),
         (Batch.of([1] * 254, 3, 1), "254 tokens after 3 do not fit into a context of 256"),
         (Batch.of([], 0, 0), "no tokens"),
+        (Batch.of_each([1, 1], [1, 3], [0, 1]), "sequence 0: positions 1 to 1 of 1 tokens, must follow -1 one by one"),
+        (Batch.of_each([1, 1], [0, 4], [0, 1]), "sequence 1: positions 4 to 4"),
+        (Batch.of_each([1, 1], [0, 0], [0, 2]), "sequence 2: there are 2, numbered from 0"),
     ):
         with pytest.raises(ContextError, match=message):
             context.decode(batch)
