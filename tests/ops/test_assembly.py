@@ -123,9 +123,10 @@ def wrong(key: Key, level: str, text: str) -> list[str]:
     if module == "tile" and level in ("v4", "vnni") and len(loops) < 3:
         found.append(f"{len(loops)} tiles, there should be one for 4, one for 8 and one for more tokens")
     for loop in loops:
-        share = assembly.on_stack(loop) / len(loop)
+        touching = assembly.on_stack(loop, text)
+        share = touching / len(loop)
         if share > SPILLS[module].get(level, 1.0):
-            found.append(f"{assembly.on_stack(loop)} of {len(loop)} instructions of the hot loop touch the stack")
+            found.append(f"{touching} of {len(loop)} instructions of the hot loop touch the stack")
     return found
 
 
@@ -181,6 +182,8 @@ f:
 """
     loops = assembly.inner_loops(text)
     assert len(loops) == 1 and len(loops[0]) == 5 and assembly.on_stack(loops[0]) == 2
+    spilled = ["vmovups (%rbp), %zmm1", "movq (%rsp), %rax"]
+    assert assembly.on_stack(spilled) == 0 and assembly.on_stack(spilled, "\tmovq\t%rsp, %rbp\n") == 1
     assert assembly.calls(text) == {"expf"}
     assert wrong(("tile", ("Q4_1",)), "vnni", text) == [
         "calls ['expf']",

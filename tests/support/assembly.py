@@ -8,7 +8,8 @@ import ast
 import re
 import sys
 
-STACK = re.compile(r"\(%r[sb]p\)")
+STACK = re.compile(r"\(%rsp\)")
+FRAME = re.compile(r"\(%r[sb]p\)")
 WIDTHS = ("none", "xmm", "ymm", "zmm")
 VECTOR = re.compile(r"%[xyz]mm\d")
 
@@ -43,9 +44,11 @@ def widest_register(text: str) -> str:
     return max(used, default="none", key=WIDTHS.index)
 
 
-def on_stack(code: list[str]) -> int:
-    """How many vector instructions touch the stack: what did not fit into registers."""
-    return sum(bool(STACK.search(x) and VECTOR.search(x)) for x in code)
+def on_stack(code: list[str], text: str = "") -> int:
+    """How many vector instructions touch the stack: what did not fit into registers. %rbp points there if the whole
+    `text` says so, and is one register more otherwise."""
+    stack = FRAME if re.search(r"movq\s+%rsp, %rbp", text) else STACK
+    return sum(bool(stack.search(x) and VECTOR.search(x)) for x in code)
 
 
 def calls(text: str) -> set[str]:

@@ -19,6 +19,7 @@ from pyggml.jit import inline
 BLOCK = 32
 PLANE_BYTES = 32 + 32 + 4 + 4  # a block in planes
 PANEL_BYTES = 3 * 4 + 32  # a block of one token in a panel
+RUN = 64  # floats of each token that are put side by side in one go
 TAILS = (4, 8)
 """Tokens of the narrower tiles that meet a panel which is not full, where a full one has more."""
 
@@ -121,56 +122,55 @@ def slots(width: int, tokens: int) -> int:
 
 
 def _places(width):
-    """-> (count(step): tokens, place(step, i): (panel, slot, last slot, address of the row) of token i). Slots behind
-    the last one are its copies, as far as products read them: those results are not stored. A panel that experts.py
-    lists has `width` numbers whether or not it is full; those without a token have the address 0."""
-    from pyggml import simd as v
+    """-> (count(step): panels, places(step, p): (its first row, its tokens, slots that products read),
+    row(step, first, t): the address of its token t). Slots behind the tokens are copies of the last one: those results
+    are not stored."""
     from pyggml.kernels.cpu import experts, record
 
-    U = v.U
     ne1, rows, row = record.field("src0.ne", 1), record.rows("src0"), record.row("src0", "src0")
     at, panels_each, table = record.element("src0"), record.field("ints", 2), record.field("src1.data")
     read = experts.reader("src1", 3)
     n_panels, panel, pair = read.n_panels, read.panel, read.pair
-    a, b = (slots(width, count) for count in (1, 5))
+    few, some = (slots(width, count) for count in TAILS)
 
     @inline
     def count(step):
         if table(step):
-            return n_panels(step) * width
-        return rows(step)
+            return n_panels(step)
+        return panels_each(step) * (rows(step) // ne1(step))
 
     @inline
     def up_to(have):
-        """Slots that products read."""
-        if have <= a:
-            return a
-        if have <= b:
-            return b
+        if have <= few:
+            return few
+        if have <= some:
+            return some
         return width
 
     @inline
-    def place(step, i):
+    def places(step, p):
         if table(step):
-            p, t = i // width, i % width
             first, have = panel(step, p)
-            if t >= have:
-                return p, t, t, U(0)
-            slot, token = pair(step, first + t)
-            address = at(step, 0, slot % ne1(step), token, 0)
-        else:
-            each, t = i % ne1(step), i % ne1(step) % width
-            p = i // ne1(step) * panels_each(step) + each // width
-            have = min(width, ne1(step) - each + t)
-            address = row(step, i)
-        return p, t, up_to(have) if t == have - 1 else t + 1, address
+            return first, have, up_to(have)
+        each = panels_each(step)
+        first = p % each * width
+        have = min(width, ne1(step) - first)
+        return p // each * ne1(step) + first, have, up_to(have)
 
-    return count, place
+    @inline
+    def address(step, first, t):
+        if table(step):
+            slot, token = pair(step, first + t)
+            return at(step, 0, slot % ne1(step), token, 0)
+        return row(step, first + t)
+
+    return count, places, address
 
 
 def panels(width, halves=0):
     """-> kernel: src0 rows to panels of `width`; ints: blocks, nothing, panels a matrix. With a table of experts.py in
-    src1 the rows are those that it lists."""
+    src1 the rows are those that it lists. The threads share pairs of blocks, each with all its tokens: tokens of a pair
+    lie in the same cache lines."""
     from pyggml import simd as v
     from pyggml.kernels.cpu import record
 
@@ -178,7 +178,7 @@ def panels(width, halves=0):
     np = v.np
     quantize = _quantize()
     ne0, blocks, out = record.field("src0.ne"), record.field("ints", 0), record.field("scratch")
-    count, place = _places(width)
+    count, places, row = _places(width)
     lower, upper = v.shuffler([*range(8)]), v.shuffler([*range(8, 16)])
     size = U(PANEL_BYTES * width)
     d_at, s_at, n_at, q_at = U(0), U(4 * width), U(8 * width), U(12 * width)
@@ -208,20 +208,20 @@ def panels(width, halves=0):
             at += U(4)
 
     def kernel(step, ith, nth, thread):
-        n, nb, total = ne0(step), blocks(step), count(step)
+        n, nb = ne0(step), blocks(step)
+        pairs = (nb + 1) // 2
+        total = count(step) * pairs
         for i in range(total * ith // nth, total * (ith + 1) // nth):
-            p, t, end, x = place(step, i)
-            if x == U(0):
-                continue
-            at = out(step) + U(p * nb) * size + U(4 * t)
-            for b in range(0, nb, 2):
-                values, d0, d1, sums = quantize(x, min(n - b * 32, 64))
-                put(at, d0, lower(sums), low_half(values), end - t)
-                at += size
+            p, b = i // pairs, i % pairs * 2
+            first, have, end = places(step, p)
+            at = out(step) + U(p * nb + b) * size
+            for t in range(have):
+                copies = end - t if t == have - 1 else 1
+                values, d0, d1, sums = quantize(row(step, first, t) + U(128 * b), min(n - b * 32, 64))
+                put(at, d0, lower(sums), low_half(values), copies)
                 if b + 1 < nb:
-                    put(at, d1, upper(sums), high_half(values), end - t)
-                    at += size
-                x += U(256)
+                    put(at + size, d1, upper(sums), high_half(values), copies)
+                at += U(4)
 
     return kernel
 
@@ -233,20 +233,24 @@ def columns(width):
 
     U = v.U
     ne0, out = record.field("src0.ne"), record.field("scratch")
-    count, place = _places(width)
-    size = U(4 * width)
+    count, places, row = _places(width)
+    size, run = U(4 * width), RUN
 
     def kernel(step, ith, nth, thread):
-        n, total = ne0(step), count(step)
+        n = ne0(step)
+        runs = (n + run - 1) // run
+        total = count(step) * runs
         for i in range(total * ith // nth, total * (ith + 1) // nth):
-            p, t, end, x = place(step, i)
-            if x == U(0):
-                continue
-            at = out(step) + U(p * n) * size + U(4 * t)
-            for _ in range(n):
-                for copy in range(end - t):
-                    v.put_f32(at + U(4 * copy), v.f32_at(x))
-                x += U(4)
-                at += size
+            p, begin = i // runs, i % runs * run
+            first, have, end = places(step, p)
+            for t in range(have):
+                copies = end - t if t == have - 1 else 1
+                at = out(step) + U(p * n + begin) * size + U(4 * t)
+                x = row(step, first, t) + U(4 * begin)
+                for _ in range(min(run, n - begin)):
+                    for copy in range(copies):
+                        v.put_f32(at + U(4 * copy), v.f32_at(x))
+                    x += U(4)
+                    at += size
 
     return kernel
