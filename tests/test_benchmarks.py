@@ -42,6 +42,18 @@ def test_whole_engines(tmp_path: Path) -> None:
     assert cells[0][4:6] == ["3.00", "2.00 .. 4.00"] and cells[1][6].endswith("%")
 
 
+def test_rpc_beside_local(tmp_path: Path) -> None:
+    """Of two checkouts, which are the same one here."""
+    model, here = write_text_model(tmp_path / "tiny.gguf"), BENCHMARKS.parent
+    out = run("rpc.py", model, here, here, "--seconds", 0)
+    lines = re.findall(
+        r"^(.*): (\d+) us a token locally, (\d+) over RPC: ([+-]\d+), ([\d.]+) of the rate \((\d+) bursts\)$", out, re.M
+    )
+    assert len(lines) == 2 and lines[0][0] == str(here)
+    for _, local, rpc, more, _, bursts in lines:
+        assert 0 < int(local) < int(rpc) and abs(int(rpc) - int(local) - int(more)) <= 1 and int(bursts) == 1
+
+
 @pytest.mark.usefixtures("peer")
 def test_single_kernels() -> None:
     out = run("kernels.py", "Q4_0", "F16", "-r", 1, "-k", 64, "--mib", 4, "--no-attention")
