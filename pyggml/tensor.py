@@ -1,4 +1,5 @@
-"""Tensor: what a node or leaf of a graph is. Owns shapes, strides and views; does no arithmetic and knows no device.
+"""Tensor: what a node or leaf of a graph is, and Buffer, the memory that it lies in. Owns shapes, strides and views, and what
+every kind of memory can do; does no arithmetic and knows no device.
 
 Up to 4 dimensions, `ne[0]` innermost; strides `nb` in bytes; the fields are those of `struct ggml_tensor` (ggml.h).
 """
@@ -6,15 +7,18 @@ Up to 4 dimensions, `ne[0]` innermost; strides `nb` in bytes; the fields are tho
 from __future__ import annotations
 
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from enum import IntEnum
-from typing import TYPE_CHECKING
+from enum import Enum, IntEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pyggml.dtypes import SIZES, GGMLType, row_size
 from pyggml.errors import ShapeError
 
-if TYPE_CHECKING:
-    from pyggml.backend.base import Buffer
+Bytes = bytes | bytearray | memoryview | NDArray[np.uint8]
 
 MAX_SRC = 10
 MAX_NAME = 64
@@ -160,6 +164,52 @@ def made_by(op: int, op_params: bytes, src: tuple[Tensor | None, ...], name: str
     node.flags = node.view_offs = node.data = 0
     node.view_src = node.buffer = None
     return node
+
+
+class Usage(Enum):
+    ANY = 0
+    WEIGHTS = 1
+    COMPUTE = 2
+
+
+class Buffer(ABC):
+    """`size` bytes of a device's memory. `base` is the address of its first byte in the device's own space."""
+
+    device: Any
+    """The Device (backend/base.py) whose memory it is."""
+    base: int
+    size: int
+    usage: Usage
+
+    @abstractmethod
+    def set(self, tensor: Tensor, data: Bytes, offset: int = 0) -> None:
+        """Write `data` at `offset` bytes into the tensor."""
+
+    @abstractmethod
+    def get(self, tensor: Tensor, offset: int = 0, size: int | None = None) -> bytes:
+        """Read `size` bytes (all of the tensor) from `offset`."""
+
+    @abstractmethod
+    def memset(self, tensor: Tensor, value: int, offset: int = 0, size: int | None = None) -> None:
+        """Fill `size` bytes of the tensor (all of it) with one byte value."""
+
+    @abstractmethod
+    def clear(self, value: int) -> None:
+        """Fill the whole buffer with one byte value."""
+
+    @abstractmethod
+    def copy(self, src: Tensor, dst: Tensor) -> bool:
+        """Copy src's bytes to dst (which lives here) without passing through the host; False = cannot."""
+
+    @abstractmethod
+    def free(self) -> None:
+        """Give the memory back; twice does nothing."""
+
+    def place(self, tensor: Tensor, offset: int) -> None:
+        """Let the tensor live `offset` bytes from the base."""
+        assert offset >= 0 and offset + tensor.nbytes <= self.size, (tensor, offset, tensor.nbytes, self.size)
+        tensor.buffer = self
+        tensor.data = self.base + offset
 
 
 def contiguous_strides(dtype: GGMLType, ne: tuple[int, int, int, int]) -> tuple[int, int, int, int]:

@@ -12,22 +12,21 @@ from enum import Enum
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pyggml.errors import ComputeError, DeviceError, ShapeError, UnsupportedError
 from pyggml.ops import VIEW_OPS, check
+from pyggml.tensor import Buffer as Buffer
+from pyggml.tensor import Bytes as Bytes
+from pyggml.tensor import Tensor
+from pyggml.tensor import Usage as Usage
 
 if TYPE_CHECKING:
     from pyggml.graph import Graph
     from pyggml.jit import Job
-    from pyggml.tensor import Tensor
 
 ASK_EVERY = 256
 """Nodes between two questions whether a plan is still wanted."""
 
 Item = TypeVar("Item")
-Bytes = bytes | bytearray | memoryview | NDArray[np.uint8]
 
 
 class Kind(Enum):
@@ -35,51 +34,6 @@ class Kind(Enum):
 
     CPU = "CPU"
     GPU = "GPU"
-
-
-class Usage(Enum):
-    ANY = 0
-    WEIGHTS = 1
-    COMPUTE = 2
-
-
-class Buffer(ABC):
-    """`size` bytes of a device's memory. `base` is the address of its first byte in the device's own space."""
-
-    device: Device
-    base: int
-    size: int
-    usage: Usage
-
-    @abstractmethod
-    def set(self, tensor: Tensor, data: Bytes, offset: int = 0) -> None:
-        """Write `data` at `offset` bytes into the tensor."""
-
-    @abstractmethod
-    def get(self, tensor: Tensor, offset: int = 0, size: int | None = None) -> bytes:
-        """Read `size` bytes (all of the tensor) from `offset`."""
-
-    @abstractmethod
-    def memset(self, tensor: Tensor, value: int, offset: int = 0, size: int | None = None) -> None:
-        """Fill `size` bytes of the tensor (all of it) with one byte value."""
-
-    @abstractmethod
-    def clear(self, value: int) -> None:
-        """Fill the whole buffer with one byte value."""
-
-    @abstractmethod
-    def copy(self, src: Tensor, dst: Tensor) -> bool:
-        """Copy src's bytes to dst (which lives here) without passing through the host; False = cannot."""
-
-    @abstractmethod
-    def free(self) -> None:
-        """Give the memory back; twice does nothing."""
-
-    def place(self, tensor: Tensor, offset: int) -> None:
-        """Let the tensor live `offset` bytes from the base."""
-        assert offset >= 0 and offset + tensor.nbytes <= self.size, (tensor, offset, tensor.nbytes, self.size)
-        tensor.buffer = self
-        tensor.data = self.base + offset
 
 
 class Plan:

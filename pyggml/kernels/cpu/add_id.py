@@ -1,4 +1,4 @@
-"""ADD_ID: to each row the row of a table that its number says. Owns the loop; rows.py checks the numbers.
+"""ADD_ID: to each row the row of a table that its number says. Owns the loop; indices.py checks the numbers.
 
 Source: ggml-cpu/ops.cpp: ggml_compute_forward_add_id.
 """
@@ -31,10 +31,10 @@ def lower(builder: Builder, node: Tensor) -> None:
 def add_id():
     """-> kernel: dst = src0 + the rows of src2 that src1 numbers."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import record, rows
+    from pyggml.kernels.cpu import indices, record
 
     U = v.U
-    bad, choose = rows.numbers_are_bad(), rows.chosen()
+    bad, choose = indices.numbers_are_bad(), indices.chosen()
     limit, n0, n1 = record.field("src2.ne", 1), record.field("dst.ne"), record.field("dst.ne", 1)
     count, d, a = record.rows("dst"), record.row("dst"), record.row("src0")
     number, table = record.element("src1"), record.element("src2")

@@ -54,9 +54,9 @@ def unpack_rows():
 def get_rows():
     """-> kernel: row r of dst is row src1[r] of src0. ints: 0, blocks a row."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import record, rows
+    from pyggml.kernels.cpu import indices, record
 
-    bad, choose = rows.numbers_are_bad(), rows.chosen()
+    bad, choose = indices.numbers_are_bad(), indices.chosen()
     limit, total = record.field("src0.ne", 1), record.rows("dst")
     d, a, number = record.row("dst"), record.element("src0"), record.element("src1")
     ne1, ne2 = record.field("dst.ne", 1), record.field("dst.ne", 2)

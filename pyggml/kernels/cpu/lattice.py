@@ -8,7 +8,7 @@ import numpy as np
 
 from pyggml import simd as v
 from pyggml.jit import device
-from pyggml.kernels.cpu.super_blocks import SuperBlocks, lanes
+from pyggml.kernels.cpu.super_block import SuperBlocks, lanes
 from pyggml.quants import iq1_m, iq1_s, iq2_s, iq2_xs, iq2_xxs, iq3_s, iq3_xxs, lattice
 
 U = v.U

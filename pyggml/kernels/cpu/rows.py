@@ -1,7 +1,4 @@
-"""GET_ROWS and SET_ROWS: rows chosen by number. Owns the check of those numbers; knows no table's meaning.
-
-All numbers are looked at before anything is written, so that a bad one leaves the result as it was; and each is checked
-again in the register that it is used from, so that no row is touched whose number was not checked.
+"""GET_ROWS and SET_ROWS: rows chosen by number. Knows no table's meaning; numbers are checked as indices.py says.
 
 Sources: ggml-cpu/ops.cpp: ggml_compute_forward_get_rows, ggml_compute_forward_set_rows.
 """
@@ -54,76 +51,11 @@ def lower(builder: Builder, node: Tensor) -> None:
         builder.step(Spec("rows", "set_rows", (kind(node), kind(a))), node, (a, numbers), ints=(wide,))
 
 
-def _number_reader():
-    """-> f(addr, wide): a row number, of 64 bits if `wide`, else of 32; one load."""
-    from pyggml import simd as v
-
-    @inline
-    def read(addr, wide):
-        if wide:
-            return v.i64_once(addr)
-        return v.np.int64(v.i32_once(addr))
-
-    return read
-
-
-def chosen():
-    """-> f(step, addr, wide, limit): the row number at `addr`, read once; -1, and the run ends, if it is not below
-    `limit`."""
-    from pyggml.kernels.cpu import record
-
-    read, fault = _number_reader(), record.fault()
-
-    @inline
-    def choose(step, addr, wide, limit):
-        found = read(addr, wide)
-        if found >= 0 and found < limit:
-            return found
-        fault(step, found, limit)
-        return -1
-
-    return choose
-
-
-def numbers_are_bad():
-    """-> f(step, limit, ith): whether some row number is not below `limit`; thread 0 notes the first one.
-
-    Each thread looks at all of them before it writes anything, so that none begins what another one refuses.
-    """
-    from pyggml import simd as v
-    from pyggml.kernels.cpu import record
-
-    U = v.U
-    at = record.element("src1")
-    n0, n1, n2 = (record.field("src1.ne", i) for i in range(3))
-    stride, is_wide = record.field("src1.nb"), record.field("ints", 0)
-    read, fault, aborted = _number_reader(), record.fault(), record.aborted()
-
-    @inline
-    def bad(step, limit, ith):
-        wide = is_wide(step) != 0
-        for i2 in range(n2(step)):
-            for i1 in range(n1(step)):
-                number = at(step, 0, i1, i2, 0)
-                for i in range(n0(step)):
-                    if i & 0xFFFF == 0 and aborted(step):
-                        return True
-                    found = read(number, wide)
-                    if found < 0 or found >= limit:
-                        if ith == 0:
-                            fault(step, found, limit)
-                        return True
-                    number += U(stride(step))
-        return False
-
-    return bad
-
-
 def get_rows(kind_d, kind_a):
     """-> kernel: row r of the result is row numbers[r] of the table. ints: 0."""
-    from pyggml.kernels.cpu import elements, record
+    from pyggml.kernels.cpu import elements, indices, record
 
-    bad, choose, convert = numbers_are_bad(), chosen(), elements.converter(kind_d, kind_a)
+    bad, choose, convert = indices.numbers_are_bad(), indices.chosen(), elements.converter(kind_d, kind_a)
     rows, limit, ne0 = record.rows("dst"), record.field("src0.ne", 1), record.field("dst.ne", 0)
     d, a, number = record.row("dst"), record.element("src0"), record.element("src1")
     ne1, ne2 = record.field("dst.ne", 1), record.field("dst.ne", 2)
@@ -178,10 +110,10 @@ def _set_rows_with(write):
     A row of the table belongs to one thread, by its number, so that the order of writes is that of the source.
     """
     from pyggml import simd as v
-    from pyggml.kernels.cpu import record
+    from pyggml.kernels.cpu import indices, record
 
     U = v.U
-    bad, choose, is_wide = numbers_are_bad(), chosen(), record.field("ints", 0)
+    bad, choose, is_wide = indices.numbers_are_bad(), indices.chosen(), record.field("ints", 0)
     ne0, ne1, ne2, ne3 = (record.field("src0.ne", i) for i in range(4))
     d, a, number = record.element("dst"), record.element("src0"), record.element("src1")
     n1, n2, limit = record.field("src1.ne", 1), record.field("src1.ne", 2), record.field("dst.ne", 1)
@@ -214,10 +146,10 @@ def set_elements(kind_d, kind_a):
     Each thread has a stretch of the table's rows.
     """
     from pyggml import simd as v
-    from pyggml.kernels.cpu import elements, record
+    from pyggml.kernels.cpu import elements, indices, record
 
     U = v.U
-    bad, read, is_wide = numbers_are_bad(), _number_reader(), record.field("ints", 0)
+    bad, read, is_wide = indices.numbers_are_bad(), indices.number_reader(), record.field("ints", 0)
     ne1, ne2, ne3 = (record.field("src0.ne", i) for i in range(1, 4))
     d, a, number = record.element("dst"), record.element("src0"), record.element("src1")
     n1, n2, limit = record.field("src1.ne", 1), record.field("src1.ne", 2), record.field("dst.ne", 1)

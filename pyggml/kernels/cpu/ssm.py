@@ -68,11 +68,11 @@ def ssm_scan():
     import numpy as np
 
     from pyggml import simd as v
-    from pyggml.kernels.cpu import elements, record, rows
+    from pyggml.kernels.cpu import elements, indices, record
     from pyggml.kernels.cpu import functions as f
 
     U = v.U
-    bad, choose, limit = rows.numbers_are_bad(), rows.chosen(), record.field("src0.ne", 3)
+    bad, choose, limit = indices.numbers_are_bad(), indices.chosen(), record.field("src0.ne", 3)
     load, store = elements.loader("f32"), elements.storer("f32")
     d_state, head_dim, n_head = (record.field("src0.ne", i) for i in range(3))
     n_tokens, n_seqs, n_group = record.field("src2.ne", 2), record.field("src2.ne", 3), record.field("src5.ne", 1)

@@ -1,39 +1,17 @@
 """Super-blocks of 256 values as vectors: their q, 64 at a time, and the scales and minimums of their runs.
 
 Owns how vector code reads the layouts of quants/ that have runs with scales of their own; knows no op. Imported by
-factories only (Numba). What stays when a type's name is forgotten is `SuperBlocks`: every kernel is written for that.
+factories only (Numba). What stays when a type's name is forgotten is `SuperBlocks` (super_block.py).
 """
-
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 from pyggml import simd as v
 from pyggml.jit import device
+from pyggml.kernels.cpu.super_block import SuperBlocks, lanes
 from pyggml.quants import iq4_nl, iq4_xs, q2_k, q3_k, q4_k, q5_k, q6_k
 
 U = v.U
 _load_16, _load_32, _load_64 = v.load_u8x16, v.load_u8x32, v.load_u8
 _load_i8x16 = v.loader("i8", 16)
-
-
-@dataclass(frozen=True)
-class SuperBlocks:
-    """value = scale of its run * (q - bias) + minimum of its run.
-
-    quants: four f(addr): q of values 64 i to 64 i + 63, u8 x 64, or i8 x 64 where `signed`. They are at most 31 in runs
-        of 32 and 63 in runs of 16, or 127 where `wide`.
-    scales: f(addr) -> f32 x (256 / run), or a pair of them, scales and minimums, with `has_min`.
-    run: values that share a scale, 16 or 32. bias: 0 or a power of two up to 128.
-    """
-
-    quants: tuple[Callable[[int], Any], ...]
-    scales: Callable[[int], Any]
-    run: int
-    has_min: bool = False
-    bias: int = 0
-    signed: bool = False
-    wide: bool = False
 
 
 def _at(layout, field):
@@ -89,15 +67,6 @@ def _half_at(at):
         return v.f16_to_f32(v.load_u16x8(addr + before))
 
     return load
-
-
-def lanes(index, shift, mask, to=0):
-    """-> f(bytes): i32 lanes (bytes[index] >> shift & mask) << to, each list one entry a lane."""
-    pick, down = v.shuffler(index), v.constant("i32", shift)
-    keep, up = v.constant("i32", mask), v.constant("i32", [to] * len(index))
-    if to == 0:
-        return device(lambda x: (v.widen(pick(x)) >> down()) & keep())
-    return device(lambda x: ((v.widen(pick(x)) >> down()) & keep()) << up())
 
 
 # ---- Q4_K, Q5_K: d, dmin, then eight scales and eight minimums of 6 bits in 12 bytes

@@ -22,7 +22,7 @@ from pyggml.kernels.cuda.unpack import ALIGNMENT
 
 if TYPE_CHECKING:
     from pyggml.backend.cuda.plan import Builder
-    from pyggml.kernels.cuda.attention import Operands
+    from pyggml.kernels.cuda.attention_operands import Operands
     from pyggml.tensor import Tensor
 
 T = GGMLType

@@ -3,6 +3,7 @@
 from pyggml.jit import inline
 from pyggml.kernels.cpu import add_id as add_id_family
 from pyggml.kernels.cpu import decoded as decoded_family
+from pyggml.kernels.cpu import indices
 from pyggml.kernels.cpu import rows as rows_family
 from pyggml.kernels.cpu import ssm as ssm_family
 
@@ -20,11 +21,11 @@ def _unchecked():
 
 
 def _twin(factory, *args):
-    right, rows_family.chosen = rows_family.chosen, _unchecked
+    right, indices.chosen = indices.chosen, _unchecked
     try:
         return factory(*args)
     finally:
-        rows_family.chosen = right
+        indices.chosen = right
 
 
 def get_rows(*args):
