@@ -139,6 +139,10 @@ class KVTensors:
             buffer.free()
         self.buffers = []
 
+    def tensors(self, i: int) -> list[Tensor]:
+        """Where layer number i keeps what it remembers."""
+        return [self.k[i], self.v[i]]
+
     # ---- nodes of layer number i
 
     def query(self, i: int, q: Tensor) -> Tensor:

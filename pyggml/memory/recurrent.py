@@ -75,6 +75,10 @@ class RecurrentState(Memory):
             buffer.free()
         self.buffers = []
 
+    def tensors(self, i: int) -> list[Tensor]:
+        """Where layer number i keeps what it remembers."""
+        return list(self.states[i].values())
+
     # ---- nodes of layer number i
 
     def read(self, i: int, name: str, slots: Tensor) -> Tensor:

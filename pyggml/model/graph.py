@@ -7,7 +7,7 @@ Orders follow llama-graph.cpp.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from pyggml.dtypes import GGMLType
 from pyggml.graph import Graph, build_forward
 from pyggml.memory.base import Placement
 from pyggml.memory.kv import KVCache, KVInputs
+from pyggml.memory.kv_tensors import KVShape
 from pyggml.memory.layered import Layered
 from pyggml.memory.recurrent import RecurrentState
 from pyggml.memory.ubatch import Ubatch
@@ -38,6 +39,18 @@ class UbatchShape(NamedTuple):
     memory: tuple[Hashable, ...]
     n_seqs: int = 1
 
+    @property
+    def form(self) -> Hashable:
+        """What nodes and the likeness of layers depend on, but for the size of tensors (FewLayers)."""
+        streams = tuple(part.n_streams > 1 for part in self.memory if isinstance(part, KVShape))
+        return (
+            self.n_tokens == self.n_outputs,
+            self.n_outputs > 0,
+            self.n_seqs > 1,
+            self.n_tokens == self.n_seqs,
+            streams,
+        )
+
 
 class Input(NamedTuple):
     tensor: Tensor
@@ -45,11 +58,13 @@ class Input(NamedTuple):
 
 
 class BuiltGraph(NamedTuple):
-    """`logits` (n_vocab, n_outputs) F32 is None when no output was asked for; `inputs` are those that nodes read."""
+    """`logits` (n_vocab, n_outputs) F32 is None when no output was asked for; `inputs` are those that nodes read; `ends`: the
+    last node of each layer, but for a last one that only writes to memory."""
 
     graph: Graph
     inputs: list[Input]
     logits: Tensor | None
+    ends: list[Tensor]
 
     def values(self, ub: Ubatch, placement: Placement) -> list[tuple[Tensor, NDArray[Any]]]:
         """What each input is for this micro-batch."""
@@ -219,14 +234,15 @@ class GraphBuilder:
 
     # ---- the end
 
-    def finish(self, logits: Tensor | None) -> BuiltGraph:
-        """The graph of all that was expanded, and of the logits."""
+    def finish(self, logits: Tensor | None, ends: Sequence[Tensor] = ()) -> BuiltGraph:
+        """The graph of all that was expanded, and of the logits; `ends`: the layers' results."""
         if logits is not None:
             logits.flags |= Flag.OUTPUT
             self.store(logits)
         graph = build_forward(self._order)
         read = {id(leaf) for leaf in graph.leafs}
-        return BuiltGraph(graph, [one for one in self._inputs if id(one.tensor) in read], logits)
+        inputs = [one for one in self._inputs if id(one.tensor) in read]
+        return BuiltGraph(graph, inputs, logits, list(ends if logits is not None else ends[:-1]))
 
 
 def _out_ids(ub: Ubatch, _: Any) -> NDArray[Any]:

@@ -5,7 +5,7 @@ Owns their weights and the order of their nodes, which is llama.cpp's (llama-gra
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pyggml import ops
@@ -114,12 +114,13 @@ class CausalLM(Module):
     def logits(self, g: GraphBuilder, x: Tensor) -> Tensor:
         return g.linear(self.output, x)
 
-    def build(self, g: GraphBuilder) -> BuiltGraph:
-        """The graph of one micro-batch."""
-        cur = self.embed(g)
-        for block in self.blk:
-            cur = block(g, cur)
-        return g.finish(self.logits(g, self.output_norm(g, cur)) if g.n_outputs else None)
+    def build(self, g: GraphBuilder, layers: Sequence[int] | None = None) -> BuiltGraph:
+        """The graph of one micro-batch; of some `layers`, in ascending order, that stand for all (FewLayers)."""
+        cur, ends = self.embed(g), []
+        for il in range(len(self.blk)) if layers is None else layers:
+            cur = self.blk[il](g, cur)
+            ends.append(cur)
+        return g.finish(self.logits(g, self.output_norm(g, cur)) if g.n_outputs else None, ends)
 
 
 class Remembers(Module):

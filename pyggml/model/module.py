@@ -86,6 +86,11 @@ class Module:
         for child in self.children():
             yield from child.modules()
 
+    def tensors(self) -> list[Tensor]:
+        """The weights of this module and all below it that are there."""
+        weights = [weight.tensor for module in self.modules() for weight in module.own()]
+        return [t for t in weights if t is not None]
+
     def label(self, kind: str = "") -> str:
         """What a node that comes of this module is called: its attribute and the number of its block."""
         return f"{self.attribute}{kind}-{self.il}"

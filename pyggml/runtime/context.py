@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyggml.backend.base import Backend, Device
+from pyggml.backend.few_layers import FewLayers, LayeredGraph
 from pyggml.backend.host import default_threads
 from pyggml.backend.scheduler import Schedule, Scheduler
 from pyggml.dtypes import GGMLType
@@ -24,10 +25,12 @@ from pyggml.memory import MemoryOptions, allocate, make_memory
 from pyggml.memory.kv import KVCache
 from pyggml.memory.kv_tensors import KVShape, pad_cells
 from pyggml.memory.layered import Layered
+from pyggml.memory.recurrent import RecurrentState
 from pyggml.memory.ubatch import Ubatch
 from pyggml.model.graph import BuiltGraph, GraphBuilder, UbatchShape
 from pyggml.model.lora import Adapter, Applied
 from pyggml.model.model import Model
+from pyggml.model.module import Module
 from pyggml.runtime.batch import Batch, split
 from pyggml.tensor import Tensor
 
@@ -37,6 +40,9 @@ if TYPE_CHECKING:
 KEPT_SCHEDULES = 8
 """For one sequence; as many more as there are further ones, up to MOST_SCHEDULES."""
 MOST_SCHEDULES = 64
+
+KEPT_ADAPTERS = 4
+"""Sets of adapters for which it is kept which layers are alike."""
 
 MAX_SEQUENCES = 256  # llama.cpp: LLAMA_MAX_SEQ
 
@@ -91,6 +97,7 @@ class Context:
         self.computed_with: tuple[Applied, ...] | None = self.adapters  # None: some tokens with others than the rest
         self._reserved: set[frozenset[Adapter]] = set()  # sets of adapters whose largest graphs have room
         self._schedules: OrderedDict[Hashable, tuple[BuiltGraph, Schedule]] = OrderedDict()
+        self._few: dict[tuple[Applied, ...], FewLayers[BuiltGraph]] = {}
         self._backends: list[Backend] = []
         self._scheduler: Scheduler | None = None
         self._memory: Layered | None = None
@@ -169,6 +176,7 @@ class Context:
             )
         self._process = os.getpid()
         self._schedules.clear()
+        self._few.clear()
         _PARENTS.append((self._backends, self._scheduler))
         self._backends = [self._open(model.cpu)]
         self._scheduler = Scheduler(self._backends)
@@ -373,8 +381,30 @@ class Context:
 
     def _make(self, shape: UbatchShape) -> tuple[BuiltGraph, Schedule]:
         model = self.model
-        built = model.modules.build(GraphBuilder(model.config, self.memory, shape, self.adapters))
-        return built, self.scheduler.schedule(built.graph)
+
+        def build(layers: Sequence[int]) -> LayeredGraph[BuiltGraph]:
+            built = model.modules.build(GraphBuilder(model.config, self.memory, shape, self.adapters), layers)
+            return LayeredGraph(built, built.graph, built.ends)
+
+        few = self._few.get(self.adapters)
+        if few is None:
+            if len(self._few) >= KEPT_ADAPTERS:
+                self._few.clear()
+            few = self._few[self.adapters] = FewLayers(self.scheduler, [*map(self._own_tensors, model.modules.blk)])
+        return few.schedule(shape.form, build)
+
+    def _own_tensors(self, block: Module) -> list[Tensor]:
+        """Those that a layer reads or writes in its turn: weights, memory, what adapters add to its weights."""
+        adapted = [
+            pair
+            for module in block.modules()
+            for weight in module.own()
+            for applied in self.adapters
+            if (pair := applied.adapter.pairs.get(weight.name)) is not None
+        ]
+        _, i, part = self.memory.of(block.il)
+        remembered = part.tensors(i) if isinstance(part, KVCache | RecurrentState) else []
+        return [*block.tensors(), *remembered, *(t for pair in adapted for t in pair)]
 
     def _compute(self, graph: Graph, inputs: Sequence[tuple[Tensor, NDArray[Any]]]) -> None:
         """Run a graph of the memory's."""
@@ -420,6 +450,7 @@ class Context:
     def close(self) -> None:
         """Free cache and compute buffers, stop the backends' threads; twice does nothing."""
         self._schedules.clear()
+        self._few.clear()
         if self._process == os.getpid():
             if self._memory is not None:
                 self._memory.free()
