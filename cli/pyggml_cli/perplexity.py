@@ -212,7 +212,7 @@ def _score(values: Values, model: "Model", text: bytes) -> int:
         if values.base is not None:
             writer = stack.enter_context(BaseWriter.open(Path(values.base), n_ctx, model.n_vocab, n_chunks, tokens))
         context = stack.enter_context(_context(values, model, "calculating perplexity", n_ctx, n_chunks))
-        tell = stack.enter_context(_progress(n_chunks))
+        tell = stack.enter_context(_progress(n_chunks, context.n_seq_max))
         for scored in score(context, tokens, n_ctx, n_chunks, bos):
             losses.add(losses_of(scored.logits, scored.tokens))
             if writer is not None:
@@ -239,15 +239,17 @@ def _print_chunk(values: Values, chunk: int, losses: "Losses") -> None:
 
 
 @contextlib.contextmanager
-def _progress(n_chunks: int) -> "Iterator[Callable[[int], None]]":
+def _progress(n_chunks: int, n_together: int) -> "Iterator[Callable[[int], None]]":
     """To be told of each chunk before it is printed. A bar, unless stdout is a terminal: what is printed there is progress
-    enough. Where there is no bar a line after the first chunk says how long all will take."""
+    enough. Where there is no bar a line after the first ones, those computed together, says how long all will take."""
     from pyggml_cli.progress import estimate, meter
 
     start = time.monotonic()
 
     def say(done: int) -> None:
-        if done == 1 and (line := estimate(1, n_chunks, time.monotonic() - start, "chunk")):
+        if done != n_together or done == n_chunks:
+            return
+        if line := estimate(done, n_chunks, time.monotonic() - start, "chunk"):
             print(line, file=sys.stderr, flush=True)
 
     if sys.stdout.isatty():
@@ -272,7 +274,9 @@ def _compare(values: Values, model: "Model", base: "BaseFile") -> int:
         raise UsageError(f"{values.base}: predictions of {base.n_vocab} tokens; the model has {model.n_vocab}")
     bos = _bos(Tokenizer.from_metadata(model.file.metadata))
     result = Divergence()
-    with _context(values, model, "computing", base.n_ctx, base.n_chunk) as context, _progress(base.n_chunk) as tell:
+    with contextlib.ExitStack() as stack:
+        context = stack.enter_context(_context(values, model, "computing", base.n_ctx, base.n_chunk))
+        tell = stack.enter_context(_progress(base.n_chunk, context.n_seq_max))
         for scored in score(context, base.tokens, base.n_ctx, base.n_chunk, bos):
             result.add(scored.logits, base.take(len(scored.tokens)), scored.tokens)
             if scored.last:

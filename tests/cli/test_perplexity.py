@@ -187,5 +187,17 @@ def test_long_texts_say_so_after_the_first_chunk(
     monkeypatch.setattr(progress, "WORTH_SAYING", 0.0)
     text = tmp_path / "text"
     text.write_text("hello world " * 60)
-    outcome = call(perplexity.main, "-m", model, "-f", text, "-c", 32, "--chunks", 3)
-    assert outcome.code == 0 and outcome.err.count("seconds a chunk, about") == 1 and "seconds a" not in outcome.out
+    for n_batch, said in ((32, 1), (64, 1), (2048, 0)):  # after the first one, after the first two; all at once
+        outcome = call(perplexity.main, "-m", model, "-f", text, "-c", 32, "--chunks", 3, "-b", n_batch)
+        assert outcome.code == 0 and outcome.err.count("seconds a chunk, about") == said
+        assert "seconds a" not in outcome.out
+
+
+def test_how_long_it_will_take_is_told_of_chunks_that_are_computed_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(progress, "estimate", lambda done, total, seconds, what: asked.append((done, total)))
+    for n_chunks, n_together in ((12, 4), (12, 1), (3, 3)):
+        with perplexity._progress(n_chunks, n_together) as tell:
+            for done in range(1, n_chunks + 1):
+                tell(done)
+    assert asked == [(4, 12), (1, 12)]
