@@ -123,10 +123,13 @@ def slots(width: int, tokens: int) -> int:
 
 def _places(width):
     """-> (count(step): panels, places(step, p): (its first row, its tokens, slots that products read),
-    row(step, first, t): the address of its token t). Slots behind the tokens are copies of the last one: those results
+    row(step, first, t, x): the address of its token t, given that of the one before). Slots behind the tokens are copies of the last one: those results
     are not stored."""
+    from pyggml import simd as v
     from pyggml.kernels.cpu import experts, record
 
+    U = v.U
+    apart = record.field("src0.nb", 1)
     ne1, rows, row = record.field("src0.ne", 1), record.rows("src0"), record.row("src0", "src0")
     at, panels_each, table = record.element("src0"), record.field("ints", 2), record.field("src1.data")
     read = experts.reader("src1", 3)
@@ -158,11 +161,13 @@ def _places(width):
         return p // each * ne1(step) + first, have, up_to(have)
 
     @inline
-    def address(step, first, t):
+    def address(step, first, t, x):
         if table(step):
             slot, token = pair(step, first + t)
             return at(step, 0, slot % ne1(step), token, 0)
-        return row(step, first + t)
+        if t > 0:  # a panel's tokens are of one matrix
+            return x + U(apart(step))
+        return row(step, first)
 
     return count, places, address
 
@@ -215,9 +220,11 @@ def panels(width, halves=0):
             p, b = i // pairs, i % pairs * 2
             first, have, end = places(step, p)
             at = out(step) + U(p * nb + b) * size
+            x = U(0)
             for t in range(have):
+                x = row(step, first, t, x)
                 copies = end - t if t == have - 1 else 1
-                values, d0, d1, sums = quantize(row(step, first, t) + U(128 * b), min(n - b * 32, 64))
+                values, d0, d1, sums = quantize(x + U(128 * b), min(n - b * 32, 64))
                 put(at, d0, lower(sums), low_half(values), copies)
                 if b + 1 < nb:
                     put(at + size, d1, upper(sums), high_half(values), copies)
@@ -243,10 +250,12 @@ def columns(width):
         for i in range(total * ith // nth, total * (ith + 1) // nth):
             p, begin = i // runs, i % runs * run
             first, have, end = places(step, p)
+            token = U(0)
             for t in range(have):
+                token = row(step, first, t, token)
                 copies = end - t if t == have - 1 else 1
                 at = out(step) + U(p * n + begin) * size + U(4 * t)
-                x = row(step, first, t) + U(4 * begin)
+                x = token + U(4 * begin)
                 for _ in range(min(run, n - begin)):
                     for copy in range(copies):
                         v.put_f32(at + U(4 * copy), v.f32_at(x))
