@@ -19,6 +19,7 @@ ROWS = (
     ("pyggml.tensor", "pyggml.simd", "pyggml.gguf"),
     ("pyggml.ops", "pyggml.graph", "pyggml.quants"),
     ("pyggml.alloc", "pyggml.kernels"),
+    ("pyggml.lowering",),
     ("pyggml.backend", "pyggml.quantize"),
     ("pyggml.memory", "pyggml.inspection"),
     ("pyggml.model",),

@@ -15,19 +15,41 @@ from typing import Any
 
 from pyggml import jit
 from pyggml.backend.base import Backend, Begun, Device, Kind, Plan, Usage, while_wanted
-from pyggml.backend.builder import Builder as Builder
-from pyggml.backend.builder import CPUPlan as CPUPlan
-from pyggml.backend.builder import Scratch as Scratch
-from pyggml.backend.builder import WorkTensor as WorkTensor
 from pyggml.backend.host import HostBuffer, default_threads, host_memory
-from pyggml.backend.layer_builder import LayerBuilder
 from pyggml.backend.team import IndexFault, Team
 from pyggml.errors import ComputeError, UnsupportedError
 from pyggml.graph import Graph
 from pyggml.kernels.cpu import FAMILIES, FUSIONS, executor
+from pyggml.lowering.cpu import Builder, Lowered
+from pyggml.lowering.layers import LayerBuilder
 from pyggml.ops import VIEW_OPS, Forms, Op, check, form_of
 from pyggml.ops.overlap import check_overlap
 from pyggml.tensor import Flag, Tensor
+
+SMALL_STEPS = 4
+LARGE_OPS = (Op.MUL_MAT, Op.MUL_MAT_ID, Op.OUT_PROD, Op.FLASH_ATTN_EXT)
+SMALL_BYTES = 65536
+"""A plan of so few steps with results of so few bytes is run by one thread."""
+
+
+class CPUPlan(Plan):
+    """`small`: not worth waking other threads, such as the embedding rows of one token before remote layers."""
+
+    def __init__(self, lowered: Lowered) -> None:
+        nodes = lowered.nodes
+        self.table = lowered.table
+        self.steps = lowered.table.steps
+        self.nbytes = lowered.nbytes
+        self.small = len(self.steps) <= SMALL_STEPS and sum(n.nbytes for n in nodes) <= SMALL_BYTES
+        self.small = self.small and not any(n.op in LARGE_OPS for n in nodes)
+        self.nodes = nodes
+        self._where = lowered.where
+        self.keep = lowered.keep
+
+    def name(self, step: int) -> str:
+        """Of what a step computes."""
+        number, where = self._where(step)
+        return f"{Op(self.nodes[number].op).name} {self.nodes[number].name!r}{where}"
 
 
 @functools.cache
@@ -110,11 +132,11 @@ class CPUBackend(Backend):
     def plan(
         self, graph: Graph, *, cancelled: Callable[[], bool] | None = None, max_work: int | None = None
     ) -> CPUPlan:
-        return self._lower(graph, cancelled).finish(self.team.status_address, max_work)
+        return CPUPlan(self._lower(graph, cancelled).finish(self.team.status_address, max_work))
 
     def begin(self, graph: Graph) -> Begun:
         builder = self._lower(graph, None, asked=True)
-        return Begun(jit.prepare(builder.kernels()), lambda: builder.finish(self.team.status_address))
+        return Begun(jit.prepare(builder.kernels()), lambda: CPUPlan(builder.finish(self.team.status_address)))
 
     def _lower(self, graph: Graph, cancelled: Callable[[], bool] | None, asked: bool = False) -> Builder:
         """`asked`: whether the device supports each node, which leaves the addresses to be checked."""

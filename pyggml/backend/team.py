@@ -14,52 +14,18 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from pyggml import jit
 from pyggml.errors import ComputeError, DeviceError
 from pyggml.kernels.cpu import executor
-from pyggml.steps import MAX_OPERANDS, OPERAND, PLAN, STATUS, STEP, TEAM, THREAD, offset
+from pyggml.lowering.table import StepTable, aligned
+from pyggml.steps import STATUS, TEAM, THREAD
 
 WAIT_US = 40.0  # within a run: about what it costs to sleep and to be woken
 IDLE_US = 50.0  # between runs, before the time slice is given away
 IDLE_YIELDS = 2000  # then so often (about 1 ms), before sleeping
 MOST_READ = 8  # plans that are over and whose records may still be read, before it is asked which really are
-
-
-def _aligned(size: int, clear: bool = True) -> NDArray[np.uint8]:
-    raw = (np.zeros if clear else np.empty)(size + 64, np.uint8)
-    return raw[-raw.ctypes.data % 64 :][:size]
-
-
-class StepTable:
-    """The memory of a plan: `head`, one PLAN, and `steps`, its STEP records, to be filled in and then `sealed`.
-
-    `words`: their memory as 64-bit words; `operands`: those of (steps, dst and each src, data and 4 ne and 4 nb)."""
-
-    def __init__(self, count: int, clear: bool = True) -> None:
-        """`clear` False: all of the steps will be written."""
-        memory = _aligned(PLAN.itemsize + count * STEP.itemsize, clear)
-        memory[: PLAN.itemsize] = 0
-        self.head = memory[: PLAN.itemsize].view(PLAN)
-        self.steps = memory[PLAN.itemsize :].view(STEP)
-        self.words = words = memory[PLAN.itemsize :].view("<i8").reshape(count, STEP.itemsize // 8)
-        first, size = offset("dst") // 8, OPERAND.itemsize // 8
-        self.operands = words[:, first : first + (1 + MAX_OPERANDS) * size].reshape(count, 1 + MAX_OPERANDS, size)
-        self.address = int(memory.ctypes.data)
-
-    def sealed(self, status: int) -> StepTable:
-        """Ready to run: `status` is a team's, each step has its `parts`, and `sync` where the next one needs it."""
-        steps = self.steps
-        self.head["steps"], self.head["count"], self.head["status"] = steps.ctypes.data, len(steps), status
-        if len(steps):
-            assert steps["parts"].min() > 0
-            steps["sync"][-1] = 1
-            steps["status"] = status
-            ends = np.flatnonzero(steps["sync"])
-            steps["due"][ends] = np.diff(np.cumsum(steps["parts"])[ends], prepend=0)
-        return self
 
 
 @functools.cache
@@ -84,11 +50,11 @@ class Team:
         if not 1 <= n_threads <= 1024:
             raise DeviceError(f"CPU: {n_threads} threads, 1 to 1024 are possible")
         self.n_threads = n_threads
-        self._memory = _aligned(TEAM.itemsize + n_threads * THREAD.itemsize)
+        self._memory = aligned(TEAM.itemsize + n_threads * THREAD.itemsize)
         self._team = self._memory[: TEAM.itemsize].view(TEAM)
         self._each = self._memory[TEAM.itemsize :].view(THREAD)
         self._address = self._memory.ctypes.data
-        self._status: NDArray[Any] = _aligned(STATUS.itemsize).view(STATUS) if beside is None else beside._status
+        self._status: NDArray[Any] = aligned(STATUS.itemsize).view(STATUS) if beside is None else beside._status
         self._team["n_threads"] = n_threads
         self._run = jit.function(executor.RUN)
         self._threads: list[threading.Thread] = []

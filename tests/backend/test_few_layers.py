@@ -25,16 +25,16 @@ import pyggml.graph as graph_module
 from pyggml import ops
 from pyggml.backend import cpu
 from pyggml.backend.base import Usage
-from pyggml.backend.builder import Builder, CPUPlan
-from pyggml.backend.cpu import CPUDevice
+from pyggml.backend.cpu import CPUDevice, CPUPlan
 from pyggml.backend.few_layers import FewLayers, LayeredGraph
-from pyggml.backend.layer_builder import LayerBuilder
 from pyggml.backend.pack import pack
 from pyggml.backend.repeats import PlaceWatch
 from pyggml.backend.scheduler import Schedule, Scheduler
 from pyggml.dtypes import GGMLType
 from pyggml.errors import ComputeError
 from pyggml.graph import IrregularError, Leafs, LeafSpans, build_forward
+from pyggml.lowering.cpu import Builder
+from pyggml.lowering.layers import LayerBuilder
 from pyggml.model.model import Model
 from pyggml.runtime.context import Context
 from pyggml.tensor import Flag, Tensor

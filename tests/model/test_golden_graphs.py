@@ -18,9 +18,10 @@ if __name__ == "__main__":
 
 from tiny_model import write_llama
 
-from pyggml.backend.cpu import Builder, CPUBackend
+from pyggml.backend.cpu import CPUBackend
 from pyggml.dtypes import GGMLType
 from pyggml.graph import Graph
+from pyggml.lowering.cpu import Builder
 from pyggml.model.model import Model
 from pyggml.ops import Op
 from pyggml.runtime.context import Context

@@ -19,12 +19,13 @@ import numpy as np
 
 from pyggml.backend.base import Backend, Buffer, Bytes, Device, Kind, Plan, Usage, while_wanted
 from pyggml.backend.cuda.driver import GPU
-from pyggml.backend.cuda.plan import STATUS_BYTES, Builder, CudaPlan
+from pyggml.backend.cuda.plan import CudaPlan
 from pyggml.backend.cuda.staging import Staging
 from pyggml.errors import ComputeError, DeviceError, UnsupportedError, WorkMemoryError
 from pyggml.graph import Graph
 from pyggml.kernels.cuda import FAMILIES, FUSIONS
 from pyggml.kernels.cuda.layout import alignment
+from pyggml.lowering.cuda import STATUS_BYTES, Builder
 from pyggml.ops import VIEW_OPS, Forms, Op, check, form_of
 from pyggml.tensor import Flag, Tensor
 

@@ -1,31 +1,22 @@
 """A graph as a list of kernel launches whose parameters lie ready in memory, run directly or replayed as a CUDA graph.
 
-Owns the lowering's bookkeeping: parameters, work memory, constants. Knows no single op (each family in kernels/cuda
-lowers its own) and no driver beyond its interface.
+Owns how often it is launched before it is replayed, and by which slices. Knows no op, and no driver beyond its interface.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pyggml.backend.base import Buffer, Plan
 from pyggml.backend.cuda.driver import GPU, Grid
-from pyggml.backend.hazards import Memo, Span
-from pyggml.backend.spans import first_fit
 from pyggml.errors import DeviceError
-from pyggml.kernels.cuda.spec import Place, Scratch, Spec
+from pyggml.kernels.cuda.spec import Place
+from pyggml.lowering.cuda import Builder
 from pyggml.tensor import Tensor
 
-STATUS_BYTES = 16
-"""What a kernel reports that met an index out of range: 1 + number of the node, the index (i64), how many there are."""
-
-ALIGNMENT = 256
 REPLAY_FROM = 2
 """A plan is noted as a graph when it runs for the second time, if it is long enough to gain by it."""
 REPLAY_LAUNCHES = 4
@@ -33,100 +24,6 @@ REPLAY_SECONDS = 0.1
 """A plan that takes longer is not noted: a graph cannot be ended, nor does anybody get at the GPU within it."""
 FIRST_SLICE = 2
 """Launches that are handed over together in the beginning, before it is known how long they take."""
-
-
-@dataclass
-class _Launch:
-    spec: Spec
-    grid: Grid
-    threads: int
-    shared: int
-    args: tuple[int | float | Place, ...]
-
-
-@dataclass
-class Builder:
-    """What lowering a graph gathers. `node`: the one being lowered, `number` its place among the plan's nodes."""
-
-    cc: tuple[int, int]
-    multiprocessors: int
-    shared_limit: int
-    launches: list[_Launch] = field(default_factory=list)
-    node: Tensor | None = None
-    number: int = 0
-    reports: bool = False
-    _constants: list[NDArray[np.uint8]] = field(default_factory=list)
-    _constant_bytes: int = STATUS_BYTES
-    _named: dict[Any, Place] = field(default_factory=dict)
-    _memo: Memo = field(default_factory=Memo)
-    _base: Scratch = field(default_factory=lambda: Scratch(0))
-
-    def launch(
-        self, spec: Spec, grid: Sequence[int], threads: int, args: Sequence[int | float | Place], shared: int = 0
-    ) -> None:
-        """Add a kernel: `grid` has one to three dimensions, `args` are its parameters in order."""
-        x, y, z = (*grid, 1, 1)[:3]
-        assert x > 0 and y > 0 and z > 0 and threads % 32 == 0 and y < 65536 and z < 65536, (spec, grid, threads)
-        assert shared <= self.shared_limit, (spec, shared)
-        for arg in args:
-            if isinstance(arg, Place) and arg.scratch is not self._base:
-                scratch = arg.scratch
-                scratch.first = len(self.launches) if scratch.first < 0 else scratch.first
-                scratch.last = len(self.launches)
-        self.launches.append(_Launch(spec, (x, y, z), threads, shared, tuple(args)))
-
-    def scratch(self, size: int) -> Scratch:
-        """Work memory from the first launch that names it to the last."""
-        return Scratch(size)
-
-    def constant(self, values: NDArray[Any], name: Any = None) -> Place:
-        """Numbers that are the same in every run; with a name they can be asked for again."""
-        data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-        at = -(-self._constant_bytes // 16) * 16
-        self._constants.append(np.zeros(at - self._constant_bytes, np.uint8))
-        self._constants.append(data)
-        self._constant_bytes = at + data.size
-        place = Place(self._base, at)
-        if name is not None:
-            self._named[name] = place
-        return place
-
-    def remembered_constant(self, name: Any) -> Place | None:
-        return self._named.get(name)
-
-    def status(self) -> Place:
-        """Where a kernel reports an index out of range."""
-        self.reports = True
-        return Place(self._base, 0)
-
-    def remember(self, key: Any, value: Any, source: Tensor) -> None:
-        """Keep what was made of `source` until something is written to its memory."""
-        self._memo.remember(key, value, _span(source))
-
-    def remembered(self, key: Any) -> Any:
-        return self._memo.remembered(key)
-
-    def wrote(self, tensor: Tensor) -> None:
-        """Forget what was made of memory that a node has written to."""
-        self._memo.wrote(*_span(tensor))
-
-    def place_scratch(self) -> int:
-        """Give all work memory its offset behind the constants; -> bytes in all."""
-        start = -(-self._constant_bytes // ALIGNMENT) * ALIGNMENT
-        named = [arg.scratch for step in self.launches for arg in step.args if isinstance(arg, Place)]
-        pieces = list({id(s): s for s in named if s is not self._base}.values())
-        offsets, size = first_fit(((s.size, s.first, s.last) for s in pieces), ALIGNMENT)
-        for piece, offset in zip(pieces, offsets, strict=True):
-            piece.offset = start + offset
-        return start + size
-
-    def constants(self) -> NDArray[np.uint8]:
-        """The first bytes of the plan's memory: status, constants."""
-        return np.concatenate([np.zeros(STATUS_BYTES, np.uint8), *self._constants])
-
-
-def _span(tensor: Tensor) -> Span:
-    return tensor.data, tensor.data + max(tensor.nbytes, 1)
 
 
 class CudaPlan(Plan):

@@ -13,7 +13,7 @@ from pyggml.jit import Spec
 from pyggml.ops import Op, SortOrder
 
 if TYPE_CHECKING:
-    from pyggml.backend.cpu import Builder
+    from pyggml.lowering.cpu import Builder
     from pyggml.tensor import Tensor
 
 SHORT = 48  # elements that insertion sorts sooner

@@ -23,7 +23,7 @@ from pyggml.kernels.cpu.copy import READ, WRITTEN, put
 from pyggml.kernels.cpu.kinds import refuse_types
 
 if TYPE_CHECKING:
-    from pyggml.backend.cpu import Builder
+    from pyggml.lowering.cpu import Builder
     from pyggml.tensor import Tensor
 
 CHUNK = 64

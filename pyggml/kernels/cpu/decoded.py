@@ -13,7 +13,7 @@ from pyggml.jit import CALL, Spec
 from pyggml.steps import STEP
 
 if TYPE_CHECKING:
-    from pyggml.backend.cpu import Builder
+    from pyggml.lowering.cpu import Builder
     from pyggml.tensor import Tensor
 
 T = GGMLType

@@ -14,7 +14,7 @@ from pyggml.kernels.cpu.kinds import FLOATS, SUPER_ROOM, kind, refuse_types
 from pyggml.ops import Op
 
 if TYPE_CHECKING:
-    from pyggml.backend.cpu import Builder
+    from pyggml.lowering.cpu import Builder
     from pyggml.tensor import Tensor
 
 NAMES = {Op.ADD: "add", Op.SUB: "sub", Op.MUL: "mul", Op.DIV: "div", Op.ADD1: "add"}

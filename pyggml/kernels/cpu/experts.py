@@ -20,7 +20,7 @@ from pyggml.jit import Spec, inline
 from pyggml.steps import STEP
 
 if TYPE_CHECKING:
-    from pyggml.backend.cpu import Builder, WorkTensor
+    from pyggml.lowering.cpu import Builder, WorkTensor
     from pyggml.tensor import Tensor
 
 HEAD = 2

@@ -17,7 +17,7 @@ from pyggml.ops import Op, TriType
 from pyggml.tensor import NO_PARAMS
 
 if TYPE_CHECKING:
-    from pyggml.backend.cpu import Builder
+    from pyggml.lowering.cpu import Builder
     from pyggml.tensor import Tensor
 
 STRETCHES: dict[TriType | None, tuple[int | None, int | None]] = {

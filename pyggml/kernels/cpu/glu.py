@@ -12,7 +12,7 @@ from pyggml.kernels.cpu.kinds import FLOATS, kind, refuse_types
 from pyggml.ops import GluOp
 
 if TYPE_CHECKING:
-    from pyggml.backend.cpu import Builder
+    from pyggml.lowering.cpu import Builder
     from pyggml.tensor import Tensor
 
 

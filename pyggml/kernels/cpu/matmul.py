@@ -17,7 +17,7 @@ from pyggml.kernels.cpu.kinds import FLOATS, refuse_types
 from pyggml.ops import Op
 
 if TYPE_CHECKING:
-    from pyggml.backend.cpu import Builder, Scratch, WorkTensor
+    from pyggml.lowering.cpu import Builder, Scratch, WorkTensor
     from pyggml.tensor import Tensor
 
 T = GGMLType

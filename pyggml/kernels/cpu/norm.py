@@ -13,7 +13,7 @@ from pyggml.kernels.cpu.kinds import kind, refuse_types, share_memory
 from pyggml.ops import Op
 
 if TYPE_CHECKING:
-    from pyggml.backend.cpu import Builder
+    from pyggml.lowering.cpu import Builder
     from pyggml.tensor import Tensor
 
 

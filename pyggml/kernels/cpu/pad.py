@@ -15,7 +15,7 @@ from pyggml.kernels.cpu.kinds import refuse_types
 from pyggml.ops import Op
 
 if TYPE_CHECKING:
-    from pyggml.backend.cpu import Builder
+    from pyggml.lowering.cpu import Builder
     from pyggml.tensor import Tensor
 
 SINGLE = tuple(t for t in GGMLType if SIZES[t].block_size == 1)

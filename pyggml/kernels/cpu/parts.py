@@ -18,7 +18,7 @@ from pyggml.ops.parts import part_strides
 from pyggml.tensor import Tensor
 
 if TYPE_CHECKING:
-    from pyggml.backend.cpu import Builder
+    from pyggml.lowering.cpu import Builder
 
 
 def why_not(node: Tensor) -> str | None:

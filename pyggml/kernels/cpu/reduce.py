@@ -15,7 +15,7 @@ from pyggml.kernels.cpu.kinds import FLOATS, kind, refuse_types
 from pyggml.ops import Op
 
 if TYPE_CHECKING:
-    from pyggml.backend.cpu import Builder
+    from pyggml.lowering.cpu import Builder
     from pyggml.tensor import Tensor
 
 CHUNK = 4096

@@ -15,7 +15,7 @@ from pyggml.kernels.cpu.pad import ROUND, SINGLE, take
 from pyggml.ops import Op
 
 if TYPE_CHECKING:
-    from pyggml.backend.cpu import Builder
+    from pyggml.lowering.cpu import Builder
     from pyggml.tensor import Tensor
 
 

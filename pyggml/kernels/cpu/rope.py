@@ -18,7 +18,7 @@ from pyggml.kernels.cpu.kinds import kind, refuse_types
 from pyggml.ops import ROPE_MROPE, ROPE_NORMAL, ROPE_VISION, Op, rope_pairs
 
 if TYPE_CHECKING:
-    from pyggml.backend.cpu import Builder, Scratch
+    from pyggml.lowering.cpu import Builder, Scratch
     from pyggml.tensor import Tensor
 
 

@@ -15,7 +15,7 @@ from pyggml.kernels.cpu.kinds import FLOATS, SOURCES, kind, refuse_types, work_b
 from pyggml.ops import Op
 
 if TYPE_CHECKING:
-    from pyggml.backend.cpu import Builder
+    from pyggml.lowering.cpu import Builder
     from pyggml.tensor import Tensor
 
 

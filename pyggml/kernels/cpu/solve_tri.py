@@ -12,7 +12,7 @@ from pyggml.jit import Spec
 from pyggml.kernels.cpu.kinds import refuse_types
 
 if TYPE_CHECKING:
-    from pyggml.backend.cpu import Builder
+    from pyggml.lowering.cpu import Builder
     from pyggml.tensor import Tensor
 
 

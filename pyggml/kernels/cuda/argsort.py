@@ -14,7 +14,7 @@ from pyggml.kernels.cuda.spec import Spec, i32, i64
 from pyggml.ops import Op, SortOrder
 
 if TYPE_CHECKING:
-    from pyggml.backend.cuda.plan import Builder
+    from pyggml.lowering.cuda import Builder
     from pyggml.tensor import Tensor
 
 SHORT = 512

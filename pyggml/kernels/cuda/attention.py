@@ -15,7 +15,7 @@ from pyggml.kernels.cuda.layout import F32, FLOATS, option, refuse, refuse_types
 from pyggml.kernels.cuda.spec import Spec, f32, i32, i64
 
 if TYPE_CHECKING:
-    from pyggml.backend.cuda.plan import Builder
+    from pyggml.lowering.cuda import Builder
     from pyggml.tensor import Tensor
 
 THREADS = 128

@@ -8,7 +8,7 @@ from pyggml.kernels.cuda.layout import option, source
 from pyggml.kernels.cuda.soft_max import slopes
 
 if TYPE_CHECKING:
-    from pyggml.backend.cuda.plan import Builder
+    from pyggml.lowering.cuda import Builder
     from pyggml.tensor import Tensor
 
 

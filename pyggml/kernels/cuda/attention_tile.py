@@ -21,8 +21,8 @@ from pyggml.kernels.cuda.spec import Spec, f32, i32, i64
 from pyggml.kernels.cuda.unpack import ALIGNMENT
 
 if TYPE_CHECKING:
-    from pyggml.backend.cuda.plan import Builder
     from pyggml.kernels.cuda.attention_operands import Operands
+    from pyggml.lowering.cuda import Builder
     from pyggml.tensor import Tensor
 
 T = GGMLType

@@ -15,8 +15,8 @@ from pyggml.kernels.cuda.layout import FLOATS
 from pyggml.quants.iq4_nl import LEVELS
 
 if TYPE_CHECKING:
-    from pyggml.backend.cuda.plan import Builder
     from pyggml.kernels.cuda.spec import Place
+    from pyggml.lowering.cuda import Builder
 
 T = GGMLType
 SIMPLE = (T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q8_0, T.IQ4_NL)

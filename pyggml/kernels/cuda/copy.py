@@ -13,8 +13,8 @@ from pyggml.kernels.cuda.spec import Spec, i32, i64
 from pyggml.quants import QUANTS
 
 if TYPE_CHECKING:
-    from pyggml.backend.cuda.plan import Builder
     from pyggml.dtypes import GGMLType
+    from pyggml.lowering.cuda import Builder
     from pyggml.tensor import Tensor
 
 MOVED = {t for t in SIZES if SIZES[t].block_size == 1} | set(QUANTS)

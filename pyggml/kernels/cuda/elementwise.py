@@ -9,7 +9,7 @@ from pyggml.kernels.cuda.spec import Spec, i32, i64
 from pyggml.ops import Op
 
 if TYPE_CHECKING:
-    from pyggml.backend.cuda.plan import Builder
+    from pyggml.lowering.cuda import Builder
     from pyggml.tensor import Tensor
 
 NUMBERS = {Op.ADD: 0, Op.SUB: 1, Op.MUL: 2, Op.DIV: 3}

@@ -13,8 +13,8 @@ from pyggml.kernels.cuda.spec import Spec, i32, i64
 from pyggml.ops import Op
 
 if TYPE_CHECKING:
-    from pyggml.backend.cuda.plan import Builder
     from pyggml.kernels.cuda.spec import Place
+    from pyggml.lowering.cuda import Builder
     from pyggml.tensor import Tensor
 
 

@@ -8,7 +8,7 @@ from pyggml.kernels.cuda.layout import FLOATS, KINDS, THREADS, blocks, option, r
 from pyggml.kernels.cuda.spec import Spec, f32, i32, i64
 
 if TYPE_CHECKING:
-    from pyggml.backend.cuda.plan import Builder
+    from pyggml.lowering.cuda import Builder
     from pyggml.tensor import Tensor
 
 

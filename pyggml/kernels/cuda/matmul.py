@@ -14,7 +14,7 @@ from pyggml.kernels.cuda.layout import F32, FLOATS, disjoint, option, refuse, re
 from pyggml.ops import GluOp, Op
 
 if TYPE_CHECKING:
-    from pyggml.backend.cuda.plan import Builder
+    from pyggml.lowering.cuda import Builder
     from pyggml.tensor import Tensor
 
 GATES = (GluOp.REGLU, GluOp.GEGLU, GluOp.SWIGLU)

@@ -9,7 +9,7 @@ from pyggml.kernels.cuda.norm import threads_for
 from pyggml.kernels.cuda.spec import Spec, i32, i64
 
 if TYPE_CHECKING:
-    from pyggml.backend.cuda.plan import Builder
+    from pyggml.lowering.cuda import Builder
     from pyggml.tensor import Tensor
 
 AREA = 128

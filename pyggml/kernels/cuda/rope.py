@@ -18,7 +18,7 @@ from pyggml.kernels.cuda.spec import Spec, f32, i32, i64
 from pyggml.ops import ROPE_IMROPE, ROPE_MROPE, ROPE_NORMAL, ROPE_VISION, Op, rope_pairs
 
 if TYPE_CHECKING:
-    from pyggml.backend.cuda.plan import Builder
+    from pyggml.lowering.cuda import Builder
     from pyggml.tensor import Tensor
 
 

@@ -12,8 +12,8 @@ from pyggml.kernels.cuda.norm import SUMS, threads_for
 from pyggml.kernels.cuda.spec import Spec, f32, i32, i64
 
 if TYPE_CHECKING:
-    from pyggml.backend.cuda.plan import Builder
     from pyggml.kernels.cuda.spec import Place
+    from pyggml.lowering.cuda import Builder
     from pyggml.tensor import Tensor
 
 

@@ -13,7 +13,7 @@ from pyggml.kernels.cuda.layout import KINDS, THREADS, blocks
 from pyggml.kernels.cuda.spec import Spec, i32, i64
 
 if TYPE_CHECKING:
-    from pyggml.backend.cuda.plan import Builder
+    from pyggml.lowering.cuda import Builder
     from pyggml.tensor import Tensor
 
 TILE = 64

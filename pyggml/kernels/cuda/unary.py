@@ -13,7 +13,7 @@ from pyggml.kernels.cuda.spec import Spec, f32, i32, i64
 from pyggml.ops import Op
 
 if TYPE_CHECKING:
-    from pyggml.backend.cuda.plan import Builder
+    from pyggml.lowering.cuda import Builder
     from pyggml.tensor import Tensor
 
 

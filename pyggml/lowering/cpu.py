@@ -9,49 +9,40 @@ import copy
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyggml import jit
-from pyggml.backend.base import Plan
-from pyggml.backend.hazards import Hazards, Memo, Span
-from pyggml.backend.parts import cost_ns, parts
-from pyggml.backend.spans import first_fit
-from pyggml.backend.team import StepTable
 from pyggml.dtypes import GGMLType
 from pyggml.errors import WorkMemoryError
-from pyggml.ops import Op
+from pyggml.lowering.hazards import Hazards, Memo, Span
+from pyggml.lowering.parts import cost_ns, parts
+from pyggml.lowering.spans import first_fit
+from pyggml.lowering.table import StepTable
 from pyggml.steps import MAX_OPERANDS, OPERAND, PLAN, STEP
 from pyggml.tensor import Tensor
 
 NOTHING = (0,) * 8
 AT_ONCE = 1024
-SMALL_STEPS = 4
-LARGE_OPS = (Op.MUL_MAT, Op.MUL_MAT_ID, Op.OUT_PROD, Op.FLASH_ATTN_EXT)
-SMALL_BYTES = 65536
-"""A plan of so few steps with results of so few bytes is run by one thread."""
 
 
-class CPUPlan(Plan):
-    """`small`: not worth waking other threads, such as the embedding rows of one token before remote layers."""
+class Lowered(NamedTuple):
+    """A graph as steps, ready to run.
 
-    def __init__(
-        self, table: StepTable, nodes: list[Tensor], where: Callable[[int], tuple[int, str]], keep: list[Any]
-    ) -> None:
-        self.table = table
-        self.steps = table.steps
-        self.small = len(self.steps) <= SMALL_STEPS and sum(n.nbytes for n in nodes) <= SMALL_BYTES
-        self.small = self.small and not any(n.op in LARGE_OPS for n in nodes)
-        self.nodes = nodes  # the node of each step that was lowered
-        self._where = where
-        self.keep = keep  # memory that the steps point to
+    table   their records
+    nodes   the node of each step that was lowered
+    where   number of a step of the table -> the number of the step that was lowered for it, and what to add to the name of its node
+    keep    memory that the steps point to
+    nbytes  work memory and records
+    """
 
-    def name(self, step: int) -> str:
-        """Of what a step computes."""
-        number, where = self._where(step)
-        return f"{Op(self.nodes[number].op).name} {self.nodes[number].name!r}{where}"
+    table: StepTable
+    nodes: list[Tensor]
+    where: Callable[[int], tuple[int, str]]
+    keep: list[Any]
+    nbytes: int
 
 
 @dataclass(slots=True, eq=False)
@@ -193,7 +184,8 @@ class Builder:
         """What the steps run, each once."""
         return list(self._kernels)
 
-    def finish(self, status: int, max_work: int | None = None) -> CPUPlan:
+    def finish(self, status: int, max_work: int | None = None) -> Lowered:
+        """`status`: the address that kernels report to. Raises WorkMemoryError for more than `max_work` bytes."""
         arena_size, record_size = self.place(), PLAN.itemsize + self.count() * STEP.itemsize
         work = arena_size + record_size + 128
         if max_work is not None and work > max_work:
@@ -201,9 +193,7 @@ class Builder:
         jit.ensure(self.kernels())
         arena = _zeros(arena_size)
         table = self.records(int(arena.ctypes.data)).sealed(status)
-        plan = CPUPlan(table, [s.node for s in self.steps], self.where(), [arena, self.buffers()])
-        plan.nbytes = work
-        return plan
+        return Lowered(table, [s.node for s in self.steps], self.where(), [arena, self.buffers()], work)
 
     def check(self) -> None:
         """Asked when all nodes are lowered."""

@@ -1,7 +1,7 @@
 """Where the threads of a plan must meet, and what may be used again: from the memory that steps read and write.
 
 Owns the decision for each step, in the logarithm of the steps before it; knows no step's content. The plain form, which
-holds each step against all before it, is the specification in tests/backend/test_hazards.py.
+holds each step against all before it, is the specification in tests/lowering/test_hazards.py.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from pyggml.backend.spans import Spans
+from pyggml.lowering.spans import Spans
 
 Span = tuple[int, int]  # addresses [from, to); nobody shares an empty one
 

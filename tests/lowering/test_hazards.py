@@ -14,17 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_model import write_llama
 
-import pyggml.backend.hazards as hazards_module
-import pyggml.backend.spans as spans_module
+import pyggml.lowering.hazards as hazards_module
+import pyggml.lowering.spans as spans_module
 from pyggml import ops
 from pyggml.backend import builder as builder_module
 from pyggml.backend import cpu
 from pyggml.backend.base import ASK_EVERY
-from pyggml.backend.hazards import MAX_REMEMBERED, Hazards, Memo, Span
-from pyggml.backend.spans import Spans, first_fit
 from pyggml.dtypes import GGMLType
 from pyggml.errors import ComputeError, WorkMemoryError
 from pyggml.graph import Graph
+from pyggml.lowering.hazards import MAX_REMEMBERED, Hazards, Memo, Span
+from pyggml.lowering.spans import Spans, first_fit
 from pyggml.model.model import Model
 from pyggml.runtime.context import Context
 from pyggml.tensor import Flag, Tensor

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyggml.backend.builder import Builder, Scratch, WorkTensor
-from pyggml.backend.spans import first_fit
-from pyggml.backend.team import StepTable
 from pyggml.graph import Graph, IrregularError
+from pyggml.lowering.cpu import Builder, Scratch, WorkTensor
+from pyggml.lowering.spans import first_fit
+from pyggml.lowering.table import StepTable
 from pyggml.tensor import Tensor
 
 
