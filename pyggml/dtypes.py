@@ -98,5 +98,5 @@ def row_size(dtype: GGMLType, ne0: int) -> int:
     """Bytes of `ne0` elements. Raises ShapeError when they are no whole number of blocks."""
     size = SIZES[dtype]
     if ne0 % size.block_size:
-        raise ShapeError(f"{dtype.name}: {ne0} elements are no whole number of blocks of {size.block_size}")
+        raise ShapeError(f"row length {ne0} is not a multiple of the block size {size.block_size} of {dtype.name}")
     return ne0 // size.block_size * size.type_size

@@ -263,7 +263,7 @@ def _tensor(cur: _Cursor, what: str) -> TensorPlace:
     ne0, ne1, ne2, ne3 = (*shape, 1, 1, 1, 1)[:MAX_DIMS]
     if ne0 % SIZES[kind].block_size:
         raise GGUFError(
-            f"{what}: rows of {ne0} elements are no whole number of {kind.name} blocks of {SIZES[kind].block_size}"
+            f"{what}: row length {ne0} is not a multiple of the block size {SIZES[kind].block_size} of {kind.name}"
         )
     offset = cur.number("Q", f"{what}: offset")
     return TensorPlace(name, kind, (ne0, ne1, ne2, ne3), row_size(kind, ne0) * ne1 * ne2 * ne3, offset)

@@ -49,7 +49,7 @@ class Hparams(Keys):
         for n_head, n_head_kv in set(zip(self._n_head, self._n_head_kv, strict=True)):
             if n_head % n_head_kv:
                 raise ModelError(
-                    f"key {architecture}.attention.head_count_kv is {n_head_kv}, no divisor of the {n_head} heads"
+                    f"key {architecture}.attention.head_count_kv is {n_head_kv}, must divide head_count ({n_head})"
                 )
         self._head_k = self.u32("attention.key_length", self.n_embd // self._n_head[0])
         self._head_v = self.u32("attention.value_length", self.n_embd // self._n_head[0])

@@ -158,7 +158,7 @@ def _check_type(task: Task) -> None:
     if task.source.ne[0] % SIZES[task.type].block_size:
         size = SIZES[task.type].block_size
         raise ModelError(
-            f"tensor {name}: rows of {task.source.ne[0]} are no whole number of {task.type.name} blocks of {size}"
+            f"tensor {name}: row length {task.source.ne[0]} is not a multiple of the block size {size} of {task.type.name}"
         )
 
 

@@ -85,5 +85,7 @@ def dequantize_row(dtype: GGMLType, data: NDArray[Any] | bytes | bytearray | mem
     else:
         raw = np.frombuffer(data, np.uint8)
     if size == 0 or raw.size % size:
-        raise ShapeError(f"{q.type.name}: {raw.size} bytes are no whole number of rows of {ne0} elements, {size} bytes")
+        raise ShapeError(
+            f"{raw.size} bytes are not a multiple of the {size} bytes of a row of {ne0} elements of {q.type.name}"
+        )
     return q.dequantize(raw.reshape(-1, q.type_size)).reshape(-1, ne0)

@@ -96,7 +96,7 @@ class Quant:
 
     def _quantize(self) -> Callable[..., Records]:
         if self.quantize_blocks is None:
-            raise UnsupportedError(f"{self.type.name} is read, and not made")
+            raise UnsupportedError(f"quantising to {self.type.name} is not supported")
         return self.quantize_blocks
 
     def _bytes(self, quantize: Callable[[Floats], Records], values: Floats) -> Bytes:

@@ -167,7 +167,7 @@ def read_tensors(records: Records, lent: Mapping[int, Lent] | None) -> list[Tens
         dtype, size = known
         if ne[0] % size.block_size:
             raise RefusedError(
-                f"tensor {label!r}: {ne[0]} elements are no whole blocks of {size.block_size} ({dtype.name})"
+                f"tensor {label!r}: row length {ne[0]} is not a multiple of the block size {size.block_size} of {dtype.name}"
             )
         tensor = Tensor(
             dtype, ne, _strides(dtype, ne, nb), op=op, op_params=op_params, flags=flags, view_offs=view_offs, name=label

@@ -329,7 +329,9 @@ def test_refusals(
 
 def test_a_type_whose_blocks_rows_cannot_hold(tmp_path: Path) -> None:
     src = write_llama(tmp_path / "narrow.gguf")
-    with pytest.raises(ModelError, match=r"token_embd.weight: rows of 64 are no whole number of Q4_K blocks of 256"):
+    with pytest.raises(
+        ModelError, match=r"token_embd.weight: row length 64 is not a multiple of the block size 256 of Q4_K"
+    ):
         ours(src, tmp_path / "made.gguf", "Q4_K_M", Wishes(embedding=T.Q4_K))
 
 

@@ -76,13 +76,13 @@ def test_the_caller_keeps_its_arrays():
 
 
 def test_errors_name_the_numbers():
-    with pytest.raises(ShapeError, match="33 elements are no whole number of blocks of 32"):
+    with pytest.raises(ShapeError, match="row length 33 is not a multiple of the block size 32"):
         quantize_row(GGMLType.Q4_0, np.zeros((1, 33), np.float32))
-    with pytest.raises(ShapeError, match="35 bytes are no whole number of rows of 64 elements, 36 bytes"):
+    with pytest.raises(ShapeError, match="35 bytes are not a multiple of the 36 bytes of a row of 64 elements"):
         dequantize_row(GGMLType.Q4_0, bytes(35), 64)
     with pytest.raises(UnsupportedError, match="F64 is not supported; these types are: F32, F16"):
         quant(GGMLType.F64)
-    with pytest.raises(UnsupportedError, match="IQ2_XXS is read, and not made"):
+    with pytest.raises(UnsupportedError, match="quantising to IQ2_XXS is not supported"):
         quantize_row(GGMLType.IQ2_XXS, np.zeros((1, 256), np.float32))
 
 

@@ -291,7 +291,7 @@ for _name, _call in {
     "COPY_TENSOR": lambda a, t: a.ask(C.COPY_TENSOR, src=t, dst=a.here()),
     "GRAPH_COMPUTE": lambda a, t: a.node(Op.ADD, [t, a.here()]),
 }.items():
-    attack(f"#25288 {_name} of a part of a block", "1 elements are no whole blocks of 32")(
+    attack(f"#25288 {_name} of a part of a block", "row length 1 is not a multiple of the block size 32")(
         lambda a, call=_call: call(a, a.here((1,), GGMLType.Q4_0, nb=[18, 18, 18, 18]))
     )
 for _op in (Op.MAP_CUSTOM1, Op.MAP_CUSTOM2, Op.MAP_CUSTOM3, Op.CUSTOM):

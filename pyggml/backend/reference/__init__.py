@@ -71,7 +71,7 @@ class ReferenceDevice(Device):
             if t is None or SIZES[t.type].block_size == 1:
                 continue
             if t.ne[0] % SIZES[t.type].block_size:
-                return f"{t.ne[0]} elements of {t.type.name} are no whole number of blocks"
+                return f"row length {t.ne[0]} is not a multiple of the block size {SIZES[t.type].block_size} of {t.type.name}"
             if t.nb[0] != SIZES[t.type].type_size:
                 return f"blocks of {t.type.name} are {t.nb[0]} bytes apart"  # closer, they reach beyond nbytes
         refuse, _ = self.laws[Op(node.op)]

@@ -71,5 +71,5 @@ def not_among(allowed: Iterable[GGMLType], *tensors: Tensor) -> str | None:
     allowed = tuple(allowed)
     for t in tensors:
         if t.type not in allowed:
-            return f"{t.type.name} is none of {', '.join(a.name for a in allowed)}"
+            return f"type {t.type.name} is not supported (supported: {', '.join(a.name for a in allowed)})"
     return None

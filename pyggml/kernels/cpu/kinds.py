@@ -36,10 +36,12 @@ def refuse_types(allowed: Iterable[GGMLType], *tensors: Tensor | None) -> str | 
         if t is None:
             continue
         if t.type not in allowed:
-            return f"{t.type.name} is none of {', '.join(a.name for a in allowed)}"
+            return f"type {t.type.name} is not supported (supported: {', '.join(a.name for a in allowed)})"
         block = SIZES[t.type].block_size
         if t.ne[0] % block:
-            return f"{t.ne[0]} elements of {t.type.name} are no whole number of blocks"
+            return (
+                f"row length {t.ne[0]} is not a multiple of the block size {SIZES[t.type].block_size} of {t.type.name}"
+            )
         if block > 1 and t.nb[0] != SIZES[t.type].type_size:
             return f"blocks of {t.type.name} that lie apart"
     return None

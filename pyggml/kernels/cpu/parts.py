@@ -26,7 +26,7 @@ def why_not(node: Tensor) -> str | None:
     assert b is not None
     reason = refuse_types([GGMLType.F32] if node.op == Op.ACC else GGMLType, node, *node.src)
     if reason is None and reaches_into_itself(Tensor(b.type, b.ne, part_strides(node)[0])):
-        return "elements of the part lie upon each other"
+        return "destination elements overlap"
     return reason
 
 

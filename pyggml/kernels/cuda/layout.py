@@ -40,7 +40,7 @@ def refuse(*tensors: Tensor | None, by_matrix: bool = False) -> str | None:
             return f"{t.type.name} with strides {list(t.nb)} at {t.view_offs}: no multiples of {step}"
         if size.block_size > 1:
             if t.ne[0] % size.block_size:
-                return f"{t.ne[0]} elements of {t.type.name} are no whole number of blocks"
+                return f"row length {t.ne[0]} is not a multiple of the block size {SIZES[t.type].block_size} of {t.type.name}"
             if t.nb[0] != size.type_size:
                 return f"blocks of {t.type.name} are {t.nb[0]} bytes apart"
         counted = t.ne[0] * t.ne[1] if by_matrix else t.nelements
@@ -54,7 +54,7 @@ def refuse_types(allowed: Iterable[GGMLType], *tensors: Tensor, by_matrix: bool 
     allowed = tuple(allowed)
     for t in tensors:
         if t.type not in allowed:
-            return f"{t.type.name} is none of {', '.join(a.name for a in allowed)}"
+            return f"type {t.type.name} is not supported (supported: {', '.join(a.name for a in allowed)})"
     return refuse(*tensors, by_matrix=by_matrix)
 
 
