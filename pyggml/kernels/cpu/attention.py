@@ -91,78 +91,15 @@ def _readable(builder: Builder, t: Tensor) -> Tensor:
     return values
 
 
-def alibi_slope():
-    """-> slope(head, n_head, max_bias): the factor of a head's mask (ops.cpp: ggml_compute_forward_soft_max_f32)."""
-    from pyggml import simd as v
-
-    np = v.np
-
-    @v.device
-    def slope(head, n_head, max_bias):
-        if max_bias <= np.float32(0.0):
-            return np.float32(1.0)
-        floor = 1
-        while floor * 2 <= n_head:
-            floor *= 2
-        if head < floor:
-            return v.lane(v.exp2(v.splat_f32(-max_bias / np.float32(floor) * np.float32(head + 1))), 0)
-        return v.lane(v.exp2(v.splat_f32(-max_bias / np.float32(2 * floor) * np.float32(2 * (head - floor) + 1))), 0)
-
-    return slope
-
-
-LOWEST = -3.4028234663852886e38
-"""The score that stands for -inf where a key is seen, so that -inf always means hidden. Where no score of a query is
-higher, exp(score - maximum) has no value and the result is NaN, as in the definition."""
-
-LEAST = 2.0**-126
-"""The least weight of a key that is seen, so that 0 always means hidden: 0 times a value that is NaN must be NaN."""
-
-
-def score_words():
-    """-> (score, add_mask, weight) for 16 keys.
-
-    score(s, scale, softcap): of products of q and k, before the mask; add_mask(score, mask, slope): -inf where that is,
-    whatever the score; weight(score, top): exp(score - top), 0 where the score is -inf; top is -inf where all scores are
-    that or NaN.
-    """
-    from pyggml import simd as v
-
-    np = v.np
-    minus_inf, lowest, least = np.float32(-np.inf), np.float32(LOWEST), np.float32(LEAST)
-
-    @v.device
-    def score(s, scale, softcap):
-        if softcap == np.float32(0.0):
-            s = s * v.splat_f32(scale)
-        else:
-            s = v.splat_f32(softcap) * v.tanh(s * v.splat_f32(scale / softcap))
-        return v.maximum(v.splat_f32(lowest), s)
-
-    @v.device
-    def add_mask(s, mask, slope):
-        return v.where_less(v.splat_f32(minus_inf), mask, v.fma(slope, mask, s), mask)
-
-    @v.device
-    def weight(s, top):
-        base = top
-        if top == minus_inf:
-            base = np.float32(0.0)
-        p = v.exp(s - v.splat_f32(base))
-        return v.where_less(v.splat_f32(minus_inf), s, v.maximum(v.splat_f32(least), p), p)
-
-    return score, add_mask, weight
-
-
 def few():
     """-> kernel: src q, k, v, mask -> partial results; ints: chunks, bytes of a partial
     result, heads a block, blocks, columns a block and some that repeat the last one, columns at once."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import record
+    from pyggml.kernels.cpu import attention_scores, record
 
     U = v.U
     np = v.np
-    (score, add_mask, weight), slope_of = score_words(), alibi_slope()
+    (score, add_mask, weight), slope_of = attention_scores.score_words(), attention_scores.alibi_slope()
     scale_of, bias_of, softcap_of = (record.param_f32(i) for i in range(3))
     head, n_tokens, n_head, n_batch = (record.field("src0.ne", i) for i in range(4))
     n_kv, k_heads, v_head, v_heads = (
@@ -342,7 +279,7 @@ def few():
 def combine():
     """-> kernel: partial results -> dst; src0 = q for its shape, src1 = sinks or nothing; ints as for `few`."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import record
+    from pyggml.kernels.cpu import attention_scores, record
 
     U = v.U
     np = v.np
@@ -351,7 +288,7 @@ def combine():
     heads_of = record.field("ints", 6)
     results, dst = record.field("scratch"), record.element("dst")
     sinks = record.field("src1.data")
-    minus_inf, lowest = np.float32(-np.inf), np.float32(LOWEST)
+    minus_inf, lowest = np.float32(-np.inf), np.float32(attention_scores.LOWEST)
     head_size = U(HEAD)
 
     def kernel(step, ith, nth, thread):

@@ -44,7 +44,7 @@ def many(width):
     attention.py), then the offsets of `work_memory`; calls: `unpack` for k and for v."""
     from pyggml import simd as v
     from pyggml.kernels.cpu import record
-    from pyggml.kernels.cpu.attention import LOWEST, alibi_slope, score_words
+    from pyggml.kernels.cpu.attention_scores import LOWEST, alibi_slope, score_words
 
     U = v.U
     np = v.np
