@@ -31,6 +31,8 @@ def mutate(monkeypatch: pytest.MonkeyPatch, mutant: Mutant) -> None:
 def assert_caught(monkeypatch: pytest.MonkeyPatch, mutant: Mutant, test: Callable[..., Any], **fixtures: Any) -> None:
     """`test` fails with the mutant in place. It is given those fixtures that it asks for."""
     mutate(monkeypatch, mutant)
+    # nobody reads why it failed: where CI is set, pytest compares thousands of bytes for that, which takes minutes
+    monkeypatch.setattr("_pytest.assertion.util._reprcompare", None)
     asked = set(inspect.signature(test).parameters)
     fixtures["monkeypatch"] = monkeypatch
     with pytest.raises((Exception, pytest.fail.Exception)) as caught:
