@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from pyggml.errors import ContextError
 from pyggml.prefix import common_prefix
 from pyggml.runtime.batch import Batch
-from pyggml.runtime.context import Context, ContextSequence
+from pyggml.runtime.context import Context
+from pyggml.runtime.context_sequence import ContextSequence
 from pyggml.runtime.sequence import Finish, Piece, Sequence
 from pyggml.runtime.slot import Slot
 from pyggml.runtime.timings import clock

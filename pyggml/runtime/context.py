@@ -1,21 +1,19 @@
 """A model at work: decode tokens of one or many sequences, get logits, go back.
 
-Owns the memory, the micro-batches and the schedules that are used again; knows no text and no sampling.
+Owns the memory and the micro-batches; knows no text and no sampling.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyggml.backend.base import Backend, Device
-from pyggml.backend.few_layers import FewLayers, LayeredGraph
 from pyggml.backend.host import default_threads
 from pyggml.backend.scheduler import Schedule, Scheduler
 from pyggml.dtypes import GGMLType
@@ -25,24 +23,16 @@ from pyggml.memory import MemoryOptions, allocate, make_memory
 from pyggml.memory.kv import KVCache
 from pyggml.memory.kv_tensors import KVShape, pad_cells
 from pyggml.memory.layered import Layered
-from pyggml.memory.recurrent import RecurrentState
 from pyggml.memory.ubatch import Ubatch
-from pyggml.model.graph import BuiltGraph, GraphBuilder, UbatchShape
+from pyggml.model.graph import BuiltGraph, UbatchShape
 from pyggml.model.lora import Adapter, Applied
 from pyggml.model.model import Model
-from pyggml.model.module import Module
 from pyggml.runtime.batch import Batch, split
+from pyggml.runtime.schedules import Schedules
 from pyggml.tensor import Tensor
 
 if TYPE_CHECKING:
     from pyggml.jit import Job
-
-KEPT_SCHEDULES = 8
-"""For one sequence; as many more as there are further ones, up to MOST_SCHEDULES."""
-MOST_SCHEDULES = 64
-
-KEPT_ADAPTERS = 4
-"""Sets of adapters for which it is kept which layers are alike."""
 
 MAX_SEQUENCES = 256  # llama.cpp: LLAMA_MAX_SEQ
 
@@ -57,7 +47,7 @@ class Context:
     kv_unified         they share one stream instead, and each may grow while there is room
     n_past             tokens of sequence 0 decoded, for who has one sequence alone: `decode` of tokens, `truncate`, `shift`
     n_batch, n_ubatch  a call may bring any number of tokens; they are computed min(n_batch, n_ubatch) at a time
-    type_k, type_v     of the cache, one of kv_cache.TYPES; a V in blocks needs flash_attn
+    type_k, type_v     of the cache, one of kv_tensors.TYPES; a V in blocks needs flash_attn
     flash_attn         attention in one fused node; without it as products and soft max
     n_threads          of the CPU, None: one a core; n_threads_batch: for more than one token, None: the same
     offload_kqv        the cache lies with its layers; else on the CPU, where attention is then computed
@@ -96,8 +86,7 @@ class Context:
         self.adapters = self._applied(adapters)
         self.computed_with: tuple[Applied, ...] | None = self.adapters  # None: some tokens with others than the rest
         self._reserved: set[frozenset[Adapter]] = set()  # sets of adapters whose largest graphs have room
-        self._schedules: OrderedDict[Hashable, tuple[BuiltGraph, Schedule]] = OrderedDict()
-        self._few: dict[tuple[Applied, ...], FewLayers[BuiltGraph]] = {}
+        self._schedules = Schedules(model, n_seq_max)
         self._backends: list[Backend] = []
         self._scheduler: Scheduler | None = None
         self._memory: Layered | None = None
@@ -120,6 +109,7 @@ class Context:
             )
             allocate(memory, places, self._compute)
             self._memory = memory
+            self._schedules.use(memory, self._scheduler)
             self._reserve()
         except BaseException:
             self.close()
@@ -130,10 +120,11 @@ class Context:
         used = frozenset(applied.adapter for applied in self.adapters)
         if used in self._reserved:
             return
-        self.scheduler.reserve(self._make(self._shape(self.n_ubatch, self.n_ctx, 1))[1].sizes)
+        make = self._schedules.make
+        self.scheduler.reserve(make(self._shape(self.n_ubatch, self.n_ctx, 1), self.adapters)[1].sizes)
         if self.n_seq_max > 1:
             n = min(self.n_seq_max, self.n_ubatch)
-            self.scheduler.reserve(self._make(self._shape(n, self.n_ctx, n, self.memory.n_streams))[1].sizes)
+            self.scheduler.reserve(make(self._shape(n, self.n_ctx, n, self.memory.n_streams), self.adapters)[1].sizes)
         self._reserved.add(used)
 
     def _open(self, device: Device) -> Backend:
@@ -175,11 +166,11 @@ class Context:
                 f"{', '.join(others)} cannot be used by both; load the model anew here"
             )
         self._process = os.getpid()
-        self._schedules.clear()
-        self._few.clear()
         _PARENTS.append((self._backends, self._scheduler))
         self._backends = [self._open(model.cpu)]
         self._scheduler = Scheduler(self._backends)
+        assert self._memory is not None
+        self._schedules.use(self._memory, self._scheduler)
 
     def _applied(self, adapters: Sequence[tuple[Adapter, float]]) -> tuple[Applied, ...]:
         """Those that make a difference. Raises ContextError."""
@@ -368,43 +359,7 @@ class Context:
         return self._ready(self._shape(n_tokens, n_kv, n_outputs))
 
     def _ready(self, shape: UbatchShape) -> tuple[BuiltGraph, Schedule]:
-        """The graph of such a micro-batch, made on first need; the most recently used ones are kept."""
-        key = shape, self.adapters
-        made = self._schedules.get(key)
-        if made is None:
-            made = self._make(shape)
-            self._schedules[key] = made
-            if len(self._schedules) > min(KEPT_SCHEDULES + self.n_seq_max - 1, MOST_SCHEDULES):
-                self._schedules.popitem(last=False)
-        self._schedules.move_to_end(key)
-        return made
-
-    def _make(self, shape: UbatchShape) -> tuple[BuiltGraph, Schedule]:
-        model = self.model
-
-        def build(layers: Sequence[int]) -> LayeredGraph[BuiltGraph]:
-            built = model.modules.build(GraphBuilder(model.config, self.memory, shape, self.adapters), layers)
-            return LayeredGraph(built, built.graph, built.ends)
-
-        few = self._few.get(self.adapters)
-        if few is None:
-            if len(self._few) >= KEPT_ADAPTERS:
-                self._few.clear()
-            few = self._few[self.adapters] = FewLayers(self.scheduler, [*map(self._own_tensors, model.modules.blk)])
-        return few.schedule(shape.form, build)
-
-    def _own_tensors(self, block: Module) -> list[Tensor]:
-        """Those that a layer reads or writes in its turn: weights, memory, what adapters add to its weights."""
-        adapted = [
-            pair
-            for module in block.modules()
-            for weight in module.own()
-            for applied in self.adapters
-            if (pair := applied.adapter.pairs.get(weight.name)) is not None
-        ]
-        _, i, part = self.memory.of(block.il)
-        remembered = part.tensors(i) if isinstance(part, KVCache | RecurrentState) else []
-        return [*block.tensors(), *remembered, *(t for pair in adapted for t in pair)]
+        return self._schedules.ready(shape, self.adapters)
 
     def _compute(self, graph: Graph, inputs: Sequence[tuple[Tensor, NDArray[Any]]]) -> None:
         """Run a graph of the memory's."""
@@ -450,7 +405,6 @@ class Context:
     def close(self) -> None:
         """Free cache and compute buffers, stop the backends' threads; twice does nothing."""
         self._schedules.clear()
-        self._few.clear()
         if self._process == os.getpid():
             if self._memory is not None:
                 self._memory.free()
@@ -461,36 +415,3 @@ class Context:
         else:  # what devices hold is the parent's to give back
             _PARENTS.append((self._memory, self._backends, self._scheduler))
         self._memory, self._scheduler, self._backends = None, None, []
-
-
-class ContextSequence:
-    """One sequence of a context, as if it had the context to itself."""
-
-    def __init__(self, context: Context, seq: int) -> None:
-        self.context, self.seq = context, seq
-
-    @property
-    def n_ctx(self) -> int:
-        """Tokens that it can have."""
-        return self.context.n_ctx_seq
-
-    @property
-    def n_past(self) -> int:
-        """Tokens that are decoded."""
-        return self.context.memory.end(self.seq)
-
-    def decode(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Compute these after those there; logits (1, n_vocab) of the last. Raises ContextError, ComputeError."""
-        return self.context.decode(Batch.of(tokens, self.n_past, self.seq))
-
-    def prepare(self, n_tokens: int) -> list[Job]:
-        """Begin to compile what so many tokens need; the jobs to wait for."""
-        return self.context.prepare(n_tokens)
-
-    def truncate(self, n: int) -> None:
-        """Forget all tokens but the first `n`. Raises ContextError."""
-        self.context.truncate(n, self.seq)
-
-    def shift(self, n_keep: int, n_discard: int) -> None:
-        """Forget `n_discard` tokens after the first `n_keep`; those behind them move up. Raises ContextError, ComputeError."""
-        self.context.shift(n_keep, n_discard, self.seq)

@@ -1,0 +1,48 @@
+"""One sequence of a context, for who has a text and no interest in the others. Knows no text and no sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyggml.runtime.batch import Batch
+from pyggml.runtime.context import Context
+
+if TYPE_CHECKING:
+    from pyggml.jit import Job
+
+
+class ContextSequence:
+    """One sequence of a context, as if it had the context to itself."""
+
+    def __init__(self, context: Context, seq: int) -> None:
+        self.context, self.seq = context, seq
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens that it can have."""
+        return self.context.n_ctx_seq
+
+    @property
+    def n_past(self) -> int:
+        """Tokens that are decoded."""
+        return self.context.memory.end(self.seq)
+
+    def decode(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Compute these after those there; logits (1, n_vocab) of the last. Raises ContextError, ComputeError."""
+        return self.context.decode(Batch.of(tokens, self.n_past, self.seq))
+
+    def prepare(self, n_tokens: int) -> list[Job]:
+        """Begin to compile what so many tokens need; the jobs to wait for."""
+        return self.context.prepare(n_tokens)
+
+    def truncate(self, n: int) -> None:
+        """Forget all tokens but the first `n`. Raises ContextError."""
+        self.context.truncate(n, self.seq)
+
+    def shift(self, n_keep: int, n_discard: int) -> None:
+        """Forget `n_discard` tokens after the first `n_keep`; those behind them move up. Raises ContextError, ComputeError."""
+        self.context.shift(n_keep, n_discard, self.seq)
