@@ -229,7 +229,10 @@ DAMAGE = {
         r"'t' has unknown type 99; supported are .*Q4_0 \(2\)",
     ),
     "removed type": (build([], [tensor("t", [32], 4)], bytes(99)), "'t' has unknown type 4"),
-    "partial block": (build([], [tensor("t", [33], 2)], bytes(99)), "'t': rows of 33 elements .* Q4_0 blocks of 32"),
+    "partial block": (
+        build([], [tensor("t", [33], 2)], bytes(99)),
+        "'t': row length 33 is not a multiple of the block size 32 of Q4_0",
+    ),
     "long name": (build([], [tensor("n" * 64, [1])], bytes(4)), "name of tensor 0 of 1 has 64 bytes"),
     "name twice": (build([], [tensor("t", [1]), tensor("t", [1], offset=32)], bytes(36)), "'t' is there twice"),
     "unaligned": (build([], [tensor("t", [1], offset=4)], bytes(8)), "'t': offset 4 is no multiple"),
