@@ -111,7 +111,7 @@ def test_a_device_that_refuses_nearly_all_cases_is_noticed() -> None:
     for device, op, least in (
         ("CPU", Op.SCALE, 40),
         ("CUDA1", Op.SCALE, 40),
-        ("CUDA0", Op.ADD, 25),
+        ("CUDA0", Op.ADD, 15),
         ("peer", Op.SCALE, 2),
     ):
         assert verdict(device, op, least, 100) == ([], "")
