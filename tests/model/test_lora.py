@@ -21,6 +21,7 @@ from pyggml.model.model import Model
 from pyggml.ops import Op
 from pyggml.runtime.batch import Batch
 from pyggml.runtime.context import Context
+from pyggml.runtime.schedules import Schedules
 from pyggml.tensor import Tensor
 
 FIRST, SECOND, THIRD = TOKENS[:20], TOKENS[20:30], TOKENS[30:]
@@ -245,8 +246,8 @@ def test_going_back_to_adapters_builds_nothing(opened, monkeypatch):
         context.set_adapters(adapters)
         context.decode([1])
     built = []
-    make = Context._make
-    monkeypatch.setattr(Context, "_make", lambda self, shape: (built.append(shape), make(self, shape))[1])
+    make = Schedules.make
+    monkeypatch.setattr(Schedules, "make", lambda self, shape, used: (built.append(shape), make(self, shape, used))[1])
     for adapters in (*ways, *ways):
         context.set_adapters(adapters)
         context.decode([1])
