@@ -13,12 +13,13 @@ from op_cases import F16, F32, I32, Operands
 
 from pyggml import ops
 from pyggml.backend.cuda.device import CudaDevice
+from pyggml.backend.cuda.plan import CudaPlan
 from pyggml.backend.scheduler import Scheduler
 from pyggml.dtypes import GGMLType
 from pyggml.errors import ComputeError, DeviceError, UnsupportedError
 from pyggml.graph import build_forward
 from pyggml.kernels.cuda.spec import Spec
-from pyggml.lowering.cuda import Builder, CudaPlan
+from pyggml.lowering.cuda import Builder
 from pyggml.tensor import Flag, Tensor
 
 

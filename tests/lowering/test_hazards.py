@@ -17,12 +17,12 @@ from tiny_model import write_llama
 import pyggml.lowering.hazards as hazards_module
 import pyggml.lowering.spans as spans_module
 from pyggml import ops
-from pyggml.backend import builder as builder_module
 from pyggml.backend import cpu
 from pyggml.backend.base import ASK_EVERY
 from pyggml.dtypes import GGMLType
 from pyggml.errors import ComputeError, WorkMemoryError
 from pyggml.graph import Graph
+from pyggml.lowering import cpu as builder_module
 from pyggml.lowering.hazards import MAX_REMEMBERED, Hazards, Memo, Span
 from pyggml.lowering.spans import Spans, first_fit
 from pyggml.model.model import Model
