@@ -19,6 +19,7 @@ from pyggml.backend.pack import pack
 from pyggml.dtypes import SIZES, GGMLType, row_size
 from pyggml.errors import UnsupportedError
 from pyggml.memory.hadamard import hadamard, k_rotation, rotated, v_rotation
+from pyggml.memory.placed import Placed
 from pyggml.tensor import Tensor
 
 CELL_STEP = 256
@@ -54,7 +55,7 @@ class KVShape(NamedTuple):
     n_streams: int = 1
 
 
-class KVTensors:
+class KVTensors(Placed):
     """`n_cells` cells a stream for each layer; k[i] and v[i] are (elements of all heads, n_cells x n_streams)."""
 
     def __init__(
@@ -129,15 +130,6 @@ class KVTensors:
         for matrix in rotations:
             assert matrix.buffer is not None
             matrix.buffer.set(matrix, hadamard(matrix.ne[0]).tobytes())
-
-    @property
-    def n_bytes(self) -> int:
-        return sum(buffer.size for buffer in self.buffers)
-
-    def free(self) -> None:
-        for buffer in self.buffers:
-            buffer.free()
-        self.buffers = []
 
     def tensors(self, i: int) -> list[Tensor]:
         """Where layer number i keeps what it remembers."""

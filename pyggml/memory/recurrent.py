@@ -19,6 +19,7 @@ from pyggml.backend.pack import pack
 from pyggml.dtypes import GGMLType
 from pyggml.errors import ContextError, StateError
 from pyggml.memory.base import Checkpoint, Memory, Placement
+from pyggml.memory.placed import Placed
 from pyggml.memory.ubatch import NOBODY, Ubatch
 from pyggml.tensor import Tensor
 
@@ -40,7 +41,7 @@ class StatePlacement(Placement):
     begins: tuple[int, ...]
 
 
-class RecurrentState(Memory):
+class RecurrentState(Placed, Memory):
     """Rows 0 to n_seq_max - 1 are the sequences'; one more takes what rows that only fill up leave behind."""
 
     def __init__(self, layers: Sequence[StateLayer], n_seq_max: int = 1) -> None:
@@ -65,15 +66,6 @@ class RecurrentState(Memory):
         except BaseException:
             self.free()
             raise
-
-    @property
-    def n_bytes(self) -> int:
-        return sum(buffer.size for buffer in self.buffers)
-
-    def free(self) -> None:
-        for buffer in self.buffers:
-            buffer.free()
-        self.buffers = []
 
     def tensors(self, i: int) -> list[Tensor]:
         """Where layer number i keeps what it remembers."""
