@@ -28,6 +28,7 @@ from pyggml.memory import MemoryOptions, allocate, make_memory
 from pyggml.model import make_modules
 from pyggml.model.graph import GraphBuilder, UbatchShape
 from pyggml.model.hparams import Hparams
+from pyggml.model.usual import blank_weights
 from pyggml.runtime.batch import Batch, split
 from pyggml.tensor import Tensor
 
@@ -163,12 +164,7 @@ class Bench:
         hp = Hparams(metadata, "llama")
         matrix = SimpleNamespace(ne=(hp.n_embd, n_vocab, 1, 1), type=dtype)
         modules = make_modules(hp, {"token_embd.weight": matrix, "output.weight": matrix})
-        every = []
-        for module in modules.modules():
-            for weight in module.own():
-                if weight.required:
-                    weight.tensor = Tensor(dtype if len(weight.ne) > 1 else T.F32, weight.ne, name=weight.name)
-                    every.append(weight.tensor)
+        every = blank_weights(modules, dtype)
         self.place(*every, usage=Usage.WEIGHTS)
         cpu = CPUDevice()
         scheduler = Scheduler([self.backend, cpu.open(1)])

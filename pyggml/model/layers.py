@@ -5,6 +5,7 @@ Owns their weights and the order of their nodes, which is llama.cpp's (llama-gra
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -123,8 +124,9 @@ class CausalLM(Module):
         return g.finish(self.logits(g, self.output_norm(g, cur)) if g.n_outputs else None, ends)
 
 
-class Remembers(Module):
+class Remembers(Module, ABC):
     """A layer that wants a memory."""
 
+    @abstractmethod
     def need(self) -> Need:
-        raise NotImplementedError
+        """What it wants to be kept of each sequence."""

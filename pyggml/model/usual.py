@@ -16,6 +16,7 @@ from pyggml.memory.kv_tensors import KVShape
 from pyggml.model import make_modules
 from pyggml.model.graph import GraphBuilder, UbatchShape
 from pyggml.model.hparams import Hparams
+from pyggml.model.layers import CausalLM
 from pyggml.tensor import Tensor
 
 TYPES = (GGMLType.Q4_K, GGMLType.Q6_K, GGMLType.Q8_0, GGMLType.Q4_0, GGMLType.F16)
@@ -56,15 +57,21 @@ def usual_kernels(device: Device) -> list[Job]:
     return list(jobs)
 
 
-def _jobs(device: Device, scheduler: Scheduler, dtype: GGMLType, head: int, transposed: bool) -> list[Job]:
-    hp = Hparams(_metadata(head), "llama")
-    modules = make_modules(hp, {"token_embd.weight": Tensor(dtype, (_EMBD, _VOCAB), name="token_embd.weight")})
-    weights = []
+def blank_weights(modules: CausalLM, dtype: GGMLType) -> list[Tensor]:
+    """A tensor for each weight that must be there: matrices of this type, the rest F32. They are to be placed yet."""
+    made = []
     for module in modules.modules():
         for weight in module.own():
             if weight.required:
                 weight.tensor = Tensor(dtype if len(weight.ne) > 1 else GGMLType.F32, weight.ne, name=weight.name)
-                weights.append(weight.tensor)
+                made.append(weight.tensor)
+    return made
+
+
+def _jobs(device: Device, scheduler: Scheduler, dtype: GGMLType, head: int, transposed: bool) -> list[Job]:
+    hp = Hparams(_metadata(head), "llama")
+    modules = make_modules(hp, {"token_embd.weight": Tensor(dtype, (_EMBD, _VOCAB), name="token_embd.weight")})
+    weights = blank_weights(modules, dtype)
     memory = make_memory(modules.needs(), MemoryOptions(CELLS, transposed_v=transposed))
     buffers: list[Buffer] = []
     jobs: list[Job] = []
