@@ -1,4 +1,4 @@
-"""Stages that cut the candidates by other laws than likelihood alone: top-n-sigma, typical, XTC.
+"""Stages that cut the candidates by more than their likelihood: top-n-sigma, typical, XTC.
 
 Owns what they drop; must not know the chain around them. Formulas: llama.cpp, src/llama-sampler.cpp,
 `llama_sampler_<stage>_apply`.

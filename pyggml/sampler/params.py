@@ -134,8 +134,8 @@ class SamplerParams:
         if not math.isfinite(_f32(getattr(self, name))):
             raise self._error(name, "must be a finite number (single precision)")
 
-    def _error(self, name: str, law: str) -> SamplerError:
-        return SamplerError(f"{_FLAGS.get(name, name)} {getattr(self, name)}: {law}")
+    def _error(self, name: str, must: str) -> SamplerError:
+        return SamplerError(f"{_FLAGS.get(name, name)} {getattr(self, name)}: {must}")
 
 
 def parse_logit_bias(text: str) -> tuple[int, float]:

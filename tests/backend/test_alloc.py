@@ -178,7 +178,7 @@ def test_each_device_has_its_own_offsets(graph, parity):
 
 
 def test_the_simulation_catches_an_allocator_that_frees_too_early():
-    """A wrong twin: it overlooks who reads a tensor last, so that the tensor's place is given away before."""
+    """A mutant: it overlooks who reads a tensor last, so that the tensor's place is given away before."""
     first = ops.rms_norm(leaf(64), 1e-5, name="first")
     cur = first
     for _ in range(3):
@@ -188,9 +188,11 @@ def test_the_simulation_catches_an_allocator_that_frees_too_early():
     last.flags |= Flag.OUTPUT
     right = steps_of(build_forward([last]).nodes)
     simulate(right, *place(right))
-    twin = [Step(s.result, tuple(r for r in s.reads if i < 2 or root_of(r) is not first)) for i, s in enumerate(right)]
+    mutant = [
+        Step(s.result, tuple(r for r in s.reads if i < 2 or root_of(r) is not first)) for i, s in enumerate(right)
+    ]
     with pytest.raises(AssertionError, match=r"overwritten|writes over"):
-        simulate(right, *place(twin))
+        simulate(right, *place(mutant))
 
 
 def test_a_chain_runs_in_place():

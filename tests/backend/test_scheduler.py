@@ -323,7 +323,7 @@ def test_a_device_that_lacks_an_op_makes_no_difference(model_path, lacks):
 
 
 def test_the_comparison_notices_activations_that_are_not_carried(model_path, monkeypatch):
-    """A wrong twin: a scheduler that forgets every other copy between devices."""
+    """A mutant: a scheduler that forgets every other copy between devices."""
     alone, _ = logits(model_path, FakeDevice("CPU"))
     count = itertools.count()
     monkeypatch.setattr(scheduler_module, "carry", lambda a, b: carry(a, b) if next(count) % 2 else None)

@@ -184,7 +184,7 @@ def test_greedy_text_is_the_peers(
 def test_a_cache_of_blocks_goes_on_as_the_peers(
     story: tuple[Path, list[int]], peer: Any, name: str, limit: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """-ctk and -ctv: predictions after a shift; measured divergences are 6e-5 and 0.03, of wrong twins 0.4 and 1.7."""
+    """-ctk and -ctv: predictions after a shift; measured divergences are 6e-5 and 0.03, of mutants 0.4 and 1.7."""
     path, tokens = story
     dtype = GGMLType[name.upper()]
     fields = {"n_ctx": 256, "flash_attn_type": 1, "type_k": int(dtype), "type_v": int(dtype)}

@@ -67,7 +67,7 @@ def test_every_generation_is_drawn() -> None:
 @pytest.mark.parametrize(
     ("name", "why"), [("doubles", "computes in f64"), ("without_dp4a", "no .'IDP"), ("with_a_stack", "with_a_stack")]
 )
-def test_wrong_twins_are_caught(name: str, why: str) -> None:
+def test_mutants_are_caught(name: str, why: str) -> None:
     wrong = Expected(Spec("cuda_wrong_kernels.own", name), ("IDP.4A.S8.S8",), hot=True)
     with pytest.raises(AssertionError, match=why):
         holds(wrong, HOPPER)

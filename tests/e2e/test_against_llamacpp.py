@@ -140,7 +140,7 @@ def test_perplexity(peer: Any, model_file: Any, tokenize: Callable[..., Any], co
 def test_the_comparison_notices_a_changed_model(
     peer: Any, model_file: Any, prompts: Texts, context: Any, change: float
 ) -> None:
-    """A wrong twin: the weights of one layer's norm 2 % less or more fail the F16 file's test."""
+    """A mutant: the weights of one layer's norm 2 % less or more fail the F16 file's test."""
     texts = joined(prompts, ask_peer(peer, "greedy", model_file("F16"), prompts, n_predict=N_GREEDY))[:2]
     theirs = ask_peer(peer, "logits", model_file("F16"), texts, n_predict=N_GREEDY)
     ours = context("F16")

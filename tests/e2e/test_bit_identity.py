@@ -154,7 +154,7 @@ def test_caches_of_blocks(smollm2: Any, tokenize: Callable[..., Any], two_server
 
 
 def test_one_flipped_bit_of_a_weight_is_seen(local: Any) -> None:
-    """A wrong twin: the comparison notices the smallest change of one weight of the middle layer."""
+    """A mutant: the comparison notices the smallest change of one weight of the middle layer."""
     path, tokens, expected = local
     model = Model.load(path)
     weight = model.tensor("blk.15.attn_norm.weight")

@@ -102,7 +102,7 @@ def test_a_second_start_compiles_nothing(cold: tuple[Machine, list[Ended]]) -> N
 
 
 def test_a_lost_file_is_compiled_again(cold: tuple[Machine, list[Ended]]) -> None:
-    """A wrong twin: what the test above looks at does change when something is compiled."""
+    """A mutant: what the test above looks at does change when something is compiled."""
     machine, _ = cold
     before, files = machine.compiled(), machine.files()
     victim = min(machine.cache.glob("kernels/*/*.o"), key=lambda path: path.stat().st_size)

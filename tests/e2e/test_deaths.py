@@ -69,7 +69,7 @@ def test_a_killed_client_frees_the_server(
 
 
 def test_two_such_clients_do_not_fit(command: Callable[..., Any], serve: Callable[..., Any], smollm2: Any) -> None:
-    """A wrong twin of the test above: a server that kept a dead client's memory would say this."""
+    """A mutant of the test above: a server that kept a dead client's memory would say this."""
     server = serve("-m", LENT)
     arguments = ("cli", "-m", smollm2, "--rpc", server.endpoint)
     client = command(*arguments, *GENERATE)

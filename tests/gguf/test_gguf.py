@@ -381,7 +381,7 @@ def test_long_and_short_strings_in_one_vocabulary() -> None:
 
 
 def test_the_pass_must_prove_each_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A twin that believes every seven zeros takes a string's own NULs for a length; the real one does not."""
+    """A mutant that believes every seven zeros takes a string's own NULs for a length; the real one does not."""
 
     def believing(data: memoryview, pos: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         window = np.frombuffer(data[pos:], np.uint8)

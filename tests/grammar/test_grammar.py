@@ -1,4 +1,4 @@
-"""Grammars' laws: what text they describe, what is refused and how fast, and that states remember nothing wrong.
+"""Grammars: what text they describe, what is refused and how fast, and that states remember nothing wrong.
 
 Owns the properties that need no second implementation; must not know llama.cpp's library (test_grammar_peer.py does).
 """
@@ -403,7 +403,7 @@ def test_a_class_is_the_sum_of_its_ranges(ranges, negated, low, width):
 
 
 def test_a_class_that_forgets_longer_ranges_is_caught():
-    """A twin that looks at the last range only."""
+    """A mutant that looks at the last range only."""
     chars = Chars(((0, 9), (2, 3)))
     chars._ends = [high for _, high in sorted(chars.ranges)]
     assert chars.matches(5) is False and plain_matches_some(chars, 5, 5) is True

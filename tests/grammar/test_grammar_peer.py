@@ -171,7 +171,7 @@ def test_random_grammars_are_taken_or_refused_alike_and_allow_the_same(stock):
     assert taken > 150 and refused > 20 and seen > 5000 and given_up < 4
 
 
-def test_a_wrong_twin_is_caught(stock):
+def test_a_mutant_is_caught(stock):
     """A grammar that differs in one character, and a mask that forgets characters cut in the middle."""
     i = list(stock.texts).index("bytes of characters")
     with pytest.raises(AssertionError):

@@ -56,10 +56,10 @@ def test_the_same_to_the_bit(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_wrong_twin_is_caught(name: str) -> None:
+def test_a_mutant_is_caught(name: str) -> None:
     """Other widths of a step, one level less, the other sign."""
     ours = searches()
-    twins = [
+    mutants = [
         ours._replace(
             scales_and_minimums=lambda x, w, nmax, rmin, rdelta, steps, **more: ours.scales_and_minimums(
                 x, w, nmax, rmin + 0.01, rdelta, steps, **more
@@ -69,9 +69,9 @@ def test_a_wrong_twin_is_caught(name: str) -> None:
         ),
         Searches(*(partial(lambda f, x, *more, **named: f(-x, *more, **named), f) for f in ours)),
     ]
-    for twin in twins:
+    for mutant in mutants:
         with pytest.raises(AssertionError):
-            check(CALLS[name], twin, groups(1, 16, 200, 0))
+            check(CALLS[name], mutant, groups(1, 16, 200, 0))
 
 
 @pytest.mark.parametrize("dtype", [t for t, quant in QUANTS.items() if quant.searches], ids=lambda t: t.name)

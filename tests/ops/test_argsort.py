@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_cases import F32, Case, Operands, layouts, operands
-from op_check import assert_caught, check, run, wrong_twin
+from op_check import assert_caught, check, mutant_of, run
 
 from pyggml import ops
 from pyggml.backend.base import Device
@@ -83,6 +83,6 @@ def ranks(node: Tensor) -> None:
     view_of(node)[...] = np.argsort(np.argsort(x, axis=-1), axis=-1)
 
 
-def test_wrong_twins_are_caught() -> None:
+def test_mutants_are_caught() -> None:
     for wrong in (the_other_way, ranks):
-        assert_caught(argsort_cases(all_different=True), wrong_twin(Op.ARGSORT, (refuse, wrong)))
+        assert_caught(argsort_cases(all_different=True), mutant_of(Op.ARGSORT, (refuse, wrong)))

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_cases import BF16, BLOCKS, DENSE_ROWS, F16, F32, READ_ONLY, SIZES, Case, Operands, layouts, operands
-from op_check import assert_caught, check, every_tensor, run, wrong_twin
+from op_check import assert_caught, check, every_tensor, mutant_of, run
 
 from pyggml import ops
 from pyggml.backend.base import Device
 from pyggml.backend.reference import ReferenceDevice
-from pyggml.backend.reference import attention as law
+from pyggml.backend.reference import attention as reference
 from pyggml.backend.reference.values import Values
 from pyggml.dtypes import GGMLType
 from pyggml.kernels.cpu.copy import WRITTEN
@@ -217,49 +217,49 @@ def other_grouping(node: Tensor) -> None:
 
     if ratio > 1 and q.ne[3] == 1 and len(node.src) == 3 and k.ne[2] == v.ne[2]:
         order = [h % k.ne[2] for h in range(q.ne[2])]
-        k_data, v_data, q_data = (law.read(t) for t in (k, v, q))
+        k_data, v_data, q_data = (reference.read(t) for t in (k, v, q))
         result = np.empty((1, q.ne[1], q.ne[2], v.ne[0]))
         for h, kh in enumerate(order):
             for t in range(q.ne[1]):
                 s = k_data[0, kh] @ q_data[0, h, t] * node.param_f32(0)
-                result[0, t, h] = law.attend(s, v_data[0, kh], np.zeros(k.ne[1]), node.param_f32(2), None)
-        law.write(node, result)
+                result[0, t, h] = reference.attend(s, v_data[0, kh], np.zeros(k.ne[1]), node.param_f32(2), None)
+        reference.write(node, result)
     else:
-        law.flash_attn_ext(node)
+        reference.flash_attn_ext(node)
 
 
 def without_softcap(node: Tensor) -> None:
     params = node.op_params[:8] + bytes(4) + node.op_params[12:]
-    twin = Tensor(node.type, node.ne, node.nb, op=node.op, op_params=params, src=node.src)
-    twin.buffer, twin.data = node.buffer, node.data
-    law.flash_attn_ext(twin)
+    changed = Tensor(node.type, node.ne, node.nb, op=node.op, op_params=params, src=node.src)
+    changed.buffer, changed.data = node.buffer, node.data
+    reference.flash_attn_ext(changed)
 
 
 def without_nan(node: Tensor) -> None:
     """Scores that are NaN are dropped."""
-    right = law.attend
+    right = reference.attend
 
     def attend(scores: Values, v: Values, bias: Values, softcap: float, sink: float | None) -> Values:
         return right(scores, v, np.where(np.isnan(scores), -np.inf, bias), softcap, sink)
 
-    law.attend = attend
+    reference.attend = attend
     try:
-        law.flash_attn_ext(node)
+        reference.flash_attn_ext(node)
     finally:
-        law.attend = right
+        reference.attend = right
 
 
 @pytest.mark.parametrize("n_tokens", [1, 5])
 def test_dropped_scores_are_noticed(n_tokens: int) -> None:
-    twin = wrong_twin(Op.FLASH_ATTN_EXT, (law.refuse, without_nan))
+    mutant = mutant_of(Op.FLASH_ATTN_EXT, (reference.refuse, without_nan))
     with pytest.raises(AssertionError, match="NaN differs"):
         for case in odd_rows(F16, n_tokens):
-            check(case, twin)
+            check(case, mutant)
 
 
-def test_wrong_twins_are_caught() -> None:
+def test_mutants_are_caught() -> None:
     for wrong in (other_grouping, without_softcap):
-        assert_caught(attention_cases((F16,)), wrong_twin(Op.FLASH_ATTN_EXT, (law.refuse, wrong)))
+        assert_caught(attention_cases((F16,)), mutant_of(Op.FLASH_ATTN_EXT, (reference.refuse, wrong)))
 
 
 LENGTHS = (300, 1, 0, 70, 64, 129)
@@ -305,13 +305,13 @@ def test_sequences_of_different_lengths(cpu_device: Device, dtype: GGMLType, n_t
 
 
 def without_the_mask(node: Tensor) -> None:
-    twin = Tensor(node.type, node.ne, node.nb, op=node.op, op_params=node.op_params, src=node.src[:3])
-    twin.buffer, twin.data = node.buffer, node.data
-    law.flash_attn_ext(twin)
+    changed = Tensor(node.type, node.ne, node.nb, op=node.op, op_params=node.op_params, src=node.src[:3])
+    changed.buffer, changed.data = node.buffer, node.data
+    reference.flash_attn_ext(changed)
 
 
 def test_a_sequence_that_sees_others_is_noticed() -> None:
-    twin = wrong_twin(Op.FLASH_ATTN_EXT, (law.refuse, without_the_mask))
+    mutant = mutant_of(Op.FLASH_ATTN_EXT, (reference.refuse, without_the_mask))
     for one_stream in (False, True):
         with pytest.raises(AssertionError):
-            check(sequences(F16, 1, one_stream), twin)
+            check(sequences(F16, 1, one_stream), mutant)

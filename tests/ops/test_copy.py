@@ -22,7 +22,7 @@ from op_cases import (
     operands,
     shapes,
 )
-from op_check import assert_caught, check, wrong_twin
+from op_check import assert_caught, check, mutant_of
 
 from pyggml import ops
 from pyggml.backend.base import Device
@@ -162,7 +162,7 @@ def rounded_not_truncated(node: Tensor) -> None:
     view_of(node)[...] = np.rint(read(source(node, 0))).reshape(node.ne[::-1]).astype(np.int32)
 
 
-def test_wrong_twins_are_caught() -> None:
+def test_mutants_are_caught() -> None:
     floats = [(a, b) for a in FLOATS for b in FLOATS]
-    assert_caught(cpy_cases(floats), wrong_twin(Op.CPY, (refuse, strides_ignored)))
-    assert_caught(cpy_cases([(F32, I32)]), wrong_twin(Op.CPY, (refuse, rounded_not_truncated)))
+    assert_caught(cpy_cases(floats), mutant_of(Op.CPY, (refuse, strides_ignored)))
+    assert_caught(cpy_cases([(F32, I32)]), mutant_of(Op.CPY, (refuse, rounded_not_truncated)))

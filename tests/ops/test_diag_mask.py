@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_cases import F16, F32, Case, Operands, layouts, operands, shapes
-from op_check import assert_caught, check, wrong_twin
+from op_check import assert_caught, check, mutant_of
 
 from pyggml import ops
 from pyggml.backend.base import Device
@@ -47,6 +47,6 @@ def one_too_many(node: Tensor) -> None:
     write(node, np.where(column >= node.param_i32(0) + row, -np.inf if node.op == Op.DIAG_MASK_INF else 0.0, x))
 
 
-def test_wrong_twins_are_caught() -> None:
+def test_mutants_are_caught() -> None:
     for op in (Op.DIAG_MASK_INF, Op.DIAG_MASK_ZERO):
-        assert_caught(diag_mask_cases(), wrong_twin(op, (refuse, one_too_many)))
+        assert_caught(diag_mask_cases(), mutant_of(op, (refuse, one_too_many)))

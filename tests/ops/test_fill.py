@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_cases import F16, F32, FLOATS, Case, Operands, layouts, operands
-from op_check import assert_caught, check, wrong_twin
+from op_check import assert_caught, check, mutant_of
 
 from pyggml import ops
 from pyggml.backend.base import Device
 from pyggml.backend.host import view_of
-from pyggml.backend.reference import fill as law
+from pyggml.backend.reference import fill as reference
 from pyggml.backend.reference.values import source
 from pyggml.errors import ShapeError
 from pyggml.ops import Op, TriType
@@ -70,15 +70,15 @@ def full_rows(node: Tensor) -> None:
 
 
 def without_the_start(node: Tensor) -> None:
-    law.write(node, (node.param_f32(2) * np.arange(node.ne[0])).reshape(1, 1, 1, -1))
+    reference.write(node, (node.param_f32(2) * np.arange(node.ne[0])).reshape(1, 1, 1, -1))
 
 
 def whole_numbers(node: Tensor) -> None:
-    law.write(node, np.full(node.ne[::-1], np.rint(node.param_f32(0))))
+    reference.write(node, np.full(node.ne[::-1], np.rint(node.param_f32(0))))
 
 
-def test_wrong_twins_are_caught() -> None:
-    assert_caught(cases(Op.ARANGE), wrong_twin(Op.ARANGE, (law.refuse_arange, without_the_start)))
-    assert_caught(cases(Op.FILL), wrong_twin(Op.FILL, (law.refuse_fill, whole_numbers)))
-    assert_caught(cases(Op.TRI), wrong_twin(Op.TRI, (law.refuse, the_other_triangle)))
-    assert_caught(cases(Op.DIAG), wrong_twin(Op.DIAG, (law.refuse, full_rows)))
+def test_mutants_are_caught() -> None:
+    assert_caught(cases(Op.ARANGE), mutant_of(Op.ARANGE, (reference.refuse_arange, without_the_start)))
+    assert_caught(cases(Op.FILL), mutant_of(Op.FILL, (reference.refuse_fill, whole_numbers)))
+    assert_caught(cases(Op.TRI), mutant_of(Op.TRI, (reference.refuse, the_other_triangle)))
+    assert_caught(cases(Op.DIAG), mutant_of(Op.DIAG, (reference.refuse, full_rows)))

@@ -6,11 +6,11 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_cases import F32, Case, Operands, operands
-from op_check import assert_caught, check, run, wrong_twin
+from op_check import assert_caught, check, mutant_of, run
 
 from pyggml import ops
 from pyggml.backend.base import Device
-from pyggml.backend.reference import gated_delta_net as law
+from pyggml.backend.reference import gated_delta_net as reference
 from pyggml.ops import Op
 from pyggml.tensor import Tensor
 
@@ -56,18 +56,18 @@ def test_a_value_is_found_again_under_its_key(device: Device) -> None:
 
 
 def with_changes(change: Callable[[list[np.ndarray]], None]) -> Callable[[Tensor], None]:
-    """The law for other sources."""
+    """The specification for other sources."""
 
     def wrong(node: Tensor) -> None:
-        read = law.read
+        read = reference.read
         arrays = [read(s) for s in node.src[:6] if s is not None]
         change(arrays)
         found = iter(arrays)
-        law.read = lambda _: next(found)
+        reference.read = lambda _: next(found)
         try:
-            law.gated_delta_net(node)
+            reference.gated_delta_net(node)
         finally:
-            law.read = read
+            reference.read = read
 
     return wrong
 
@@ -90,6 +90,6 @@ def neighbours_share_heads(a: list[np.ndarray]) -> None:
     a[0], a[1] = (np.repeat(x, n // x.shape[2], axis=2) for x in a[:2])
 
 
-def test_wrong_twins_are_caught() -> None:
+def test_mutants_are_caught() -> None:
     for change in (decay_of_keys_on_values, no_decay, queries_swapped_with_keys, neighbours_share_heads):
-        assert_caught(delta_cases(), wrong_twin(Op.GATED_DELTA_NET, (law.refuse, with_changes(change))))
+        assert_caught(delta_cases(), mutant_of(Op.GATED_DELTA_NET, (reference.refuse, with_changes(change))))

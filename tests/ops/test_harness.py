@@ -9,11 +9,11 @@ import numpy as np
 import op_shares
 import pytest
 from op_cases import F16, F32, Case, Operands
-from op_check import assert_close, check, wrong_twin
+from op_check import assert_close, check, mutant_of
 
 from pyggml import ops
 from pyggml.backend.host import HostBuffer, view_of
-from pyggml.backend.reference import LAWS, ReferenceDevice
+from pyggml.backend.reference import REFERENCE_OPS, ReferenceDevice
 from pyggml.backend.reference.elementwise import refuse
 from pyggml.backend.reference.values import read, source, write
 from pyggml.errors import ComputeError
@@ -39,24 +39,24 @@ def memory(tensor: Tensor) -> np.ndarray:
 
 
 def before_the_result(node: Tensor) -> None:
-    LAWS[Op.SCALE][1](node)
+    REFERENCE_OPS[Op.SCALE][1](node)
     memory(node)[0] = 0
 
 
 def over_the_operand(node: Tensor) -> None:
-    LAWS[Op.SCALE][1](node)
+    REFERENCE_OPS[Op.SCALE][1](node)
     view_of(source(node, 0))[...] = read(node)
 
 
 def test_a_write_outside_the_result_is_caught() -> None:
     with pytest.raises(AssertionError, match="before the start"):
-        check(scaled(), wrong_twin(Op.SCALE, (refuse, before_the_result)))
+        check(scaled(), mutant_of(Op.SCALE, (refuse, before_the_result)))
     with pytest.raises(AssertionError, match="wrote to its operand"):
-        check(scaled(), wrong_twin(Op.SCALE, (refuse, over_the_operand)))
+        check(scaled(), mutant_of(Op.SCALE, (refuse, over_the_operand)))
 
 
 def between_the_rows(node: Tensor) -> None:
-    LAWS[Op.CPY][1](node)
+    REFERENCE_OPS[Op.CPY][1](node)
     memory(node)[4 + node.nb[1] - 1] = 77
 
 
@@ -66,7 +66,7 @@ def test_a_write_between_rows_of_the_result_is_caught() -> None:
     case = Case(ops.cpy(a, ops.view(whole, (30, 3), (64, 192, 192))), make.contents, 0.0)
     check(case, ReferenceDevice())
     with pytest.raises(AssertionError, match="between the elements"):
-        check(case, wrong_twin(Op.CPY, (LAWS[Op.CPY][0], between_the_rows)))
+        check(case, mutant_of(Op.CPY, (REFERENCE_OPS[Op.CPY][0], between_the_rows)))
 
 
 @pytest.mark.parametrize("access", ["ctypes.string_at(end, 1)", "ctypes.memset(end, 0, 1)"])
@@ -98,7 +98,7 @@ def test_a_device_that_denies_what_it_can_is_no_match_for_its_plan() -> None:
 
     with pytest.raises(pytest.fail.Exception):
         check(scaled(), Denies())
-    check(scaled(), wrong_twin(Op.SCALE, (never, LAWS[Op.SCALE][1])))
+    check(scaled(), mutant_of(Op.SCALE, (never, REFERENCE_OPS[Op.SCALE][1])))
 
 
 def test_a_device_that_refuses_nearly_all_cases_is_noticed() -> None:
@@ -153,7 +153,7 @@ def test_abort_ends_a_computation() -> None:
         backend.abort()
         write(node, read(source(node, 0)))
 
-    device = wrong_twin(Op.SCALE, (refuse, abort))
+    device = mutant_of(Op.SCALE, (refuse, abort))
     backend = device.open()
     node = ops.scale(case.node, 1.0, name="second")
     buffer = device.alloc_buffer(4096)

@@ -41,8 +41,8 @@ def cases(cpu_device: Device) -> dict[str, every_kernel.Case]:
 
 @pytest.fixture(scope="module")
 def expected(cases: dict[str, every_kernel.Case]) -> dict[str, np.ndarray]:
-    law = every_kernel.compute(ReferenceDevice(), cases)
-    return {name: values_of(case.node, law[name]) for name, case in cases.items()}
+    expected_bytes = every_kernel.compute(ReferenceDevice(), cases)
+    return {name: values_of(case.node, expected_bytes[name]) for name, case in cases.items()}
 
 
 def compare(cases: dict[str, every_kernel.Case], expected: dict[str, np.ndarray], actual: dict[str, bytes]) -> None:
@@ -76,13 +76,13 @@ def test_each_kernel_is_run_at_two_levels_beside_this_machines(cases: dict[str, 
 
 
 def test_a_wrong_result_is_noticed(cases: dict[str, every_kernel.Case], expected: dict[str, np.ndarray]) -> None:
-    law = every_kernel.compute(ReferenceDevice(), cases)
-    compare(cases, expected, law)
+    expected_bytes = every_kernel.compute(ReferenceDevice(), cases)
+    compare(cases, expected, expected_bytes)
     for name in ("rms_norm", "get_rows-Q4_1", "mul_mat-Q8_0-96-33"):
-        wrong = bytearray(law[name])
+        wrong = bytearray(expected_bytes[name])
         wrong[7] ^= 0x80  # a sign
         with pytest.raises(AssertionError, match=name):
-            compare(cases, expected, {**law, name: bytes(wrong)})
+            compare(cases, expected, {**expected_bytes, name: bytes(wrong)})
 
 
 def test_the_number_of_threads_changes_no_bit(

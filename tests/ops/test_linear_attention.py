@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_cases import F32, Case, Operands, operands
-from op_check import assert_caught, check, wrong_twin
+from op_check import assert_caught, check, mutant_of
 
 from pyggml import ops
 from pyggml.backend.base import Device
-from pyggml.backend.reference import linear_attention as law
+from pyggml.backend.reference import linear_attention as reference
 from pyggml.backend.reference.values import read, write
 from pyggml.errors import ShapeError
 from pyggml.ops import Op
@@ -81,5 +81,5 @@ def one_sequence(compute: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
 
 
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
-def test_wrong_twins_are_caught(op: Op) -> None:
-    assert_caught(cases(op), wrong_twin(op, (law.refuse, one_sequence(law.LAWS[op][1]))))
+def test_mutants_are_caught(op: Op) -> None:
+    assert_caught(cases(op), mutant_of(op, (reference.refuse, one_sequence(reference.REFERENCE_OPS[op][1]))))

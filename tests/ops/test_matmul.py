@@ -22,7 +22,7 @@ from op_cases import (
     layouts,
     operands,
 )
-from op_check import assert_caught, check, run, wrong_twin
+from op_check import assert_caught, check, mutant_of, run
 
 from pyggml import ops
 from pyggml.backend.base import Device
@@ -232,14 +232,14 @@ def transposed_result(node: Tensor) -> None:
 
 
 @pytest.mark.parametrize("dtype", [F32, GGMLType.Q4_1], ids=lambda dtype: dtype.name)
-def test_wrong_twins_are_caught(dtype: GGMLType) -> None:
+def test_mutants_are_caught(dtype: GGMLType) -> None:
     for wrong in (tiled_batch, last_element_forgotten):
-        assert_caught(mul_mat_cases(dtype), wrong_twin(Op.MUL_MAT, (refuse, wrong)))
+        assert_caught(mul_mat_cases(dtype), mutant_of(Op.MUL_MAT, (refuse, wrong)))
 
 
-def test_wrong_twins_of_the_others_are_caught() -> None:
-    assert_caught(mul_mat_id_cases(F32), wrong_twin(Op.MUL_MAT_ID, (refuse, slots_in_blocks)))
-    assert_caught(out_prod_cases(F32), wrong_twin(Op.OUT_PROD, (refuse, transposed_result)))
+def test_mutants_of_the_others_are_caught() -> None:
+    assert_caught(mul_mat_id_cases(F32), mutant_of(Op.MUL_MAT_ID, (refuse, slots_in_blocks)))
+    assert_caught(out_prod_cases(F32), mutant_of(Op.OUT_PROD, (refuse, transposed_result)))
 
 
 @pytest.mark.parametrize("which", ["cuda", pytest.param("gpu", marks=pytest.mark.gpu)])

@@ -13,13 +13,13 @@ import pytest
 from aliased_numbers import CASES
 from hypothesis import given
 from hypothesis import strategies as st
-from op_check import wrong_twin
+from op_check import mutant_of
 
 import pyggml.ops.overlap as overlap
 from pyggml import ops
 from pyggml.backend.base import Device
 from pyggml.backend.cpu import CPUDevice
-from pyggml.backend.reference import LAWS, ReferenceDevice
+from pyggml.backend.reference import REFERENCE_OPS, ReferenceDevice
 from pyggml.dtypes import GGMLType
 from pyggml.errors import ComputeError, ShapeError
 from pyggml.graph import build_forward
@@ -202,12 +202,12 @@ def test_a_result_on_its_operand_is_the_same(cpu_device: Device, name: str) -> N
 
 def backwards(node: Tensor) -> None:
     """Reads an operand again after it has written all of the result."""
-    LAWS[Op.SCALE][1](node)
-    LAWS[Op.SCALE][1](node)
+    REFERENCE_OPS[Op.SCALE][1](node)
+    REFERENCE_OPS[Op.SCALE][1](node)
 
 
 def test_a_kernel_that_reads_what_it_has_overwritten_is_noticed() -> None:
-    device = wrong_twin(Op.SCALE, (LAWS[Op.SCALE][0], backwards))
+    device = mutant_of(Op.SCALE, (REFERENCE_OPS[Op.SCALE][0], backwards))
     build = BUILDERS["scale"]
     right = computed(build, None, ReferenceDevice(), 1)
     assert computed(build, None, device, 1) == right == computed(build, 0, ReferenceDevice(), 1)

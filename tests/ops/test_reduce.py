@@ -20,7 +20,7 @@ from op_cases import (
     operands,
     shapes,
 )
-from op_check import assert_caught, check, run, wrong_twin
+from op_check import assert_caught, check, mutant_of, run
 
 from pyggml import ops
 from pyggml.backend.base import Device
@@ -159,10 +159,10 @@ def count_unequal(node: Tensor) -> None:
         (Op.CUMSUM, sum_before_this_one),
     ],
 )
-def test_wrong_twins_are_caught(op: Op, wrong: Callable[[Tensor], None]) -> None:
-    assert_caught(sum_cases(op), wrong_twin(op, (refuse, wrong)))
+def test_mutants_are_caught(op: Op, wrong: Callable[[Tensor], None]) -> None:
+    assert_caught(sum_cases(op), mutant_of(op, (refuse, wrong)))
 
 
 def test_wrong_counts_are_caught() -> None:
-    assert_caught(argmax_cases(), wrong_twin(Op.ARGMAX, (refuse, first_of_the_largest)))
-    assert_caught(count_cases(), wrong_twin(Op.COUNT_EQUAL, (refuse_count, count_unequal)))
+    assert_caught(argmax_cases(), mutant_of(Op.ARGMAX, (refuse, first_of_the_largest)))
+    assert_caught(count_cases(), mutant_of(Op.COUNT_EQUAL, (refuse_count, count_unequal)))

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_cases import BF16, F16, F32, I32, Case, layouts, operands
-from op_check import assert_caught, check, wrong_twin
+from op_check import assert_caught, check, mutant_of
 
 from pyggml import ops
 from pyggml.backend.base import Device
@@ -56,6 +56,6 @@ def last_tile_only(node: Tensor) -> None:
     write(node, x[tuple(slice(-n, None) for n in node.ne[::-1])])
 
 
-def test_wrong_twins_are_caught() -> None:
-    assert_caught(cases(Op.REPEAT_BACK), wrong_twin(Op.REPEAT_BACK, (refuse_back, last_tile_only)))
-    assert_caught(cases(Op.REPEAT, (F32,)), wrong_twin(Op.REPEAT, (refuse, each_element_again)))
+def test_mutants_are_caught() -> None:
+    assert_caught(cases(Op.REPEAT_BACK), mutant_of(Op.REPEAT_BACK, (refuse_back, last_tile_only)))
+    assert_caught(cases(Op.REPEAT, (F32,)), mutant_of(Op.REPEAT, (refuse, each_element_again)))

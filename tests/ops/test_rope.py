@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_cases import DENSE_ROWS, F16, F32, I32, Case, Operands, layouts, operands
-from op_check import assert_caught, check, run, wrong_twin
+from op_check import assert_caught, check, mutant_of, run
 
 from pyggml import ops
 from pyggml.backend.base import Device
-from pyggml.backend.reference import LAWS, ReferenceDevice
-from pyggml.backend.reference import rope as law
+from pyggml.backend.reference import REFERENCE_OPS, ReferenceDevice
+from pyggml.backend.reference import rope as reference
 from pyggml.errors import ShapeError
 from pyggml.ops import ROPE_IMROPE, ROPE_MODES, ROPE_MROPE, ROPE_NEOX, ROPE_NORMAL, ROPE_VISION, Op
 from pyggml.tensor import Tensor, pack_params
@@ -141,7 +141,7 @@ def test_back_undoes_it(cpu_device: Device) -> None:
 
 
 def law_device() -> Device:
-    return wrong_twin(Op.ROPE, (law.refuse, law.rope))
+    return mutant_of(Op.ROPE, (reference.refuse, reference.rope))
 
 
 def test_cpu_supports_what_models_need(cpu_device: Device) -> None:
@@ -156,15 +156,15 @@ def test_cpu_supports_what_models_need(cpu_device: Device) -> None:
 
 
 def as_if(node: Tensor, mode: int | None = None, op: Op | None = None, sections: bytes | None = None) -> None:
-    """The law for a node that differs from this one."""
+    """The specification for a node that differs from this one."""
     params = bytearray(node.op_params)
     if mode is not None:
         params[8:12] = pack_params("i", mode)[:4]
     if sections is not None:
         params[44:60] = sections
-    twin = Tensor(node.type, node.ne, node.nb, op=op or node.op, op_params=bytes(params), src=node.src)
-    twin.buffer, twin.data = node.buffer, node.data
-    law.rope(twin)
+    changed = Tensor(node.type, node.ne, node.nb, op=op or node.op, op_params=bytes(params), src=node.src)
+    changed.buffer, changed.data = node.buffer, node.data
+    reference.rope(changed)
 
 
 def other_pairs(node: Tensor) -> None:
@@ -186,18 +186,18 @@ def height_is_width(node: Tensor) -> None:
 
 def sections_go_on(node: Tensor) -> None:
     """Vision's sections each begin anew; here their frequencies go on falling."""
-    found = law.turns
-    law.turns = lambda n: (found(n)[0], n.param_f32(5) ** (-2.0 * np.arange(len(found(n)[0])) / n.param_i32(1)))
+    found = reference.turns
+    reference.turns = lambda n: (found(n)[0], n.param_f32(5) ** (-2.0 * np.arange(len(found(n)[0])) / n.param_i32(1)))
     try:
-        law.rope(node)
+        reference.rope(node)
     finally:
-        law.turns = found
+        reference.turns = found
 
 
 def without_factors(node: Tensor) -> None:
-    twin = Tensor(node.type, node.ne, node.nb, op=node.op, op_params=node.op_params, src=node.src[:2])
-    twin.buffer, twin.data = node.buffer, node.data
-    law.rope(twin)
+    changed = Tensor(node.type, node.ne, node.nb, op=node.op, op_params=node.op_params, src=node.src[:2])
+    changed.buffer, changed.data = node.buffer, node.data
+    reference.rope(changed)
 
 
 @pytest.mark.parametrize(
@@ -210,10 +210,12 @@ def without_factors(node: Tensor) -> None:
         (without_factors, ROPE_MODES),
     ],
 )
-def test_wrong_twins_are_caught(wrong: Callable[[Tensor], None], modes: tuple[int, ...]) -> None:
-    twin = ReferenceDevice({**LAWS, Op.ROPE: (law.refuse, wrong), Op.ROPE_BACK: (law.refuse, wrong)})
-    assert_caught(rope_cases(modes), twin)
+def test_mutants_are_caught(wrong: Callable[[Tensor], None], modes: tuple[int, ...]) -> None:
+    mutant = ReferenceDevice(
+        {**REFERENCE_OPS, Op.ROPE: (reference.refuse, wrong), Op.ROPE_BACK: (reference.refuse, wrong)}
+    )
+    assert_caught(rope_cases(modes), mutant)
 
 
 def test_turning_the_wrong_way_is_caught() -> None:
-    assert_caught(rope_cases((ROPE_NORMAL,)), wrong_twin(Op.ROPE_BACK, (law.refuse, forward_only)))
+    assert_caught(rope_cases((ROPE_NORMAL,)), mutant_of(Op.ROPE_BACK, (reference.refuse, forward_only)))

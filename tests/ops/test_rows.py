@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_cases import DENSE_ROWS, F16, F32, I32, I64, MADE, READ_ONLY, SIZES, WEIGHTS, Case, Operands, layouts, operands
-from op_check import assert_caught, check, run, wrong_twin
+from op_check import assert_caught, check, mutant_of, run
 
 from pyggml import ops
 from pyggml.backend.base import Device
 from pyggml.backend.host import view_of
 from pyggml.backend.reference import ReferenceDevice
-from pyggml.backend.reference import rows as law
+from pyggml.backend.reference import rows as reference
 from pyggml.dtypes import GGMLType
 from pyggml.errors import ComputeError
 from pyggml.kernels.cuda.blocks import SIMPLE
@@ -127,17 +127,17 @@ def next_row(node: Tensor) -> None:
     assert a is not None and rows is not None
     numbers = (view_of(rows)[0] + 1) % a.ne[1]
     i3, i2, _ = np.indices(numbers.shape)
-    law.write(node, law.decode(a.type, view_of(a)[i3, i2, numbers]))
+    reference.write(node, reference.decode(a.type, view_of(a)[i3, i2, numbers]))
 
 
 def same_rows_in_every_plane(node: Tensor) -> None:
     b, rows = node.src[0], node.src[1]
     assert b is not None and rows is not None
-    raw, table = law.encode(node.type, law.read(b)), view_of(node)
+    raw, table = reference.encode(node.type, reference.read(b)), view_of(node)
     for i3, i2, i in np.ndindex(b.ne[3], b.ne[2], b.ne[1]):
         table[i3, i2, view_of(rows)[0, 0, 0, i]] = raw[i3, i2, i]
 
 
-def test_wrong_twins_are_caught() -> None:
-    assert_caught(get_rows_cases(Q8_0), wrong_twin(Op.GET_ROWS, (law.refuse_get, next_row)))
-    assert_caught(set_rows_cases(F16), wrong_twin(Op.SET_ROWS, (law.refuse_set, same_rows_in_every_plane)))
+def test_mutants_are_caught() -> None:
+    assert_caught(get_rows_cases(Q8_0), mutant_of(Op.GET_ROWS, (reference.refuse_get, next_row)))
+    assert_caught(set_rows_cases(F16), mutant_of(Op.SET_ROWS, (reference.refuse_set, same_rows_in_every_plane)))

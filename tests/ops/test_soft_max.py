@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_cases import F16, F32, Case, Operands, divisors, layouts, operands, shapes
-from op_check import assert_caught, check, wrong_twin
+from op_check import assert_caught, check, mutant_of
 
 from pyggml import ops
 from pyggml.backend.base import Device
@@ -98,7 +98,7 @@ def without_the_sum(node: Tensor) -> None:
     write(node, read(source(node, 0)) * read(source(node, 1)) * node.param_f32(0))
 
 
-def test_wrong_twins_are_caught() -> None:
-    assert_caught(back_cases(), wrong_twin(Op.SOFT_MAX_BACK, (refuse_back, without_the_sum)))
+def test_mutants_are_caught() -> None:
+    assert_caught(back_cases(), mutant_of(Op.SOFT_MAX_BACK, (refuse_back, without_the_sum)))
     for wrong in (without_mask, one_sink_for_all):
-        assert_caught(soft_max_cases(), wrong_twin(Op.SOFT_MAX, (refuse, wrong)))
+        assert_caught(soft_max_cases(), mutant_of(Op.SOFT_MAX, (refuse, wrong)))

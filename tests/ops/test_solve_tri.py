@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_cases import F32, Case, Operands, operands
-from op_check import assert_caught, check, run, wrong_twin
+from op_check import assert_caught, check, mutant_of, run
 
 from pyggml import ops
 from pyggml.backend.base import Device
@@ -51,6 +51,6 @@ def upper(node: Tensor) -> None:
     write(node, np.linalg.solve(np.tril(read(source(node, 0))).swapaxes(2, 3), read(source(node, 1))))
 
 
-def test_wrong_twins_are_caught() -> None:
+def test_mutants_are_caught() -> None:
     for wrong in (whole_matrix, upper):
-        assert_caught(solve_cases(), wrong_twin(Op.SOLVE_TRI, (refuse, wrong)))
+        assert_caught(solve_cases(), mutant_of(Op.SOLVE_TRI, (refuse, wrong)))

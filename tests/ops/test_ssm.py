@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_cases import F32, I32, Case, Operands, operands
-from op_check import assert_caught, check, run, wrong_twin
+from op_check import assert_caught, check, mutant_of, run
 
 from pyggml import ops
 from pyggml.backend.base import Device
 from pyggml.backend.host import view_of
 from pyggml.backend.reference import ReferenceDevice
-from pyggml.backend.reference import ssm as law
+from pyggml.backend.reference import ssm as reference
 from pyggml.backend.reference.values import read, source, write
 from pyggml.errors import ComputeError
 from pyggml.ops import Op
@@ -109,7 +109,7 @@ def first_states(node: Tensor) -> None:
     ids = view_of(source(node, 6))
     before = ids.copy()
     ids[...] = np.arange(ids.size)
-    law.ssm_scan(node)
+    reference.ssm_scan(node)
     ids[...] = before
 
 
@@ -117,19 +117,19 @@ def groups_come_in_turn(node: Tensor) -> None:
     repeat = np.repeat
     np.repeat = lambda a, n, axis: np.tile(a, (1, 1, n, 1))
     try:
-        law.ssm_scan(node)
+        reference.ssm_scan(node)
     finally:
         np.repeat = repeat
 
 
 def oldest_state_first(node: Tensor) -> None:
-    law.ssm_scan(node)
+    reference.ssm_scan(node)
     x, slots, n_tokens = source(node, 1), node.param_i32(0), source(node, 1).ne[2]
     states = view_of(node)[0, 0, 0, x.nelements :].reshape(slots, -1)[: min(slots, n_tokens)]
     states[...] = states[::-1].copy()
 
 
-def test_wrong_twins_are_caught() -> None:
-    assert_caught(conv_cases(), wrong_twin(Op.SSM_CONV, (law.refuse_conv, windows_reversed)))
+def test_mutants_are_caught() -> None:
+    assert_caught(conv_cases(), mutant_of(Op.SSM_CONV, (reference.refuse_conv, windows_reversed)))
     for wrong in (first_states, groups_come_in_turn, oldest_state_first):
-        assert_caught(scan_cases(), wrong_twin(Op.SSM_SCAN, (law.refuse_scan, wrong)))
+        assert_caught(scan_cases(), mutant_of(Op.SSM_SCAN, (reference.refuse_scan, wrong)))

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_cases import F32, Case, layouts, operands
-from op_check import assert_caught, check, wrong_twin
+from op_check import assert_caught, check, mutant_of
 
 from pyggml import ops
 from pyggml.backend.base import Device
-from pyggml.backend.reference import timestep_embedding as law
+from pyggml.backend.reference import timestep_embedding as reference
 from pyggml.ops import Op
 from pyggml.tensor import Tensor
 
@@ -31,11 +31,11 @@ def test_timestep_embedding(device: Device, case: Case) -> None:
 
 
 def sines_first(node: Tensor) -> None:
-    law.timestep_embedding(node)
-    values = law.read(node)
+    reference.timestep_embedding(node)
+    values = reference.read(node)
     half = node.ne[0] // 2
-    law.write(node, values[..., [*range(half, 2 * half), *range(half), *range(2 * half, node.ne[0])]])
+    reference.write(node, values[..., [*range(half, 2 * half), *range(half), *range(2 * half, node.ne[0])]])
 
 
-def test_wrong_twins_are_caught() -> None:
-    assert_caught(cases(), wrong_twin(Op.TIMESTEP_EMBEDDING, (law.refuse, sines_first)))
+def test_mutants_are_caught() -> None:
+    assert_caught(cases(), mutant_of(Op.TIMESTEP_EMBEDDING, (reference.refuse, sines_first)))

@@ -281,7 +281,7 @@ def test_a_small_model(peer: Any, add_bos: bool, tmp_path: Path, capsys: pytest.
     assert command.main(["-m", str(model), "-p", TEXT, "-c", "40", "--chunks", "3", "-ub", "16"]) == 0
     assert estimate(capsys.readouterr().out) == pytest.approx(theirs, rel=1e-3)
     other = peers_perplexity(peer, model, TEXT, 40, 3, None if add_bos else BOS)
-    assert other[0] != pytest.approx(theirs[0], rel=1e-3)  # a wrong twin: the other way with the first token
+    assert other[0] != pytest.approx(theirs[0], rel=1e-3)  # a mutant: the other way with the first token
 
 
 def test_smollm2(peer: Any, smollm2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -113,7 +113,7 @@ def test_types_are_the_peers(peer: Any, tmp_path: Path) -> None:
     models = [random_model(rng) for _ in range(40)]
     ftypes = [mix.number for mix in MIXES.values()]
     answers = ask(peer, tmp_path, "types", [{**model, "ftypes": ftypes} for model in models])
-    wrong_twin = 0
+    mutant = 0
     for model, (allowed, chosen) in zip(models, answers, strict=True):
         leave = not model["params"]["quantize_output_tensor"]
         shapes = [Shape(name, T(dtype), tuple(ne)) for name, dtype, ne in model["tensors"]]
@@ -121,8 +121,8 @@ def test_types_are_the_peers(peer: Any, tmp_path: Path) -> None:
         for mix, types in zip(MIXES.values(), chosen, strict=True):
             ours = our_types(model, mix)
             assert ours == types, (mix.name, model["architecture"], model["numbers"], model["params"])
-            wrong_twin += our_types({**model, "architecture": "other"}, mix) != types
-    assert wrong_twin > 10  # models whose architecture is not looked at
+            mutant += our_types({**model, "architecture": "other"}, mix) != types
+    assert mutant > 10  # models whose architecture is not looked at
 
 
 def test_names_and_numbers(peer: Any) -> None:

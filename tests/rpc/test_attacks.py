@@ -479,7 +479,7 @@ def test_alloc_size_beyond_all_numbers(attacker: Attacker, caplog: pytest.LogCap
 def test_the_attacks_find_a_server_that_does_not_look(
     attacker: Attacker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A wrong twin: tensors are taken to lie where they say."""
+    """A mutant: tensors are taken to lie where they say."""
 
     def believe(tensor: Any, handle: int, data: int, lent: Any, _size: object) -> None:
         tensor.buffer = lent[handle].buffer

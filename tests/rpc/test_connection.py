@@ -293,7 +293,7 @@ def test_our_own_mistakes_are_assertions() -> None:
 
 @pytest.mark.parametrize("fault", ["takes what there is", "forgets what it has"])
 def test_splitting_finds_a_reader_that_is_wrong(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
-    """Two wrong twins: one does not wait for a whole record, one drops bytes while it waits."""
+    """Two mutants: one does not wait for a whole record, one drops bytes while it waits."""
 
     def take(self: ServerConnection, count: int) -> bytes | None:
         have = self._end - self._start

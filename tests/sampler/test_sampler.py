@@ -1,4 +1,4 @@
-"""The sampler's laws: what each stage keeps, what a chain remembers, what it refuses.
+"""The sampler: what each stage keeps, what a chain remembers, what it refuses.
 
 Owns the properties that need no second implementation; must not know llama.cpp's library (test_sampler_peer.py does).
 """
@@ -54,7 +54,7 @@ def tied(n: int, levels: int, seed: int) -> np.ndarray:
 
 
 def check_descending(order_of, logits):
-    """Law: sorted by (-logit, position)."""
+    """Specification: sorted by (-logit, position)."""
     assert order_of(logits).tolist() == sorted(range(len(logits)), key=lambda i: (-logits[i], i))
 
 
@@ -98,10 +98,10 @@ def test_a_selection_that_forgets_ties_or_the_remainder_is_caught():
     def forgets_the_remainder(logits, k):
         return descending(logits[: len(logits) // 32 * 32])[:k]
 
-    for twin in (breaks_ties_anyhow, forgets_the_remainder):
+    for mutant in (breaks_ties_anyhow, forgets_the_remainder):
         with pytest.raises(AssertionError):
             for seed in range(40):
-                check_largest(twin, 5003, 40 if twin is breaks_ties_anyhow else 10**6, 60, seed)
+                check_largest(mutant, 5003, 40 if mutant is breaks_ties_anyhow else 10**6, 60, seed)
 
 
 # Stages

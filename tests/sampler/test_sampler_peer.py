@@ -326,7 +326,7 @@ def test_the_chains_differ_and_are_random_enough(stock):
     assert len({tuple(tokens) for tokens in drawn.values()}) == len(CHAINS)
 
 
-# Wrong twins: each has one plausible mistake, and the comparison has to see it.
+# Mutants: each has one plausible mistake, and the comparison has to see it.
 
 
 class DropsTheSurprisingOnes(Typical):
@@ -423,7 +423,7 @@ class TakesPositionsForIds(LogitBias):
 
 
 @pytest.mark.parametrize(
-    ("name", "twin"),
+    ("name", "mutant"),
     [
         ("repeat", lambda: DividesNegativeLogits(64, 1.3, 0.0, 0.0)),
         ("all penalties", lambda: CountsTheWholeHistory(8, 1.1, 0.3, 0.7)),
@@ -449,6 +449,6 @@ class TakesPositionsForIds(LogitBias):
         ("logit bias", lambda: TakesPositionsForIds(BIASES)),
     ],
 )
-def test_a_wrong_twin_is_caught(stock, name, twin):
+def test_a_mutant_is_caught(stock, name, mutant):
     with pytest.raises(AssertionError):
-        run_stage(stock, name, 1, twin)
+        run_stage(stock, name, 1, mutant)

@@ -200,7 +200,7 @@ def run_functions(x: Array) -> Array:
 
 
 @pytest.mark.parametrize(
-    ("row", "law", "low", "high", "bound"),
+    ("row", "exact_function", "low", "high", "bound"),
     [
         (0, np.exp, -105, 89, 3.0),
         (1, np.exp2, -151, 129, 3.0),
@@ -209,11 +209,11 @@ def run_functions(x: Array) -> Array:
     ],
     ids=["exp", "exp2", "tanh", "tanh near 0"],
 )
-def test_functions(row: int, law: Callable[[Array], Array], low: float, high: float, bound: float) -> None:
+def test_functions(row: int, exact_function: Callable[[Array], Array], low: float, high: float, bound: float) -> None:
     rng = np.random.default_rng(3)
     x = np.concatenate([np.linspace(low, high, 16 * 4096, dtype=F32), rng.uniform(low, high, 16 * 8192).astype(F32)])
     with np.errstate(all="ignore"):
-        exact = law(x.astype(np.float64))
+        exact = exact_function(x.astype(np.float64))
         exact = np.where(np.abs(exact) < 3.4028235677973366e38, exact, np.inf)  # halfway to 2^128
     normal = np.abs(exact) >= 2.0**-126 if row != 2 else np.ones(len(x), bool)
     actual = run_functions(x)[row]

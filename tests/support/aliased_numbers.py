@@ -52,7 +52,7 @@ CASES = {
 }  # fmt: skip
 
 
-def twin(module: str, factory: str, *rest: object) -> Spec:
+def mutant(module: str, factory: str, *rest: object) -> Spec:
     return Spec("word_kernels.double_reads", factory, *rest)  # type: ignore[arg-type]
 
 
@@ -60,7 +60,7 @@ def main(name: str, which: str) -> None:
     rules.check_overlap = lambda node: None
     if which == "wrong":
         for family in (rows, add_id, ssm):
-            family.Spec = twin
+            family.Spec = mutant
     node, numbers, contents = CASES[name]()
     device = CPUDevice()
     buffer = device.alloc_buffer(1 << 20)

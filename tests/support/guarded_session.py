@@ -88,15 +88,15 @@ def _numbers_read_twice() -> None:
     from pyggml.jit import Spec
     from pyggml.kernels.cpu import add_id, rows, ssm
 
-    twins = {("rows", name) for name in ("get_rows", "set_rows", "set_quantised_rows")}
-    twins |= {("decoded", "get_rows"), ("add_id", "add_id"), ("ssm", "ssm_scan")}
+    mutants = {("rows", name) for name in ("get_rows", "set_rows", "set_quantised_rows")}
+    mutants |= {("decoded", "get_rows"), ("add_id", "add_id"), ("ssm", "ssm_scan")}
 
-    def twin(module: str, factory: str, *rest: tuple[str, ...]) -> Spec:
-        return Spec("word_kernels.double_reads" if (module, factory) in twins else module, factory, *rest)
+    def mutant(module: str, factory: str, *rest: tuple[str, ...]) -> Spec:
+        return Spec("word_kernels.double_reads" if (module, factory) in mutants else module, factory, *rest)
 
     rules.check_overlap = lambda node: None
     for family in (rows, add_id, ssm):
-        family.Spec = twin  # type: ignore[attr-defined]
+        family.Spec = mutant  # type: ignore[attr-defined]
 
 
 def _writes_beside() -> None:

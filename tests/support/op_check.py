@@ -14,7 +14,7 @@ from op_shares import seen
 from pyggml.backend.base import Buffer, Device
 from pyggml.backend.cuda.device import CudaBackend
 from pyggml.backend.host import HostBuffer, view_of
-from pyggml.backend.reference import LAWS, Law, ReferenceDevice
+from pyggml.backend.reference import REFERENCE_OPS, OpReference, ReferenceDevice
 from pyggml.backend.reference.values import read
 from pyggml.dtypes import GGMLType
 from pyggml.errors import ShapeError, UnsupportedError
@@ -175,9 +175,9 @@ def check(case: Case, device: Device, n_threads: int | None = None) -> None:
         assert (before == after).all(), f"{device.name} {case!r}: wrote between the elements of the result"
 
 
-def wrong_twin(op: Op, compute: Law) -> ReferenceDevice:
+def mutant_of(op: Op, compute: OpReference) -> ReferenceDevice:
     """A device that is the reference but for one op."""
-    return ReferenceDevice({**LAWS, op: compute})
+    return ReferenceDevice({**REFERENCE_OPS, op: compute})
 
 
 def assert_caught(cases: st.SearchStrategy[Case], device: Device) -> None:

@@ -1,6 +1,6 @@
 """The reference backend: what every op means, in NumPy and float64. Knows no speed; other backends are held against it.
 
-One file a family of ops, named as the kernels' files. A family's LAWS: op -> (why a node is refused or None, compute).
+One file a family of ops, named as the kernels' files. A family's REFERENCE_OPS: op -> (why a node is refused or None, compute).
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ from pyggml.graph import Graph
 from pyggml.ops import VIEW_OPS, Op, check
 from pyggml.tensor import Flag, Tensor
 
-Law = tuple[Callable[[Tensor], str | None], Callable[[Tensor], None]]
+OpReference = tuple[Callable[[Tensor], str | None], Callable[[Tensor], None]]
 
-LAWS: dict[Op, Law] = {
-    op: law
+REFERENCE_OPS: dict[Op, OpReference] = {
+    op: reference
     for family in (
         add_id, argsort, attention, concat, copy, diag_mask, elementwise, fill, gated_delta_net, glu, linear_attention,
         matmul, norm, pad, parts, reduce, repeat, rope, rows, soft_max, solve_tri, ssm, timestep_embedding, unary,
     )
-    for op, law in family.LAWS.items()
+    for op, reference in family.REFERENCE_OPS.items()
 }  # fmt: skip
 
 
@@ -60,8 +60,8 @@ class ReferenceDevice(Device):
     description = "NumPy, the definition of every op"
     kind = Kind.CPU
 
-    def __init__(self, laws: Mapping[Op, Law] = LAWS) -> None:
-        self.laws = laws
+    def __init__(self, ops: Mapping[Op, OpReference] = REFERENCE_OPS) -> None:
+        self.ops = ops
 
     def memory(self) -> tuple[int, int]:
         return host_memory()
@@ -74,7 +74,7 @@ class ReferenceDevice(Device):
                 return f"row length {t.ne[0]} is not a multiple of the block size {SIZES[t.type].block_size} of {t.type.name}"
             if t.nb[0] != SIZES[t.type].type_size:
                 return f"blocks of {t.type.name} are {t.nb[0]} bytes apart"  # closer, they reach beyond nbytes
-        refuse, _ = self.laws[Op(node.op)]
+        refuse, _ = self.ops[Op(node.op)]
         return refuse(node)
 
     def alloc_buffer(self, size: int, usage: Usage = Usage.ANY) -> HostBuffer:
@@ -116,7 +116,7 @@ class ReferenceBackend(Backend):
             for node in plan.nodes:
                 if self.aborted:
                     raise ComputeError(f"aborted before {Op(node.op).name} {node.name!r}")
-                _, compute = self.device.laws[Op(node.op)]
+                _, compute = self.device.ops[Op(node.op)]
                 compute(node)
 
     def abort(self) -> None:

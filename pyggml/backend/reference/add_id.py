@@ -20,4 +20,4 @@ def add_id(node: Tensor) -> None:
     write(node, a + b[row_numbers(node, source(node, 2), b.shape[0])])
 
 
-LAWS = {Op.ADD_ID: (refuse, add_id)}
+REFERENCE_OPS = {Op.ADD_ID: (refuse, add_id)}

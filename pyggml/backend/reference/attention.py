@@ -58,4 +58,4 @@ def flash_attn_ext(node: Tensor) -> None:
     write(node, result)
 
 
-LAWS = {Op.FLASH_ATTN_EXT: (refuse, flash_attn_ext)}
+REFERENCE_OPS = {Op.FLASH_ATTN_EXT: (refuse, flash_attn_ext)}

@@ -22,4 +22,4 @@ def concat(node: Tensor) -> None:
     view_of(node)[...] = np.concatenate(parts, axis=3 - node.param_i32(0))  # whole blocks are axis 3 of block types
 
 
-LAWS = {Op.CONCAT: (refuse, concat)}
+REFERENCE_OPS = {Op.CONCAT: (refuse, concat)}

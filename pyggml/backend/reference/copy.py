@@ -37,4 +37,4 @@ def copy(node: Tensor) -> None:
         target[...] = encode(node.type, read(a).reshape(node.ne[::-1]))
 
 
-LAWS = dict.fromkeys((Op.CPY, Op.CONT, Op.DUP), (refuse, copy))
+REFERENCE_OPS = dict.fromkeys((Op.CPY, Op.CONT, Op.DUP), (refuse, copy))

@@ -26,4 +26,4 @@ def diag_mask(node: Tensor) -> None:
     write(node, np.where(column > node.param_i32(0) + row, hidden, x))
 
 
-LAWS = dict.fromkeys((Op.DIAG_MASK_INF, Op.DIAG_MASK_ZERO), (refuse, diag_mask))
+REFERENCE_OPS = dict.fromkeys((Op.DIAG_MASK_INF, Op.DIAG_MASK_ZERO), (refuse, diag_mask))

@@ -37,7 +37,7 @@ def binary(node: Tensor) -> None:
     write(node, BINARY[Op(node.op)](a, repeated))
 
 
-LAWS = {
+REFERENCE_OPS = {
     **dict.fromkeys(BINARY, (refuse, binary)),
     Op.ADD: (refuse_sum, binary),
     Op.ADD1: (refuse_sum, binary),

@@ -38,4 +38,4 @@ def gated_delta_net(node: Tensor) -> None:
             kept[n_tokens - 1 - t] = s
 
 
-LAWS = {Op.GATED_DELTA_NET: (refuse, gated_delta_net)}
+REFERENCE_OPS = {Op.GATED_DELTA_NET: (refuse, gated_delta_net)}

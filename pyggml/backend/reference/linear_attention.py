@@ -73,7 +73,7 @@ def refuse(node: Tensor) -> str | None:
     return None
 
 
-LAWS = {
+REFERENCE_OPS = {
     Op.GATED_LINEAR_ATTN: (refuse, gated_linear_attn),
     Op.RWKV_WKV6: (refuse, rwkv_wkv6),
     Op.RWKV_WKV7: (refuse, rwkv_wkv7),

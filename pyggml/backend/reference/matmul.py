@@ -48,4 +48,4 @@ def out_prod(node: Tensor) -> None:
     write(node, b.swapaxes(2, 3) @ over_batch(a, b))
 
 
-LAWS = {Op.MUL_MAT: (refuse, mul_mat), Op.MUL_MAT_ID: (refuse, mul_mat_id), Op.OUT_PROD: (refuse, out_prod)}
+REFERENCE_OPS = {Op.MUL_MAT: (refuse, mul_mat), Op.MUL_MAT_ID: (refuse, mul_mat_id), Op.OUT_PROD: (refuse, out_prod)}

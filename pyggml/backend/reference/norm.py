@@ -47,7 +47,7 @@ def group_norm(node: Tensor) -> None:
     write(node, np.concatenate([centred(g, (1, 2, 3), eps) for g in groups], axis=1))
 
 
-LAWS = {
+REFERENCE_OPS = {
     Op.NORM: (refuse, norm),
     Op.RMS_NORM: (refuse, rms_norm),
     Op.L2_NORM: (refuse, l2_norm),

@@ -45,4 +45,4 @@ def acc(node: Tensor) -> None:
     part[...] = part + view_of(source(node, 1))
 
 
-LAWS = {Op.SET: (refuse_set, set_part), Op.ACC: (refuse_acc, acc)}
+REFERENCE_OPS = {Op.SET: (refuse_set, set_part), Op.ACC: (refuse_acc, acc)}

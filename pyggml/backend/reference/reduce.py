@@ -61,7 +61,7 @@ def count_equal(node: Tensor) -> None:
     view_of(node)[...] = np.count_nonzero(view_of(source(node, 0)) == view_of(source(node, 1)))
 
 
-LAWS = {
+REFERENCE_OPS = {
     Op.SUM: (refuse_sum, sum_all),
     Op.SUM_ROWS: (refuse, sum_rows),
     Op.MEAN: (refuse, mean),

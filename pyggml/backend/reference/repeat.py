@@ -33,4 +33,4 @@ def repeat_back(node: Tensor) -> None:
     write(node, a.reshape(tiled).sum(axis=(0, 2, 4, 6)))
 
 
-LAWS = {Op.REPEAT: (refuse, repeat), Op.REPEAT_BACK: (refuse_back, repeat_back)}
+REFERENCE_OPS = {Op.REPEAT: (refuse, repeat), Op.REPEAT_BACK: (refuse_back, repeat_back)}

@@ -108,4 +108,4 @@ def rope(node: Tensor) -> None:
     write(node, result)
 
 
-LAWS = dict.fromkeys((Op.ROPE, Op.ROPE_BACK), (refuse, rope))
+REFERENCE_OPS = dict.fromkeys((Op.ROPE, Op.ROPE_BACK), (refuse, rope))

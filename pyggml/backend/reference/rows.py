@@ -55,4 +55,4 @@ def set_rows(node: Tensor) -> None:
         table[i3, i2, numbers[i3, i2, i]] = raw[i3, i2, i]
 
 
-LAWS = {Op.GET_ROWS: (refuse_get, get_rows), Op.SET_ROWS: (refuse_set, set_rows)}
+REFERENCE_OPS = {Op.GET_ROWS: (refuse_get, get_rows), Op.SET_ROWS: (refuse_set, set_rows)}

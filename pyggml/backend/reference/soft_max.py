@@ -60,4 +60,4 @@ def soft_max_back(node: Tensor) -> None:
     write(node, (dy - (y * dy).sum(axis=-1, keepdims=True)) * y * node.param_f32(0))
 
 
-LAWS = {Op.SOFT_MAX: (refuse, soft_max), Op.SOFT_MAX_BACK: (refuse_back, soft_max_back)}
+REFERENCE_OPS = {Op.SOFT_MAX: (refuse, soft_max), Op.SOFT_MAX_BACK: (refuse_back, soft_max_back)}

@@ -25,4 +25,4 @@ def solve_tri(node: Tensor) -> None:
     write(node, x)
 
 
-LAWS = {Op.SOLVE_TRI: (refuse, solve_tri)}
+REFERENCE_OPS = {Op.SOLVE_TRI: (refuse, solve_tri)}

@@ -54,4 +54,4 @@ def ssm_scan(node: Tensor) -> None:
             kept[n_tokens - 1 - t] = s
 
 
-LAWS = {Op.SSM_CONV: (refuse_conv, ssm_conv), Op.SSM_SCAN: (refuse_scan, ssm_scan)}
+REFERENCE_OPS = {Op.SSM_CONV: (refuse_conv, ssm_conv), Op.SSM_SCAN: (refuse_scan, ssm_scan)}

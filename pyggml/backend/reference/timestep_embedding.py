@@ -28,4 +28,4 @@ def timestep_embedding(node: Tensor) -> None:
     write(node, np.concatenate(parts, axis=1)[None, None])
 
 
-LAWS = {Op.TIMESTEP_EMBEDDING: (refuse, timestep_embedding)}
+REFERENCE_OPS = {Op.TIMESTEP_EMBEDDING: (refuse, timestep_embedding)}

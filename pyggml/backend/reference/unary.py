@@ -124,7 +124,7 @@ def leaky_relu(node: Tensor) -> None:
     write(node, np.where(x > 0, x, 0.0) + node.param_f32(0) * np.where(x < 0, x, 0.0))
 
 
-LAWS = {
+REFERENCE_OPS = {
     Op.SCALE: (refuse, scale),
     Op.UNARY: (refuse, unary),
     **dict.fromkeys(PLAIN, (refuse, plain)),

@@ -1,4 +1,4 @@
-"""Wrong twins of the kernels that choose rows by number: what was checked is read a second time, and that is used."""
+"""Mutants of the kernels that choose rows by number: what was checked is read a second time, and that is used."""
 
 from pyggml.jit import inline
 from pyggml.kernels.cpu import add_id as add_id_family
@@ -20,7 +20,7 @@ def _unchecked():
     return choose
 
 
-def _twin(factory, *args):
+def _mutant(factory, *args):
     right, indices.chosen = indices.chosen, _unchecked
     try:
         return factory(*args)
@@ -29,20 +29,20 @@ def _twin(factory, *args):
 
 
 def get_rows(*args):
-    return _twin(rows_family.get_rows if args else decoded_family.get_rows, *args)
+    return _mutant(rows_family.get_rows if args else decoded_family.get_rows, *args)
 
 
 def set_rows(*args):
-    return _twin(rows_family.set_rows, *args)
+    return _mutant(rows_family.set_rows, *args)
 
 
 def set_quantised_rows(*args):
-    return _twin(rows_family.set_quantised_rows, *args)
+    return _mutant(rows_family.set_quantised_rows, *args)
 
 
 def add_id():
-    return _twin(add_id_family.add_id)
+    return _mutant(add_id_family.add_id)
 
 
 def ssm_scan():
-    return _twin(ssm_family.ssm_scan)
+    return _mutant(ssm_family.ssm_scan)
