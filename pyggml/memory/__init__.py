@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pyggml.backend.base import Device
 from pyggml.dtypes import GGMLType
@@ -15,21 +16,33 @@ from pyggml.memory.kv import KVCache
 from pyggml.memory.kv_tensors import KVLayer
 from pyggml.memory.layered import Layered
 from pyggml.memory.recurrent import RecurrentState, StateLayer
+from pyggml.memory.window import Window
+
+
+class SharedKV(NamedTuple):
+    """Layer `il` keeps no keys and values of its own: it reads those of layer `of`, which comes before it."""
+
+    il: int
+    of: int
 
 
 @dataclass(frozen=True)
 class Need:
-    """What one layer asks for: a cache of keys and values, with a window or without, or states."""
+    """What one layer asks for: a cache of keys and values, another layer's, states, or several of these.
+
+    window   tokens that a token sees, itself among them; None: all before it
+    chunked  the window begins anew at each position that it divides (Window)
+    """
 
     kv: KVLayer | None = None
     window: int | None = None
     states: StateLayer | None = None
+    chunked: bool = False
+    shared: SharedKV | None = None
 
     @property
-    def il(self) -> int:
-        one = self.kv or self.states
-        assert one is not None
-        return one.il
+    def seen(self) -> Window | None:
+        return None if self.window is None else Window(self.window, self.chunked)
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,7 @@ class MemoryOptions:
     n_ubatch     tokens of a micro-batch: what a window must hold besides itself
     n_seq_max    sequences
     unified      they share one stream of cells; else each has one of its own
+    swa_full     windows keep all tokens too, so that they can go back to any
     """
 
     n_ctx: int
@@ -47,19 +61,23 @@ class MemoryOptions:
     type_k: GGMLType = GGMLType.F16
     type_v: GGMLType = GGMLType.F16
     transposed_v: bool = False
+    swa_full: bool = False
 
 
 def make_memory(needs: Sequence[Need], options: MemoryOptions) -> Layered:
-    """One cache for each size of window, one memory for all states. Nothing is allocated yet. Raises UnsupportedError."""
+    """One cache for each kind of window, one memory for all states. Nothing is allocated yet. Raises UnsupportedError.
+
+    A window has as many cells as in llama-kv-cache-iswa.cpp."""
     streams = 1 if options.unified or options.n_seq_max == 1 else options.n_seq_max
     parts: list[Memory] = []
-    where: dict[int, tuple[int, int]] = {}
-    for window in dict.fromkeys(need.window for need in needs if need.kv is not None):
-        here = [need.kv for need in needs if need.kv is not None and need.window == window]
+    where: dict[int, list[tuple[int, int]]] = {}
+    for window in dict.fromkeys(need.seen for need in needs if need.kv is not None):
+        here = [need.kv for need in needs if need.kv is not None and need.seen == window]
         n_ctx = options.n_ctx
-        if window is not None:
-            n_ctx = min(n_ctx, (window + options.n_ubatch) * (1 if streams > 1 else options.n_seq_max))
-        where |= {layer.il: (len(parts), i) for i, layer in enumerate(here)}
+        if window is not None and not options.swa_full:
+            n_ctx = min(n_ctx, window.n * (1 if streams > 1 else options.n_seq_max) + options.n_ubatch)
+        for i, layer in enumerate(here):
+            where.setdefault(layer.il, []).append((len(parts), i))
         parts.append(
             KVCache(
                 here,
@@ -74,21 +92,23 @@ def make_memory(needs: Sequence[Need], options: MemoryOptions) -> Layered:
             )
         )
     if states := [need.states for need in needs if need.states is not None]:
-        where |= {layer.il: (len(parts), i) for i, layer in enumerate(states)}
+        for i, one in enumerate(states):
+            where.setdefault(one.il, []).append((len(parts), i))
         parts.append(RecurrentState(states, options.n_seq_max))
+    for il, of in (need.shared for need in needs if need.shared is not None):
+        assert of in where and of < il, f"layer {il} is to share the cache of layer {of}, which has none"
+        where.setdefault(il, []).extend(at for at in where[of] if isinstance(parts[at[0]], KVCache))
     return Layered(parts, where)
 
 
 def allocate(memory: Layered, device_of: Sequence[Device], compute: Compute) -> None:
     """Each layer's part on the layer's device; `compute` runs the graphs that move cells. Raises DeviceError."""
     try:
-        for number, part in enumerate(memory.parts):
-            mine = sorted((i, il) for il, (p, i) in memory.where.items() if p == number)
-            devices = [device_of[il] for _, il in mine]
+        for part in memory.parts:
             assert isinstance(part, KVCache | RecurrentState)
             if isinstance(part, KVCache):
                 part.compute = compute
-            part.allocate(devices)
+            part.allocate([device_of[layer.il] for layer in part.layers])
     except BaseException:
         memory.free()
         raise

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from pyggml.memory.cells import FREE, Cells
 from pyggml.memory.kv_tensors import CELL_STEP, KVLayer, KVShape, KVTensors, pad_cells
 from pyggml.memory.shift import move_graph, turn_graph
 from pyggml.memory.ubatch import NOBODY, Ubatch
+from pyggml.memory.window import Window
 from pyggml.tensor import Tensor
 
 
@@ -35,10 +37,10 @@ class KVPlacement(Placement):
 
 
 class KVInputs(NamedTuple):
-    """Inputs of the nodes of all layers; `v_rows` is `k_rows` unless V lies transposed."""
+    """Inputs of the nodes of all layers; v_rows[i] is of layer number i, and `k_rows` unless V lies transposed."""
 
     k_rows: Tensor
-    v_rows: Tensor
+    v_rows: tuple[Tensor, ...]
     mask: Tensor
 
 
@@ -55,12 +57,12 @@ class KVCache(KVTensors, Memory):
         transposed_v: bool = False,
         n_seq_max: int = 1,
         n_streams: int = 1,
-        window: int | None = None,
+        window: Window | None = None,
         n_ctx_seen: int | None = None,
     ) -> None:
         """n_ctx   tokens in a stream
         n_ctx_seen  tokens of a sequence, where a window keeps fewer: what positions are scaled for
-        window  tokens that a token sees, itself among them; what none will see any more is given up
+        window  what a token sees; what none will see any more is given up when there is no other room
 
         Nothing is allocated yet. Raises UnsupportedError.
         """
@@ -86,16 +88,21 @@ class KVCache(KVTensors, Memory):
         def mine(fill: Callable[[KVPlacement], NDArray[Any]]) -> Callable[[Ubatch, Any], NDArray[Any]]:
             return lambda ub, placement: fill(placement.parts[part])
 
-        k_rows = v_rows = new(f"k_rows{suffix}", GGMLType.I64, n_tokens, fill=mine(self.rows))
+        k_rows = new(f"k_rows{suffix}", GGMLType.I64, n_tokens, fill=mine(self.rows))
+        v_rows = [k_rows] * len(self.layers)
         if self.transposed_v:
-            elements = {la.head_v * la.n_head_kv for la in self.layers}
-            assert len(elements) == 1, "layers with values of unequal size lie transposed"
-            v_rows = new(f"v_rows{suffix}", GGMLType.I64, n_tokens * elements.pop(), fill=mine(self.v_rows))
+            sizes = [0 if v is None else v.ne[0] for v in self.v]
+            made = {
+                n: new(f"v_rows{suffix}", GGMLType.I64, n_tokens * n, fill=mine(partial(self.v_rows, n_elements=n)))
+                for n in dict.fromkeys(sizes)
+                if n
+            }
+            v_rows = [made.get(n, k_rows) for n in sizes]
         mask_type = GGMLType.F32 if self.transposed_v else GGMLType.F16
         ne = (shape.n_kv, n_tokens) if shape.n_streams == 1 else (
             shape.n_kv, n_tokens // shape.n_streams, 1, shape.n_streams
         )  # fmt: skip
-        return KVInputs(k_rows, v_rows, new(f"mask{suffix}", mask_type, *ne, fill=mine(self.mask)))
+        return KVInputs(k_rows, tuple(v_rows), new(f"mask{suffix}", mask_type, *ne, fill=mine(self.mask)))
 
     def rows(self, placement: KVPlacement) -> NDArray[np.int64]:
         """The cells of a micro-batch, counted through all streams."""
@@ -103,10 +110,12 @@ class KVCache(KVTensors, Memory):
             return placement.cells
         return placement.cells + self.n_cells * _streams(placement.ub)
 
-    def v_rows(self, placement: KVPlacement) -> NDArray[np.int64]:
-        """One row an element where V lies transposed (llama_kv_cache::set_input_v_idxs)."""
-        n_elements = self.v[0].ne[0]
-        start = placement.cells + self.n_cells * n_elements * _streams(placement.ub)
+    def v_rows(self, placement: KVPlacement, n_elements: int) -> NDArray[np.int64]:
+        """One row an element where V lies transposed, of a layer whose cells have so many of them
+        (llama_kv_cache::set_input_v_idxs)."""
+        start = placement.cells
+        if self.n_streams > 1:
+            start = start + self.n_cells * n_elements * _streams(placement.ub)
         return (start[:, None] + np.arange(n_elements, dtype=np.int64)[None, :] * self.n_cells).reshape(-1)
 
     def mask(self, placement: KVPlacement) -> NDArray[Any]:
@@ -132,7 +141,7 @@ class KVCache(KVTensors, Memory):
         wanted = ub.pos.reshape(n_seqs, each, 1)
         seen = pos[:, None, :] <= wanted
         if self.window is not None:
-            seen &= pos[:, None, :].astype(np.int64) > wanted.astype(np.int64) - self.window
+            seen &= pos[:, None, :] >= self.window.first(wanted.astype(np.int64))
         if cells.shared:
             for seq in np.unique(ub.seq).tolist():
                 if seq != NOBODY:
@@ -158,15 +167,15 @@ class KVCache(KVTensors, Memory):
     # ---- sequences
 
     def place(self, ub: Ubatch) -> KVPlacement | None:
-        first = ub.first if self.n_streams > 1 else 0
-        if ub.n == ub.n_seqs and (cells := self.cells.next(first, ub.n)) is not None:
+        first, n_seqs = self._streams_of(ub)
+        if ub.n == n_seqs and (cells := self.cells.next(first, ub.n)) is not None:
             return KVPlacement(ub, cells, KVShape(self.n_kv(int(cells.max()) + 1), first, ub.n))
         high = 0
         found: list[NDArray[np.int64]] = []
         dropped: list[tuple[int, NDArray[np.int64]]] = []
-        each = ub.n // ub.n_seqs
-        for i in range(ub.n_seqs):
-            stream = ub.first + i if self.n_streams > 1 else 0
+        each = ub.n // n_seqs
+        for i in range(n_seqs):
+            stream = first + i
             part = slice(i * each, (i + 1) * each)
             cells = self.cells.free(stream, each)
             if cells is None and self.window is not None:
@@ -178,16 +187,21 @@ class KVCache(KVTensors, Memory):
                 return None
             found.append(cells)
             high = max(high, int(self.cells.high[stream]), int(cells.max()) + 1)
-        shape = KVShape(self.n_kv(high), first, ub.n_seqs)
+        shape = KVShape(self.n_kv(high), first, n_seqs)
         cells = found[0] if len(found) == 1 else np.concatenate(found)
         return KVPlacement(ub, cells, shape, tuple(dropped))
+
+    def _streams_of(self, ub: Ubatch) -> tuple[int, int]:
+        """(first, number) of the streams that a micro-batch is in. Sequences that share one may still be separate in a
+        micro-batch, for the sake of states in other layers."""
+        return (ub.first, ub.n_seqs) if self.n_streams > 1 else (0, 1)
 
     def _gone(self, stream: int, coming: dict[int, int]) -> NDArray[np.int64]:
         """Cells of a stream that no token sees any more. `coming`: the first position of the tokens that a sequence is about
         to have; others go on at their ends."""
         assert self.window is not None
         found = [
-            self.cells.of(seq, 0, coming.get(seq, self.end(seq)) - self.window + 1)
+            self.cells.of(seq, 0, self.window.first(coming.get(seq, self.end(seq))))
             for seq in (range(self.n_seq_max) if self.cells.shared else (stream,))
         ]
         gone, n = np.unique(np.concatenate(found), return_counts=True)
@@ -211,18 +225,17 @@ class KVCache(KVTensors, Memory):
         ub, cells = placement.ub, placement.cells
         for stream, dropped in placement.dropped:
             self._drop(stream, dropped)
-        each = ub.n // ub.n_seqs
-        first = placement.shape.first
+        first, n_seqs = self._streams_of(ub)
+        each = ub.n // n_seqs
         alone = each == 1 and not ub.filled and not self.cells.shared and not placement.dropped
         if alone and (cells == self.cells.high[first : first + ub.n]).all():
             self.cells.put_next(first, cells, ub.pos)
             return
-        for i in range(ub.n_seqs):
+        for i in range(n_seqs):
             part = slice(i * each, (i + 1) * each)
             real = ub.seq[part] != NOBODY
             if real.any():
-                stream = ub.first + i if self.n_streams > 1 else 0
-                self.cells.put(stream, cells[part][real], ub.pos[part][real], ub.seq[part][real])
+                self.cells.put(first + i, cells[part][real], ub.pos[part][real], ub.seq[part][real])
 
     def shape(self, placement: Placement) -> KVShape:
         assert isinstance(placement, KVPlacement)
@@ -245,7 +258,7 @@ class KVCache(KVTensors, Memory):
         end = self.end(seq)
         if self.window is None or p0 == 0 or p0 >= end or (p1 is not None and p1 < end):
             return True
-        return self.begin(seq) <= max(0, p0 - self.window + 1)
+        return self.begin(seq) <= max(0, self.window.first(p0))
 
     def keep(self, seq: int) -> None:
         for other in range(self.n_seq_max):
@@ -322,7 +335,7 @@ class KVCache(KVTensors, Memory):
 
     def dump(self, seq: int) -> bytes:
         """Of a window what the next token sees."""
-        cells = self.cells.of(seq, 0 if self.window is None else max(0, self.end(seq) - self.window + 1))
+        cells = self.cells.of(seq, 0 if self.window is None else max(0, self.window.first(self.end(seq))))
         pos = self.cells.pos[self.cells.stream_of(seq), cells]
         pieces = [np.array([len(cells)], "<u4").tobytes(), pos.astype("<i4").tobytes()]
         return b"".join([*pieces, *self.rows_of(seq, cells)])
@@ -330,14 +343,13 @@ class KVCache(KVTensors, Memory):
     def rows_of(self, seq: int, cells: NDArray[np.int64]) -> Iterator[bytes]:
         """For each layer the rows of K and the rows of V of these cells, V never transposed."""
         stream = self.cells.stream_of(seq)
-        for k, v in zip(self.k, self.v, strict=True):
-            yield kv_rows.read(self, k, stream, cells)
-            yield kv_rows.read(self, v, stream, cells)
+        for tensor in self.kept():
+            yield kv_rows.read(self, tensor, stream, cells)
 
     def load(self, seq: int, data: bytes) -> None:
         self.cells.take(seq, self.cells.of(seq))
         raw = np.frombuffer(data, np.uint8)
-        tensors = [t for pair in zip(self.k, self.v, strict=True) for t in pair]
+        tensors = self.kept()
         row = sum(t.nb[1] for t in tensors)
         n = int(raw[:4].view("<u4")[0]) if raw.size >= 4 else -1
         if n < 0 or raw.size != 4 + n * (4 + row):
@@ -365,8 +377,7 @@ class KVCache(KVTensors, Memory):
             raise ContextError(f"{len(pos)} tokens do not fit into {self.n_cells} cells")
         if not len(pos):
             return
-        tensors = [t for pair in zip(self.k, self.v, strict=True) for t in pair]
-        for tensor, data in zip(tensors, rows, strict=True):
+        for tensor, data in zip(self.kept(), rows, strict=True):
             kv_rows.write(self, tensor, stream, cells, data)
         self.cells.put(stream, cells, pos, np.full(len(pos), seq, np.int32))
 

@@ -34,7 +34,7 @@ def copy_graph(
     order: list[Tensor] = []
     pairs = _common_runs(cells, to)
     for i in range(len(cache.k)):
-        for part in (keys, values):
+        for part in (keys,) if cache.v[i] is None else (keys, values):
             for first, target, n in pairs:
                 order.append(ops.cpy(part(cache, i, src, first, n), part(cache, i, dst, target, n)))
     return build_forward(order), []

@@ -38,13 +38,15 @@ def pad_cells(n: int) -> int:
 
 
 class KVLayer(NamedTuple):
-    """What a layer of attention wants to be kept. Sizes in elements; `turn` is None where keys know no position."""
+    """What a layer of attention wants to be kept. Sizes in elements; `turn` is None where keys know no position; `v_in_k`:
+    a value is the first head_v elements of its key, and keys alone are kept (latent attention)."""
 
     il: int
     head_k: int
     head_v: int
     n_head_kv: int
     turn: Turn | None = None
+    v_in_k: bool = False
 
 
 class KVShape(NamedTuple):
@@ -56,7 +58,8 @@ class KVShape(NamedTuple):
 
 
 class KVTensors(Placed):
-    """`n_cells` cells a stream for each layer; k[i] and v[i] are (elements of all heads, n_cells x n_streams)."""
+    """`n_cells` cells a stream for each layer; k[i] and v[i] are (elements of all heads, n_cells x n_streams), v[i] None
+    where values are in keys."""
 
     def __init__(
         self,
@@ -68,9 +71,11 @@ class KVTensors(Placed):
         transposed_v: bool,
     ) -> None:
         """Nothing is allocated yet. Raises UnsupportedError."""
+        in_k = {layer.head_v for layer in layers if layer.v_in_k}
+        assert all(la.head_v <= la.head_k for la in layers if la.v_in_k), layers
         for which, dtype, heads in (
-            ("K", type_k, [layer.head_k for layer in layers]),
-            ("V", type_v, [layer.head_v for layer in layers]),
+            ("K", type_k, [*(layer.head_k for layer in layers), *in_k]),
+            ("V", type_v, [layer.head_v for layer in layers if not layer.v_in_k]),
         ):
             if dtype not in TYPES:
                 known = ", ".join(t.name for t in TYPES)
@@ -89,7 +94,10 @@ class KVTensors(Placed):
         self.transposed_v = transposed_v
         total = n_cells * n_streams
         self.k = [Tensor(type_k, (la.head_k * la.n_head_kv, total), name=f"cache_k_l{la.il}") for la in layers]
-        self.v = [Tensor(type_v, (la.head_v * la.n_head_kv, total), name=f"cache_v_l{la.il}") for la in layers]
+        self.v = [
+            None if la.v_in_k else Tensor(type_v, (la.head_v * la.n_head_kv, total), name=f"cache_v_l{la.il}")
+            for la in layers
+        ]
         self.k_rotation: list[Tensor | None] = [None] * len(layers)
         self.v_rotation: list[Tensor | None] = [None] * len(layers)
         self.buffers: list[Buffer] = []
@@ -99,9 +107,12 @@ class KVTensors(Placed):
         """A matrix of each size on each device; layers of one device share it. None where nothing is rotated."""
         made: dict[tuple[int, int], Tensor] = {}
         for i, (layer, device) in enumerate(zip(self.layers, devices, strict=True)):
+            v = self.v[i]
+            if v is None:  # a rotated key does not begin with a rotated value
+                continue
             for size, rotations in (
                 (k_rotation(self.k[i].type, layer.head_k), self.k_rotation),
-                (v_rotation(self.v[i].type, layer.head_v), self.v_rotation),
+                (v_rotation(v.type, layer.head_v), self.v_rotation),
             ):
                 if size:
                     key = id(device), size
@@ -116,7 +127,7 @@ class KVTensors(Placed):
             for device in {id(d): d for d in devices}.values():
                 here = [i for i, d in enumerate(devices) if d is device]
                 rotations = {id(t): t for i in here for t in (self.k_rotation[i], self.v_rotation[i]) if t is not None}
-                self._place(device, [t for i in here for t in (self.k[i], self.v[i])], list(rotations.values()))
+                self._place(device, [t for i in here for t in self.tensors(i)], list(rotations.values()))
         except BaseException:
             self.free()
             raise
@@ -133,7 +144,12 @@ class KVTensors(Placed):
 
     def tensors(self, i: int) -> list[Tensor]:
         """Where layer number i keeps what it remembers."""
-        return [self.k[i], self.v[i]]
+        v = self.v[i]
+        return [self.k[i]] if v is None else [self.k[i], v]
+
+    def kept(self) -> list[Tensor]:
+        """The tensors of all layers, in their order: K before V."""
+        return [tensor for i in range(len(self.layers)) for tensor in self.tensors(i)]
 
     # ---- nodes of layer number i
 
@@ -153,6 +169,7 @@ class KVTensors(Placed):
     def write_v(self, i: int, v: Tensor, rows: Tensor) -> Tensor:
         """Store v (head_v, n_head_kv, n_tokens); `rows` are cells, or one element each where V lies transposed."""
         cache = self.v[i]
+        assert cache is not None, "values are in keys"
         v = rotated(v, self.v_rotation[i])
         if self.transposed_v:
             return ops.set_rows(ops.reshape(cache, 1, cache.nelements), ops.reshape(v, 1, v.nelements), rows)
@@ -161,21 +178,32 @@ class KVTensors(Placed):
     def read_k(self, i: int, shape: KVShape) -> Tensor:
         """(head_k, n_kv, n_head_kv, n_streams)"""
         layer = self.layers[i]
-        return self._read(self.k[i], layer.head_k, layer.n_head_kv, shape)
+        return self._read(self.k[i], layer.head_k, layer.head_k, layer.n_head_kv, shape)
 
     def read_v(self, i: int, shape: KVShape) -> Tensor:
         """(head_v, n_kv, n_head_kv, n_streams); (n_kv, head_v, n_head_kv, n_streams) where V lies transposed."""
         layer, cache = self.layers[i], self.v[i]
+        if cache is None:
+            v = self._read(self.k[i], layer.head_v, layer.head_k, layer.n_head_kv, shape)
+            return _transposed(v) if self.transposed_v else v
         if not self.transposed_v:
-            return self._read(cache, layer.head_v, layer.n_head_kv, shape)
+            return self._read(cache, layer.head_v, layer.head_v, layer.n_head_kv, shape)
         nb2 = row_size(cache.type, self.n_cells)
         nb1 = nb2 * layer.head_v
         nb3 = nb1 * layer.n_head_kv
         ne = (shape.n_kv, layer.n_head_kv, layer.head_v, shape.n_streams)
         return ops.permute(ops.view(cache, ne, (nb1, nb2, nb3), shape.first * nb3), 0, 2, 1, 3)
 
-    def _read(self, cache: Tensor, head: int, n_head_kv: int, shape: KVShape) -> Tensor:
+    def _read(self, cache: Tensor, n: int, head: int, n_head_kv: int, shape: KVShape) -> Tensor:
+        """The first `n` elements of each head."""
         nb1, nb2 = row_size(cache.type, head), cache.nb[1]
         nb3 = nb2 * self.n_cells
-        ne = (head, n_head_kv, shape.n_kv, shape.n_streams)
+        ne = (n, n_head_kv, shape.n_kv, shape.n_streams)
         return ops.permute(ops.view(cache, ne, (nb1, nb2, nb3), shape.first * nb3), 0, 2, 1, 3)
+
+
+def _transposed(v: Tensor) -> Tensor:
+    """(head_v, n_kv, n_head_kv, n_streams) -> (n_kv, head_v, n_head_kv, n_streams), a copy; of blocks one of F32."""
+    if SIZES[v.type].block_size > 1:
+        v = ops.cpy(v, Tensor(GGMLType.F32, v.ne, name=f"{v.name} (f32)"))
+    return ops.cont(ops.permute(v, 1, 0, 2, 3))

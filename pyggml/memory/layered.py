@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from pyggml.errors import StateError
 from pyggml.memory.base import Checkpoint, Memory, Placement
 from pyggml.memory.ubatch import Ubatch
+
+Kind = TypeVar("Kind", bound=Memory)
 
 
 @dataclass(frozen=True)
@@ -21,18 +24,22 @@ class LayeredPlacement(Placement):
 
 
 class Layered(Memory):
-    """`parts` in order; `where[il]` is the part of layer il and the layer's number in it."""
+    """`parts` in order; `where[il]`: the numbers of the parts that layer il has, each with the layer's number in it. Two
+    layers may have the same number in a part: they share what is kept."""
 
-    def __init__(self, parts: Sequence[Memory], where: dict[int, tuple[int, int]]) -> None:
+    def __init__(self, parts: Sequence[Memory], where: dict[int, list[tuple[int, int]]]) -> None:
         self.parts = list(parts)
         self.where = where
         self.n_seq_max = max((part.n_seq_max for part in parts), default=1)
         self.n_streams = max((part.n_streams for part in parts), default=1)
 
-    def of(self, il: int) -> tuple[int, int, Memory]:
-        """The number of the part that layer il has, the layer's number in it, and the part."""
-        part, i = self.where[il]
-        return part, i, self.parts[part]
+    def of(self, il: int, kind: type[Kind]) -> tuple[int, int, Kind]:
+        """The number of the part of this kind that layer il has, the layer's number in it, and the part."""
+        for part, i in self.where.get(il, []):
+            memory = self.parts[part]
+            if isinstance(memory, kind):
+                return part, i, memory
+        raise AssertionError(f"layer {il} has asked for no {kind.__name__}")
 
     def place(self, ub: Ubatch) -> LayeredPlacement | None:
         found = []

@@ -24,6 +24,8 @@ def move_graph(cache: KVTensors, stream: int, first: int, n: int, by: int) -> tu
     for i in range(len(cache.k)):
         order.append(k := _turned(cache, i, stream, first, n, turns))
         order.append(ops.cpy(k, keys(cache, i, stream, first - by, n), name=f"k_shifted-{cache.layers[i].il}"))
+        if cache.v[i] is None:
+            continue
         source, target = (values(cache, i, stream, begin, n) for begin in (first, first - by))
         order.append(kept := ops.cont(source, name=f"v_shift-{cache.layers[i].il}"))  # both stretches may overlap
         order.append(ops.cpy(kept, target, name=f"v_shifted-{cache.layers[i].il}"))
@@ -63,6 +65,7 @@ def keys(cache: KVTensors, i: int, stream: int, first: int, n: int) -> Tensor:
 def values(cache: KVTensors, i: int, stream: int, first: int, n: int) -> Tensor:
     """What lies in n cells of values: (elements, n), or (n, elements) where V lies transposed."""
     v = cache.v[i]
+    assert v is not None, "values are in keys"
     if not cache.transposed_v:
         return ops.view(v, (v.ne[0], n), (v.nb[1], v.nb[1] * n), (stream * cache.n_cells + first) * v.nb[1])
     size, row = SIZES[v.type].type_size, row_size(v.type, cache.n_cells)

@@ -171,8 +171,8 @@ class GraphBuilder:
         self,
         il: int,
         q: Tensor,
-        k: Tensor,
-        v: Tensor,
+        k: Tensor | None,
+        v: Tensor | None,
         *,
         scale: float,
         softcap: float = 0.0,
@@ -182,16 +182,20 @@ class GraphBuilder:
 
         q (head_k, n_head, n_tokens), k (head_k, n_head_kv, n_tokens), v (head_v, n_head_kv, n_tokens)
         -> (head_v * n_head, n_tokens)
+        No v: values are in keys (KVLayer.v_in_k); neither: the layer reads the cache that it shares (SharedKV).
         """
-        part, i, cache = self.memory.of(il)
-        assert isinstance(cache, KVCache)
+        part, i, cache = self.memory.of(il, KVCache)
+        assert (k is None) == (cache.layers[i].il != il), f"layer {il}: keys are stored where they are a layer's own"
+        assert (v is None) == (k is None or cache.layers[i].v_in_k), f"layer {il}: values are stored beside keys"
         shape: Any = self.shape.memory[part]
         if part not in self._kv:
             self._kv[part] = cache.inputs(self.input, self.n_tokens, shape, part)
         inputs = self._kv[part]
         q = cache.query(i, q)
         self.expand(il, q)
-        self.store(v, k, cache.write_k(i, k, inputs.k_rows), cache.write_v(i, v, inputs.v_rows))
+        written = [] if k is None else [cache.write_k(i, k, inputs.k_rows)]
+        written += [] if v is None else [cache.write_v(i, v, inputs.v_rows[i])]
+        self.store(*(t for t in (v, k) if t is not None), *written)
         if shape.n_streams > 1:
             q = ops.reshape(q, q.ne[0], q.ne[1], self.n_tokens // shape.n_streams, shape.n_streams)
         q = ops.permute(q, 0, 2, 1, 3)
@@ -217,14 +221,12 @@ class GraphBuilder:
 
     def state(self, il: int, name: str) -> Tensor:
         """The state of this micro-batch's sequences in a layer: (elements, n_seqs)."""
-        part, i, states = self.memory.of(il)
-        assert isinstance(states, RecurrentState)
+        part, i, states = self.memory.of(il, RecurrentState)
         return states.read(i, name, self._rows(part, states))
 
     def set_state(self, il: int, name: str, x: Tensor) -> None:
         """Keep x (elements, n_seqs) for the tokens that follow."""
-        part, i, states = self.memory.of(il)
-        assert isinstance(states, RecurrentState)
+        part, i, states = self.memory.of(il, RecurrentState)
         self.store(states.write(i, name, x, self._rows(part, states)))
 
     def _rows(self, part: int, states: RecurrentState) -> Tensor:

@@ -91,6 +91,9 @@ def _own_tensors(block: Module, memory: Layered, adapters: tuple[Applied, ...]) 
         for applied in adapters
         if (pair := applied.adapter.pairs.get(weight.name)) is not None
     ]
-    _, i, part = memory.of(block.il)
-    remembered = part.tensors(i) if isinstance(part, KVCache | RecurrentState) else []
+    remembered: list[Tensor] = []
+    for number, i in memory.where.get(block.il, []):
+        part = memory.parts[number]
+        if isinstance(part, KVCache | RecurrentState) and part.layers[i].il == block.il:  # else another layer's
+            remembered += part.tensors(i)
     return [*block.tensors(), *remembered, *(t for pair in adapted for t in pair)]

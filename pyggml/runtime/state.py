@@ -182,8 +182,10 @@ def _header(context: "Context", n: int, adapters: "Sequence[Applied]") -> Any:
     cache = context.cache
     header = np.zeros(1, HEADER)
     header["magic"], header["version"], header["n_tokens"], header["n_layer"] = MAGIC, VERSION, n, len(cache.k)
-    header["type_k"], header["type_v"] = cache.k[0].type, cache.v[0].type
-    header["row_k"], header["row_v"] = cache.k[0].nb[1], cache.v[0].nb[1]
+    v = cache.v[0]
+    assert v is not None, "values are in keys"
+    header["type_k"], header["type_v"] = cache.k[0].type, v.type
+    header["row_k"], header["row_v"] = cache.k[0].nb[1], v.nb[1]
     header["fingerprint"] = np.frombuffer(fingerprint(context.model, adapters), np.uint8)
     header["n_adapters"] = len(adapters)
     return header[0]

@@ -172,7 +172,7 @@ class Machine(RuleBasedStateMachine):
                 if seq < 0:
                     assert cells.tolist() == [placed.cells[i]]
                     continue
-                low = -1 if part.window is None else pos - part.window
+                low = -1 if part.window is None else part.window.first(pos) - 1
                 new = [c for c in cells.tolist() if self.fresh(ub, placed, seq, c)]
                 old = {int(numbers[stream, c]) for c in cells.tolist() if c not in new}
                 assert old == {number for p, number in self.held[seq].items() if low < p <= pos}
@@ -273,7 +273,9 @@ class Machine(RuleBasedStateMachine):
                 if part.window is None:
                     assert pos == sorted(held)
                 else:
-                    assert set(pos) <= set(held) and set(pos) >= {p for p in held if p > self.end(seq) - part.window}
+                    assert set(pos) <= set(held) and set(pos) >= {
+                        p for p in held if p >= part.window.first(self.end(seq))
+                    }
                 assert values[:, 0].tolist() == [held[p] for p in pos]
                 assert keys[:, 1].tolist() == pos  # the position when it was computed, and all turns since
         for part in caches(self.memory):
