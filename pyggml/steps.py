@@ -55,7 +55,7 @@ def offset(field: str) -> int:
     return base + (OPERAND.fields[sub][1] if sub else 0)  # type: ignore[index]
 
 
-TEAM = np.dtype(
+POOL = np.dtype(
     [
         ("run", "<i8"),  # counts runs; a change starts the workers
         ("pad0", "<i8", 7),
@@ -71,10 +71,10 @@ TEAM = np.dtype(
         ("pad3", "<i8", 4),
     ]
 )
-assert TEAM.itemsize == 256
+assert POOL.itemsize == 256
 """What the threads of an executor share. Words that change by themselves have cache lines of their own."""
 
 THREAD = np.dtype([("asleep", "<i8"), ("inside", "<u8"), ("semaphore", "u1", 48)])
 assert THREAD.itemsize == 64
-"""One for each thread, behind TEAM: whether it sleeps, the PLAN that it may be reading (0 = none; the caller's is not
+"""One for each thread, behind POOL: whether it sleeps, the PLAN that it may be reading (0 = none; the caller's is not
 noted), and the POSIX semaphore that wakes it."""

@@ -37,7 +37,7 @@ LONG = (
     "e2e/test_against_llamacpp.py", "ops/test_levels.py", "jit/test_jit.py", "test_benchmarks.py",
     "e2e/test_cold_start.py", "sampler/test_sampler_peer.py",
     "ops/test_matmul.py", "ops/test_supports.py", "ops/test_assembly.py", "cuda/test_compile.py", "ops/test_rows.py",
-    "tokenizer/test_tokenizer.py", "rpc/test_newest.py", "rpc/test_peers.py", "backend/test_team.py", "chat/test_chat.py",
+    "tokenizer/test_tokenizer.py", "rpc/test_newest.py", "rpc/test_peers.py", "backend/test_thread_pool.py", "chat/test_chat.py",
     "grammar/test_grammar_peer.py", "model/test_kv_cache.py", "cuda/test_layer.py", "lowering/test_hazards.py",
 )  # fmt: skip
 """Files that take longest, first: whoever took one at the end would keep the other processes waiting."""

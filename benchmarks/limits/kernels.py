@@ -39,13 +39,13 @@ def dot(columns):
     from pyggml import simd as v
 
     U = v.U
-    words = v.TileWords(columns)
+    ops = v.TileOps(columns)
     start_zero, dot4, zero, scale_add, store = (
-        words.start_zero,
-        words.dot4_u5i8,
-        words.zero,
-        words.scale_add,
-        words.store_columns,
+        ops.start_zero,
+        ops.dot4_u5i8,
+        ops.zero,
+        ops.scale_add,
+        ops.store_columns,
     )
 
     def kernel(address, rounds, out):

@@ -16,7 +16,7 @@ from typing import Any
 from pyggml import jit
 from pyggml.backend.base import Backend, Begun, Device, Kind, Plan, Usage, while_wanted
 from pyggml.backend.host import HostBuffer, default_threads, host_memory
-from pyggml.backend.team import IndexFault, Team
+from pyggml.backend.thread_pool import IndexFault, ThreadPool
 from pyggml.errors import ComputeError, UnsupportedError
 from pyggml.graph import Graph
 from pyggml.kernels.cpu import FAMILIES, FUSIONS, executor
@@ -126,17 +126,17 @@ class CPUBackend(Backend):
     def __init__(self, device: CPUDevice, n_threads: int) -> None:
         self.device = device
         self.n_threads = n_threads
-        self.team = Team(n_threads)
-        self._teams = {n_threads: self.team}
+        self.pool = ThreadPool(n_threads)
+        self._pools = {n_threads: self.pool}
 
     def plan(
         self, graph: Graph, *, cancelled: Callable[[], bool] | None = None, max_work: int | None = None
     ) -> CPUPlan:
-        return CPUPlan(self._lower(graph, cancelled).finish(self.team.status_address, max_work))
+        return CPUPlan(self._lower(graph, cancelled).finish(self.pool.status_address, max_work))
 
     def begin(self, graph: Graph) -> Begun:
         builder = self._lower(graph, None, asked=True)
-        return Begun(jit.prepare(builder.kernels()), lambda: CPUPlan(builder.finish(self.team.status_address)))
+        return Begun(jit.prepare(builder.kernels()), lambda: CPUPlan(builder.finish(self.pool.status_address)))
 
     def _lower(self, graph: Graph, cancelled: Callable[[], bool] | None, asked: bool = False) -> Builder:
         """`asked`: whether the device supports each node, which leaves the addresses to be checked."""
@@ -171,7 +171,7 @@ class CPUBackend(Backend):
         if not plan.nodes:
             return
         try:
-            self.team.run(plan.table, plan.small)
+            self.pool.run(plan.table, plan.small)
         except IndexFault as fault:
             raise ComputeError(
                 f"{plan.name(fault.step)}: row number {fault.row}, there are {fault.limit} rows"
@@ -180,18 +180,18 @@ class CPUBackend(Backend):
     def use_threads(self, n_threads: int) -> None:
         """Plans were made for `n_threads` of `open`, and so there is room for fewer."""
         assert 1 <= n_threads <= self.n_threads, (n_threads, self.n_threads)
-        team = self._teams.get(n_threads)
-        if team is None:
-            team = self._teams[n_threads] = Team(n_threads, self.team)
-        self.team = team
+        pool = self._pools.get(n_threads)
+        if pool is None:
+            pool = self._pools[n_threads] = ThreadPool(n_threads, self.pool)
+        self.pool = pool
 
     def trim(self) -> None:
-        for team in list(self._teams.values()):
-            team.trim()
+        for pool in list(self._pools.values()):
+            pool.trim()
 
     def abort(self) -> None:
-        self.team.abort()
+        self.pool.abort()
 
     def close(self) -> None:
-        for team in self._teams.values():
-            team.close()
+        for pool in self._pools.values():
+            pool.close()

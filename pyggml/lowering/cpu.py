@@ -1,4 +1,4 @@
-"""What lowering a graph to CPU steps gathers: the steps, their work memory, where threads meet; and the records made of it.
+"""What lowering a graph to CPU steps gathers: the steps, their work memory, the barriers between them; and the records made of it.
 
 Knows no single op: each family in kernels/cpu lowers its own through `Builder`.
 """
@@ -49,7 +49,7 @@ class Lowered(NamedTuple):
 class Scratch:
     """Work memory of `size` bytes that lives from the first step that names it to the last.
 
-    `per_thread`: each thread has a part of its own, so that steps may share it without meeting.
+    `per_thread`: each thread has a part of its own, so that steps may share it without a barrier.
     """
 
     size: int
@@ -84,7 +84,7 @@ class _Step:
 
 @dataclass
 class Builder:
-    """What lowering a graph gathers: steps, their work memory, and where threads must meet."""
+    """What lowering a graph gathers: steps, their work memory, and the barriers between them."""
 
     n_threads: int
     steps: list[_Step] = field(default_factory=list)
@@ -106,8 +106,8 @@ class Builder:
         calls: Sequence[jit.Spec] = (),
     ) -> None:
         """Add a step. `dst` is written, `src` are read; `writes` + `reads` are at most two pieces of work memory,
-        which the kernel finds in this order in its `scratch`. The threads meet before it only if it needs what a
-        step since their last meeting wrote, or would overwrite what one of those reads. `calls`: at most three kernels whose
+        which the kernel finds in this order in its `scratch`. There is a barrier before it only if it needs what a
+        step since the last barrier wrote, or would overwrite what one of those reads. `calls`: at most three kernels whose
         addresses the step's own kernel finds in its record."""
         assert self.node is not None and len(src) <= MAX_OPERANDS and len(ints) <= 8
         scratch = (*writes, *reads)
@@ -146,10 +146,10 @@ class Builder:
         )
 
     def barrier(self) -> None:
-        """Let the threads meet behind the last step."""
+        """A barrier behind the last step."""
         if self.steps:
             self.steps[-1].sync = True
-        self._hazards.met()
+        self._hazards.barrier()
 
     def remember(self, key: Any, value: Any, source: Tensor) -> None:
         """Keep what was made of `source` until a step writes to the source's memory."""
@@ -199,13 +199,13 @@ class Builder:
         """Asked when all nodes are lowered."""
 
     def place(self) -> int:
-        """Give each piece of work memory an address in one arena; -> bytes of it. Pieces share memory when the threads meet
+        """Give each piece of work memory an address in one arena; -> bytes of it. Pieces share memory when a barrier is
         between the last step of the one and the first step of the other."""
-        meeting = [0]  # barriers before each step
+        barriers = [0]  # before each step
         for step in self.steps:
-            meeting.append(meeting[-1] + step.sync)
+            barriers.append(barriers[-1] + step.sync)
         pieces = sorted({id(s): s for step in self.steps for s in step.held}.values(), key=lambda s: s.first)
-        addresses, size = first_fit(((s.size, meeting[s.first], meeting[s.last]) for s in pieces), 64)
+        addresses, size = first_fit(((s.size, barriers[s.first], barriers[s.last]) for s in pieces), 64)
         for piece, address in zip(pieces, addresses, strict=True):
             piece.address = address
         return size

@@ -1,4 +1,4 @@
-"""Where the threads of a plan must meet, and what may be used again: from the memory that steps read and write.
+"""Where a plan needs barriers, and what may be used again: from the memory that steps read and write.
 
 Owns the decision for each step, in the logarithm of the steps before it; knows no step's content. The plain form, which
 holds each step against all before it, is the specification in tests/lowering/test_hazards.py.
@@ -19,20 +19,20 @@ alive at once; a graph of nodes that share nothing would have one a node, and ea
 
 
 FEW = 8
-"""So many spans are compared one by one. Mostly threads meet before there are more."""
+"""So many spans are compared one by one. Mostly a barrier comes before there are more."""
 
 
 class Hazards:
-    """What the steps since the last meeting of the threads have read and written."""
+    """What the steps since the last barrier have read and written."""
 
     def __init__(self) -> None:
         self._pending: set[int] = set()
         self._few_reads: list[Span] = []
         self._few_writes: list[Span] = []
-        self.met()
+        self.barrier()
 
-    def met(self) -> None:
-        """The threads have met: nothing that came before can be in the way."""
+    def barrier(self) -> None:
+        """There is a barrier here: nothing that came before can be in the way."""
         self._reads: Spans | None = None
         self._writes: Spans | None = None
         self._pending.clear()
@@ -40,16 +40,16 @@ class Hazards:
         self._few_writes.clear()
 
     def in_the_way(self, reads: Iterable[Span], writes: Iterable[Span], pieces: Iterable[int]) -> bool:
-        """Whether a step needs what one since the last meeting wrote, or would overwrite what one of those reads or
+        """Whether a step needs what one since the last barrier wrote, or would overwrite what one of those reads or
         writes. `pieces`: the work memory that it touches, by id()."""
         if self._pending and not self._pending.isdisjoint(pieces):
             return True
         written = self._few_writes
         for low, high in reads:
-            if _meets(low, high, written) or (self._writes is not None and self._writes.overlaps(low, high)):
+            if _overlaps(low, high, written) or (self._writes is not None and self._writes.overlaps(low, high)):
                 return True
         for low, high in writes:
-            if _meets(low, high, written) or _meets(low, high, self._few_reads):
+            if _overlaps(low, high, written) or _overlaps(low, high, self._few_reads):
                 return True
             if self._writes is not None and self._writes.overlaps(low, high):
                 return True
@@ -75,7 +75,7 @@ class Hazards:
         return spans
 
 
-def _meets(low: int, high: int, spans: list[Span]) -> bool:
+def _overlaps(low: int, high: int, spans: list[Span]) -> bool:
     if low < high:
         for a, b in spans:
             if a < high and low < b and a < b:

@@ -76,7 +76,7 @@ class LayerBuilder(Builder):
         else:
             written = [step.dst for step in self.steps[start:] if step.dst is not None]
             leafs, layer = self._repeats.leafs, self._pattern.layers[self._layer]
-            new = any(_meet(source, t) for t in written) or id(source.view_src or source) in leafs.apart[layer]
+            new = any(_overlap(source, t) for t in written) or id(source.view_src or source) in leafs.apart[layer]
             new = new or any(part in leafs.own[layer] for part in key)
         if not new:  # a layer that comes before this one in the model may have made the same
             raise IrregularError(f"what is made of {source.name!r} may serve several layers")
@@ -95,7 +95,7 @@ class LayerBuilder(Builder):
         for layer in range(pattern.first - 1, pattern.last, pattern.unit):
             end, last = self._repeats.ends[layer], self.steps[starts[layer + 1] - 1]
             first = self.steps[starts[layer + 1]]
-            if not last.sync or last.dst is not end or not any(_meet(end, t) for t in first.src):
+            if not last.sync or last.dst is not end or not any(_overlap(end, t) for t in first.src):
                 raise IrregularError(f"{end.name!r} is not what a layer ends with and the next begins with")
         for key, found in self._relied.items():
             if self._memo.remembered(key) is not found:
@@ -115,7 +115,7 @@ class LayerBuilder(Builder):
             runs += [(layer, True) for layer in pattern.order[-pattern.unit :]]
         runs += [(layer, False) for layer in range(pattern.last, len(starts) - 1)]
         pieces: dict[tuple[int, bool], _Piece] = {}
-        meeting = 0  # barriers so far
+        barriers = 0  # so far
         for layer, again in runs:
             unit = len(starts) if again else pattern.unit_of(layer)
             begin = starts[pattern.unit_of(layer)]
@@ -124,9 +124,9 @@ class LayerBuilder(Builder):
                     key = id(scratch), again and scratch.first >= begin
                     piece = pieces.get(key)
                     if piece is None:
-                        piece = pieces[key] = _Piece(scratch, key[1], unit, meeting)
-                    piece.last, piece.until = unit, meeting
-                meeting += step.sync
+                        piece = pieces[key] = _Piece(scratch, key[1], unit, barriers)
+                    piece.last, piece.until = unit, barriers
+                barriers += step.sync
         for piece in pieces.values():
             if pattern.repeated(piece.first) and piece.first != piece.last:
                 raise IrregularError("work memory is kept from one layer to the next")
@@ -198,5 +198,5 @@ class LayerBuilder(Builder):
                     table.operands[number, slot, 0] = moved[id(t.scratch)]
 
 
-def _meet(a: Tensor, b: Tensor | None) -> bool:
+def _overlap(a: Tensor, b: Tensor | None) -> bool:
     return b is not None and a.data < b.data + b.nbytes and b.data < a.data + a.nbytes

@@ -1,4 +1,4 @@
-"""Sets of addresses: spans [from, to) that do not meet, in order, found and changed in the logarithm of their number.
+"""Sets of addresses: spans [from, to) that do not overlap, in order, found and changed in the logarithm of their number.
 
 Owns the structure alone; what the spans mean (memory that was written, memory that is free) is their users' business.
 """

@@ -31,7 +31,7 @@ class StepTable:
         self.address = int(memory.ctypes.data)
 
     def sealed(self, status: int) -> StepTable:
-        """Ready to run: `status` is a team's, each step has its `parts`, and `sync` where the next one needs it."""
+        """Ready to run: `status` is a pool's, each step has its `parts`, and `sync` where the next one needs it."""
         steps = self.steps
         self.head["steps"], self.head["count"], self.head["status"] = steps.ctypes.data, len(steps), status
         if len(steps):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyggml.errors import PyggmlError
-from pyggml.perplexity.losses import LEAST, Ids, Rows, log_sums
+from pyggml.perplexity.losses import MIN_CONTEXT, Ids, Rows, log_sums
 from pyggml.regular_file import open_regular
 from pyggml.whole_file import whole_file
 
@@ -97,7 +97,7 @@ class BaseFile:
         if head["magic"] != MAGIC:
             raise BaseFileError(f"{self._path}: no file of predictions: it begins with {bytes(head['magic'])!r}")
         self.n_ctx, self.n_vocab, self.n_chunk = (int(head[name]) for name in ("n_ctx", "n_vocab", "n_chunk"))
-        if self.n_ctx < LEAST or self.n_vocab < 1 or self.n_chunk < 0:
+        if self.n_ctx < MIN_CONTEXT or self.n_vocab < 1 or self.n_chunk < 0:
             numbers = f"n_ctx {self.n_ctx}, n_vocab {self.n_vocab}, n_chunk {self.n_chunk}"
             raise BaseFileError(f"{self._path}: impossible numbers: {numbers}")
         self._layout = layout(self.n_vocab)

@@ -17,7 +17,7 @@ from pyggml.runtime.given import Decoder, rows
 Rows = NDArray[np.float32]
 Ids = NDArray[np.int32]
 
-LEAST = 3  # tokens of a chunk: with fewer the second half predicts nothing
+MIN_CONTEXT = 3  # tokens of a chunk: with fewer the second half predicts nothing
 BATCH = 1 << 21  # logits whose exponentials are computed at a time
 
 
@@ -32,8 +32,8 @@ class Scored(NamedTuple):
 
 def count_chunks(n_tokens: int, n_ctx: int, most: int = -1) -> int:
     """How many chunks are scored; `most` below 0: all there are. Raises ContextError when the text is too short."""
-    if n_ctx < LEAST:
-        raise ContextError(f"a context of {n_ctx} tokens predicts nothing: at least {LEAST} are needed")
+    if n_ctx < MIN_CONTEXT:
+        raise ContextError(f"a context of {n_ctx} tokens predicts nothing: at least {MIN_CONTEXT} are needed")
     if n_tokens < 2 * n_ctx:
         raise ContextError(f"the text has {n_tokens} tokens; a context of {n_ctx} needs at least {2 * n_ctx}")
     n = n_tokens // n_ctx

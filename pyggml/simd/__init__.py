@@ -1,6 +1,6 @@
-"""LLVM vectors as Numba values: the words that CPU kernels are written in.
+"""LLVM vectors as Numba values: the primitives that CPU kernels are written in.
 
-Owns the list of words; each file of the package is one kind of word. Knows no tensor. Registers are 512 bits wide in
+Owns the list of primitives; each file of the package is one kind of them. Knows no tensor. Registers are 512 bits wide in
 thought (16 x f32, 64 x u8); LLVM splits them for narrower machines, so a kernel reads the same at every level.
 Instructions that have no generic spelling are chosen by `LEVEL`. No sum depends on chance: `hsum` is a fixed tree.
 """
@@ -44,7 +44,7 @@ from pyggml.simd.columns import (
 from pyggml.simd.dot import SIGNED_BIAS, dot_u8i8, dot_weights, signed_weights
 from pyggml.simd.functions import exp, exp2, tanh
 from pyggml.simd.grids import grid, negate_where
-from pyggml.simd.groups import ROWS, GroupWords
+from pyggml.simd.groups import ROWS, ColumnOps
 from pyggml.simd.half import (
     bf16_to_f32,
     f16_at,
@@ -129,5 +129,5 @@ from pyggml.simd.threads import (
     sem_post,
     sem_wait,
 )
-from pyggml.simd.tiles import TileWords
+from pyggml.simd.tiles import TileOps
 from pyggml.simd.vectors import Vec

@@ -1,6 +1,6 @@
-"""Building blocks of code generation: what the words of this package emit LLVM instructions with.
+"""Building blocks of code generation: what the primitives of this package emit LLVM instructions with.
 
-Owns the level's switches and functions from builder and values to values; knows no Numba type and no word.
+Owns the level's switches and functions from builder and values to values; knows no Numba type and no primitive.
 """
 
 import numpy as np

@@ -13,8 +13,8 @@ ROWS = {"vnni": (8, 4, 4, 4), "v4": (8, 4, 4, 4), "v3": (4, 2, 1, 1)}.get(LEVEL,
 """By columns: how many rows fit the registers, with one sum each."""
 
 
-class GroupWords:
-    """The words for tiles of `columns` x `rows` sums of 16 lanes; sum r of column c is number c * rows + r.
+class ColumnOps:
+    """Operations on tiles of `columns` x `rows` sums of 16 lanes; sum r of column c is number c * rows + r.
 
     A column's own vectors, numbers and results lie `stride` bytes behind those of the column before.
     """

@@ -10,8 +10,8 @@ from pyggml.simd.dot import emit_dots, emit_dots_signed
 from pyggml.simd.vectors import Tile
 
 
-class TileWords:
-    """The words for tiles of `count` columns, the first of `width` that lie together. Column t's scalars lie at y + 4 t."""
+class TileOps:
+    """Operations on tiles of `count` columns, the first of `width` that lie together. Column t's scalars lie at y + 4 t."""
 
     def __init__(self, count, width=0):
         width = width or count

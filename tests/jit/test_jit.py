@@ -1,5 +1,5 @@
 """The compiler's door: levels, the cache of object files, processes that compile, failures. Must not know what real
-kernels compute: tests/support/word_kernels/planted.py has some that only misbehave. Folders that cannot be used or
+kernels compute: tests/support/primitive_kernels/planted.py has some that only misbehave. Folders that cannot be used or
 trusted: test_kernel_cache.py.
 """
 
@@ -96,7 +96,7 @@ SECOND = """
 import sys
 from pyggml import jit
 from pyggml.jit import Spec
-specs = [Spec("word_kernels.planted", "number", (n,), "i64(i64)") for n in range(2)]
+specs = [Spec("primitive_kernels.planted", "number", (n,), "i64(i64)") for n in range(2)]
 jit.ensure(specs)
 print(jit.Counts.compiled, jit.Counts.loaded, [jit.function(s)(5) for s in specs], "numba" in sys.modules)
 """
@@ -363,7 +363,7 @@ def test_a_kernel_that_kills_the_compiler_is_named(restart: Callable[[], None]) 
 def test_a_kernel_that_fails_takes_none_along(restart: Callable[[], None]) -> None:
     with pytest.raises(RuntimeError, match="planted") as raised:
         jit.ensure([*numbers(3), spec("fails", 0), *numbers(9)[3:]])
-    assert "word_kernels" in raised.value.__notes__[0], "where it happened is told"
+    assert "primitive_kernels" in raised.value.__notes__[0], "where it happened is told"
     assert [jit.function(s)(0) for s in numbers(3)] == [0, 1, 2]
     jit.ensure(numbers(9))
     with pytest.raises(RuntimeError, match="planted"):
@@ -391,7 +391,7 @@ def test_a_process_that_is_killed_leaves_nothing_in_the_way(tmp_path: Path, rest
 HOLDING = """
 import sys
 from pyggml.jit import Spec, pool
-specs = [Spec("word_kernels.planted", "number", (n,), "i64(i64)") for n in range(2)]
+specs = [Spec("primitive_kernels.planted", "number", (n,), "i64(i64)") for n in range(2)]
 with pool.claimed(specs[0]) as first, pool.claimed(specs[1]) as second:
     print(first.name, second.name, flush=True)
     sys.stdin.read()
@@ -449,7 +449,7 @@ FORKING = """
 import os, sys
 from pyggml import jit
 from pyggml.jit import Spec
-one, other = (Spec("word_kernels.planted", "number", (n,), "i64(i64)") for n in range(2))
+one, other = (Spec("primitive_kernels.planted", "number", (n,), "i64(i64)") for n in range(2))
 assert jit.function(one)(5) == 5
 child = os.fork()
 print("child" if child == 0 else "parent", jit.function(one)(5), jit.function(other)(5), flush=True)
@@ -470,7 +470,7 @@ import sys
 from pyggml import jit
 from pyggml.jit import Spec
 print("waiting", flush=True)
-jit.ensure([Spec("word_kernels.planted", "endless", (n,), "i64(i64)") for n in range(4)])
+jit.ensure([Spec("primitive_kernels.planted", "endless", (n,), "i64(i64)") for n in range(4)])
 """
 
 

@@ -194,7 +194,7 @@ def test_it_costs_time_and_not_the_run(
 NUMBER = """
 from pyggml import jit
 from pyggml.jit import Spec
-print(jit.function(Spec("word_kernels.planted", "number", (3,), "i64(i64)"))(5), jit.Counts.compiled)
+print(jit.function(Spec("primitive_kernels.planted", "number", (3,), "i64(i64)"))(5), jit.Counts.compiled)
 """
 
 

@@ -199,8 +199,8 @@ def test_only_the_newest_digests_are_kept(
 
 
 def test_a_kernel_from_elsewhere_depends_on_its_file() -> None:
-    found = store.source_files("word_kernels.planted")
-    assert SUPPORT / "word_kernels/planted.py" in found and sources.ROOT / "simd/memory.py" in found
+    found = store.source_files("primitive_kernels.planted")
+    assert SUPPORT / "primitive_kernels/planted.py" in found and sources.ROOT / "simd/memory.py" in found
 
 
 def imported(path: Path) -> Iterator[str]:

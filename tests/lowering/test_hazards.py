@@ -1,4 +1,4 @@
-"""Where threads meet, what is remembered, where work memory lies: as the plain form says, which holds each against all.
+"""Where barriers stand, what is remembered, where work memory lies: as the plain form says, which holds each against all.
 
 The plain forms here are the specification. Real models' graphs and random steps are lowered by both.
 """
@@ -37,7 +37,7 @@ def share(a: Span, b: Span) -> bool:
 class PlainHazards(Hazards):
     """The specification: lists of all that was read and written."""
 
-    def met(self) -> None:
+    def barrier(self) -> None:
         self.reads: list[Span] = []
         self.writes: list[Span] = []
         self.pending: set[int] = set()
@@ -86,9 +86,9 @@ class BothHazards(Hazards):
         self.plain, self.other = PlainHazards(), other()
         self.answers: list[bool] = []
 
-    def met(self) -> None:
-        self.plain.met()
-        self.other.met()
+    def barrier(self) -> None:
+        self.plain.barrier()
+        self.other.barrier()
 
     def in_the_way(self, reads: Iterable[Span], writes: Iterable[Span], pieces: Iterable[int]) -> bool:
         reads, writes, pieces = list(reads), list(writes), list(pieces)
@@ -132,10 +132,10 @@ STEPS = st.lists(
 )
 
 
-def walk(hazards: Hazards, steps: list[tuple[list[Span], list[Span], set[int]]], *, meet: bool) -> None:
+def walk(hazards: Hazards, steps: list[tuple[list[Span], list[Span], set[int]]], *, barriers: bool) -> None:
     for reads, writes, pieces in steps:
-        if hazards.in_the_way(reads, writes, pieces) and meet:
-            hazards.met()
+        if hazards.in_the_way(reads, writes, pieces) and barriers:
+            hazards.barrier()
         hazards.add(reads, writes, pieces)
 
 
@@ -148,8 +148,8 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 
 
 @given(STEPS, st.booleans())
-def test_threads_meet_where_the_specification_says(steps: Any, meet: bool) -> None:
-    walk(BothHazards(Hazards), steps, meet=meet)
+def test_barriers_stand_where_the_specification_says(steps: Any, barriers: bool) -> None:
+    walk(BothHazards(Hazards), steps, barriers=barriers)
 
 
 class NoFew(Hazards):
@@ -197,8 +197,8 @@ def wrong_spans(kind: type[Spans]) -> Callable[[], Hazards]:
 def test_a_wrong_form_is_noticed(wrong: Callable[[], Hazards]) -> None:
     @settings(database=None, max_examples=500)
     @given(STEPS, st.booleans())
-    def attempt(steps: Any, meet: bool) -> None:
-        walk(BothHazards(wrong), steps, meet=meet)
+    def attempt(steps: Any, barriers: bool) -> None:
+        walk(BothHazards(wrong), steps, barriers=barriers)
 
     with pytest.raises(AssertionError):
         attempt()
@@ -359,7 +359,7 @@ def nodes_that_share_nothing(device: cpu.CPUDevice, count: int) -> Graph:
     return graph
 
 
-def test_a_plan_of_many_nodes_that_share_nothing_has_no_meeting_real_blocks() -> None:
+def test_a_plan_of_many_nodes_that_share_nothing_has_no_barrier() -> None:
     device = cpu.CPUDevice()
     backend = device.open(2)
     count, asked = 20_000, []

@@ -190,7 +190,7 @@ def test_prompts_may_have_threads_of_their_own(path, threads):
     used = []
     for n in (5, 1, 1, 2):
         context.decode(TOKENS[:n])
-        used.append(context._backends[-1].team.n_threads)
+        used.append(context._backends[-1].pool.n_threads)
     one, many = context._n_threads, threads[1] or threads[0]
     assert used == [many, one, one, many] and (threads[0] is None or one == threads[0])
     context.close()

@@ -29,7 +29,7 @@ REST: tuple[Key, ...] = (
 FACTORY = {  # others: kernel "rows" of the module with that name
     "scores": ("attention_rows", "scores"),
     "weigh": ("attention_rows", "weigh"),
-    "attention_tile": ("attention_tile", "many"),
+    "attention_tile": ("attention_tile", "tiled"),
 }
 LEVELS = [
     pytest.param(level, marks=pytest.mark.skipif(

@@ -1,6 +1,6 @@
-"""Every word of pyggml.simd against NumPy, on values at the edges, at each CPU level. Must not know any kernel.
+"""Every primitive of pyggml.simd against NumPy, on values at the edges, at each CPU level. Must not know any kernel.
 
-Kernels that use the words are in tests/support/word_kernels.
+Kernels that use them are in tests/support/primitive_kernels.
 """
 
 import signal
@@ -35,10 +35,10 @@ def test_at_level(level: str) -> None:
 
 
 def kernel(name: str, signature: str, *args: str | int) -> Callable[..., Any]:
-    """`name` = "file.factory" of word_kernels; signature: one letter an argument, p = address, i = i64."""
+    """`name` = "file.factory" of primitive_kernels; signature: one letter an argument, p = address, i = i64."""
     file, _, factory = name.partition(".")
     kinds = ",".join({"p": "u64", "i": "i64"}[c] for c in signature)
-    call = jit.function(Spec(f"word_kernels.{file}", factory, args, f"void({kinds})"))
+    call = jit.function(Spec(f"primitive_kernels.{file}", factory, args, f"void({kinds})"))
 
     def run(*values: Array | int) -> None:
         call(*(v if isinstance(v, int) else v.ctypes.data for v in values))
@@ -352,7 +352,7 @@ def test_dot_products_are_exact(start: int) -> None:
 
 
 def test_pieces_of_blocks() -> None:
-    from word_kernels.integers import BITS, BITS_ONE, BYTES, BYTES_ONE, NIBBLES, NIBBLES_ONE
+    from primitive_kernels.integers import BITS, BITS_ONE, BYTES, BYTES_ONE, NIBBLES, NIBBLES_ONE
 
     block = np.random.default_rng(8).integers(0, 256, 68).astype(np.uint8)
     end = at_the_end(68)
@@ -379,7 +379,7 @@ def test_pieces_of_blocks() -> None:
 
 
 def test_grids_and_signs() -> None:
-    from word_kernels.integers import RUNS_OF_4, RUNS_OF_8
+    from primitive_kernels.integers import RUNS_OF_4, RUNS_OF_8
 
     rng = np.random.default_rng(9)
     x = np.array([0, 199, 7, *rng.integers(0, 200, 12), 199], np.int32)
@@ -393,7 +393,7 @@ def test_grids_and_signs() -> None:
 
 
 def test_tables_and_words() -> None:
-    from word_kernels.integers import LEVELS
+    from primitive_kernels.integers import LEVELS
 
     levels = np.array(LEVELS, np.int8)
     for seed in range(4):
@@ -457,7 +457,7 @@ def test_stores_touch_nothing_beyond(count: int) -> None:
 
 
 def test_a_read_beyond_is_caught() -> None:
-    """The memory that these tests use tells a word that reads whole registers from one that does not."""
+    """The memory that these tests use tells a primitive that reads whole registers from one that does not."""
     script = f"""
 import sys; sys.path[:0] = [{str(SUPPORT)!r}, {str(Path(__file__).parent)!r}]
 import test_simd as t
@@ -576,7 +576,7 @@ def test_transposer(keep: int, last: int) -> None:
 @pytest.mark.parametrize("stride", [54, 68])
 def test_columns_of_16_rows(stride: int) -> None:
     """Whose last byte may be the last one that there is."""
-    from word_kernels.tiles import BITS, BYTES, LEVELS, NIBBLES
+    from primitive_kernels.tiles import BITS, BYTES, LEVELS, NIBBLES
 
     src = at_the_end(15 * stride + BYTES + 32)
     src[:] = np.random.default_rng(15).integers(0, 256, len(src)).astype(np.uint8)
@@ -603,7 +603,7 @@ def test_columns_of_16_rows(stride: int) -> None:
 
 
 def test_parts_of_16_rows() -> None:
-    from word_kernels.tiles import HALVES, LEVELS, NUMBERS, PARTS
+    from primitive_kernels.tiles import HALVES, LEVELS, NUMBERS, PARTS
 
     stride = 54
     src = at_the_end(15 * stride + 38)
@@ -641,7 +641,7 @@ def test_parts_of_16_rows() -> None:
 
 
 def test_a_tile_of_the_first_of_a_panel() -> None:
-    from word_kernels.tiles import WIDTH
+    from primitive_kernels.tiles import WIDTH
 
     rng = np.random.default_rng(16)
     w, scale = rng.normal(size=16).astype(F32), rng.normal(size=WIDTH).astype(F32)
@@ -659,7 +659,7 @@ def test_a_tile_of_the_first_of_a_panel() -> None:
 
 @pytest.mark.parametrize("extreme", [False, True])
 def test_columns_of_a_tile(extreme: bool) -> None:
-    from word_kernels.tiles import WIDTH
+    from primitive_kernels.tiles import WIDTH
 
     rng = np.random.default_rng(13)
     w = rng.normal(size=16).astype(F32)

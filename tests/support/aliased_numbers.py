@@ -1,7 +1,7 @@
 """A program: one node whose result lies on its own row numbers, without the rule that refuses it. What row 0 writes become the
 next row numbers: a kernel that reads them after they were checked leaves its table by terabytes and dies.
 
-usage: aliased_numbers.py CASE right|wrong   (wrong: with the kernels of word_kernels/double_reads.py)
+usage: aliased_numbers.py CASE right|wrong   (wrong: with the kernels of primitive_kernels/double_reads.py)
 """
 
 import sys
@@ -53,7 +53,7 @@ CASES = {
 
 
 def mutant(module: str, factory: str, *rest: object) -> Spec:
-    return Spec("word_kernels.double_reads", factory, *rest)  # type: ignore[arg-type]
+    return Spec("primitive_kernels.double_reads", factory, *rest)  # type: ignore[arg-type]
 
 
 def main(name: str, which: str) -> None:

@@ -19,15 +19,15 @@ def every_spec() -> list[Spec]:
     """What tests, benchmark and models ask for."""
     from cuda_kernels import KERNELS
 
-    words = "cuda_word_kernels."
+    kernels = "cuda_intrinsic_kernels."
     found = [expected.spec for expected in KERNELS]
     for head in range(16, 129, 16):
         packed = (0, 1) if head % 32 == 0 else (0,)
-        found += [Spec("attention_tile", "attend", (head, few, p)) for few in (0, 1) for p in packed]
-    found += [Spec(f"{words}numbers", name) for name in ("integers", "floats", "angles", "packs")]
-    found += [Spec(f"{words}exchange", name) for name in ("warps", "moves")]
-    found += [Spec(f"{words}tiles", name) for name in ("bytes_32", "bytes_16")]
-    found += [Spec(f"{words}tiles", name, (i,)) for name in ("halves", "loads") for i in (0, 1)]
+        found += [Spec("attention_tile", "attend", (head, split_kv, p)) for split_kv in (0, 1) for p in packed]
+    found += [Spec(f"{kernels}numbers", name) for name in ("integers", "floats", "angles", "packs")]
+    found += [Spec(f"{kernels}exchange", name) for name in ("warps", "moves")]
+    found += [Spec(f"{kernels}tiles", name) for name in ("bytes_32", "bytes_16")]
+    found += [Spec(f"{kernels}tiles", name, (i,)) for name in ("halves", "loads") for i in (0, 1)]
     return list(dict.fromkeys(found))
 
 

@@ -1,7 +1,7 @@
 """The CUDA driver's interface on a machine without a GPU: kernels run on the CPU as fibers, memory is the host's.
 
 Owns how a kernel's IR becomes x86 code and what is poisoned and checked; must not know any kernel. It cannot see what a
-word's PTX means (only the assembler reads that), races between warps that differ from the orders tried, or speed.
+intrinsic's PTX means (only the assembler reads that), races between warps that differ from the orders tried, or speed.
 """
 
 import bisect
@@ -23,13 +23,13 @@ from kept import kept
 from pyggml.backend.cuda.compiled import key
 from pyggml.errors import DeviceError
 from pyggml.kernels.cuda.device import build
-from pyggml.kernels.cuda.device.word import PREFIX, TEXT, WORDS, Word, split
+from pyggml.kernels.cuda.device.intrinsic import INTRINSICS, PREFIX, TEXT, Intrinsic, split
 from pyggml.kernels.cuda.spec import Spec
 
 KINDS = {
     1: "loads outside of all memory", 2: "stores outside of all memory", 3: "loads outside of shared memory",
     4: "stores outside of shared memory", 10: "loads from an odd address", 11: "stores to an odd address",
-    12: "loads from an odd shared address", 13: "stores to an odd shared address", 20: "lanes meet at different words",
+    12: "loads from an odd shared address", 13: "stores to an odd shared address", 20: "lanes meet at different intrinsics",
 }  # fmt: skip
 
 _PLACES = {
@@ -50,11 +50,11 @@ class EmulatorError(AssertionError):
     """A kernel did what no kernel may do."""
 
 
-def body(word: Word) -> tuple[str, tuple[str, ...]]:
-    """The word's meaning on the host, and the helpers that it calls."""
-    name = word.name
-    if word.plain:
-        return word.body, word.needs
+def body(intrinsic: Intrinsic) -> tuple[str, tuple[str, ...]]:
+    """The intrinsic's meaning on the host, and the helpers that it calls."""
+    name = intrinsic.name
+    if intrinsic.plain:
+        return intrinsic.body, intrinsic.needs
     if name in _PLACES:
         at = f"getelementptr (i32, ptr @emu_place, i64 {_PLACES[name]})"
         return f"%r = load volatile i32, ptr {at}\nret i32 %r", ()
@@ -84,18 +84,18 @@ def body(word: Word) -> tuple[str, tuple[str, ...]]:
         call = f"%x = call i32 @emu_shuffle(i32 {mode}, i32 %v, i32 %a1)"
         after = "%r = bitcast i32 %x to float\nret float %r" if is_float else "ret i32 %x"
         return f"{before}\n{call}\n{after}", ("declare i32 @emu_shuffle(i32, i32, i32)",)
-    memory = re.search(r"inttoptr i(32|64) %a0 to .* addrspace\(\d\)\*", word.body)
+    memory = re.search(r"inttoptr i(32|64) %a0 to .* addrspace\(\d\)\*", intrinsic.body)
     if memory:
-        return _memory(word, memory[1] == "64")
-    return _helper(word)
+        return _memory(intrinsic, memory[1] == "64")
+    return _helper(intrinsic)
 
 
-def _memory(word: Word, is_global: bool) -> tuple[str, tuple[str, ...]]:
+def _memory(intrinsic: Intrinsic, is_global: bool) -> tuple[str, tuple[str, ...]]:
     """A load or store that looks at its address first."""
-    size = re.search(r"align (\d+)", word.body)
-    assert size, word
-    kind = STORE if word.result == "void" else LOAD
-    text = re.sub(r"addrspace\(\d\)", "", word.body)
+    size = re.search(r"align (\d+)", intrinsic.body)
+    assert size, intrinsic
+    kind = STORE if intrinsic.result == "void" else LOAD
+    text = re.sub(r"addrspace\(\d\)", "", intrinsic.body)
     text = re.sub(r"to [^\n]*?\*", "to ptr", text)
     text = re.sub(r"(load|store) ([^,]*), [^%]*? %p", r"\1 \2, ptr %p", text)
     if is_global:
@@ -108,26 +108,26 @@ def _memory(word: Word, is_global: bool) -> tuple[str, tuple[str, ...]]:
     )
 
 
-def _helper(word: Word) -> tuple[str, tuple[str, ...]]:
+def _helper(intrinsic: Intrinsic) -> tuple[str, tuple[str, ...]]:
     """A call of compiled Python; tuples come back through memory."""
-    assert word.name in machine().cfuncs, f"the emulator does not know the word {word.name}"
-    kind, count = split(word.result)
-    kinds = [TEXT[a] for a in word.args]
+    assert intrinsic.name in machine().cfuncs, f"the emulator does not know the intrinsic {intrinsic.name}"
+    kind, count = split(intrinsic.result)
+    kinds = [TEXT[a] for a in intrinsic.args]
     arguments = ", ".join(f"{k} %a{i}" for i, k in enumerate(kinds))
     if count == 1:
-        need = f"declare {word.result_text} @emu_{word.name}({', '.join(kinds)})"
+        need = f"declare {intrinsic.result_text} @emu_{intrinsic.name}({', '.join(kinds)})"
         if kind == "void":
-            return f"call void @emu_{word.name}({arguments})\nret void", (need,)
-        return f"%r = call {TEXT[kind]} @emu_{word.name}({arguments})\nret {TEXT[kind]} %r", (need,)
+            return f"call void @emu_{intrinsic.name}({arguments})\nret void", (need,)
+        return f"%r = call {TEXT[kind]} @emu_{intrinsic.name}({arguments})\nret {TEXT[kind]} %r", (need,)
     lines = [f"%b = alloca [{count} x {TEXT[kind]}], align 16", "%i = ptrtoint ptr %b to i64"]
-    lines.append(f"call void @emu_{word.name}(i64 %i, {arguments})")
+    lines.append(f"call void @emu_{intrinsic.name}(i64 %i, {arguments})")
     for i in range(count):
         before = "undef" if i == 0 else f"%r{i - 1}"
         lines.append(f"%p{i} = getelementptr {TEXT[kind]}, ptr %b, i32 {i}")
         lines.append(f"%e{i} = load {TEXT[kind]}, ptr %p{i}")
-        lines.append(f"%r{i} = insertvalue {word.result_text} {before}, {TEXT[kind]} %e{i}, {i}")
-    need = f"declare void @emu_{word.name}(i64, {', '.join(kinds)})"
-    return "\n".join([*lines, f"ret {word.result_text} %r{count - 1}"]), (need,)
+        lines.append(f"%r{i} = insertvalue {intrinsic.result_text} {before}, {TEXT[kind]} %e{i}, {i}")
+    need = f"declare void @emu_{intrinsic.name}(i64, {', '.join(kinds)})"
+    return "\n".join([*lines, f"ret {intrinsic.result_text} %r{count - 1}"]), (need,)
 
 
 def host_ir(kernel: build.Kernel) -> str:
@@ -136,13 +136,13 @@ def host_ir(kernel: build.Kernel) -> str:
     ir = re.sub(r"^!nvvm.*\n", "", ir, flags=re.MULTILINE)
     ir = re.sub(rf'^declare .*@"?{PREFIX}\w+"?\(.*\n', "", ir, flags=re.MULTILINE)
     ir = re.sub(r'^@"?llvm.used.*\n', "", ir, flags=re.MULTILINE)
-    bodies = [(word, *body(word)) for word in kernel.words]
+    bodies = [(intrinsic, *body(intrinsic)) for intrinsic in kernel.intrinsics]
     needs = dict.fromkeys(need for _, _, needed in bodies for need in needed)
     parts = ["@emu_place = external global i32\n@emu_parameters = external global ptr", ir, *needs]
-    for word, text, _ in bodies:
-        arguments = ", ".join(f"{TEXT[kind]} %a{i}" for i, kind in enumerate(word.args))
+    for intrinsic, text, _ in bodies:
+        arguments = ", ".join(f"{TEXT[kind]} %a{i}" for i, kind in enumerate(intrinsic.args))
         parts.append(
-            f"define internal {word.result_text} @{PREFIX}{word.name}({arguments}) alwaysinline {{\n{text.strip()}\n}}"
+            f"define internal {intrinsic.result_text} @{PREFIX}{intrinsic.name}({arguments}) alwaysinline {{\n{text.strip()}\n}}"
         )
     lines, values = [], []
     for i, kind in enumerate(kernel.parameters):
@@ -162,8 +162,8 @@ def kernel_of(spec: Spec) -> build.Kernel:
     """The kernel's IR, from the cache folder if a run before has made it."""
     name = f"{spec.label}-{key(spec, (0, 0))}.json"
     made = kept(name, lambda: _builder().submit(_build, spec).result().encode(), "cuda", "ir")
-    ir, parameters, words, threads = json.loads(made)
-    return build.Kernel(ir, tuple(parameters), tuple(WORDS[w] for w in words), threads)
+    ir, parameters, intrinsics, threads = json.loads(made)
+    return build.Kernel(ir, tuple(parameters), tuple(INTRINSICS[w] for w in intrinsics), threads)
 
 
 @functools.cache
@@ -175,7 +175,9 @@ def _builder() -> ProcessPoolExecutor:
 
 def _build(spec: Spec) -> str:
     kernel = build.kernel(spec)
-    return json.dumps([kernel.ir, kernel.parameters, [word.name for word in kernel.words], kernel.threads])
+    return json.dumps(
+        [kernel.ir, kernel.parameters, [intrinsic.name for intrinsic in kernel.intrinsics], kernel.threads]
+    )
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""CUDA threads on one CPU thread: fibers, warps and blocks that meet, and the words that need other threads or memory.
+"""CUDA threads on one CPU thread: fibers, warps and blocks that meet, and the intrinsics that need other threads or memory.
 
 Owns the machine that an emulated kernel runs on: x86-64 code for switching stacks, the schedule of a grid, the check of
 each address. Must not know a kernel, a driver or a plan. Threads of a block are fibers; a warp's lanes run one after the
@@ -149,7 +149,7 @@ again:
             self.fresh[t] = True
 
     def build(self) -> Any:
-        """The schedule of a grid and the words that are more than ordinary code, compiled by Numba."""
+        """The schedule of a grid and the intrinsics that are more than ordinary code, compiled by Numba."""
         numba = _numba()
         from llvmlite import ir
         from numba.core import types as nt

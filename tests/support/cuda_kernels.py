@@ -71,9 +71,11 @@ KERNELS: list[Expected] = [
     *(Expected(Spec("tile", "tile", (family,)), ("FFMA",), hot=True) for family in FAMILIES),
     Expected(Spec("attention", "plain")),
     *(
-        Expected(Spec("attention_tile", "attend", (head, few, packed)), ATTENTION[packed:], True, AMPERE, tight=True)
+        Expected(
+            Spec("attention_tile", "attend", (head, split_kv, packed)), ATTENTION[packed:], True, AMPERE, tight=True
+        )
         for head in (64, 128)
-        for few in (0, 1)
+        for split_kv in (0, 1)
         for packed in (0, 1)
     ),
     Expected(Spec("attention_tile", "combine"), hot=True),

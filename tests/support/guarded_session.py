@@ -92,7 +92,7 @@ def _numbers_read_twice() -> None:
     mutants |= {("decoded", "get_rows"), ("add_id", "add_id"), ("ssm", "ssm_scan")}
 
     def mutant(module: str, factory: str, *rest: tuple[str, ...]) -> Spec:
-        return Spec("word_kernels.double_reads" if (module, factory) in mutants else module, factory, *rest)
+        return Spec("primitive_kernels.double_reads" if (module, factory) in mutants else module, factory, *rest)
 
     rules.check_overlap = lambda node: None
     for family in (rows, add_id, ssm):

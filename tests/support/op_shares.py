@@ -6,9 +6,9 @@ from typing import NamedTuple
 from pyggml.kernels.cuda import FAMILIES
 from pyggml.ops import Op
 
-LEAST = 0.4
-LEAST_OF = {("CUDA", Op.ADD): 0.15}  # cases of all types by all types; F32 and F16 are computed
-LEAST_OF_PEER = 0.02  # it is asked for many types and layouts that only we compute
+MIN_SHARE = 0.4
+MIN_SHARE_OF = {("CUDA", Op.ADD): 0.15}  # cases of all types by all types; F32 and F16 are computed
+MIN_SHARE_OF_PEER = 0.02  # it is asked for many types and layouts that only we compute
 COUNTED = ("CPU", "CUDA", "peer")  # what the reference refuses is refused by definition
 
 
@@ -28,7 +28,7 @@ def too_few(device: str, op: Op, computed: int, asked: int) -> str | None:
     """What is wrong with so few cases of a test that were computed; None = they are enough."""
     if has_no(device, op):
         return f"{op.name} is computed on {device} and has no line in its FAMILIES" if computed else None
-    least = LEAST_OF_PEER if device == "peer" else LEAST_OF.get((device, op), LEAST)
+    least = MIN_SHARE_OF_PEER if device == "peer" else MIN_SHARE_OF.get((device, op), MIN_SHARE)
     if computed >= least * asked:
         return None
     return f"{device} computes {computed} of {asked} cases of {op.name}; at least {least:.0%} are expected of it"

@@ -19,8 +19,8 @@ SUPPORT = Path(__file__).parent
 
 
 def spec(name: str, *args: str | int) -> Spec:
-    """A kernel of word_kernels/planted.py."""
-    return Spec("word_kernels.planted", name, args, "i64(i64)")
+    """A kernel of primitive_kernels/planted.py."""
+    return Spec("primitive_kernels.planted", name, args, "i64(i64)")
 
 
 def numbers(count: int, name: str = "number") -> list[Spec]:

@@ -1,7 +1,7 @@
 """FLASH_ATTN_EXT: softmax(q k^T * scale + mask) v without the matrix of scores in memory.
 
-Owns both ways: `few`, for a few tokens, splits each head's keys in chunks of CHUNK that any thread may take, and
-`combine` joins the chunks; `many`, in attention_tile.py, meets tiles of tokens with tiles of keys. The chunks depend
+Owns both ways: `split_kv`, for a few tokens, splits each head's keys in chunks of CHUNK that any thread may take, and
+`combine` joins the chunks; `tiled`, in attention_tile.py, meets tiles of tokens with tiles of keys. The chunks depend
 on the shapes alone, never on the number of threads. How a type's bytes are unpacked is attention_rows.py's.
 
 Heads of queries that share both their keys and their values are a block; a block's columns are its heads for each
@@ -20,7 +20,7 @@ from pyggml.dtypes import SIZES, GGMLType
 from pyggml.jit import Spec
 from pyggml.kernels.cpu import attention_rows, attention_tile
 from pyggml.kernels.cpu.copy import READ, WRITTEN, put
-from pyggml.kernels.cpu.kinds import refuse_types
+from pyggml.kernels.cpu.layout import refuse_types
 
 if TYPE_CHECKING:
     from pyggml.lowering.cpu import Builder
@@ -63,7 +63,7 @@ def lower(builder: Builder, node: Tensor) -> None:
         width = WIDTH[jit.level()]
         offsets, size = attention_tile.work_memory(q.ne[0], v.ne[0], width)
         builder.step(
-            Spec("attention_tile", "many", (width,)), node, [q, k, v, mask, sinks], ints=(shared, blocks, *offsets),
+            Spec("attention_tile", "tiled", (width,)), node, [q, k, v, mask, sinks], ints=(shared, blocks, *offsets),
             writes=[builder.thread_scratch(size)],
             calls=[attention_rows.unpack_spec(k.type), attention_rows.unpack_spec(v.type)],
         )  # fmt: skip
@@ -78,7 +78,7 @@ def lower(builder: Builder, node: Tensor) -> None:
     work = builder.thread_scratch(QUERIES + blocks * padded * (q.ne[0] + 15) // 16 * 64)
     ints = (chunks, partial, shared, blocks, padded, at_once, heads)
     calls = [attention_rows.scores_spec(k.type, at_once), attention_rows.weigh_spec(v.type, at_once)]
-    builder.step(Spec("attention", "few"), None, [q, k, v, mask], ints=ints, writes=[results, work], calls=calls)
+    builder.step(Spec("attention", "split_kv"), None, [q, k, v, mask], ints=ints, writes=[results, work], calls=calls)
     builder.step(Spec("attention", "combine"), node, [q, sinks], ints=ints, reads=[results])
 
 
@@ -91,7 +91,7 @@ def _readable(builder: Builder, t: Tensor) -> Tensor:
     return values
 
 
-def few():
+def split_kv():
     """-> kernel: src q, k, v, mask -> partial results; ints: chunks, bytes of a partial
     result, heads a block, blocks, columns a block and some that repeat the last one, columns at once."""
     from pyggml import simd as v
@@ -99,7 +99,7 @@ def few():
 
     U = v.U
     np = v.np
-    (score, add_mask, weight), slope_of = attention_scores.score_words(), attention_scores.alibi_slope()
+    (score, add_mask, weight), slope_of = attention_scores.score_ops(), attention_scores.alibi_slope()
     scale_of, bias_of, softcap_of = (record.param_f32(i) for i in range(3))
     head, n_tokens, n_head, n_batch = (record.field("src0.ne", i) for i in range(4))
     n_kv, k_heads, v_head, v_heads = (
@@ -277,7 +277,7 @@ def few():
 
 
 def combine():
-    """-> kernel: partial results -> dst; src0 = q for its shape, src1 = sinks or nothing; ints as for `few`."""
+    """-> kernel: partial results -> dst; src0 = q for its shape, src1 = sinks or nothing; ints as for `split_kv`."""
     from pyggml import simd as v
     from pyggml.kernels.cpu import attention_scores, record
 
@@ -288,7 +288,7 @@ def combine():
     heads_of = record.field("ints", 6)
     results, dst = record.field("scratch"), record.element("dst")
     sinks = record.field("src1.data")
-    minus_inf, lowest = np.float32(-np.inf), np.float32(attention_scores.LOWEST)
+    minus_inf, masked_score = np.float32(-np.inf), np.float32(attention_scores.MASKED_SCORE)
     head_size = U(HEAD)
 
     def kernel(step, ith, nth, thread):
@@ -317,7 +317,7 @@ def combine():
                     total += weight * v.f32_at(part + U(4))
                     v.put_f32(part, weight)
             inverse = np.float32(0.0)
-            if top == lowest:
+            if top == masked_score:
                 inverse = np.float32(np.nan)
             elif total != np.float32(0.0):
                 inverse = np.float32(1.0) / total

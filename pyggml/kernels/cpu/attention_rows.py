@@ -130,8 +130,8 @@ def scores(name, columns):
 
     U = v.U
     at_once, bytes_32 = v.ROWS[columns - 1], _bytes_of_32(name)
-    words = v.GroupWords(columns, at_once)
-    zero, put_totals = words.zero, words.put_totals
+    ops = v.ColumnOps(columns, at_once)
+    zero, put_totals = ops.zero, ops.put_totals
     load, load_part = _thirty_two(name), _sixteen_part(name)
     rows_at, stride_at, count_at, n_at = (_field(f) for f in ("rows", "stride", "count", "n"))
     columns_at, apart_at, out_at, out_apart_at = (
@@ -141,7 +141,7 @@ def scores(name, columns):
     ahead_at = _field("ahead")
 
     def whole(r):
-        fma = words.fma_vectors[r]
+        fma = ops.fma_vectors[r]
 
         @inline
         def step(acc, row, stride, ahead, last, i, n, query, apart):
@@ -153,7 +153,7 @@ def scores(name, columns):
         return step
 
     def part(r):
-        fma = words.fma_vectors[r]
+        fma = ops.fma_vectors[r]
 
         @inline
         def step(acc, row, stride, ahead, last, i, n, query, apart):
@@ -196,7 +196,7 @@ def weigh(name, columns):
     from pyggml.jit import inline
 
     U = v.U
-    wide, narrow = v.GroupWords(columns, 4), v.GroupWords(columns, 1)
+    wide, narrow = v.ColumnOps(columns, 4), v.ColumnOps(columns, 1)
     load, load_part, bytes_32 = _thirty_two(name), _sixteen_part(name), _bytes_of_32(name)
     rows_at, stride_at, count_at, n_at = (_field(f) for f in ("rows", "stride", "count", "n"))
     columns_at, apart_at, out_at, out_apart_at = (
@@ -205,8 +205,8 @@ def weigh(name, columns):
     zeros_at, zeros_for_all_at, ahead_at = _field("zeros"), _field("zeros_for_all"), _field("ahead")
     zero, put, narrow_zero, narrow_put = wide.zero, wide.put, narrow.zero, narrow.put
 
-    def adder(words):
-        f0, f1, f2, f3 = words
+    def adder(ops):
+        f0, f1, f2, f3 = ops
 
         @inline
         def add_64(acc, row, i, number, apart, ahead):

@@ -1,10 +1,10 @@
 """What a score of attention is made into: scale, soft cap, mask with its slope, weight. Knows no loop over keys."""
 
-LOWEST = -3.4028234663852886e38
+MASKED_SCORE = -3.4028234663852886e38
 """The score that stands for -inf where a key is seen, so that -inf always means hidden. Where no score of a query is
 higher, exp(score - maximum) has no value and the result is NaN, as in the definition."""
 
-LEAST = 2.0**-126
+MIN_WEIGHT = 2.0**-126
 """The least weight of a key that is seen, so that 0 always means hidden: 0 times a value that is NaN must be NaN."""
 
 
@@ -28,7 +28,7 @@ def alibi_slope():
     return slope
 
 
-def score_words():
+def score_ops():
     """-> (score, add_mask, weight) for 16 keys.
 
     score(s, scale, softcap): of products of q and k, before the mask; add_mask(score, mask, slope): -inf where that is,
@@ -38,7 +38,7 @@ def score_words():
     from pyggml import simd as v
 
     np = v.np
-    minus_inf, lowest, least = np.float32(-np.inf), np.float32(LOWEST), np.float32(LEAST)
+    minus_inf, masked_score, min_weight = np.float32(-np.inf), np.float32(MASKED_SCORE), np.float32(MIN_WEIGHT)
 
     @v.device
     def score(s, scale, softcap):
@@ -46,7 +46,7 @@ def score_words():
             s = s * v.splat_f32(scale)
         else:
             s = v.splat_f32(softcap) * v.tanh(s * v.splat_f32(scale / softcap))
-        return v.maximum(v.splat_f32(lowest), s)
+        return v.maximum(v.splat_f32(masked_score), s)
 
     @v.device
     def add_mask(s, mask, slope):
@@ -58,6 +58,6 @@ def score_words():
         if top == minus_inf:
             base = np.float32(0.0)
         p = v.exp(s - v.splat_f32(base))
-        return v.where_less(v.splat_f32(minus_inf), s, v.maximum(v.splat_f32(least), p), p)
+        return v.where_less(v.splat_f32(minus_inf), s, v.maximum(v.splat_f32(min_weight), p), p)
 
     return score, add_mask, weight

@@ -1,6 +1,6 @@
 """FLASH_ATTN_EXT for many tokens: tiles of `width` queries meet 64 keys at a time, with a running maximum and sum.
 
-Owns the blocked way only; `few` and `combine` for single tokens are in attention.py. A column is a (token, head) pair
+Owns the blocked way only; `split_kv` and `combine` for single tokens are in attention.py. A column is a (token, head) pair
 of the heads that share keys; GROUP tiles of columns share each unpacked chunk of keys and values. A chunk whose mask
 hides it from all of them is skipped, which halves a causal prompt, and so is a tile that sees nothing of it: where
 sequences share a stream of cells, most do.
@@ -39,24 +39,24 @@ def work_memory(d: int, dv: int, width: int) -> tuple[list[int], int]:
     return ends[:-1], ends[-1]
 
 
-def many(width):
+def tiled(width):
     """-> kernel: src q, k, v, mask, sinks -> dst; scratch: the thread's work memory; ints: heads a block, blocks (see
     attention.py), then the offsets of `work_memory`; calls: `unpack` for k and for v."""
     from pyggml import simd as v
     from pyggml.kernels.cpu import record
-    from pyggml.kernels.cpu.attention_scores import LOWEST, alibi_slope, score_words
+    from pyggml.kernels.cpu.attention_scores import MASKED_SCORE, alibi_slope, score_ops
 
     U = v.U
     np = v.np
-    words = v.TileWords(width)
+    ops = v.TileOps(width)
     zero, fma_columns, store_columns, load_scaled = (
-        words.zero,
-        words.fma_columns,
-        words.store_columns,
-        words.load_scaled,
+        ops.zero,
+        ops.fma_columns,
+        ops.store_columns,
+        ops.load_scaled,
     )
     turn = v.transposer(v.load_f32)
-    (score, add_mask, weight), slope_of = score_words(), alibi_slope()
+    (score, add_mask, weight), slope_of = score_ops(), alibi_slope()
     scale_of, bias_of, softcap_of = (record.param_f32(i) for i in range(3))
     head, n_tokens, n_head, n_batch = (record.field("src0.ne", i) for i in range(4))
     n_kv, k_heads = record.field("src1.ne", 1), record.field("src1.ne", 2)
@@ -69,7 +69,7 @@ def many(width):
     shared_of, blocks_of, rows_at, keys_at, values_at, odd_at, result_at = (record.field("ints", i) for i in range(7))
     unpack_k, unpack_v = record.field("calls"), record.field("calls", 1)
     scores_at, weights_at, top_at, sum_at, factor_at, queries_at = (U(n) for n in fixed_areas(width))
-    minus_inf, lowest = np.float32(-np.inf), np.float32(LOWEST)
+    minus_inf, masked_score = np.float32(-np.inf), np.float32(MASKED_SCORE)
     chunk, group_columns, columns_each = CHUNK, GROUP * width, width
     zero_f = np.float32(0.0)
     call_rows, call_stride, call_count, call_n, call_out, call_out_apart, call_finite = (
@@ -276,7 +276,7 @@ def many(width):
                     factor = v.lane(v.exp(v.splat_f32(top - new)), 0)
                     total = total * factor + v.lane(v.exp(v.splat_f32(sink - new)), 0)
                     top = new
-                if top == lowest:
+                if top == masked_score:
                     factor = np.float32(np.nan)
                 elif total != zero_f:
                     factor = factor / total

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.kernels.cpu.copy import move
-from pyggml.kernels.cpu.kinds import refuse_types
+from pyggml.kernels.cpu.layout import refuse_types
 from pyggml.kernels.cpu.windows import window
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.jit import Spec, inline
 from pyggml.kernels.cpu import decoded
-from pyggml.kernels.cpu.kinds import FLOATS, SOURCES, kind, refuse_types, work_bytes
+from pyggml.kernels.cpu.layout import FLOATS, SOURCES, layout_of, refuse_types, work_bytes
 
 if TYPE_CHECKING:
     from pyggml.lowering.cpu import Builder
@@ -65,10 +65,10 @@ def put(builder: Builder, to: Tensor, a: Tensor) -> None:
     if a.type == to.type:
         move(builder, to, a)
     elif SIZES[to.type].block_size > 1:
-        room, source = builder.thread_scratch(work_bytes(to.type)), SOURCES.index(kind(a))
-        builder.step(Spec("copy", "quantise", (kind(to),)), to, (a,), ints=(run, runs, source), writes=[room])
+        room, source = builder.thread_scratch(work_bytes(to.type)), SOURCES.index(layout_of(a))
+        builder.step(Spec("copy", "quantise", (layout_of(to),)), to, (a,), ints=(run, runs, source), writes=[room])
     else:
-        builder.step(Spec("copy", "convert", (kind(to), kind(a))), to, (a,), ints=(run, runs))
+        builder.step(Spec("copy", "convert", (layout_of(to), layout_of(a))), to, (a,), ints=(run, runs))
 
 
 def move(builder: Builder, target: Tensor, source: Tensor) -> None:
@@ -83,7 +83,7 @@ def _dense_elements(t: Tensor) -> int:
     """How many elements lie one behind the other from the start, as far as whole dimensions do; those of a row that lie
     apart count as well, since they have one stride."""
     size = SIZES[t.type]
-    if kind(t).endswith("/"):
+    if layout_of(t).endswith("/"):
         return t.ne[0]
     count, step = t.ne[0], t.ne[0] // size.block_size * size.type_size
     for n, nb in zip(t.ne[1:], t.nb[1:], strict=True):
@@ -113,8 +113,8 @@ def convert(kind_d, kind_a):
 
 
 def quantise(kind_d):
-    """-> kernel. ints: length of the runs, their number, kind of the source (position in kinds.SOURCES). scratch:
-    kinds.work_bytes a thread."""
+    """-> kernel. ints: length of the runs, their number, kind of the source (position in layout.SOURCES). scratch:
+    layout.work_bytes a thread."""
     from pyggml.kernels.cpu import elements, record
 
     quantise_row, room = elements.quantiser(kind_d), record.thread_room()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pyggml.dtypes import GGMLType
 from pyggml.jit import Spec
-from pyggml.kernels.cpu.kinds import kind, refuse_types
+from pyggml.kernels.cpu.layout import layout_of, refuse_types
 from pyggml.ops import Op
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def lower(builder: Builder, node: Tensor) -> None:
     a = node.src[0]
     assert a is not None
     infinite = int(node.op == Op.DIAG_MASK_INF)
-    builder.step(Spec("diag_mask", "diag_mask", (kind(node), kind(a))), node, (a,), ints=(infinite,))
+    builder.step(Spec("diag_mask", "diag_mask", (layout_of(node), layout_of(a))), node, (a,), ints=(infinite,))
 
 
 def diag_mask(kind_d, kind_a):

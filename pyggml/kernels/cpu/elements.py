@@ -2,14 +2,14 @@
 
 Owns loads and stores of elements (lanes past the end are neither read nor written) and their conversion; knows no op.
 Imported by factories only (Numba). A kind is a type's name in small letters ("f32", "q8_0"); a trailing "/" says that
-elements lie apart by a stride of their own ("f32/"). `kind()` in kinds.py names that of a tensor.
+elements lie apart by a stride of their own ("f32/"). `layout_of()` in layout.py names that of a tensor.
 """
 
 from pyggml import simd as v
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.jit import inline
 from pyggml.kernels.cpu import blocks
-from pyggml.kernels.cpu.kinds import SOURCES, SUPER_ROOM
+from pyggml.kernels.cpu.layout import SOURCES, SUPER_ROOM
 
 U = v.U
 _LANES = {"f32": "f32", "f16": "u16", "bf16": "u16", "i32": "i32"}
@@ -201,7 +201,7 @@ def converter(target, source):
 
 def quantiser(target):
     """-> convert(to, source, stride, begin, end, number, room): elements [begin, end) of a row of kind SOURCES[number],
-    whole blocks of the target. `room`: kinds.work_bytes of the target's type."""
+    whole blocks of the target. `room`: layout.work_bytes of the target's type."""
     size, pair = type_size(target), _any_pair_loader()
     if target not in blocks.ENCODERS:
         return _whole_quantiser(target, pair, size)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pyggml.dtypes import SIZES
 from pyggml.jit import Spec, inline
 from pyggml.kernels.cpu.copy import WRITTEN
-from pyggml.kernels.cpu.kinds import FLOATS, SUPER_ROOM, kind, refuse_types
+from pyggml.kernels.cpu.layout import FLOATS, SUPER_ROOM, layout_of, refuse_types
 from pyggml.ops import Op
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def lower(builder: Builder, node: Tensor) -> None:
         room = builder.thread_scratch(SUPER_ROOM + 4 * node.ne[0])
         step = int(repeat == "row")
         builder.step(
-            Spec("elementwise", "add_to_blocks", (kind(node), kind(a), kind(b))),
+            Spec("elementwise", "add_to_blocks", (layout_of(node), layout_of(a), layout_of(b))),
             node,
             (a, b),
             ints=(step,),
@@ -49,7 +49,9 @@ def lower(builder: Builder, node: Tensor) -> None:
         )
         return
     builder.step(
-        Spec("elementwise", "binary", (NAMES[Op(node.op)], repeat, kind(node), kind(a), kind(b))), node, (a, b)
+        Spec("elementwise", "binary", (NAMES[Op(node.op)], repeat, layout_of(node), layout_of(a), layout_of(b))),
+        node,
+        (a, b),
     )
 
 

@@ -163,7 +163,7 @@ class reader:
 BATCH = (("src0.ne", 2), ("src0.ne", 3), ("dst.ne", 2), ("dst.ne", 3))
 
 
-def few():
+def matvec():
     """-> kernel: dst = the rows that src2, a table, lists, each times its expert, row by row of src0. calls: matvec.rows,
     whose ints and planes these are; scratch: of each thread a record and what a kernel without planes needs; planes. The
     threads share the rows."""
@@ -204,7 +204,7 @@ def few():
     return kernel
 
 
-def many():
+def gemm():
     """-> kernel: the same in tiles. calls: tile.rows, whose ints these are; ints[5]: the bytes that it needs of a thread;
     scratch: of each thread a record, those bytes, results; the panels. A thread has a share of every expert's rows, since
     some have more tokens than others."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.jit import Spec
-from pyggml.kernels.cpu.kinds import FLOATS, kind, refuse_types
+from pyggml.kernels.cpu.layout import FLOATS, layout_of, refuse_types
 from pyggml.kernels.cpu.pad import SINGLE
 from pyggml.ops import Op, TriType
 from pyggml.tensor import NO_PARAMS
@@ -40,9 +40,9 @@ def why_not(node: Tensor) -> str | None:
 
 def lower(builder: Builder, node: Tensor) -> None:
     if node.op == Op.FILL:
-        builder.step(Spec("fill", "fill", (kind(node),)), node)
+        builder.step(Spec("fill", "fill", (layout_of(node),)), node)
     elif node.op == Op.ARANGE:
-        builder.step(Spec("fill", "arange", (kind(node),)), node)
+        builder.step(Spec("fill", "arange", (layout_of(node),)), node)
     else:
         low, high = STRETCHES[None if node.op == Op.DIAG else TriType(node.param_i32(0))]
         ints = (
@@ -58,7 +58,7 @@ def zeros(builder: Builder, to: Tensor) -> None:
     plain = copy.copy(to)
     plain.op_params = NO_PARAMS
     builder.node = plain
-    builder.step(Spec("fill", "fill", (kind(to),)), to)
+    builder.step(Spec("fill", "fill", (layout_of(to),)), to)
     builder.node = node
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pyggml.dtypes import GGMLType
 from pyggml.jit import Spec
-from pyggml.kernels.cpu.kinds import refuse_types
+from pyggml.kernels.cpu.layout import refuse_types
 
 if TYPE_CHECKING:
     from pyggml.lowering.cpu import Builder

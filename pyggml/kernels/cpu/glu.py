@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyggml.jit import Spec, inline
-from pyggml.kernels.cpu.kinds import FLOATS, kind, refuse_types
+from pyggml.kernels.cpu.layout import FLOATS, layout_of, refuse_types
 from pyggml.ops import GluOp
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def lower(builder: Builder, node: Tensor) -> None:
     a, b = (*node.src, None)[:2]
     assert a is not None
     swapped = int(b is None and node.param_i32(1) != 0)  # which half of `a` is the function's
-    spec = Spec("glu", "glu", (GluOp(node.param_i32(0)).name.lower(), kind(node), kind(a), kind(b or a)))
+    spec = Spec("glu", "glu", (GluOp(node.param_i32(0)).name.lower(), layout_of(node), layout_of(a), layout_of(b or a)))
     half = node.ne[0] if b is None else 0
     builder.step(spec, node, (a,) if b is None else (a, b), ints=(half * swapped, half * (1 - swapped), int(b is None)))
 

@@ -13,7 +13,7 @@ from pyggml import jit
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.jit import Spec
 from pyggml.kernels.cpu import activations, copy, decoded, experts, fill, tile
-from pyggml.kernels.cpu.kinds import FLOATS, refuse_types
+from pyggml.kernels.cpu.layout import FLOATS, refuse_types
 from pyggml.ops import Op
 
 if TYPE_CHECKING:
@@ -117,9 +117,9 @@ def _product(builder: Builder, node: Tensor, a: Tensor, b: Tensor) -> None:
     if b.ne[1] >= min_tile_columns(a.type):
         width = tile_width(a.type)
         each = -(-b.ne[1] // width)
-        _many(builder, node, a, b, width, each, each * b.ne[2] * b.ne[3])
+        _gemm(builder, node, a, b, width, each, each * b.ne[2] * b.ne[3])
     else:
-        _few(builder, node, a, b)
+        _matvec(builder, node, a, b)
 
 
 def _by_expert(builder: Builder, node: Tensor, a: Tensor, b: Tensor) -> None:
@@ -133,9 +133,9 @@ def _by_expert(builder: Builder, node: Tensor, a: Tensor, b: Tensor) -> None:
     if ids.ne[0] * ids.ne[1] >= min_tile_columns(a.type) * n_experts:
         width = tile_width(a.type)
         table = experts.table(builder, ids, n_experts, width)
-        _many(builder, node, a, b, width, 0, experts.most_panels(ids, n_experts, width), table)
+        _gemm(builder, node, a, b, width, 0, experts.most_panels(ids, n_experts, width), table)
     else:
-        _few(builder, node, a, b, experts.table(builder, ids, n_experts, ids.ne[0] * ids.ne[1]))
+        _matvec(builder, node, a, b, experts.table(builder, ids, n_experts, ids.ne[0] * ids.ne[1]))
 
 
 def _converted(
@@ -165,7 +165,7 @@ def _kernel(a: Tensor, module: str, *args: int) -> tuple[Spec, list[Spec], tuple
     return Spec("decoded", "product"), calls, (a.ne[0] // SIZES[a.type].block_size,)
 
 
-def _few(builder: Builder, node: Tensor, a: Tensor, b: Tensor, listed: Listed = None) -> None:
+def _matvec(builder: Builder, node: Tensor, a: Tensor, b: Tensor, listed: Listed = None) -> None:
     spec, calls, more = _kernel(a, "matvec")
     reads, room = [], 0
     ints: tuple[int, ...] = (0, 0, 0)
@@ -180,14 +180,14 @@ def _few(builder: Builder, node: Tensor, a: Tensor, b: Tensor, listed: Listed = 
     ints = (*ints, *parts, 0, *more)
     if listed is not None:
         writes = [builder.thread_scratch(experts.RECORD + room)]
-        few, calls = Spec("experts", "few"), [spec, *calls]
-        builder.step(few, node, [a, b, table], ints=ints, writes=writes, reads=reads, calls=calls)
+        by_row, calls = Spec("experts", "matvec"), [spec, *calls]
+        builder.step(by_row, node, [a, b, table], ints=ints, writes=writes, reads=reads, calls=calls)
         return
     writes = [builder.thread_scratch(room)] if room else []
     builder.step(spec, node, [a, b], ints=ints, writes=writes, reads=reads, calls=[spec, *calls] if calls else [])
 
 
-def _many(
+def _gemm(
     builder: Builder, node: Tensor, a: Tensor, b: Tensor, width: int, each: int, panels: int, listed: Listed = None
 ) -> None:
     """`panels` of `width` tokens, `each` for one matrix."""
@@ -212,5 +212,5 @@ def _many(
         builder.step(spec, node, [a, b], ints=ints, writes=[work], reads=[columns], calls=calls)
         return
     work = builder.thread_scratch(experts.RECORD + room + node.ne[1] * node.ne[2] * 4 * experts.ROWS)
-    many = Spec("experts", "many")
-    builder.step(many, node, [a, b, table], ints=ints, writes=[work], reads=[columns], calls=[spec, *calls])
+    by_tile = Spec("experts", "gemm")
+    builder.step(by_tile, node, [a, b, table], ints=ints, writes=[work], reads=[columns], calls=[spec, *calls])

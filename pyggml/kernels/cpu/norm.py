@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pyggml.dtypes import GGMLType
 from pyggml.jit import Spec, inline
-from pyggml.kernels.cpu.kinds import kind, refuse_types, share_memory
+from pyggml.kernels.cpu.layout import layout_of, refuse_types, share_memory
 from pyggml.ops import Op
 
 if TYPE_CHECKING:
@@ -24,13 +24,13 @@ def why_not(node: Tensor) -> str | None:
 def lower(builder: Builder, node: Tensor) -> None:
     a = node.src[0]
     assert a is not None
-    kinds = kind(node), kind(a)
+    layouts = layout_of(node), layout_of(a)
     if node.op == Op.RMS_NORM:
-        builder.step(Spec("norm", "rms_norm", (*kinds, "")), node, (a,))
+        builder.step(Spec("norm", "rms_norm", (*layouts, "")), node, (a,))
     elif node.op == Op.GROUP_NORM:
-        builder.step(Spec("norm", "group_norm", kinds), node, (a,))
+        builder.step(Spec("norm", "group_norm", layouts), node, (a,))
     else:
-        builder.step(Spec("norm", "norm", kinds), node, (a,), ints=(int(node.op == Op.NORM),))
+        builder.step(Spec("norm", "norm", layouts), node, (a,), ints=(int(node.op == Op.NORM),))
 
 
 def lower_pair(builder: Builder, norm: Tensor, product: Tensor) -> bool:
@@ -44,7 +44,9 @@ def lower_pair(builder: Builder, norm: Tensor, product: Tensor) -> bool:
         return False
     if share_memory(product, weights) or refuse_types([GGMLType.F32], product, weights):
         return False
-    builder.step(Spec("norm", "rms_norm", (kind(product), kind(a), kind(weights))), product, (a, weights))
+    builder.step(
+        Spec("norm", "rms_norm", (layout_of(product), layout_of(a), layout_of(weights))), product, (a, weights)
+    )
     return True
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.jit import Spec
-from pyggml.kernels.cpu.kinds import refuse_types
+from pyggml.kernels.cpu.layout import refuse_types
 from pyggml.ops import Op
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pyggml.dtypes import GGMLType
 from pyggml.jit import Spec
 from pyggml.kernels.cpu.copy import move
-from pyggml.kernels.cpu.kinds import kind, refuse_types
+from pyggml.kernels.cpu.layout import layout_of, refuse_types
 from pyggml.kernels.cpu.windows import window
 from pyggml.ops import Op
 from pyggml.ops.overlap import reaches_into_itself
@@ -42,5 +42,5 @@ def lower(builder: Builder, node: Tensor) -> None:
     if node.op == Op.SET:
         move(builder, part, b)
     else:
-        kinds = (kind(part), kind(part), kind(b))
-        builder.step(Spec("elementwise", "binary", ("add", "row", *kinds)), part, (part, b))
+        layouts = (layout_of(part), layout_of(part), layout_of(b))
+        builder.step(Spec("elementwise", "binary", ("add", "row", *layouts)), part, (part, b))

@@ -53,7 +53,7 @@ def rows(name):
 def fault():
     """-> f(step, number, limit): let the run end, because an operand holds a row number that is not below `limit`.
 
-    The step itself has to return; the threads leave where they next meet."""
+    The step itself has to return; the threads leave at the next barrier."""
     status, index = field("status"), field("index")
     abort, step_at, row_at, limit_at = (U(STATUS.fields[n][1]) for n in ("abort", "step", "row", "limit"))
 

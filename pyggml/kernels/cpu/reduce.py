@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pyggml.dtypes import GGMLType
 from pyggml.jit import Spec
-from pyggml.kernels.cpu.kinds import FLOATS, kind, refuse_types
+from pyggml.kernels.cpu.layout import FLOATS, layout_of, refuse_types
 from pyggml.ops import Op
 
 if TYPE_CHECKING:
@@ -34,15 +34,15 @@ def lower(builder: Builder, node: Tensor) -> None:
     assert a is not None
     if node.op in (Op.SUM, Op.COUNT_EQUAL):
         parts = builder.scratch(8 * a.nrows * -(-a.ne[0] // CHUNK))
-        spec = Spec("reduce", "sums", (kind(a),)) if node.op == Op.SUM else Spec("reduce", "counts")
-        total = Spec("reduce", "total", (kind(node),))
+        spec = Spec("reduce", "sums", (layout_of(a),)) if node.op == Op.SUM else Spec("reduce", "counts")
+        total = Spec("reduce", "total", (layout_of(node),))
         builder.step(spec, None, node.src[: 1 + (node.op == Op.COUNT_EQUAL)], writes=(parts,))
         builder.step(total, node, ints=(a.nrows * -(-a.ne[0] // CHUNK),), reads=(parts,))
     elif node.op in (Op.SUM_ROWS, Op.MEAN):
         divisor = a.ne[0] if node.op == Op.MEAN else 1
-        builder.step(Spec("reduce", "row_sums", (kind(a),)), node, (a,), ints=(divisor,))
+        builder.step(Spec("reduce", "row_sums", (layout_of(a),)), node, (a,), ints=(divisor,))
     else:
-        spec = Spec("reduce", "cumsum") if node.op == Op.CUMSUM else Spec("reduce", "argmax", (kind(a),))
+        spec = Spec("reduce", "cumsum") if node.op == Op.CUMSUM else Spec("reduce", "argmax", (layout_of(a),))
         builder.step(spec, node, (a,))
 
 

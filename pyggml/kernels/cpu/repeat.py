@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pyggml.dtypes import GGMLType
 from pyggml.jit import Spec
-from pyggml.kernels.cpu.kinds import kind, refuse_types
+from pyggml.kernels.cpu.layout import layout_of, refuse_types
 from pyggml.kernels.cpu.pad import ROUND, SINGLE, take
 from pyggml.ops import Op
 
@@ -29,7 +29,7 @@ def lower(builder: Builder, node: Tensor) -> None:
     if node.op == Op.REPEAT:
         take(builder, node, (0, 0, 0, 0), ROUND)
     else:
-        builder.step(Spec("repeat", "repeat_back", (kind(node), kind(a))), node, (a,))
+        builder.step(Spec("repeat", "repeat_back", (layout_of(node), layout_of(a))), node, (a,))
 
 
 def repeat_back(kind_d, kind_a):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pyggml.dtypes import GGMLType
 from pyggml.jit import Spec
-from pyggml.kernels.cpu.kinds import kind, refuse_types
+from pyggml.kernels.cpu.layout import layout_of, refuse_types
 from pyggml.ops import ROPE_MROPE, ROPE_NORMAL, ROPE_VISION, Op, rope_pairs
 
 if TYPE_CHECKING:
@@ -47,7 +47,11 @@ def lower(builder: Builder, node: Tensor) -> None:
     pairs = "neighbours" if node.param_i32(2) == ROPE_NORMAL else "halves"
     dims = 2 * rope_pairs(node.param_i32(1), node.param_i32(2))
     builder.step(
-        Spec("rope", "rope", (pairs, kind(node), kind(a))), node, (a,), ints=(dims,), reads=(_table_of(builder, node),)
+        Spec("rope", "rope", (pairs, layout_of(node), layout_of(a))),
+        node,
+        (a,),
+        ints=(dims,),
+        reads=(_table_of(builder, node),),
     )
 
 

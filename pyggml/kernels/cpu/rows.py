@@ -11,7 +11,7 @@ from pyggml.dtypes import SIZES, GGMLType
 from pyggml.jit import Spec, inline
 from pyggml.kernels.cpu import decoded
 from pyggml.kernels.cpu.copy import MADE, READ, WRITTEN
-from pyggml.kernels.cpu.kinds import FLOATS, SOURCES, kind, refuse_types, work_bytes
+from pyggml.kernels.cpu.layout import FLOATS, SOURCES, layout_of, refuse_types, work_bytes
 from pyggml.ops import Op
 
 if TYPE_CHECKING:
@@ -37,18 +37,21 @@ def lower(builder: Builder, node: Tensor) -> None:
         builder.step(Spec("decoded", "get_rows"), node, (a, numbers), ints=ints, calls=calls)
         return
     if node.op == Op.GET_ROWS:
-        builder.step(Spec("rows", "get_rows", (kind(node), kind(a))), node, (a, numbers), ints=(0,))
+        builder.step(Spec("rows", "get_rows", (layout_of(node), layout_of(a))), node, (a, numbers), ints=(0,))
         return
     wide = int(numbers.type == GGMLType.I64)
     if SIZES[node.type].block_size > 1 and a.type != node.type:
-        spec, room = Spec("rows", "set_quantised_rows", (kind(node),)), builder.thread_scratch(work_bytes(node.type))
-        builder.step(spec, node, (a, numbers), ints=(wide, SOURCES.index(kind(a))), writes=[room])
+        spec, room = (
+            Spec("rows", "set_quantised_rows", (layout_of(node),)),
+            builder.thread_scratch(work_bytes(node.type)),
+        )
+        builder.step(spec, node, (a, numbers), ints=(wide, SOURCES.index(layout_of(a))), writes=[room])
     elif node.ne[0] == 1:
         room = builder.thread_scratch(64)
-        spec = Spec("rows", "set_elements", (kind(node), kind(a)))
+        spec = Spec("rows", "set_elements", (layout_of(node), layout_of(a)))
         builder.step(spec, node, (a, numbers), ints=(wide,), writes=[room])
     else:
-        builder.step(Spec("rows", "set_rows", (kind(node), kind(a))), node, (a, numbers), ints=(wide,))
+        builder.step(Spec("rows", "set_rows", (layout_of(node), layout_of(a))), node, (a, numbers), ints=(wide,))
 
 
 def get_rows(kind_d, kind_a):
@@ -90,8 +93,8 @@ def set_rows(kind_d, kind_a):
 
 
 def set_quantised_rows(kind_d):
-    """-> kernel. ints: whether row numbers have 64 bits, kind of the source (position in kinds.SOURCES). scratch:
-    kinds.work_bytes a thread."""
+    """-> kernel. ints: whether row numbers have 64 bits, kind of the source (position in layout.SOURCES). scratch:
+    layout.work_bytes a thread."""
     from pyggml.kernels.cpu import elements, record
 
     quantise, room = elements.quantiser(kind_d), record.thread_room()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pyggml.dtypes import GGMLType
 from pyggml.jit import Spec, inline
-from pyggml.kernels.cpu.kinds import kind, refuse_types
+from pyggml.kernels.cpu.layout import layout_of, refuse_types
 from pyggml.ops import Op
 
 if TYPE_CHECKING:
@@ -27,14 +27,16 @@ def lower(builder: Builder, node: Tensor) -> None:
     if node.op == Op.SOFT_MAX_BACK:
         dy, y = node.src[:2]
         assert dy is not None and y is not None
-        builder.step(Spec("soft_max", "soft_max_back", (kind(node), kind(dy), kind(y))), node, (dy, y))
+        builder.step(Spec("soft_max", "soft_max_back", (layout_of(node), layout_of(dy), layout_of(y))), node, (dy, y))
         return
     a, mask, sinks = (*node.src, None, None)[:3]
     assert a is not None
     max_bias = node.param_f32(1)
     alibi = mask is not None and max_bias > 0.0
     spec = Spec(
-        "soft_max", "soft_max", (kind(node), kind(a), kind(mask) if mask else "", int(alibi), int(sinks is not None))
+        "soft_max",
+        "soft_max",
+        (layout_of(node), layout_of(a), layout_of(mask) if mask else "", int(alibi), int(sinks is not None)),
     )
     ints = (slopes := alibi_bases(a.ne[2], max_bias))[:1] + tuple(_bits(x) for x in slopes[1:]) if alibi else ()
     builder.step(spec, node, (a, mask, sinks), ints=ints)

@@ -168,11 +168,11 @@ def _tile_halves(dtype, count, width, lines):
     U = v.U
     blocks = super_blocks.TYPES[dtype.name]()
     assert blocks.run == 16 and not blocks.signed
-    words = v.TileWords(count, width)
+    ops = v.TileOps(count, width)
     has_bias, has_min, shift = blocks.bias != 0, blocks.has_min, blocks.bias.bit_length() - 1
-    zero, start, start_zero = words.zero, words.start, words.start_zero
-    dot4 = words.dot4_u7i8 if blocks.wide else words.dot4_u6i8
-    scale_add, store_columns = words.scale_add, words.store_columns
+    zero, start, start_zero = ops.zero, ops.start, ops.start_zero
+    dot4 = ops.dot4_u7i8 if blocks.wide else ops.dot4_u6i8
+    scale_add, store_columns = ops.scale_add, ops.store_columns
     size, step = U(PANEL_BYTES * width), 4 * width
     first, second, q_at = U(step), U(2 * step), U(3 * step)
     y4 = U(4 * step)
@@ -220,14 +220,14 @@ def _tile_blocks(dtype, count, width, lines=0):
         assert make is not None
         blocks = make()
         has_min, wide = blocks.m is not None, False
-    words = v.TileWords(count, width)
+    ops = v.TileOps(count, width)
     bias = v.SIGNED_BIAS if blocks.signed else blocks.bias
     shift = bias.bit_length() - 1
     assert bias in (0, 1 << max(shift, 0))
     has_bias = bias != 0
-    dot4 = words.dot4_weights if blocks.signed else words.dot4_u7i8 if wide else words.dot4_u5i8
-    zero, start, start_zero = words.zero, words.start, words.start_zero
-    scale_add, fma_columns, store_columns = words.scale_add, words.fma_columns, words.store_columns
+    dot4 = ops.dot4_weights if blocks.signed else ops.dot4_u7i8 if wide else ops.dot4_u5i8
+    zero, start, start_zero = ops.zero, ops.start, ops.start_zero
+    scale_add, fma_columns, store_columns = ops.scale_add, ops.fma_columns, ops.store_columns
     s_at, n_at, q_at = U(4 * width), U(8 * width), U(12 * width)
     size, step = U(PANEL_BYTES * width), 4 * width
     half = U(4 * step)
@@ -288,8 +288,8 @@ def _tile_floats(dtype, count, width, lines=0):
     from pyggml import simd as v
 
     U = v.U
-    words = v.TileWords(count, width)
-    zero, fma_columns, store_columns = words.zero, words.fma_columns, words.store_columns
+    ops = v.TileOps(count, width)
+    zero, fma_columns, store_columns = ops.zero, ops.fma_columns, ops.store_columns
     size = U(4 * width)
 
     @v.device

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyggml.jit import Spec, inline
-from pyggml.kernels.cpu.kinds import FLOATS, kind, refuse_types
+from pyggml.kernels.cpu.layout import FLOATS, layout_of, refuse_types
 from pyggml.ops import Op, UnaryOp
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def why_not(node: Tensor) -> str | None:
-    if kind(node).endswith("/"):
+    if layout_of(node).endswith("/"):
         return "elements of the result that lie apart"  # as in ggml; the source's rows are dense by rule
     return refuse_types(FLOATS, node, node.src[0])
 
@@ -27,7 +27,7 @@ def lower(builder: Builder, node: Tensor) -> None:
     (a,) = node.src[:1]
     assert a is not None
     name = (UnaryOp(node.param_i32(0)) if node.op == Op.UNARY else Op(node.op)).name.lower()
-    builder.step(Spec("unary", "unary", (name, kind(node), kind(a))), node, (a,))
+    builder.step(Spec("unary", "unary", (name, layout_of(node), layout_of(a))), node, (a,))
 
 
 def _scale():

@@ -1,8 +1,8 @@
 """FLASH_ATTN_EXT on tensor cores, for keys and values of F16 and of blocks that become F16 on their way into shared
 memory. Compute capability 8.0.
 
-A row is a query of one head; the heads that share keys are neighbours, so that 16 rows meet the same keys. `many`: four
-warps of 16 rows each share 32 keys at a time. `few`, for decoding: the warps have the same 16 rows and 16 keys each, blocks
+A row is a query of one head; the heads that share keys are neighbours, so that 16 rows meet the same keys. Tiled: four
+warps of 16 rows each share 32 keys at a time. `split_kv`, for decoding: the warps have the same 16 rows and 16 keys each, blocks
 share the cache between them, and `combine` adds up what all warps found. Weights of keys are rounded to F16, sums are F32.
 
 Keys that the mask hides from a whole block are not looked at; others must be numbers, also where the mask hides them.
@@ -29,9 +29,9 @@ T = GGMLType
 OLDEST = (8, 0)
 WARPS = 4
 THREADS = 32 * WARPS
-KEYS_MANY, KEYS_FEW = 32, 16
+KEYS_TILED, KEYS_SPLIT = 32, 16
 MOST_HEAD = 128
-FEW_ROWS = 32
+SPLIT_ROWS = 32
 BLOCKS_A_MULTIPROCESSOR = 2
 FLAGS = 32
 LOG2E = math.log2(math.e)
@@ -73,8 +73,8 @@ def lower(builder: Builder, node: Tensor, x: Operands) -> None:
     rows = n_tokens * (n_head // heads)
     row_bytes = 2 * head + 16
     packed, kinds = int(is_packed(x)), (*layout_of(x.k), *layout_of(x.v))
-    if rows > FEW_ROWS:
-        shared = FLAGS + 2 * KEYS_MANY * row_bytes
+    if rows > SPLIT_ROWS:
+        shared = FLAGS + 2 * KEYS_TILED * row_bytes
         grid = (blocks(rows, 16 * WARPS), heads * n_batch)
         builder.launch(
             Spec("attention_tile", "attend", (head, 0, packed)),
@@ -85,14 +85,14 @@ def lower(builder: Builder, node: Tensor, x: Operands) -> None:
         )
         return
     row_blocks = blocks(rows, 16)
-    steps = blocks(x.k.ne[1], KEYS_FEW * WARPS)
+    steps = blocks(x.k.ne[1], KEYS_SPLIT * WARPS)
     wanted = blocks(BLOCKS_A_MULTIPROCESSOR * builder.multiprocessors, row_blocks * heads * n_batch)
     splits = max(1, min(steps, wanted, 65535))
     parts = splits * WARPS
     sums = builder.scratch(heads * n_batch * rows * parts * 4 * (head + 2))
     meta = sums.at(heads * n_batch * rows * parts * 4 * head)
     args = (*x.tensors, *x.shapes, *x.numbers, sums.at(), meta, splits, blocks(steps, splits), *kinds)
-    shared = FLAGS + (16 + 2 * KEYS_FEW * WARPS) * row_bytes
+    shared = FLAGS + (16 + 2 * KEYS_SPLIT * WARPS) * row_bytes
     grid = (row_blocks, heads * n_batch, splits)  # type: ignore[assignment]
     builder.launch(Spec("attention_tile", "attend", (head, 1, packed)), grid, THREADS, args, shared)
     scale = (*x.numbers[1:3],)
@@ -151,7 +151,7 @@ def _halves():
     return halves
 
 
-def attend(head, few, packed):
+def attend(head, split_kv, packed):
     from pyggml.kernels.cuda import device as d
 
     halves = _halves() if packed else None
@@ -161,14 +161,14 @@ def attend(head, few, packed):
         """softcap x tanh x, for ex2."""
         return softcap * d.f32(LOG2E) * (d.f32(1) - d.f32(2) * d.rcp(d.f32(1) + d.ex2(x * d.f32(2 * LOG2E))))
 
-    keys = KEYS_FEW if few else KEYS_MANY
+    keys = KEYS_SPLIT if split_kv else KEYS_TILED
     row_bytes = 2 * head + 16
     deep, wide, tiles = head // 16, head // 8, keys // 8
     n_queries, n_results, n_scores = deep * 4, wide * 4, tiles * 4
     chunks = keys * head // 8  # of 16 bytes, of keys or of values
-    loaders = 32 if few else THREADS
+    loaders = 32 if split_kv else THREADS
     tile_bytes = keys * row_bytes
-    shared_rows = WARPS * tile_bytes if few else tile_bytes
+    shared_rows = WARPS * tile_bytes if split_kv else tile_bytes
 
     def kernel(
         y: i64, y0: i64, y1: i64, y2: i64, y3: i64, q: i64, q0: i64, q1: i64, q2: i64, q3: i64, k: i64, k0: i64,
@@ -185,7 +185,7 @@ def attend(head, few, packed):
         z = d.udiv(d.block_y(), heads)
         key_head = d.i32(d.block_y() - z * heads)
         rows = d.i32(n_tokens * ratio)
-        row0 = d.i32(d.block_x() * 16) if few else d.i32(d.block_x() * (16 * WARPS) + warp * 16)
+        row0 = d.i32(d.block_x() * 16) if split_kv else d.i32(d.block_x() * (16 * WARPS) + warp * 16)
         # the two rows of this lane
         biases, slope = d.cuda.local.array(2, d.i64), d.cuda.local.array(2, d.f32)
         query, valid = d.cuda.local.array(2, d.i64), d.cuda.local.array(2, d.i32)
@@ -203,7 +203,7 @@ def attend(head, few, packed):
         key_rows = d.i32(flags + FLAGS)
         queries = d.cuda.local.array(n_queries, d.i32)
         query_rows = d.i32(key_rows + (lane & 15) * row_bytes + (lane >> 4) * 16)
-        if few:  # all warps have the same 16 rows: they stay in shared memory
+        if split_kv:  # all warps have the same 16 rows: they stay in shared memory
             i = me
             while i < 8 * head:
                 r = d.udiv(i, head // 2)
@@ -231,13 +231,13 @@ def attend(head, few, packed):
         top, total = d.cuda.local.array(2, d.f32), d.cuda.local.array(2, d.f32)
         for r in range(2):
             top[r], total[r] = lowest, d.f32(0)
-        if few:
+        if split_kv:
             key_rows = d.i32(key_rows + warp * tile_bytes)
         value_rows = d.i32(key_rows + shared_rows)
         keys_at, values_at = k + key_head * k2 + z * k3, v + key_head * v2 + z * v3
         by = scale * d.f32(LOG2E)
         first, end, step = d.i32(0), n_kv, d.i32(keys)
-        if few:
+        if split_kv:
             first = d.i32((d.block_z() * steps * WARPS + warp) * keys)
             end = min(n_kv, d.i32((d.block_z() + 1) * steps * WARPS * keys))
             step = d.i32(keys * WARPS)
@@ -256,7 +256,7 @@ def attend(head, few, packed):
                             seen = d.f32(1)
                     s[4 * j + e] = bias
             seen = d.warp_max(seen)
-            if not few:
+            if not split_kv:
                 if lane == 0:
                     d.sst_f32(flags + side * 16 + warp * 4, seen)
                 d.barrier()
@@ -264,9 +264,9 @@ def attend(head, few, packed):
                 seen = d.fmaximum(d.fmaximum(f0, f1), d.fmaximum(f2, f3))
                 side = d.i32(1 - side)
             if seen != d.f32(0):
-                if few:
+                if split_kv:
                     d.warp_barrier()
-                i = lane if few else me
+                i = lane if split_kv else me
                 while packed and i < 2 * chunks:
                     line = d.udiv(i, wide)
                     part = d.i32(i - line * wide)
@@ -287,7 +287,7 @@ def attend(head, few, packed):
                     i = d.i32(i + loaders)
                 d.cp_async_commit()
                 d.cp_async_wait()
-                if few:
+                if split_kv:
                     d.warp_barrier()
                 else:
                     d.barrier()
@@ -298,7 +298,7 @@ def attend(head, few, packed):
                     at = key_rows + (16 * pair + (corner >> 1) * 8 + inside) * row_bytes + (corner & 1) * 16
                     for i in range(deep):
                         b0, b1, b2, b3 = d.ldmatrix_x4(at + 32 * i)
-                        if few:
+                        if split_kv:
                             u0, u1, u2, u3 = d.ldmatrix_x4(query_rows + 32 * i)
                         else:
                             u0, u1, u2, u3 = queries[4 * i], queries[4 * i + 1], queries[4 * i + 2], queries[4 * i + 3]
@@ -351,7 +351,7 @@ def attend(head, few, packed):
             x = x + d.shuffle_xor_f32(x, 1)
             x = x + d.shuffle_xor_f32(x, 2)
             row = d.i32(row0 + g + 8 * r)
-            if few:
+            if split_kv:
                 if row < rows:
                     at = (d.i64(d.block_y()) * rows + row) * (splits * WARPS) + d.block_z() * WARPS + warp
                     if t == 0:
@@ -382,7 +382,7 @@ def attend(head, few, packed):
 
 
 def combine():
-    """What the warps of `few` found, weighted by their maxima: one block of threads a query of a head."""
+    """What the warps of `split_kv` found, weighted by their maxima: one block of threads a query of a head."""
     from pyggml.kernels.cuda import device as d
 
     def kernel(

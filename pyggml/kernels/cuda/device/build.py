@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from numba.cuda import types
 from numba.cuda.compiler import _compile_pyfunc_with_fixup
 
-from pyggml.kernels.cuda.device.word import PREFIX, WORDS, Word
+from pyggml.kernels.cuda.device.intrinsic import INTRINSICS, PREFIX, Intrinsic
 from pyggml.kernels.cuda.spec import Spec, make, parameters
 
 ENTRY = "pyggml_kernel"
@@ -27,17 +27,17 @@ _TYPES = {"i64": types.int64, "i32": types.int32, "f32": types.float32}
 
 
 class Kernel(NamedTuple):
-    """A kernel in LLVM IR that calls words by name.
+    """A kernel in LLVM IR that calls intrinsics by name.
 
     ir          the module's text; the entry point is ENTRY
-    parameters  their types, words of spec.KINDS
-    words       those it calls, in order of their names
+    parameters  their types, names of spec.KINDS
+    intrinsics  those it calls, in order of their names
     threads     most threads a block, which bounds its registers
     """
 
     ir: str
     parameters: tuple[str, ...]
-    words: tuple[Word, ...]
+    intrinsics: tuple[Intrinsic, ...]
     threads: int
 
 
@@ -53,16 +53,16 @@ def front_end(function: Callable[..., Any]) -> Kernel:
     ir = library.llvm_strs[0].replace(f'@"{library._entry_name}"', f"@{ENTRY}")
     ir = re.sub(r"^@\S*NumbaEnv.*\n", "", ir, flags=re.MULTILINE)
     called = re.findall(rf'^declare .*@"?{PREFIX}(\w+)"?\(.*\n', ir, flags=re.MULTILINE)
-    words = tuple(WORDS[name] for name in sorted(set(called)))
-    return Kernel(ir, kinds, words, getattr(function, "threads", 1024))
+    intrinsics = tuple(INTRINSICS[name] for name in sorted(set(called)))
+    return Kernel(ir, kinds, intrinsics, getattr(function, "threads", 1024))
 
 
 def with_words(kernel: Kernel) -> str:
-    """The module with the words' bodies in it, as libNVVM reads it."""
+    """The module with the intrinsics' bodies in it, as libNVVM reads it."""
     ir = re.sub(rf'^declare .*@"?{PREFIX}\w+"?\(.*\n', "", kernel.ir, flags=re.MULTILINE)
-    needs = dict.fromkeys(need for word in kernel.words for need in word.needs)
+    needs = dict.fromkeys(need for intrinsic in kernel.intrinsics for need in intrinsic.needs)
     missing = [need for need in needs if not _declared(need, ir)]
-    parts = [ir, *missing, *(word.definition for word in kernel.words)]
+    parts = [ir, *missing, *(intrinsic.definition for intrinsic in kernel.intrinsics)]
     parts.append("attributes #0 = { alwaysinline convergent nounwind }\nattributes #1 = { convergent nounwind }")
     bounds = f'!{{ {_kernel_reference(ir)}, !"maxntidx", i32 {kernel.threads} }}'
     text = "\n".join(parts)

@@ -1,11 +1,11 @@
-"""Words for global and shared memory. Addresses are bare: i64 for global memory, i32 for a block's shared memory.
+"""Intrinsics for global and shared memory. Addresses are bare: i64 for global memory, i32 for a block's shared memory.
 
 Owns the loads and stores; must not know what lies in the memory. All loads and stores are aligned to their size.
 """
 
 from typing import Any
 
-from pyggml.kernels.cuda.device.word import TEXT, asm, word
+from pyggml.kernels.cuda.device.intrinsic import TEXT, asm, intrinsic
 
 HALF_TO_FLOAT = "%h = bitcast i16 %v to half\n%r = fpext half %h to float\nret float %r"
 FLOAT_TO_HALF = "%h = fptrunc float %a{n} to half\n%v = bitcast half %h to i16"
@@ -32,13 +32,13 @@ def _pointer(space: int, element: str) -> str:
 def _load(name: str, space: int, element: str, size: int, result: str, after: str) -> Any:
     address = "i64" if space == 1 else "i32"
     body = _pointer(space, element) + f"%v = load {element}, {element} addrspace({space})* %p, align {size}\n" + after
-    return word(name, result, (address,), body)
+    return intrinsic(name, result, (address,), body)
 
 
 def _store(name: str, space: int, element: str, size: int, value: str, before: str, stored: str) -> Any:
     address = "i64" if space == 1 else "i32"
     body = _pointer(space, element) + before
-    return word(
+    return intrinsic(
         name, "void", (address, value),
         f"{body}\nstore {element} {stored}, {element} addrspace({space})* %p, align {size}\nret void",
     )  # fmt: skip
@@ -53,7 +53,7 @@ def _vector_load(name: str, space: int, kind: str, count: int) -> Any:
         before = "undef" if i == 0 else f"%r{i - 1}"
         lines.append(f"%e{i} = extractelement {vector} %v, i32 {i}")
         lines.append(f"%r{i} = insertvalue {result} {before}, {element} %e{i}, {i}")
-    return word(name, f"{kind}*{count}", (address,), "\n".join([*lines, f"ret {result} %r{count - 1}"]))
+    return intrinsic(name, f"{kind}*{count}", (address,), "\n".join([*lines, f"ret {result} %r{count - 1}"]))
 
 
 def _vector_store(name: str, space: int, kind: str, count: int) -> Any:
@@ -64,7 +64,7 @@ def _vector_store(name: str, space: int, kind: str, count: int) -> Any:
         before = "undef" if i == 0 else f"%v{i - 1}"
         lines.append(f"%v{i} = insertelement {vector} {before}, {element} %a{i + 1}, i32 {i}")
     lines.append(f"store {vector} %v{count - 1}, {vector} addrspace({space})* %p, align {4 * count}\nret void")
-    return word(name, "void", (address, *[kind] * count), "\n".join(lines))
+    return intrinsic(name, "void", (address, *[kind] * count), "\n".join(lines))
 
 
 def _family(prefix: str, space: int) -> dict[str, Any]:
@@ -113,20 +113,20 @@ sst_bf16, sst_i32x4, sst_i32x2, sst_f32x4, sst_f32x2 = (
     _s["st_" + k] for k in ("bf16", "i32x4", "i32x2", "f32x4", "f32x2")
 )
 
-shared = word(
+shared = intrinsic(
     "shared", "i32", [],
     "%r = ptrtoint [0 x i8] addrspace(3)* @block_memory to i32\nret i32 %r",
     needs=("@block_memory = external addrspace(3) global [0 x i8], align 16",),
 )  # fmt: skip
 """Where the block's shared memory begins; its size is the launch's. Undefined until the kernel has written it."""
 
-cp_async16 = word(
+cp_async16 = intrinsic(
     "cp_async16", "void", ["i32", "i64"],
     asm("cp.async.cg.shared.global [$0], [$1], 16;", "r,l,~{memory}", "void", "i32 %a0, i64 %a1"),
 )  # fmt: skip
 """Begin to copy 16 bytes from global (second) to shared memory (first). Compute capability 8.0."""
 
-cp_async_commit = word("cp_async_commit", "void", [], asm("cp.async.commit_group;", "~{memory}", "void", ""))
-cp_async_wait = word("cp_async_wait", "void", [], asm("cp.async.wait_group 0;", "~{memory}", "void", ""))
-cp_async_wait_one = word("cp_async_wait_one", "void", [], asm("cp.async.wait_group 1;", "~{memory}", "void", ""))
+cp_async_commit = intrinsic("cp_async_commit", "void", [], asm("cp.async.commit_group;", "~{memory}", "void", ""))
+cp_async_wait = intrinsic("cp_async_wait", "void", [], asm("cp.async.wait_group 0;", "~{memory}", "void", ""))
+cp_async_wait_one = intrinsic("cp_async_wait_one", "void", [], asm("cp.async.wait_group 1;", "~{memory}", "void", ""))
 """Wait until all groups of copies of this thread but the last one are there."""

@@ -1,15 +1,15 @@
-"""Words for a thread's place and for meeting others: barriers, exchange within a warp. Must not know memory."""
+"""Intrinsics for a thread's place and for synchronising: barriers, exchange within a warp. Must not know memory."""
 
-from pyggml.kernels.cuda.device.word import word
+from pyggml.kernels.cuda.device.intrinsic import intrinsic
 
 
 def _register(name: str) -> str:
     return f"%r = call i32 @llvm.nvvm.read.ptx.sreg.{name}()\nret i32 %r"
 
 
-def _sreg(word_name: str, register: str):
+def _sreg(name: str, register: str):
     needs = (f"declare i32 @llvm.nvvm.read.ptx.sreg.{register}()",)
-    return word(word_name, "i32", [], _register(register), needs=needs)
+    return intrinsic(name, "i32", [], _register(register), needs=needs)
 
 
 thread = _sreg("thread", "tid.x")
@@ -22,7 +22,7 @@ blocks_y = _sreg("blocks_y", "nctaid.y")
 blocks_z = _sreg("blocks_z", "nctaid.z")
 threads = _sreg("threads", "ntid.x")
 
-barrier = word(
+barrier = intrinsic(
     "barrier", "void", [], "call void @llvm.nvvm.barrier0()\nret void", needs=("declare void @llvm.nvvm.barrier0() #1",)
 )
 """All threads of the block meet; shared memory written before is seen after."""
@@ -37,13 +37,13 @@ def _shuffle(mode: int, floats: bool) -> str:
     return value + call + out + ("%r = bitcast i32 %x to float\nret float %r" if floats else "ret i32 %x")
 
 
-shuffle_xor_f32 = word("shuffle_xor_f32", "f32", ["f32", "i32"], _shuffle(3, True), needs=_SHUFFLE)
+shuffle_xor_f32 = intrinsic("shuffle_xor_f32", "f32", ["f32", "i32"], _shuffle(3, True), needs=_SHUFFLE)
 """The value of lane (own number xor n). All 32 lanes of the warp take part."""
-shuffle_xor_i32 = word("shuffle_xor_i32", "i32", ["i32", "i32"], _shuffle(3, False), needs=_SHUFFLE)
-shuffle_f32 = word("shuffle_f32", "f32", ["f32", "i32"], _shuffle(0, True), needs=_SHUFFLE)
+shuffle_xor_i32 = intrinsic("shuffle_xor_i32", "i32", ["i32", "i32"], _shuffle(3, False), needs=_SHUFFLE)
+shuffle_f32 = intrinsic("shuffle_f32", "f32", ["f32", "i32"], _shuffle(0, True), needs=_SHUFFLE)
 """The value of lane n."""
-shuffle_i32 = word("shuffle_i32", "i32", ["i32", "i32"], _shuffle(0, False), needs=_SHUFFLE)
-warp_barrier = word(
+shuffle_i32 = intrinsic("shuffle_i32", "i32", ["i32", "i32"], _shuffle(0, False), needs=_SHUFFLE)
+warp_barrier = intrinsic(
     "warp_barrier", "void", [], "call void @llvm.nvvm.bar.warp.sync(i32 -1)\nret void",
     needs=("declare void @llvm.nvvm.bar.warp.sync(i32) #1",),
 )  # fmt: skip

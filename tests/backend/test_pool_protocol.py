@@ -1,4 +1,4 @@
-"""The words that threads of a team share, explored exhaustively: a model of kernels/cpu/executor.py and backend/team.py
+"""The words that threads of a pool share, explored exhaustively: a model of kernels/cpu/executor.py and backend/thread_pool.py
 in which every read or write of shared memory is a step of its own, and every order of steps is tried.
 
 Owns the model and its mutants. It has to be kept as the code is: each label below is a line there. The order of memory
@@ -127,7 +127,7 @@ def ret(t: Thread) -> bool:
     return True
 
 
-# ---- Team.run and run()
+# ---- ThreadPool.run and run()
 
 
 @label
@@ -476,7 +476,7 @@ TOGETHER = ((1, False), (1, True))
 CASES = {
     "again": Case((PAIR,), ((0, False, False), (0, False, True))),
     "aborted, then a small one alone": Case((ORDER, ONE), ((0, False, True), (1, True, True)), aborts=1),
-    "steps that need no meeting": Case((TOGETHER, ONE), ((0, False, True), (1, False, True)), aborts=1),
+    "steps that need no barrier": Case((TOGETHER, ONE), ((0, False, True), (1, False, True)), aborts=1),
     "two workers": Case((ONE,), ((0, False, True),), n_workers=2),
 }  # fmt: skip
 

@@ -1,7 +1,7 @@
-"""What a word of the CUDA vocabulary is: a name, a signature, and its meaning as a function in NVVM's LLVM IR.
+"""What an intrinsic of the CUDA vocabulary is: a name, a signature, and its meaning as a function in NVVM's LLVM IR.
 
-A kernel's code calls words by name; the compiler appends their bodies, which are inlined. Whoever runs the same code
-elsewhere gives the names another meaning. Owns the list of words; must not know what any of them does.
+A kernel's code calls intrinsics by name; the compiler appends their bodies, which are inlined. Whoever runs the same code
+elsewhere gives the names another meaning. Owns the list of intrinsics; must not know what any of them does.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llvmlite import ir
-from numba.cuda import cgutils, types
-from numba.cuda.extending import intrinsic
+from numba.cuda import cgutils, extending, types
 from numba.cuda.typing import signature
 
 PREFIX = "pyggml_"
@@ -22,7 +21,7 @@ TEXT = {"i32": "i32", "i64": "i64", "f32": "float", "void": "void"}
 
 
 @dataclass(frozen=True)
-class Word:
+class Intrinsic:
     """`body` is what stands between the braces of the function; its parameters are %a0, %a1 ...
 
     result   i32, i64, f32, void, or a type and a count, "i32*4": a tuple
@@ -49,7 +48,7 @@ class Word:
         return f"{head} {{\n{self.body.strip()}\n}}\n"
 
 
-WORDS: dict[str, Word] = {}
+INTRINSICS: dict[str, Intrinsic] = {}
 
 
 def split(result: str) -> tuple[str, int]:
@@ -57,13 +56,13 @@ def split(result: str) -> tuple[str, int]:
     return kind, int(count or 1)
 
 
-def word(
+def intrinsic(
     name: str, result: str, args: tuple[str, ...] | list[str], body: str, *, plain: bool = False, needs: tuple[str, ...] = ()
 ) -> Any:  # fmt: skip
-    """Add a word. What it gives is called in kernels; arguments are converted to the parameters' types."""
-    assert name not in WORDS, name
-    made = WORDS[name] = Word(name, result, tuple(args), body, plain, needs)
-    return _intrinsic(made)
+    """Add an intrinsic. What it gives is called in kernels; arguments are converted to the parameters' types."""
+    assert name not in INTRINSICS, name
+    made = INTRINSICS[name] = Intrinsic(name, result, tuple(args), body, plain, needs)
+    return _numba_intrinsic(made)
 
 
 def asm(text: str, constraints: str, result: str, args: str, *, pure: bool = False) -> str:
@@ -75,7 +74,7 @@ def asm(text: str, constraints: str, result: str, args: str, *, pure: bool = Fal
     return f"%r = {call}\nret {result} %r"
 
 
-def _intrinsic(made: Word) -> Any:
+def _numba_intrinsic(made: Intrinsic) -> Any:
     kind, count = split(made.result)
     result = _NUMBA[kind] if count == 1 else types.UniTuple(_NUMBA[kind], count)
     llvm_result = _LLVM[kind] if count == 1 else ir.LiteralStructType([_LLVM[kind]] * count)
@@ -92,4 +91,4 @@ def _intrinsic(made: Word) -> Any:
     names = ", ".join(f"a{i}" for i in range(len(made.args)))
     space: dict[str, Any] = {"answer": (typed, generate)}  # Numba wants to see every parameter by name
     exec(f"def {made.name}(context, {names}):\n    return answer", space)
-    return intrinsic(space[made.name])
+    return extending.intrinsic(space[made.name])

@@ -64,7 +64,7 @@ def parts_of_16_rows():
 
 def first_of_a_panel():
     """-> kernel(w, q5, y, out): the first two columns of panels of WIDTH, as integers and times w; y as for `columns`."""
-    t = v.TileWords(2, WIDTH)
+    t = v.TileOps(2, WIDTH)
     zero, start, dot4, scale_add, fma_columns, store = (
         t.zero, t.start, t.dot4_u5i8, t.scale_add, t.fma_columns, t.store_columns,
     )  # fmt: skip
@@ -83,7 +83,7 @@ def columns():
     of 5 and of 6 bits and from signed ones (u8 or i8[4][16][4]), then floats, then integers from weights of 7 bits at
     q6 + 256.
     y: f32[3] scales, i32[3] starts, i8[4][3][4], f32[3][16]; out: columns 64 bytes apart."""
-    t = v.TileWords(WIDTH)
+    t = v.TileOps(WIDTH)
     zero, start, start_zero, dot4_u5, dot4_u6, dot4_weights = (
         t.zero,
         t.start,
@@ -119,7 +119,7 @@ def groups(columns, rows):
     """-> kernel(x, y, numbers, apart, out): f32[2][16] at x with each column's f32[2][16] at y, `apart` bytes from one
     column's to the next's: totals for the first and the last row, 64 bytes a column. From byte 1024 on, 1 KiB a column:
     x times the column's number, twice for the first row, and again for the last one where the number is not 0."""
-    w = v.GroupWords(columns, rows)
+    w = v.ColumnOps(columns, rows)
     zero, put_totals, put = w.zero, w.put_totals, w.put
     first, last = w.fma_vectors[0], w.fma_vectors[-1]
     number, seen = w.fma_numbers[0], w.fma_numbers_seen[-1]

@@ -1,4 +1,4 @@
-"""Each word of the CUDA vocabulary beside NumPy: in the emulator, and with `pytest -m gpu` on a GPU, where alone the text
+"""Each CUDA intrinsic beside NumPy: in the emulator, and with `pytest -m gpu` on a GPU, where alone the text
 of its instruction is read. Must not know kernels that compute something."""
 
 import numpy as np
@@ -11,8 +11,8 @@ from cuda_fibers import machine
 
 from pyggml.backend.cuda.driver import GPU
 from pyggml.backend.cuda.staging import Staging
-from pyggml.kernels.cuda import device as _  # noqa: F401  (fills the list of words)
-from pyggml.kernels.cuda.device.word import WORDS
+from pyggml.kernels.cuda import device as _  # noqa: F401  (fills the list of intrinsics)
+from pyggml.kernels.cuda.device.intrinsic import INTRINSICS
 from pyggml.kernels.cuda.spec import Spec
 
 RNG = np.random.default_rng(7)
@@ -28,9 +28,9 @@ def gpu(request) -> GPU:
 def run(
     gpu: GPU, name: str, factory: str, result: np.ndarray, *inputs, args=(), grid=1, threads=32, shared=0, numbers=()
 ):
-    """`result` filled by a kernel of tests/support/cuda_word_kernels: (result, inputs, numbers)."""
+    """`result` filled by a kernel of tests/support/cuda_intrinsic_kernels: (result, inputs, numbers)."""
     staging = Staging(gpu)
-    kernel = gpu.load(Spec(f"cuda_word_kernels.{name}", factory, tuple(args)))
+    kernel = gpu.load(Spec(f"cuda_intrinsic_kernels.{name}", factory, tuple(args)))
     arrays = [result, *inputs]
     places = [gpu.alloc(x.nbytes) for x in arrays]
     for at, x in zip(places, arrays, strict=True):
@@ -175,8 +175,8 @@ def test_matrices_from_shared_memory(gpu, transposed):
 
 def test_the_emulator_knows_every_word():
     machine()
-    for word in WORDS.values():
-        assert body(word)[0], word.name
+    for each in INTRINSICS.values():
+        assert body(each)[0], each.name
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from pyggml import jit
 from pyggml.errors import ComputeError, DeviceError
 from pyggml.kernels.cpu import executor
 from pyggml.lowering.table import StepTable, aligned
-from pyggml.steps import STATUS, TEAM, THREAD
+from pyggml.steps import POOL, STATUS, THREAD
 
 WAIT_US = 40.0  # within a run: about what it costs to sleep and to be woken
 IDLE_US = 50.0  # between runs, before the time slice is given away
@@ -40,22 +40,22 @@ def _spins_in(us: float) -> int:
     return max(1, int(us * 1e-6 / (max(min(times), 1e-9) / n)))
 
 
-class Team:
+class ThreadPool:
     """`n_threads` threads, the caller of `run` being one of them. One run at a time.
 
-    `beside`: another team that runs the same plans, never at the same time; both report through one status record.
+    `sibling`: another pool that runs the same plans, never at the same time; both report through one status record.
     """
 
-    def __init__(self, n_threads: int, beside: Team | None = None) -> None:
+    def __init__(self, n_threads: int, sibling: ThreadPool | None = None) -> None:
         if not 1 <= n_threads <= 1024:
             raise DeviceError(f"CPU: {n_threads} threads, 1 to 1024 are possible")
         self.n_threads = n_threads
-        self._memory = aligned(TEAM.itemsize + n_threads * THREAD.itemsize)
-        self._team = self._memory[: TEAM.itemsize].view(TEAM)
-        self._each = self._memory[TEAM.itemsize :].view(THREAD)
+        self._memory = aligned(POOL.itemsize + n_threads * THREAD.itemsize)
+        self._pool = self._memory[: POOL.itemsize].view(POOL)
+        self._each = self._memory[POOL.itemsize :].view(THREAD)
         self._address = self._memory.ctypes.data
-        self._status: NDArray[Any] = aligned(STATUS.itemsize).view(STATUS) if beside is None else beside._status
-        self._team["n_threads"] = n_threads
+        self._status: NDArray[Any] = aligned(STATUS.itemsize).view(STATUS) if sibling is None else sibling._status
+        self._pool["n_threads"] = n_threads
         self._run = jit.function(executor.RUN)
         self._threads: list[threading.Thread] = []
         self._read: dict[int, StepTable] = {}  # by address: plans that are over, and that a worker may still read
@@ -63,8 +63,8 @@ class Team:
         self._closed = False
         if n_threads > 1:
             crowded = n_threads > len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else False
-            self._team["spins"] = _spins_in(WAIT_US) // (8 if crowded else 1)
-            self._team["idle_spins"], self._team["idle_yields"] = _spins_in(IDLE_US), IDLE_YIELDS
+            self._pool["spins"] = _spins_in(WAIT_US) // (8 if crowded else 1)
+            self._pool["idle_spins"], self._pool["idle_yields"] = _spins_in(IDLE_US), IDLE_YIELDS
             self._start(jit.function(executor.WORKER))
 
     def _start(self, worker: Callable[..., Any]) -> None:
@@ -79,7 +79,7 @@ class Team:
             thread = threading.Thread(target=_work, args=args, daemon=True, name=f"pyggml-{i}")
             thread.start()
             self._threads.append(thread)
-        dismissal = weakref.finalize(self, _dismiss, self._team, self._address)
+        dismissal = weakref.finalize(self, _dismiss, self._pool, self._address)
         dismissal.atexit = False
         self._dismissal = dismissal
 
@@ -137,13 +137,13 @@ class Team:
 
 
 def _work(worker: Callable[..., Any], address: int, ith: int, memory: object) -> None:
-    """A worker's life. `memory` is what it waits on and reads: it must outlive a team that nobody closed."""
+    """A worker's life. `memory` is what it waits on and reads: it must outlive a pool that nobody closed."""
     worker(address, ith)
 
 
-def _dismiss(team: NDArray[Any], address: int) -> None:
-    """Let the workers leave, when the team is closed or forgotten."""
-    team["quit"] = 1
+def _dismiss(pool: NDArray[Any], address: int) -> None:
+    """Let the workers leave, when the pool is closed or forgotten."""
+    pool["quit"] = 1
     jit.function(executor.DISMISS)(address)
 
 

@@ -1,4 +1,4 @@
-"""Kernels with a plan's signature, for tests/backend/test_team.py: they count, wait, or leave a word on what went wrong."""
+"""Kernels with a plan's signature, for tests/backend/test_thread_pool.py: they count, wait, or leave a word on what went wrong."""
 
 from pyggml import simd as v
 from pyggml.kernels.cpu import record

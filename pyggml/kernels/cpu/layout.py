@@ -1,4 +1,4 @@
-"""Names for how a tensor's elements lie, as factories of kernels take them. Knows no kernel and no Numba."""
+"""Names for the type of a tensor and how its elements lie, as factories of kernels take them. Knows no kernel and no Numba."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FLOATS = (GGMLType.F32, GGMLType.F16, GGMLType.BF16)
 
 
 SOURCES = ("f32", "f16", "bf16", "f32/", "f16/", "bf16/")
-"""Kinds whose rows are quantised; a kernel that takes any of them is told the position in this list."""
+"""Layouts whose rows are quantised; a kernel that takes any of them is told the position in this list."""
 
 
 SUPER_ROOM = 9920
@@ -22,7 +22,7 @@ def work_bytes(dtype: GGMLType) -> int:
     return SUPER_ROOM if SIZES[dtype].block_size > 32 or dtype == GGMLType.MXFP4 else 0
 
 
-def kind(tensor: Tensor) -> str:
+def layout_of(tensor: Tensor) -> str:
     """The type's name in small letters, and "/" if the elements of a row lie apart."""
     size = SIZES[tensor.type]
     apart = tensor.nb[0] != size.type_size and tensor.ne[0] > size.block_size

@@ -1,0 +1,1 @@
+"""Small kernels that call the CUDA intrinsics, one file a kind."""

@@ -1,1 +1,0 @@
-"""Small kernels that call the words of the CUDA vocabulary, one file a kind of word."""

@@ -1,1 +1,0 @@
-"""Kernels that do nothing but use the words of pyggml.simd, for tests/simd/test_simd.py. Imported by the compiler only."""
