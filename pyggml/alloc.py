@@ -88,7 +88,7 @@ class Step(NamedTuple):
     reads: tuple[Tensor, ...]
 
 
-class Place(NamedTuple):
+class Allocation(NamedTuple):
     arena: int
     offset: int
     size: int
@@ -110,20 +110,20 @@ def place_tensors(
     arena_of: Callable[[Tensor], int],
     size_of: Callable[[Tensor], int] = lambda tensor: tensor.nbytes,
     after: Callable[[int], None] = lambda index: None,
-) -> dict[int, Place]:
-    """id(root) -> Place, for each root in `steps` that has no buffer yet; views lie in their root.
+) -> dict[int, Allocation]:
+    """id(root) -> Allocation, for each root in `steps` that has no buffer yet; views lie in their root.
 
     Tensors flagged INPUT lie apart from all others from the first step to the last: they are written before the first
     step and the next run may write only some of them. Those flagged OUTPUT are kept to the end. `after` is told of each
     step whose results and memory are settled.
     """
     last_use = _last_uses(steps)
-    places: dict[int, Place] = {}
+    places: dict[int, Allocation] = {}
 
     def add(tensor: Tensor) -> None:
         if tensor.buffer is None and id(tensor) not in places:
             arena, size = arena_of(tensor), size_of(tensor)
-            places[id(tensor)] = Place(arena, arenas[arena].alloc(size), size)
+            places[id(tensor)] = Allocation(arena, arenas[arena].alloc(size), size)
 
     for step in steps:
         for tensor in (*step.reads, step.result):
@@ -148,7 +148,7 @@ def place_tensors(
         kept = size_of(result) if dying is not None else 0
         if dying is not None and kept <= places[id(dying)].size:
             arena, offset, size = places[id(dying)]
-            places[id(result)] = Place(arena, offset, kept)
+            places[id(result)] = Allocation(arena, offset, kept)
             tail = arenas[arena].round_up(kept)
             arenas[arena].free(offset + tail, max(arenas[arena].round_up(size) - tail, 0))
         else:
@@ -177,7 +177,7 @@ def _last_uses(steps: Sequence[Step]) -> dict[int, tuple[int, Tensor]]:
 
 
 def _reusable(
-    step: Step, index: int, last_use: dict[int, tuple[int, Tensor]], places: dict[int, Place], arena: int
+    step: Step, index: int, last_use: dict[int, tuple[int, Tensor]], places: dict[int, Allocation], arena: int
 ) -> Tensor | None:
     """The root of a source that the result may overwrite, if there is one (ggml_gallocr_allocate_node)."""
     node = step.result

@@ -101,7 +101,7 @@ class Leafs:
         return found
 
     @cached_property
-    def homes(self) -> frozenset[int]:
+    def buffer_ids(self) -> frozenset[int]:
         """id() of the buffers."""
         return frozenset(map(id, self.buffers))
 

@@ -29,7 +29,7 @@ def assign(graph: Graph, devices: Sequence[Device]) -> dict[int, int]:
     return _Assignment(graph, devices).run()
 
 
-class _AllAtHome(dict[int, int]):
+class _OneDevice(dict[int, int]):
     """There is one device, and it computes all."""
 
     def __missing__(self, key: int) -> int:
@@ -41,35 +41,35 @@ class _Assignment:
         self.graph = graph
         self.devices = devices
         self.cpu = len(devices) - 1
-        self.home: dict[int, int] = {}
+        self.device_of: dict[int, int] = {}
         self.number = {id(device): i for i, device in enumerate(devices)}
         self.answers: dict[tuple[int, int], bool] = {}
         self.nodes = [node for node in graph.nodes if node.op not in VIEW_OPS]
 
     def run(self) -> dict[int, int]:
         if not self.cpu and all(self.devices[0].supports_op(node) for node in self.nodes):
-            return _AllAtHome()
+            return _OneDevice()
         for leaf in self.graph.leafs:
-            where = self.lives(leaf)
+            where = self.holder(leaf)
             if where is not None:
-                self.home[id(leaf)] = where
+                self.device_of[id(leaf)] = where
             elif leaf.flags & Flag.INPUT:
-                self.home[id(leaf)] = self.cpu
+                self.device_of[id(leaf)] = self.cpu
         for node in self.graph.nodes:
             wanted = self.pinned(node)
             if wanted is not None:
-                self.home[id(node)] = wanted
-        self.spread(self.nodes, past_cpu=False)
-        self.spread(reversed(self.nodes), past_cpu=False)
-        self.spread(self.nodes, past_cpu=True)
-        self.spread(reversed(self.nodes), past_cpu=True)
+                self.device_of[id(node)] = wanted
+        self.expand(self.nodes, past_cpu=False)
+        self.expand(reversed(self.nodes), past_cpu=False)
+        self.expand(self.nodes, past_cpu=True)
+        self.expand(reversed(self.nodes), past_cpu=True)
         for node in self.nodes:
-            if id(node) not in self.home:
-                self.home[id(node)] = self.best(node)
-        self.settle_sources()
-        return self.home
+            if id(node) not in self.device_of:
+                self.device_of[id(node)] = self.best(node)
+        self.assign_sources()
+        return self.device_of
 
-    def lives(self, tensor: Tensor) -> int | None:
+    def holder(self, tensor: Tensor) -> int | None:
         buffer = root_of(tensor).buffer
         return None if buffer is None else self.number[id(buffer.device)]
 
@@ -81,7 +81,7 @@ class _Assignment:
 
     def pinned(self, node: Tensor) -> int | None:
         """The device that the node's destination or one of its weights prescribes."""
-        where = self.lives(node)
+        where = self.holder(node)
         if where is not None:
             if not self.supports(where, node):
                 raise UnsupportedError(
@@ -99,15 +99,15 @@ class _Assignment:
                 return where if self.supports(where, node) else None
         return None
 
-    def spread(self, nodes: Iterable[Tensor], past_cpu: bool) -> None:
-        """Nodes without a home move in with the one before; from the CPU only if `past_cpu`."""
+    def expand(self, nodes: Iterable[Tensor], past_cpu: bool) -> None:
+        """Nodes that have no device yet get that of the node before, the CPU only if `past_cpu`."""
         current: int | None = None
         for node in nodes:
-            here = self.home.get(id(node))
+            here = self.device_of.get(id(node))
             if here is not None:
                 current = here if past_cpu or here != self.cpu else None
             elif current is not None and self.supports(current, node):
-                self.home[id(node)] = current
+                self.device_of[id(node)] = current
 
     def best(self, node: Tensor) -> int:
         """The device that supports the node and has most of its sources."""
@@ -115,18 +115,18 @@ class _Assignment:
         if not able:
             reasons = "; ".join(f"{d.name}: {d.why_not(node) or 'malformed'}" for d in self.devices)
             raise UnsupportedError(f"no device computes {Op(node.op).name} {node.name!r} ({reasons})")
-        homes = [self.home.get(id(root_of(s))) for s in node.src if s is not None]
-        return max(able, key=lambda device: (homes.count(device), -device))
+        devices = [self.device_of.get(id(root_of(s))) for s in node.src if s is not None]
+        return max(able, key=lambda device: (devices.count(device), -device))
 
-    def settle_sources(self) -> None:
-        """Views live with their roots; a leaf that nobody placed lives where it is first needed."""
+    def assign_sources(self) -> None:
+        """A view is on the device of its root, a leaf that nobody placed on the one that needs it first."""
         for node in self.graph.nodes:
             root = root_of(node)
             if node.op not in VIEW_OPS:
-                self.home.setdefault(id(root), self.home[id(node)])
+                self.device_of.setdefault(id(root), self.device_of[id(node)])
             elif root is not node:
-                self.home[id(node)] = self.home.setdefault(id(root), self.cpu)
+                self.device_of[id(node)] = self.device_of.setdefault(id(root), self.cpu)
             for source in node.src:
                 if source is not None:
-                    where = self.home.setdefault(id(root_of(source)), self.home[id(node)])
-                    self.home[id(source)] = where
+                    where = self.device_of.setdefault(id(root_of(source)), self.device_of[id(node)])
+                    self.device_of[id(source)] = where

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pyggml.alloc import Arena, Place, Step
+from pyggml.alloc import Allocation, Arena, Step
 from pyggml.graph import Graph, IrregularError, Leafs, Pattern, Repeats
 from pyggml.tensor import Flag, Tensor
 
@@ -97,7 +97,7 @@ class PlaceWatch:
         if end is not None:
             self.states[end] = self.arena.state()
 
-    def check(self, places: dict[int, Place]) -> None:
+    def check(self, places: dict[int, Allocation]) -> None:
         """Raises IrregularError unless each unit of layers that is repeated leaves the buffer as it found it, its input's
         place taken by its result, and what it makes is read nowhere else."""
         pattern, ends = self.repeats.pattern, self.repeats.ends

@@ -1,4 +1,4 @@
-"""One graph over several devices: cut into splits, activations carried across, one plan a split, run again and again.
+"""One graph over several devices: cut into splits, activations copied across, one plan a split, run again and again.
 
 Owns the compute buffers and the copies between devices; which device takes a node is `assign.py`'s business, where its
 result lies `alloc.py`'s. Knows no kernel and no network. Follows ggml-backend.cpp (ggml_backend_sched_*).
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyggml.alloc import Arena, Place, Step, place_tensors, root_of, steps_of
+from pyggml.alloc import Allocation, Arena, Step, place_tensors, root_of, steps_of
 from pyggml.backend.assign import assign
 from pyggml.backend.base import Backend, Begun, Buffer, Plan, Usage
 from pyggml.backend.host import ELEMENTS, HostBuffer
@@ -112,22 +112,22 @@ class Schedule:
         self._input_names = {id(t): t for t in graph.leafs if t.flags & Flag.INPUT}
         self._views: list[Tensor] = []
         self._generation = -1
-        home = assign(graph, scheduler.devices)
-        steps = self._cut(graph, home)
+        device_of = assign(graph, scheduler.devices)
+        steps = self._cut(graph, device_of)
         arenas = [Arena(device.alignment) for device in scheduler.devices]
         self._repeats = graph.repeats
         watch = self._watch(graph.repeats, steps, arenas) if graph.repeats is not None else None
         places = place_tensors(
             steps,
             arenas,
-            lambda t: home[id(t)],
-            lambda t: scheduler.devices[home[id(t)]].alloc_size(t),
+            lambda t: device_of[id(t)],
+            lambda t: scheduler.devices[device_of[id(t)]].alloc_size(t),
             watch.after if watch is not None else lambda index: None,
         )
         if watch is not None:
             watch.check(places)
         self.sizes = [arena.size for arena in arenas]
-        self._places: list[tuple[Tensor, Place]] = []
+        self._places: list[tuple[Tensor, Allocation]] = []
         self._collect(steps, places)
 
     def _watch(self, repeats: Repeats, steps: list[Step], arenas: list[Arena]) -> PlaceWatch:
@@ -136,7 +136,7 @@ class Schedule:
             raise IrregularError("layers are repeated where one device computes all, and is able to")
         return PlaceWatch(repeats, steps, arenas[devices.pop()])
 
-    def _cut(self, graph: Graph, home: dict[int, int]) -> list[Step]:
+    def _cut(self, graph: Graph, device_of: dict[int, int]) -> list[Step]:
         """Fill `splits`, point nodes at copies where a source is elsewhere, and tell the steps of the whole run."""
         if len(self.scheduler.devices) == 1:
             nodes = [node for node in graph.nodes if node.op not in VIEW_OPS]
@@ -147,23 +147,23 @@ class Schedule:
         for node in graph.nodes:
             if node.op in VIEW_OPS:
                 continue
-            device = home[id(node)]
+            device = device_of[id(node)]
             if not self.splits or self.splits[-1].device != device:
                 self.splits.append(Split(device))
             split = self.splits[-1]
             split.nodes.append(node)
             reads = tuple([s for s in node.src if s is not None])
-            if all(home[id(s)] == device for s in reads):
+            if all(device_of[id(s)] == device for s in reads):
                 steps.append(Step(node, reads))
                 continue
             sources: list[Tensor | None] = []
             for source in node.src:
-                if source is None or home[id(source)] == device:
+                if source is None or device_of[id(source)] == device:
                     sources.append(source)
                     continue
                 copy = made.get((id(source), device))
                 if copy is None:
-                    copy = self._copy(source, device, home)
+                    copy = self._copy(source, device, device_of)
                     made[id(source), device] = copy
                     if not copy.flags & Flag.INPUT:
                         split.copies.append((source, copy))
@@ -173,16 +173,16 @@ class Schedule:
             steps.append(Step(node, tuple(s for s in sources if s is not None)))
         return _copies_first(self.splits, steps) if any(split.copies for split in self.splits) else steps
 
-    def _copy(self, source: Tensor, device: int, home: dict[int, int]) -> Tensor:
+    def _copy(self, source: Tensor, device: int, device_of: dict[int, int]) -> Tensor:
         name = f"{self.scheduler.devices[device].name}#{source.name}"
         is_input = source.flags & Flag.INPUT and source.buffer is None and not source.is_view
         copy = Tensor(source.type, source.ne, source.nb, name=name, flags=Flag.INPUT if is_input else 0)
-        home[id(copy)] = device
+        device_of[id(copy)] = device
         if is_input:
             self._inputs.setdefault(id(source), []).append(copy)
         return copy
 
-    def _collect(self, steps: list[Step], places: dict[int, Place]) -> None:
+    def _collect(self, steps: list[Step], places: dict[int, Allocation]) -> None:
         """List what has to get an address: placed tensors, views of anything, inputs that are read where they are."""
         seen: dict[int, Tensor] = {}  # in the order in which they are met
         for step in steps:
@@ -255,7 +255,7 @@ class Schedule:
             scheduler.backends[self.splits[-1].device].flush()  # it takes in its inputs while others compute
         for split in self.splits:
             for source, copy in split.copies:
-                carry(source, copy)
+                copy_across(source, copy)
             if scheduler.aborted:
                 raise ComputeError("aborted")
             assert split.plan is not None
@@ -270,7 +270,7 @@ class Schedule:
         return np.frombuffer(tensor.buffer.get(tensor), ELEMENTS[tensor.type]).reshape(tensor.ne[::-1])
 
 
-def carry(source: Tensor, copy: Tensor) -> None:
+def copy_across(source: Tensor, copy: Tensor) -> None:
     """Copy bytes between tensors of the same layout on any two devices."""
     assert source.buffer is not None and copy.buffer is not None
     if not copy.buffer.copy(source, copy):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyggml.kernels.cuda.spec import Place, Scratch, Spec
+from pyggml.kernels.cuda.spec import DeviceAddress, Scratch, Spec
 from pyggml.lowering.hazards import Memo, Span
 from pyggml.lowering.spans import first_fit
 from pyggml.tensor import Tensor
@@ -31,7 +31,7 @@ class Launch:
     grid: Grid
     threads: int
     shared: int
-    args: tuple[int | float | Place, ...]
+    args: tuple[int | float | DeviceAddress, ...]
 
 
 @dataclass
@@ -47,19 +47,24 @@ class Builder:
     reports: bool = False
     _constants: list[NDArray[np.uint8]] = field(default_factory=list)
     _constant_bytes: int = STATUS_BYTES
-    _named: dict[Any, Place] = field(default_factory=dict)
+    _named: dict[Any, DeviceAddress] = field(default_factory=dict)
     _memo: Memo = field(default_factory=Memo)
     _base: Scratch = field(default_factory=lambda: Scratch(0))
 
     def launch(
-        self, spec: Spec, grid: Sequence[int], threads: int, args: Sequence[int | float | Place], shared: int = 0
+        self,
+        spec: Spec,
+        grid: Sequence[int],
+        threads: int,
+        args: Sequence[int | float | DeviceAddress],
+        shared: int = 0,
     ) -> None:
         """Add a kernel: `grid` has one to three dimensions, `args` are its parameters in order."""
         x, y, z = (*grid, 1, 1)[:3]
         assert x > 0 and y > 0 and z > 0 and threads % 32 == 0 and y < 65536 and z < 65536, (spec, grid, threads)
         assert shared <= self.shared_limit, (spec, shared)
         for arg in args:
-            if isinstance(arg, Place) and arg.scratch is not self._base:
+            if isinstance(arg, DeviceAddress) and arg.scratch is not self._base:
                 scratch = arg.scratch
                 scratch.first = len(self.launches) if scratch.first < 0 else scratch.first
                 scratch.last = len(self.launches)
@@ -69,25 +74,25 @@ class Builder:
         """Work memory from the first launch that names it to the last."""
         return Scratch(size)
 
-    def constant(self, values: NDArray[Any], name: Any = None) -> Place:
+    def constant(self, values: NDArray[Any], name: Any = None) -> DeviceAddress:
         """Numbers that are the same in every run; with a name they can be asked for again."""
         data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
         at = -(-self._constant_bytes // 16) * 16
         self._constants.append(np.zeros(at - self._constant_bytes, np.uint8))
         self._constants.append(data)
         self._constant_bytes = at + data.size
-        place = Place(self._base, at)
+        address = DeviceAddress(self._base, at)
         if name is not None:
-            self._named[name] = place
-        return place
+            self._named[name] = address
+        return address
 
-    def remembered_constant(self, name: Any) -> Place | None:
+    def remembered_constant(self, name: Any) -> DeviceAddress | None:
         return self._named.get(name)
 
-    def status(self) -> Place:
+    def status(self) -> DeviceAddress:
         """Where a kernel reports an index out of range."""
         self.reports = True
-        return Place(self._base, 0)
+        return DeviceAddress(self._base, 0)
 
     def remember(self, key: Any, value: Any, source: Tensor) -> None:
         """Keep what was made of `source` until something is written to its memory."""
@@ -103,7 +108,7 @@ class Builder:
     def place_scratch(self) -> int:
         """Give all work memory its offset behind the constants; -> bytes in all."""
         start = -(-self._constant_bytes // ALIGNMENT) * ALIGNMENT
-        named = [arg.scratch for step in self.launches for arg in step.args if isinstance(arg, Place)]
+        named = [arg.scratch for step in self.launches for arg in step.args if isinstance(arg, DeviceAddress)]
         pieces = list({id(s): s for s in named if s is not self._base}.values())
         offsets, size = first_fit(((s.size, s.first, s.last) for s in pieces), ALIGNMENT)
         for piece, offset in zip(pieces, offsets, strict=True):

@@ -168,13 +168,13 @@ class LayerBuilder(Builder):
         starts = [*self._starts, len(self.steps)]
         first_of = np.cumsum(self._sizes) - self._sizes  # the first step of each layer in the table
         order = np.array(self._order)
-        homes = self._repeats.leafs.homes
+        buffer_ids = self._repeats.leafs.buffer_ids
         for i in range(pattern.first, pattern.last):
             moved = [
                 (number, slot, leaf)
                 for number, step in enumerate(self.steps[starts[i] : starts[i + 1]])
                 for slot, t in enumerate((step.dst, *step.src))
-                if t is not None and id(t.buffer) in homes and (leaf := self._leafs[i].find(t)) is not None
+                if t is not None and id(t.buffer) in buffer_ids and (leaf := self._leafs[i].find(t)) is not None
             ]
             layers = np.flatnonzero(order == i)
             numbers, slots, leafs = np.array(moved, np.intp).reshape(-1, 3).T

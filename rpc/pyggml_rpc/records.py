@@ -32,7 +32,7 @@ EMPTY_MOST = 1 << 24  # what the other dimensions of a tensor of no elements may
 COMPUTE = int(Flag.COMPUTE)
 BY_NUMBER: dict[int, tuple[GGMLType, TypeSize]] = {int(t): (t, size) for t, size in SIZES.items()}
 
-Place = Callable[[Tensor], tuple[int, int]]
+RecordOf = Callable[[Tensor], tuple[int, int]]
 """A tensor -> (handle of its buffer, data), or (0, 0) when it lives elsewhere."""
 
 
@@ -40,7 +40,7 @@ Place = Callable[[Tensor], tuple[int, int]]
 
 
 def write_tensors(
-    tensors: Iterable[Tensor], place: Place, ids: Mapping[int, int], uses: Mapping[int, int] | None = None
+    tensors: Iterable[Tensor], record_of: RecordOf, ids: Mapping[int, int], uses: Mapping[int, int] | None = None
 ) -> Records:
     """One record each. `ids` gives the wire's number of a tensor by id(); a source without one is sent as absent.
 
@@ -49,7 +49,7 @@ def write_tensors(
     uses = uses or {}
     rows: list[tuple[Any, ...]] = []
     for t in tensors:
-        handle, data = place(t)
+        handle, data = record_of(t)
         # a source without a number belongs to a graph that was computed before: this tensor is data here
         src = [0 if s is None else ids.get(id(s), 0) for s in t.src]
         rows.append(
@@ -90,11 +90,11 @@ def signer(record: Records) -> bytes:
     return name[KEY_AT:].ljust(KEY, b"\0") if name[KEY_AT - 1 : KEY_AT] == b"\0" and name[KEY_AT:] else b""
 
 
-def write_tensor(tensor: Tensor, place: Place) -> bytes:
-    return write_tensors([tensor], place, {}).tobytes()
+def write_tensor(tensor: Tensor, record_of: RecordOf) -> bytes:
+    return write_tensors([tensor], record_of, {}).tobytes()
 
 
-def write_graph(protocol: Protocol, device: int, uid: int, graph: Graph, place: Place) -> bytes:
+def write_graph(protocol: Protocol, device: int, uid: int, graph: Graph, record_of: RecordOf) -> bytes:
     """The body of GRAPH_COMPUTE: the nodes, what they read, and the roots of views; every node is to be computed."""
     nodes = [node for node in graph.nodes if node.op not in VIEW_OPS]
     tensors: dict[int, Tensor] = {}
@@ -105,7 +105,7 @@ def write_graph(protocol: Protocol, device: int, uid: int, graph: Graph, place: 
                     tensors.setdefault(id(t.view_src), t.view_src)
                 tensors.setdefault(id(t), t)
     ids = {key: number for number, key in enumerate(tensors, 1)}
-    records = write_tensors(tensors.values(), place, ids, graph.uses)
+    records = write_tensors(tensors.values(), record_of, ids, graph.uses)
     order = np.array([ids[id(node)] for node in nodes], "<u8")
     if nodes:
         records["flags"][order.astype(np.intp) - 1] |= COMPUTE

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 
 from pyggml.errors import DeviceError
 from pyggml_rpc.addresses import bare_host, is_local, join_endpoint, owner_of
+from pyggml_rpc.admission import Admitted, FullError, make_room
 from pyggml_rpc.comm import LOOPBACK, NOBODY, company_of
 from pyggml_rpc.connection import Piece, ServerConnection
 from pyggml_rpc.errors import RefusedError, RemoteProtocolError
 from pyggml_rpc.link import join
 from pyggml_rpc.memory import trim
-from pyggml_rpc.places import FullError, Place, make_room
 from pyggml_rpc.server import Server
 from pyggml_rpc.session import Session
 
@@ -128,7 +128,7 @@ class Wire:
 # ---- the server's end
 
 
-class _Client(Place):
+class _Client(Admitted):
     """One accepted connection and the thread that serves it."""
 
     def __init__(self, listener: "Listener", sock: socket.socket, address: str, peer: str) -> None:

@@ -16,7 +16,7 @@ from tiny_model import write_llama
 import pyggml.backend.scheduler as scheduler_module
 from pyggml import ops
 from pyggml.backend.base import Plan, Usage
-from pyggml.backend.scheduler import Scheduler, carry
+from pyggml.backend.scheduler import Scheduler, copy_across
 from pyggml.dtypes import GGMLType
 from pyggml.errors import ComputeError, DeviceError, UnsupportedError
 from pyggml.graph import build_forward
@@ -326,7 +326,7 @@ def test_the_comparison_notices_activations_that_are_not_carried(model_path, mon
     """A mutant: a scheduler that forgets every other copy between devices."""
     alone, _ = logits(model_path, FakeDevice("CPU"))
     count = itertools.count()
-    monkeypatch.setattr(scheduler_module, "carry", lambda a, b: carry(a, b) if next(count) % 2 else None)
+    monkeypatch.setattr(scheduler_module, "copy_across", lambda a, b: copy_across(a, b) if next(count) % 2 else None)
     spread, _ = logits(model_path, FakeDevice("CPU"), [FakeDevice("A"), FakeDevice("B")])
     assert next(count) > 2 and not np.array_equal(alone, spread)
 

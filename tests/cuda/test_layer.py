@@ -41,7 +41,7 @@ def test_a_layer(tmp_path, quant, flash_attn, cc):
     actual, _ = logits(path, flash_attn, [device])
     assert device.gpu.launches > 40 and device.gpu.replays, "the layer did not run there"
     with device.lock:
-        device.bury()
+        device.free_retired()
     assert not device.gpu.allocations
     expected, _ = logits(path, flash_attn)
     error = ((actual - expected) ** 2).sum() / (expected**2).sum()

@@ -55,7 +55,7 @@ class CudaDevice(Device):
         self.lock = threading.RLock()
         self._computed = Forms()  # that why_not had nothing against
         self.staging = Staging(gpu)
-        self.garbage: SimpleQueue[_Remains] = SimpleQueue()  # of plans that nobody holds any more
+        self.retired: SimpleQueue[_RetiredPlan] = SimpleQueue()  # of plans that nobody holds any more
         self.events: list[Any] = []  # that no backend uses
         self.clock: Callable[[], float] = time.monotonic
 
@@ -67,25 +67,25 @@ class CudaDevice(Device):
         return CudaBuffer(self, size, usage)
 
     def take(self, size: int) -> int:
-        """Address of so many bytes; `lock` is held. Raises DeviceError when they are not there even without what lost
+        """Address of so many bytes; `lock` is held. Raises DeviceError when they are not there even without what retired
         plans hold."""
         try:
             return self.gpu.alloc(size)
         except DeviceError:
-            if not self.bury():
+            if not self.free_retired():
                 raise
             return self.gpu.alloc(size)
 
-    def bury(self) -> int:
-        """Free what lost plans hold, which needs a time when no graph is being noted; `lock` is held. -> how many."""
+    def free_retired(self) -> int:
+        """Free what retired plans hold, which needs a time when no graph is being captured; `lock` is held. -> how many."""
         n = 0
         with contextlib.suppress(Empty):
             while True:
-                remains = self.garbage.get_nowait()
+                plan = self.retired.get_nowait()
                 n += 1
-                if remains.graph is not None:
-                    self.gpu.drop(remains.graph)
-                self.gpu.free(remains.memory)
+                if plan.graph is not None:
+                    self.gpu.drop(plan.graph)
+                self.gpu.free(plan.memory)
         return n
 
     def why_not(self, node: Tensor) -> str | None:
@@ -189,11 +189,11 @@ class CudaBackend(Backend):
         for spec in dict.fromkeys(step.spec for step in builder.launches):
             gpu.load(spec)  # may compile for seconds, while others use the GPU
         with self.device.lock:
-            self.device.bury()
+            self.device.free_retired()
             memory = self.device.take(size)
             try:
                 self.device.staging.write(memory, builder.constants())
-                plan = _KeptPlan(self.device, builder, nodes, memory)
+                plan = _OwnedPlan(self.device, builder, nodes, memory)
                 plan.nbytes = size
                 return plan
             except BaseException:
@@ -227,7 +227,7 @@ class CudaBackend(Backend):
         assert isinstance(plan, CudaPlan)
         device, gpu = self.device, self.device.gpu
         with device.lock:
-            device.bury()
+            device.free_retired()
             self.aborted = False
             if not plan.steps:
                 return
@@ -284,20 +284,20 @@ class CudaBackend(Backend):
 
     def close(self) -> None:
         with self.device.lock:
-            self.device.bury()
+            self.device.free_retired()
             self.device.events += self._events
             self._events = []
 
 
-class _Remains(NamedTuple):
+class _RetiredPlan(NamedTuple):
     """What a plan that nobody holds any more leaves on the GPU."""
 
     graph: Any
     memory: int
 
 
-class _KeptPlan(CudaPlan):
-    """A plan that leaves its memory to the device in the end: at once is no time, a graph may be being noted."""
+class _OwnedPlan(CudaPlan):
+    """A plan that leaves its memory to the device in the end: at once is no time, a graph may be being captured."""
 
     def __init__(self, device: CudaDevice, builder: Builder, nodes: list[Tensor], memory: int) -> None:
         super().__init__(device.gpu, builder, nodes, memory)
@@ -306,7 +306,7 @@ class _KeptPlan(CudaPlan):
     def __del__(self) -> None:
         device = getattr(self, "device", None)
         if device is not None:  # not where __init__ failed
-            device.garbage.put(_Remains(self.graph, self.memory))
+            device.retired.put(_RetiredPlan(self.graph, self.memory))
 
 
 def only_inside(graph: Graph, group: list[Tensor]) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 from pyggml.backend.base import Buffer, Plan
 from pyggml.backend.cuda.driver import GPU, Grid
 from pyggml.errors import DeviceError
-from pyggml.kernels.cuda.spec import Place
+from pyggml.kernels.cuda.spec import DeviceAddress
 from pyggml.lowering.cuda import Builder
 from pyggml.tensor import Tensor
 
@@ -56,7 +56,7 @@ class CudaPlan(Plan):
             for arg in step.args:
                 if isinstance(arg, float):
                     self.values[at : at + 1].view(np.float32)[0] = arg
-                elif isinstance(arg, Place):
+                elif isinstance(arg, DeviceAddress):
                     self.values[at] = memory + arg.scratch.offset + arg.offset
                 else:
                     self.values[at] = arg

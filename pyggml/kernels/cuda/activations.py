@@ -12,7 +12,7 @@ from pyggml.kernels.cuda.layout import blocks
 from pyggml.kernels.cuda.spec import Spec, i32, i64
 
 if TYPE_CHECKING:
-    from pyggml.kernels.cuda.spec import Place
+    from pyggml.kernels.cuda.spec import DeviceAddress
     from pyggml.lowering.cuda import Builder
     from pyggml.tensor import Tensor
 
@@ -26,8 +26,8 @@ class Activations(NamedTuple):
     Column i1 of batch (i2, i3) is row i1 + ne1 x (i2 + ne2 x i3).
     """
 
-    bytes: Place
-    scales: Place
+    bytes: DeviceAddress
+    scales: DeviceAddress
     step: int
 
 

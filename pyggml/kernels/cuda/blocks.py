@@ -15,7 +15,7 @@ from pyggml.kernels.cuda.layout import FLOATS
 from pyggml.quants.iq4_nl import LEVELS
 
 if TYPE_CHECKING:
-    from pyggml.kernels.cuda.spec import Place
+    from pyggml.kernels.cuda.spec import DeviceAddress
     from pyggml.lowering.cuda import Builder
 
 T = GGMLType
@@ -30,17 +30,17 @@ READ = (*FLOATS, *BLOCKS, *SMALL, *LATTICE)
 FAMILIES = {"floats": FLOATS, "simple": SIMPLE, "super": SUPER, "small": SMALL, "lattice": LATTICE}
 
 
-def reader(builder: Builder, dtype: GGMLType) -> tuple[str, tuple[int, int | Place]]:
+def reader(builder: Builder, dtype: GGMLType) -> tuple[str, tuple[int, int | DeviceAddress]]:
     """The family of a type, and what its `element` asks for: the type's number, the address of its table (0: none)."""
     family = next(name for name, types in FAMILIES.items() if dtype in types)
     return family, (FAMILIES[family].index(dtype), table_of(builder, dtype))
 
 
-def table_of(builder: Builder, dtype: GGMLType) -> int | Place:
+def table_of(builder: Builder, dtype: GGMLType) -> int | DeviceAddress:
     """Where the runs of values are that a lattice type's blocks number; 0 for other types."""
     if dtype not in LATTICE:
         return 0
-    found: Place | None = builder.remembered_constant(dtype)
+    found: DeviceAddress | None = builder.remembered_constant(dtype)
     if found is None:
         from pyggml.quants.lattice import grid
 

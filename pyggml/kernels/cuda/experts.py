@@ -13,12 +13,12 @@ from pyggml.kernels.cuda.spec import Spec, i32, i64
 from pyggml.ops import Op
 
 if TYPE_CHECKING:
-    from pyggml.kernels.cuda.spec import Place
+    from pyggml.kernels.cuda.spec import DeviceAddress
     from pyggml.lowering.cuda import Builder
     from pyggml.tensor import Tensor
 
 
-def lists(builder: Builder, node: Tensor) -> tuple[int | Place, ...]:
+def lists(builder: Builder, node: Tensor) -> tuple[int | DeviceAddress, ...]:
     """Arguments: the lists' address (0: there are none) and strides, numbers a list, rows of b that they share, how many
     matrices there are, and where a number out of range is told."""
     if node.op != Op.MUL_MAT_ID:
@@ -67,7 +67,7 @@ class Table(NamedTuple):
     matrix' places; the order: numbers of entries (list x used + slot).
     """
 
-    at: Place | int = 0
+    at: DeviceAddress | int = 0
     tiles: int = 0
     used: int = 0
     shared_rows: int = 1

@@ -12,7 +12,7 @@ from pyggml.kernels.cuda.norm import SUMS, threads_for
 from pyggml.kernels.cuda.spec import Spec, f32, i32, i64
 
 if TYPE_CHECKING:
-    from pyggml.kernels.cuda.spec import Place
+    from pyggml.kernels.cuda.spec import DeviceAddress
     from pyggml.lowering.cuda import Builder
     from pyggml.tensor import Tensor
 
@@ -21,7 +21,7 @@ def why_not(node: Tensor) -> str | None:
     return refuse_types([F32], node, source(node, 0)) or refuse(option(node, 1), option(node, 2))
 
 
-def slopes(builder: Builder, n_head: int, max_bias: float) -> Place | int:
+def slopes(builder: Builder, n_head: int, max_bias: float) -> DeviceAddress | int:
     """What each head multiplies the mask with (ALiBi); 0 where that is 1 (ggml-cpu/ops.cpp: soft_max_f32)."""
     if not max_bias > 0.0:
         return 0

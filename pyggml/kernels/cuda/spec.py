@@ -60,12 +60,12 @@ class Scratch:
     last: int = -1
     offset: int = 0
 
-    def at(self, offset: int = 0) -> Place:
+    def at(self, offset: int = 0) -> DeviceAddress:
         """An address in it, as a launch's argument."""
-        return Place(self, offset)
+        return DeviceAddress(self, offset)
 
 
-class Place(NamedTuple):
+class DeviceAddress(NamedTuple):
     """An address that is known when the plan is complete."""
 
     scratch: Scratch

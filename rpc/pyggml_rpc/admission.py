@@ -1,4 +1,4 @@
-"""Who may be connected at once: so many clients, so many of one address, and who makes room for a newcomer.
+"""Admission control: so many clients at once, so many of one address, and who makes room for a newcomer.
 
 Owns the decision; it must not know a socket or a request. Who is silent makes room: first those who never asked for
 memory, then those who hold some and have been silent for long. A client that is computing, or whose bytes are coming,
@@ -16,12 +16,12 @@ SILENCE = 30.0  # and one with memory
 
 
 class FullError(DeviceError):
-    """There is no place for one more client."""
+    """There is no room for one more client."""
 
 
 @dataclass
-class Place:
-    """One client's. `since` is when it last did something (seconds of some clock)."""
+class Admitted:
+    """A client that is connected. `since` is when it last did something (seconds of some clock)."""
 
     owner: Hashable
     since: float
@@ -33,14 +33,14 @@ class Place:
         return SILENCE if self.holds_memory else EMPTY_SILENCE
 
 
-P = TypeVar("P", bound=Place)
+P = TypeVar("P", bound=Admitted)
 
 
-def make_room(places: Iterable[P], owner: Hashable, now: float, most: int, most_of_one: int) -> P | None:
+def make_room(admitted: Iterable[P], owner: Hashable, now: float, most: int, most_of_one: int) -> P | None:
     """The client that has to leave before one more of `owner` (None: of nobody in particular) may come; None if nobody
     has to. Raises FullError saying why nobody can."""
-    present = [place for place in places if not place.leaving]
-    own = [place for place in present if owner is not None and place.owner == owner]
+    present = [client for client in admitted if not client.leaving]
+    own = [client for client in present if owner is not None and client.owner == owner]
     if len(own) >= most_of_one:
         return _silent(own, now, f"{len(own)} clients of its address are there")
     if len(present) >= most:
@@ -48,8 +48,8 @@ def make_room(places: Iterable[P], owner: Hashable, now: float, most: int, most_
     return None
 
 
-def _silent(places: list[P], now: float, why: str) -> P:
-    able = [place for place in places if not place.busy and now - place.since > place.patience()]
+def _silent(admitted: list[P], now: float, why: str) -> P:
+    able = [client for client in admitted if not client.busy and now - client.since > client.patience()]
     if not able:
         raise FullError(why)
-    return min(able, key=lambda place: (place.holds_memory, place.since))
+    return min(able, key=lambda client: (client.holds_memory, client.since))

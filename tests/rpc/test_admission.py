@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 from pyggml_rpc.addresses import bare_host, is_local, join_endpoint, owner_of, split_endpoint
+from pyggml_rpc.admission import EMPTY_SILENCE, SILENCE, Admitted, FullError, make_room
 from pyggml_rpc.backend import devices_from_spec
 from pyggml_rpc.client import Client
 from pyggml_rpc.errors import RpcError
-from pyggml_rpc.places import EMPTY_SILENCE, SILENCE, FullError, Place, make_room
 from pyggml_rpc.server import Server
 from pyggml_rpc.talk import LimitRate, mib
 from pyggml_rpc.transport import Limits, Listener
@@ -31,11 +31,11 @@ C = Command
 # ---- the decision
 
 
-def place(owner: str | None = None, silent: float = 0.0, **more: bool) -> Place:
-    return Place(owner, 1000.0 - silent, **more)
+def place(owner: str | None = None, silent: float = 0.0, **more: bool) -> Admitted:
+    return Admitted(owner, 1000.0 - silent, **more)
 
 
-def leaver(places: list[Place], owner: str | None = None, most: int = 3, of_one: int = 2) -> Place | None:
+def leaver(places: list[Admitted], owner: str | None = None, most: int = 3, of_one: int = 2) -> Admitted | None:
     return make_room(places, owner, 1000.0, most, of_one)
 
 
@@ -151,8 +151,8 @@ def greeted(listener: Listener) -> socket.socket:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyggml_rpc.places.EMPTY_SILENCE", 0.2)
-    monkeypatch.setattr("pyggml_rpc.places.SILENCE", 0.6)
+    monkeypatch.setattr("pyggml_rpc.admission.EMPTY_SILENCE", 0.2)
+    monkeypatch.setattr("pyggml_rpc.admission.SILENCE", 0.6)
 
 
 @pytest.mark.usefixtures("impatient")
