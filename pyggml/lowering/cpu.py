@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pyggml import jit
 from pyggml.dtypes import GGMLType
 from pyggml.errors import WorkMemoryError
+from pyggml.kernels.cpu.step_args import MAX_ARGS, StepArgs, packed
 from pyggml.lowering.hazards import Hazards, Memo, Span
 from pyggml.lowering.parts import cost_ns, parts
 from pyggml.lowering.spans import first_fit
@@ -100,16 +101,16 @@ class Builder:
         dst: Tensor | None,
         src: Sequence[Tensor | None] = (),
         *,
-        ints: Sequence[int] = (),
+        args: StepArgs = (),
         reads: Sequence[Scratch] = (),
         writes: Sequence[Scratch] = (),
         calls: Sequence[jit.Spec] = (),
     ) -> None:
         """Add a step. `dst` is written, `src` are read; `writes` + `reads` are at most two pieces of work memory,
-        which the kernel finds in this order in its `scratch`. There is a barrier before it only if it needs what a
-        step since the last barrier wrote, or would overwrite what one of those reads. `calls`: at most three kernels whose
-        addresses the step's own kernel finds in its record."""
-        assert self.node is not None and len(src) <= MAX_OPERANDS and len(ints) <= 8
+        which the kernel finds in this order in its `scratch`. The threads meet before it only if it needs what a
+        step since their last meeting wrote, or would overwrite what one of those reads. `calls`: at most three kernels whose
+        addresses the step's own kernel finds in its record. `args`: an instance of the class that stands beside the kernel."""
+        assert self.node is not None and len(src) <= MAX_OPERANDS and len(args) <= MAX_ARGS
         scratch = (*writes, *reads)
         assert len(scratch) <= 2 and len(calls) <= 3
         held, written, read, write = list(scratch), [id(s) for s in writes], [], []
@@ -138,7 +139,7 @@ class Builder:
                 self.node,
                 dst,
                 tuple(src),
-                tuple(ints),
+                packed(args),
                 scratch,
                 tuple(held),
                 tuple([kernels.setdefault(s, len(kernels)) for s in (spec, *calls)]),

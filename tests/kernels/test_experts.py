@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from pyggml import jit
 from pyggml.jit import Spec
-from pyggml.kernels.cpu.experts import HEAD
+from pyggml.kernels.cpu.experts import HEAD, GatherArgs
+from pyggml.kernels.cpu.step_args import packed
 from pyggml.steps import STATUS, STEP
 
 SPARE = 1 << 12
@@ -34,7 +35,7 @@ def table_of(ids: np.ndarray, n_experts: int, width: int, at: int | None) -> tup
     step = raw[-raw.ctypes.data % 64 :][: STEP.itemsize].view(STEP)
     status = np.zeros(1, STATUS)
     step["status"] = status.ctypes.data
-    step["ints"][0, :5] = n_experts, width, panels, lists, counts
+    step["ints"][0, :5] = packed(GatherArgs(n_experts, width, panels, lists, counts))
     step["dst"]["data"] = memory.ctypes.data
     source = step["src"][0, 0]
     source["data"], source["ne"], source["nb"] = place, (used, tokens, 1, 1), (4, 4 * used, 4 * pairs, 4 * pairs)

@@ -14,6 +14,8 @@ Which row of src0 is which token of a panel, shapes say, or a table of experts.p
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from pyggml.jit import inline
 
 BLOCK = 32
@@ -66,16 +68,24 @@ def _quantize():
     return quantize
 
 
+class PlaneArgs(NamedTuple):
+    """blocks: of a row. padded: those of its planes. row_bytes: from one row's planes to the next's."""
+
+    blocks: int
+    padded: int
+    row_bytes: int
+
+
 def planes():
-    """-> kernel: src0 rows to planes. ints: blocks, padded blocks, bytes from one row's planes to the next's."""
+    """-> kernel: src0 rows to planes. Takes PlaneArgs."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import record
+    from pyggml.kernels.cpu import record, step_args
 
     U = v.U
     np = v.np
     quantize = _quantize()
     rows, row, ne0 = record.rows("src0"), record.row("src0", "src0"), record.field("src0.ne")
-    blocks, all_blocks, stride = (record.field("ints", i) for i in range(3))
+    blocks, all_blocks, stride = step_args.readers(PlaneArgs)
     out = record.field("scratch")
     lower, upper = v.shuffler([*range(8)]), v.shuffler([*range(8, 16)])
 
@@ -121,18 +131,29 @@ def slots(width: int, tokens: int) -> int:
     return next((count for count in TAILS if tokens <= count and width > TAILS[-1]), width)
 
 
+class PanelArgs(NamedTuple):
+    """blocks: of a row, in panels of integers. each: panels a matrix, where there is no table of experts.py; where there is,
+    panels_from and pairs_from are the words where its parts begin."""
+
+    blocks: int
+    each: int
+    panels_from: int = 0
+    pairs_from: int = 0
+
+
 def _places(width):
     """-> (count(step): panels, places(step, p): (its first row, its tokens, slots that products read),
     row(step, first, t, x): the address of its token t, given that of the one before). Slots behind the tokens are copies of the last one: those results
     are not stored."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import experts, record
+    from pyggml.kernels.cpu import experts, record, step_args
 
     U = v.U
     apart = record.field("src0.nb", 1)
     ne1, rows, row = record.field("src0.ne", 1), record.rows("src0"), record.row("src0", "src0")
-    at, panels_each, table = record.element("src0"), record.field("ints", 2), record.field("src1.data")
-    read = experts.reader("src1", 3)
+    args = step_args.readers(PanelArgs)
+    at, panels_each, table = record.element("src0"), args.each, record.field("src1.data")
+    read = experts.reader("src1", args)
     n_panels, panel, pair = read.n_panels, read.panel, read.pair
     few, some = (slots(width, count) for count in TAILS)
 
@@ -173,16 +194,15 @@ def _places(width):
 
 
 def panels(width, halves=0):
-    """-> kernel: src0 rows to panels of `width`; ints: blocks, nothing, panels a matrix. With a table of experts.py in
-    src1 the rows are those that it lists. The threads share pairs of blocks, each with all its tokens: tokens of a pair
-    lie in the same cache lines."""
+    """-> kernel: src0 rows to panels of `width`. With a table of experts.py in src1 the rows are those that it lists. The
+    threads share pairs of blocks, each with all its tokens: tokens of a pair lie in the same cache lines. Takes PanelArgs."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import record
+    from pyggml.kernels.cpu import record, step_args
 
     U = v.U
     np = v.np
     quantize = _quantize()
-    ne0, blocks, out = record.field("src0.ne"), record.field("ints", 0), record.field("scratch")
+    ne0, blocks, out = record.field("src0.ne"), step_args.readers(PanelArgs).blocks, record.field("scratch")
     count, places, row = _places(width)
     lower, upper = v.shuffler([*range(8)]), v.shuffler([*range(8, 16)])
     size = U(PANEL_BYTES * width)
@@ -234,7 +254,7 @@ def panels(width, halves=0):
 
 
 def columns(width):
-    """-> kernel: src0 rows (F32) side by side, `width` at a time: f32[k][width]; ints as for `panels`."""
+    """-> kernel: src0 rows (F32) side by side, `width` at a time: f32[k][width]. Takes PanelArgs."""
     from pyggml import simd as v
     from pyggml.kernels.cpu import record
 

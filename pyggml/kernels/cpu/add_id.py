@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pyggml.dtypes import GGMLType
 from pyggml.jit import Spec
+from pyggml.kernels.cpu.indices import NumberArgs
 from pyggml.kernels.cpu.layout import refuse_types
 
 if TYPE_CHECKING:
@@ -25,16 +26,16 @@ def why_not(node: Tensor) -> str | None:
 
 def lower(builder: Builder, node: Tensor) -> None:
     a, b, ids = node.src[:3]
-    builder.step(Spec("add_id", "add_id"), node, (a, ids, b), ints=(0,))
+    builder.step(Spec("add_id", "add_id"), node, (a, ids, b), args=NumberArgs())
 
 
 def add_id():
-    """-> kernel: dst = src0 + the rows of src2 that src1 numbers."""
+    """-> kernel: dst = src0 + the rows of src2 that src1 numbers. Takes NumberArgs."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import indices, record
+    from pyggml.kernels.cpu import indices, record, step_args
 
     U = v.U
-    bad, choose = indices.numbers_are_bad(), indices.chosen()
+    bad, choose = indices.numbers_are_bad(step_args.readers(NumberArgs).wide), indices.chosen()
     limit, n0, n1 = record.field("src2.ne", 1), record.field("dst.ne"), record.field("dst.ne", 1)
     count, d, a = record.rows("dst"), record.row("dst"), record.row("src0")
     number, table = record.element("src1"), record.element("src2")

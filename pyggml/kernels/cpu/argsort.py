@@ -7,7 +7,7 @@ Source: ggml-cpu/ops.cpp: ggml_compute_forward_argsort, ggml_compute_forward_top
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyggml.jit import Spec
 from pyggml.ops import Op, SortOrder
@@ -30,18 +30,28 @@ def lower(builder: Builder, node: Tensor) -> None:
     assert a is not None
     descending = node.op == Op.TOP_K or node.param_i32(0) == SortOrder.DESC
     work = builder.thread_scratch(HEAD + 2 * 8 * a.ne[0])
-    builder.step(Spec("argsort", "argsort"), node, (a,), ints=(int(descending),), writes=[work])
+    builder.step(Spec("argsort", "argsort"), node, (a,), args=SortArgs(int(descending)), writes=[work])
+
+
+class SortArgs(NamedTuple):
+    """descending: 1 = from the largest on."""
+
+    descending: int
 
 
 def argsort():
-    """-> kernel: the first numbers of each row of src0 in order, as many as dst has. ints: whether from the largest."""
+    """-> kernel: the first numbers of each row of src0 in order, as many as dst has. Takes SortArgs."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import record
+    from pyggml.kernels.cpu import record, step_args
 
     U, np = v.U, v.np
     n_of, k_of = record.field("src0.ne"), record.field("dst.ne")
     rows, row, out = record.rows("src0"), record.row("src0", "src0"), record.row("dst", "src0")
-    apart, apart_out, descending = record.field("src0.nb"), record.field("dst.nb"), record.field("ints", 0)
+    apart, apart_out, descending = (
+        record.field("src0.nb"),
+        record.field("dst.nb"),
+        step_args.readers(SortArgs).descending,
+    )
     work, room = record.field("scratch"), record.field("thread_bytes")
     aborted = record.aborted()
     size, mask = 1 << BITS, (1 << BITS) - 1

@@ -13,7 +13,7 @@ in length have many, only the head is touched. The heads lie together, [batch][b
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyggml import jit
 from pyggml.dtypes import SIZES, GGMLType
@@ -63,7 +63,8 @@ def lower(builder: Builder, node: Tensor) -> None:
         width = WIDTH[jit.level()]
         offsets, size = attention_tile.work_memory(q.ne[0], v.ne[0], width)
         builder.step(
-            Spec("attention_tile", "tiled", (width,)), node, [q, k, v, mask, sinks], ints=(shared, blocks, *offsets),
+            Spec("attention_tile", "tiled", (width,)), node, [q, k, v, mask, sinks],
+            args=attention_tile.TileArgs(shared, blocks, *offsets),
             writes=[builder.thread_scratch(size)],
             calls=[attention_rows.unpack_spec(k.type), attention_rows.unpack_spec(v.type)],
         )  # fmt: skip
@@ -76,10 +77,10 @@ def lower(builder: Builder, node: Tensor) -> None:
     heads = (count * HEAD + 63) // 64 * 64
     results = builder.scratch(heads + count * partial)
     work = builder.thread_scratch(QUERIES + blocks * padded * (q.ne[0] + 15) // 16 * 64)
-    ints = (chunks, partial, shared, blocks, padded, at_once, heads)
+    args = SplitArgs(chunks, partial, shared, blocks, padded, at_once, heads)
     calls = [attention_rows.scores_spec(k.type, at_once), attention_rows.weigh_spec(v.type, at_once)]
-    builder.step(Spec("attention", "split_kv"), None, [q, k, v, mask], ints=ints, writes=[results, work], calls=calls)
-    builder.step(Spec("attention", "combine"), node, [q, sinks], ints=ints, reads=[results])
+    builder.step(Spec("attention", "split_kv"), None, [q, k, v, mask], args=args, writes=[results, work], calls=calls)
+    builder.step(Spec("attention", "combine"), node, [q, sinks], args=args, reads=[results])
 
 
 def _readable(builder: Builder, t: Tensor) -> Tensor:
@@ -91,11 +92,24 @@ def _readable(builder: Builder, t: Tensor) -> Tensor:
     return values
 
 
+class SplitArgs(NamedTuple):
+    """chunks: into how many the keys are cut. partial: bytes of the sum of a partial result. shared: heads a block. blocks: of
+    heads. padded: columns of a block, with some that repeat the last one. at_once: columns that share a row. heads: bytes
+    of the partial results' heads."""
+
+    chunks: int
+    partial: int
+    shared: int
+    blocks: int
+    padded: int
+    at_once: int
+    heads: int
+
+
 def split_kv():
-    """-> kernel: src q, k, v, mask -> partial results; ints: chunks, bytes of a partial
-    result, heads a block, blocks, columns a block and some that repeat the last one, columns at once."""
+    """-> kernel: src q, k, v, mask -> partial results. Takes SplitArgs."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import attention_scores, record
+    from pyggml.kernels.cpu import attention_scores, record, step_args
 
     U = v.U
     np = v.np
@@ -112,8 +126,7 @@ def split_kv():
     q_at, k_at, v_at, mask_at = (record.element(f"src{i}") for i in range(4))
     k_row, v_row, mask_data = record.field("src1.nb", 1), record.field("src2.nb", 1), record.field("src3.data")
     q_row = record.field("src0.nb", 2)
-    chunks_of, partial_of, shared_of, blocks_of, padded_of, at_once_of = (record.field("ints", i) for i in range(6))
-    heads_of = record.field("ints", 6)
+    chunks_of, partial_of, shared_of, blocks_of, padded_of, at_once_of, heads_of = step_args.readers(SplitArgs)
     results, work_at, own_bytes = record.field("scratch"), record.field("scratch", 1), record.field("thread_bytes")
     multiply, weigh = record.field("calls"), record.field("calls", 1)
     minus_inf = np.float32(-np.inf)
@@ -277,15 +290,14 @@ def split_kv():
 
 
 def combine():
-    """-> kernel: partial results -> dst; src0 = q for its shape, src1 = sinks or nothing; ints as for `split_kv`."""
+    """-> kernel: partial results -> dst; src0 = q for its shape, src1 = sinks or nothing. Takes SplitArgs."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import attention_scores, record
+    from pyggml.kernels.cpu import attention_scores, record, step_args
 
     U = v.U
     np = v.np
     v_head, n_head, n_tokens, n_batch = (record.field("dst.ne", i) for i in range(4))
-    chunks_of, partial_of, shared_of, blocks_of, padded_of = (record.field("ints", i) for i in range(5))
-    heads_of = record.field("ints", 6)
+    chunks_of, partial_of, shared_of, blocks_of, padded_of, _, heads_of = step_args.readers(SplitArgs)
     results, dst = record.field("scratch"), record.element("dst")
     sinks = record.field("src1.data")
     minus_inf, masked_score = np.float32(-np.inf), np.float32(attention_scores.MASKED_SCORE)

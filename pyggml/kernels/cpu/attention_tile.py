@@ -14,6 +14,8 @@ where d and dv are the head sizes of k and v, rounded up to 16.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from pyggml.kernels.cpu.attention_rows import CALL
 
 CHUNK = 64
@@ -39,11 +41,23 @@ def work_memory(d: int, dv: int, width: int) -> tuple[list[int], int]:
     return ends[:-1], ends[-1]
 
 
+class TileArgs(NamedTuple):
+    """shared, blocks: as attention.SplitArgs has them; then the offsets of `work_memory`."""
+
+    shared: int
+    blocks: int
+    rows: int
+    keys: int
+    values: int
+    odd: int
+    result: int
+
+
 def tiled(width):
-    """-> kernel: src q, k, v, mask, sinks -> dst; scratch: the thread's work memory; ints: heads a block, blocks (see
-    attention.py), then the offsets of `work_memory`; calls: `unpack` for k and for v."""
+    """-> kernel: src q, k, v, mask, sinks -> dst; scratch: the thread's work memory; calls: `unpack` for k and for v. Takes
+    TileArgs."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import record
+    from pyggml.kernels.cpu import record, step_args
     from pyggml.kernels.cpu.attention_scores import MASKED_SCORE, alibi_slope, score_ops
 
     U = v.U
@@ -66,7 +80,7 @@ def tiled(width):
     k_row, v_row = record.field("src1.nb", 1), record.field("src2.nb", 1)
     sinks, dst, aborted = record.field("src4.data"), record.element("dst"), record.aborted()
     work_at, own_bytes = record.field("scratch"), record.field("thread_bytes")
-    shared_of, blocks_of, rows_at, keys_at, values_at, odd_at, result_at = (record.field("ints", i) for i in range(7))
+    shared_of, blocks_of, rows_at, keys_at, values_at, odd_at, result_at = step_args.readers(TileArgs)
     unpack_k, unpack_v = record.field("calls"), record.field("calls", 1)
     scores_at, weights_at, top_at, sum_at, factor_at, queries_at = (U(n) for n in fixed_areas(width))
     minus_inf, masked_score = np.float32(-np.inf), np.float32(MASKED_SCORE)

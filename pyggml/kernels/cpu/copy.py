@@ -6,7 +6,7 @@ Owns the walk through two shapes; rows are converted by elements.py. Source: ggm
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.jit import Spec, inline
@@ -66,17 +66,19 @@ def put(builder: Builder, to: Tensor, a: Tensor) -> None:
         move(builder, to, a)
     elif SIZES[to.type].block_size > 1:
         room, source = builder.thread_scratch(work_bytes(to.type)), SOURCES.index(layout_of(a))
-        builder.step(Spec("copy", "quantise", (layout_of(to),)), to, (a,), ints=(run, runs, source), writes=[room])
+        builder.step(
+            Spec("copy", "quantise", (layout_of(to),)), to, (a,), args=QuantiseArgs(run, runs, source), writes=[room]
+        )
     else:
-        builder.step(Spec("copy", "convert", (layout_of(to), layout_of(a))), to, (a,), ints=(run, runs))
+        builder.step(Spec("copy", "convert", (layout_of(to), layout_of(a))), to, (a,), args=ConvertArgs(run, runs))
 
 
 def move(builder: Builder, target: Tensor, source: Tensor) -> None:
     """A step that writes the elements of `source` to `target`, of the same type, in order and as they are."""
     assert source.type == target.type and source.nelements == target.nelements, (source, target)
     size, run = SIZES[target.type], _run(target, source)
-    ints = (run // size.block_size, target.nelements // run, size.type_size, size.block_size)
-    builder.step(Spec("copy", "move_blocks"), target, (source,), ints=ints)
+    args = MoveArgs(run // size.block_size, target.nelements // run, size.type_size, size.block_size)
+    builder.step(Spec("copy", "move_blocks"), target, (source,), args=args)
 
 
 def _dense_elements(t: Tensor) -> int:
@@ -98,9 +100,16 @@ def _run(node: Tensor, a: Tensor) -> int:
     return math.gcd(_dense_elements(a), _dense_elements(node))
 
 
+class ConvertArgs(NamedTuple):
+    """length: elements of a run. runs: their number."""
+
+    length: int
+    runs: int
+
+
 def convert(kind_d, kind_a):
-    """-> kernel. ints: length of the runs, their number."""
-    from pyggml.kernels.cpu import elements, record
+    """-> kernel. Takes ConvertArgs."""
+    from pyggml.kernels.cpu import elements, record, step_args
 
     convert_row = elements.converter(kind_d, kind_a)
     nbd, nba = record.field("dst.nb"), record.field("src0.nb")
@@ -109,29 +118,38 @@ def convert(kind_d, kind_a):
     def write(step, thread, target, source, begin, end):
         convert_row(target, nbd(step), source, nba(step), begin, end)
 
-    return _in_runs(write, elements.block_size(kind_d), elements.block_size(kind_a))
+    return _in_runs(step_args.readers(ConvertArgs), write, elements.block_size(kind_d), elements.block_size(kind_a))
+
+
+class QuantiseArgs(NamedTuple):
+    """length, runs: as ConvertArgs has them. source: the kind of src0, its position in layout.SOURCES."""
+
+    length: int
+    runs: int
+    source: int
 
 
 def quantise(kind_d):
-    """-> kernel. ints: length of the runs, their number, kind of the source (position in layout.SOURCES). scratch:
-    layout.work_bytes a thread."""
-    from pyggml.kernels.cpu import elements, record
+    """-> kernel. scratch: layout.work_bytes a thread. Takes QuantiseArgs."""
+    from pyggml.kernels.cpu import elements, record, step_args
 
     quantise_row, room = elements.quantiser(kind_d), record.thread_room()
-    nba, number = record.field("src0.nb"), record.field("ints", 2)
+    nba, args = record.field("src0.nb"), step_args.readers(QuantiseArgs)
+    number = args.source
 
     @inline
     def write(step, thread, target, source, begin, end):
         quantise_row(target, source, nba(step), begin, end, number(step), room(step, thread))
 
-    return _in_runs(write, elements.block_size(kind_d), 1)
+    return _in_runs(args, write, elements.block_size(kind_d), 1)
 
 
-def _in_runs(write, block_d, block_a):
-    """-> kernel that calls write(step, thread, target, source, begin, end) for elements of each run, in whole blocks."""
+def _in_runs(args, write, block_d, block_a):
+    """-> kernel that calls write(step, thread, target, source, begin, end) for elements of each run, in whole blocks. `args`:
+    readers of `length` and `runs`."""
     from pyggml.kernels.cpu import record
 
-    length, number = record.field("ints", 0), record.field("ints", 1)
+    length, number = args.length, args.runs
     start_d, start_a = _element("dst"), _element("src0")
     piece, align = record.piece, max(16, block_d, block_a)
 
@@ -147,13 +165,22 @@ def _in_runs(write, block_d, block_a):
     return kernel
 
 
+class MoveArgs(NamedTuple):
+    """length: blocks of a run. runs: their number. size, block: bytes and elements a block."""
+
+    length: int
+    runs: int
+    size: int
+    block: int
+
+
 def move_blocks():
-    """-> kernel. ints: length of the runs in blocks, their number, bytes and elements a block."""
+    """-> kernel. Takes MoveArgs."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import elements, record
+    from pyggml.kernels.cpu import elements, record, step_args
 
     U, move_elements = v.U, elements.move_elements
-    length, number, size_of, block_of = (record.field("ints", i) for i in range(4))
+    length, number, size_of, block_of = step_args.readers(MoveArgs)
     start_d, start_a, piece = _element("dst"), _element("src0"), record.piece
     nb_d, nb_a, ne_d, ne_a = (record.field(f) for f in ("dst.nb", "src0.nb", "dst.ne", "src0.ne"))
 

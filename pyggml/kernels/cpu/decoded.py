@@ -6,10 +6,11 @@ Owns that detour, for rows that are copied or chosen and for products; decoders.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.jit import CALL, Spec
+from pyggml.kernels.cpu.product_args import ProductArgs
 from pyggml.steps import STEP
 
 if TYPE_CHECKING:
@@ -30,18 +31,26 @@ def unpack(builder: Builder, to: Tensor, a: Tensor) -> None:
     """A step that puts the elements of `a` into `to`, F32 and contiguous, in order."""
     assert to.type == T.F32 and to.is_contiguous
     size = SIZES[a.type]
-    ints = (a.ne[0] // size.block_size, a.ne[0] * 4)
-    builder.step(Spec("decoded", "unpack_rows"), to, (a,), ints=ints, calls=[decoder(a.type)])
+    args = UnpackArgs(a.ne[0] // size.block_size, a.ne[0] * 4)
+    builder.step(Spec("decoded", "unpack_rows"), to, (a,), args=args, calls=[decoder(a.type)])
+
+
+class UnpackArgs(NamedTuple):
+    """row_blocks: blocks a row. row_bytes: bytes of one that is unpacked."""
+
+    row_blocks: int
+    row_bytes: int
 
 
 def unpack_rows():
-    """-> kernel: the rows of src0 behind each other at dst. ints: blocks a row, bytes of one that is unpacked."""
+    """-> kernel: the rows of src0 behind each other at dst. Takes UnpackArgs."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import record
+    from pyggml.kernels.cpu import record, step_args
 
     U = v.U
     rows, row, to = record.rows("src0"), record.row("src0", "src0"), record.field("dst.data")
-    blocks, size, decode = record.field("ints", 0), record.field("ints", 1), record.field("calls")
+    blocks, size = step_args.readers(UnpackArgs)
+    decode = record.field("calls")
 
     def kernel(step, ith, nth, thread):
         count = rows(step)
@@ -51,16 +60,24 @@ def unpack_rows():
     return kernel
 
 
-def get_rows():
-    """-> kernel: row r of dst is row src1[r] of src0. ints: 0, blocks a row."""
-    from pyggml import simd as v
-    from pyggml.kernels.cpu import indices, record
+class GetRowsArgs(NamedTuple):
+    """wide: as indices.NumberArgs has it. row_blocks: blocks a row."""
 
-    bad, choose = indices.numbers_are_bad(), indices.chosen()
+    row_blocks: int
+    wide: int = 0
+
+
+def get_rows():
+    """-> kernel: row r of dst is row src1[r] of src0. Takes GetRowsArgs."""
+    from pyggml import simd as v
+    from pyggml.kernels.cpu import indices, record, step_args
+
+    args = step_args.readers(GetRowsArgs)
+    bad, choose = indices.numbers_are_bad(args.wide), indices.chosen()
     limit, total = record.field("src0.ne", 1), record.rows("dst")
     d, a, number = record.row("dst"), record.element("src0"), record.element("src1")
     ne1, ne2 = record.field("dst.ne", 1), record.field("dst.ne", 2)
-    blocks, decode = record.field("ints", 1), record.field("calls")
+    blocks, decode = args.row_blocks, record.field("calls")
 
     def kernel(step, ith, nth, thread):
         if bad(step, limit(step), ith):
@@ -84,17 +101,18 @@ def product_bytes(k: int, more: int) -> int:
 def product():
     """-> kernel: dst = src0 . src1 as matvec.rows or tile.rows have it. calls: (free), the decoder, that kernel for F32.
 
-    ints: those of that kernel, then from ints[6] blocks a row. scratch: of each thread `product_bytes`; the panels.
+    scratch: of each thread `product_bytes`; the panels. Takes ProductArgs, as that kernel does.
     """
     from pyggml import simd as v
-    from pyggml.kernels.cpu import record
+    from pyggml.kernels.cpu import record, step_args
 
     U = v.U
     n0, n1, r2, r3 = (record.field("src0.ne", i) for i in range(4))
     m2, m3, stride = record.field("dst.ne", 2), record.field("dst.ne", 3), record.field("src0.nb", 1)
     weights, plain, output = record.element("src0"), record.element("src1"), record.element("dst")
     work, panels, room = record.field("scratch", 0), record.field("scratch", 1), record.field("thread_bytes")
-    each, size, blocks = record.field("ints", 1), record.field("ints", 2), record.field("ints", 6)
+    args = step_args.readers(ProductArgs)
+    each, size, blocks = args.panels_each, args.column_bytes, args.row_blocks
     decode, multiply = record.field("calls", 1), record.field("calls", 2)
     copy, put = record.copier(("src0.ne", 2), ("src0.ne", 3), ("dst.ne", 2), ("dst.ne", 3)), record.writer
     put_x, put_rows, put_bytes = put("src0.data"), put("src0.ne", 1), put("src0.nb", 1)

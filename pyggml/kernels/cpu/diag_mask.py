@@ -5,7 +5,7 @@ Source: ggml-cpu/ops.cpp: ggml_compute_forward_diag_mask_f32.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyggml.dtypes import GGMLType
 from pyggml.jit import Spec
@@ -25,20 +25,26 @@ def lower(builder: Builder, node: Tensor) -> None:
     a = node.src[0]
     assert a is not None
     infinite = int(node.op == Op.DIAG_MASK_INF)
-    builder.step(Spec("diag_mask", "diag_mask", (layout_of(node), layout_of(a))), node, (a,), ints=(infinite,))
+    builder.step(Spec("diag_mask", "diag_mask", (layout_of(node), layout_of(a))), node, (a,), args=MaskArgs(infinite))
+
+
+class MaskArgs(NamedTuple):
+    """infinite: 1 = what is hidden becomes -inf, 0 = it becomes 0."""
+
+    infinite: int
 
 
 def diag_mask(kind_d, kind_a):
-    """-> kernel. ints: 1 = what is hidden becomes -inf, 0 = it becomes 0."""
+    """-> kernel. Takes MaskArgs."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import elements, record
+    from pyggml.kernels.cpu import elements, record, step_args
 
     np = v.np
     load, store = elements.loader(kind_a), elements.storer(kind_d)
     rows, ne0, ne1 = record.rows("dst"), record.field("dst.ne"), record.field("dst.ne", 1)
     nbd, nba = record.field("dst.nb"), record.field("src0.nb")
     d, a = record.row("dst"), record.row("src0")
-    n_past, infinite = record.param_i32(0), record.field("ints")
+    n_past, infinite = record.param_i32(0), step_args.readers(MaskArgs).infinite
     numbers = v.constant("f32", [float(i) for i in range(16)])
 
     def kernel(step, ith, nth, thread):

@@ -5,7 +5,7 @@ Owns arithmetic between two tensors; functions of one tensor are in unary.py.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyggml.dtypes import SIZES
 from pyggml.jit import Spec, inline
@@ -39,12 +39,12 @@ def lower(builder: Builder, node: Tensor) -> None:
         repeat = "scalar" if b.ne[0] == 1 else "tile"
     if SIZES[node.type].block_size > 1:
         room = builder.thread_scratch(SUPER_ROOM + 4 * node.ne[0])
-        step = int(repeat == "row")
+        each = int(repeat == "row")
         builder.step(
             Spec("elementwise", "add_to_blocks", (layout_of(node), layout_of(a), layout_of(b))),
             node,
             (a, b),
-            ints=(step,),
+            args=AddArgs(each),
             writes=[room],
         )
         return
@@ -108,16 +108,21 @@ def binary(name, repeat, kind_d, kind_a, kind_b):
     return kernel
 
 
+class AddArgs(NamedTuple):
+    """each: 1 = b has a number for each element, 0 = one a row."""
+
+    each: int
+
+
 def add_to_blocks(kind_d, kind_a, kind_b):
-    """-> kernel: a + b, quantised again. ints: 1, or 0 where b has one number a row; scratch: SUPER_ROOM
-    and a row of F32 a thread."""
+    """-> kernel: a + b, quantised again. scratch: SUPER_ROOM and a row of F32 a thread. Takes AddArgs."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import elements, record
+    from pyggml.kernels.cpu import elements, record, step_args
 
     U = v.U
     quantise, load, load_b = elements.quantiser(kind_d), elements.loader(kind_a), elements.loader(kind_b)
     put = elements.storer("f32")
-    rows, ne0, each = record.rows("dst"), record.field("dst.ne"), record.field("ints")
+    rows, ne0, each = record.rows("dst"), record.field("dst.ne"), step_args.readers(AddArgs).each
     d, a, b = record.row("dst"), record.row("src0"), record.row_repeated("src1")
     nbb, room = record.field("src1.nb"), record.thread_room()
 

@@ -13,10 +13,11 @@ Source: ggml-cpu/ggml-cpu.c: ggml_compute_forward_mul_mat_id.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyggml.dtypes import GGMLType
 from pyggml.jit import Spec, inline
+from pyggml.kernels.cpu.product_args import ProductArgs
 from pyggml.steps import STEP
 
 if TYPE_CHECKING:
@@ -46,20 +47,32 @@ def table(builder: Builder, ids: Tensor, n_experts: int, width: int) -> tuple[Wo
     if found is None:
         counts = lists + 2 * pairs
         found = builder.work_tensor(GGMLType.I64, (counts + n_experts + pairs,))
-        builder.step(Spec("experts", "gather"), found, [ids], ints=(n_experts, width, panels, lists, counts))
+        builder.step(Spec("experts", "gather"), found, [ids], args=GatherArgs(n_experts, width, panels, lists, counts))
         builder.remember(key, found, ids)
     return found, (panels, lists)
 
 
+class GatherArgs(NamedTuple):
+    """panels_from, pairs_from, counts_from: words of the table where its parts begin."""
+
+    experts: int
+    width: int
+    panels_from: int
+    pairs_from: int
+    counts_from: int
+
+
 def gather():
-    """-> kernel: dst, the table of src0. ints: experts, width, and the words where panels, pairs and counts begin."""
+    """-> kernel: dst, the table of src0. Takes GatherArgs."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import record
+    from pyggml.kernels.cpu import record, step_args
 
     U = v.U
     ids, used, tokens = record.element("src0"), record.field("src0.ne"), record.field("src0.ne", 1)
-    to, experts, width_of = record.field("dst.data"), record.field("ints", 0), record.field("ints", 1)
-    panels_from, pairs_from, counts_from = (record.field("ints", i) for i in (2, 3, 4))
+    to, (experts, width_of, panels_from, pairs_from, counts_from) = (
+        record.field("dst.data"),
+        step_args.readers(GatherArgs),
+    )
     fault, aborted = record.fault(), record.aborted()
 
     def kernel(step, ith, nth, thread):
@@ -120,16 +133,16 @@ def gather():
 
 
 class reader:
-    """Words that read the table which the step has as operand `name`; ints[first] and ints[first + 1] say where its
-    panels and pairs begin."""
+    """Words that read the table which the step has as operand `name`; `args`: readers of `panels_from` and `pairs_from`,
+    which say where its panels and pairs begin."""
 
-    def __init__(self, name, first):
+    def __init__(self, name, args):
         from pyggml import simd as v
         from pyggml.kernels.cpu import record
 
         U = v.U
         head = record.field(f"{name}.data")
-        panels_from, pairs_from = record.field("ints", first), record.field("ints", first + 1)
+        panels_from, pairs_from = args.panels_from, args.pairs_from
 
         @inline
         def n_active(step):
@@ -165,17 +178,18 @@ BATCH = (("src0.ne", 2), ("src0.ne", 3), ("dst.ne", 2), ("dst.ne", 3))
 
 def matvec():
     """-> kernel: dst = the rows that src2, a table, lists, each times its expert, row by row of src0. calls: matvec.rows,
-    whose ints and planes these are; scratch: of each thread a record and what a kernel without planes needs; planes. The
-    threads share the rows."""
+    whose arguments and planes these are; scratch: of each thread a record and what a kernel without planes needs; planes. The
+    threads share the rows. Takes ProductArgs."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import record
+    from pyggml.kernels.cpu import record, step_args
 
     U = v.U
-    n1, slots, plane_bytes = record.field("src0.ne", 1), record.field("src1.ne", 1), record.field("ints", 2)
+    args = step_args.readers(ProductArgs)
+    n1, slots, plane_bytes = record.field("src0.ne", 1), record.field("src1.ne", 1), args.column_bytes
     weights, plain, output = record.element("src0"), record.element("src1"), record.element("dst")
     work, planes, room = record.field("scratch", 0), record.field("scratch", 1), record.field("thread_bytes")
     product = record.field("calls")
-    read = reader("src2", 3)
+    read = reader("src2", args)
     n_active, active, pair = read.n_active, read.active, read.pair
     copy, put = record.copier(*BATCH), record.writer
     put_x, put_rows, put_y, put_plane = put("src0.data"), put("src0.ne", 1), put("src1.data"), put("scratch")
@@ -205,18 +219,19 @@ def matvec():
 
 
 def gemm():
-    """-> kernel: the same in tiles. calls: tile.rows, whose ints these are; ints[5]: the bytes that it needs of a thread;
-    scratch: of each thread a record, those bytes, results; the panels. A thread has a share of every expert's rows, since
-    some have more tokens than others."""
+    """-> kernel: the same in tiles. calls: tile.rows, whose arguments these are; scratch: of each thread a record,
+    its work_bytes, results; the panels. A thread has a share of every expert's rows, since some have more tokens than
+    others. Takes ProductArgs."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import record
+    from pyggml.kernels.cpu import record, step_args
 
     U = v.U
-    n1, panel_bytes, tile_bytes = record.field("src0.ne", 1), record.field("ints", 2), record.field("ints", 5)
+    args = step_args.readers(ProductArgs)
+    n1, panel_bytes, tile_bytes = record.field("src0.ne", 1), args.column_bytes, args.work_bytes
     weights, output = record.element("src0"), record.element("dst")
     work, panels, room = record.field("scratch", 0), record.field("scratch", 1), record.field("thread_bytes")
     product = record.field("calls")
-    read = reader("src2", 3)
+    read = reader("src2", args)
     n_active, active, pair = read.n_active, read.active, read.pair
     copy, put = record.copier(*BATCH), record.writer
     put_x, put_rows, put_tile, put_panels = put("src0.data"), put("src0.ne", 1), put("scratch"), put("scratch", 1)

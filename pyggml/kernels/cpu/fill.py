@@ -7,7 +7,7 @@ ggml_compute_forward_arange_f32, ggml_compute_forward_tri_f32, ggml_compute_forw
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.jit import Spec
@@ -45,11 +45,12 @@ def lower(builder: Builder, node: Tensor) -> None:
         builder.step(Spec("fill", "arange", (layout_of(node),)), node)
     else:
         low, high = STRETCHES[None if node.op == Op.DIAG else TriType(node.param_i32(0))]
-        ints = (
-            int(low is not None), low or 0, int(high is not None), node.ne[0] if high is None else high,
-            int(node.op != Op.DIAG), SIZES[node.type].type_size,
+        args = KeptArgs(
+            low_by=int(low is not None), low_plus=low or 0,
+            high_by=int(high is not None), high_plus=node.ne[0] if high is None else high,
+            row_by=int(node.op != Op.DIAG), size=SIZES[node.type].type_size,
         )  # fmt: skip
-        builder.step(Spec("fill", "kept"), node, (node.src[0],), ints=ints)
+        builder.step(Spec("fill", "kept"), node, (node.src[0],), args=args)
 
 
 def zeros(builder: Builder, to: Tensor) -> None:
@@ -103,17 +104,25 @@ def arange(kind_d):
     return kernel
 
 
-def kept():
-    """-> kernel: of row i of the result a stretch comes from the source, the rest is 0.
+class KeptArgs(NamedTuple):
+    """The stretch of row i begins at low_by * i + low_plus and ends at high_by * i + high_plus; the source's row is row_by
+    * i. size: bytes an element."""
 
-    ints: where it begins and ends, each as a multiple of i and a number that is added; the source's row as a multiple
-    of i; bytes an element.
-    """
+    low_by: int
+    low_plus: int
+    high_by: int
+    high_plus: int
+    row_by: int
+    size: int
+
+
+def kept():
+    """-> kernel: of row i of the result a stretch comes from the source, the rest is 0. Takes KeptArgs."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import elements, record
+    from pyggml.kernels.cpu import elements, record, step_args
 
     U, move, clear = v.U, elements.move_elements, elements.clear_elements
-    low_by, low_plus, high_by, high_plus, row_by, size_of = (record.field("ints", i) for i in range(6))
+    low_by, low_plus, high_by, high_plus, row_by, size_of = step_args.readers(KeptArgs)
     n0, n1, n2 = (record.field("dst.ne", i) for i in range(3))
     d, a, rows = record.row("dst"), record.element("src0"), record.rows("dst")
     nbd, nba = record.field("dst.nb"), record.field("src0.nb")

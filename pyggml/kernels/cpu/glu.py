@@ -5,7 +5,7 @@ Sources: ggml-cpu/ops.cpp: ggml_compute_forward_glu and the seven below it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyggml.jit import Spec, inline
 from pyggml.kernels.cpu.layout import FLOATS, layout_of, refuse_types
@@ -26,7 +26,8 @@ def lower(builder: Builder, node: Tensor) -> None:
     swapped = int(b is None and node.param_i32(1) != 0)  # which half of `a` is the function's
     spec = Spec("glu", "glu", (GluOp(node.param_i32(0)).name.lower(), layout_of(node), layout_of(a), layout_of(b or a)))
     half = node.ne[0] if b is None else 0
-    builder.step(spec, node, (a,) if b is None else (a, b), ints=(half * swapped, half * (1 - swapped), int(b is None)))
+    args = GluArgs(first=half * swapped, other=half * (1 - swapped), one_source=int(b is None))
+    builder.step(spec, node, (a,) if b is None else (a, b), args=args)
 
 
 def _function(name):
@@ -74,16 +75,24 @@ def _function(name):
     return apply
 
 
+class GluArgs(NamedTuple):
+    """first, other: first element of the function's half, and of the other half. one_source: 1 = both are in src0."""
+
+    first: int
+    other: int
+    one_source: int
+
+
 def glu(name, kind_d, kind_a, kind_b):
-    """-> kernel. ints: first element of the function's half, of the other half, whether both are in the first source."""
-    from pyggml.kernels.cpu import elements, record
+    """-> kernel. Takes GluArgs."""
+    from pyggml.kernels.cpu import elements, record, step_args
 
     f = _function(name)
     rows, ne0, piece = record.rows("dst"), record.field("dst.ne"), record.piece
     d, a, b = record.row("dst"), record.row("src0"), record.row("src1")
     store, load, load_b = elements.storer(kind_d), elements.loader(kind_a), elements.loader(kind_b)
     nbd, nba, nbb = (record.field(n) for n in ("dst.nb", "src0.nb", "src1.nb"))
-    offset_x, offset_g, one_source = (record.field("ints", i) for i in range(3))
+    offset_x, offset_g, one_source = step_args.readers(GluArgs)
 
     def kernel(step, ith, nth, thread):
         n, count = ne0(step), rows(step)

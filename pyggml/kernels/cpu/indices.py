@@ -4,7 +4,15 @@ Owns that check, for every op that has an index tensor. All numbers are looked a
 one leaves the result as it was; and each is checked again where it is used, so that no row is touched whose number was not.
 """
 
+from typing import NamedTuple
+
 from pyggml.jit import inline
+
+
+class NumberArgs(NamedTuple):
+    """wide: 1 = row numbers have 64 bits, 0 = 32."""
+
+    wide: int = 0
 
 
 def number_reader():
@@ -38,8 +46,9 @@ def chosen():
     return choose
 
 
-def numbers_are_bad():
-    """-> f(step, limit, ith): whether some row number is not below `limit`; thread 0 notes the first one.
+def numbers_are_bad(is_wide):
+    """-> f(step, limit, ith): whether some row number of src1 is not below `limit`; thread 0 notes the first one. `is_wide`:
+    the reader of an argument as NumberArgs has it.
 
     Each thread looks at all of them before it writes anything, so that none begins what another one refuses.
     """
@@ -49,7 +58,7 @@ def numbers_are_bad():
     U = v.U
     at = record.element("src1")
     n0, n1, n2 = (record.field("src1.ne", i) for i in range(3))
-    stride, is_wide = record.field("src1.nb"), record.field("ints", 0)
+    stride = record.field("src1.nb")
     read, fault, aborted = number_reader(), record.fault(), record.aborted()
 
     @inline

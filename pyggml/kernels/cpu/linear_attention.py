@@ -7,7 +7,7 @@ ggml_compute_forward_rwkv_wkv6_f32, ggml_compute_forward_rwkv_wkv7_f32.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyggml.jit import Spec
 from pyggml.ops import Op
@@ -26,26 +26,34 @@ def lower(builder: Builder, node: Tensor) -> None:
     assert state is not None
     spec = Spec("linear_attention", "rows" if node.op == Op.RWKV_WKV7 else "columns")
     if node.op == Op.GATED_LINEAR_ATTN:
-        builder.step(spec, node, node.src, ints=(state.ne[1], 1))
+        builder.step(spec, node, node.src, args=ColumnsArgs(state.ne[1], seen_after=1))
         return
     if node.op == Op.RWKV_WKV6:
         k, v, r, bonus, decay, _ = node.src
-        builder.step(spec, node, (k, v, r, decay, state, bonus), ints=(state.ne[1], 0))
+        builder.step(spec, node, (k, v, r, decay, state, bonus), args=ColumnsArgs(state.ne[1], seen_after=0))
         return
-    builder.step(spec, node, node.src, ints=(state.ne[1],))
+    builder.step(spec, node, node.src, args=RowsArgs(state.ne[1]))
+
+
+class ColumnsArgs(NamedTuple):
+    """seen_after: 1 = GATED_LINEAR_ATTN, which sees the state after the token; 0 = RWKV_WKV6, which sees the one before
+    and the token with its bonus."""
+
+    sequences: int
+    seen_after: int
 
 
 def columns():
-    """-> kernel: src k, v, q, g or decay, states, bonus; ints: sequences, 1 = GATED_LINEAR_ATTN, which sees the state
-    after the token, 0 = RWKV_WKV6, which sees the one before and the token with its bonus."""
+    """-> kernel: src k, v, q, g or decay, states, bonus. Takes ColumnsArgs."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import record
+    from pyggml.kernels.cpu import record, step_args
 
     U = v.U
     np = v.np
     head, n_head, n_tokens = (record.field("src0.ne", i) for i in range(3))
     k_at, v_at, q_at, g_at, state_at, bonus_at = (record.field(f"src{i}.data") for i in range(6))
-    dst, sequences, seen_after = record.field("dst.data"), record.field("ints"), record.field("ints", 1)
+    args = step_args.readers(ColumnsArgs)
+    dst, sequences, seen_after = record.field("dst.data"), args.sequences, args.seen_after
     factor, aborted = record.param_f32(0), record.aborted()
 
     def kernel(step, ith, nth, thread):
@@ -97,15 +105,19 @@ def columns():
     return kernel
 
 
+class RowsArgs(NamedTuple):
+    sequences: int
+
+
 def rows():
-    """-> kernel: src r, w, k, v, a, b, states; ints: sequences."""
+    """-> kernel: src r, w, k, v, a, b, states. Takes RowsArgs."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import record
+    from pyggml.kernels.cpu import record, step_args
 
     U = v.U
     head, n_head, n_tokens = (record.field("src0.ne", i) for i in range(3))
     r_at, w_at, k_at, v_at, a_at, b_at, state_at = (record.field(f"src{i}.data") for i in range(7))
-    dst, sequences, aborted = record.field("dst.data"), record.field("ints"), record.aborted()
+    dst, sequences, aborted = record.field("dst.data"), step_args.readers(RowsArgs).sequences, record.aborted()
 
     def kernel(step, ith, nth, thread):
         size, heads, tokens = head(step), n_head(step), n_tokens(step)

@@ -14,9 +14,11 @@ from pyggml.dtypes import SIZES, GGMLType
 from pyggml.jit import Spec
 from pyggml.kernels.cpu import activations, copy, decoded, experts, fill, tile
 from pyggml.kernels.cpu.layout import FLOATS, refuse_types
+from pyggml.kernels.cpu.product_args import ProductArgs
 from pyggml.ops import Op
 
 if TYPE_CHECKING:
+    from pyggml.kernels.cpu.step_args import StepArgs
     from pyggml.lowering.cpu import Builder, Scratch, WorkTensor
     from pyggml.tensor import Tensor
 
@@ -139,15 +141,14 @@ def _by_expert(builder: Builder, node: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def _converted(
-    builder: Builder, b: Tensor, spec: Spec, size: int, ints: tuple[int, ...], listed: Listed = None
+    builder: Builder, b: Tensor, spec: Spec, size: int, args: StepArgs, table: WorkTensor | None = None
 ) -> Scratch:
     """The activations in the layout that `spec` makes, once for all products that read them."""
-    table, parts = listed or (None, ())
     key = (spec, b.data, b.ne, b.nb, table and table.data)
     found: Scratch | None = builder.remembered(key)
     if found is None:
         found = builder.scratch(size)
-        builder.step(spec, None, [b, table], ints=(*ints, *parts), writes=[found])
+        builder.step(spec, None, [b, table], args=args, writes=[found])
         builder.remember(key, found, b)
     return found
 
@@ -157,34 +158,33 @@ def _as_floats(dtype: GGMLType) -> bool:
     return SIZES[dtype].block_size == 1 or dtype in decoded.TYPES
 
 
-def _kernel(a: Tensor, module: str, *args: int) -> tuple[Spec, list[Spec], tuple[int, ...]]:
-    """(kernel, what it calls, its ints from number 6) for weights of a's type."""
+def _kernel(a: Tensor, module: str, *args: int) -> tuple[Spec, list[Spec]]:
+    """(kernel, what it calls) for weights of a's type."""
     if a.type not in decoded.TYPES:
-        return Spec(module, "rows", (a.type.name, *args)), [], ()
-    calls = [decoded.decoder(a.type), Spec(module, "rows", ("F32", *args))]
-    return Spec("decoded", "product"), calls, (a.ne[0] // SIZES[a.type].block_size,)
+        return Spec(module, "rows", (a.type.name, *args)), []
+    return Spec("decoded", "product"), [decoded.decoder(a.type), Spec(module, "rows", ("F32", *args))]
 
 
 def _matvec(builder: Builder, node: Tensor, a: Tensor, b: Tensor, listed: Listed = None) -> None:
-    spec, calls, more = _kernel(a, "matvec")
+    spec, calls = _kernel(a, "matvec")
     reads, room = [], 0
-    ints: tuple[int, ...] = (0, 0, 0)
+    table, (panels_from, pairs_from) = listed or (None, (0, 0))
+    args = ProductArgs(panels_from=panels_from, pairs_from=pairs_from)
     if not _as_floats(a.type):
         nb = a.ne[0] // activations.BLOCK
-        pad = activations.padded(nb)
-        ints = (nb, pad, pad * activations.PLANE_BYTES)
-        reads = [_converted(builder, b, Spec("activations", "planes"), b.nrows * ints[2], ints)]
+        planes = activations.PlaneArgs(nb, pad := activations.padded(nb), pad * activations.PLANE_BYTES)
+        args = args._replace(length=nb, padded=pad, column_bytes=planes.row_bytes)
+        reads = [_converted(builder, b, Spec("activations", "planes"), b.nrows * planes.row_bytes, planes)]
     elif calls:
+        args = args._replace(row_blocks=a.ne[0] // SIZES[a.type].block_size)
         room = decoded.product_bytes(a.ne[0], 0)
-    table, parts = listed or (None, (0, 0))
-    ints = (*ints, *parts, 0, *more)
     if listed is not None:
         writes = [builder.thread_scratch(experts.RECORD + room)]
         by_row, calls = Spec("experts", "matvec"), [spec, *calls]
-        builder.step(by_row, node, [a, b, table], ints=ints, writes=writes, reads=reads, calls=calls)
+        builder.step(by_row, node, [a, b, table], args=args, writes=writes, reads=reads, calls=calls)
         return
     writes = [builder.thread_scratch(room)] if room else []
-    builder.step(spec, node, [a, b], ints=ints, writes=writes, reads=reads, calls=[spec, *calls] if calls else [])
+    builder.step(spec, node, [a, b], args=args, writes=writes, reads=reads, calls=[spec, *calls] if calls else [])
 
 
 def _gemm(
@@ -199,18 +199,21 @@ def _gemm(
         length = k // activations.BLOCK
         size = length * activations.PANEL_BYTES * width
         spec = Spec("activations", "panels", (width, 1) if a.type in HALVES else (width,))
-    columns = _converted(builder, b, spec, panels * size, (length, 0, each), listed)
-    spec, calls, more = _kernel(a, "tile", width)
+    table, parts = listed or (None, (0, 0))
+    columns = _converted(builder, b, spec, panels * size, activations.PanelArgs(length, each, *parts), table)
+    spec, calls = _kernel(a, "tile", width)
     room = -(-tile.work_bytes(T.F32 if calls else a.type, k) // 64) * 64
     if calls:
         room = decoded.product_bytes(k, room)
-    table, parts = listed or (None, (0, 0))
-    ints = (length, each, size, *parts, room, *more)
+    args = ProductArgs(
+        length=length, column_bytes=size, panels_from=parts[0], pairs_from=parts[1], work_bytes=room,
+        row_blocks=k // SIZES[a.type].block_size if calls else 0, panels_each=each,
+    )  # fmt: skip
     if listed is None:
         work = builder.thread_scratch(room)
         calls = [spec, *calls] if calls else []
-        builder.step(spec, node, [a, b], ints=ints, writes=[work], reads=[columns], calls=calls)
+        builder.step(spec, node, [a, b], args=args, writes=[work], reads=[columns], calls=calls)
         return
     work = builder.thread_scratch(experts.RECORD + room + node.ne[1] * node.ne[2] * 4 * experts.ROWS)
     by_tile = Spec("experts", "gemm")
-    builder.step(by_tile, node, [a, b, table], ints=ints, writes=[work], reads=[columns], calls=[spec, *calls])
+    builder.step(by_tile, node, [a, b, table], args=args, writes=[work], reads=[columns], calls=[spec, *calls])

@@ -7,6 +7,7 @@ their operands' shapes. One row is one stream of memory; 8 scales are converted 
 from __future__ import annotations
 
 from pyggml.dtypes import SIZES, GGMLType
+from pyggml.kernels.cpu.product_args import ProductArgs
 from pyggml.quants import quant
 
 AHEAD = 8192
@@ -273,11 +274,11 @@ def _row_dot_floats(dtype):
 def rows(name):
     """-> kernel: dst (n, m, batch) = src0 (k, n, batch or a divisor of it) . activations, for few columns m.
 
-    Block types read planes in scratch; ints: blocks, padded blocks, bytes a row of planes. Float types read src1.
+    Block types read planes in scratch; float types read src1. Takes ProductArgs.
     The threads share the rows of each matrix; every column of a row is computed while the row is in cache.
     """
     from pyggml import simd as v
-    from pyggml.kernels.cpu import record
+    from pyggml.kernels.cpu import record, step_args
 
     U = v.U
     dtype = GGMLType[name]
@@ -291,7 +292,8 @@ def rows(name):
     row_bytes, row_out = record.field("src0.nb", 1), record.field("dst.nb", 1)
     row_plain = record.field("src1.nb", 1)
     planes_at, aborted = record.field("scratch"), record.aborted()
-    blocks, padded, plane_bytes = (record.field("ints", i) for i in range(3))
+    args = step_args.readers(ProductArgs)
+    blocks, padded, plane_bytes = args.length, args.padded, args.column_bytes
 
     def kernel(step, ith, nth, thread):
         length = blocks(step) if is_block else ne0(step)

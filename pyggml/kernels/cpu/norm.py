@@ -5,7 +5,7 @@ Sources: ggml-cpu/ops.cpp: ggml_compute_forward_norm_f32, _rms_norm_f32, _l2_nor
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyggml.dtypes import GGMLType
 from pyggml.jit import Spec, inline
@@ -30,7 +30,7 @@ def lower(builder: Builder, node: Tensor) -> None:
     elif node.op == Op.GROUP_NORM:
         builder.step(Spec("norm", "group_norm", layouts), node, (a,))
     else:
-        builder.step(Spec("norm", "norm", layouts), node, (a,), ints=(int(node.op == Op.NORM),))
+        builder.step(Spec("norm", "norm", layouts), node, (a,), args=NormArgs(int(node.op == Op.NORM)))
 
 
 def lower_pair(builder: Builder, norm: Tensor, product: Tensor) -> bool:
@@ -168,18 +168,24 @@ def _write(kind_d, kind_a):
     return write
 
 
+class NormArgs(NamedTuple):
+    """centred: 1 = NORM: (x - mean) / sqrt(variance + eps); 0 = L2_NORM: x / max(length, eps)."""
+
+    centred: int
+
+
 def norm(kind_d, kind_a):
-    """-> kernel. ints: 1 = NORM: (x - mean) / sqrt(variance + eps); 0 = L2_NORM: x / max(length, eps)."""
+    """-> kernel. Takes NormArgs."""
     import numpy as np
 
     from pyggml import simd as v
-    from pyggml.kernels.cpu import record
+    from pyggml.kernels.cpu import record, step_args
 
     total, squares = _moments(kind_a)
     write, root_of = _write(kind_d, kind_a), _root()
     rows, ne0, eps = record.rows("dst"), record.field("dst.ne"), record.param_f32(0)
     d, a, nbd, nba = record.row("dst"), record.row("src0"), record.field("dst.nb"), record.field("src0.nb")
-    centred = record.field("ints")
+    centred = step_args.readers(NormArgs).centred
 
     def kernel(step, ith, nth, thread):
         n, count, sd, sa, least = ne0(step), rows(step), nbd(step), nba(step), eps(step)

@@ -7,7 +7,7 @@ ggml_compute_forward_pad_f32, ggml_compute_forward_pad_reflect_1d, ggml_compute_
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.jit import Spec
@@ -39,18 +39,32 @@ def lower(builder: Builder, node: Tensor) -> None:
 
 def take(builder: Builder, node: Tensor, before: Sequence[int], outside: int) -> None:
     """A step that makes element i of the result, in each dimension, element i - before of the source."""
-    ints = (*before, outside, SIZES[node.type].type_size)
-    builder.step(Spec("pad", "taken"), node, (node.src[0],), ints=ints)
+    before0, before1, before2, before3 = before
+    args = PadArgs(before0, before1, before2, before3, outside, SIZES[node.type].type_size)
+    builder.step(Spec("pad", "taken"), node, (node.src[0],), args=args)
+
+
+class PadArgs(NamedTuple):
+    """before0 to 3: elements of the result before the source's first in each dimension. outside: what lies there. size: bytes
+    an element."""
+
+    before0: int
+    before1: int
+    before2: int
+    before3: int
+    outside: int
+    size: int
 
 
 def taken():
-    """-> kernel. ints: elements of the result before the source's first in each dimension, what lies outside, bytes an
-    element."""
+    """-> kernel. Takes PadArgs."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import elements, record
+    from pyggml.kernels.cpu import elements, record, step_args
 
     U, move, clear = v.U, elements.move_elements, elements.clear_elements
-    b0, b1, b2, b3, outside, size_of = (record.field("ints", i) for i in range(6))
+    args = step_args.readers(PadArgs)
+    b0, b1, b2, b3 = args.before0, args.before1, args.before2, args.before3
+    outside, size_of = args.outside, args.size
     n0, n1, n2 = (record.field("dst.ne", i) for i in range(3))
     m0, m1, m2, m3 = (record.field("src0.ne", i) for i in range(4))
     d, a, rows = record.row("dst"), record.element("src0"), record.rows("dst")

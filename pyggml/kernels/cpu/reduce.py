@@ -7,7 +7,7 @@ Sources: ggml-cpu/ops.cpp: ggml_compute_forward_sum and the five of these names;
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyggml.dtypes import GGMLType
 from pyggml.jit import Spec
@@ -37,10 +37,10 @@ def lower(builder: Builder, node: Tensor) -> None:
         spec = Spec("reduce", "sums", (layout_of(a),)) if node.op == Op.SUM else Spec("reduce", "counts")
         total = Spec("reduce", "total", (layout_of(node),))
         builder.step(spec, None, node.src[: 1 + (node.op == Op.COUNT_EQUAL)], writes=(parts,))
-        builder.step(total, node, ints=(a.nrows * -(-a.ne[0] // CHUNK),), reads=(parts,))
+        builder.step(total, node, args=TotalArgs(a.nrows * -(-a.ne[0] // CHUNK)), reads=(parts,))
     elif node.op in (Op.SUM_ROWS, Op.MEAN):
         divisor = a.ne[0] if node.op == Op.MEAN else 1
-        builder.step(Spec("reduce", "row_sums", (layout_of(a),)), node, (a,), ints=(divisor,))
+        builder.step(Spec("reduce", "row_sums", (layout_of(a),)), node, (a,), args=RowSumArgs(divisor))
     else:
         spec = Spec("reduce", "cumsum") if node.op == Op.CUMSUM else Spec("reduce", "argmax", (layout_of(a),))
         builder.step(spec, node, (a,))
@@ -113,15 +113,21 @@ def counts():
     return kernel
 
 
+class TotalArgs(NamedTuple):
+    """numbers: how many lie in scratch."""
+
+    numbers: int
+
+
 def total(kind_d):
-    """-> kernel: the sum of what lies in scratch: f32 for float types, else i64. ints: how many."""
+    """-> kernel: the sum of what lies in scratch: f32 for float types, else i64. Takes TotalArgs."""
     import numpy as np
 
     from pyggml import simd as v
-    from pyggml.kernels.cpu import elements, record
+    from pyggml.kernels.cpu import elements, record, step_args
 
     U = v.U
-    data, count, parts = record.field("dst.data"), record.field("ints"), record.field("scratch")
+    data, count, parts = record.field("dst.data"), step_args.readers(TotalArgs).numbers, record.field("scratch")
     ne0 = record.field("dst.ne")
     if kind_d == "i64":
 
@@ -146,16 +152,22 @@ def total(kind_d):
     return kernel_of_floats
 
 
+class RowSumArgs(NamedTuple):
+    """divisor: what each sum is divided by."""
+
+    divisor: int
+
+
 def row_sums(kind_a):
-    """-> kernel: the sum of each row over ints[0], as F32."""
+    """-> kernel: the sum of each row over the divisor, as F32. Takes RowSumArgs."""
     import numpy as np
 
     from pyggml import simd as v
-    from pyggml.kernels.cpu import record
+    from pyggml.kernels.cpu import record, step_args
 
     stretch, d, a = _stretch(kind_a), record.row("dst"), record.row("src0")
-    rows, ne0, nba, divisor = record.rows("dst"), record.field("src0.ne"), record.field("src0.nb"), record.field("ints")
-    aborted = record.aborted()
+    rows, ne0, nba = record.rows("dst"), record.field("src0.ne"), record.field("src0.nb")
+    divisor, aborted = step_args.readers(RowSumArgs).divisor, record.aborted()
 
     def kernel(step, ith, nth, thread):
         n, count, stride = ne0(step), rows(step), nba(step)

@@ -9,8 +9,7 @@ ggml_rope_yarn_corr_dims.
 from __future__ import annotations
 
 import math
-import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyggml.dtypes import GGMLType
 from pyggml.jit import Spec
@@ -50,7 +49,7 @@ def lower(builder: Builder, node: Tensor) -> None:
         Spec("rope", "rope", (pairs, layout_of(node), layout_of(a))),
         node,
         (a,),
-        ints=(dims,),
+        args=RopeArgs(dims),
         reads=(_table_of(builder, node),),
     )
 
@@ -67,17 +66,16 @@ def _table_of(builder: Builder, node: Tensor) -> Scratch:
     if found is not None and (factors is None or builder.remembered(of_factors) is found):
         return found
     scratch = builder.scratch(n_tokens * n_pairs * 16)
-    ints = [*_constants(node), n_tokens, n_pairs, -1 if node.op == Op.ROPE_BACK else 1]
-    builder.step(Spec("rope", "table"), None, (positions, factors), ints=ints, writes=(scratch,))
+    args = TableArgs(*_constants(node), n_tokens=n_tokens, n_pairs=n_pairs, sign=-1 if node.op == Op.ROPE_BACK else 1)
+    builder.step(Spec("rope", "table"), None, (positions, factors), args=args, writes=(scratch,))
     builder.remember(key, scratch, positions)
     if factors is not None:
         builder.remember(of_factors, scratch, factors)
     return scratch
 
 
-def _constants(node: Tensor) -> list[int]:
-    """float64 as their bits: ratio of successive frequencies, magnitude, yarn's share of extrapolation, where its ramp
-    begins and over how many pairs it falls."""
+def _constants(node: Tensor) -> tuple[float, float, float, float, float]:
+    """The first five of TableArgs."""
     n_dims, n_ctx_orig = node.param_i32(1), node.param_i32(4)
     base, scale, ext_factor, magnitude, beta_fast, beta_slow = (node.param_f32(i) for i in range(5, 11))
     low, span = 0.0, 1.0
@@ -93,10 +91,21 @@ def _constants(node: Tensor) -> list[int]:
         high = min(n_dims - 1.0, math.ceil(pair_turning(beta_slow, 0.0)))
         span = max(0.001, high - low)
         magnitude *= 1.0 + 0.1 * math.log(1.0 / scale)
-    return [
-        struct.unpack("<q", struct.pack("<d", x))[0]
-        for x in (base ** (-2.0 / n_dims), magnitude, ext_factor, low, span)
-    ]
+    return base ** (-2.0 / n_dims), magnitude, ext_factor, low, span
+
+
+class TableArgs(NamedTuple):
+    """ratio: of successive frequencies. magnitude: of the rotated pairs. ext_factor: yarn's share of extrapolation. low, span:
+    the pair where its ramp begins, and over how many it falls. sign: 1, or -1 to turn back."""
+
+    ratio: float
+    magnitude: float
+    ext_factor: float
+    low: float
+    span: float
+    n_tokens: int
+    n_pairs: int
+    sign: int
 
 
 def _sections():
@@ -123,25 +132,23 @@ def _sections():
 
 def table():
     """-> kernel: for each token a row of cosines and one of sines, as the rotation wants them: in pairs [c c] and
-    [-s s] for neighbours, [c ..., c ...] and [-s ..., s ...] for halves.
-
-    ints: the five of `_constants`, number of tokens, of pairs, and 1, or -1 to turn back.
+    [-s s] for neighbours, [c ..., c ...] and [-s ..., s ...] for halves. Takes TableArgs.
     """
     import math
 
     import numpy as np
 
     from pyggml import simd as v
-    from pyggml.kernels.cpu import record
+    from pyggml.kernels.cpu import record, step_args
     from pyggml.ops import ROPE_IMROPE
-    from pyggml.steps import offset
 
     U = v.U
     position, factor, factors = record.element("src0"), record.element("src1"), record.field("src1.data")
     mode_of, freq_scale = record.param_i32(2), record.param_f32(6)
     size_0, size_1, size_2, size_3 = (record.param_i32(i) for i in range(11, 15))
-    ratio, magnitude, ext_factor, low, span = (v.reader(offset("ints") + 8 * i, "f64") for i in range(5))
-    n_tokens, n_pairs, sign = (record.field("ints", i) for i in range(5, 8))
+    args = step_args.readers(TableArgs)
+    ratio, magnitude, ext_factor, low, span = args.ratio, args.magnitude, args.ext_factor, args.low, args.span
+    n_tokens, n_pairs, sign = args.n_tokens, args.n_pairs, args.sign
     out = record.field("scratch")
     consecutive, in_turn = _sections()
 
@@ -202,15 +209,21 @@ def table():
     return kernel
 
 
+class RopeArgs(NamedTuple):
+    """dims: rotated elements of a row."""
+
+    dims: int
+
+
 def rope(pairs, kind_d, kind_a):
     """-> kernel: x c + (partner of x) s, from the table in scratch; elements outside the rotated ones are copied.
 
-    `pairs`: "neighbours" or "halves". ints: number of rotated elements.
+    `pairs`: "neighbours" or "halves". Takes RopeArgs.
     """
     import numpy as np
 
     from pyggml import simd as v
-    from pyggml.kernels.cpu import elements, record
+    from pyggml.kernels.cpu import elements, record, step_args
 
     U = v.U
     rows = record.rows("dst")
@@ -218,7 +231,7 @@ def rope(pairs, kind_d, kind_a):
     d, a = record.row("dst"), record.row("src0")
     store, load = elements.storer(kind_d), elements.loader(kind_a)
     nbd, nba = record.field("dst.nb"), record.field("src0.nb")
-    n_dims, first_dim, tables = record.field("ints"), record.param_i32(15), record.field("scratch")
+    n_dims, first_dim, tables = step_args.readers(RopeArgs).dims, record.param_i32(15), record.field("scratch")
     f32, swap = elements.loader("f32"), v.shuffler([i ^ 1 for i in range(16)])
     move = elements.converter(kind_d, kind_a)
     neighbours = pairs == "neighbours"

@@ -5,12 +5,13 @@ Sources: ggml-cpu/ops.cpp: ggml_compute_forward_get_rows, ggml_compute_forward_s
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.jit import Spec, inline
 from pyggml.kernels.cpu import decoded
 from pyggml.kernels.cpu.copy import MADE, READ, WRITTEN
+from pyggml.kernels.cpu.indices import NumberArgs
 from pyggml.kernels.cpu.layout import FLOATS, SOURCES, layout_of, refuse_types, work_bytes
 from pyggml.ops import Op
 
@@ -33,11 +34,11 @@ def lower(builder: Builder, node: Tensor) -> None:
     a, numbers = node.src[:2]
     assert a is not None and numbers is not None
     if node.op == Op.GET_ROWS and a.type in decoded.TYPES:
-        ints, calls = (0, a.ne[0] // SIZES[a.type].block_size), [decoded.decoder(a.type)]
-        builder.step(Spec("decoded", "get_rows"), node, (a, numbers), ints=ints, calls=calls)
+        args = decoded.GetRowsArgs(row_blocks=a.ne[0] // SIZES[a.type].block_size)
+        builder.step(Spec("decoded", "get_rows"), node, (a, numbers), args=args, calls=[decoded.decoder(a.type)])
         return
     if node.op == Op.GET_ROWS:
-        builder.step(Spec("rows", "get_rows", (layout_of(node), layout_of(a))), node, (a, numbers), ints=(0,))
+        builder.step(Spec("rows", "get_rows", (layout_of(node), layout_of(a))), node, (a, numbers), args=NumberArgs())
         return
     wide = int(numbers.type == GGMLType.I64)
     if SIZES[node.type].block_size > 1 and a.type != node.type:
@@ -45,20 +46,23 @@ def lower(builder: Builder, node: Tensor) -> None:
             Spec("rows", "set_quantised_rows", (layout_of(node),)),
             builder.thread_scratch(work_bytes(node.type)),
         )
-        builder.step(spec, node, (a, numbers), ints=(wide, SOURCES.index(layout_of(a))), writes=[room])
+        builder.step(spec, node, (a, numbers), args=QuantiseArgs(wide, SOURCES.index(layout_of(a))), writes=[room])
     elif node.ne[0] == 1:
         room = builder.thread_scratch(64)
         spec = Spec("rows", "set_elements", (layout_of(node), layout_of(a)))
-        builder.step(spec, node, (a, numbers), ints=(wide,), writes=[room])
+        builder.step(spec, node, (a, numbers), args=NumberArgs(wide), writes=[room])
     else:
-        builder.step(Spec("rows", "set_rows", (layout_of(node), layout_of(a))), node, (a, numbers), ints=(wide,))
+        builder.step(
+            Spec("rows", "set_rows", (layout_of(node), layout_of(a))), node, (a, numbers), args=NumberArgs(wide)
+        )
 
 
 def get_rows(kind_d, kind_a):
-    """-> kernel: row r of the result is row numbers[r] of the table. ints: 0."""
-    from pyggml.kernels.cpu import elements, indices, record
+    """-> kernel: row r of the result is row numbers[r] of the table. Takes NumberArgs."""
+    from pyggml.kernels.cpu import elements, indices, record, step_args
 
-    bad, choose, convert = indices.numbers_are_bad(), indices.chosen(), elements.converter(kind_d, kind_a)
+    bad, choose = indices.numbers_are_bad(step_args.readers(NumberArgs).wide), indices.chosen()
+    convert = elements.converter(kind_d, kind_a)
     rows, limit, ne0 = record.rows("dst"), record.field("src0.ne", 1), record.field("dst.ne", 0)
     d, a, number = record.row("dst"), record.element("src0"), record.element("src1")
     ne1, ne2 = record.field("dst.ne", 1), record.field("dst.ne", 2)
@@ -79,8 +83,8 @@ def get_rows(kind_d, kind_a):
 
 
 def set_rows(kind_d, kind_a):
-    """-> kernel. ints: whether row numbers have 64 bits."""
-    from pyggml.kernels.cpu import elements, record
+    """-> kernel. Takes NumberArgs."""
+    from pyggml.kernels.cpu import elements, record, step_args
 
     convert = elements.converter(kind_d, kind_a)
     nbd, nba = record.field("dst.nb"), record.field("src0.nb")
@@ -89,26 +93,34 @@ def set_rows(kind_d, kind_a):
     def write(step, thread, target, source, n):
         convert(target, nbd(step), source, nba(step), 0, n)
 
-    return _set_rows_with(write)
+    return _set_rows_with(write, step_args.readers(NumberArgs).wide)
+
+
+class QuantiseArgs(NamedTuple):
+    """wide: as indices.NumberArgs has it. source: the kind of src0, its position in layout.SOURCES."""
+
+    wide: int
+    source: int
 
 
 def set_quantised_rows(kind_d):
-    """-> kernel. ints: whether row numbers have 64 bits, kind of the source (position in layout.SOURCES). scratch:
-    layout.work_bytes a thread."""
-    from pyggml.kernels.cpu import elements, record
+    """-> kernel. scratch: layout.work_bytes a thread. Takes QuantiseArgs."""
+    from pyggml.kernels.cpu import elements, record, step_args
 
     quantise, room = elements.quantiser(kind_d), record.thread_room()
-    nba, number_of_kind = record.field("src0.nb"), record.field("ints", 1)
+    nba, args = record.field("src0.nb"), step_args.readers(QuantiseArgs)
+    number_of_kind = args.source
 
     @inline
     def write(step, thread, target, source, n):
         quantise(target, source, nba(step), 0, n, number_of_kind(step), room(step, thread))
 
-    return _set_rows_with(write)
+    return _set_rows_with(write, args.wide)
 
 
-def _set_rows_with(write):
-    """-> kernel: row numbers[r] of the table becomes row r of the source; of equal numbers the last one counts.
+def _set_rows_with(write, is_wide):
+    """-> kernel: row numbers[r] of the table becomes row r of the source; of equal numbers the last one counts. `is_wide`:
+    the reader of an argument as NumberArgs has it.
 
     A row of the table belongs to one thread, by its number, so that the order of writes is that of the source.
     """
@@ -116,7 +128,7 @@ def _set_rows_with(write):
     from pyggml.kernels.cpu import indices, record
 
     U = v.U
-    bad, choose, is_wide = indices.numbers_are_bad(), indices.chosen(), record.field("ints", 0)
+    bad, choose = indices.numbers_are_bad(is_wide), indices.chosen()
     ne0, ne1, ne2, ne3 = (record.field("src0.ne", i) for i in range(4))
     d, a, number = record.element("dst"), record.element("src0"), record.element("src1")
     n1, n2, limit = record.field("src1.ne", 1), record.field("src1.ne", 2), record.field("dst.ne", 1)
@@ -143,16 +155,17 @@ def _set_rows_with(write):
 
 
 def set_elements(kind_d, kind_a):
-    """-> kernel for rows of one element, as a transposed V cache has them: sixteen are converted at once. ints: whether
-    row numbers have 64 bits; scratch: 64 bytes a thread.
+    """-> kernel for rows of one element, as a transposed V cache has them: sixteen are converted at once. scratch:
+    64 bytes a thread. Takes NumberArgs.
 
     Each thread has a stretch of the table's rows.
     """
     from pyggml import simd as v
-    from pyggml.kernels.cpu import elements, indices, record
+    from pyggml.kernels.cpu import elements, indices, record, step_args
 
     U = v.U
-    bad, read, is_wide = indices.numbers_are_bad(), indices.number_reader(), record.field("ints", 0)
+    is_wide = step_args.readers(NumberArgs).wide
+    bad, read = indices.numbers_are_bad(is_wide), indices.number_reader()
     ne1, ne2, ne3 = (record.field("src0.ne", i) for i in range(1, 4))
     d, a, number = record.element("dst"), record.element("src0"), record.element("src1")
     n1, n2, limit = record.field("src1.ne", 1), record.field("src1.ne", 2), record.field("dst.ne", 1)

@@ -5,8 +5,7 @@ Sources: ggml-cpu/ops.cpp: ggml_compute_forward_soft_max_f32, ggml_compute_forwa
 
 from __future__ import annotations
 
-import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyggml.dtypes import GGMLType
 from pyggml.jit import Spec, inline
@@ -38,31 +37,29 @@ def lower(builder: Builder, node: Tensor) -> None:
         "soft_max",
         (layout_of(node), layout_of(a), layout_of(mask) if mask else "", int(alibi), int(sinks is not None)),
     )
-    ints = (slopes := alibi_bases(a.ne[2], max_bias))[:1] + tuple(_bits(x) for x in slopes[1:]) if alibi else ()
-    builder.step(spec, node, (a, mask, sinks), ints=ints)
+    builder.step(spec, node, (a, mask, sinks), args=alibi_bases(a.ne[2], max_bias if alibi else 0.0))
 
 
-def _bits(x: float) -> int:
-    bits: int = struct.unpack("<q", struct.pack("<d", x))[0]
-    return bits
+class AlibiArgs(NamedTuple):
+    """The slope of head h is m0^(h + 1) below n, m1^(2 (h - n) + 1) from n on."""
+
+    n: int
+    m0: float
+    m1: float
 
 
-def alibi_bases(n_head: int, max_bias: float) -> tuple[int, float, float]:
-    """(n, m0, m1): the slope of head h is m0^(h + 1) below n, m1^(2 (h - n) + 1) from n on."""
+def alibi_bases(n_head: int, max_bias: float) -> AlibiArgs:
     n = 1 << (n_head.bit_length() - 1)
-    return n, 2.0 ** (-max_bias / n), 2.0 ** (-max_bias / 2.0 / n)
+    return AlibiArgs(n, 2.0 ** (-max_bias / n), 2.0 ** (-max_bias / 2.0 / n))
 
 
 def slope_of_head():
-    """-> f(step, head): its ALiBi slope from `ints`: n, m0, m1 of `alibi_bases`, the latter two as bits of f64."""
+    """-> f(step, head): its ALiBi slope, from AlibiArgs."""
     import numpy as np
 
-    from pyggml import simd as v
-    from pyggml.kernels.cpu import record
-    from pyggml.steps import offset
+    from pyggml.kernels.cpu import step_args
 
-    n_at = record.field("ints")
-    m0, m1 = v.reader(offset("ints") + 8, "f64"), v.reader(offset("ints") + 16, "f64")
+    n_at, m0, m1 = step_args.readers(AlibiArgs)
 
     @inline
     def slope(step, head):

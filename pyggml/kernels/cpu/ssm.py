@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pyggml.dtypes import GGMLType
 from pyggml.jit import Spec
+from pyggml.kernels.cpu.indices import NumberArgs
 from pyggml.kernels.cpu.layout import refuse_types
 from pyggml.ops import Op
 
@@ -32,7 +33,7 @@ def lower(builder: Builder, node: Tensor) -> None:
         builder.step(Spec("ssm", "ssm_conv"), node, node.src[:2])
     else:
         s, x, dt, a, b, c, ids = node.src[:7]
-        builder.step(Spec("ssm", "ssm_scan"), node, (s, ids, x, dt, a, b, c), ints=(0,))
+        builder.step(Spec("ssm", "ssm_scan"), node, (s, ids, x, dt, a, b, c), args=NumberArgs())
 
 
 def ssm_conv():
@@ -64,15 +65,17 @@ def ssm_conv():
 
 
 def ssm_scan():
-    """-> kernel. Sources: states, numbers of the states to begin with, x, dt, decay, B, C. A thread takes whole heads."""
+    """-> kernel. Sources: states, numbers of the states to begin with, x, dt, decay, B, C. A thread takes whole heads. Takes
+    NumberArgs."""
     import numpy as np
 
     from pyggml import simd as v
-    from pyggml.kernels.cpu import elements, indices, record
+    from pyggml.kernels.cpu import elements, indices, record, step_args
     from pyggml.kernels.cpu import functions as f
 
     U = v.U
-    bad, choose, limit = indices.numbers_are_bad(), indices.chosen(), record.field("src0.ne", 3)
+    bad, choose = indices.numbers_are_bad(step_args.readers(NumberArgs).wide), indices.chosen()
+    limit = record.field("src0.ne", 3)
     load, store = elements.loader("f32"), elements.storer("f32")
     d_state, head_dim, n_head = (record.field("src0.ne", i) for i in range(3))
     n_tokens, n_seqs, n_group = record.field("src2.ne", 2), record.field("src2.ne", 3), record.field("src5.ne", 1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from pyggml.dtypes import SIZES, GGMLType, row_size
 from pyggml.kernels.cpu.activations import PANEL_BYTES, TAILS
+from pyggml.kernels.cpu.product_args import ProductArgs
 from pyggml.quants import quant
 
 ROWS = 16
@@ -307,11 +308,10 @@ def _tile_floats(dtype, count, width, lines=0):
 def rows(name, width):
     """-> kernel: dst (n, m, batch) = src0 (k, n, batch or a divisor of it) . the panels of `width` tokens in scratch.
 
-    ints: blocks (block types) or k, panels of activations a matrix, bytes of each.
-    The threads share the panels of 16 rows.
+    The threads share the panels of 16 rows. Takes ProductArgs.
     """
     from pyggml import simd as v
-    from pyggml.kernels.cpu import record
+    from pyggml.kernels.cpu import record, step_args
 
     U = v.U
     dtype = GGMLType[name]
@@ -329,7 +329,8 @@ def rows(name, width):
     weights, output = record.element("src0"), record.element("dst")
     row_bytes, row_out = record.field("src0.nb", 1), record.field("dst.nb", 1)
     panel_at, columns_at = record.field("scratch", 0), record.field("scratch", 1)
-    length_of, panels_each, column_bytes = (record.field("ints", i) for i in range(3))
+    args = step_args.readers(ProductArgs)
+    length_of, panels_each, column_bytes = args.length, args.panels_each, args.column_bytes
     panel_size, aborted = record.field("thread_bytes"), record.aborted()
     fixed, each_block = panel_bytes(dtype, 0), (panel_bytes(dtype, 256) - panel_bytes(dtype, 0)) // 8
     parts, part_size = max(SIZES[dtype].block_size // 32, 1), SIZES[dtype].type_size

@@ -6,8 +6,7 @@ Source: ggml-cpu/ops.cpp: ggml_compute_forward_timestep_embedding_f32.
 from __future__ import annotations
 
 import math
-import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyggml.dtypes import GGMLType
 from pyggml.jit import Spec
@@ -25,20 +24,23 @@ def why_not(node: Tensor) -> str | None:
 def lower(builder: Builder, node: Tensor) -> None:
     a, half = node.src[0], node.param_i32(0) // 2
     ratio = math.exp(-math.log(node.param_i32(1)) / max(half, 1))  # of a frequency to the one before
-    builder.step(
-        Spec("timestep_embedding", "timestep_embedding"), node, (a,), ints=struct.unpack("<q", struct.pack("<d", ratio))
-    )
+    builder.step(Spec("timestep_embedding", "timestep_embedding"), node, (a,), args=TimestepArgs(ratio))
+
+
+class TimestepArgs(NamedTuple):
+    """ratio: of a frequency to the one before."""
+
+    ratio: float
 
 
 def timestep_embedding():
-    """-> kernel. ints: the bits of the ratio of neighbouring frequencies, an f64."""
+    """-> kernel. Takes TimestepArgs."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import record
-    from pyggml.steps import offset
+    from pyggml.kernels.cpu import record, step_args
 
     U = v.U
     d, n0, count, nbd = record.element("dst"), record.field("dst.ne"), record.field("dst.ne", 1), record.field("dst.nb")
-    a, nba, ratio_of = record.field("src0.data"), record.field("src0.nb"), v.reader(offset("ints"), "f64")
+    a, nba, ratio_of = record.field("src0.data"), record.field("src0.nb"), step_args.readers(TimestepArgs).ratio
 
     def kernel(step, ith, nth, thread):
         half, sd, ratio = n0(step) // 2, nbd(step), ratio_of(step)
