@@ -245,17 +245,17 @@ def _serve(values: Values, wait: Callable[[], object]) -> int:
                 "serve only a network where you trust everyone",
                 file=sys.stderr,
             )
-        for slot in server.slots:
-            print(f"using {slot.device.backend_name or slot.device.kind.value} backend")
+        for served in server.devices:
+            print(f"using {served.device.backend_name or served.device.kind.value} backend")
         print(f"Starting RPC server v{server.protocol}")
         print(f"  endpoint       : {listener.endpoint}")
         print(f"  local cache    : {cache.folder if cache is not None else 'n/a'}")
         if preload is not None:
             print(f"  preloaded      : {preload.n_tensors} tensors, {preload.n_bytes // MIB} MiB")
         print("Devices:")
-        for slot in server.slots:
-            free, total = slot.memory()
-            print(f"  {slot.device.name}: {slot.device.description} ({total // MIB} MiB, {free // MIB} MiB free)")
+        for served in server.devices:
+            free, total = served.memory()
+            print(f"  {served.device.name}: {served.device.description} ({total // MIB} MiB, {free // MIB} MiB free)")
         sys.stdout.flush()
         wait()
     return 0

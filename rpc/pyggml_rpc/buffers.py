@@ -7,20 +7,18 @@ buffer. Facts: ggml-rpc.cpp, `rpc_server`.
 import collections
 import logging
 import secrets
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from pyggml.backend.base import Buffer
 from pyggml.errors import DeviceError
+from pyggml_rpc.client_state import ClientState
 from pyggml_rpc.connection import Piece
 from pyggml_rpc.errors import RefusedError
 from pyggml_rpc.memory import NoRoomError
-from pyggml_rpc.records import Lent
+from pyggml_rpc.records import ClientBuffer
+from pyggml_rpc.served import ServedDevice
 from pyggml_rpc.talk import mib
 from pyggml_rpc.wire import Command, Record
-
-if TYPE_CHECKING:
-    from pyggml_rpc.server import Slot
-    from pyggml_rpc.session import Session
 
 log = logging.getLogger("pyggml.rpc")
 
@@ -31,11 +29,12 @@ BUFFER_COST = 2048  # bytes that the objects of each one beyond those take
 
 
 class Buffers:
-    """One client's. `lent` by handle; `devices`: how many of them each device has."""
+    """One client's. `by_handle`: the buffers; `devices`: how many of them each device has."""
 
-    def __init__(self, session: "Session") -> None:
-        self._session = session
-        self.lent: dict[int, Lent] = {}
+    def __init__(self, client: ClientState, freed: Callable[[int], None]) -> None:
+        self._client = client
+        self._freed = freed  # is told a handle, before its buffer goes
+        self.by_handle: dict[int, ClientBuffer] = {}
         self.devices: collections.Counter[int] = collections.Counter()
         self._came = False  # it has had memory: not one of the short connections that stock clients begin with
         self._next_base = BASE_STEP * (1 + secrets.randbelow(1 << 24))
@@ -51,46 +50,46 @@ class Buffers:
         return len(self.devices) - (device in self.devices) == 0
 
     def close(self) -> None:
-        for handle in list(self.lent):
-            self._give_back(handle)
+        for handle in list(self.by_handle):
+            self._release(handle)
 
     def _alloc(self, request: Record) -> list[Piece]:
         """0/0 when the memory is not there: a stock client dies of a closed connection, but not of that."""
         device, size = int(request["device"][0]), int(request["size"][0])
-        session = self._session
-        slot = session.slot_of(device)
+        client = self._client
+        served = client.served(device)
         try:
-            buffer = self._lend(slot, size)
+            buffer = self._allocate(served, size)
         except (DeviceError, MemoryError) as error:
-            log.warning("%s: ALLOC_BUFFER: %s", session.peer, error)
-            return [session.answer(Command.ALLOC_BUFFER)]
+            log.warning("%s: ALLOC_BUFFER: %s", client.peer, error)
+            return [client.answer(Command.ALLOC_BUFFER)]
         log.log(
             logging.DEBUG if self._came else logging.INFO,
             "%s: %s %s of %s",
-            *(session.peer, "lent" if self._came else "came, and was lent", mib(size), slot.device.name),
+            *(client.peer, "lent" if self._came else "came, and was lent", mib(size), served.device.name),
         )
         self._came = True
         handle = secrets.randbelow((1 << 64) - 1) + 1
-        assert handle not in self.lent and buffer.size >= size
+        assert handle not in self.by_handle and buffer.size >= size
         base = self._next_base if size else 0
         self._next_base += BASE_STEP * (1 + -(-size // BASE_STEP))
-        self.lent[handle] = Lent(handle, base, buffer, device, size)
+        self.by_handle[handle] = ClientBuffer(handle, base, buffer, device, size)
         self.devices[device] += 1
-        return [session.answer(Command.ALLOC_BUFFER, remote_ptr=handle, remote_size=buffer.size)]
+        return [client.answer(Command.ALLOC_BUFFER, remote_ptr=handle, remote_size=buffer.size)]
 
-    def _lend(self, slot: "Slot", size: int) -> Buffer:
+    def _allocate(self, served: ServedDevice, size: int) -> Buffer:
         """A new buffer, counted. Raises DeviceError, of which NoRoomError is one."""
-        session = self._session
-        if len(self.lent) >= MAX_BUFFERS or not session.server.count_buffers(1):
+        client = self._client
+        if len(self.by_handle) >= MAX_BUFFERS or not client.server.count_buffers(1):
             raise NoRoomError(f"no room for a buffer of {size} bytes: there are too many buffers")
-        account, host, cost = session.account(slot), session.host, self._cost(len(self.lent))
+        account, host, cost = client.account(served), client.host, self._cost(len(self.by_handle))
         before = account.held, host.held
         try:
             account.take(size)
             host.take(cost)
-            return slot.device.alloc_buffer(size)
+            return served.device.alloc_buffer(size)
         except BaseException:
-            session.server.count_buffers(-1)
+            client.server.count_buffers(-1)
             for one, held in zip((account, host), before, strict=True):
                 one.give(max(0, one.held - held))
             raise
@@ -99,30 +98,30 @@ class Buffers:
         return BUFFER_COST if others >= UNCOUNTED else 0
 
     def _get_base(self, request: Record) -> list[Piece]:
-        return [self._session.answer(Command.BUFFER_GET_BASE, base_ptr=self._meant(request).base)]
+        return [self._client.answer(Command.BUFFER_GET_BASE, base_ptr=self._buffer_of(request).base)]
 
     def _clear(self, request: Record) -> None:
-        self._meant(request).buffer.clear(int(request["value"][0]))
+        self._buffer_of(request).buffer.clear(int(request["value"][0]))
 
     def _free(self, request: Record) -> None:
         """Graphs that do not touch this buffer stay: stock clients recompute them."""
-        self._give_back(self._meant(request).handle)
+        self._release(self._buffer_of(request).handle)
 
-    def _meant(self, request: Record) -> Lent:
+    def _buffer_of(self, request: Record) -> ClientBuffer:
         handle = int(request["remote_ptr"][0])
-        lent = self.lent.get(handle)
-        if lent is None:
+        one = self.by_handle.get(handle)
+        if one is None:
             raise RefusedError(f"0x{handle:x} is no buffer of this connection")
-        return lent
+        return one
 
-    def _give_back(self, handle: int) -> None:
-        session = self._session
-        session.forget_those_with(handle)
-        lent = self.lent.pop(handle)
-        self.devices[lent.device] -= 1
-        if not self.devices[lent.device]:
-            del self.devices[lent.device]
-        lent.buffer.free()
-        session.server.count_buffers(-1)
-        session.account(session.server.slots[lent.device]).give(lent.size)
-        session.host.give(self._cost(len(self.lent)))
+    def _release(self, handle: int) -> None:
+        client = self._client
+        self._freed(handle)
+        one = self.by_handle.pop(handle)
+        self.devices[one.device] -= 1
+        if not self.devices[one.device]:
+            del self.devices[one.device]
+        one.buffer.free()
+        client.server.count_buffers(-1)
+        client.account(client.server.devices[one.device]).give(one.size)
+        client.host.give(self._cost(len(self.by_handle)))

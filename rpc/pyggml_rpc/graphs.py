@@ -8,20 +8,18 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from pyggml.backend.base import Backend, Plan
 from pyggml.errors import ComputeError
 from pyggml.ops import Op, check
+from pyggml_rpc.buffers import Buffers
+from pyggml_rpc.client_state import ClientState
 from pyggml_rpc.connection import Piece, Request
 from pyggml_rpc.errors import RefusedError
 from pyggml_rpc.kept import KeptGraphs, Lowered
 from pyggml_rpc.records import ForeignGraph, link, needed, read_graph, read_tensors
+from pyggml_rpc.served import ServedDevice
 from pyggml_rpc.wire import Command, Record
-
-if TYPE_CHECKING:
-    from pyggml_rpc.server import Slot
-    from pyggml_rpc.session import Session
 
 log = logging.getLogger("pyggml.rpc")
 
@@ -37,27 +35,28 @@ YIELD = 0.00005  # seconds in which to take the interpreter
 class Graphs:
     """One client's."""
 
-    def __init__(self, session: "Session") -> None:
-        self._session = session
-        self._protocol = session.protocol
-        accounts = [session.account(slot) for slot in session.server.slots]
-        self._kept = KeptGraphs(self._protocol.max_graphs, session.host, accounts)
+    def __init__(self, client: ClientState, buffers: Buffers) -> None:
+        self._client = client
+        self._buffers = buffers
+        self._protocol = client.protocol
+        accounts = [client.account(served) for served in client.server.devices]
+        self._kept = KeptGraphs(self._protocol.max_graphs, client.host, accounts)
         self._yielded = 0.0
 
-    def compute(self, slot: "Slot", request: Request) -> None:
+    def compute(self, served: ServedDevice, request: Request) -> None:
         """Take a graph and run it. Raises RefusedError, ComputeError and what else keeps it from being computed."""
         device, uid = int(request.record["device"][0]), self._protocol.uid_in(request.record)
-        self._session.running.wait(device)
+        self._client.running.wait(device)
         self._kept.make_room(device, uid)
-        plan = self._kept.keep(device, uid, request.body, lambda: self._in_turn(slot, request.body))
-        self._run(slot, device, plan, request.body)
+        plan = self._kept.keep(device, uid, request.body, lambda: self._in_turn(served, request.body))
+        self._run(served, device, plan, request.body)
 
-    def recompute(self, slot: "Slot", request: Record) -> None:
+    def recompute(self, served: ServedDevice, request: Record) -> None:
         """Run a graph that is kept. Raises the same."""
         device, uid = int(request["device"][0]), self._protocol.uid_in(request)
-        self._session.running.wait(device)
-        plan = self._kept.plan(device, uid, lambda body: self._in_turn(slot, body))
-        self._run(slot, device, plan, self._kept.body(device, uid))
+        self._client.running.wait(device)
+        plan = self._kept.plan(device, uid, lambda body: self._in_turn(served, body))
+        self._run(served, device, plan, self._kept.body(device, uid))
 
     def forget_those_with(self, handle: int) -> None:
         """A buffer is freed. Graphs that do not touch it stay: stock clients recompute them."""
@@ -66,75 +65,75 @@ class Graphs:
     def clear(self) -> None:
         self._kept.clear()
 
-    def _run(self, slot: "Slot", device: int, plan: Plan, body: Piece) -> None:
+    def _run(self, served: ServedDevice, device: int, plan: Plan, body: Piece) -> None:
         """Compute it, or hand it over if another device of this client could compute meanwhile."""
-        session = self._session
-        session.figures.graphs += 1
-        session.running.start(
+        client = self._client
+        client.figures.graphs += 1
+        client.running.start(
             device,
-            lambda: slot.compute(plan, session, lambda backend: self._elsewhere(slot, body, backend)),
-            alone=session.buffers.only_on(device),
+            lambda: served.compute(plan, client, lambda backend: self._elsewhere(served, body, backend)),
+            alone=self._buffers.only_on(device),
         )
 
     def _read(self, body: Piece) -> ForeignGraph:
         return read_graph(Request(Command.GRAPH_COMPUTE, body, self._protocol[Command.GRAPH_COMPUTE].request))
 
     @contextlib.contextmanager
-    def _elsewhere(self, slot: "Slot", body: Piece, backend: Backend) -> Iterator[Plan]:
+    def _elsewhere(self, served: ServedDevice, body: Piece, backend: Backend) -> Iterator[Plan]:
         """The graph once more, for another backend of its device and for one run."""
-        lowered = self._lowered(slot, self._read(body), backend)
+        lowered = self._lowered(served, self._read(body), backend)
         try:
             yield lowered.plan
         finally:
-            self._session.host.give(lowered.objects)
-            self._session.account(slot).give(lowered.plan.nbytes)
+            self._client.host.give(lowered.objects)
+            self._client.account(served).give(lowered.plan.nbytes)
 
-    def _in_turn(self, slot: "Slot", body: Piece) -> Lowered:
-        session, foreign = self._session, needed(self._read(body))
+    def _in_turn(self, served: ServedDevice, body: Piece) -> Lowered:
+        client, foreign = self._client, needed(self._read(body))
         reading = READING * (foreign.records.nbytes + 8 * len(foreign.nodes))
-        session.host.take(reading)
+        client.host.take(reading)
         try:
-            session.server.lowering.take(session.owner, lambda: session.gone)
+            client.server.lowering.take(client.owner, lambda: client.gone)
             try:
-                lowered = self._lowered(slot, foreign, slot.backend)
+                lowered = self._lowered(served, foreign, served.backend)
             finally:
-                session.server.lowering.give(session.owner)
+                client.server.lowering.give(client.owner)
         finally:
-            session.host.give(reading)
-        log.debug("%s: a graph of %d nodes for %s", session.peer, len(foreign.nodes), slot.device.name)
+            client.host.give(reading)
+        log.debug("%s: a graph of %d nodes for %s", client.peer, len(foreign.nodes), served.device.name)
         return lowered
 
-    def _lowered(self, slot: "Slot", foreign: ForeignGraph, backend: Backend) -> Lowered:
+    def _lowered(self, served: ServedDevice, foreign: ForeignGraph, backend: Backend) -> Lowered:
         """Check every node, make the graph ready to run there, and take what that costs from the client's accounts. Raises
         RefusedError, NoRoomError and what the backend does."""
-        session = self._session
+        client = self._client
         self._yielded = time.monotonic()
         tensors = []
         for first in range(0, len(foreign.records), AT_ONCE):
             self._stay()
-            tensors += read_tensors(foreign.records[first : first + AT_ONCE], session.lent)
+            tensors += read_tensors(foreign.records[first : first + AT_ONCE], self._buffers.by_handle)
         graph = link(foreign, tensors)
         for number, node in enumerate(graph.nodes):
             if not number % AT_ONCE:
                 self._stay()
             check(node)
             for tensor in (node, *node.src):
-                if tensor is not None and tensor.buffer is not None and tensor.buffer.device is not slot.device:
+                if tensor is not None and tensor.buffer is not None and tensor.buffer.device is not served.device:
                     raise RefusedError(f"node {node.name!r}: {tensor.name!r} is in memory of another device")
-            reason = slot.device.why_not(node)
+            reason = served.device.why_not(node)
             if reason is not None:
                 raise RefusedError(f"node {node.name!r} ({Op(node.op).name}): {reason}")
         objects = RECORD_COST * len(tensors)
-        session.host.take(objects)
+        client.host.take(objects)
         try:
-            room, known = session.account(slot).offer()
+            room, known = client.account(served).offer()
             plan = backend.plan(graph, cancelled=self._left, max_work=room if known else None)
-            session.account(slot).take(plan.nbytes)
+            client.account(served).take(plan.nbytes)
         except BaseException:
-            session.host.give(objects)
+            client.host.give(objects)
             raise
         buffers = {id(t.buffer) for node in graph.nodes for t in (node, *node.src) if t is not None}
-        used = frozenset(handle for handle, lent in session.lent.items() if id(lent.buffer) in buffers)
+        used = frozenset(handle for handle, one in self._buffers.by_handle.items() if id(one.buffer) in buffers)
         return Lowered(plan, used, objects)
 
     def _stay(self) -> None:
@@ -148,4 +147,4 @@ class Graphs:
         if now - self._yielded > YIELD_AFTER:
             time.sleep(YIELD)
             self._yielded = time.monotonic()
-        return self._session.gone
+        return self._client.gone

@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import Callable
 
-from pyggml_rpc.comm import LOWEST_PORT, CommError, Company
+from pyggml_rpc.comm import LOWEST_PORT, AllowList, CommError
 from pyggml_rpc.wire import CAPS
 
 JOIN_TIMEOUT = 5.0  # seconds, for all of it
@@ -61,12 +61,12 @@ class Link:
         self._sock.close()
 
 
-def join(company: Company, here: str, rank: int, host: str, port: int, gone: Callable[[], bool]) -> Link:
+def join(allowed: AllowList, here: str, rank: int, host: str, port: int, gone: Callable[[], bool]) -> Link:
     """The other rank, within JOIN_TIMEOUT. `here`: the address to listen at. Raises CommError saying why not."""
     if not LOWEST_PORT <= port < 65536:
         raise CommError(f"port {port} is not within {LOWEST_PORT} to 65535")
     until = time.monotonic() + JOIN_TIMEOUT
-    sock = _called(company, here, port, until, gone) if rank == 0 else _calling(company, host, port, until, gone)
+    sock = _called(allowed, here, port, until, gone) if rank == 0 else _calling(allowed, host, port, until, gone)
     try:
         _greet(sock, rank, until)
     except OSError as error:
@@ -78,7 +78,7 @@ def join(company: Company, here: str, rank: int, host: str, port: int, gone: Cal
     return Link(sock, rank, gone)
 
 
-def _called(company: Company, here: str, port: int, until: float, gone: Callable[[], bool]) -> socket.socket:
+def _called(allowed: AllowList, here: str, port: int, until: float, gone: Callable[[], bool]) -> socket.socket:
     family = socket.AF_INET6 if ":" in here else socket.AF_INET
     try:
         listening = socket.create_server((here, port), family=family, backlog=1)
@@ -89,14 +89,14 @@ def _called(company: Company, here: str, port: int, until: float, gone: Callable
         while time.monotonic() < until and not gone():
             with contextlib.suppress(TimeoutError):
                 sock, address = listening.accept()
-                if company.admits(address[0]):
+                if allowed.admits(address[0]):
                     return sock
                 sock.close()
     raise CommError(f"nobody called port {port} within {JOIN_TIMEOUT:g} s")
 
 
-def _calling(company: Company, host: str, port: int, until: float, gone: Callable[[], bool]) -> socket.socket:
-    host = company.callable(host)
+def _calling(allowed: AllowList, host: str, port: int, until: float, gone: Callable[[], bool]) -> socket.socket:
+    host = allowed.callable(host)
     reason: object = "no answer"
     while (left := until - time.monotonic()) > 0 and not gone():
         try:

@@ -117,7 +117,7 @@ def write_graph(protocol: Protocol, device: int, uid: int, graph: Graph, record_
 
 
 @dataclass
-class Lent:
+class ClientBuffer:
     """A buffer that a peer may use: its random handle, and the base address that the peer was told."""
 
     handle: int
@@ -150,10 +150,10 @@ def read_graph(request: Request) -> ForeignGraph:
     return ForeignGraph(device, nodes, np.frombuffer(body, TENSOR, n_tensors, count_at + 4))
 
 
-def read_tensors(records: Records, lent: Mapping[int, Lent] | None) -> list[Tensor]:
-    """Tensors without sources. With `lent`, each lies wholly inside the buffer that it names, or is unplaced.
+def read_tensors(records: Records, buffers: Mapping[int, ClientBuffer] | None) -> list[Tensor]:
+    """Tensors without sources. With `buffers`, each lies wholly inside the buffer that it names, or is unplaced.
 
-    Unplaced (`buffer` None, data 0) are those with data 0 in no buffer of this peer. `lent` None asks for shapes alone:
+    Unplaced (`buffer` None, data 0) are those with data 0 in no buffer of this peer. `buffers` None asks for shapes alone:
     every tensor is unplaced. Raises RefusedError naming the tensor and the numbers.
     """
     columns = (records[field].tolist() for field in ("type", "buffer", "ne", "nb", "op", "flags", "data", "view_offs"))
@@ -172,8 +172,8 @@ def read_tensors(records: Records, lent: Mapping[int, Lent] | None) -> list[Tens
         tensor = Tensor(
             dtype, ne, _strides(dtype, ne, nb), op=op, op_params=op_params, flags=flags, view_offs=view_offs, name=label
         )
-        if lent is not None:
-            _place(tensor, handle, data, lent, size)
+        if buffers is not None:
+            _place(tensor, handle, data, buffers, size)
         tensors.append(tensor)
     return tensors
 
@@ -187,16 +187,16 @@ def _strides(dtype: GGMLType, ne: list[int], nb: list[int]) -> tuple[int, int, i
     return nb[0], nb[1], nb[2], nb[3]
 
 
-def _place(tensor: Tensor, handle: int, data: int, lent: Mapping[int, Lent], size: TypeSize) -> None:
-    home = lent.get(handle)
-    if home is None:
+def _place(tensor: Tensor, handle: int, data: int, buffers: Mapping[int, ClientBuffer], size: TypeSize) -> None:
+    found = buffers.get(handle)
+    if found is None:
         if data:
             raise RefusedError(
                 f"tensor {tensor.name!r}: data 0x{data:x} in no buffer of this connection (0x{handle:x})"
             )
         return
     where = f"tensor {tensor.name!r} ({tensor.type.name} {list(tensor.ne)}, strides {list(tensor.nb)})"
-    buffer, offset = home.buffer, data - home.base
+    buffer, offset = found.buffer, data - found.base
     if size.block_size > 1 and tensor.nb[0] != size.type_size:
         raise RefusedError(f"{where}: blocks are {tensor.nb[0]} bytes apart, not {size.type_size}")
     extent = tensor.nbytes

@@ -6,48 +6,26 @@ protocol has no error frame: whoever owns the connection closes it). Facts: ggml
 stricter or kinder is said at the method.
 """
 
-import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import numpy as np
 
 from pyggml.errors import PyggmlError
 from pyggml.tensor import Tensor
 from pyggml_rpc.buffers import Buffers
-from pyggml_rpc.comm import Communicators
+from pyggml_rpc.client_state import ClientState
+from pyggml_rpc.communicators import Communicators
 from pyggml_rpc.connection import Closed, Piece, Request, ServerConnection, TensorBody, TensorHead
 from pyggml_rpc.errors import RefusedError
 from pyggml_rpc.graphs import Graphs
-from pyggml_rpc.memory import Account, NoRoomError
-from pyggml_rpc.records import Lent, read_tensors
-from pyggml_rpc.running import Running
-from pyggml_rpc.server import Server, Slot
-from pyggml_rpc.talk import mib
+from pyggml_rpc.memory import NoRoomError
+from pyggml_rpc.records import read_tensors
+from pyggml_rpc.server import Server
 from pyggml_rpc.tensors import Tensors
 from pyggml_rpc.wire import HELLO_REPLY, WAITS, Command, Record, pack
 
 
-@dataclass
-class Figures:
-    """What one client has had, for the log."""
-
-    began: float = field(default_factory=time.monotonic)
-    requests: int = 0
-    graphs: int = 0
-    received: int = 0  # bytes of requests' bodies
-    sent: int = 0
-
-    def line(self, most: int) -> str:
-        """`most`: bytes of memory that it held at once."""
-        seconds = time.monotonic() - self.began
-        return (
-            f"{seconds:.1f} s, {self.graphs} graphs, {mib(most)} lent at most, "
-            f"{mib(self.received)} received, {mib(self.sent)} sent"
-        )
-
-
-class Session:
+class Session(ClientState):
     """All that one client owns. It ends with the connection, and everything of it with it.
 
     `owner` is who it counts for where clients' shares of memory are counted: connections with one owner have one share.
@@ -55,25 +33,14 @@ class Session:
     """
 
     def __init__(self, server: Server, peer: str = "client", owner: Hashable = None, *, watched: bool = True) -> None:
-        self.server = server
-        self.protocol = server.protocol
-        self.peer = peer
-        self.owner = object() if owner is None else owner
-        self.address = "of this machine" if owner is None else str(owner)
+        super().__init__(server, peer, owner, watched=watched)
         self.greeted = False  # HELLO has been answered
         self.finished = False  # the peer has closed between two requests
-        self.gone = False  # nobody waits for results any more
         self._graph = False  # one is being made ready, or computed by this thread
-        self.running = Running(peer, watched)
-        self.figures = Figures()
-        ledgers = {id(ledger): ledger for ledger in (server.host, *(slot.ledger for slot in server.slots))}
-        self._accounts = {key: Account(ledger, self.owner) for key, ledger in ledgers.items()}
-        self.host = self._accounts[id(server.host)]
         self._arriving = 0  # bytes of a graph that is being received
-        self._staged = 0  # bytes of a tensor on its way to or from a device's memory
-        self.buffers = Buffers(self)
-        self.tensors = Tensors(self)
-        self.graphs = Graphs(self)
+        self.buffers = Buffers(self, self._forget_those_with)
+        self.tensors = Tensors(self, self.buffers)
+        self.graphs = Graphs(self, self.buffers)
         self._comm = Communicators(self)
         self._handlers: dict[Command, Callable[[Record], Sequence[Piece] | None]] = {
             Command.HELLO: self._hello,
@@ -122,7 +89,7 @@ class Session:
         self._graph = command in (Command.GRAPH_COMPUTE, Command.GRAPH_RECOMPUTE)
         try:
             if command is Command.GRAPH_COMPUTE:
-                self.graphs.compute(self.slot(request.record), request)
+                self.graphs.compute(self.served_for(request.record), request)
                 return None
             if command is Command.GET_TENSOR:
                 return [self.tensors.get(request)]
@@ -177,8 +144,8 @@ class Session:
         """From any thread: the peer is gone, end what is being computed for it."""
         self.gone = True
         self.server.lowering.wake()
-        for slot in self.server.slots:
-            slot.abort(self)
+        for served in self.server.devices:
+            served.abort(self)
 
     def close(self) -> None:
         """Free all that the client left behind."""
@@ -194,19 +161,12 @@ class Session:
 
     # ---- memory
 
-    def account(self, slot: Slot) -> Account:
-        return self._accounts[id(slot.ledger)]
-
     @property
-    def lent(self) -> Mapping[int, Lent]:
-        return self.buffers.lent
-
-    @property
-    def most_lent(self) -> int:
+    def most_held(self) -> int:
         """Bytes that it held at once, of all kinds."""
         return sum(account.most for account in self._accounts.values())
 
-    def forget_those_with(self, handle: int) -> None:
+    def _forget_those_with(self, handle: int) -> None:
         """A buffer goes: what was kept about it goes first."""
         self.graphs.forget_those_with(handle)
         self.tensors.known.clear()
@@ -223,32 +183,7 @@ class Session:
             self._arriving -= more
             raise self._refusal(Command.GRAPH_COMPUTE, error) from error
 
-    def stage(self, size: int) -> None:
-        """Count what passes through this machine's memory, until `unstage`. Raises NoRoomError."""
-        self.unstage()
-        self.host.take(size)
-        self._staged = size
-
-    def unstage(self) -> None:
-        if self._staged:
-            self.host.give(self._staged)
-            self._staged = 0
-
     # ---- small questions
-
-    def answer(self, command: Command, **fields: int) -> bytes:
-        layout = self.protocol[command].reply
-        assert layout is not None
-        return pack(layout, **fields)
-
-    def slot(self, request: Record) -> Slot:
-        return self.slot_of(int(request["device"][0]))
-
-    def slot_of(self, device: int) -> Slot:
-        """Raises RefusedError."""
-        if device >= len(self.server.slots):
-            raise RefusedError(f"device {device} of {len(self.server.slots)}")
-        return self.server.slots[device]
 
     def _hello(self, _request: Record) -> list[Piece]:
         self.greeted = True
@@ -256,21 +191,21 @@ class Session:
         return [pack(HELLO_REPLY, major=major, minor=minor, patch=patch)]
 
     def _device_count(self, _request: Record) -> list[Piece]:
-        return [self.answer(Command.DEVICE_COUNT, device_count=len(self.server.slots))]
+        return [self.answer(Command.DEVICE_COUNT, device_count=len(self.server.devices))]
 
     def _get_alignment(self, request: Record) -> list[Piece]:
-        return [self.answer(Command.GET_ALIGNMENT, alignment=self.slot(request).device.alignment)]
+        return [self.answer(Command.GET_ALIGNMENT, alignment=self.served_for(request).device.alignment)]
 
     def _get_max_size(self, request: Record) -> list[Piece]:
-        return [self.answer(Command.GET_MAX_SIZE, max_size=self.slot(request).device.max_size)]
+        return [self.answer(Command.GET_MAX_SIZE, max_size=self.served_for(request).device.max_size)]
 
     def _get_device_memory(self, request: Record) -> list[Piece]:
-        free, total = self.account(self.slot(request)).offer()
+        free, total = self.account(self.served_for(request)).offer()
         return [self.answer(Command.GET_DEVICE_MEMORY, free=free, total=total)]
 
     def _get_alloc_size(self, request: Record) -> list[Piece]:
         """From shapes alone: buffers in these records may be anybody's."""
-        slot = self.slot(request)
+        served = self.served_for(request)
         (tensor,) = read_tensors(request["tensor"], None)
         sources = request["srcs"][0]
         present = np.flatnonzero(sources["id"])
@@ -278,7 +213,7 @@ class Session:
         for i, source in zip(present.tolist(), read_tensors(sources[present], None), strict=True):
             src[i] = source
         tensor.src = tuple(src)
-        size = slot.device.alloc_size(tensor)
+        size = served.device.alloc_size(tensor)
         if size >= 1 << 64:
             raise RefusedError(f"tensor {tensor.name!r}: {size} bytes")
         return [self.answer(Command.GET_ALLOC_SIZE, alloc_size=size)]
@@ -286,19 +221,19 @@ class Session:
     # ---- graphs, and sums over two servers
 
     def _graph_recompute(self, request: Record) -> None:
-        self.graphs.recompute(self.slot(request), request)
+        self.graphs.recompute(self.served_for(request), request)
 
     def _comm_init(self, request: Record) -> list[Piece]:
         return [self.answer(Command.COMM_INIT, ok=self._comm.join(request))]
 
     def _comm_allreduce(self, request: Record) -> None:
-        tensor, slot = self.tensors.tensor(request["tensor"]), self.slot(request)
+        tensor, served = self.tensors.tensor(request["tensor"]), self.served_for(request)
         assert tensor.buffer is not None
-        if tensor.buffer.device is not slot.device:
+        if tensor.buffer.device is not served.device:
             raise RefusedError(f"tensor {tensor.name!r} is in memory of another device")
         self._comm.allreduce(int(request["device"][0]), tensor, self.stage)
         self.unstage()
 
     def _comm_free(self, request: Record) -> None:
-        self.slot(request)
+        self.served_for(request)
         self._comm.leave(int(request["device"][0]))

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pyggml.errors import DeviceError
 from pyggml_rpc.addresses import bare_host, is_local, join_endpoint, owner_of
 from pyggml_rpc.admission import Admitted, FullError, make_room
-from pyggml_rpc.comm import LOOPBACK, NOBODY, company_of
+from pyggml_rpc.comm import LOOPBACK, NOBODY, allow_list
 from pyggml_rpc.connection import Piece, ServerConnection
 from pyggml_rpc.errors import RefusedError, RemoteProtocolError
 from pyggml_rpc.link import join
@@ -142,7 +142,7 @@ class _Client(Admitted):
         self.thread = threading.Thread(target=listener._serve, args=(self,), name=f"rpc {peer}", daemon=True)
 
     def refresh(self) -> None:
-        self.busy, self.holds_memory = self.session.busy, bool(self.session.lent)
+        self.busy, self.holds_memory = self.session.busy, bool(self.session.buffers.by_handle)
 
     def hang_up(self, why: str) -> None:
         """From any thread: end the computation and make the client's thread see the end of its stream."""
@@ -190,7 +190,7 @@ class Listener:
         host = bare_host(host)
         where = join_endpoint(host, port)
         try:
-            company = None if comm is None else company_of(comm)
+            allowed = None if comm is None else allow_list(comm)
         except ValueError as error:
             raise DeviceError(f"--comm: {error}") from None
         if not 0 <= port < 65536:
@@ -202,9 +202,9 @@ class Listener:
         except OSError as error:
             raise DeviceError(f"cannot listen on {where}: {error.strerror or error}") from error
         self.address: tuple[str, int] = self._sock.getsockname()[:2]
-        if company is None:  # its own machine's servers, where it is for its own machine alone
-            company = LOOPBACK if is_local(self.address[0]) else NOBODY
-        server.join = functools.partial(join, company, self.address[0])
+        if allowed is None:  # its own machine's servers, where it is for its own machine alone
+            allowed = LOOPBACK if is_local(self.address[0]) else NOBODY
+        server.join = functools.partial(join, allowed, self.address[0])
         # a byte sent here wakes the threads that wait for sockets
         self._wake, self._woken = socket.socketpair()
         self._epoll = select.epoll() if hasattr(select, "epoll") else None
@@ -339,9 +339,9 @@ class Listener:
             level, why = logging.INFO, f"connection closed: {client.why}"
         try:
             # the short connections that stock clients begin with are not worth a line
-            figures, worth = session.figures.line(session.most_lent), session.most_lent > 0
+            figures, worth = session.figures.line(session.most_held), session.most_held > 0
             log.log(level if worth or level > logging.INFO else logging.DEBUG, "%s: %s (%s)", peer, why, figures)
-            if session.most_lent + session.figures.received > HEAVY:
+            if session.most_held + session.figures.received > HEAVY:
                 self._untidy.set()
             session.close()
         except Exception:
@@ -381,12 +381,12 @@ class Listener:
         timeout = self.server.graph_timeout
         while not self._closing.wait(TICK if timeout is None else min(TICK, timeout / 4)):
             if timeout is not None:
-                for slot in self.server.slots:
-                    slot.end_overdue()
+                for served in self.server.devices:
+                    served.end_overdue()
             if self._untidy.is_set():
                 self._untidy.clear()
-                for slot in self.server.slots:
-                    slot.trim()
+                for served in self.server.devices:
+                    served.trim()
                 gc.collect()
                 trim()
 

@@ -223,7 +223,7 @@ def test_a_graph_has_so_much_time(kit: Any, caplog: pytest.LogCaptureFixture) ->
 @pytest.mark.parametrize("shares", [False, True], ids=["a backend plans for itself", "for all of its device"])
 def test_a_long_graph_keeps_nobody_waiting(kit: Any, monkeypatch: pytest.MonkeyPatch, shares: bool) -> None:
     """One product of 908 bytes once kept everybody from computing for as long as it took."""
-    monkeypatch.setattr("pyggml_rpc.server.PATIENCE", 0.2)
+    monkeypatch.setattr("pyggml_rpc.served.PATIENCE", 0.2)
     toy, gates, planned = kit.ToyDevice(), list[threading.Event](), list[Any]()
     toy.kind, toy.shares_plans = (Kind.GPU, True) if shares else (Kind.CPU, False)
     server = Server([toy])
@@ -267,18 +267,18 @@ def test_a_long_graph_keeps_nobody_waiting(kit: Any, monkeypatch: pytest.MonkeyP
             return result
 
         first = add(long)
-        until(lambda: len(gates) == 1 and server.slots[0].turns.n_running == 1)
+        until(lambda: len(gates) == 1 and server.devices[0].turns.n_running == 1)
         second = add(short)
         until(lambda: len(gates) == 2)
         gates[1].set()
         assert second() == [2, 4, 6, 8]
-        held = server.slots[0].used
+        held = server.devices[0].used
         short.tell(C.GRAPH_RECOMPUTE, NEWEST.pack(C.GRAPH_RECOMPUTE, uid=1), urgent=True)
-        assert second() == [2, 4, 6, 8] and server.slots[0].used == held, "plans for other backends are kept"
+        assert second() == [2, 4, 6, 8] and server.devices[0].used == held, "plans for other backends are kept"
         other = add(third)
         assert other() == [2, 4, 6, 8] and len(gates) == 2
         assert len(planned) == (3 if shares else 3 + 3), "one for each graph, and for each run elsewhere another"
-        assert not server.slots[0].turns.n_waiting and server.slots[0].turns.n_running == 1
+        assert not server.devices[0].turns.n_waiting and server.devices[0].turns.n_running == 1
         gates[0].set()
         assert first() == [2, 4, 6, 8]
         for client in (long, short, third):
@@ -314,7 +314,7 @@ def test_lowering_ends_when_its_client_leaves(
         assert began.wait(10)
         one.close()
         until(lambda: listener.n_clients == 0, 5)
-        assert listener.server.slots[0].used == 0 and toy.computed == 0
+        assert listener.server.devices[0].used == 0 and toy.computed == 0
 
 
 # ---- what the log says

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 from mutants import Mutant, assert_caught
-from pyggml_rpc import comm, link
-from pyggml_rpc.comm import LOOPBACK, NOBODY, CommError, Communicators, Company, company_of
+from pyggml_rpc import communicators, link
+from pyggml_rpc.comm import LOOPBACK, NOBODY, AllowList, CommError, allow_list
+from pyggml_rpc.communicators import Communicators
 from pyggml_rpc.errors import RefusedError
-from pyggml_rpc.server import Server, Slot
+from pyggml_rpc.served import ServedDevice
+from pyggml_rpc.server import Server
 from pyggml_rpc.transport import Listener
 from pyggml_rpc.wire import Command
 
@@ -31,9 +33,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def client_of(kit: Any, company: Company = LOOPBACK, host: bool = True) -> Any:
+def client_of(kit: Any, allowed: AllowList = LOOPBACK, host: bool = True) -> Any:
     server = Server([kit.ToyDevice(host=host)])
-    server.join = functools.partial(link.join, company, "127.0.0.1")
+    server.join = functools.partial(link.join, allowed, "127.0.0.1")
     return kit.Glued(server)
 
 
@@ -172,7 +174,7 @@ def test_one_a_device(kit: Any, pair: tuple[Any, Any]) -> None:
     other, port = client_of(kit), free_port()
     assert at_once(lambda: init(second, 0, port), lambda: init(other, 1, port)) == [1, 1]
     second.session.close(), other.session.close()
-    assert first.session.server.slots[0].reserve(first.session), "it went with its client"
+    assert first.session.server.devices[0].reserve(first.session), "it went with its client"
 
 
 @pytest.mark.parametrize(
@@ -206,7 +208,7 @@ def test_nobody_there(kit: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.
     )
     with socket.create_server(("127.0.0.1", port)):
         pass  # it is free again
-    assert client.session.server.slots[0].reserve(client.session)
+    assert client.session.server.devices[0].reserve(client.session)
 
 
 def re_one(text: str, words: str) -> bool:
@@ -226,7 +228,7 @@ def test_nobody_may_be_called(
 
 def test_who_may_not_call_is_hung_up_on(kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link, "JOIN_TIMEOUT", 1.0)
-    client, port, heard = client_of(kit, Company(["10.0.0.0/8"])), free_port(), []
+    client, port, heard = client_of(kit, AllowList(["10.0.0.0/8"])), free_port(), []
 
     def call() -> None:
         for _ in range(50):
@@ -269,16 +271,16 @@ def test_who_is_called_must_be_such_a_server(
 # ---- what the operator says
 
 
-def test_company() -> None:
-    company = company_of(["10.1.0.0/16", "192.168.0.7", "gpu1.lan", "fd00::/8"])
+def test_allow_list() -> None:
+    allowed = allow_list(["10.1.0.0/16", "192.168.0.7", "gpu1.lan", "fd00::/8"])
     for address in ("10.1.2.3", "192.168.0.7", "::ffff:10.1.2.3", "fd00::5", "fd00::5%eth0"):
-        assert company.admits(address)
+        assert allowed.admits(address)
     for address in ("10.2.0.1", "127.0.0.1", "192.168.0.8", "::1", "", "gpu1.lan"):
-        assert not company.admits(address)
-    assert company.callable("GPU1.lan") == "GPU1.lan"
+        assert not allowed.admits(address)
+    assert allowed.callable("GPU1.lan") == "GPU1.lan"
     with pytest.raises(CommError):
-        company.callable("gpu2.lan")
-    assert company_of(["none"]) is NOBODY
+        allowed.callable("gpu2.lan")
+    assert allow_list(["none"]) is NOBODY
     assert LOOPBACK.admits("127.0.0.1") and LOOPBACK.admits("::1") and LOOPBACK.callable("localhost")
     assert not LOOPBACK.admits("128.0.0.1")
 
@@ -297,8 +299,8 @@ def test_words_that_are_nobody(toy: Any, word: str) -> None:
 def test_who_may_by_default(toy: Any, host: str, comm: list[str] | None, expected: bool) -> None:
     with Listener(Server([toy]), host, port=0, comm=comm) as listener:
         assert listener.server.join is not None
-        company = listener.server.join.args[0]  # type: ignore[attr-defined]
-        assert company.admits("127.0.0.1") is expected and not company.admits("10.0.0.1")
+        allowed = listener.server.join.args[0]  # type: ignore[attr-defined]
+        assert allowed.admits("127.0.0.1") is expected and not allowed.admits("10.0.0.1")
 
 
 # ---- wrong variants
@@ -376,8 +378,8 @@ def one_of_all_clients(kit: Any) -> None:
 alone_in_the_world, rank_two = joined(world=3), joined(rank=2, world=2)
 
 
-ADD, JOIN, ALL = (comm, "add_up"), (Communicators, "join"), (Communicators, "allreduce")
-ADMITS, CALLABLE = (Company, "admits"), (Company, "callable")
+ADD, JOIN, ALL = (communicators, "add_up"), (Communicators, "join"), (Communicators, "allreduce")
+ADMITS, CALLABLE = (AllowList, "admits"), (AllowList, "callable")
 MUTANTS: dict[str, tuple[Mutant, Callable[..., Any]]] = {
     "one's own values are rounded": (
         (*ADD, "return mine + (", "return (bf16_to_f32(f32_to_bf16(mine)) if rounded else mine) + ("),
@@ -389,15 +391,15 @@ MUTANTS: dict[str, tuple[Mutant, Callable[..., Any]]] = {
     "BF16 is added as F16": ((*ADD, "dtype == GGMLType.F16", "True"), sums_of_bf16),
     "whole numbers are added": ((*ALL, "not in (GGMLType.F32,", "not in (GGMLType.I32, GGMLType.F32,"), not_added(dtype=GGMLType.I32)),
     "strides do not matter": ((*ALL, "tensor.nb != contiguous", "() == contiguous"), not_added(nb=[4, 32, 64, 64])),
-    "a device has several": ((Slot, "reserve", "return False", "return True"), one_of_all_clients),
-    "it stays with who left": ((Communicators, "leave", "self._session.server.slots[device].reserve(None)", "pass"), one_of_all_clients),
-    "and who found nobody": ((*JOIN, "server.slots[device].reserve(None)", "pass"), nobody_there),
+    "a device has several": ((ServedDevice, "reserve", "return False", "return True"), one_of_all_clients),
+    "it stays with who left": ((Communicators, "leave", "self._client.server.devices[device].reserve(None)", "pass"), one_of_all_clients),
+    "and who found nobody": ((*JOIN, "server.devices[device].reserve(None)", "pass"), nobody_there),
     "worlds of any size": ((*JOIN, "world != WORLD or ", ""), alone_in_the_world),
     "any rank": ((*JOIN, "rank >= world or ", ""), rank_two),
     "any name is looked up": ((*CALLABLE, "self.admits(host) or host.lower() in self._names", "True"), nobody_called),
-    "names count as they are written": ((*CALLABLE, "host.lower() in", "host in"), test_company),
-    "IPv4 within IPv6 is a stranger": ((*ADMITS, 'getattr(ip, "ipv4_mapped", None) or ip', "ip"), test_company),
-    "everybody is admitted": ((*ADMITS, "any(ip in network for network in self._networks)", "True"), test_company),
+    "names count as they are written": ((*CALLABLE, "host.lower() in", "host in"), test_allow_list),
+    "IPv4 within IPv6 is a stranger": ((*ADMITS, 'getattr(ip, "ipv4_mapped", None) or ip', "ip"), test_allow_list),
+    "everybody is admitted": ((*ADMITS, "any(ip in network for network in self._networks)", "True"), test_allow_list),
 }  # fmt: skip
 
 

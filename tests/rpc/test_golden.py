@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from pyggml_rpc.connection import ClientConnection, Reply, Request, ServerConnection, TensorBody, TensorHead
-from pyggml_rpc.records import Lent, link, read_graph, read_tensors, write_tensors
+from pyggml_rpc.records import ClientBuffer, link, read_graph, read_tensors, write_tensors
 from pyggml_rpc.server import Server
 from pyggml_rpc.session import Session
 from pyggml_rpc.wire import TENSOR, V7, V8, Command, Protocol, Record, Rest, pack_header, unpack
@@ -140,7 +140,7 @@ def test_the_client_frames_alike_and_reads_a_stock_servers_bytes(step: int) -> N
 
 def test_records_are_written_as_they_were_read() -> None:
     """Every field of a stock client's tensors survives our Tensor, save the name's bytes behind its end."""
-    lent = Lent(1, 1 << 40, HostBuffer.alloc(CPUDevice(), 1 << 22), 0, 1 << 22)
+    lent = ClientBuffer(1, 1 << 40, HostBuffer.alloc(CPUDevice(), 1 << 22), 0, 1 << 22)
     checked = 0
     for exchange in (*SESSION, *NEWEST_SESSION, *SPLIT):
         if exchange.command is not C.GRAPH_COMPUTE:
@@ -243,5 +243,5 @@ def test_our_server_answers_a_stock_client_as_the_stock_server_did(session: list
     assert (np.square(np.roll(ours, 1, axis=0) - theirs).sum(-1) > 0.1 * norms).all(), "this test could not fail"
     server = replay.session.server
     replay.session.close()
-    assert server.counters.refused == 0 and server.slots[0].used == 0
+    assert server.counters.refused == 0 and server.devices[0].used == 0
     server.close()

@@ -46,9 +46,9 @@ def test_a_client_that_vanishes_frees_everything(listener: Listener, server: Ser
     sock = raw(listener)
     sock.sendall(pack_header(C.ALLOC_BUFFER, 12) + NEWEST.pack(C.ALLOC_BUFFER, device=0, size=4096))
     sock.recv(24, socket.MSG_WAITALL)
-    assert server.slots[0].used == 4096
+    assert server.devices[0].used == 4096
     sock.close()
-    until(lambda: server.slots[0].used == 0)
+    until(lambda: server.devices[0].used == 0)
 
 
 @pytest.mark.skipif(
@@ -63,7 +63,7 @@ def test_a_killed_client_ends_its_computation(listener: Listener, server: Server
     assert toy.entered.wait(5)
     adder.device.client.close()
     until(lambda: listener.n_clients == 0)
-    assert server.slots[0].used == 0 and toy.inside == 0
+    assert server.devices[0].used == 0 and toy.inside == 0
     toy.gate.set()
     other = Adder(device_of(listener))
     assert other.run(2, 2) == 4

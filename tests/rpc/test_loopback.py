@@ -225,7 +225,7 @@ def test_the_last_user_leaves_and_the_next_comes_back(listener: Listener, server
     adder = Adder(device)
     adder.close()
     until(lambda: listener.n_clients == 0)
-    assert server.slots[0].used == 0
+    assert server.devices[0].used == 0
     again = Adder(device)
     assert again.run(1, 1) == 2
     again.close()

@@ -194,7 +194,7 @@ def rope_table(kit: Any, client: Any, tokens: int) -> tuple[list[int], list[Any]
 
 def test_work_memory_counts(kit: Any, cpu: Server) -> None:
     """1,204 bytes once made gigabytes that no limit knew of, and kept them."""
-    ledger, tokens = cpu.slots[0].ledger, 1 << 16
+    ledger, tokens = cpu.devices[0].ledger, 1 << 16
     clients, refused = [], 0
     for _ in range(8):
         client = kit.Glued(cpu)
@@ -220,12 +220,12 @@ def test_a_new_graph_replaces_the_old_ones_memory(kit: Any, cpu: Server) -> None
     client = kit.Glued(cpu)
     nodes, tensors = rope_table(kit, client, 1 << 16)
     client.compute(nodes, tensors)
-    held = cpu.slots[0].used
+    held = cpu.devices[0].used
     for _ in range(20):
         client.compute(nodes, tensors)
-    assert cpu.slots[0].used == held
+    assert cpu.devices[0].used == held
     client.request(C.FREE_BUFFER, remote_ptr=int(tensors[0]["buffer"][0]))
-    assert cpu.slots[0].used == 0, "the graph went with its buffer"
+    assert cpu.devices[0].used == 0, "the graph went with its buffer"
 
 
 def test_empty_tensors_have_no_endless_dimensions(kit: Any, cpu: Server) -> None:
@@ -276,7 +276,7 @@ def test_frames_on_their_way_to_a_gpu_count(kit: Any) -> None:
         with pytest.raises(RefusedError, match=r"_TENSOR: no room for 4194304 bytes"):
             attempt(client, large)
         client.session.close()
-        assert server.host.held == 0 and server.slots[0].used == 0
+        assert server.host.held == 0 and server.devices[0].used == 0
         client = kit.Glued(server)
         handle, base = client.alloc(4 * MIB)
         large = kit.record((MIB,), buffer=handle, data=base)
@@ -329,9 +329,9 @@ def test_a_buffers_objects_cost_what_is_counted(kit: Any, toy: Any) -> None:
     n = 2000
     _, kept = traced(lambda: [client.request(C.ALLOC_BUFFER, device=0, size=0) for _ in range(n)])
     assert kept / n < BUFFER_COST < 4 * kept / n
-    assert server.slots[0].used == (n - UNCOUNTED) * BUFFER_COST
+    assert server.devices[0].used == (n - UNCOUNTED) * BUFFER_COST
     client.session.close()
-    assert server.slots[0].used == 0
+    assert server.devices[0].used == 0
 
 
 def test_all_clients_together_have_so_many_buffers(kit: Any, toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:

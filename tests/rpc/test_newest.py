@@ -57,7 +57,7 @@ def assert_ours_used(listener: Listener, weights: int, graphs: int = N) -> None:
     assert counters.bytes[C.SET_TENSOR] + counters.bytes[C.SET_TENSOR_2D] > weights
     assert counters.requests[C.ALLOC_BUFFER] >= 3 and counters.requests[C.GRAPH_COMPUTE] >= 1
     assert counters.requests[C.GRAPH_COMPUTE] + counters.requests[C.GRAPH_RECOMPUTE] >= graphs
-    assert counters.refused == 0 and listener.server.slots[0].used == 0
+    assert counters.refused == 0 and listener.server.devices[0].used == 0
 
 
 def assert_theirs_used(stock: PeerServer, graphs: int = N) -> None:
@@ -105,7 +105,7 @@ def test_tensors_split_over_two_servers(newest: Newest, model: Path, text: str, 
                 counters = server.server.counters
                 assert counters.requests[C.COMM_INIT] == counters.requests[C.COMM_FREE] == 1
                 assert counters.requests[C.COMM_ALLREDUCE] >= 8 * 30
-                assert counters.requests[C.SET_TENSOR_2D] >= 30 and server.server.slots[0].reserve(None)
+                assert counters.requests[C.SET_TENSOR_2D] >= 30 and server.server.devices[0].reserve(None)
             else:
                 assert_theirs_used(server, 8 * 30)
                 assert server.count("set_tensor_2d") >= 30 and "joined pairwise comm" in server.log()

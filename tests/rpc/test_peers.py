@@ -68,7 +68,7 @@ def test_stock_client_logits(
     assert bytes_in(server, C.GRAPH_COMPUTE) > 300_000
     assert server.counters.requests[C.ALLOC_BUFFER] >= 3
     assert server.counters.refused == 0
-    assert server.slots[0].used == 0, "the client left something"
+    assert server.devices[0].used == 0, "the client left something"
 
 
 @pytest.mark.parametrize("flash_attn", [False, True])

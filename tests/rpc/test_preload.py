@@ -66,7 +66,7 @@ def test_every_client_is_handed_them(kit: Any, server: Server, file: Path) -> No
         assert asked(kit, client, data) == data
         assert asked(kit, client, data, key=bytes(range(1, 17))) == data, "whatever its key"
         client.session.close()
-        assert server.host.held == server.slots[0].used == 0
+        assert server.host.held == server.devices[0].used == 0
 
 
 def test_every_tensor_of_the_file(kit: Any, server: Server, file: Path) -> None:

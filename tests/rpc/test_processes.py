@@ -80,15 +80,15 @@ for token in llm.generate(llm.tokenize(b"Hello"), temp=0.0, repeat_penalty=1.0):
 
 
 def test_a_client_that_is_killed_leaves_nothing(smollm2: Path, listener: Listener) -> None:
-    slot = listener.server.slots[0]
+    served = listener.server.devices[0]
     command = [sys.executable, "-c", CLIENT, str(smollm2), listener.endpoint]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as client:
         assert client.stdout is not None
         for _ in range(3):
             assert client.stdout.readline()
-        assert slot.used > 90 << 20
+        assert served.used > 90 << 20
         client.kill()
-    until(lambda: slot.used == 0 and listener.n_clients == 0)
+    until(lambda: served.used == 0 and listener.n_clients == 0)
     assert text_of(smollm2, listener.endpoint, 4) == text_of(smollm2, None, 4)
 
 
@@ -132,5 +132,5 @@ def test_two_models_share_an_endpoint(smollm2: Path, listener: Listener) -> None
     assert [a for a, _ in turns] == alone[0][:7]
     two.close()
     until(lambda: listener.n_clients == 0)
-    assert listener.server.slots[0].used == 0
+    assert listener.server.devices[0].used == 0
     assert listener.server.counters.requests[Command.HELLO] == 1

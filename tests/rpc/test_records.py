@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from pyggml_rpc.connection import Request
 from pyggml_rpc.errors import RefusedError
 from pyggml_rpc.records import (
+    ClientBuffer,
     ForeignGraph,
-    Lent,
     link,
     read_graph,
     read_tensors,
@@ -42,8 +42,8 @@ def read(body: bytes, protocol: Protocol = NEWEST) -> ForeignGraph:
 
 
 @pytest.fixture
-def lent(buffer: Buffer) -> dict[int, Lent]:
-    return {HANDLE: Lent(HANDLE, BASE, buffer, 0, SIZE)}
+def lent(buffer: Buffer) -> dict[int, ClientBuffer]:
+    return {HANDLE: ClientBuffer(HANDLE, BASE, buffer, 0, SIZE)}
 
 
 def at(tensors: dict[int, int]) -> Any:
@@ -74,7 +74,7 @@ def lay_out(graph: Graph, leafs: list[Tensor]) -> dict[int, int]:
     return offsets
 
 
-def test_a_graph_arrives_as_it_was(lent: dict[int, Lent], buffer: Buffer) -> None:
+def test_a_graph_arrives_as_it_was(lent: dict[int, ClientBuffer], buffer: Buffer) -> None:
     graph, leafs = layer()
     offsets = lay_out(graph, leafs)
     body = write_graph(NEWEST, 3, 1, graph, at(offsets))
@@ -95,7 +95,7 @@ def test_a_graph_arrives_as_it_was(lent: dict[int, Lent], buffer: Buffer) -> Non
     assert arrived.nodes[-1].src == (identity[id(sent[-2])],) * 2, "one tensor, not two"
 
 
-def test_views_name_their_root(lent: dict[int, Lent]) -> None:
+def test_views_name_their_root(lent: dict[int, ClientBuffer]) -> None:
     graph, leafs = layer()
     foreign = read(write_graph(NEWEST, 0, 1, graph, at(lay_out(graph, leafs))))
     names = foreign.records["name"].tolist()  # views that have no name of their own bear their root's
@@ -121,7 +121,7 @@ def test_tensors_elsewhere_are_sent_as_nowhere() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "x" * 63, "x" * 64, "x" * 200, "größe", "ä" * 40, "a\0b"])
-def test_names(name: str, lent: dict[int, Lent]) -> None:
+def test_names(name: str, lent: dict[int, ClientBuffer]) -> None:
     records = write_tensors([Tensor(T.F32, (4,), name=name)], lambda t: (HANDLE, BASE), {})
     assert records.tobytes()[228 + 63] == 0, "NUL-terminated, as the reference wants it"
     (tensor,) = read_tensors(records, lent)
@@ -146,7 +146,7 @@ def test_extent_is_what_a_walk_over_all_elements_touches(
     if block == 1:
         nb[0] *= max(1, steps[0] % 4)
     offset *= bytes_a_block
-    home = Lent(HANDLE, BASE, HostBuffer.alloc(kit.ToyDevice(), size), 0, size)
+    home = ClientBuffer(HANDLE, BASE, HostBuffer.alloc(kit.ToyDevice(), size), 0, size)
     record = kit.record((ne[0] * block, *ne[1:]), dtype, nb=nb, buffer=HANDLE, data=BASE + offset)
     blocks = [offset + sum(i * b for i, b in zip(at, nb, strict=True)) for at in product(*(range(n) for n in ne))]
     inside = all(b + bytes_a_block <= size for b in blocks) and offset <= size
@@ -165,7 +165,7 @@ def test_types_without_a_buffer_are_shapes_alone(kit: Any) -> None:
     assert tensor.buffer is None and tensor.data == 0
 
 
-def test_a_graph_of_thousands_is_read_at_once(kit: Any, lent: dict[int, Lent]) -> None:
+def test_a_graph_of_thousands_is_read_at_once(kit: Any, lent: dict[int, ClientBuffer]) -> None:
     """Order and sources survive in a long chain; no recursion is involved."""
     x = Tensor(T.F32, (4,), name="0")
     node = x

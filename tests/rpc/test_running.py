@@ -99,8 +99,8 @@ def test_the_result_is_there_when_it_is_read(toy: Any, working: tuple[Any, Any])
 @pytest.mark.parametrize("wait", [True, False], ids=["a command that waits", "one that does not"])
 def test_a_failure_shows_at_the_next_command(kit: Any, working: tuple[Any, Any], toy: Any, wait: bool) -> None:
     client, c = working
-    for slot in client.session.server.slots:
-        slot.abort(client.session)
+    for served in client.session.server.devices:
+        served.abort(client.session)
     if not wait:
         end = time.monotonic() + 5
         while client.session.busy and time.monotonic() < end:
@@ -113,7 +113,7 @@ def test_a_failure_shows_at_the_next_command(kit: Any, working: tuple[Any, Any],
 def test_closing_ends_the_computation_before_its_memory_goes(toy: Any, working: tuple[Any, Any]) -> None:
     client, _ = working
     client.session.close()
-    assert toy.inside == 0 and toy.computed == 0 and client.session.server.slots[0].used == 0
+    assert toy.inside == 0 and toy.computed == 0 and client.session.server.devices[0].used == 0
 
 
 def test_who_can_compute_on_one_device_only_computes_by_itself(kit: Any, toy: Any) -> None:
@@ -143,7 +143,7 @@ def test_a_failure_of_ones_own_computation_shows_at_once(kit: Any, toy: Any) -> 
     thread = threading.Thread(target=compute)
     thread.start()
     assert toy.entered.wait(5) and client.session.busy
-    client.session.server.slots[0].abort(client.session)
+    client.session.server.devices[0].abort(client.session)
     thread.join(10)
     assert results == [False] and client.session.server.counters.refused == 1
 

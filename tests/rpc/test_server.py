@@ -76,7 +76,7 @@ def test_a_device_that_fails_to_allocate_is_answered(kit: Any) -> None:
     server = Server([kit.ToyDevice(total=2**62)])
     client = kit.Glued(server)
     assert client.request(C.ALLOC_BUFFER, device=0, size=2**61) == {"remote_ptr": 0, "remote_size": 0}
-    assert server.slots[0].used == 0
+    assert server.devices[0].used == 0
 
 
 def test_the_memory_on_offer_is_enforced_and_honest(kit: Any, toy: Any) -> None:
@@ -118,7 +118,7 @@ def test_what_is_known_of_a_tensor_ends_with_its_buffer(kit: Any, anywhere: Serv
     assert client.get(stays, 64) == 64 * b"c"
     for repeat in (lambda c: c.get(gone, 64), lambda c: c.set(gone, 64 * b"d")):
         again = kit.Glued(anywhere)
-        again.session.buffers.lent = client.session.buffers.lent
+        again.session.buffers.by_handle = client.session.buffers.by_handle
         again.session.tensors.known = client.session.tensors.known
         with pytest.raises(RefusedError, match="in no buffer of this connection"):
             repeat(again)
@@ -249,9 +249,9 @@ def test_a_session_leaves_nothing(kit: Any, toy: Any, server: Server) -> None:
     client = kit.Glued(server)
     client.alloc(100)
     kit.sum_of(client).run(client)
-    assert server.slots[0].used > 164, "buffers, and the graph"
+    assert server.devices[0].used > 164, "buffers, and the graph"
     client.session.close()
-    assert server.slots[0].used == 0 and all(b.size == 0 for b in toy.live)
+    assert server.devices[0].used == 0 and all(b.size == 0 for b in toy.live)
 
 
 def test_failed_computation_ends_this_client_alone(kit: Any, server: Server) -> None:

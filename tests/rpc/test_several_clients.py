@@ -72,7 +72,7 @@ class Clients(RuleBasedStateMachine):
     def _end(self, owner: Owned) -> None:
         session = owner.client.session
         session.close()
-        assert not session.lent and all(account.held == 0 for account in session._accounts.values())
+        assert not session.buffers.by_handle and all(account.held == 0 for account in session._accounts.values())
         owner.alive = False
 
     @rule(owner=owners, size=st.one_of(st.integers(0, 4096), st.integers(0, 2 * LIMIT)))
@@ -186,14 +186,14 @@ class Clients(RuleBasedStateMachine):
     @invariant()
     def the_limit_holds(self) -> None:
         lent = sum(content.size for owner in self.all if owner.alive for _, content in owner.buffers.values())
-        assert lent <= self.server.slots[0].used <= LIMIT
+        assert lent <= self.server.devices[0].used <= LIMIT
         assert self.server._buffers == sum(len(owner.buffers) for owner in self.all if owner.alive)
 
     def teardown(self) -> None:
         for owner in self.all:
             if owner.alive:
                 self._end(owner)
-        assert self.server.slots[0].used == 0 and self.server._buffers == 0
+        assert self.server.devices[0].used == 0 and self.server._buffers == 0
         self.server.close()
 
 
@@ -211,7 +211,7 @@ def _shared_handles(patch: pytest.MonkeyPatch) -> None:
 
     def init(self: Buffers, *args: Any) -> None:
         made(self, *args)
-        self.lent = everybodys
+        self.by_handle = everybodys
 
     patch.setattr(Buffers, "__init__", init)
 
@@ -321,19 +321,19 @@ class Connections(RuleBasedStateMachine):
         assert self.steady is not None
         self.steady.sendall(pack_header(C.DEVICE_COUNT, 0))
         assert self.steady.recv(12, socket.MSG_WAITALL) == (4).to_bytes(8, "little") + (1).to_bytes(4, "little")
-        assert self.server.slots[0].used <= LIMIT
+        assert self.server.devices[0].used <= LIMIT
 
     def teardown(self) -> None:
         for sock in self.open:
             sock.close()
         end = time.monotonic() + 10
-        while self.listener.n_clients > 1 or self.server.slots[0].used:  # some may still wait to be accepted
+        while self.listener.n_clients > 1 or self.server.devices[0].used:  # some may still wait to be accepted
             assert time.monotonic() < end, "somebody stays"
             time.sleep(0.005)
         assert self.steady is not None
         self.steady.close()
         self.listener.close()
-        assert self.server.slots[0].used == 0 and self.server._buffers == 0
+        assert self.server.devices[0].used == 0 and self.server._buffers == 0
         end = time.monotonic() + 10
         while not set(threading.enumerate()) <= self.threads:  # one may have said good-bye and not ended yet
             assert time.monotonic() < end, "a thread stays"

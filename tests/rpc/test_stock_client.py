@@ -66,7 +66,7 @@ def assert_used(server: Server, graphs: int, weights: int = WEIGHTS) -> None:
     computed = counters.requests[C.GRAPH_COMPUTE] + counters.requests[C.GRAPH_RECOMPUTE]
     assert computed >= graphs and counters.bytes[C.GRAPH_COMPUTE] > 10_000
     assert counters.refused == 0
-    assert all(slot.used == 0 for slot in server.slots), "the client left something"
+    assert all(served.used == 0 for served in server.devices), "the client left something"
 
 
 @pytest.mark.parametrize("flash_attn", [0, 1])

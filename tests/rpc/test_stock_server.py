@@ -92,7 +92,7 @@ def assert_used(stock: PeerServer, graphs: int, matrices: int = MATRICES * N_LAY
 def assert_ours_used(server: Server, graphs: int, weights: int = WEIGHTS // 4) -> None:
     assert server.counters.bytes[C.SET_TENSOR] > weights and server.counters.refused == 0
     assert server.counters.requests[C.GRAPH_RECOMPUTE] + server.counters.requests[C.GRAPH_COMPUTE] >= graphs
-    assert server.slots[0].used == 0
+    assert server.devices[0].used == 0
 
 
 @pytest.mark.parametrize("flash_attn", [0, 1])
