@@ -6,9 +6,9 @@ from numpy.typing import NDArray
 
 from pyggml.dtypes import GGMLType
 from pyggml.quants.base import Floats, Quant, Records
+from pyggml.quants.codebook import grid, nibbles
 from pyggml.quants.f16 import f16_to_f32
 from pyggml.quants.iq1_s import SHIFT
-from pyggml.quants.lattice import grid, nibbles
 
 LAYOUT = np.dtype(
     [

@@ -5,8 +5,8 @@ import numpy as np
 
 from pyggml.dtypes import GGMLType
 from pyggml.quants.base import Floats, Quant, Records
+from pyggml.quants.codebook import grid
 from pyggml.quants.f16 import f16_to_f32
-from pyggml.quants.lattice import grid
 
 LAYOUT = np.dtype(
     [

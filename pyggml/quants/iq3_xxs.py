@@ -5,8 +5,8 @@ import numpy as np
 
 from pyggml.dtypes import GGMLType
 from pyggml.quants.base import Floats, Quant, Records
+from pyggml.quants.codebook import SIGNS, grid, signed
 from pyggml.quants.f16 import f16_to_f32
-from pyggml.quants.lattice import SIGNS, grid, signed
 
 LAYOUT = np.dtype(
     [

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from pyggml.dtypes import GGMLType
 from pyggml.quants.base import Bytes, Floats, Quant, Records, VectorBlocks, field_offsets
 from pyggml.quants.f16 import f16_to_f32, f32_to_f16
+from pyggml.quants.rounding import join_halves, reciprocal, split_halves
 from pyggml.quants.search import TINY, columns, in_batches, largest, total
-from pyggml.quants.steps import join_halves, reciprocal, split_halves
 
 LAYOUT = np.dtype(
     [

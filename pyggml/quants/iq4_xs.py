@@ -7,8 +7,8 @@ from pyggml.dtypes import GGMLType
 from pyggml.quants.base import Bytes, Floats, Quant, Records
 from pyggml.quants.f16 import f16_to_f32, f32_to_f16
 from pyggml.quants.iq4_nl import LEVELS, best_scale, nearest_level
+from pyggml.quants.rounding import join_halves, largest_signed, reciprocal, split_halves
 from pyggml.quants.search import columns, in_batches, nearest_int
-from pyggml.quants.steps import join_halves, largest_signed, reciprocal, split_halves
 
 LAYOUT = np.dtype(
     [

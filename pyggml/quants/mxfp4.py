@@ -6,7 +6,7 @@ import numpy as np
 from pyggml.dtypes import GGMLType
 from pyggml.quants.base import Floats, Quant, Records
 from pyggml.quants.fp4 import E8M0, LEVELS, greatest, nearest_level
-from pyggml.quants.steps import join_halves, low_byte, split_halves
+from pyggml.quants.rounding import join_halves, low_byte, split_halves
 
 LAYOUT = np.dtype(
     [

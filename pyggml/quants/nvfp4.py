@@ -6,7 +6,7 @@ import numpy as np
 from pyggml.dtypes import GGMLType
 from pyggml.quants.base import Floats, Quant, Records
 from pyggml.quants.fp4 import LEVELS, UE4M3, greatest, nearest_level, to_ue4m3
-from pyggml.quants.steps import join_halves, split_halves
+from pyggml.quants.rounding import join_halves, split_halves
 
 LAYOUT = np.dtype(
     [

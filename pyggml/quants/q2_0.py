@@ -5,7 +5,7 @@ import numpy as np
 from pyggml.dtypes import GGMLType
 from pyggml.quants.base import Floats, Quant, Records
 from pyggml.quants.f16 import f16_to_f32, f32_to_f16
-from pyggml.quants.steps import round_half_away
+from pyggml.quants.rounding import round_half_away
 
 LAYOUT = np.dtype(
     [

@@ -6,8 +6,8 @@ import numpy as np
 from pyggml.dtypes import GGMLType
 from pyggml.quants.base import Bytes, Floats, Quant, Records, Searches
 from pyggml.quants.f16 import f16_to_f32, f32_to_f16
+from pyggml.quants.rounding import largest_signed
 from pyggml.quants.search import PLAIN, by_scale, columns, in_batches, nearest_int
-from pyggml.quants.steps import largest_signed
 from pyggml.quants.super_blocks import blocks_of, join_planes, split_planes
 
 LAYOUT = np.dtype(

@@ -7,7 +7,7 @@ import numpy as np
 from pyggml.dtypes import GGMLType
 from pyggml.quants.base import Floats, Quant, Records, VectorBlocks, field_offsets
 from pyggml.quants.f16 import f16_to_f32, f32_to_f16
-from pyggml.quants.steps import at_most, join_halves, largest_signed, low_byte, reciprocal, split_halves
+from pyggml.quants.rounding import at_most, join_halves, largest_signed, low_byte, reciprocal, split_halves
 
 LAYOUT = np.dtype(
     [

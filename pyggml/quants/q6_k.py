@@ -5,8 +5,8 @@ import numpy as np
 from pyggml.dtypes import GGMLType
 from pyggml.quants.base import Floats, Quant, Records, Searches
 from pyggml.quants.f16 import f16_to_f32, f32_to_f16
+from pyggml.quants.rounding import largest_signed
 from pyggml.quants.search import PLAIN, TINY, by_scale, columns, in_batches, nearest_int
-from pyggml.quants.steps import largest_signed
 from pyggml.quants.super_blocks import blocks_of
 
 LAYOUT = np.dtype(

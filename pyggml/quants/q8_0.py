@@ -9,7 +9,7 @@ import numpy as np
 from pyggml.dtypes import GGMLType
 from pyggml.quants.base import Floats, Quant, Records, VectorBlocks, field_offsets
 from pyggml.quants.f16 import f16_to_f32, f32_to_f16
-from pyggml.quants.steps import in_steps_of_127, largest_magnitude, low_byte, reciprocal, round_half_away, saturated
+from pyggml.quants.rounding import in_steps_of_127, largest_magnitude, low_byte, reciprocal, round_half_away, saturated
 
 LAYOUT = np.dtype(
     [

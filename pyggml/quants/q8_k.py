@@ -5,8 +5,8 @@ import numpy as np
 
 from pyggml.dtypes import GGMLType
 from pyggml.quants.base import Floats, Quant, Records
+from pyggml.quants.rounding import largest_signed
 from pyggml.quants.search import nearest_int
-from pyggml.quants.steps import largest_signed
 
 LAYOUT = np.dtype(
     [

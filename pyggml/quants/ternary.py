@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyggml.quants.base import Bytes, Floats
-from pyggml.quants.steps import largest_magnitude, reciprocal
+from pyggml.quants.rounding import largest_magnitude, reciprocal
 
 
 def trits(values: Floats) -> tuple[Floats, Bytes]:

@@ -69,6 +69,6 @@ if __name__ == "__main__":
             arguments = (*args, matmul.tile_width(GGMLType[args[0]]))
         else:
             arguments = (*args, attention.WIDTH[jit.level()]) if module == "attention_tile" else args
-        signature = jit.CALL if module in ("attention_rows", "decoders") else jit.STEP
+        signature = jit.CALL if module in ("attention_rows", "dequant") else jit.STEP
         found[name, args] = jit.assembly(jit.Spec(module, factory, arguments, signature))
     print([jit.level(), found])

@@ -89,7 +89,7 @@ def _numbers_read_twice() -> None:
     from pyggml.kernels.cpu import add_id, rows, ssm
 
     mutants = {("rows", name) for name in ("get_rows", "set_rows", "set_quantised_rows")}
-    mutants |= {("decoded", "get_rows"), ("add_id", "add_id"), ("ssm", "ssm_scan")}
+    mutants |= {("dequant_fallback", "get_rows"), ("add_id", "add_id"), ("ssm", "ssm_scan")}
 
     def mutant(module: str, factory: str, *rest: tuple[str, ...]) -> Spec:
         return Spec("primitive_kernels.double_reads" if (module, factory) in mutants else module, factory, *rest)

@@ -66,12 +66,13 @@ def _thirty_two(name):
     """-> load(row, i): elements i to i + 15 and i + 16 to i + 31 of a row, i a multiple of 32."""
     from pyggml import simd as v
     from pyggml.jit import inline
-    from pyggml.kernels.cpu import blocks, elements
+    from pyggml.kernels.cpu import convert
+    from pyggml.kernels.cpu.formats import blocks_32
 
     U = v.U
     block, size = SIZES[GGMLType[name.upper()]]
     if block == 32:
-        first, second = blocks.DECODERS[name](0), blocks.DECODERS[name](1)
+        first, second = blocks_32.DECODERS[name](0), blocks_32.DECODERS[name](1)
 
         @inline
         def load(row, i):
@@ -79,7 +80,7 @@ def _thirty_two(name):
             return first(at), second(at)
 
         return load
-    sixteen = elements.loader(name)
+    sixteen = convert.loader(name)
 
     @inline
     def load(row, i):
@@ -96,9 +97,9 @@ def _bytes_of_32(name):
 def _sixteen_part(name):
     """-> load(row, i, n): elements i to i + n - 1, n from 1 to 16; i and n multiples of 16 where there are blocks."""
     from pyggml.jit import inline
-    from pyggml.kernels.cpu import elements
+    from pyggml.kernels.cpu import convert
 
-    load, size = elements.loader(name), SIZES[GGMLType[name.upper()]].type_size
+    load, size = convert.loader(name), SIZES[GGMLType[name.upper()]].type_size
 
     @inline
     def part(row, i, n):

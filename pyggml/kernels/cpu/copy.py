@@ -1,6 +1,6 @@
 """CPY, CONT, DUP: elements in order into another type, shape or stride. Knows no arithmetic.
 
-Owns the walk through two shapes; rows are converted by elements.py. Source: ggml-cpu/ops.cpp: ggml_compute_forward_dup.
+Owns the walk through two shapes; rows are converted by convert.py. Source: ggml-cpu/ops.cpp: ggml_compute_forward_dup.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.jit import Spec, inline
-from pyggml.kernels.cpu import decoded
+from pyggml.kernels.cpu import dequant_fallback
 from pyggml.kernels.cpu.layout import FLOATS, SOURCES, layout_of, refuse_types, work_bytes
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ WRITTEN = (
     T.F32, T.F16, T.BF16, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q8_0, T.Q8_1, T.IQ4_NL, T.Q2_K, T.Q3_K, T.Q4_K, T.Q5_K,
     T.Q6_K, T.IQ4_XS,
 )  # fmt: skip
-"""The types whose elements elements.py reads and writes."""
+"""The types whose elements convert.py reads and writes."""
 
-MADE = (*WRITTEN, *decoded.TYPES)
+MADE = (*WRITTEN, *dequant_fallback.TYPES)
 """Those that values are quantised to."""
 
 READ = (*MADE, T.IQ1_S, T.IQ1_M, T.IQ2_XXS, T.IQ2_XS, T.IQ2_S, T.IQ3_XXS, T.IQ3_S)
@@ -53,12 +53,12 @@ def lower(builder: Builder, node: Tensor) -> None:
 
 def put(builder: Builder, to: Tensor, a: Tensor) -> None:
     """A step that puts the elements of `a` into `to`, in order, converted to its type."""
-    if a.type in decoded.TYPES and a.type != to.type:
+    if a.type in dequant_fallback.TYPES and a.type != to.type:
         if to.type == GGMLType.F32 and to.is_contiguous:
-            decoded.unpack(builder, to, a)
+            dequant_fallback.unpack(builder, to, a)
             return
         plain = builder.work_tensor(GGMLType.F32, a.ne)
-        decoded.unpack(builder, plain, a)
+        dequant_fallback.unpack(builder, plain, a)
         a = plain
     run = _run(to, a)
     runs = to.nelements // run
@@ -109,16 +109,16 @@ class ConvertArgs(NamedTuple):
 
 def convert(kind_d, kind_a):
     """-> kernel. Takes ConvertArgs."""
-    from pyggml.kernels.cpu import elements, record, step_args
+    from pyggml.kernels.cpu import convert, record, step_args
 
-    convert_row = elements.converter(kind_d, kind_a)
+    convert_row = convert.converter(kind_d, kind_a)
     nbd, nba = record.field("dst.nb"), record.field("src0.nb")
 
     @inline
     def write(step, thread, target, source, begin, end):
         convert_row(target, nbd(step), source, nba(step), begin, end)
 
-    return _in_runs(step_args.readers(ConvertArgs), write, elements.block_size(kind_d), elements.block_size(kind_a))
+    return _in_runs(step_args.readers(ConvertArgs), write, convert.block_size(kind_d), convert.block_size(kind_a))
 
 
 class QuantiseArgs(NamedTuple):
@@ -131,9 +131,9 @@ class QuantiseArgs(NamedTuple):
 
 def quantise(kind_d):
     """-> kernel. scratch: layout.work_bytes a thread. Takes QuantiseArgs."""
-    from pyggml.kernels.cpu import elements, record, step_args
+    from pyggml.kernels.cpu import convert, record, step_args
 
-    quantise_row, room = elements.quantiser(kind_d), record.thread_room()
+    quantise_row, room = convert.quantiser(kind_d), record.thread_room()
     nba, args = record.field("src0.nb"), step_args.readers(QuantiseArgs)
     number = args.source
 
@@ -141,7 +141,7 @@ def quantise(kind_d):
     def write(step, thread, target, source, begin, end):
         quantise_row(target, source, nba(step), begin, end, number(step), room(step, thread))
 
-    return _in_runs(args, write, elements.block_size(kind_d), 1)
+    return _in_runs(args, write, convert.block_size(kind_d), 1)
 
 
 def _in_runs(args, write, block_d, block_a):
@@ -177,9 +177,9 @@ class MoveArgs(NamedTuple):
 def move_blocks():
     """-> kernel. Takes MoveArgs."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import elements, record, step_args
+    from pyggml.kernels.cpu import convert, record, step_args
 
-    U, move_elements = v.U, elements.move_elements
+    U, move_elements = v.U, convert.move_elements
     length, number, size_of, block_of = step_args.readers(MoveArgs)
     start_d, start_a, piece = _element("dst"), _element("src0"), record.piece
     nb_d, nb_a, ne_d, ne_a = (record.field(f) for f in ("dst.nb", "src0.nb", "dst.ne", "src0.ne"))

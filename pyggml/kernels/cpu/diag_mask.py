@@ -37,10 +37,10 @@ class MaskArgs(NamedTuple):
 def diag_mask(kind_d, kind_a):
     """-> kernel. Takes MaskArgs."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import elements, record, step_args
+    from pyggml.kernels.cpu import convert, record, step_args
 
     np = v.np
-    load, store = elements.loader(kind_a), elements.storer(kind_d)
+    load, store = convert.loader(kind_a), convert.storer(kind_d)
     rows, ne0, ne1 = record.rows("dst"), record.field("dst.ne"), record.field("dst.ne", 1)
     nbd, nba = record.field("dst.nb"), record.field("src0.nb")
     d, a = record.row("dst"), record.row("src0")

@@ -70,12 +70,12 @@ def function(name):
 def binary(name, repeat, kind_d, kind_a, kind_b):
     """-> kernel; `repeat`: a row of the second operand is a "row" as long as the first's, a "scalar", or a "tile"."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import elements, record
+    from pyggml.kernels.cpu import convert, record
 
     f = function(name)
     rows, ne0, piece = record.rows("dst"), record.field("dst.ne"), record.piece
     d, a, b = record.row("dst"), record.row("src0"), record.row_repeated("src1")
-    store, load, load_b = elements.storer(kind_d), elements.loader(kind_a), elements.loader(kind_b)
+    store, load, load_b = convert.storer(kind_d), convert.loader(kind_a), convert.loader(kind_b)
     nbd, nba, nbb, tile = (record.field(n) for n in ("dst.nb", "src0.nb", "src1.nb", "src1.ne"))
 
     def kernel(step, ith, nth, thread):
@@ -117,11 +117,11 @@ class AddArgs(NamedTuple):
 def add_to_blocks(kind_d, kind_a, kind_b):
     """-> kernel: a + b, quantised again. scratch: SUPER_ROOM and a row of F32 a thread. Takes AddArgs."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import elements, record, step_args
+    from pyggml.kernels.cpu import convert, record, step_args
 
     U = v.U
-    quantise, load, load_b = elements.quantiser(kind_d), elements.loader(kind_a), elements.loader(kind_b)
-    put = elements.storer("f32")
+    quantise, load, load_b = convert.quantiser(kind_d), convert.loader(kind_a), convert.loader(kind_b)
+    put = convert.storer("f32")
     rows, ne0, each = record.rows("dst"), record.field("dst.ne"), step_args.readers(AddArgs).each
     d, a, b = record.row("dst"), record.row("src0"), record.row_repeated("src1")
     nbb, room = record.field("src1.nb"), record.thread_room()

@@ -66,9 +66,9 @@ def zeros(builder: Builder, to: Tensor) -> None:
 def fill(kind_d):
     """-> kernel."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import elements, record
+    from pyggml.kernels.cpu import convert, record
 
-    store, value, d = elements.storer(kind_d), record.param_f32(0), record.row("dst")
+    store, value, d = convert.storer(kind_d), record.param_f32(0), record.row("dst")
     rows, n0, nbd, piece = record.rows("dst"), record.field("dst.ne"), record.field("dst.nb"), record.piece
 
     def kernel(step, ith, nth, thread):
@@ -87,9 +87,9 @@ def fill(kind_d):
 def arange(kind_d):
     """-> kernel."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import elements, record
+    from pyggml.kernels.cpu import convert, record
 
-    store, start, stride, d = elements.storer(kind_d), record.param_f32(0), record.param_f32(2), record.row("dst")
+    store, start, stride, d = convert.storer(kind_d), record.param_f32(0), record.param_f32(2), record.row("dst")
     n0, nbd, numbers = record.field("dst.ne"), record.field("dst.nb"), v.constant("f32", [float(i) for i in range(16)])
 
     def kernel(step, ith, nth, thread):
@@ -119,9 +119,9 @@ class KeptArgs(NamedTuple):
 def kept():
     """-> kernel: of row i of the result a stretch comes from the source, the rest is 0. Takes KeptArgs."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import elements, record, step_args
+    from pyggml.kernels.cpu import convert, record, step_args
 
-    U, move, clear = v.U, elements.move_elements, elements.clear_elements
+    U, move, clear = v.U, convert.move_elements, convert.clear_elements
     low_by, low_plus, high_by, high_plus, row_by, size_of = step_args.readers(KeptArgs)
     n0, n1, n2 = (record.field("dst.ne", i) for i in range(3))
     d, a, rows = record.row("dst"), record.element("src0"), record.rows("dst")

@@ -34,11 +34,11 @@ def gated_delta_net():
     import numpy as np
 
     from pyggml import simd as v
-    from pyggml.kernels.cpu import elements, record
+    from pyggml.kernels.cpu import convert, record
     from pyggml.kernels.cpu import functions as f
 
     U = v.U
-    load, store = elements.loader("f32"), elements.storer("f32")
+    load, store = convert.loader("f32"), convert.storer("f32")
     head_size, n_head, n_tokens, n_seqs = (record.field("src2.ne", i) for i in range(4))
     heads_q, heads_k = record.field("src0.ne", 1), record.field("src1.ne", 1)
     seqs_q, seqs_k = record.field("src0.ne", 3), record.field("src1.ne", 3)

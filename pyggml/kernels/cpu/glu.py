@@ -85,12 +85,12 @@ class GluArgs(NamedTuple):
 
 def glu(name, kind_d, kind_a, kind_b):
     """-> kernel. Takes GluArgs."""
-    from pyggml.kernels.cpu import elements, record, step_args
+    from pyggml.kernels.cpu import convert, record, step_args
 
     f = _function(name)
     rows, ne0, piece = record.rows("dst"), record.field("dst.ne"), record.piece
     d, a, b = record.row("dst"), record.row("src0"), record.row("src1")
-    store, load, load_b = elements.storer(kind_d), elements.loader(kind_a), elements.loader(kind_b)
+    store, load, load_b = convert.storer(kind_d), convert.loader(kind_a), convert.loader(kind_b)
     nbd, nba, nbb = (record.field(n) for n in ("dst.nb", "src0.nb", "src1.nb"))
     offset_x, offset_g, one_source = step_args.readers(GluArgs)
 

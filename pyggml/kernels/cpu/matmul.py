@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from pyggml import jit
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.jit import Spec
-from pyggml.kernels.cpu import activations, copy, decoded, experts, fill, tile
+from pyggml.kernels.cpu import activations, copy, dequant_fallback, experts, fill, tile
 from pyggml.kernels.cpu.layout import FLOATS, refuse_types
 from pyggml.kernels.cpu.product_args import ProductArgs
 from pyggml.ops import Op
@@ -29,7 +29,7 @@ TYPES = (
     *(T.F32, T.F16, T.BF16, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q8_0),
     *(T.Q2_K, T.Q3_K, T.Q4_K, T.Q5_K, T.Q6_K, T.IQ4_NL, T.IQ4_XS),
     *(T.IQ1_S, T.IQ1_M, T.IQ2_XXS, T.IQ2_XS, T.IQ2_S, T.IQ3_XXS, T.IQ3_S),
-    *decoded.TYPES,
+    *dequant_fallback.TYPES,
 )
 
 MIN_TILE_COLUMNS = {"vnni": 2, "v4": 2, "v3": 3}
@@ -155,14 +155,14 @@ def _converted(
 
 def _as_floats(dtype: GGMLType) -> bool:
     """Whether rows meet F32 activations as they are, not rounded to 8 bits."""
-    return SIZES[dtype].block_size == 1 or dtype in decoded.TYPES
+    return SIZES[dtype].block_size == 1 or dtype in dequant_fallback.TYPES
 
 
 def _kernel(a: Tensor, module: str, *args: int) -> tuple[Spec, list[Spec]]:
     """(kernel, what it calls) for weights of a's type."""
-    if a.type not in decoded.TYPES:
+    if a.type not in dequant_fallback.TYPES:
         return Spec(module, "rows", (a.type.name, *args)), []
-    return Spec("decoded", "product"), [decoded.decoder(a.type), Spec(module, "rows", ("F32", *args))]
+    return Spec("dequant_fallback", "product"), [dequant_fallback.decoder(a.type), Spec(module, "rows", ("F32", *args))]
 
 
 def _matvec(builder: Builder, node: Tensor, a: Tensor, b: Tensor, listed: Listed = None) -> None:
@@ -177,7 +177,7 @@ def _matvec(builder: Builder, node: Tensor, a: Tensor, b: Tensor, listed: Listed
         reads = [_converted(builder, b, Spec("activations", "planes"), b.nrows * planes.row_bytes, planes)]
     elif calls:
         args = args._replace(row_blocks=a.ne[0] // SIZES[a.type].block_size)
-        room = decoded.product_bytes(a.ne[0], 0)
+        room = dequant_fallback.product_bytes(a.ne[0], 0)
     if listed is not None:
         writes = [builder.thread_scratch(experts.RECORD + room)]
         by_row, calls = Spec("experts", "matvec"), [spec, *calls]
@@ -204,7 +204,7 @@ def _gemm(
     spec, calls = _kernel(a, "tile", width)
     room = -(-tile.work_bytes(T.F32 if calls else a.type, k) // 64) * 64
     if calls:
-        room = decoded.product_bytes(k, room)
+        room = dequant_fallback.product_bytes(k, room)
     args = ProductArgs(
         length=length, column_bytes=size, panels_from=parts[0], pairs_from=parts[1], work_bytes=room,
         row_blocks=k // SIZES[a.type].block_size if calls else 0, panels_each=each,

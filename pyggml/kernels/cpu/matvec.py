@@ -132,10 +132,10 @@ def _row_dot_blocks(dtype):
 def _row_dot_super_blocks(dtype):
     """-> dot(nb, pad, x, y): a row of `nb` blocks of 32, eight to a super-block, with the planes at y."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import super_blocks
+    from pyggml.kernels.cpu.formats import k_quants
 
     U = v.U
-    blocks = super_blocks.TYPES[dtype.name]()
+    blocks = k_quants.TYPES[dtype.name]()
     size = SIZES[dtype].type_size
     count = 256 // blocks.run
     get, has_min, wide = blocks.scales, blocks.has_min, blocks.run == 32

@@ -55,9 +55,9 @@ def _scale_of_row(kind_a):
     import numpy as np
 
     from pyggml import simd as v
-    from pyggml.kernels.cpu import elements
+    from pyggml.kernels.cpu import convert
 
-    load = elements.loader(kind_a)
+    load = convert.loader(kind_a)
 
     @inline
     def scale(x, n, stride, eps):
@@ -79,14 +79,14 @@ def _scale_of_row(kind_a):
 def rms_norm(kind_d, kind_a, kind_w):
     """-> kernel; `kind_w`: of the weights that each row is multiplied with, "" without."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import elements, record
+    from pyggml.kernels.cpu import convert, record
 
     scale_of = _scale_of_row(kind_a)
     rows, ne0, eps = record.rows("dst"), record.field("dst.ne"), record.param_f32(0)
     d, a = record.row("dst"), record.row("src0")
-    store, load = elements.storer(kind_d), elements.loader(kind_a)
+    store, load = convert.storer(kind_d), convert.loader(kind_a)
     nbd, nba, nbw = (record.field(n) for n in ("dst.nb", "src0.nb", "src1.nb"))
-    weighted, load_w, w = kind_w != "", elements.loader(kind_w or "f32"), record.row_repeated("src1")
+    weighted, load_w, w = kind_w != "", convert.loader(kind_w or "f32"), record.row_repeated("src1")
 
     def kernel(step, ith, nth, thread):
         n, count = ne0(step), rows(step)
@@ -109,9 +109,9 @@ def _moments(kind_a):
     import numpy as np
 
     from pyggml import simd as v
-    from pyggml.kernels.cpu import elements
+    from pyggml.kernels.cpu import convert
 
-    load = elements.loader(kind_a)
+    load = convert.loader(kind_a)
 
     @v.device
     def total(x, n, stride):
@@ -155,9 +155,9 @@ def _root():
 def _write(kind_d, kind_a):
     """-> f(z, x, n, stride_z, stride_x, middle, scale): (x - middle) * scale of a row."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import elements
+    from pyggml.kernels.cpu import convert
 
-    store, load = elements.storer(kind_d), elements.loader(kind_a)
+    store, load = convert.storer(kind_d), convert.loader(kind_a)
 
     @v.device
     def write(z, x, n, stride_z, stride_x, middle, scale):

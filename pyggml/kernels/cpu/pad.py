@@ -59,9 +59,9 @@ class PadArgs(NamedTuple):
 def taken():
     """-> kernel. Takes PadArgs."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import elements, record, step_args
+    from pyggml.kernels.cpu import convert, record, step_args
 
-    U, move, clear = v.U, elements.move_elements, elements.clear_elements
+    U, move, clear = v.U, convert.move_elements, convert.clear_elements
     args = step_args.readers(PadArgs)
     b0, b1, b2, b3 = args.before0, args.before1, args.before2, args.before3
     outside, size_of = args.outside, args.size

@@ -1,6 +1,6 @@
 """The arguments of kernels that multiply with weights.
 
-One class for all: experts.py and decoded.py call matvec.py's and tile.py's kernels with a copy of their own record, which holds
+One class for all: experts.py and dequant_fallback.py call matvec.py's and tile.py's kernels with a copy of their own record, which holds
 the arguments of both.
 """
 

@@ -49,9 +49,9 @@ def lower(builder: Builder, node: Tensor) -> None:
 def _stretch(kind_a):
     """-> f(x, begin, end, stride): the sum of some elements of a row. Four sums of 16 lanes, added in a fixed order."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import elements
+    from pyggml.kernels.cpu import convert
 
-    load = elements.loader(kind_a)
+    load = convert.loader(kind_a)
 
     @v.device
     def total(x, begin, end, stride):
@@ -124,7 +124,7 @@ def total(kind_d):
     import numpy as np
 
     from pyggml import simd as v
-    from pyggml.kernels.cpu import elements, record, step_args
+    from pyggml.kernels.cpu import convert, record, step_args
 
     U = v.U
     data, count, parts = record.field("dst.data"), step_args.readers(TotalArgs).numbers, record.field("scratch")
@@ -139,7 +139,7 @@ def total(kind_d):
                 v.put_i64(data(step), all_of_them)
 
         return kernel
-    store = elements.storer(kind_d)
+    store = convert.storer(kind_d)
 
     def kernel_of_floats(step, ith, nth, thread):
         if ith == 0:
@@ -212,10 +212,10 @@ def argmax(kind_a):
     import numpy as np
 
     from pyggml import simd as v
-    from pyggml.kernels.cpu import elements, record
+    from pyggml.kernels.cpu import convert, record
 
     U = v.U
-    a, load = record.row("src0", shape="src0"), elements.loader(kind_a)
+    a, load = record.row("src0", shape="src0"), convert.loader(kind_a)
     n_rows, ne0, nba = record.field("dst.ne"), record.field("src0.ne"), record.field("src0.nb")
     data, nbd = record.field("dst.data"), record.field("dst.nb")
     lowest, aborted = v.constant("f32", [-np.inf] * 16), record.aborted()

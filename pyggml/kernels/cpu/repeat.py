@@ -35,12 +35,12 @@ def lower(builder: Builder, node: Tensor) -> None:
 def repeat_back(kind_d, kind_a):
     """-> kernel: tiles are added in the order of their places, dimension 0 running fastest."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import elements, record
+    from pyggml.kernels.cpu import convert, record
 
     n0, n1, n2, n3 = (record.field("dst.ne", i) for i in range(4))
     m0, m1, m2, m3 = (record.field("src0.ne", i) for i in range(4))
     d, a, rows = record.row("dst"), record.element("src0"), record.rows("dst")
-    store, load = elements.storer(kind_d), elements.loader(kind_a)
+    store, load = convert.storer(kind_d), convert.loader(kind_a)
     nbd, nba = record.field("dst.nb"), record.field("src0.nb")
 
     def kernel(step, ith, nth, thread):

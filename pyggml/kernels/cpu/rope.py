@@ -223,17 +223,17 @@ def rope(pairs, kind_d, kind_a):
     import numpy as np
 
     from pyggml import simd as v
-    from pyggml.kernels.cpu import elements, record, step_args
+    from pyggml.kernels.cpu import convert, record, step_args
 
     U = v.U
     rows = record.rows("dst")
     ne0, ne1, ne2 = (record.field("dst.ne", i) for i in range(3))
     d, a = record.row("dst"), record.row("src0")
-    store, load = elements.storer(kind_d), elements.loader(kind_a)
+    store, load = convert.storer(kind_d), convert.loader(kind_a)
     nbd, nba = record.field("dst.nb"), record.field("src0.nb")
     n_dims, first_dim, tables = step_args.readers(RopeArgs).dims, record.param_i32(15), record.field("scratch")
-    f32, swap = elements.loader("f32"), v.shuffler([i ^ 1 for i in range(16)])
-    move = elements.converter(kind_d, kind_a)
+    f32, swap = convert.loader("f32"), v.shuffler([i ^ 1 for i in range(16)])
+    move = convert.converter(kind_d, kind_a)
     neighbours = pairs == "neighbours"
 
     def kernel(step, ith, nth, thread):

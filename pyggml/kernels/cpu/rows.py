@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.jit import Spec, inline
-from pyggml.kernels.cpu import decoded
+from pyggml.kernels.cpu import dequant_fallback
 from pyggml.kernels.cpu.copy import MADE, READ, WRITTEN
 from pyggml.kernels.cpu.indices import NumberArgs
 from pyggml.kernels.cpu.layout import FLOATS, SOURCES, layout_of, refuse_types, work_bytes
@@ -25,7 +25,7 @@ def why_not(node: Tensor) -> str | None:
     if node.op == Op.SET_ROWS:
         return refuse_types(MADE, node) or refuse_types(FLOATS, a)
     reason = refuse_types([*READ, GGMLType.I32], a) or refuse_types([*WRITTEN, GGMLType.I32], node)
-    if reason is None and a is not None and a.type in decoded.TYPES and node.nb[0] != 4:
+    if reason is None and a is not None and a.type in dequant_fallback.TYPES and node.nb[0] != 4:
         return f"rows of {a.type.name} into elements that lie apart"
     return reason
 
@@ -33,9 +33,15 @@ def why_not(node: Tensor) -> str | None:
 def lower(builder: Builder, node: Tensor) -> None:
     a, numbers = node.src[:2]
     assert a is not None and numbers is not None
-    if node.op == Op.GET_ROWS and a.type in decoded.TYPES:
-        args = decoded.GetRowsArgs(row_blocks=a.ne[0] // SIZES[a.type].block_size)
-        builder.step(Spec("decoded", "get_rows"), node, (a, numbers), args=args, calls=[decoded.decoder(a.type)])
+    if node.op == Op.GET_ROWS and a.type in dequant_fallback.TYPES:
+        args = dequant_fallback.GetRowsArgs(row_blocks=a.ne[0] // SIZES[a.type].block_size)
+        builder.step(
+            Spec("dequant_fallback", "get_rows"),
+            node,
+            (a, numbers),
+            args=args,
+            calls=[dequant_fallback.decoder(a.type)],
+        )
         return
     if node.op == Op.GET_ROWS:
         builder.step(Spec("rows", "get_rows", (layout_of(node), layout_of(a))), node, (a, numbers), args=NumberArgs())
@@ -59,10 +65,10 @@ def lower(builder: Builder, node: Tensor) -> None:
 
 def get_rows(kind_d, kind_a):
     """-> kernel: row r of the result is row numbers[r] of the table. Takes NumberArgs."""
-    from pyggml.kernels.cpu import elements, indices, record, step_args
+    from pyggml.kernels.cpu import convert, indices, record, step_args
 
     bad, choose = indices.numbers_are_bad(step_args.readers(NumberArgs).wide), indices.chosen()
-    convert = elements.converter(kind_d, kind_a)
+    convert_row = convert.converter(kind_d, kind_a)
     rows, limit, ne0 = record.rows("dst"), record.field("src0.ne", 1), record.field("dst.ne", 0)
     d, a, number = record.row("dst"), record.element("src0"), record.element("src1")
     ne1, ne2 = record.field("dst.ne", 1), record.field("dst.ne", 2)
@@ -77,21 +83,21 @@ def get_rows(kind_d, kind_a):
             which = choose(step, number(step, i1, i2, i3, 0), False, limit(step))
             if which < 0:
                 return
-            convert(d(step, row), nbd(step), a(step, 0, which, i2, i3), nba(step), 0, ne0(step))
+            convert_row(d(step, row), nbd(step), a(step, 0, which, i2, i3), nba(step), 0, ne0(step))
 
     return kernel
 
 
 def set_rows(kind_d, kind_a):
     """-> kernel. Takes NumberArgs."""
-    from pyggml.kernels.cpu import elements, record, step_args
+    from pyggml.kernels.cpu import convert, record, step_args
 
-    convert = elements.converter(kind_d, kind_a)
+    convert_row = convert.converter(kind_d, kind_a)
     nbd, nba = record.field("dst.nb"), record.field("src0.nb")
 
     @inline
     def write(step, thread, target, source, n):
-        convert(target, nbd(step), source, nba(step), 0, n)
+        convert_row(target, nbd(step), source, nba(step), 0, n)
 
     return _set_rows_with(write, step_args.readers(NumberArgs).wide)
 
@@ -105,9 +111,9 @@ class QuantiseArgs(NamedTuple):
 
 def set_quantised_rows(kind_d):
     """-> kernel. scratch: layout.work_bytes a thread. Takes QuantiseArgs."""
-    from pyggml.kernels.cpu import elements, record, step_args
+    from pyggml.kernels.cpu import convert, record, step_args
 
-    quantise, room = elements.quantiser(kind_d), record.thread_room()
+    quantise, room = convert.quantiser(kind_d), record.thread_room()
     nba, args = record.field("src0.nb"), step_args.readers(QuantiseArgs)
     number_of_kind = args.source
 
@@ -161,7 +167,7 @@ def set_elements(kind_d, kind_a):
     Each thread has a stretch of the table's rows.
     """
     from pyggml import simd as v
-    from pyggml.kernels.cpu import elements, indices, record, step_args
+    from pyggml.kernels.cpu import convert, indices, record, step_args
 
     U = v.U
     is_wide = step_args.readers(NumberArgs).wide
@@ -171,8 +177,8 @@ def set_elements(kind_d, kind_a):
     n1, n2, limit = record.field("src1.ne", 1), record.field("src1.ne", 2), record.field("dst.ne", 1)
     row_d, row_a, stride = record.field("dst.nb", 1), record.field("src0.nb", 1), record.field("src1.nb")
     room_of, aborted = record.thread_room(), record.aborted()
-    dense, apart, store = elements.loader(kind_a), elements.loader(kind_a + "/"), elements.storer(kind_d)
-    size_d, size_a, same = elements.type_size(kind_d), elements.type_size(kind_a), kind_d == kind_a
+    dense, apart, store = convert.loader(kind_a), convert.loader(kind_a + "/"), convert.storer(kind_d)
+    size_d, size_a, same = convert.type_size(kind_d), convert.type_size(kind_a), kind_d == kind_a
 
     @inline
     def put(to, room):

@@ -78,14 +78,14 @@ def soft_max(kind_d, kind_a, kind_m, alibi, with_sinks):
     import numpy as np
 
     from pyggml import simd as v
-    from pyggml.kernels.cpu import elements, record
+    from pyggml.kernels.cpu import convert, record
 
     rows = record.rows("dst")
     ne0, ne1, ne2 = (record.field("dst.ne", i) for i in range(3))
     d, a, m = record.row("dst"), record.row("src0"), _mask_row()
-    load, load_d, store = elements.loader(kind_a), elements.loader(kind_d), elements.storer(kind_d)
+    load, load_d, store = convert.loader(kind_a), convert.loader(kind_d), convert.storer(kind_d)
     masked = kind_m != ""
-    load_m = elements.loader(kind_m or "f32")
+    load_m = convert.loader(kind_m or "f32")
     nbd, nba, nbm = (record.field(n) for n in ("dst.nb", "src0.nb", "src1.nb"))
     factor, slope_of, sink_at = record.param_f32(0), slope_of_head(), record.element("src2")
     lowest = v.constant("f32", [-np.inf] * 16)
@@ -159,11 +159,11 @@ def _mask_row():
 def soft_max_back(kind_d, kind_dy, kind_y):
     """-> kernel: (dy - dot(y, dy)) y scale, row by row."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import elements, record
+    from pyggml.kernels.cpu import convert, record
 
     rows, ne0 = record.rows("dst"), record.field("dst.ne")
     d, dy_row, y_row = record.row("dst"), record.row("src0"), record.row("src1")
-    load_dy, load_y, store = elements.loader(kind_dy), elements.loader(kind_y), elements.storer(kind_d)
+    load_dy, load_y, store = convert.loader(kind_dy), convert.loader(kind_y), convert.storer(kind_d)
     nbd, nbg, nby = (record.field(n) for n in ("dst.nb", "src0.nb", "src1.nb"))
     factor = record.param_f32(0)
 

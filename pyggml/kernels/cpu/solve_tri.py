@@ -29,10 +29,10 @@ def lower(builder: Builder, node: Tensor) -> None:
 def solve_tri():
     """-> kernel: x_i = (b_i - sum over t < i of a_it x_t) / a_ii, rows i in order."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import elements, record
+    from pyggml.kernels.cpu import convert, record
 
     U = v.U
-    load, store = elements.loader("f32"), elements.storer("f32")
+    load, store = convert.loader("f32"), convert.storer("f32")
     k, n, n2, n3 = (record.field("dst.ne", i) for i in range(4))
     x_at, a_at, b_at = record.element("dst"), record.element("src0"), record.element("src1")
 

@@ -39,10 +39,10 @@ def lower(builder: Builder, node: Tensor) -> None:
 def ssm_conv():
     """-> kernel: of each channel 16 tokens at once; the products of a window are added from its first column on."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import elements, record
+    from pyggml.kernels.cpu import convert, record
 
     U = v.U
-    load = elements.loader("f32")
+    load = convert.loader("f32")
     channels, n_tokens, n_seqs = (record.field("dst.ne", i) for i in range(3))
     width, nb0, nb1 = record.field("src1.ne"), record.field("dst.nb"), record.field("dst.nb", 1)
     d, a, w = record.element("dst"), record.element("src0"), record.element("src1")
@@ -70,13 +70,13 @@ def ssm_scan():
     import numpy as np
 
     from pyggml import simd as v
-    from pyggml.kernels.cpu import elements, indices, record, step_args
+    from pyggml.kernels.cpu import convert, indices, record, step_args
     from pyggml.kernels.cpu import functions as f
 
     U = v.U
     bad, choose = indices.numbers_are_bad(step_args.readers(NumberArgs).wide), indices.chosen()
     limit = record.field("src0.ne", 3)
-    load, store = elements.loader("f32"), elements.storer("f32")
+    load, store = convert.loader("f32"), convert.storer("f32")
     d_state, head_dim, n_head = (record.field("src0.ne", i) for i in range(3))
     n_tokens, n_seqs, n_group = record.field("src2.ne", 2), record.field("src2.ne", 3), record.field("src5.ne", 1)
     per_element, slots = record.field("src4.ne"), record.param_i32(0)

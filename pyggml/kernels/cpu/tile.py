@@ -65,12 +65,12 @@ def _unpack_blocks(dtype):
 
 
 def _unpack_super_columns(dtype):
-    """-> unpack(x, stride, last, nb, panel): the same of nb / 8 super-blocks whose columns super_columns.py knows."""
+    """-> unpack(x, stride, last, nb, panel): the same of nb / 8 super-blocks whose columns formats/k_quants_columns.py knows."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import super_columns
+    from pyggml.kernels.cpu.formats import k_quants_columns
 
     U = v.U
-    columns = super_columns.TYPES[dtype.name]()
+    columns = k_quants_columns.TYPES[dtype.name]()
     put_q = v.put_columns_of(columns.q, columns.levels, columns.levels is not None)
     put_numbers = v.put_products_of(columns.numbers, columns.halves, columns.flip, columns.less)
     size, numbers = U(SIZES[dtype].type_size), U(64 * len(columns.numbers))
@@ -93,12 +93,12 @@ def _unpack_super_blocks(dtype):
     """-> unpack(x, stride, last, nb, panel): the same of nb / 8 super-blocks. Behind the panel each row's values and
     scales are put down first, so that one transposition does for all types and parts."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import super_blocks, super_columns
+    from pyggml.kernels.cpu.formats import k_quants, k_quants_columns
 
     U = v.U
-    if dtype.name in super_columns.TYPES:
+    if dtype.name in k_quants_columns.TYPES:
         return _unpack_super_columns(dtype)
-    blocks = super_blocks.TYPES[dtype.name]()
+    blocks = k_quants.TYPES[dtype.name]()
     size, get, signed = SIZES[dtype].type_size, blocks.scales, blocks.signed
     q0, q1, q2, q3 = blocks.quants
     count = 256 // blocks.run * (2 if blocks.has_min else 1)  # scales, each with its minimum behind it
@@ -164,10 +164,10 @@ def _unpack_super_blocks(dtype):
 def _tile_halves(dtype, count, width, lines):
     """-> tile(...): the same where scales change every 16 values, with the panels of `halves`."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import super_blocks
+    from pyggml.kernels.cpu.formats import k_quants
 
     U = v.U
-    blocks = super_blocks.TYPES[dtype.name]()
+    blocks = k_quants.TYPES[dtype.name]()
     assert blocks.run == 16 and not blocks.signed
     ops = v.TileOps(count, width)
     has_bias, has_min, shift = blocks.bias != 0, blocks.has_min, blocks.bias.bit_length() - 1
@@ -208,11 +208,11 @@ def _tile_halves(dtype, count, width, lines):
 def _tile_blocks(dtype, count, width, lines=0):
     """-> tile(nb, panel, y, out, stride, rows, columns): 16 rows x the first `count` tokens of a panel of `width`."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu import super_blocks
+    from pyggml.kernels.cpu.formats import k_quants
 
     U = v.U
-    if dtype.name in super_blocks.TYPES:
-        blocks = super_blocks.TYPES[dtype.name]()
+    if dtype.name in k_quants.TYPES:
+        blocks = k_quants.TYPES[dtype.name]()
         if blocks.run == 16:
             return _tile_halves(dtype, count, width, lines)
         has_min, wide = blocks.has_min, blocks.wide

@@ -107,12 +107,12 @@ def _plain(name):
 
 def unary(name, kind_d, kind_a):
     """-> kernel: `name` of each element."""
-    from pyggml.kernels.cpu import elements, record
+    from pyggml.kernels.cpu import convert, record
 
     f = {"scale": _scale, "xielu": _xielu, "clamp": _clamp, "leaky_relu": _leaky_relu}.get(name, lambda: _plain(name))()
     rows, ne0, piece = record.rows("dst"), record.field("dst.ne"), record.piece
     d, a = record.row("dst"), record.row("src0")
-    store, load = elements.storer(kind_d), elements.loader(kind_a)
+    store, load = convert.storer(kind_d), convert.loader(kind_a)
     nbd, nba = record.field("dst.nb"), record.field("src0.nb")
 
     def kernel(step, ith, nth, thread):

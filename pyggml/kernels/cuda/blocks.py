@@ -1,7 +1,7 @@
 """How kernels read single elements of any type: a family of types is one kernel, which learns when it runs which of them
 it reads. Owns the families and the bits of the common types as GPU code; their meaning is in `quants/`.
 
-The rest is in small_blocks.py and lattice.py. Types of integers that products read 32 at a time: `unpack.py`.
+The rest is in small_blocks.py and codebook.py. Types of integers that products read 32 at a time: `unpack.py`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ T = GGMLType
 SIMPLE = (T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q8_0, T.IQ4_NL)
 SUPER = (T.Q2_K, T.Q3_K, T.Q4_K, T.Q5_K, T.Q6_K, T.IQ4_XS)
 SMALL = (T.Q1_0, T.Q2_0, T.TQ1_0, T.TQ2_0, T.MXFP4, T.NVFP4)
-LATTICE = (T.IQ1_S, T.IQ1_M, T.IQ2_XXS, T.IQ2_XS, T.IQ2_S, T.IQ3_XXS, T.IQ3_S)
+CODEBOOK = (T.IQ1_S, T.IQ1_M, T.IQ2_XXS, T.IQ2_XS, T.IQ2_S, T.IQ3_XXS, T.IQ3_S)
 BLOCKS = (*SIMPLE, *SUPER)
 """Blocks of integers with a scale and a minimum."""
-READ = (*FLOATS, *BLOCKS, *SMALL, *LATTICE)
+READ = (*FLOATS, *BLOCKS, *SMALL, *CODEBOOK)
 """All types whose elements kernels read as f32."""
-FAMILIES = {"floats": FLOATS, "simple": SIMPLE, "super": SUPER, "small": SMALL, "lattice": LATTICE}
+FAMILIES = {"floats": FLOATS, "simple": SIMPLE, "super": SUPER, "small": SMALL, "codebook": CODEBOOK}
 
 
 def reader(builder: Builder, dtype: GGMLType) -> tuple[str, tuple[int, int | DeviceAddress]]:
@@ -37,12 +37,12 @@ def reader(builder: Builder, dtype: GGMLType) -> tuple[str, tuple[int, int | Dev
 
 
 def table_of(builder: Builder, dtype: GGMLType) -> int | DeviceAddress:
-    """Where the runs of values are that a lattice type's blocks number; 0 for other types."""
-    if dtype not in LATTICE:
+    """Where the runs of values are that a codebook type's blocks number; 0 for other types."""
+    if dtype not in CODEBOOK:
         return 0
     found: DeviceAddress | None = builder.remembered_constant(dtype)
     if found is None:
-        from pyggml.quants.lattice import grid
+        from pyggml.quants.codebook import grid
 
         found = builder.constant(grid("IQ1_S" if dtype == T.IQ1_M else dtype.name), dtype)
     return found
@@ -56,7 +56,7 @@ def element(family: str):
     from pyggml.kernels.cuda import device as d
 
     if family == "floats":
-        from pyggml.kernels.cuda.elements import access
+        from pyggml.kernels.cuda.convert import access
 
         load, _ = access()
 
@@ -65,8 +65,8 @@ def element(family: str):
             return load(row + i * step, kind)
 
         return one
-    if family == "lattice":
-        from pyggml.kernels.cuda.lattice import elements
+    if family == "codebook":
+        from pyggml.kernels.cuda.codebook import elements
 
         return elements()
     if family == "small":

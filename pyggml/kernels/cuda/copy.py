@@ -78,7 +78,7 @@ def move(builder: Builder, node: Tensor, a: Tensor) -> None:
 
 def move_kernel():
     from pyggml.kernels.cuda import device as d
-    from pyggml.kernels.cuda.elements import places
+    from pyggml.kernels.cuda.convert import places
 
     place = places()
 
@@ -109,7 +109,7 @@ def move_kernel():
 
 def convert():
     from pyggml.kernels.cuda import device as d
-    from pyggml.kernels.cuda.elements import access, places
+    from pyggml.kernels.cuda.convert import access, places
 
     load, store = access()
     place = places()
@@ -140,7 +140,7 @@ def convert():
 def dequantize(family):
     from pyggml.kernels.cuda import device as d
     from pyggml.kernels.cuda.blocks import element
-    from pyggml.kernels.cuda.elements import access, places
+    from pyggml.kernels.cuda.convert import access, places
 
     _, store = access()
     place = places()
@@ -165,7 +165,7 @@ def dequantize(family):
 def quantize():
     """Values become blocks, a warp each."""
     from pyggml.kernels.cuda import device as d
-    from pyggml.kernels.cuda.elements import access, places
+    from pyggml.kernels.cuda.convert import access, places
     from pyggml.kernels.cuda.encoders import encoder
 
     load, _ = access()

@@ -31,7 +31,7 @@ def lower(builder: Builder, node: Tensor) -> None:
 
 def binary():
     from pyggml.kernels.cuda import device as d
-    from pyggml.kernels.cuda.elements import access, places
+    from pyggml.kernels.cuda.convert import access, places
 
     load, store = access()
     place = places()

@@ -38,7 +38,7 @@ def encoder():
 
     @d.inline
     def extreme(x):
-        """The first value of largest magnitude, and that magnitude; NaNs never win (steps.py: largest_signed)."""
+        """The first value of largest magnitude, and that magnitude; NaNs never win (rounding.py: largest_signed)."""
         size = abs(x) if x == x else d.f32(0)
         most = d.warp_max(size)
         found = d.shuffle_f32(x, first(1 if size == most else 0) & 31)

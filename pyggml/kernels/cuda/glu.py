@@ -36,7 +36,7 @@ def lower(builder: Builder, node: Tensor) -> None:
 
 def glu():
     from pyggml.kernels.cuda import device as d
-    from pyggml.kernels.cuda.elements import access, places
+    from pyggml.kernels.cuda.convert import access, places
     from pyggml.kernels.cuda.functions import gates
 
     load, store = access()

@@ -101,7 +101,7 @@ def get_rows(family):
 def set_rows(made):
     """`made`: values become blocks, a warp each."""
     from pyggml.kernels.cuda import device as d
-    from pyggml.kernels.cuda.elements import access, places
+    from pyggml.kernels.cuda.convert import access, places
     from pyggml.kernels.cuda.encoders import encoder
 
     load, store = access()
@@ -146,7 +146,7 @@ def set_rows(made):
 def set_elements():
     """Rows of one element."""
     from pyggml.kernels.cuda import device as d
-    from pyggml.kernels.cuda.elements import access, places
+    from pyggml.kernels.cuda.convert import access, places
 
     load, store = access()
     place = places()

@@ -48,7 +48,7 @@ def soft_max():
     import math
 
     from pyggml.kernels.cuda import device as d
-    from pyggml.kernels.cuda.elements import access
+    from pyggml.kernels.cuda.convert import access
 
     load, _ = access()
     lowest = d.bits_float

@@ -37,7 +37,7 @@ def lower(builder: Builder, node: Tensor, a: Tensor, b: Tensor) -> None:
 def tile(family):
     from pyggml.kernels.cuda import device as d
     from pyggml.kernels.cuda.blocks import element
-    from pyggml.kernels.cuda.elements import access
+    from pyggml.kernels.cuda.convert import access
     from pyggml.kernels.cuda.experts import chosen
 
     load, _ = access()

@@ -34,7 +34,7 @@ def lower(builder: Builder, node: Tensor) -> None:
 
 def scale():
     from pyggml.kernels.cuda import device as d
-    from pyggml.kernels.cuda.elements import access, places
+    from pyggml.kernels.cuda.convert import access, places
 
     load, store = access()
     place = places()
@@ -57,7 +57,7 @@ def unary():
     import math
 
     from pyggml.kernels.cuda import device as d
-    from pyggml.kernels.cuda.elements import access, places
+    from pyggml.kernels.cuda.convert import access, places
     from pyggml.kernels.cuda.functions import gates
 
     load, store = access()

@@ -1,6 +1,6 @@
 """The IQ1, IQ2 and IQ3 types as super-blocks: runs of four or eight values come whole out of a table, then signs.
 
-Owns how vector code reads their layouts; knows no op. Imported by super_blocks.py only (Numba). Their values are small
+Owns how vector code reads their layouts; knows no op. Imported by k_quants.py only (Numba). Their values are small
 whole numbers, made positive by a bias, so that products take them like those of K types. Nothing behind a block is read.
 """
 
@@ -8,8 +8,8 @@ import numpy as np
 
 from pyggml import simd as v
 from pyggml.jit import device
-from pyggml.kernels.cpu.super_block import SuperBlocks, lanes
-from pyggml.quants import iq1_m, iq1_s, iq2_s, iq2_xs, iq2_xxs, iq3_s, iq3_xxs, lattice
+from pyggml.kernels.cpu.formats.super_block import SuperBlocks, lanes
+from pyggml.quants import codebook, iq1_m, iq1_s, iq2_s, iq2_xs, iq2_xxs, iq3_s, iq3_xxs
 
 U = v.U
 BIAS = 64  # above the largest entry, 62
@@ -79,7 +79,7 @@ def _words(index, shift, mask, to=0):
 
 
 def _iq2_xxs():
-    at, runs, complete = _at(iq2_xxs.LAYOUT, "qs"), v.grid(lattice.grid("IQ2_XXS")), _complete_signs("u32")
+    at, runs, complete = _at(iq2_xxs.LAYOUT, "qs"), v.grid(codebook.grid("IQ2_XXS")), _complete_signs("u32")
     pick, of_group = v.shuffler([*range(4), *range(8, 12)]), v.shuffler([1] * 4 + [3] * 4)
     down = v.constant("u32", [0, 7, 14, 21] * 2)
 
@@ -93,7 +93,7 @@ def _iq2_xxs():
 
 
 def _iq2_xs():
-    at, runs, complete = _at(iq2_xs.LAYOUT, "qs"), v.grid(lattice.grid("IQ2_XS")), _complete_signs("i32")
+    at, runs, complete = _at(iq2_xs.LAYOUT, "qs"), v.grid(codebook.grid("IQ2_XS")), _complete_signs("i32")
     every = [*range(8)]
     number, signs = _words(every, [0] * 8, 511), _words(every, [9] * 8, 127)
 
@@ -112,7 +112,7 @@ def _nibbles_from(first, count):
 
 
 def _iq2_s():
-    layout, runs = iq2_s.LAYOUT, v.grid(lattice.grid("IQ2_S"))
+    layout, runs = iq2_s.LAYOUT, v.grid(codebook.grid("IQ2_S"))
     at, signs_at = _at(layout, "qs"), _at(layout, "signs")
     end = _loaded(_load_16, _at(layout, "qh"))  # and the scales behind
 
@@ -129,7 +129,7 @@ def _iq2_s():
 
 def _iq3_xxs():
     at, signs_at = _at(iq3_xxs.LAYOUT, "qs"), _at(iq3_xxs.LAYOUT, "signs")
-    runs, complete = v.grid(lattice.grid("IQ3_XXS")), _complete_signs("u32")
+    runs, complete = v.grid(codebook.grid("IQ3_XXS")), _complete_signs("u32")
     of_group, down = v.shuffler([0] * 4 + [1] * 4), v.constant("u32", [0, 7, 14, 21] * 2)
 
     def part(i):
@@ -142,7 +142,7 @@ def _iq3_xxs():
 
 
 def _iq3_s():
-    layout, runs = iq3_s.LAYOUT, v.grid(lattice.grid("IQ3_S"))
+    layout, runs = iq3_s.LAYOUT, v.grid(codebook.grid("IQ3_S"))
     at, signs_at = _at(layout, "qs"), _at(layout, "signs")
     upper = _loaded(_load_8, _at(layout, "qh"))
 
@@ -157,7 +157,7 @@ def _iq3_s():
 
 
 def _entries_in_eighths():
-    return v.grid((lattice.grid("IQ1_S") * np.int8(8) + np.int8(BIAS_OF_EIGHTHS)).view(np.uint8))
+    return v.grid((codebook.grid("IQ1_S") * np.int8(8) + np.int8(BIAS_OF_EIGHTHS)).view(np.uint8))
 
 
 def _iq1_s():

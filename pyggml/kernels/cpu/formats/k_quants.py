@@ -6,7 +6,7 @@ factories only (Numba). What stays when a type's name is forgotten is `SuperBloc
 
 from pyggml import simd as v
 from pyggml.jit import device
-from pyggml.kernels.cpu.super_block import SuperBlocks, lanes
+from pyggml.kernels.cpu.formats.super_block import SuperBlocks, lanes
 from pyggml.quants import iq4_nl, iq4_xs, q2_k, q3_k, q4_k, q5_k, q6_k
 
 U = v.U
@@ -205,18 +205,18 @@ def _iq4_xs():
 # ---- runs looked up in tables
 
 
-def _of_lattice(name):
+def _of_codebook(name):
     def make():
-        from pyggml.kernels.cpu import lattice
+        from pyggml.kernels.cpu.formats import codebook
 
-        return lattice.TYPES[name]()
+        return codebook.TYPES[name]()
 
     return make
 
 
-LATTICE = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
+CODEBOOK = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
 TYPES = {"Q2_K": _q2_k, "Q3_K": _q3_k, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k, "IQ4_XS": _iq4_xs}
-TYPES |= {name: _of_lattice(name) for name in LATTICE}
+TYPES |= {name: _of_codebook(name) for name in CODEBOOK}
 
 
 def pick(name):

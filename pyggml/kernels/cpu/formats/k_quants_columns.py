@@ -1,6 +1,6 @@
 """Super-blocks of 16 rows, transposed: where their q and the numbers of their runs lie, word by word.
 
-Owns the same facts as super_blocks.py, for the panels of tile.py; knows no op. Imported by factories only (Numba). Types
+Owns the same facts as k_quants.py, for the panels of tile.py; knows no op. Imported by factories only (Numba). Types
 that are not here are unpacked a row at a time and transposed then.
 """
 

@@ -8,7 +8,7 @@ elements lie apart by a stride of their own ("f32/"). `layout_of()` in layout.py
 from pyggml import simd as v
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.jit import inline
-from pyggml.kernels.cpu import blocks
+from pyggml.kernels.cpu.formats import blocks_32
 from pyggml.kernels.cpu.layout import SOURCES, SUPER_ROOM
 
 U = v.U
@@ -85,7 +85,7 @@ def loader(kind):
 def _block_loader(name):
     if block_size(name) == 256:
         return _super_block_loader(name)
-    low, high = blocks.DECODERS[name](0), blocks.DECODERS[name](1)
+    low, high = blocks_32.DECODERS[name](0), blocks_32.DECODERS[name](1)
     size = type_size(name)
 
     @inline
@@ -99,9 +99,9 @@ def _block_loader(name):
 
 
 def _super_block_loader(name):
-    from pyggml.kernels.cpu import super_blocks
+    from pyggml.kernels.cpu.formats import k_quants
 
-    pick, size = super_blocks.pick(name.upper()), type_size(name)
+    pick, size = k_quants.pick(name.upper()), type_size(name)
 
     @v.device
     def load(row, i, n, stride):
@@ -203,9 +203,9 @@ def quantiser(target):
     """-> convert(to, source, stride, begin, end, number, room): elements [begin, end) of a row of kind SOURCES[number],
     whole blocks of the target. `room`: layout.work_bytes of the target's type."""
     size, pair = type_size(target), _any_pair_loader()
-    if target not in blocks.ENCODERS:
+    if target not in blocks_32.ENCODERS:
         return _whole_quantiser(target, pair, size)
-    encode = blocks.ENCODERS[target]()
+    encode = blocks_32.ENCODERS[target]()
 
     @inline
     def convert(to, source, stride, begin, end, number, room):
@@ -218,10 +218,10 @@ def quantiser(target):
 
 def _whole_quantiser(target, pair, size):
     """The same for blocks of which all values are put into work memory first."""
-    from pyggml.kernels.cpu import small_encoders, super_encoders
+    from pyggml.kernels.cpu.formats import k_quants_encode, scalar_encoders
 
-    encode = {**super_encoders.ENCODERS, **small_encoders.ENCODERS}[target]()
-    assert super_encoders.ROOM <= SUPER_ROOM, super_encoders.ROOM
+    encode = {**k_quants_encode.ENCODERS, **scalar_encoders.ENCODERS}[target]()
+    assert k_quants_encode.ROOM <= SUPER_ROOM, k_quants_encode.ROOM
     values = block_size(target)
 
     @inline

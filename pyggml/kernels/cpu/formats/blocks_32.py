@@ -106,7 +106,7 @@ DECODERS = {
     "iq4_nl": _levels(iq4_nl.LAYOUT, iq4_nl.LEVELS),
 }
 
-# ---- writing: encoder() -> f(block, x, y); the steps are those of quants/steps.py
+# ---- writing: encoder() -> f(block, x, y); the steps are those of quants/rounding.py
 
 _zero, _half_f32 = v.zero_f32, _splat(0.5, "f32")
 _two_31, _largest = _splat(2.0**31, "f32"), _splat(3.4028234663852886e38, "f32")
@@ -173,7 +173,7 @@ _low_2, _high_2 = v.shuffler([0, 1]), v.shuffler([2, 3])
 
 @inline
 def _largest_magnitude(x, y):
-    """The order of x86's vectors counts where there are NaNs: `maximum` keeps its second operand (steps.py:
+    """The order of x86's vectors counts where there are NaNs: `maximum` keeps its second operand (rounding.py:
     vector_maximum)."""
     ax, ay = v.absolute(x), v.absolute(y)
     m8 = v.maximum(v.maximum(v.maximum(_low_8(ax), _high_8(ax)), _low_8(ay)), _high_8(ay))

@@ -1,4 +1,4 @@
-"""Whole blocks of the types that have no kernels of their own, as F32: one kernel a type, called by those of decoded.py.
+"""Whole blocks of the types that have no kernels of their own, as F32: one kernel a type, called by those of dequant_fallback.py.
 
 Owns how vector code reads these layouts, to the bit as in quants/; knows no op. A kernel gets the address of the first
 block, that of the result, and the number of blocks.

@@ -1,11 +1,11 @@
 """Elements of the IQ1, IQ2 and IQ3 types: a number in a block says which run of a table they are in. Must not know an op.
 
-Rows begin at even addresses; a table has entries of eight (or four) bytes. As in quants/lattice.py.
+Rows begin at even addresses; a table has entries of eight (or four) bytes. As in quants/codebook.py.
 """
 
 
 def elements():
-    """-> f(row, i, step, kind, table): kind is the place in blocks.LATTICE."""
+    """-> f(row, i, step, kind, table): kind is the place in blocks.CODEBOOK."""
     from pyggml.kernels.cuda import device as d
 
     f0, f1, f2, f3, f4, f5, f6 = (

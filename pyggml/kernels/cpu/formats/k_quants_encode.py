@@ -308,10 +308,10 @@ def _q6_k():
 
 def _iq4_xs():
     """quants/iq4_xs.py: quantize; the search is iq4_nl.py's best_scale."""
-    from pyggml.kernels.cpu import blocks
+    from pyggml.kernels.cpu.formats import blocks_32
 
     spread, level, largest = _spread(32), _level(32), search._largest()
-    nearest, value = blocks.nearest_level(iq4_nl.LEVELS), v.table(iq4_nl.LEVELS)
+    nearest, value = blocks_32.nearest_level(iq4_nl.LEVELS), v.table(iq4_nl.LEVELS)
     d_at, high_at, low_at, q_at = (_at(iq4_xs.LAYOUT, field) for field in ("d", "scales_h", "scales_l", "qs"))
     lowest = np.float32(iq4_nl.LEVELS[0])
 

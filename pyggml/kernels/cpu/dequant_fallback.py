@@ -1,7 +1,7 @@
 """Types that only unpack: their rows become F32 in work memory, a few at a time, and what is computed then is for F32.
 
-Owns that detour, for rows that are copied or chosen and for products; decoders.py knows the blocks. All kernels here call
-`decoders.decode` of the type, so that a type is one small kernel.
+Owns that detour, for rows that are copied or chosen and for products; dequant.py knows the blocks. All kernels here call
+`dequant.decode` of the type, so that a type is one small kernel.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RECORD = STEP.itemsize
 
 
 def decoder(dtype: GGMLType) -> Spec:
-    return Spec("decoders", "decode", (dtype.name,), CALL)
+    return Spec("dequant", "decode", (dtype.name,), CALL)
 
 
 def unpack(builder: Builder, to: Tensor, a: Tensor) -> None:
@@ -32,7 +32,7 @@ def unpack(builder: Builder, to: Tensor, a: Tensor) -> None:
     assert to.type == T.F32 and to.is_contiguous
     size = SIZES[a.type]
     args = UnpackArgs(a.ne[0] // size.block_size, a.ne[0] * 4)
-    builder.step(Spec("decoded", "unpack_rows"), to, (a,), args=args, calls=[decoder(a.type)])
+    builder.step(Spec("dequant_fallback", "unpack_rows"), to, (a,), args=args, calls=[decoder(a.type)])
 
 
 class UnpackArgs(NamedTuple):
