@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Mapping
+from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +26,14 @@ def architectures() -> list[str]:
 
 
 def architecture_of(metadata: Mapping[str, Any]) -> str:
-    """What general.architecture says. Raises ModelError, listing those supported."""
+    """What general.architecture says. Raises ModelError, with the nearest of those supported, and all of them."""
     name = metadata.get("general.architecture")
     if not isinstance(name, str):
         raise ModelError("key general.architecture is missing")
-    if name.replace("_", "-") not in architectures():
-        raise ModelError(f"architecture {name!r} is unknown here; supported: {', '.join(architectures())}")
+    if (plain := name.replace("_", "-")) not in (known := architectures()):
+        near = get_close_matches(plain, known, 1)
+        nearest = f" (nearest: {near[0]})" if near else ""
+        raise ModelError(f"architecture {name!r} is unknown here{nearest}; supported: {', '.join(known)}")
     return name
 
 

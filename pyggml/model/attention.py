@@ -6,15 +6,23 @@ Owns the projections and the order of their nodes; where keys and values are kep
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pyggml import ops
+from pyggml.dtypes import GGMLType
 from pyggml.memory import Need
 from pyggml.memory.kv_tensors import KVLayer
+from pyggml.memory.ubatch import Ubatch
 from pyggml.model.graph import GraphBuilder
 from pyggml.model.hparams import Hparams
-from pyggml.model.layers import Remembers, RMSNorm
+from pyggml.model.layers import Remembers
 from pyggml.model.linear import Linear
 from pyggml.model.module import Module, Weight
+from pyggml.model.norms import RMSNorm
 from pyggml.model.rope import Rope
 from pyggml.tensor import Tensor
 
@@ -27,15 +35,21 @@ class Sinks(Module):
 
 
 class Attention(Remembers):
-    """x (n_embd, n_tokens) -> the same. Biases count where the file has them.
+    """x (n_embd, n_tokens) -> the same. Biases count where the file has them, and one matrix attn_qkv may stand for three.
 
-    rope     how queries and keys are turned; None: they know no position
-    qk_norm  RMS norms of each head of queries and keys, before they are turned
-    window   tokens that a token sees, itself among them; None: all before it
-    sinks    whether there are attention sinks
-    scale    of the products; default 1 / sqrt(head size)
-    softcap  scores are softcap * tanh(scores / softcap); 0: as they are
-    fused    the file may hold one matrix attn_qkv in place of attn_q, attn_k and attn_v
+    rope        how queries and keys are turned; None: they know no position
+    qk_norm     norms of queries and keys: "head" of each head, "row" of all heads together, "heads" of each head, with a
+                weight for each; None: there are none
+    norm        the class of these norms
+    norm_last   they come after queries and keys are turned
+    norm_needed whether the file must have them
+    window      tokens that a token sees, itself among them; None: all before it
+    sinks       whether there are attention sinks
+    scale       of the products; default 1 / sqrt(head size)
+    softcap     scores are softcap * tanh(scores / softcap); 0: as they are
+    max_bias    of ALiBi; 0: scores do not fall with the distance
+    clamp       queries, keys and values are cut to this on both sides; 0: they are not
+    temperature what queries are multiplied by, by position
     """
 
     def __init__(
@@ -44,58 +58,110 @@ class Attention(Remembers):
         il: int,
         *,
         rope: Rope | None,
-        qk_norm: bool = False,
+        qk_norm: str | None = None,
+        norm: Any = RMSNorm,
+        norm_last: bool = False,
+        norm_needed: bool = True,
         window: int | None = None,
         sinks: bool = False,
         scale: float | None = None,
         softcap: float = 0.0,
-        fused: bool = False,
+        max_bias: float = 0.0,
+        clamp: float = 0.0,
+        temperature: Temperature | None = None,
     ) -> None:
-        self.window, self.softcap = window, softcap
+        self.window, self.softcap, self.max_bias, self.clamp = window, softcap, max_bias, clamp
         self.head_k, self.head_v = hp.head_k(il), hp.head_v(il)
         self.n_head, self.n_head_kv = hp.n_head(il), hp.n_head_kv(il)
         self.scale = 1.0 / math.sqrt(self.head_k) if scale is None else scale
         n_q, n_k, n_v = self.head_k * self.n_head, self.head_k * self.n_head_kv, self.head_v * self.n_head_kv
         self.rope = rope
-        if fused:
-            self.attn_qkv = Linear(hp.n_embd, n_q + n_k + n_v, required=False)
-        self.fused = fused
-        self.attn_q = Linear(hp.n_embd, n_q, required=not fused)
-        self.attn_k = Linear(hp.n_embd, n_k, required=not fused)
-        self.attn_v = Linear(hp.n_embd, n_v, required=not fused)
+        self.attn_qkv = Linear(hp.n_embd, n_q + n_k + n_v, required=False)
+        self.attn_q = Linear(hp.n_embd, n_q)
+        self.attn_k = Linear(hp.n_embd, n_k)
+        self.attn_v = Linear(hp.n_embd, n_v)
         self.attn_output = Linear(self.head_v * self.n_head, hp.n_embd)
-        self.qk_norm = qk_norm
-        if qk_norm:
-            self.attn_q_norm = RMSNorm(self.head_k, hp.rms_eps)
-            self.attn_k_norm = RMSNorm(self.head_k, hp.rms_eps)
+        self.qk_norm, self.norm_last = qk_norm, norm_last
+        if qk_norm == "row":
+            self.attn_q_norm = norm.of(hp, n_q, required=norm_needed)
+            self.attn_k_norm = norm.of(hp, n_k, required=norm_needed)
+        elif qk_norm is not None:
+            each = qk_norm == "heads"
+            self.attn_q_norm = norm.of(hp, self.head_k, heads=self.n_head if each else None, required=norm_needed)
+            self.attn_k_norm = norm.of(hp, self.head_k, heads=self.n_head_kv if each else None, required=norm_needed)
         self.attn_sinks = Sinks(self.n_head) if sinks else None
+        self.temperature = temperature
 
     def need(self) -> Need:
         turn = None if self.rope is None else self.rope.turn
         return Need(KVLayer(self.il, self.head_k, self.head_v, self.n_head_kv, turn), self.window)
 
+    def wanted(self, tensors: Mapping[str, Any]) -> Iterator[Weight]:
+        fused = self.attn_qkv.weight.name in tensors
+        for matrix in (self.attn_q, self.attn_k, self.attn_v):
+            matrix.weight.required = not fused
+        yield from super().wanted(tensors)
+
     def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:
-        q, k, v = self.project(g, x)
-        if self.qk_norm:
+        q, k, v = self.place(g, *self.project(g, x))
+        sinks = None if self.attn_sinks is None else self.attn_sinks.weight
+        cur = g.attend(self.il, q, k, v, scale=self.scale, softcap=self.softcap, sinks=sinks, max_bias=self.max_bias)
+        return self.back(g, x, cur)
+
+    def back(self, g: GraphBuilder, x: Tensor, cur: Tensor) -> Tensor:
+        """What attention found (head_v * n_head, n_tokens) -> (n_embd, n_tokens); `x` is what attention began with."""
+        return g.linear(self.attn_output, cur)
+
+    def place(self, g: GraphBuilder, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Norms and positions of queries and keys."""
+        if self.qk_norm not in (None, "row") and not self.norm_last:
             q, k = self.attn_q_norm(g, q), self.attn_k_norm(g, k)
         if self.rope is not None:
             q, k = self.rope(g, q), self.rope(g, k)
-        sinks = None if self.attn_sinks is None else self.attn_sinks.weight
-        cur = g.attend(self.il, q, k, v, scale=self.scale, softcap=self.softcap, sinks=sinks)
-        return g.linear(self.attn_output, cur)
+        if self.qk_norm not in (None, "row") and self.norm_last:
+            q, k = self.attn_q_norm(g, q), self.attn_k_norm(g, k)
+        if self.temperature is not None:
+            q = ops.mul(q, self.temperature.of(g), name=f"q_scaled-{self.il}")
+        return q, k, v
 
     def project(self, g: GraphBuilder, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (head_k, n_head, n_tokens), keys (head_k, n_head_kv, n_tokens), values (head_v, n_head_kv, n_tokens)."""
         shapes = (self.head_k, self.n_head), (self.head_k, self.n_head_kv), (self.head_v, self.n_head_kv)
-        if self.fused and self.attn_qkv.weight.there:
-            qkv, at, parts = g.linear(self.attn_qkv, x), 0, []
+        if self.attn_qkv.weight.there:
+            qkv, at, parts = self._clamped(g.linear(self.attn_qkv, x)), 0, []
             for head, n in shapes:
-                nb1 = head * qkv.nb[0]
-                parts.append(ops.view(qkv, (head, n, g.n_tokens), (nb1, qkv.nb[1]), at))
-                at += nb1 * n
-            return parts[0], parts[1], parts[2]
-        q, k, v = (
-            ops.reshape(g.linear(matrix, x), head, n, g.n_tokens)
-            for matrix, (head, n) in zip((self.attn_q, self.attn_k, self.attn_v), shapes, strict=True)
-        )
+                parts.append(ops.view(qkv, (head * n, g.n_tokens), (qkv.nb[1],), at))
+                at += head * n * qkv.nb[0]
+        else:
+            parts = [self._clamped(g.linear(matrix, x)) for matrix in (self.attn_q, self.attn_k, self.attn_v)]
+        if self.qk_norm == "row":
+            parts[:2] = self.attn_q_norm(g, parts[0]), self.attn_k_norm(g, parts[1])
+        q, k, v = (heads(part, head, n) for part, (head, n) in zip(parts, shapes, strict=True))
         return q, k, v
+
+    def _clamped(self, x: Tensor) -> Tensor:
+        return ops.clamp(x, -self.clamp, self.clamp) if self.clamp else x
+
+
+def heads(x: Tensor, head: int, n: int) -> Tensor:
+    """(head * n, n_tokens), rows perhaps apart, as (head, n, n_tokens)."""
+    if x.is_contiguous:
+        return ops.reshape(x, head, n, x.ne[1])
+    return ops.view(x, (head, n, x.ne[1]), (head * x.nb[0], x.nb[1]))
+
+
+class Temperature:
+    """A factor a position: 1 + scale * log(1 + floor((position + offset) / floor_scale)), so that attention stays sharp in
+    long contexts (llm_graph_input_attn_temp::set_input)."""
+
+    def __init__(self, scale: float, floor_scale: int, offset: float = 0.0) -> None:
+        self.scale, self.floor_scale, self.offset = scale, floor_scale, offset
+
+    def of(self, g: GraphBuilder) -> Tensor:
+        """F32 (1, 1, n_tokens), one input for all layers."""
+        return g.shared_input("attn_scale", GGMLType.F32, 1, 1, g.n_tokens, fill=self._fill)
+
+    def _fill(self, ub: Ubatch, _: Any) -> NDArray[Any]:
+        far = np.floor((ub.pos.astype(np.float32) + np.float32(self.offset)) / np.float32(self.floor_scale))
+        factor: NDArray[Any] = np.log(far + np.float32(1)) * np.float32(self.scale) + np.float32(1)
+        return factor.astype(np.float32)

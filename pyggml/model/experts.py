@@ -5,23 +5,37 @@ Owns the choice of experts, their shares and the sum; knows no architecture.
 
 from __future__ import annotations
 
+from typing import Any
+
 from pyggml import ops
 from pyggml.model.graph import GraphBuilder
+from pyggml.model.hparams import Hparams
 from pyggml.model.linear import ExpertLinear, Linear
+from pyggml.model.mlp import Activation, GatedMLP, silu
 from pyggml.model.module import Module, Weight
 from pyggml.tensor import Tensor
 
-GATINGS = ("softmax", "sigmoid", "softmax_weight")
-"""Probabilities of all experts by soft max or by sigmoid; softmax_weight: soft max of the chosen experts' logits."""
+GATINGS = ("softmax", "sigmoid", "softmax_weight", "sqrt_softplus")
+"""How logits become probabilities: soft max, sigmoid or sqrt(softplus) of each; softmax_weight: soft max of the chosen
+experts' logits alone."""
+
+SMALLEST = 6.103515625e-5
+"""What sums of shares are at least: the smallest normal F16, as in llama.cpp."""
 
 
 class Experts(Module):
     """x (n_embd, n_tokens) -> the same: the `n_used` experts with the largest probabilities, each with its share.
 
     gating       one of GATINGS
-    bias         whether the file has numbers that are added to the probabilities when experts are chosen (exp_probs_b)
+    bias         whether the file may have numbers that are added to the probabilities when experts are chosen (exp_probs_b)
     renormalise  shares are divided by their sum
     scale        and multiplied by this
+    kind         of the gated networks; `activation`: of those without a gate
+    alpha, limit numbers of SWIGLU_OAI and SWIGLU_CLAMP
+    groups       (n, used): experts are chosen from `used` of `n` groups, those with the best two experts; None: from all
+    rank_logits  experts are chosen by logits, before they become probabilities
+    weight_first shares multiply what goes into the experts, not what comes out
+    router_bias  whether the router may have a bias
     """
 
     def __init__(
@@ -36,55 +50,122 @@ class Experts(Module):
         renormalise: bool = True,
         scale: float = 1.0,
         kind: ops.GluOp = ops.GluOp.SWIGLU,
+        activation: Activation = silu,
+        alpha: float = 0.0,
+        limit: float = 0.0,
+        groups: tuple[int, int] | None = None,
+        rank_logits: bool = False,
+        weight_first: bool = False,
+        router_bias: bool = False,
     ) -> None:
         assert gating in GATINGS, gating
-        self.n_expert, self.n_used, self.kind = n_expert, n_used, kind
+        self.n_expert, self.n_used, self.kind, self.activation = n_expert, n_used, kind, activation
         self.gating, self.renormalise, self.scale = gating, renormalise, scale
-        self.ffn_gate_inp = Linear(n_embd, n_expert, plain=True)
+        self.alpha, self.limit, self.groups = alpha, limit, groups
+        self.rank_logits, self.weight_first = rank_logits, weight_first
+        self.ffn_gate_inp = Linear(n_embd, n_expert, plain=not router_bias)
         self.exp_probs_b = ProbabilityBias(n_expert) if bias else None
+        self.ffn_gate_up_exps = ExpertLinear(n_embd, 2 * n_ff, n_expert, required=False)
         self.ffn_gate_exps = ExpertLinear(n_embd, n_ff, n_expert, required=False)
         self.ffn_up_exps = ExpertLinear(n_embd, n_ff, n_expert)
         self.ffn_down_exps = ExpertLinear(n_ff, n_embd, n_expert)
 
-    def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:
+    @classmethod
+    def of(cls, hp: Hparams, il: int, n_ff: int = 0, **more: Any) -> Experts:
+        """As the file's keys say, but for what is said here. `n_ff` counts where the file has no number for experts."""
+        keys = hp.expert
+        said: dict[str, Any] = {"renormalise": keys.renormalise, "scale": keys.scale}
+        if keys.gating is not None:
+            said["gating"] = keys.gating
+        if keys.n_groups > 1:
+            said["groups"] = (keys.n_groups, keys.n_groups_used)
+        return cls(hp.n_embd, keys.n_ff(il) or n_ff or hp.n_ff(il), hp.n_expert, hp.n_expert_used, **said | more)
+
+    def wanted(self, tensors: Any) -> Any:
+        fused = self.ffn_gate_up_exps.weight.name in tensors
+        self.ffn_up_exps.weight.required = not fused
+        yield from super().wanted(tensors)
+
+    def __call__(self, g: GraphBuilder, x: Tensor, logits: Tensor | None = None) -> Tensor:
+        """`logits`: the router's (n_expert, n_tokens), where it does not read x."""
         n_tokens, used, il = x.ne[1], self.n_used, self.il
-        chosen, shares = self.choose(g, g.linear(self.ffn_gate_inp, x))
+        chosen, shares = self.choose(g, g.linear(self.ffn_gate_inp, x) if logits is None else logits)
         g.expand(il, shares)
         cur = ops.reshape(x, x.ne[0], 1, n_tokens)
-        up = g.linear_id(self.ffn_up_exps, cur, chosen)
-        if self.ffn_gate_exps.weight.there:
-            cur = ops.glu(g.linear_id(self.ffn_gate_exps, cur, chosen), up, self.kind)
-        else:
-            cur = ops.unary(up, ops.UnaryOp.SILU, name=f"ffn_moe_silu-{il}")
-        cur = g.linear_id(self.ffn_down_exps, cur, chosen)
-        cur = ops.mul(cur, ops.reshape(shares, 1, used, n_tokens), name=f"ffn_moe_weighted-{il}")
+        each = ops.reshape(shares, 1, used, n_tokens)
+        if self.weight_first:
+            cur = ops.mul(ops.repeat(cur, x.ne[0], used, n_tokens), each)
+        cur = g.linear_id(self.ffn_down_exps, self._inside(g, cur, chosen), chosen)
+        if not self.weight_first:
+            cur = ops.mul(cur, each, name=f"ffn_moe_weighted-{il}")
         parts = [ops.view(cur, (cur.ne[0], n_tokens), (cur.nb[2],), i * cur.nb[1]) for i in range(used)]
         total = parts[0]
         for part in parts[1:]:
             total = ops.add(total, part)
-        return total
+        return ops.cont(total) if used == 1 else total
+
+    def _inside(self, g: GraphBuilder, x: Tensor, chosen: Tensor) -> Tensor:
+        """What goes into the experts' last matrix."""
+        if self.ffn_gate_up_exps.weight.there:
+            both = g.linear_id(self.ffn_gate_up_exps, x, chosen)
+            half, strides = both.ne[0] // 2, both.nb[1:3]
+            gate = ops.view(both, (half, *both.ne[1:3]), strides)
+            up = ops.view(both, (half, *both.ne[1:3]), strides, half * both.nb[0])
+            return self._gated(gate, up)
+        up = g.linear_id(self.ffn_up_exps, x, chosen)
+        if self.ffn_gate_exps.weight.there:
+            return self._gated(g.linear_id(self.ffn_gate_exps, x, chosen), up)
+        return self.activation(up)
+
+    def _gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        if self.limit and self.kind == ops.GluOp.SWIGLU:
+            up = ops.clamp(up, -self.limit, self.limit)
+            return ops.mul(ops.clamp(silu(gate), float("-inf"), self.limit), up)
+        return ops.glu(gate, up, self.kind, alpha=self.alpha, limit=self.limit)
 
     def choose(self, g: GraphBuilder, logits: Tensor) -> tuple[Tensor, Tensor]:
         """logits (n_expert, n_tokens) -> the chosen ones I32 (n_used, n_tokens), and their shares F32, as many."""
         used, n_tokens, il = self.n_used, logits.ne[1], self.il
-        plain = self.gating == "softmax" and self.renormalise and self.exp_probs_b is None
+        plain = self.gating == "softmax" and self.renormalise and self.exp_probs_b is None and self.groups is None
         if plain or self.gating == "softmax_weight":
             # probabilities divided by the sum of the chosen ones are the soft max of the chosen logits
             chosen = ops.argsort_top_k(logits, used, name=f"ffn_moe_topk-{il}")
             shares = self._of(logits, chosen)
             shares = ops.soft_max(ops.reshape(shares, used, n_tokens), name=f"ffn_moe_weights-{il}")
             return chosen, self._scaled(shares)
-        if self.gating == "sigmoid":
-            probs = ops.unary(logits, ops.UnaryOp.SIGMOID, name=f"ffn_moe_probs-{il}")
-        else:
-            probs = ops.soft_max(logits, name=f"ffn_moe_probs-{il}")
-        ranked = probs if self.exp_probs_b is None else ops.add(probs, self.exp_probs_b.bias.value)
+        probs = self._probabilities(logits)
+        ranked = logits if self.rank_logits else probs
+        if self.exp_probs_b is not None and self.exp_probs_b.bias.tensor is not None:
+            ranked = ops.add(probs, self.exp_probs_b.bias.tensor)
+        if self.groups is not None:
+            ranked = self._in_groups(ranked, *self.groups)
         chosen = ops.argsort_top_k(ranked, used, name=f"ffn_moe_topk-{il}")
         shares = ops.reshape(self._of(probs, chosen), used, n_tokens)
-        if self.renormalise:  # the sum is at least the smallest normal F16, as in llama.cpp
-            total = ops.clamp(ops.sum_rows(shares), 6.103515625e-5, float("inf"))
+        if self.renormalise:
+            total = ops.clamp(ops.sum_rows(shares), SMALLEST, float("inf"))
             shares = ops.div(shares, total, name=f"ffn_moe_weights_norm-{il}")
         return chosen, self._scaled(shares)
+
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        name = f"ffn_moe_probs-{self.il}"
+        if self.gating == "sigmoid":
+            return ops.unary(logits, ops.UnaryOp.SIGMOID, name=name)
+        if self.gating == "sqrt_softplus":
+            return ops.sqrt(ops.unary(logits, ops.UnaryOp.SOFTPLUS), name=name)
+        return ops.soft_max(logits, name=name)
+
+    def _in_groups(self, ranked: Tensor, n: int, used: int) -> Tensor:
+        """Minus infinity for experts outside of the `used` best of `n` groups; a group is as good as its best two."""
+        n_tokens = ranked.ne[1]
+        each = self.n_expert // n
+        groups = ops.reshape(ranked, each, n, n_tokens)
+        best = ops.argsort_top_k(groups, 2)
+        best = ops.get_rows(ops.reshape(groups, 1, each, n, n_tokens), best)  # (1, 2, n, n_tokens)
+        scores = ops.reshape(ops.sum_rows(ops.reshape(best, 2, n, n_tokens)), n, n_tokens)
+        chosen = ops.argsort_top_k(scores, used)
+        kept = ops.get_rows(groups, chosen)
+        ranked = ops.set_rows(ops.fill(groups, float("-inf")), kept, chosen)
+        return ops.reshape(ranked, self.n_expert, n_tokens)
 
     def _of(self, values: Tensor, chosen: Tensor) -> Tensor:
         return ops.get_rows(ops.reshape(values, 1, self.n_expert, values.ne[1]), chosen)
@@ -94,7 +175,36 @@ class Experts(Module):
 
 
 class ProbabilityBias(Module):
-    """What is added to the experts' probabilities when they are chosen."""
+    """What is added to the experts' probabilities when they are chosen, where the file has it."""
 
     def __init__(self, n_expert: int) -> None:
-        self.bias = Weight(n_expert)
+        self.bias = Weight(n_expert, required=False)
+
+
+class ExpertsAndShared(Module):
+    """Experts that a token chooses, and one that every token uses (ffn_gate_shexp, ...), added.
+
+    gated  the latter is multiplied by the sigmoid of a product (ffn_gate_inp_shexp)
+    """
+
+    def __init__(self, hp: Hparams, experts: Experts, n_ff_shared: int, *, gated: bool = False) -> None:
+        self.experts = experts
+        self.shared = GatedMLP(hp.n_embd, n_ff_shared, suffix="_shexp")
+        self.ffn_gate_inp_shexp = VectorProduct(hp.n_embd) if gated else None
+
+    def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:
+        cur, shared = self.experts(g, x), self.shared(g, x)
+        if self.ffn_gate_inp_shexp is not None:
+            gate = ops.unary(self.ffn_gate_inp_shexp(g, x), ops.UnaryOp.SIGMOID, name=f"shared_expert_gate-{self.il}")
+            shared = ops.mul(shared, gate)
+        return ops.add(cur, shared, name=f"ffn_out-{self.il}")
+
+
+class VectorProduct(Module):
+    """x (n_embd, n_tokens) -> its product with one vector, (1, n_tokens)."""
+
+    def __init__(self, n_embd: int) -> None:
+        self.weight = Weight(n_embd)
+
+    def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:
+        return ops.mul_mat(self.weight.value, x, name=self.label())

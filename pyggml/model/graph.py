@@ -8,8 +8,10 @@ Orders follow llama-graph.cpp.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
 from pyggml import ops
@@ -89,6 +91,7 @@ class GraphBuilder:
         self.n_ctx = max((part.n_ctx for part in memory.parts if isinstance(part, KVCache)), default=0)
         self._order: list[Tensor] = []  # nodes that must be computed in this order, each with all it needs
         self._inputs: list[Input] = []
+        self._shared: dict[str, Tensor] = {}
         self._kv: dict[int, KVInputs] = {}
         self._slots: dict[int, Tensor] = {}
         self.tokens = self.input("inp_tokens", GGMLType.I32, self.n_tokens, fill=lambda ub, _: ub.tokens)
@@ -97,11 +100,26 @@ class GraphBuilder:
         if 0 < self.n_outputs < self.n_tokens:  # all tokens are outputs, or none is: nothing to pick
             self._out_ids = self.input("out_ids", GGMLType.I32, self.n_outputs, fill=_out_ids)
 
+    @cached_property
+    def positions4(self) -> Tensor:
+        """I32 (4 n_tokens): of a token of text three times its position, and 0 (llm_graph_input_pos::set_input)."""
+
+        def fill(ub: Ubatch, _: Any) -> NDArray[Any]:
+            return np.concatenate([ub.pos, ub.pos, ub.pos, np.zeros_like(ub.pos)])
+
+        return self.input("inp_pos4", GGMLType.I32, 4 * self.n_tokens, fill=fill)
+
     def input(self, name: str, dtype: GGMLType, *ne: int, fill: Fill) -> Tensor:
         """A tensor that is filled before each run."""
         tensor = Tensor(dtype, ne, flags=Flag.INPUT, name=name)
         self._inputs.append(Input(tensor, fill))
         return tensor
+
+    def shared_input(self, name: str, dtype: GGMLType, *ne: int, fill: Fill) -> Tensor:
+        """An input that several layers read: the first one makes it."""
+        if name not in self._shared:
+            self._shared[name] = self.input(name, dtype, *ne, fill=fill)
+        return self._shared[name]
 
     # ---- order
 
@@ -152,6 +170,8 @@ class GraphBuilder:
         if scale is not None:
             scales = ops.repeat(ops.reshape(scale, 1, n), 1, n, ids.ne[1])
             y = ops.mul(y, ops.get_rows(scales, ids), name=layer.label("_s"))
+        if layer.bias.tensor is not None:
+            y = ops.add_id(y, layer.bias.tensor, ids, name=layer.label("_b"))
         for applied in self.adapters:
             y = applied.add_id(layer.weight, x, ids, y)
         return y
@@ -177,11 +197,12 @@ class GraphBuilder:
         scale: float,
         softcap: float = 0.0,
         sinks: Weight | None = None,
+        max_bias: float = 0.0,
     ) -> Tensor:
         """Store k and v, then attention of q over all that its tokens see (llama-graph.cpp: build_attn, build_attn_mha).
 
         q (head_k, n_head, n_tokens), k (head_k, n_head_kv, n_tokens), v (head_v, n_head_kv, n_tokens)
-        -> (head_v * n_head, n_tokens)
+        -> (head_v * n_head, n_tokens). `max_bias`: of ALiBi, which lets scores fall with the distance.
         No v: values are in keys (KVLayer.v_in_k); neither: the layer reads the cache that it shares (SharedKV).
         """
         part, i, cache = self.memory.of(il, KVCache)
@@ -206,13 +227,13 @@ class GraphBuilder:
             if softcap:  # softcap * tanh(scaled / softcap)
                 kq = ops.unary(ops.scale(kq, scale / softcap), ops.UnaryOp.TANH)
                 kq, scale = ops.scale(kq, softcap), 1.0
-            kq = ops.soft_max(kq, inputs.mask, scale, sinks=given, name=f"kq_soft_max-{il}")
+            kq = ops.soft_max(kq, inputs.mask, scale, max_bias, sinks=given, name=f"kq_soft_max-{il}")
             kqv = ops.permute(ops.mul_mat(cached_v, kq, name=f"kqv-{il}"), 0, 2, 1, 3)
             cur = ops.cont(kqv, kqv.ne[0] * kqv.ne[1], self.n_tokens, name=f"kqv_out-{il}")
         else:
             cached_k, cached_v = _as_f16(cached_k), _as_f16(cached_v)
             cur = ops.flash_attn_ext(
-                q, cached_k, cached_v, inputs.mask, scale, softcap=softcap, sinks=given, name=f"fattn-{il}"
+                q, cached_k, cached_v, inputs.mask, scale, max_bias, softcap, given, name=f"fattn-{il}"
             )
             cur = ops.reshape(cur, cur.ne[0] * cur.ne[1], self.n_tokens, name=f"kqv_out-{il}")
         cur = cache.result(i, cur)

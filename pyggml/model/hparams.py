@@ -23,7 +23,8 @@ class Hparams(Keys):
     Sizes in elements. What may differ from layer to layer is asked for by the layer's number.
 
     architecture, name   general.architecture and general.name
-    n_ctx_train, n_embd, n_layer, n_expert, n_expert_used
+    n_ctx_train, n_embd, n_expert, n_expert_used
+    n_layer              layers that a token goes through; n_layer_all counts those behind them that a draft would use
     n_rot                elements of a head that are rotated
     rope                 how positions are scaled, with what the user said in place of the file
     """
@@ -41,30 +42,35 @@ class Hparams(Keys):
                 f"key {architecture}.expert_used_count is {self.n_expert_used}, there are {self.n_expert} experts"
             )
         self.n_embd = self.u32("embedding_length")
-        n_layer = self.n_layer = self.u32("block_count")
+        n_layer = self.n_layer_all = self.u32("block_count")
         if n_layer > MAX_LAYERS:
             raise ModelError(f"key {architecture}.block_count is {n_layer}, at most {MAX_LAYERS} are possible")
-        self._n_head = self.each_u32("attention.head_count", n_layer)
-        self._n_head_kv = self.each_u32("attention.head_count_kv", n_layer, self._n_head)
+        behind = self.u32("nextn_predict_layers", 0, least=0)
+        if behind >= n_layer:
+            raise ModelError(f"key {architecture}.nextn_predict_layers is {behind}, there are {n_layer} layers")
+        self.n_layer = n_layer - behind
+        self._n_head = self.each_u32("attention.head_count", n_layer, 0, least=0)
+        self._n_head_kv = self.each_u32("attention.head_count_kv", n_layer, self._n_head, least=0)
         for n_head, n_head_kv in set(zip(self._n_head, self._n_head_kv, strict=True)):
-            if n_head % n_head_kv:
+            if n_head_kv and n_head % n_head_kv:
                 raise ModelError(
                     f"key {architecture}.attention.head_count_kv is {n_head_kv}, must divide head_count ({n_head})"
                 )
-        self._head_k = self.u32("attention.key_length", self.n_embd // self._n_head[0])
-        self._head_v = self.u32("attention.value_length", self.n_embd // self._n_head[0])
-        if not self._head_k or not self._head_v:
+        most = next((n for n in self._n_head if n), 0)
+        head = self.n_embd // most if most else 0
+        self._head_k = self.u32("attention.key_length", head, least=0)
+        self._head_v = self.u32("attention.value_length", head, least=0)
+        if most and not (self._head_k and self._head_v):
             raise ModelError(
-                f"key {architecture}.attention.head_count is {self._n_head[0]}, more than the {self.n_embd} elements "
-                "they share"
+                f"key {architecture}.attention.head_count is {most}, more than the {self.n_embd} elements they share"
             )
-        n_rot = self.n_rot = self.u32("rope.dimension_count", self._head_k)
+        n_rot = self.n_rot = self.u32("rope.dimension_count", self._head_k, least=0)
         if n_rot > self._head_k or n_rot % 2:
             raise ModelError(
                 f"key {architecture}.rope.dimension_count is {n_rot}, must be even and at most {self._head_k}"
             )
         self.n_ctx_train = self.u32("context_length")
-        self._n_ff = self.each_u32("feed_forward_length", n_layer)
+        self._n_ff = self.each_u32("feed_forward_length", n_layer, 0, least=0)
         self.rope = (rope or RopeOptions()).apply(RopeScaling.read(self, self.n_ctx_train))
 
     @cached_property
@@ -77,14 +83,32 @@ class Hparams(Keys):
         """What norms with a mean add to the variance."""
         return self.f32("attention.layer_norm_epsilon")
 
+    @cached_property
+    def attention_scale(self) -> float | None:
+        """What products of queries and keys are multiplied by; None: 1 / sqrt(head size)."""
+        return self.f32("attention.scale", 0.0, positive=False) or None
+
+    @property
+    def has_sections(self) -> bool:
+        """Whether positions have several axes (llama-hparams.h: use_mrope)."""
+        value = self.find("rope.dimension_sections")[1]
+        return value is not None and any(self.items(value)[:2])
+
     def n_head(self, il: int = 0) -> int:
-        return self._n_head[il]
+        return self._positive("attention.head_count", self._n_head[il])
 
     def n_head_kv(self, il: int = 0) -> int:
-        return self._n_head_kv[il]
+        return self._positive("attention.head_count_kv", self._n_head_kv[il])
 
     def n_ff(self, il: int = 0) -> int:
-        return self._n_ff[il]
+        return self._positive("feed_forward_length", self._n_ff[il])
+
+    def has_attention(self, il: int) -> bool:
+        """Whether the layer has heads: in files of models that mix, the others have 0."""
+        return self._n_head_kv[il] > 0
+
+    def has_ffn(self, il: int) -> bool:
+        return self._n_ff[il] > 0
 
     def head_k(self, il: int = 0) -> int:
         return self._head_k
@@ -92,12 +116,19 @@ class Hparams(Keys):
     def head_v(self, il: int = 0) -> int:
         return self._head_v
 
-    def window(self, il: int, pattern: int) -> int | None:
-        """Tokens that layer `il` sees where every `pattern`-th layer sees all (None) and the others a window; 0: all do
-        (llama-hparams.cpp: set_swa_pattern)."""
-        if pattern == 0 or il % pattern == pattern - 1:
-            return None
-        return self.u32("attention.sliding_window")
+    def _positive(self, key: str, value: int) -> int:
+        full, given = self.find(key)
+        return value or self._integer(full, None if given is None else 0, None, 1)
+
+    @cached_property
+    def windows(self) -> Windows:
+        """Sliding windows."""
+        return Windows(self)
+
+    @cached_property
+    def expert(self) -> ExpertKeys:
+        """Numbers of experts, beyond how many there are."""
+        return ExpertKeys(self)
 
     def text(self) -> str:
         """All numbers that keys and values of a cache depend on. A state that was saved holds a digest of it, so it stays
@@ -133,3 +164,74 @@ class Hparams(Keys):
             "rope_n_ctx_short": rope.n_ctx_short,
         }
         return f"Config({', '.join(f'{name}={value!r}' for name, value in values.items())})"
+
+
+class Windows:
+    """Which layers see all tokens and which a window of the last ones (llama-model.cpp: load_swa_pattern).
+
+    size         tokens that a token sees there, itself among them; 0: no layer has a window
+    freq_base    of rotary positions in layers with a window: as the file's others, unless it says more
+    """
+
+    def __init__(self, hp: Hparams) -> None:
+        self.hp = hp
+        self.size = hp.u32("attention.sliding_window", 0, least=0)
+        self.freq_base = hp.f32("rope.freq_base_swa", hp.f32("rope.freq_base", 10000.0))
+
+    def of(self, il: int, period: int, dense_first: bool = False) -> int | None:
+        """The window of layer `il`; None: it sees all. Unless the file says which, all but one of every `period` layers
+        have one: but the last, or with `dense_first` the first; with period 0 all have."""
+        return (self.size or None) if self.pattern(period, dense_first)[il] else None
+
+    def pattern(self, period: int, dense_first: bool = False) -> tuple[bool, ...]:
+        """Of each layer, whether it has a window."""
+        hp, key = self.hp, "attention.sliding_window_pattern"
+        value = hp.find(key)[1]
+        if value is not None and not isinstance(value, int):
+            return hp.each_flag(key, hp.n_layer_all)
+        period = hp.u32(key, period, least=0)
+        apart = 0 if dense_first else period - 1
+        return tuple(period == 0 or il % period != apart for il in range(hp.n_layer_all))
+
+
+class ExpertKeys:
+    """n_ff          elements between the matrices of an expert, or 0: the file does not say
+    n_ff_shared   and of the expert that every token uses, or 0
+    n_shared      experts that every token uses
+    scale         what shares are multiplied by
+    renormalise   whether shares are divided by their sum, as the file says
+    gating        softmax, sigmoid, softmax_weight or sqrt_softplus; None: the file does not say
+    n_dense       first layers that have no experts
+    n_groups, n_groups_used   experts are chosen from so many of so many groups; 0 and 1: from all
+    """
+
+    GATINGS = (None, "softmax", "sigmoid", "softmax_weight", "sqrt_softplus")
+
+    def __init__(self, hp: Hparams) -> None:
+        self._n_ff = hp.each_u32("expert_feed_forward_length", hp.n_layer_all, 0, least=0)
+        self.n_ff_shared = hp.u32("expert_shared_feed_forward_length", 0, least=0)
+        self.n_shared = hp.u32("expert_shared_count", 0, least=0)
+        self.scale = hp.f32("expert_weights_scale", 0.0, positive=False) or 1.0
+        self.renormalise = hp.boolean("expert_weights_norm", False)
+        number = hp.u32("expert_gating_func", 0, least=0)
+        if number >= len(self.GATINGS):
+            raise ModelError(
+                f"key {hp.architecture}.expert_gating_func is {number}, known are 0 to {len(self.GATINGS) - 1}"
+            )
+        self.gating = self.GATINGS[number]
+        self.n_dense = hp.u32("leading_dense_block_count", 0, least=0)
+        self.n_groups = hp.u32("expert_group_count", 0, least=0)
+        self.n_groups_used = hp.u32("expert_group_used_count", 0, least=0)
+        if self.n_groups > 1:
+            if hp.n_expert % self.n_groups:
+                raise ModelError(
+                    f"key {hp.architecture}.expert_group_count is {self.n_groups}, must divide the {hp.n_expert} experts"
+                )
+            if not 0 < self.n_groups_used < self.n_groups:
+                raise ModelError(
+                    f"key {hp.architecture}.expert_group_used_count is {self.n_groups_used}, must be from 1 to "
+                    f"{self.n_groups - 1}"
+                )
+
+    def n_ff(self, il: int) -> int:
+        return self._n_ff[il]

@@ -29,7 +29,7 @@ class Keys:
         """An integer, or an array of equal integers (one a layer)."""
         full, value = self.find(key)
         if isinstance(value, np.ndarray | list):
-            items = {item if isinstance(item, int) else repr(item) for item in _items(value)}
+            items = {item if isinstance(item, int) else repr(item) for item in self.items(value)}
             if len(items) != 1:
                 raise ModelError(f"key {full}: {len(items)} different values, one is expected")
             value = items.pop()
@@ -39,7 +39,7 @@ class Keys:
         """An integer a layer, `n` of them; one that stands alone counts for all."""
         full, value = self.find(key)
         if isinstance(value, np.ndarray | list):
-            items = _items(value)
+            items = self.items(value)
             if len(items) != n:
                 raise ModelError(f"key {full} has {len(items)} values, there are {n} layers")
             return tuple(self._integer(full, item, None, least) for item in items)
@@ -48,6 +48,15 @@ class Keys:
                 return tuple(default)
             default = None
         return (self._integer(full, value, default, least),) * n
+
+    def each_flag(self, key: str, n: int) -> tuple[bool, ...]:
+        """True or false a layer, `n` of them; integers are true if they are not 0."""
+        full, value = self.find(key)
+        if not isinstance(value, np.ndarray | list) or not all(isinstance(item, int) for item in self.items(value)):
+            raise ModelError(f"key {full} is {value!r:.60}, must be an array of {n} flags")
+        if len(items := self.items(value)) != n:
+            raise ModelError(f"key {full} has {len(items)} values, there are {n} layers")
+        return tuple(item != 0 for item in items)
 
     @staticmethod
     def _integer(full: str, value: Any, default: int | None, least: int) -> int:
@@ -87,7 +96,8 @@ class Keys:
             raise ModelError(f"key {full} is {value!r:.60}, known are {', '.join(choices)}")
         return str(value)
 
-
-def _items(value: Any) -> list[Any]:
-    items: list[Any] = value.tolist() if isinstance(value, np.ndarray) else value
-    return items
+    @staticmethod
+    def items(value: Any) -> list[Any]:
+        """An array's elements."""
+        found: list[Any] = value.tolist() if isinstance(value, np.ndarray) else [*value]
+        return found

@@ -1,12 +1,12 @@
-"""The layers that models are made of: norms, gated feed-forward networks, the usual block, the usual model.
+"""The frame of a model: embeddings, blocks, the last norm, logits; and what a layer that remembers something says.
 
-Owns their weights and the order of their nodes, which is llama.cpp's (llama-graph.cpp); knows no architecture's name.
+Owns the order of their nodes, which is llama.cpp's (llama-graph.cpp); knows no architecture's name.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 from pyggml import ops
@@ -14,8 +14,9 @@ from pyggml.errors import ModelError
 from pyggml.memory import Need
 from pyggml.model.graph import BuiltGraph, GraphBuilder
 from pyggml.model.hparams import Hparams
-from pyggml.model.linear import Linear, Output
+from pyggml.model.linear import Output
 from pyggml.model.module import Module, Weight
+from pyggml.model.norms import RMSNorm
 from pyggml.tensor import Tensor
 
 
@@ -32,67 +33,37 @@ class Embedding(Module):
         return g.rows(self.weight, self.il, "inp_embd")
 
 
-class RMSNorm(Module):
-    """x / sqrt(mean(x^2) + eps) * weight, of each row."""
+class PositionEmbedding(Module):
+    """A row for each position."""
 
-    def __init__(self, n: int, eps: float) -> None:
-        self.weight, self.eps = Weight(n), eps
+    at_input = True
 
-    def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:
-        return ops.mul(ops.rms_norm(x, self.eps), self.weight.value, name=self.title)
+    def __init__(self, n_embd: int, n_ctx: int) -> None:
+        self.weight = Weight(n_embd, n_ctx)
 
-    @property
-    def title(self) -> str:
-        return "result_norm" if self.attribute == "output_norm" else self.label()
-
-
-class LayerNorm(Module):
-    """(x - mean) / sqrt(variance + eps) * weight, of each row, and a bias where the file has one."""
-
-    def __init__(self, n: int, eps: float) -> None:
-        self.weight, self.bias, self.eps = Weight(n), Weight(n, required=False), eps
-
-    def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:
-        y = ops.mul(ops.norm(x, self.eps), self.weight.value, name=self.label("_w"))
-        return y if self.bias.tensor is None else ops.add(y, self.bias.tensor, name=self.label())
-
-
-class GatedMLP(Module):
-    """down(f(gate(x)) * up(x)), f as the GLU op's kind says (llama-graph.cpp: build_ffn)."""
-
-    def __init__(self, n_embd: int, n_ff: int, kind: ops.GluOp = ops.GluOp.SWIGLU) -> None:
-        self.ffn_gate = Linear(n_embd, n_ff, scale_last=True)
-        self.ffn_up = Linear(n_embd, n_ff, scale_last=True)
-        self.ffn_down = Linear(n_ff, n_embd, scale_last=True)
-        self.kind = kind
-
-    def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:
-        up = g.linear(self.ffn_up, x)
-        cur = ops.glu(g.linear(self.ffn_gate, x), up, self.kind, name=f"ffn_{self.kind.name.lower()}-{self.il}")
-        return g.linear(self.ffn_down, cur)
-
-
-class PreNormBlock(Module):
-    """x += attn(attn_norm(x)); x += ffn(ffn_norm(x)). An architecture sets `attn` and `ffn`."""
-
-    attn: Any
-    ffn: Any
-
-    def __init__(self, hp: Hparams, il: int) -> None:
-        self.attn_norm = RMSNorm(hp.n_embd, hp.rms_eps)
-        self.ffn_norm = RMSNorm(hp.n_embd, hp.rms_eps)
-
-    def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:
-        """(n_embd, n_tokens) -> the same; after the last layer only the outputs' columns."""
-        cur, x = g.select_outputs(self.il, self.attn(g, self.attn_norm(g, x)), x)
-        x = ops.add(cur, x, name=f"ffn_inp-{self.il}")
-        return ops.add(self.ffn(g, self.ffn_norm(g, x)), x, name=f"l_out-{self.il}")
+    def __call__(self, g: GraphBuilder) -> Tensor:
+        """(n_embd, n_tokens)"""
+        return ops.get_rows(self.weight.value, g.positions, name="pos_embd")
 
 
 class CausalLM(Module):
-    """Token embeddings, blocks, a norm, logits. An architecture sets `block`, a class of (hp, number)."""
+    """Token embeddings, blocks, a norm, logits. An architecture sets `block`, a class of (hp, number), and what differs.
+
+    norm           the class of the last norm
+    embed_scale    what token embeddings are multiplied by
+    logit_scale    what logits are multiplied by
+    output_bias    whether logits may have a bias
+    ignored        tensors that the file may hold and no node reads: heads for other uses
+    logit_softcap  logits are softcap * tanh(logits / softcap); 0: as they are
+    """
 
     block: type[Any]
+    norm: Any = RMSNorm
+    embed_scale = 1.0
+    logit_scale = 1.0
+    logit_softcap = 0.0
+    output_bias = False
+    ignored: tuple[str, ...] = ()
 
     def __init__(self, hp: Hparams, tensors: Mapping[str, Any]) -> None:
         """`tensors` are the file's, by name, with `ne`: their number of tokens counts. Raises ModelError."""
@@ -101,19 +72,33 @@ class CausalLM(Module):
         self.hp = hp
         self.n_vocab = int(tensors["token_embd.weight"].ne[1])
         self.token_embd = Embedding(hp.n_embd, self.n_vocab)
-        self.output_norm = RMSNorm(hp.n_embd, hp.rms_eps)
-        self.output = Output(hp.n_embd, self.n_vocab)
+        self.output_norm = self.norm.of(hp)
+        self.output = Output(hp.n_embd, self.n_vocab, biased=self.output_bias)
         self.blk = [self.block(hp, il) for il in range(hp.n_layer)]
+
+    def passed_over(self, tensors: Container[str]) -> Iterator[str]:
+        """Layers behind the last, which predict further tokens for drafts (llama.cpp: n_layer_nextn)."""
+        yield from self.ignored
+        behind = tuple(f"blk.{il}." for il in range(self.hp.n_layer, self.hp.n_layer_all))
+        if behind and isinstance(tensors, Mapping):
+            yield from (name for name in tensors if name.startswith(behind))
 
     def needs(self) -> list[Need]:
         """What the layers want to be remembered."""
         return [module.need() for module in self.modules() if isinstance(module, Remembers)]
 
     def embed(self, g: GraphBuilder) -> Tensor:
-        return self.token_embd(g)
+        cur = self.token_embd(g)
+        return cur if self.embed_scale == 1.0 else ops.scale(cur, self.embed_scale, name="inp_scaled")
 
     def logits(self, g: GraphBuilder, x: Tensor) -> Tensor:
-        return g.linear(self.output, x)
+        cur = g.linear(self.output, x)
+        if self.logit_scale != 1.0:
+            cur = ops.scale(cur, self.logit_scale, name="result_output")
+        if self.logit_softcap:
+            cur = ops.unary(ops.scale(cur, 1.0 / self.logit_softcap), ops.UnaryOp.TANH)
+            cur = ops.scale(cur, self.logit_softcap, name="result_output")
+        return cur
 
     def build(self, g: GraphBuilder, layers: Sequence[int] | None = None) -> BuiltGraph:
         """The graph of one micro-batch; of some `layers`, in ascending order, that stand for all (FewLayers)."""

@@ -46,10 +46,14 @@ class Linear(Module):
 
 
 class Output(Linear):
-    """The matrix that logits come of, called output.weight; where the file has none, the token embeddings are it."""
+    """The matrix that logits come of, called output.weight; where the file has none, the token embeddings are it.
 
-    def __init__(self, n_embd: int, n_vocab: int) -> None:
+    biased  whether the file may have a bias
+    """
+
+    def __init__(self, n_embd: int, n_vocab: int, *, biased: bool = False) -> None:
         super().__init__(n_embd, n_vocab, plain=True)
+        self.biased = biased
 
     @property
     def title(self) -> str:
@@ -62,6 +66,8 @@ class Output(Linear):
         if self.weight.name not in tensors:
             self.weight.name = "token_embd.weight"
         yield self.weight
+        if self.biased:
+            yield self.bias
         if self._has_scales(tensors):
             yield self.scale
 
@@ -75,10 +81,11 @@ class Output(Linear):
 
 
 class ExpertLinear(Module):
-    """A matrix (n_in, n_out) for each expert, and a scale each where the file has them."""
+    """A matrix (n_in, n_out) for each expert, with a bias and a scale each where the file has them."""
 
     def __init__(self, n_in: int, n_out: int, n_expert: int, *, required: bool = True) -> None:
         self.weight = Weight(n_in, n_out, n_expert, required=required)
+        self.bias = Weight(n_out, n_expert, required=False)
         self.scale = Weight(n_expert, required=False)
         self.n_expert = n_expert
 
@@ -89,6 +96,7 @@ class ExpertLinear(Module):
     def wanted(self, tensors: Mapping[str, Any]) -> Iterator[Weight]:
         yield self.weight
         if self.weight.name in tensors:
+            yield self.bias
             yield self.scale
 
     def passed_over(self, tensors: Container[str]) -> Iterator[str]:

@@ -6,8 +6,10 @@ Owns these; must not know where queries and keys come from.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from pyggml import ops
+from pyggml.errors import ModelError
 from pyggml.model.graph import GraphBuilder
 from pyggml.model.hparams import Hparams
 from pyggml.model.module import Module, Weight
@@ -24,8 +26,11 @@ class Factors(Module):
 class Rope(Module):
     """Rotates the first `n_rot` elements of each head by the token's position.
 
-    mode        ops.ROPE_NORMAL (neighbours are a pair) or ops.ROPE_NEOX (halves of the head are)
+    mode        ops.ROPE_NORMAL (neighbours are a pair) or ops.ROPE_NEOX (halves of the head are); ops.ROPE_MROPE and
+                ops.ROPE_IMROPE turn by four positions, of which text has three equal ones and a 0
     freq_base, freq_scale   in place of those in use for the model: layers with a window may have their own
+    scaled      whether what the file says of yarn counts here
+    factors     which frequency factors the file may have: "one", or "short" and long ones; by default as its scaling says
     """
 
     def __init__(
@@ -36,40 +41,62 @@ class Rope(Module):
         n_rot: int | None = None,
         freq_base: float | None = None,
         freq_scale: float | None = None,
+        scaled: bool = True,
+        factors: str = "",
     ) -> None:
         self.scaling, self.mode = hp.rope, mode
         self.n_rot = hp.n_rot if n_rot is None else n_rot
         self.freq_base = hp.rope.freq_base if freq_base is None else freq_base
         self.freq_scale = hp.rope.freq_scale if freq_scale is None else freq_scale
-        if hp.rope.scaling == "longrope":
+        self.ext_factor = hp.rope.ext_factor if scaled else 0.0
+        self.attn_factor = hp.rope.attn_factor if scaled else 1.0
+        self.sections = sections(hp) if mode & ops.ROPE_MROPE else (0, 0, 0, 0)
+        self.by_length = (factors or ("short" if hp.rope.scaling == "longrope" else "one")) == "short"
+        if self.by_length:
             self.rope_factors_short = Factors(self.n_rot // 2)
             self.rope_factors_long = Factors(self.n_rot // 2)
         else:
             self.rope_freqs = Factors(self.n_rot // 2)
 
+    @classmethod
+    def windowed(cls, hp: Hparams, mode: int, window: int | None, **more: Any) -> Rope:
+        """In layers with a window their own base of frequencies, where the file has one."""
+        return cls(hp, mode, freq_base=hp.windows.freq_base if window else None, **more)
+
     def factors(self, n_ctx: int) -> Tensor | None:
         """Those for a context of so many tokens."""
-        if self.scaling.scaling != "longrope":
+        if not self.by_length:
             return self.rope_freqs.weight.tensor
         long = n_ctx > self.scaling.n_ctx_short
         return (self.rope_factors_long if long else self.rope_factors_short).weight.tensor
 
     def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:
         """x (head, n_head, n_tokens), turned by the tokens' positions."""
-        return self._rotate(x, g.positions, g.n_ctx, self.scaling.attn_factor, f"rope-{self.il}")
+        positions = g.positions4 if self.mode & ops.ROPE_MROPE else g.positions
+        return self._rotate(x, positions, g.n_ctx, self.attn_factor, f"rope-{self.il}")
 
     def turn(self, keys: Tensor, positions: Tensor, n_ctx: int) -> Tensor:
         """Keys as a cache holds them (head, n_head, n), turned by further positions.
 
         They have their magnitude already. llama.cpp gives it to all of them again at each shift.
         """
-        magnitude = 1.0 / (1.0 - 0.1 * math.log(self.freq_scale)) if self.scaling.ext_factor else 1.0
+        magnitude = 1.0 / (1.0 - 0.1 * math.log(self.freq_scale)) if self.ext_factor else 1.0
         return self._rotate(keys, positions, n_ctx, magnitude, f"k_shift-{self.il}")
 
     def _rotate(self, x: Tensor, positions: Tensor, n_ctx: int, attn_factor: float, name: str) -> Tensor:
         scaling = self.scaling
         return ops.rope(
             x, positions, self.n_rot, self.mode, factors=self.factors(n_ctx), n_ctx_orig=scaling.n_ctx_orig,
-            freq_base=self.freq_base, freq_scale=self.freq_scale, ext_factor=scaling.ext_factor,
+            freq_base=self.freq_base, freq_scale=self.freq_scale, ext_factor=self.ext_factor, sections=self.sections,
             attn_factor=attn_factor, beta_fast=scaling.beta_fast, beta_slow=scaling.beta_slow, name=name,
         )  # fmt: skip
+
+
+def sections(hp: Hparams) -> tuple[int, int, int, int]:
+    """How many pairs follow each of the four positions."""
+    full, value = hp.find("rope.dimension_sections")
+    items = hp.items(value) if value is not None else None
+    if items is None or not 3 <= len(items) <= 4 or not all(isinstance(n, int) and 0 <= n <= hp.n_rot for n in items):
+        raise ModelError(f"key {full} is {value!r:.60}, must be 4 numbers of pairs")
+    a, b, c, d = (*items, 0)[:4]
+    return a, b, c, d

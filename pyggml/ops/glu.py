@@ -30,10 +30,20 @@ def _glu(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     return a.type, a.ne
 
 
-def glu(a: Tensor, b: Tensor | None, kind: GluOp, swapped: bool = False, name: str = "") -> Tensor:
+def glu(
+    a: Tensor,
+    b: Tensor | None,
+    kind: GluOp,
+    swapped: bool = False,
+    name: str = "",
+    alpha: float = 0.0,
+    limit: float = 0.0,
+) -> Tensor:
     """f(a) * b; without `b` the halves of each row of `a` (`swapped`: the second half goes through f), whose last element
-    is left out if their number is odd."""
-    return build(Op.GLU, (a,) if b is None else (a, b), pack_params("ii", kind, swapped), name)
+    is left out if their number is odd. `alpha` and `limit` of SWIGLU_OAI, `limit` of SWIGLU_CLAMP
+    (ggml.c: ggml_swiglu_oai)."""
+    params = pack_params("iiff", kind, swapped, alpha, limit) if alpha or limit else pack_params("ii", kind, swapped)
+    return build(Op.GLU, (a,) if b is None else (a, b), params, name)
 
 
 def swiglu(a: Tensor, b: Tensor, name: str = "") -> Tensor:

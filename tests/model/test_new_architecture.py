@@ -24,8 +24,10 @@ FILES = {
     "qwen2": """
         from pyggml import ops
         from pyggml.model.attention import Attention
+        from pyggml.model.blocks import PreNormBlock
         from pyggml.model.hparams import Hparams
-        from pyggml.model.layers import CausalLM, GatedMLP, PreNormBlock
+        from pyggml.model.layers import CausalLM
+        from pyggml.model.mlp import GatedMLP
         from pyggml.model.rope import Rope
 
 
@@ -42,15 +44,17 @@ FILES = {
     "qwen3": """
         from pyggml import ops
         from pyggml.model.attention import Attention
+        from pyggml.model.blocks import PreNormBlock
         from pyggml.model.hparams import Hparams
-        from pyggml.model.layers import CausalLM, GatedMLP, PreNormBlock
+        from pyggml.model.layers import CausalLM
+        from pyggml.model.mlp import GatedMLP
         from pyggml.model.rope import Rope
 
 
         class Block(PreNormBlock):
             def __init__(self, hp: Hparams, il: int) -> None:
                 super().__init__(hp, il)
-                self.attn = Attention(hp, il, rope=Rope(hp, ops.ROPE_NEOX), qk_norm=True)
+                self.attn = Attention(hp, il, rope=Rope(hp, ops.ROPE_NEOX), qk_norm="head")
                 self.ffn = GatedMLP(hp.n_embd, hp.n_ff(il))
 
 
@@ -70,7 +74,8 @@ def added(
     folder = tmp_path / "arch"
     folder.mkdir()
     (folder / f"{name}.py").write_text(textwrap.dedent(FILES[name]))
-    monkeypatch.setattr(arch, "__path__", [*arch.__path__, str(folder)])
+    sys.modules.pop(f"pyggml.model.arch.{name}", None)  # the package's own
+    monkeypatch.setattr(arch, "__path__", [str(folder), *arch.__path__])
     rng = np.random.default_rng(7)
     new = {
         f"blk.{il}.attn_{which}_norm.weight": rng.uniform(0.5, 2, 16).astype(np.float32)
@@ -103,7 +108,9 @@ def test_and_computes_many_sequences(added: tuple[str, Path]) -> None:
 
 def test_without_the_folder_it_is_unknown(tmp_path: Path) -> None:
     path = write_llama(tmp_path / "tiny.gguf", arch="qwen9")
-    with pytest.raises(ModelError, match=r"architecture .qwen9. is unknown here; supported: .*llama"):
+    with pytest.raises(
+        ModelError, match=r"architecture .qwen9. is unknown here .nearest: qwen[23].; supported: .*llama"
+    ):
         Model.load(path, cpu=ReferenceDevice())
 
 

@@ -14,7 +14,7 @@ from pyggml.backend.reference import ReferenceDevice
 from pyggml.dtypes import GGMLType
 from pyggml.errors import ModelError
 from pyggml.gguf import GGUFFile
-from pyggml.model.layers import Linear
+from pyggml.model.linear import Linear
 from pyggml.model.model import Model
 from pyggml.quantize import find_mix, make_plan
 from pyggml.quantize import run as quantise

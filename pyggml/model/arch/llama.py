@@ -3,9 +3,11 @@ many SwiGLUs a token as its router wants (llama.cpp: models/llama.cpp)."""
 
 from pyggml import ops
 from pyggml.model.attention import Attention
+from pyggml.model.blocks import PreNormBlock
 from pyggml.model.experts import Experts
 from pyggml.model.hparams import Hparams
-from pyggml.model.layers import CausalLM, GatedMLP, PreNormBlock
+from pyggml.model.layers import CausalLM
+from pyggml.model.mlp import GatedMLP
 from pyggml.model.rope import Rope
 
 

@@ -1,0 +1,21 @@
+"""smollm3: llama of which every fourth layer knows no positions (llama.cpp: models/smollm3.cpp)."""
+
+from pyggml import ops
+from pyggml.model.attention import Attention
+from pyggml.model.blocks import PreNormBlock
+from pyggml.model.hparams import Hparams
+from pyggml.model.layers import CausalLM
+from pyggml.model.mlp import GatedMLP
+from pyggml.model.rope import Rope
+
+
+class Block(PreNormBlock):
+    def __init__(self, hp: Hparams, il: int) -> None:
+        super().__init__(hp, il)
+        rope = None if (il + 1) % 4 == 0 else Rope(hp, ops.ROPE_NORMAL)
+        self.attn = Attention(hp, il, rope=rope, scale=hp.attention_scale)
+        self.ffn = GatedMLP(hp.n_embd, hp.n_ff(il))
+
+
+class Model(CausalLM):
+    block = Block

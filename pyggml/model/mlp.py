@@ -1,0 +1,86 @@
+"""Feed-forward networks that every token goes through (llama-graph.cpp: build_ffn); knows no architecture's name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pyggml import ops
+from pyggml.model.graph import GraphBuilder
+from pyggml.model.linear import Linear
+from pyggml.model.module import Module
+from pyggml.tensor import Tensor
+
+Activation = Callable[[Tensor], Tensor]
+
+
+def silu(x: Tensor) -> Tensor:
+    return ops.unary(x, ops.UnaryOp.SILU)
+
+
+def gelu(x: Tensor) -> Tensor:
+    return ops.unary(x, ops.UnaryOp.GELU)
+
+
+def relu(x: Tensor) -> Tensor:
+    return ops.unary(x, ops.UnaryOp.RELU)
+
+
+def relu_squared(x: Tensor) -> Tensor:
+    return ops.sqr(relu(x))
+
+
+class GatedMLP(Module):
+    """down(f(gate(x)) * up(x)), f as the GLU op's kind says.
+
+    suffix  what the matrices' names end in: "_shexp" for experts that every token uses
+    limit   with a number, f(gate) is at most that, and up between minus that and that
+    """
+
+    def __init__(
+        self, n_embd: int, n_ff: int, kind: ops.GluOp = ops.GluOp.SWIGLU, *, suffix: str = "", limit: float = 0.0
+    ) -> None:
+        self.suffix, self.kind, self.limit = suffix, kind, limit
+        for name, n_in, n_out in (("gate", n_embd, n_ff), ("up", n_embd, n_ff), ("down", n_ff, n_embd)):
+            setattr(self, f"ffn_{name}{suffix}", Linear(n_in, n_out, scale_last=True))
+
+    def matrix(self, name: str) -> Linear:
+        """gate, up or down."""
+        found: Linear = getattr(self, f"ffn_{name}{self.suffix}")
+        return found
+
+    def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:
+        up = g.linear(self.matrix("up"), x)
+        gate = g.linear(self.matrix("gate"), x)
+        if self.limit:
+            up = ops.clamp(up, -self.limit, self.limit)
+            cur = ops.mul(ops.clamp(silu(gate), float("-inf"), self.limit), up)
+        else:
+            cur = ops.glu(gate, up, self.kind, name=f"ffn_{self.kind.name.lower()}{self.suffix}-{self.il}")
+        return g.linear(self.matrix("down"), cur)
+
+
+class FusedGatedMLP(Module):
+    """down(f(first half of up(x)) * second half), f as the GLU op's kind says; `swapped`: f of the second half."""
+
+    def __init__(self, n_embd: int, n_ff: int, kind: ops.GluOp = ops.GluOp.SWIGLU, *, swapped: bool = False) -> None:
+        self.ffn_up = Linear(n_embd, 2 * n_ff, scale_last=True)
+        self.ffn_down = Linear(n_ff, n_embd, scale_last=True)
+        self.kind, self.swapped = kind, swapped
+
+    def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:
+        cur = ops.glu(g.linear(self.ffn_up, x), None, self.kind, self.swapped)
+        return g.linear(self.ffn_down, cur)
+
+
+class MLP(Module):
+    """down(f(up(x))); `suffix` as in GatedMLP."""
+
+    def __init__(self, n_embd: int, n_ff: int, activation: Activation = gelu, *, suffix: str = "") -> None:
+        self.suffix, self.activation = suffix, activation
+        setattr(self, f"ffn_up{suffix}", Linear(n_embd, n_ff, scale_last=True))
+        setattr(self, f"ffn_down{suffix}", Linear(n_ff, n_embd, scale_last=True))
+
+    def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:
+        up: Linear = getattr(self, f"ffn_up{self.suffix}")
+        down: Linear = getattr(self, f"ffn_down{self.suffix}")
+        return g.linear(down, self.activation(g.linear(up, x)))

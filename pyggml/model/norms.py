@@ -1,0 +1,106 @@
+"""Norms, as modules declare them; knows no architecture's name (llama-graph.cpp: build_norm)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pyggml import ops
+from pyggml.model.graph import GraphBuilder
+from pyggml.model.hparams import Hparams
+from pyggml.model.module import Module, Weight
+from pyggml.tensor import Tensor
+
+NormOf = Callable[..., "Norm"]
+"""(elements of a row, epsilon, and the keywords of Norm) -> a norm."""
+
+
+class Norm(Module):
+    """Of each row.
+
+    n         elements of a row
+    heads     with a number, the row is a head, and each head has a weight of its own
+    required  whether the file must have the weight; without one, nothing is done
+    biased    whether the file may have a bias too
+    """
+
+    biased = False
+
+    def __init__(self, n: int, eps: float, *, heads: int | None = None, required: bool = True) -> None:
+        ne = (n,) if heads is None else (n, heads)
+        self.weight = Weight(*ne, required=required)
+        self.bias = Weight(*ne, required=False) if self.biased else None
+        self.eps = eps
+
+    @classmethod
+    def of(cls, hp: Hparams, n: int | None = None, **more: Any) -> Norm:
+        """Of rows of `n` elements, else of the model's."""
+        return cls(hp.n_embd if n is None else n, cls.epsilon(hp), **more)
+
+    @staticmethod
+    def epsilon(hp: Hparams) -> float:
+        raise NotImplementedError
+
+    def normed(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    @property
+    def title(self) -> str:
+        return "result_norm" if self.attribute == "output_norm" else self.label()
+
+    def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:
+        if not self.weight.there:
+            return x
+        if self.bias is None or self.bias.tensor is None:
+            return ops.mul(self.normed(x), self.weight.value, name=self.title)
+        y = ops.mul(self.normed(x), self.weight.value, name=self.label("_w"))
+        return ops.add(y, self.bias.tensor, name=self.title)
+
+
+class RMSNorm(Norm):
+    """x / sqrt(mean(x^2) + eps) * weight."""
+
+    @staticmethod
+    def epsilon(hp: Hparams) -> float:
+        return hp.rms_eps
+
+    def normed(self, x: Tensor) -> Tensor:
+        return ops.rms_norm(x, self.eps)
+
+
+class LayerNorm(Norm):
+    """(x - mean) / sqrt(variance + eps) * weight, and a bias where the file has one."""
+
+    biased = True
+
+    @staticmethod
+    def epsilon(hp: Hparams) -> float:
+        return hp.norm_eps
+
+    def normed(self, x: Tensor) -> Tensor:
+        return ops.norm(x, self.eps)
+
+
+class PlainNorm(Module):
+    """(x - mean) / sqrt(variance + eps): a layer norm without weights."""
+
+    def __init__(self, eps: float) -> None:
+        self.eps = eps
+
+    @classmethod
+    def of(cls, hp: Hparams, n: int | None = None) -> PlainNorm:
+        return cls(hp.norm_eps)
+
+    def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:
+        return ops.norm(x, self.eps, name=self.label())
+
+
+class PlainRMSNorm(PlainNorm):
+    """x / sqrt(mean(x^2) + eps): an RMS norm without weights."""
+
+    @classmethod
+    def of(cls, hp: Hparams, n: int | None = None) -> PlainRMSNorm:
+        return cls(hp.rms_eps)
+
+    def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:
+        return ops.rms_norm(x, self.eps, name=self.label())

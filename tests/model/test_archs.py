@@ -1,0 +1,34 @@
+"""Every architecture beside llama.cpp: its tiny random file says the same, fused and unfused, whole and in pieces, alone and
+beside other sequences."""
+
+import pytest
+from arch_files import LIMIT, NAMES, architecture, differences, known
+from peer_archs import ArchPeer
+from peer_programs import Programs
+from programs import Newest
+
+from pyggml.model import architectures
+
+NOT_THERE: dict[str, str] = {}
+"""Files of the reference that we do not compute yet, and why."""
+
+
+@pytest.fixture(scope="module")
+def peer(newest: Newest) -> ArchPeer:
+    return ArchPeer(Programs(newest.bin, newest.source))
+
+
+def test_the_list_is_whole(peer: ArchPeer) -> None:
+    assert sorted(NAMES) == sorted(peer.files())
+
+
+def test_every_architecture_is_compared() -> None:
+    """One that the reference writes no file of is compared elsewhere."""
+    compared = {architecture(name).replace("_", "-") for name in NAMES}
+    assert set(architectures()) <= compared
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if known(name)])
+def test_says_what_the_peer_says(peer: ArchPeer, name: str) -> None:
+    found = differences(peer, peer.files()[name])
+    assert all(value < LIMIT for value in found.values()), found

@@ -1,0 +1,41 @@
+"""A GGUF file written again with tensors left out or others in their place, and other metadata."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyggml.dtypes import GGMLType
+from pyggml.gguf import GGUFFile
+from pyggml.gguf.write import Pair, Planned, head, padding
+
+ALIGNMENT = 32
+
+
+def edit(
+    source: Path,
+    target: Path,
+    *,
+    leave_out: Callable[[str], bool] = lambda name: False,
+    replace: Mapping[str, np.ndarray] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> Path:
+    """`leave_out(name)`: of tensors and keys; `replace`: F32 tensors, new ones too, shapes outermost first; `metadata`: in
+    place of values that the file has, of the same type."""
+    replace, metadata = replace or {}, metadata or {}
+    with GGUFFile.open(source) as file:
+        pairs = [
+            Pair(key, file.value_types[key], metadata.get(key, value))
+            for key, value in file.metadata.items()
+            if not leave_out(key)
+        ]
+        data = {name: (t.type, t.ne, t.data.tobytes()) for name, t in file.tensors.items() if not leave_out(name)}
+        for name, array in replace.items():
+            ne = (*array.shape[::-1], 1, 1, 1)[:4]
+            data[name] = (GGMLType.F32, ne, np.ascontiguousarray(array, np.float32).tobytes())
+        with target.open("wb") as out:
+            out.write(head(pairs, [Planned(name, dtype, ne) for name, (dtype, ne, _) in data.items()], ALIGNMENT))
+            for _, _, raw in data.values():
+                out.write(raw + bytes(padding(len(raw), ALIGNMENT)))
+    return target

@@ -1,0 +1,170 @@
+"""The reference's tiny random models, a file an architecture, and what llama.cpp of protocol 8.0.0 says to their tokens.
+
+Owns how the files are written (test-llama-archs of the reference) and the compiler's command line of `arch_driver.cpp`; must
+not know how we compute.
+"""
+
+import hashlib
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from edit_gguf import edit
+from peer_build import PeerMissing, cpu_key, locked
+from peer_programs import Programs
+
+from pyggml.cachedir import cache_dir
+from pyggml.gguf import GGUFFile
+
+SOURCE = Path(__file__).with_name("arch_driver.cpp")
+OPTIONS = ("-std=c++17", "-O1", "-w")
+LIBRARIES = ("libllama.so", "libggml.so", "libggml-base.so", "libggml-cpu.so", "libggml-rpc.so")
+SEED, STDEV = "7", "0.1"
+SCALES = (".scale", ".input_scale")
+"""Of NVFP4 weights: for all architectures the reference reads them, but in some it computes with them."""
+UNREAD: dict[str, tuple[str, ...]] = {
+    "llama": (),
+    "gemma4": (),
+    "ernie4_5": (*SCALES, ".attn_output.bias"),
+    "ernie4_5-moe": (*SCALES, ".attn_output.bias"),
+}
+"""How the names of tensors end that the reference reads, and does not compute with; SCALES for all others."""
+
+
+QUERIES = re.compile(r"\.attn_(q|k|qkv)\.weight$")
+EXPERTS = re.compile(
+    r"\.(ffn_(gate|up|down|gate_up)_exps\.\w+|ffn_gate_inp\.(weight|bias)|exp_probs_b(\.bias)?)$"
+)
+N_EXPERT, N_USED = 8, 3
+TWO_EXPERTS = ("deepseek4", "grovemoe")
+"""Architectures whose files have more tensors by the number of experts."""
+UNSHARPENED = ("hrm_text",)
+"""Whose computation goes round and round: larger queries make it chaotic."""
+
+
+def ensure_archs(programs: Programs) -> Path:
+    """The folder of NAME-dense.gguf and NAME-moe.gguf, F32 all; ten seconds when it is new."""
+    key = hashlib.sha256(
+        f"{programs.bin}{SEED} {STDEV} {UNREAD} {N_EXPERT} {N_USED} {TWO_EXPERTS} {UNSHARPENED} 5".encode()
+    ).hexdigest()[:16]
+    root = cache_dir("peer") / "archs"
+    root.mkdir(exist_ok=True)
+    folder = root / key
+    with locked(root / "lock"):
+        if not folder.exists():
+            fresh = root / f"fresh.{os.getpid()}"
+            fresh.mkdir()
+            command = [programs.bin / "test-llama-archs", "-s", SEED, "-d", STDEV, "-o", fresh]
+            subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL)
+            for path in fresh.glob("*.gguf"):
+                _sharpen(path, path.with_suffix(".new"))
+                path.with_suffix(".new").rename(path)
+            fresh.rename(folder)
+    return folder
+
+
+def _left_out(arch: str, name: str) -> bool:
+    """Tensors that the reference writes and reads and does not compute with."""
+    return name.endswith(UNREAD.get(arch, SCALES))
+
+
+def _sharpen(path: Path, target: Path) -> None:
+    """The file again, so that small faults show: queries and keys are larger, so that tokens attend to some and not all
+    alike; there are N_EXPERT experts and a token uses N_USED, where the reference wrote 2 and 2."""
+    arch, moe = path.stem.rsplit("-", 1)
+    rng = np.random.default_rng(11)
+    replace: dict[str, np.ndarray] = {}
+    with GGUFFile.open(path) as file:
+        more = moe == "moe" and arch not in TWO_EXPERTS and file.metadata[f"{arch}.expert_count"] == 2
+        for name, info in file.tensors.items():
+            ne = info.ne[: max(i + 1 for i in range(4) if info.ne[i] > 1 or not i)]
+            if _left_out(arch, name):
+                continue
+            if QUERIES.search(name) and arch not in UNSHARPENED:
+                replace[name] = 4 * info.data.view(np.float32).reshape(ne[::-1])
+            elif more and EXPERTS.search(name) and ne[-1] == 2:
+                large = 2.0 if "gate_inp" in name or "probs" in name else 1.0
+                replace[name] = large * rng.normal(0, float(STDEV), (N_EXPERT, *ne[-2::-1])).astype(np.float32)
+        keys = {f"{arch}.expert_count": N_EXPERT, f"{arch}.expert_used_count": N_USED} if more else {}
+    edit(path, target, leave_out=partial(_left_out, arch), replace=replace, metadata=keys)
+
+
+def ensure_driver(programs: Programs) -> Path:
+    """The compiled arch_driver.cpp. Raises PeerMissing."""
+    facts = (str(programs.bin), cpu_key(), SOURCE.read_text(encoding="utf-8"), *OPTIONS)
+    key = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
+    folder = cache_dir("peer") / "archs"
+    folder.mkdir(exist_ok=True)
+    program = folder / f"driver-{key}"
+    with locked(folder / "lock"):
+        if not program.exists():
+            fresh = folder / f"fresh.{os.getpid()}"
+            includes = (f"-I{programs.source / 'include'}", f"-I{programs.source / 'ggml' / 'include'}")
+            names = [str(programs.bin / name) for name in LIBRARIES]
+            link = ("-o", str(fresh), *names, f"-Wl,-rpath,{programs.bin}")
+            try:
+                done = subprocess.run(("c++", *OPTIONS, *includes, str(SOURCE), *link), capture_output=True, text=True)
+            except FileNotFoundError:
+                raise PeerMissing("no C++ compiler on this machine, so llama.cpp cannot be asked for logits") from None
+            assert done.returncode == 0, done.stderr[-4000:]
+            fresh.rename(program)
+    return program
+
+
+class Script:
+    """What the driver does, in order; see arch_driver.cpp."""
+
+    def __init__(
+        self, *, n_ctx: int = 256, n_ubatch: int = 256, n_seq_max: int = 1, unified: bool = False, flash: bool = False,
+        swa_full: bool = False, embeddings: bool = False, pooling: int = -1,
+    ) -> None:  # fmt: skip
+        numbers = (n_ctx, n_ubatch, n_seq_max, unified, flash, swa_full, embeddings, pooling)
+        self.lines = ["open " + " ".join(str(int(n)) for n in numbers)]
+
+    def decode(self, tokens: Sequence[int], start: int = 0, seq: int = 0, *, outputs: bool = True) -> "Script":
+        return self.batch([(token, start + i, seq, outputs) for i, token in enumerate(tokens)])
+
+    def batch(self, rows: Sequence[tuple[int, int, int, bool]]) -> "Script":
+        """(token, position, sequence, whether its logits are wanted) each."""
+        numbers = " ".join(str(int(n)) for row in rows for n in row)
+        self.lines.append(f"decode {len(rows)} {numbers}")
+        return self
+
+    def do(self, word: str, *numbers: int) -> "Script":
+        self.lines.append(" ".join([word, *(str(n) for n in numbers)]))
+        return self
+
+
+class ArchPeer:
+    """llama.cpp, asked for the rows of logits (or embeddings) that a script's decodes give."""
+
+    def __init__(self, programs: Programs) -> None:
+        self.folder, self.driver = ensure_archs(programs), ensure_driver(programs)
+
+    def files(self) -> dict[str, Path]:
+        """By name: qwen3-dense, qwen3moe-moe, ..."""
+        return {path.stem: path for path in sorted(self.folder.glob("*.gguf"))}
+
+    def rows(self, model: Path, script: Script, endpoints: Sequence[str] = ()) -> np.ndarray:
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "rows"
+            command = [str(self.driver), str(model), str(out), *endpoints]
+            done = subprocess.run(command, input="\n".join(script.lines), capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, done.stderr[-4000:]
+            data, rows, at = out.read_bytes(), [], 0
+            while at < len(data):
+                n = int.from_bytes(data[at : at + 4], "little")
+                rows.append(np.frombuffer(data, np.float32, n, at + 4))
+                at += 4 + 4 * n
+            return np.array(rows)
+
+
+def nmse(theirs: np.ndarray, ours: np.ndarray) -> float:
+    """Squares of differences by squares of theirs (test-llama-archs.cpp: nmse)."""
+    a, b = theirs.astype(np.float64), ours.astype(np.float64)
+    return float(((a - b) ** 2).sum() / (a**2).sum())
