@@ -37,9 +37,7 @@ UNREAD: dict[str, tuple[str, ...]] = {
 
 
 QUERIES = re.compile(r"\.attn_(q|k|qkv)\.weight$")
-EXPERTS = re.compile(
-    r"\.(ffn_(gate|up|down|gate_up)_exps\.\w+|ffn_gate_inp\.(weight|bias)|exp_probs_b(\.bias)?)$"
-)
+EXPERTS = re.compile(r"\.((ffn_(gate|up|down|gate_up)_exps|ffn_gate_inp)\.\w+|exp_probs_b(\.bias)?)$")
 N_EXPERT, N_USED = 8, 3
 TWO_EXPERTS = ("deepseek4", "grovemoe")
 """Architectures whose files have more tensors by the number of experts."""
