@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pyggml.atomic_file import refuse_another
 from pyggml.errors import PyggmlError
-from pyggml.whole_file import refuse_another
 
 
 def json_file(text: str) -> Path:

@@ -78,7 +78,7 @@ def others_may_write(found: os.stat_result) -> str | None:
 
 
 @functools.cache
-def not_kept(why: str) -> None:
+def warn_not_kept(why: str) -> None:
     """Log that kernels are not kept, and why; each reason once a process."""
     log.warning("kernel cache %s: kernels are compiled for this run only", why)
 

@@ -15,7 +15,7 @@ PACKAGES = {"pyggml": ROOT / "pyggml", "pyggml_rpc": ROOT / "rpc/pyggml_rpc", "p
 LAYERS = (
     ("pyggml.errors", "pyggml.prefix", "pyggml.regular_file"),
     ("pyggml.cachedir", "pyggml.steps"),
-    ("pyggml.default_model", "pyggml.grammar", "pyggml.sources", "pyggml.whole_file"),
+    ("pyggml.default_model", "pyggml.grammar", "pyggml.sources", "pyggml.atomic_file"),
     ("pyggml.dtypes", "pyggml.jit", "pyggml.sampler", "pyggml.tokenizer", "pyggml.chat"),
     ("pyggml.tensor", "pyggml.simd", "pyggml.gguf"),
     ("pyggml.ops", "pyggml.graph", "pyggml.quants"),

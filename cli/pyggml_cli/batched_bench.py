@@ -133,12 +133,12 @@ def _command(argv: Sequence[str]) -> int:
         return 0
     todo = list(cases(values))
     from pyggml.runtime.context import MAX_SEQUENCES, Context
-    from pyggml_cli.loading import context_arguments, model_for, shown_compiling
+    from pyggml_cli.loading import compile_progress, context_arguments, model_for
 
     n_seq_max = max(case.pl for case in todo)
     if n_seq_max > MAX_SEQUENCES:
         raise UsageError(f"-npl {n_seq_max}: a context has at most {MAX_SEQUENCES} sequences")
-    with shown_compiling(), model_for(values) as model:
+    with compile_progress(), model_for(values) as model:
         arguments = context_arguments(values, model)
         context = Context(model, values.n_ctx, n_seq_max=n_seq_max, kv_unified=values.kv_unified, **arguments)
         try:

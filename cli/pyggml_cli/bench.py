@@ -76,7 +76,7 @@ def flash(text: str) -> int:
     return {"on": 1, "1": 1, "off": 0, "0": 0, "auto": -1, "-1": -1}[choice("on", "off", "auto", "1", "0", "-1")(text)]
 
 
-def slashed(text: str) -> tuple[str, ...]:
+def split_slashes(text: str) -> tuple[str, ...]:
     """`RPC0/RPC1`."""
     return tuple(text.split("/"))
 
@@ -115,7 +115,7 @@ TESTS: list[Row] = [
     Flag(("-t", "--threads"), "n_threads", "CPU threads (one a core)", numbers, "N", many=True),
     Flag(("-ngl", "--n-gpu-layers"), "n_gpu_layers", "layers to offload (-1: all)", several(layers), "N", many=True),
     Flag(("-fa", "--flash-attn"), "flash_attn", "flash attention: on, off, auto (auto)", several(flash), "F", many=True),
-    Flag(("-dev", "--device"), "devices", "devices to offload to, slashed", several(slashed), "D0/D1", many=True),
+    Flag(("-dev", "--device"), "devices", "devices to offload to, slashed", several(split_slashes), "D0/D1", many=True),
     Flag(
         ("-ts", "--tensor-split"), "tensor_split", "share of each device", several(proportions), "T0/T1", many=True
     ),
@@ -236,20 +236,20 @@ def _command(argv: Sequence[str]) -> int:
 
 def _run(values: Any, todo: list[Case], offload: "list[Device]") -> int:
     from pyggml_cli.devices import note_no_offload, pick
-    from pyggml_cli.loading import loaded, model_path, shown_compiling
+    from pyggml_cli.loading import compile_progress, load_model, model_path
 
     printers = [PRINTERS[values.output](sys.stdout.write, values.seen)]
     if values.output_err != "none":
         printers.append(PRINTERS[values.output_err](sys.stderr.write, values.seen))
     n_done = 0
-    with shown_compiling():
+    with compile_progress():
         for placing, group in itertools.groupby(todo, lambda case: case.placing):
             name, n_gpu_layers, names, split = placing
             devices = offload if names is None else [] if names == ("none",) else pick(offload, names)
             if "n_gpu_layers" in values.seen and names != ("none",):
                 note_no_offload(n_gpu_layers, devices)
             path = model_path(name, values.offline)
-            with loaded(path, devices, n_gpu_layers, split) as model:
+            with load_model(path, devices, n_gpu_layers, split) as model:
                 facts = model_facts(model, path, "RPC" if offload else "CPU")
                 for case in group:
                     n_done += 1

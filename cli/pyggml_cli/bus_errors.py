@@ -43,7 +43,7 @@ _die_in_c = _HANDLER(_die)
 
 
 @contextlib.contextmanager
-def explained() -> Iterator[None]:
+def explain_bus_errors() -> Iterator[None]:
     """While this lasts a bus error ends the process with a line. Where SIGBUS is unknown nothing is done."""
     if not hasattr(signal, "SIGBUS"):
         yield

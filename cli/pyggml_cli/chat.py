@@ -78,16 +78,16 @@ def chat(values: Values, first: str | None, make_chain: Callable[[Values, "Token
     from pyggml.chat import KEY, ChatTemplate, Conversation, PlainDialogue
     from pyggml.runtime.context import Context
     from pyggml.tokenizer import Tokenizer
-    from pyggml_cli.loading import context_arguments, model_for, shown_compiling
+    from pyggml_cli.loading import compile_progress, context_arguments, model_for
     from pyggml_cli.timings import RunTimings
 
     system, template = _text(values, "system", "-sys"), _text(values, "chat_template", "--chat-template")
     timings = RunTimings()
-    with shown_compiling(), model_for(values) as model:
+    with compile_progress(), model_for(values) as model:
         tokenizer = Tokenizer.from_metadata(model.file.metadata)
         conversation: Conversation | PlainDialogue
         if without_template(values):
-            prefix, suffix = (_unescaped(values, text or "") for text in (values.in_prefix, values.in_suffix))
+            prefix, suffix = (_unescape(values, text or "") for text in (values.in_prefix, values.in_suffix))
             conversation = PlainDialogue(tokenizer, first or "", prefix, suffix, values.in_prefix_bos)
         else:
             if template is None and KEY not in model.file.metadata:
@@ -123,10 +123,10 @@ def _text(values: Values, name: str, flag: str) -> str | None:
         raise UsageError(f"give {flag} or a file, not both")
     if file_name is not None:
         return read_text(file_name).replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")
-    return _unescaped(values, text) if name == "system" and text is not None else text
+    return _unescape(values, text) if name == "system" and text is not None else text
 
 
-def _unescaped(values: Values, text: str) -> str:
+def _unescape(values: Values, text: str) -> str:
     return unescape(text) if values.escape else text
 
 
@@ -160,7 +160,7 @@ class ChatSession:
         self.plain = without_template(values)
         self.prefix, self.suffix = PROMPT, ""
         if self.plain:
-            self.prefix, self.suffix = (_unescaped(values, text or "") for text in (values.in_prefix, values.in_suffix))
+            self.prefix, self.suffix = (_unescape(values, text or "") for text in (values.in_prefix, values.in_suffix))
         self.colors = colors(values.color)
         self.asks = sys.stdin.isatty()
         self.editor: LineEditor | None = None

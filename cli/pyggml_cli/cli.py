@@ -182,11 +182,11 @@ def _complete(values: Values, prompt: str | None) -> int:
     """Continue `prompt`; None: what --prompt-cache holds."""
     from pyggml.runtime.context import Context
     from pyggml.tokenizer import Tokenizer
-    from pyggml_cli.loading import context_arguments, model_for, shown_compiling
+    from pyggml_cli.loading import compile_progress, context_arguments, model_for
     from pyggml_cli.timings import RunTimings
 
     timings = RunTimings()
-    with shown_compiling(), model_for(values) as model:
+    with compile_progress(), model_for(values) as model:
         tokenizer = Tokenizer.from_metadata(model.file.metadata)
         n_ctx = values.n_ctx or model.config.n_ctx_train
         if prompt is not None:

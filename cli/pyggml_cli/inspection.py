@@ -63,10 +63,10 @@ def _command(argv: Sequence[str]) -> int:
         raise UsageError(f"--json shows everything; --{wanted[0]} does not go with it")
     from pyggml.gguf import GGUFFile
     from pyggml.inspection import describe
-    from pyggml_cli.bus_errors import explained
+    from pyggml_cli.bus_errors import explain_bus_errors
     from pyggml_cli.loading import model_path
 
-    with explained(), GGUFFile.open(model_path(values.free[0])) as file:
+    with explain_bus_errors(), GGUFFile.open(model_path(values.free[0])) as file:
         found = describe(file)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")

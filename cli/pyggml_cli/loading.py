@@ -15,9 +15,9 @@ from pyggml.default_model import default_model, is_default
 from pyggml.dtypes import GGMLType
 from pyggml.model.model import Model
 from pyggml.regular_file import open_regular
-from pyggml_cli.bus_errors import explained
+from pyggml_cli.bus_errors import explain_bus_errors
 from pyggml_cli.devices import local_devices, note_no_offload, offload_devices, pick
-from pyggml_cli.fetching import watched
+from pyggml_cli.fetching import fetch_progress
 from pyggml_cli.flags import UsageError
 from pyggml_cli.progress import Meter, meter
 
@@ -25,14 +25,14 @@ from pyggml_cli.progress import Meter, meter
 def model_path(name: str | None, offline: bool = False) -> Path:
     """The file named, or the default model. Raises DownloadError; OSError for one that cannot be read."""
     if name is None or is_default(name):
-        return default_model(offline, watched)
+        return default_model(offline, fetch_progress)
     with open_regular(name):  # the system's own words for what is wrong
         pass
     return Path(name)
 
 
 @contextlib.contextmanager
-def loaded(
+def load_model(
     path: Path,
     devices: Sequence[Device],
     n_gpu_layers: int,
@@ -40,7 +40,7 @@ def loaded(
     **options: Any,
 ) -> Iterator[Model]:
     """The model, closed at the end. `options` are further ones of Model.load."""
-    with explained():
+    with explain_bus_errors():
         with meter("sending weights" if devices else "loading weights") as update:
             model = Model.load(
                 path,
@@ -81,7 +81,7 @@ def model_for(values: Any) -> contextlib.AbstractContextManager[Model]:
         ]
     except ValueError as reason:
         raise UsageError(f"-ot: {reason}") from None
-    return loaded(
+    return load_model(
         path,
         devices,
         values.n_gpu_layers,
@@ -100,7 +100,7 @@ def model_for(values: Any) -> contextlib.AbstractContextManager[Model]:
 
 
 @contextlib.contextmanager
-def shown_compiling() -> Iterator[None]:
+def compile_progress() -> Iterator[None]:
     """While this lasts, kernels that are compiled for the first time on this machine show a progress bar."""
     from pyggml import jit
 

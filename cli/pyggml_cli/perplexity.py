@@ -132,12 +132,12 @@ def _command(argv: Sequence[str]) -> int:
 
         print(listing([*local_devices(), *offload_devices(values.rpc, rpc_timeout=values.rpc_timeout)]))
         return 0
-    from pyggml_cli.loading import model_for, shown_compiling
+    from pyggml_cli.loading import compile_progress, model_for
 
     with contextlib.ExitStack() as stack:
         base = stack.enter_context(_base(values)) if values.divergence else None
         text = _text(values) if base is None else b""
-        stack.enter_context(shown_compiling())
+        stack.enter_context(compile_progress())
         model = stack.enter_context(model_for(values))
         start = time.perf_counter()
         n = _score(values, model, text) if base is None else _compare(values, model, base)

@@ -141,13 +141,13 @@ def _arguments(values: Values) -> "tuple[Path, Path, Mix | None, int]":
 def _quantize(values: Values, source: Path, target: Path, mix: "Mix | None", n_threads: int) -> int:
     from pyggml.gguf import GGUFFile
     from pyggml.quantize import make_plan, run
-    from pyggml_cli.bus_errors import explained
-    from pyggml_cli.loading import model_path, shown_compiling
+    from pyggml_cli.bus_errors import explain_bus_errors
+    from pyggml_cli.loading import compile_progress, model_path
     from pyggml_cli.progress import meter
 
     wishes, overrides = _wishes(values), [_override(text) for text in values.override_kv]
     start = time.perf_counter()
-    with explained(), GGUFFile.open(model_path(str(source))) as file:
+    with explain_bus_errors(), GGUFFile.open(model_path(str(source))) as file:
         plan = make_plan(
             file, mix, wishes, overrides, allow_requantize=values.allow_requantize, keep_split=values.keep_split,
             check=not values.dry_run,
@@ -156,7 +156,7 @@ def _quantize(values: Values, source: Path, target: Path, mix: "Mix | None", n_t
             _show(plan)
         _warn(plan)
         if not values.dry_run:
-            with shown_compiling(), meter("quantizing", plan.n_before) as update:
+            with compile_progress(), meter("quantizing", plan.n_before) as update:
                 paths = run(plan, target, n_threads, lambda done, total, _: update(done, total))
         _sizes(plan)
     if not values.dry_run:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pyggml_cli.entry import run
-from pyggml_cli.flags import Flag, Row, Values, choice, help_text, listed, parse, seconds, whole
+from pyggml_cli.flags import Flag, Row, Values, choice, comma_separated, help_text, parse, seconds, whole
 
 if TYPE_CHECKING:
     from pyggml.backend.base import Device
@@ -28,7 +28,13 @@ ROWS: list[Row] = [
     Flag(("--version",), "version", "print the version and exit", default=False),
     Flag(("-p", "--port"), "port", "port to listen on; 0: any free one (50052)", whole(0, 65535), "PORT", 50052),
     Flag(("-H", "--host"), "host", "address to listen on (127.0.0.1)", str, "HOST", "127.0.0.1"),
-    Flag(("-d", "--device"), "device", "devices to offer, comma-separated (all GPUs, else CPU)", listed, "DEV,..."),
+    Flag(
+        ("-d", "--device"),
+        "device",
+        "devices to offer, comma-separated (all GPUs, else CPU)",
+        comma_separated,
+        "DEV,...",
+    ),
     Flag(("-t", "--threads"), "n_threads", "CPU threads (one a core)", whole(1), "N"),
     Flag(
         ("-m", "--mem"),
@@ -86,7 +92,7 @@ ROWS: list[Row] = [
         "comm",
         "servers that it may add up tensors with (-sm tensor of llama.cpp): addresses, networks, names, or none "
         "(those of this machine where -H is of this machine, else none)",
-        listed,
+        comma_separated,
         "HOST,...",
     ),
     Flag(("-c", "--cache"), "cache", "keep large weights on disk, so that they travel once", default=False),
@@ -163,7 +169,7 @@ def _held_back() -> Iterator[Callable[[], object]]:
 
 def _log(verbose: bool) -> None:
     """Lines about clients, with the time, on stderr; how many of one kind is limited."""
-    from pyggml_rpc.talk import LimitRate
+    from pyggml_rpc.logs import LimitRate
 
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
@@ -172,7 +178,7 @@ def _log(verbose: bool) -> None:
     logging.getLogger("pyggml.rpc").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
-def _compiled(device: "Device") -> bool:
+def _compile_kernels(device: "Device") -> bool:
     """Have the kernels compiled that most models need, once on a machine; False when it was asked to end meanwhile.
     Where that does not work a client will be told why."""
     from pyggml import jit
@@ -215,7 +221,7 @@ def _serve(values: Values, wait: Callable[[], object]) -> int:
         devices = gpus or local_devices()
     preload = Preload(values.preload) if values.preload else None
     for device in devices:
-        if device.kind is Kind.CPU and not values.no_warmup and not _compiled(device):
+        if device.kind is Kind.CPU and not values.no_warmup and not _compile_kernels(device):
             return 0
     cache_limit = values.cache_limit * MIB if values.cache_limit is not None else None
     cache = WeightCache(cache_dir("rpc"), cache_limit) if values.cache else None

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pyggml.runtime.timings import Timings, clock
 
 
-def _compiled() -> tuple[int, float]:
+def _compile_time() -> tuple[int, float]:
     from pyggml import jit
 
     return jit.Counts.compiled, jit.Counts.seconds
@@ -22,7 +22,7 @@ class RunTimings(Timings):
 
     start: float = field(default_factory=time.perf_counter)
     begun: float = field(default_factory=clock)
-    compiled: tuple[int, float] = field(default_factory=_compiled)
+    compiled: tuple[int, float] = field(default_factory=_compile_time)
     load: float = 0.0
 
     def loaded(self) -> None:
@@ -33,7 +33,7 @@ class RunTimings(Timings):
         """One line each for sampling, loading, compiling where there was any, prompt, generation and all of it."""
         total = 1e3 * (time.perf_counter() - self.start)
         tokens = self.n_prompt + self.n_eval
-        n, seconds = (now - before for now, before in zip(_compiled(), self.compiled, strict=True))
+        n, seconds = (now - before for now, before in zip(_compile_time(), self.compiled, strict=True))
         lines = [
             f"   sampling time = {1e3 * self.sample:10.2f} ms / {self.n_sample:5d} tokens",
             f"       load time = {1e3 * self.load:10.2f} ms",

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from pyggml.errors import PyggmlError
 from pyggml.grammar import LlamaGrammar
 from pyggml.sampler import SamplerChain, SamplerParams, Stage, Vocabulary
+from pyggml.sampler.adaptive import Mirostat, MirostatV2
 from pyggml.sampler.chain import MIROSTAT_M
-from pyggml.sampler.selecting import Mirostat, MirostatV2
 from pyggml.sampler.stages import LogitBias, Penalties
 
 F32 = NDArray[np.float32]

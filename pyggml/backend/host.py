@@ -51,7 +51,7 @@ class HostBuffer(Buffer):
         """`size` bytes, all zero. Raises DeviceError when they are not to be had."""
         assert size >= 0, size
         try:
-            memory = _mapped(size) if size >= MAPPED else np.zeros(size + ALIGNMENT, np.uint8)
+            memory = _map(size) if size >= MAPPED else np.zeros(size + ALIGNMENT, np.uint8)
         except (MemoryError, ValueError, OSError, OverflowError) as error:
             raise DeviceError(f"{device.name}: cannot allocate {size} bytes") from error
         start = -memory.ctypes.data % ALIGNMENT
@@ -94,7 +94,7 @@ class HostBuffer(Buffer):
         self.size = 0
 
 
-def _mapped(size: int) -> NDArray[np.uint8]:
+def _map(size: int) -> NDArray[np.uint8]:
     """Memory of its own from the system: all zero without anybody clearing it, as pages come into being when they are
     first written, and given back as a whole. (calloc clears what the system did not give it as new pages.)"""
     options = {} if os.name == "nt" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pyggml import jit
 from pyggml.errors import ComputeError, DeviceError
 from pyggml.kernels.cpu import executor
-from pyggml.lowering.table import StepTable, aligned
+from pyggml.lowering.table import StepTable, aligned_bytes
 from pyggml.steps import POOL, STATUS, THREAD
 
 WAIT_US = 40.0  # within a run: about what it costs to sleep and to be woken
@@ -50,11 +50,11 @@ class ThreadPool:
         if not 1 <= n_threads <= 1024:
             raise DeviceError(f"CPU: {n_threads} threads, 1 to 1024 are possible")
         self.n_threads = n_threads
-        self._memory = aligned(POOL.itemsize + n_threads * THREAD.itemsize)
+        self._memory = aligned_bytes(POOL.itemsize + n_threads * THREAD.itemsize)
         self._pool = self._memory[: POOL.itemsize].view(POOL)
         self._each = self._memory[POOL.itemsize :].view(THREAD)
         self._address = self._memory.ctypes.data
-        self._status: NDArray[Any] = aligned(STATUS.itemsize).view(STATUS) if sibling is None else sibling._status
+        self._status: NDArray[Any] = aligned_bytes(STATUS.itemsize).view(STATUS) if sibling is None else sibling._status
         self._pool["n_threads"] = n_threads
         self._run = jit.function(executor.RUN)
         self._threads: list[threading.Thread] = []

@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from pyggml.atomic_file import atomic_file
 from pyggml.chat.sandbox import ChatError
 from pyggml.chat.template import ChatTemplate, prompt_tokens
 from pyggml.prefix import common_prefix
 from pyggml.regular_file import open_regular
-from pyggml.whole_file import whole_file
 
 if TYPE_CHECKING:
     from pyggml.tokenizer import Tokenizer
@@ -89,7 +89,7 @@ class Conversation:
         """Write the messages as JSON. Raises ChatError."""
         data = json.dumps({"messages": self.messages}, ensure_ascii=False, indent=1)
         try:
-            with whole_file(path, "saved conversation", _is_saved) as (file, finish):
+            with atomic_file(path, "saved conversation", _is_saved) as (file, finish):
                 file.write(f"{data}\n".encode("utf-8", "surrogatepass"))
                 finish()
         except (OSError, ValueError) as e:

@@ -178,7 +178,7 @@ def wait(jobs: list[Job]) -> None:
         return
     start, before = time.monotonic(), _interruptions
     said = False
-    with _timed():
+    with _timer():
         while True:
             left = [job for job in jobs if not job.done.is_set()]
             for job in jobs:
@@ -205,7 +205,7 @@ def _say(count: int) -> None:
 
 
 @contextlib.contextmanager
-def _timed() -> Iterator[None]:
+def _timer() -> Iterator[None]:
     start = time.monotonic()
     try:
         yield

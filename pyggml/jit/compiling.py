@@ -85,12 +85,12 @@ def _compile(spec: Spec) -> tuple[Code, Any]:
         library.enable_object_caching()
         symbol = cres.fndesc.llvm_cfunc_wrapper_name
         library.get_pointer_to_function(symbol)
-        unknown = _undefined(str(library._final_module)) - C_LIBRARY
+        unknown = _undefined_symbols(str(library._final_module)) - C_LIBRARY
         assert not unknown, f"{spec.label} calls {sorted(unknown)}, which a process without Numba does not have"
         return Code(symbol, library._get_compiled_object()), library
 
 
-def _undefined(ir: str) -> set[str]:
+def _undefined_symbols(ir: str) -> set[str]:
     """Names of the functions that a module calls and does not have."""
     names = re.findall(r'^declare [^@]*@"?([^"(]+)"?\(', ir, re.MULTILINE)
     return {n for n in names if not n.startswith("llvm.")}

@@ -68,7 +68,7 @@ def _place(spec: Spec) -> int:
 
 
 @contextlib.contextmanager
-def claimed(spec: Spec) -> Iterator[Claim]:
+def claim_kernel(spec: Spec) -> Iterator[Claim]:
     """Ask to be the only program that compiles a kernel. Where there are no locks, two may compile the same."""
     try:
         import fcntl
@@ -162,7 +162,7 @@ class Pool:
         hand = _Hand()
         while (job := self._take()) is not None:
             try:
-                with claimed(job.spec) as claim:
+                with claim_kernel(job.spec) as claim:
                     code = store.load(job.spec)  # another program may have been quicker
                     made = code is None
                     if code is None and claim is Claim.BUSY and self._wait_on(job):

@@ -19,7 +19,7 @@ import llvmlite
 import llvmlite.binding as llvm
 
 from pyggml import sources
-from pyggml.cachedir import PrivateFolder, not_kept
+from pyggml.cachedir import PrivateFolder, warn_not_kept
 from pyggml.errors import CacheError
 from pyggml.jit import machine
 from pyggml.jit.compiling import Code
@@ -71,7 +71,7 @@ def _read(spec: Spec, ending: str) -> bytes | None:
     try:
         data = folder().read(file_name(spec, ending))
     except CacheError as why:
-        not_kept(str(why))
+        warn_not_kept(str(why))
         return None
     if data is None:
         return None
@@ -86,7 +86,7 @@ def _write(spec: Spec, ending: str, body: bytes) -> None:
         folder().write(file, MAGIC[ending] + _seal(spec, body) + body)
         folder().tidy(re.compile(rf"{re.escape(spec.label)}\.\w{{12}}\.{ending}"), file, _FORGET_AFTER)
     except CacheError as why:
-        not_kept(str(why))
+        warn_not_kept(str(why))
 
 
 def load(spec: Spec) -> Code | None:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pyggml.steps import MAX_OPERANDS, OPERAND, PLAN, STEP, offset
 
 
-def aligned(size: int, clear: bool = True) -> NDArray[np.uint8]:
+def aligned_bytes(size: int, clear: bool = True) -> NDArray[np.uint8]:
     """So many bytes at a multiple of 64; zero if `clear`."""
     raw = (np.zeros if clear else np.empty)(size + 64, np.uint8)
     return raw[-raw.ctypes.data % 64 :][:size]
@@ -21,7 +21,7 @@ class StepTable:
 
     def __init__(self, count: int, clear: bool = True) -> None:
         """`clear` False: all of the steps will be written."""
-        memory = aligned(PLAN.itemsize + count * STEP.itemsize, clear)
+        memory = aligned_bytes(PLAN.itemsize + count * STEP.itemsize, clear)
         memory[: PLAN.itemsize] = 0
         self.head = memory[: PLAN.itemsize].view(PLAN)
         self.steps = memory[PLAN.itemsize :].view(STEP)

@@ -12,10 +12,10 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pyggml.atomic_file import atomic_file
 from pyggml.errors import PyggmlError
 from pyggml.perplexity.losses import MIN_CONTEXT, Ids, Rows, log_sums
 from pyggml.regular_file import open_regular
-from pyggml.whole_file import whole_file
 
 MAGIC = b"_logits_"
 HEAD = np.dtype([("magic", "S8"), ("n_ctx", "<i4"), ("n_vocab", "<i4"), ("n_chunk", "<i4")])
@@ -34,7 +34,7 @@ def layout(n_vocab: int) -> np.dtype[Any]:
     return record
 
 
-def packed(logits: Rows) -> NDArray[Any]:
+def pack_rows(logits: Rows) -> NDArray[Any]:
     """(n, n_vocab) -> records (n,)."""
     records = np.zeros(len(logits), layout(logits.shape[1]))
     most, log_sum = log_sums(logits)
@@ -51,7 +51,7 @@ def packed(logits: Rows) -> NDArray[Any]:
     return records
 
 
-def unpacked(records: NDArray[Any], n_vocab: int) -> Rows:
+def unpack_rows(records: NDArray[Any], n_vocab: int) -> Rows:
     """Records (n,) -> ln p (n, n_vocab)."""
     values: Rows = records["scale"][:, None] * records["q"][:, :n_vocab].astype(np.float32) + records["least"][:, None]
     return values
@@ -68,7 +68,7 @@ class BaseWriter:
     @contextlib.contextmanager
     def open(cls, path: Path, n_ctx: int, n_vocab: int, n_chunk: int, tokens: Ids) -> "Iterator[BaseWriter]":
         """The file is there when the block has ended without an error. Raises OSError."""
-        with whole_file(path, "file of predictions", lambda head: head.startswith(MAGIC)) as (file, finish):
+        with atomic_file(path, "file of predictions", lambda head: head.startswith(MAGIC)) as (file, finish):
             file.write(np.array([(MAGIC, n_ctx, n_vocab, n_chunk)], HEAD).tobytes())
             file.write(np.asarray(tokens[: n_chunk * n_ctx], "<i4").tobytes())
             yield cls(file, n_vocab)
@@ -76,7 +76,7 @@ class BaseWriter:
 
     def add(self, logits: Rows) -> None:
         """The next rows."""
-        self._file.write(packed(logits).tobytes())
+        self._file.write(pack_rows(logits).tobytes())
 
 
 class BaseFile:
@@ -116,7 +116,7 @@ class BaseFile:
     def take(self, n: int) -> Rows:
         """The next `n` rows: ln p (n, n_vocab). Raises BaseFileError."""
         raw = self._take(n * self._layout.itemsize, "its predictions")
-        return unpacked(np.frombuffer(raw, self._layout), self.n_vocab)
+        return unpack_rows(np.frombuffer(raw, self._layout), self.n_vocab)
 
     def _take(self, size: int, what: str) -> bytes:
         data = self._file.read(size)

@@ -15,6 +15,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pyggml.atomic_file import atomic_file
 from pyggml.dtypes import GGMLType, row_size
 from pyggml.errors import ModelError
 from pyggml.gguf import TensorInfo
@@ -23,7 +24,6 @@ from pyggml.gguf.write import head, padding
 from pyggml.quantize.plan import Part, Plan, Task, part_paths
 from pyggml.quants import QUANTS, dequantize_row, quantize_row
 from pyggml.quants.base import Searches
-from pyggml.whole_file import whole_file
 
 Progress = Callable[[int, int, str], None]
 """Called with (bytes of the source that are done, bytes of all tensors, name of the tensor)."""
@@ -59,7 +59,7 @@ def run(plan: Plan, dst: str | os.PathLike[str], n_threads: int = 0, progress: P
 
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(_pool(n_threads))
-        written = [stack.enter_context(whole_file(path, "model file", _is_model)) for path in paths]
+        written = [stack.enter_context(atomic_file(path, "model file", _is_model)) for path in paths]
         for part, (file, _) in zip(plan.parts, written, strict=True):
             _write(part, plan.alignment, file, pool, n_threads * AHEAD, search, tell)
         for _, finish in written:

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from pyggml.atomic_file import atomic_file
 from pyggml.dtypes import GGMLType
 from pyggml.errors import StateError
 from pyggml.regular_file import open_regular
-from pyggml.whole_file import whole_file
 
 if TYPE_CHECKING:
     from pyggml.model.lora import Applied
@@ -170,7 +170,7 @@ def save(context: "Context", tokens: Sequence[int], path: str | os.PathLike[str]
     path = os.path.realpath(path)
     if os.path.lexists(path) and not os.path.isfile(path):
         raise StateError(f"{path}: not a file")
-    with whole_file(path, "saved state", lambda head: head.startswith(MAGIC)) as (file, finish):
+    with atomic_file(path, "saved state", lambda head: head.startswith(MAGIC)) as (file, finish):
         for part in parts(context, tokens):
             file.write(part)
         file.flush()

@@ -10,9 +10,9 @@ import numpy as np
 
 from pyggml.errors import GrammarError, SamplerError
 from pyggml.grammar import GrammarState
+from pyggml.sampler.adaptive import AdaptiveP, Mirostat, MirostatV2
 from pyggml.sampler.candidates import F32, I32, Candidates, softmax
 from pyggml.sampler.params import SamplerParams
-from pyggml.sampler.selecting import AdaptiveP, Mirostat, MirostatV2
 from pyggml.sampler.stages import Dist, LogitBias, PlainTemperature, Random, Stage
 from pyggml.sampler.table import STAGES, samplers_from_names
 from pyggml.sampler.vocabulary import Vocabulary

@@ -6,10 +6,10 @@ Owns names, letters and spellings, those of llama.cpp's common/sampling.cpp; mus
 from collections.abc import Iterable
 
 from pyggml.errors import SamplerError
-from pyggml.sampler.cutting import XTC, Infill, TopNSigma, Typical
+from pyggml.sampler.adaptive import AdaptiveP
 from pyggml.sampler.dry import DRY
-from pyggml.sampler.selecting import AdaptiveP
 from pyggml.sampler.stages import MinP, Penalties, Stage, Temperature, TopK, TopP
+from pyggml.sampler.truncation import XTC, Infill, TopNSigma, Typical
 
 STAGES: dict[str, type[Stage]] = {
     "penalties": Penalties,

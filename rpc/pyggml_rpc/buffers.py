@@ -14,10 +14,10 @@ from pyggml.errors import DeviceError
 from pyggml_rpc.client_state import ClientState
 from pyggml_rpc.connection import Piece
 from pyggml_rpc.errors import RefusedError
+from pyggml_rpc.logs import mib
 from pyggml_rpc.memory import NoRoomError
 from pyggml_rpc.records import ClientBuffer
 from pyggml_rpc.served import ServedDevice
-from pyggml_rpc.talk import mib
 from pyggml_rpc.wire import Command, Record
 
 log = logging.getLogger("pyggml.rpc")

@@ -8,11 +8,11 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from pyggml_rpc.errors import RefusedError
+from pyggml_rpc.logs import mib
 from pyggml_rpc.memory import Account
 from pyggml_rpc.running import Running
 from pyggml_rpc.served import ServedDevice
 from pyggml_rpc.server import Server
-from pyggml_rpc.talk import mib
 from pyggml_rpc.wire import Command, Record, pack
 
 

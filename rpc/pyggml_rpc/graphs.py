@@ -17,7 +17,7 @@ from pyggml_rpc.client_state import ClientState
 from pyggml_rpc.connection import Piece, Request
 from pyggml_rpc.errors import RefusedError
 from pyggml_rpc.kept import KeptGraphs, Lowered
-from pyggml_rpc.records import ForeignGraph, link, needed, read_graph, read_tensors
+from pyggml_rpc.records import ForeignGraph, link, prune, read_graph, read_tensors
 from pyggml_rpc.served import ServedDevice
 from pyggml_rpc.wire import Command, Record
 
@@ -89,7 +89,7 @@ class Graphs:
             self._client.account(served).give(lowered.plan.nbytes)
 
     def _in_turn(self, served: ServedDevice, body: Piece) -> Lowered:
-        client, foreign = self._client, needed(self._read(body))
+        client, foreign = self._client, prune(self._read(body))
         reading = READING * (foreign.records.nbytes + 8 * len(foreign.nodes))
         client.host.take(reading)
         try:

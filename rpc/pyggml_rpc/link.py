@@ -66,7 +66,7 @@ def join(allowed: AllowList, here: str, rank: int, host: str, port: int, gone: C
     if not LOWEST_PORT <= port < 65536:
         raise CommError(f"port {port} is not within {LOWEST_PORT} to 65535")
     until = time.monotonic() + JOIN_TIMEOUT
-    sock = _called(allowed, here, port, until, gone) if rank == 0 else _calling(allowed, host, port, until, gone)
+    sock = _accept(allowed, here, port, until, gone) if rank == 0 else _connect(allowed, host, port, until, gone)
     try:
         _greet(sock, rank, until)
     except OSError as error:
@@ -78,7 +78,7 @@ def join(allowed: AllowList, here: str, rank: int, host: str, port: int, gone: C
     return Link(sock, rank, gone)
 
 
-def _called(allowed: AllowList, here: str, port: int, until: float, gone: Callable[[], bool]) -> socket.socket:
+def _accept(allowed: AllowList, here: str, port: int, until: float, gone: Callable[[], bool]) -> socket.socket:
     family = socket.AF_INET6 if ":" in here else socket.AF_INET
     try:
         listening = socket.create_server((here, port), family=family, backlog=1)
@@ -95,7 +95,7 @@ def _called(allowed: AllowList, here: str, port: int, until: float, gone: Callab
     raise CommError(f"nobody called port {port} within {JOIN_TIMEOUT:g} s")
 
 
-def _calling(allowed: AllowList, host: str, port: int, until: float, gone: Callable[[], bool]) -> socket.socket:
+def _connect(allowed: AllowList, host: str, port: int, until: float, gone: Callable[[], bool]) -> socket.socket:
     host = allowed.callable(host)
     reason: object = "no answer"
     while (left := until - time.monotonic()) > 0 and not gone():

@@ -28,7 +28,7 @@ class NoRoomError(DeviceError):
     """More memory than there is on offer, or than one client may hold."""
 
 
-def resident() -> int:
+def resident_bytes() -> int:
     """Bytes of this process that are in memory; 0 where the system does not tell."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
@@ -79,7 +79,7 @@ class Ledger:
         self._share = share
         self._lazy = lazy
         self._margin = margin
-        self._resident = resident()
+        self._resident = resident_bytes()
         self._reading = 0, 0
         self._good_until = 0.0
         self._lock = threading.Lock()
@@ -110,7 +110,7 @@ class Ledger:
     def _cap(self, free: int, total: int) -> int:
         """What all may hold together when so much is free in the system."""
         margin = min(self._margin, total // 16)
-        touched = max(0, resident() - self._resident) if self._lazy else self._sum
+        touched = max(0, resident_bytes() - self._resident) if self._lazy else self._sum
         untouched = max(0, self._sum - touched)
         cap = min(max(0, total - margin), self._sum + max(0, free - margin - untouched))
         return cap if self._limit is None else min(cap, self._limit)

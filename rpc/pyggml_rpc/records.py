@@ -215,7 +215,7 @@ def _place(tensor: Tensor, handle: int, data: int, buffers: Mapping[int, ClientB
     tensor.data = buffer.base + offset
 
 
-def needed(graph: ForeignGraph) -> ForeignGraph:
+def prune(graph: ForeignGraph) -> ForeignGraph:
     """Without the records that no node means: clients send all that a graph came from, which may be a thousand times more.
 
     None is left out where two have one id, one has none, or one is missing: that is for `link` to refuse.

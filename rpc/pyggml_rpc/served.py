@@ -69,9 +69,9 @@ class ServedDevice:
     def backend(self) -> Backend:
         """The one that graphs are made ready for."""
         with self._state:
-            return self._opened(0)
+            return self._open(0)
 
-    def _opened(self, number: int) -> Backend:
+    def _open(self, number: int) -> Backend:
         if number == len(self._backends):
             self._backends.append(self.device.open(self._n_threads))
         return self._backends[number]
@@ -100,7 +100,7 @@ class ServedDevice:
                 raise ComputeError("the client is gone")
             taken = {run.number for run in self._running.values()}
             number = next(i for i in range(MAX_BACKENDS) if i not in taken)
-            run = self._running[client] = _Run(number, self._opened(number), time.monotonic())
+            run = self._running[client] = _Run(number, self._open(number), time.monotonic())
             return run
 
     def _run(self, run: _Run, plan: Plan) -> None:

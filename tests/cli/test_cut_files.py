@@ -159,8 +159,8 @@ def test_quantising_a_file_that_is_cut(tmp_path: Path) -> None:
 def test_other_bus_errors_are_a_line_too(tmp_path: Path) -> None:
     script = textwrap.dedent("""
         import os, signal
-        from pyggml_cli.bus_errors import explained
-        with explained():
+        from pyggml_cli.bus_errors import explain_bus_errors
+        with explain_bus_errors():
             os.kill(os.getpid(), signal.SIGBUS)
     """)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)

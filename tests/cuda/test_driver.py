@@ -166,7 +166,7 @@ def test_after_an_illegal_address_memory_is_given_back_and_all_else_is_refused(f
         ("cuGraphInstantiate", CUresult.CUDA_ERROR_OUT_OF_MEMORY),
     ],
 )
-def test_a_plan_that_cannot_be_noted_is_launched_each_time(fake, call, status):
+def test_a_plan_that_cannot_be_captured_is_launched_each_time(fake, call, status):
     backend, plan = chain(CudaDevice(CudaGPU(0)))
     fake.fails[call] = status
     backend.compute(plan)

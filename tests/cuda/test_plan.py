@@ -30,7 +30,7 @@ def chain(n: int) -> Tensor:
     return t
 
 
-def test_the_second_run_is_noted_and_replayed():
+def test_the_second_run_is_captured_and_replayed():
     device = CudaDevice(RecordingGPU())
     result = chain(5)
     place(device, result)

@@ -392,7 +392,7 @@ HOLDING = """
 import sys
 from pyggml.jit import Spec, pool
 specs = [Spec("primitive_kernels.planted", "number", (n,), "i64(i64)") for n in range(2)]
-with pool.claimed(specs[0]) as first, pool.claimed(specs[1]) as second:
+with pool.claim_kernel(specs[0]) as first, pool.claim_kernel(specs[1]) as second:
     print(first.name, second.name, flush=True)
     sys.stdin.read()
 """

@@ -19,7 +19,7 @@ from text_model import BOS, write_text_model
 
 from pyggml.errors import ContextError
 from pyggml.perplexity import BaseFile, BaseWriter, Divergence, Losses, count_chunks, losses_of, score
-from pyggml.perplexity.base_file import BaseFileError, layout, packed, unpacked
+from pyggml.perplexity.base_file import BaseFileError, layout, pack_rows, unpack_rows
 from pyggml.perplexity.divergence import mean, percentile
 from pyggml.runtime.batch import Batch
 
@@ -148,12 +148,12 @@ def plain_record(row: np.ndarray) -> bytes:
 def test_predictions_are_kept_as_the_peer_keeps_them(size: tuple[int, int, int]) -> None:
     rows, _ = logits_and_tokens(*size)
     rows[0] = rows[0, 0]  # all equally likely
-    records = packed(rows)
+    records = pack_rows(rows)
     for record, row in zip(records, rows, strict=True):
         ours, theirs = (np.frombuffer(data, layout(len(row)))[0] for data in (record.tobytes(), plain_record(row)))
         assert ours["scale"] == theirs["scale"] and (ours["q"] == theirs["q"]).all()
         assert ours["least"] == pytest.approx(theirs["least"], rel=1e-6)  # NumPy's exp is not C's
-    logs = unpacked(records, rows.shape[1])
+    logs = unpack_rows(records, rows.shape[1])
     wanted = np.array([[-plain_loss(row, i) for i in range(len(row))] for row in rows])
     near = wanted > wanted.max(axis=1, keepdims=True) - 15.9
     np.testing.assert_allclose(logs[near], wanted[near], atol=2e-4)
@@ -175,13 +175,13 @@ def test_the_layout_of_the_file(base: Path) -> None:
     rows, _ = logits_and_tokens(1, 8, 5)
     assert data[:8] == b"_logits_" and struct.unpack("<3i", data[8:20]) == (6, 5, 4)
     assert struct.unpack("<24i", data[20:116]) == tuple(i % 5 for i in range(24))
-    assert data[116:] == packed(rows).tobytes() and len(data) == 116 + 8 * 20
+    assert data[116:] == pack_rows(rows).tobytes() and len(data) == 116 + 8 * 20
     with BaseFile(base) as file:
         assert (file.n_ctx, file.n_vocab, file.n_chunk) == (6, 5, 4) and file.tokens.tolist() == [
             i % 5 for i in range(24)
         ]
         logs = np.concatenate([file.take(3), file.take(5)])
-        np.testing.assert_array_equal(logs, unpacked(packed(rows), 5))
+        np.testing.assert_array_equal(logs, unpack_rows(pack_rows(rows), 5))
         with pytest.raises(BaseFileError, match="ends within its predictions"):
             file.take(1)
 
@@ -218,7 +218,7 @@ def test_divergence() -> None:
     rows, tokens = logits_and_tokens(5, n, n_vocab)
     other = rows + np.random.default_rng(6).normal(0, 0.3, rows.shape).astype(F)
     other[3, 5] = other[3].max() - 30  # too unlikely to count
-    logs = unpacked(packed(other), n_vocab)
+    logs = unpack_rows(pack_rows(other), n_vocab)
     result = Divergence()
     for i in range(0, n, 50):
         result.add(rows[i : i + 50], logs[i : i + 50], tokens[i : i + 50])

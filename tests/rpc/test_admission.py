@@ -15,8 +15,8 @@ from pyggml_rpc.admission import EMPTY_SILENCE, SILENCE, Admitted, FullError, ma
 from pyggml_rpc.backend import devices_from_spec
 from pyggml_rpc.client import Client
 from pyggml_rpc.errors import RpcError
+from pyggml_rpc.logs import LimitRate, mib
 from pyggml_rpc.server import Server
-from pyggml_rpc.talk import LimitRate, mib
 from pyggml_rpc.transport import Limits, Listener
 from pyggml_rpc.wire import NEWEST, Command, pack_header
 from waiting import until

@@ -16,7 +16,7 @@ from pyggml_rpc.buffers import BUFFER_COST, UNCOUNTED
 from pyggml_rpc.connection import ServerConnection
 from pyggml_rpc.errors import RefusedError
 from pyggml_rpc.graphs import READING
-from pyggml_rpc.memory import MARGIN, Account, Ledger, NoRoomError, resident
+from pyggml_rpc.memory import MARGIN, Account, Ledger, NoRoomError, resident_bytes
 from pyggml_rpc.server import Server
 from pyggml_rpc.session import Session
 from pyggml_rpc.wire import Command, pack_header
@@ -74,7 +74,7 @@ def test_connections_of_one_owner_have_one_share() -> None:
 def test_what_is_free_is_offered_less_a_margin(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a memory whose pages come into being when they are written, what is lent and not written still looks free."""
     free, total, used = 20 << 30, 24 << 30, [100 * MIB]
-    monkeypatch.setattr("pyggml_rpc.memory.resident", lambda: used[0])
+    monkeypatch.setattr("pyggml_rpc.memory.resident_bytes", lambda: used[0])
     ledger = Ledger(lambda: (free, total), share=1.0)
     assert ledger.offer("a") == (free - MARGIN, free - MARGIN)
     ledger.take("a", 10 << 30)
@@ -139,16 +139,16 @@ TestLedgers = Ledgers.TestCase
 
 
 def test_buffers_are_mapped_and_never_cleared_by_hand() -> None:
-    before = resident()
+    before = resident_bytes()
     buffer = HostBuffer.alloc(CPUDevice(), 1 << 30)
     assert buffer.base % 64 == 0 and buffer.size == 1 << 30
-    assert resident() - before < 64 * MIB, "all of it was written to"
+    assert resident_bytes() - before < 64 * MIB, "all of it was written to"
     assert not buffer.memory[:MIB].any() and not buffer.memory[-MIB:].any()
     buffer.memory[: 128 * MIB] = 1
-    assert resident() - before > 100 * MIB
+    assert resident_bytes() - before > 100 * MIB
     buffer.free()
     gc.collect()
-    assert resident() - before < 64 * MIB, "it is not given back"
+    assert resident_bytes() - before < 64 * MIB, "it is not given back"
     assert not HostBuffer.alloc(CPUDevice(), 1 << 30).memory[: 128 * MIB].any(), "it shows what was there before"
 
 

@@ -44,11 +44,11 @@ def test_heavy_clients(process: tuple["subprocess.Popen[str]", str]) -> None:
 
 CHURN = """
 import sys, threading
-from pyggml_rpc.memory import resident, return_early, trim
+from pyggml_rpc.memory import resident_bytes, return_early, trim
 if sys.argv[1] == "early":
     return_early()
 b"x" * (24 << 20)  # from its end on, glibc maps no smaller ones, and keeps twice as much at an arena's end
-before, meet = resident(), threading.Barrier(8)
+before, meet = resident_bytes(), threading.Barrier(8)
 def work():
     some = [b"x" * 500_000 for _ in range(40)]  # 20 MB in each thread at the same time
     meet.wait()
@@ -58,7 +58,7 @@ threads = [threading.Thread(target=work) for _ in range(8)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
 trim()
-print((resident() - before) >> 20)
+print((resident_bytes() - before) >> 20)
 """
 
 

@@ -15,10 +15,9 @@ from peer import file_digest
 
 from pyggml.gguf import GGUFFile
 from pyggml.sampler import Candidates, SamplerChain, SamplerParams, Stage
-from pyggml.sampler.cutting import XTC, TopNSigma, Typical
+from pyggml.sampler.adaptive import AdaptiveP, Mirostat, MirostatV2
 from pyggml.sampler.dry import DRY, breaker_tails
 from pyggml.sampler.rng import Mt19937
-from pyggml.sampler.selecting import AdaptiveP, Mirostat, MirostatV2
 from pyggml.sampler.stages import (
     Dist,
     Greedy,
@@ -30,6 +29,7 @@ from pyggml.sampler.stages import (
     TopK,
     TopP,
 )
+from pyggml.sampler.truncation import XTC, TopNSigma, Typical
 from pyggml.tokenizer import Tokenizer
 
 SCRIPT = Path(__file__).parents[1] / "support" / "peer_sampler.py"

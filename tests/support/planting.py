@@ -39,7 +39,7 @@ def restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         return pools[-1]
 
     def start() -> None:
-        for where, name in ((store, "folder"), (store, "not_kept"), (pool, "_lock_file")):
+        for where, name in ((store, "folder"), (store, "warn_not_kept"), (pool, "_lock_file")):
             monkeypatch.setattr(where, name, functools.cache(getattr(where, name).__wrapped__))
         monkeypatch.setattr(jit, "_linker", functools.cache(jit._Linker))
         monkeypatch.setattr(jit, "_pool", functools.cache(make_pool))

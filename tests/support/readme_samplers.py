@@ -3,8 +3,8 @@
 Owns the table's form; must not know what the stages do (their docstrings say it).
 """
 
+from pyggml.sampler.adaptive import Mirostat, MirostatV2
 from pyggml.sampler.params import DEFAULT_SAMPLERS
-from pyggml.sampler.selecting import Mirostat, MirostatV2
 from pyggml.sampler.stages import Stage
 from pyggml.sampler.table import LETTERS, STAGES
 

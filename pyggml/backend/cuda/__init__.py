@@ -17,13 +17,13 @@ OLDEST = (7, 5)
 
 def why_no_cuda() -> str | None:
     """Why this machine has no CUDA device, None = it has one (or more)."""
-    return _found()[1]
+    return _find()[1]
 
 
 def cuda_devices() -> list[Device]:
     """CUDA0, CUDA1 ...: the GPUs that CUDA_VISIBLE_DEVICES leaves and kernels can be made for. Where the driver is missing,
     too old or does not start there are none, and `why_no_cuda` says why: whoever asks can compute on the CPU."""
-    return _found()[0]
+    return _find()[0]
 
 
 def worth_telling(reason: str) -> bool:
@@ -34,7 +34,7 @@ def worth_telling(reason: str) -> bool:
 NO_GPU = f"there is no GPU of compute capability {OLDEST[0]}.{OLDEST[1]} or later"
 
 
-def _found() -> tuple[list[Device], str | None]:
+def _find() -> tuple[list[Device], str | None]:
     reason = missing()
     if reason is not None:
         return [], reason

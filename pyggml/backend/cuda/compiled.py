@@ -12,7 +12,7 @@ import hashlib
 import importlib.metadata
 
 from pyggml import sources
-from pyggml.cachedir import PrivateFolder, not_kept
+from pyggml.cachedir import PrivateFolder, warn_not_kept
 from pyggml.errors import CacheError, DeviceError
 from pyggml.kernels.cuda.spec import Spec, full_name
 
@@ -65,7 +65,7 @@ def cubin(spec: Spec, cc: tuple[int, int]) -> bytes:
         folder, name = _place(spec, cc)
         found = _whole(folder.read(name))
     except CacheError as why:
-        not_kept(str(why))
+        warn_not_kept(str(why))
         return _compile(spec, cc)
     if found is not None:
         Counts.loaded += 1
@@ -74,7 +74,7 @@ def cubin(spec: Spec, cc: tuple[int, int]) -> bytes:
     try:
         keep(spec, cc, image)
     except CacheError as why:
-        not_kept(str(why))
+        warn_not_kept(str(why))
     return image
 
 

@@ -68,7 +68,7 @@ class CudaPlan(Plan):
         worthwhile = self.runs >= REPLAY_FROM and len(self.steps) >= REPLAY_LAUNCHES
         if self.graph is None and worthwhile and self.seconds <= REPLAY_SECONDS and self.unnoted is None:
             try:
-                self.graph = self._noted()
+                self.graph = self._capture()
             except DeviceError as error:
                 if self.gpu.lost is not None:
                     raise
@@ -78,7 +78,7 @@ class CudaPlan(Plan):
         self.gpu.replay(self.graph)
         return True
 
-    def _noted(self) -> Any:
+    def _capture(self) -> Any:
         """The launches as a graph. Raises DeviceError; the stream runs launches again then."""
         self.gpu.begin_capture()
         try:

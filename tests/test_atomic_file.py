@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pyggml.whole_file import ForeignFileError, refuse_another, whole_file
+from pyggml.atomic_file import ForeignFileError, atomic_file, refuse_another
 
 
 def any_file(head: bytes) -> bool:
@@ -17,7 +17,7 @@ def any_file(head: bytes) -> bool:
 
 
 def write(path: Path, data: bytes) -> None:
-    with whole_file(path, "thing", any_file) as (file, finish):
+    with atomic_file(path, "thing", any_file) as (file, finish):
         file.write(data)
         finish()
 
@@ -25,10 +25,10 @@ def write(path: Path, data: bytes) -> None:
 def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write(path, b"old")
-    with pytest.raises(KeyError), whole_file(path, "thing", any_file) as (file, _):
+    with pytest.raises(KeyError), atomic_file(path, "thing", any_file) as (file, _):
         file.write(b"new")
         raise KeyError
-    with whole_file(path, "thing", any_file) as (file, _):
+    with atomic_file(path, "thing", any_file) as (file, _):
         file.write(b"new")
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
     write(path, b"new")
@@ -57,7 +57,7 @@ def test_errors_name_the_file_as_given(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     Path("folder").mkdir()
     for name, kind in (("folder", IsADirectoryError), ("none/file", FileNotFoundError)):
-        with pytest.raises(kind) as caught, whole_file(name, "thing", any_file):
+        with pytest.raises(kind) as caught, atomic_file(name, "thing", any_file):
             raise AssertionError("not reached")
         assert caught.value.filename == name
 
@@ -65,10 +65,10 @@ def test_errors_name_the_file_as_given(tmp_path: Path, monkeypatch: pytest.Monke
 FULL_DISK = """
 import os, resource, sys
 from pathlib import Path
-from pyggml.whole_file import whole_file
+from pyggml.atomic_file import atomic_file
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
 try:
-    with whole_file(Path("file"), "thing", bool) as (file, finish):
+    with atomic_file(Path("file"), "thing", bool) as (file, finish):
         file.write(bytes(int(sys.argv[1])))
         finish()
 except OSError as error:
@@ -89,7 +89,7 @@ def test_only_a_file_of_the_same_kind_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "file"
 
     def put(data: bytes) -> None:
-        with whole_file(path, "list", lambda head: head.startswith(b"[")) as (file, finish):
+        with atomic_file(path, "list", lambda head: head.startswith(b"[")) as (file, finish):
             file.write(data)
             finish()
 

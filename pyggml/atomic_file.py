@@ -22,7 +22,7 @@ class ForeignFileError(PyggmlError):
 
 
 @contextlib.contextmanager
-def whole_file(
+def atomic_file(
     path: str | os.PathLike[str], kind: str, is_one: Callable[[bytes], bool]
 ) -> Iterator[tuple[IO[bytes], Callable[[], None]]]:
     """A file to write, and the function that gives it its name; without that call it is gone at the end.
