@@ -119,6 +119,8 @@ MODEL: list[Row] = [
     Flag(
         ("-tb", "--threads-batch"), "n_threads_batch", "CPU threads for prompts (as -t; -1: one a core)", whole(-1), "N"
     ),
+    Flag(("--swa-full",), "swa_full", "layers with a sliding window keep all tokens too, so that any prompt's beginning is "
+         "reused", default=False),
     Flag(("-ctk", "--cache-type-k"), "type_k", "type of the cached keys (f16)", choice(*CACHE_TYPES), "TYPE", "f16"),
     Flag(("-ctv", "--cache-type-v"), "type_v", "type of the cached values (f16)", choice(*CACHE_TYPES), "TYPE", "f16"),
     Flag(
@@ -244,6 +246,14 @@ TEXT: list[Row] = [
     Flag(
         ("--context-shift",), "context_shift", "when the context is full, forget the older half and go on", default=False,
         off=("--no-context-shift",),
+    ),
+    Flag(
+        ("-ctxcp", "--ctx-checkpoints", "--swa-checkpoints"), "ctx_checkpoints",
+        "checkpoints of a conversation to keep, where a model cannot go back to any token (32)", whole(0), "N", 32,
+    ),
+    Flag(
+        ("-cms", "--checkpoint-min-step"), "checkpoint_min_step",
+        "tokens between two of them, but for those at the end of a prompt (8192)", whole(0), "N", 8192,
     ),
     Flag(("--keep",), "keep", "tokens of the prompt not to forget then, beside the BOS token; -1: all (0)", whole(), "N", 0),
     Flag(

@@ -140,6 +140,7 @@ def context_arguments(values: Any, model: Model) -> dict[str, Any]:
         "n_threads": values.n_threads if values.n_threads > 0 else None,
         "n_threads_batch": _batch_threads(values.n_threads_batch),
         "offload_kqv": values.kv_offload,
+        "swa_full": values.swa_full,
     }
 
 

@@ -7,7 +7,7 @@ completion_flags.py it names every flag of llama.cpp's tools, so that none of th
 from pyggml_cli.flags import Ignored, Refused, Row
 
 NO_DIFFERENCE: list[Row] = [
-    *(Ignored((name,)) for name in ("--swa-full", "--no-host", "--log-disable")),
+    *(Ignored((name,)) for name in ("--no-host", "--log-disable")),
     Ignored(("--jinja",), off=("--no-jinja",)),
     Ignored(("--warmup",), off=("--no-warmup",)),
     Ignored(("--op-offload",), off=("--no-op-offload",)),
@@ -30,7 +30,6 @@ NO_DIFFERENCE: list[Row] = [
     Ignored(("-fitc", "--fit-ctx"), 1),
     Ignored(("-lv", "--verbosity", "--log-verbosity"), 1),
     Ignored(("-ptc", "--print-token-count"), 1),
-    Ignored(("-ctxcp", "--ctx-checkpoints", "--swa-checkpoints"), 1),
     Ignored(("-cram", "--cache-ram"), 1),
     Ignored(("-hft", "--hf-token"), 1),
     *(Ignored((name,), 1) for name in ("--cpu-strict", "--prio", "--poll", "--cpu-strict-batch", "--prio-batch")),
@@ -100,7 +99,7 @@ DRAFT: list[Row] = [
 
 _TOOLS = {
     "llama-server": """
-        --kv-unified-per-slot -cms --checkpoint-min-step --cache-idle-slots --no-cache-idle-slots --spm-infill -cb
+        --kv-unified-per-slot --cache-idle-slots --no-cache-idle-slots --spm-infill -cb
         --cont-batching -nocb --no-cont-batching --mtmd-batch-max-tokens -a --alias --tags --host --port --reuse-port
         --path --cors-origins --cors-methods --cors-headers --cors-credentials --no-cors-credentials --api-prefix
         --ui-config --webui-config --ui-config-file --webui-config-file --ui-mcp-proxy --webui-mcp-proxy

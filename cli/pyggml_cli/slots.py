@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 
 
 def slot_for(values: Values, context: "Context", prompt: Sequence[int], adds_bos: bool) -> "Slot":
-    """For a text that begins with `prompt`; `adds_bos`: whether the tokenizer puts a BOS token before it."""
+    """For a text that begins with `prompt`; `adds_bos`: whether the tokenizer puts a BOS token before it. Raises ContextError
+    for a model whose context cannot be shifted."""
+    from pyggml.runtime.checkpoints import CheckpointRule
     from pyggml.runtime.slot import Slot, n_kept
 
     shifts = bool(values.context_shift) and values.n_predict != -2
     n_keep = n_kept(values.keep, len(prompt), adds_bos)
-    return Slot(context, shifts=shifts, n_keep=n_keep, memory=context.memory)
+    rule = CheckpointRule(values.ctx_checkpoints, values.checkpoint_min_step)
+    return Slot(context, shifts=shifts, n_keep=n_keep, memory=context.memory, rule=rule)
 
 
 def full(slot: "Slot") -> str:

@@ -71,7 +71,6 @@ NOT_IMPLEMENTED: dict[str, Any] = {  # name -> the one value that is accepted, w
     "attention_type": UNSPECIFIED,
     "embedding": False,
     "op_offload": None,
-    "swa_full": None,
     "numa": False,
     "chat_handler": None,
     "draft_model": None,

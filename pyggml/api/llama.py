@@ -200,6 +200,7 @@ class Llama(ChatCompletions):
             n_threads=n_threads,
             n_threads_batch=n_threads_batch,
             offload_kqv=offload_kqv,
+            swa_full=bool(swa_full),
             adapters=[(model.load_adapter(lora_path), lora_scale)] if lora_path else (),
         )
         self._start(self.n_batch, logits_all)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pyggml.errors import ContextError
 from pyggml.runtime.context import Context
-from pyggml.runtime.slot import Slot
+from pyggml.runtime.slot import Slot, reusable
 
 F32 = NDArray[np.float32]
 
@@ -25,7 +25,7 @@ class ScoredSlot(Slot):
 
     def __init__(self, context: Context, n_batch: int, logits_all: bool, tell: Callable[[str], None]) -> None:
         """`tell` is called with a line where tokens of a prompt need not be computed."""
-        super().__init__(context, spare=0, n_batch=n_batch)
+        super().__init__(context, spare=0, n_batch=n_batch, memory=context.memory)
         self._context, self._n_batch = context, n_batch
         self._tell = tell
         self.logits_all = logits_all
@@ -46,7 +46,8 @@ class ScoredSlot(Slot):
         if list(tokens) == self.tokens and self.scored == len(tokens) - 1:
             kept = len(tokens)
         else:
-            kept = super().begin(tokens)
+            self.checkpoints.begin()
+            kept = self.go_back(self.reach(reusable(tokens, self.tokens)))
         if kept:
             self._tell(f"{kept} of {len(tokens)} prompt tokens are already there")
         return kept
@@ -73,12 +74,8 @@ class ScoredSlot(Slot):
         context, n = self._context, len(self.tokens)
         if context.n_past <= n:
             return
-        if context.memory.can_remove(0, n):
-            context.truncate(n)
-            return
-        context.clear()
-        for at in range(0, n, self._n_batch):
-            context.decode(self.tokens[at : at + self._n_batch], logits="none")
+        for at in range(self._rewind(n), n, self._n_batch):
+            context.decode(self.tokens[at : min(n, at + self._n_batch)], logits="none")
 
     def decode(self, tokens: Sequence[int]) -> F32:
         """As Slot.decode; without tokens the logits that are there. Raises ContextError when they do not fit."""

@@ -74,9 +74,25 @@ class Memory(ABC):
     def can_remove(self, seq: int, p0: int = 0, p1: int | None = None) -> bool:
         """Whether `remove` would."""
 
+    @property
+    @abstractmethod
+    def rewinds(self) -> bool:
+        """Whether a sequence can always go back to any of its tokens: who wants to needs no checkpoints."""
+
+    @property
+    @abstractmethod
+    def why_no_shift(self) -> str:
+        """Why no sequence can forget tokens in its midst, so that those behind them move up; empty: it can
+        (llama_memory_can_shift)."""
+
     @abstractmethod
     def copy(self, src: int, dst: int, p0: int = 0, p1: int | None = None) -> None:
-        """Let `dst` have the tokens [p0, p1) of `src` too; what it had there is forgotten. Raises ContextError."""
+        """Let `dst` have the tokens [p0, p1) of `src` too; what it had there is forgotten. Raises ContextError: nothing has
+        changed where `why_not_copy` says so, and where there was no room `dst` has nothing."""
+
+    @abstractmethod
+    def why_not_copy(self, src: int, p0: int = 0, p1: int | None = None) -> str:
+        """Why these tokens cannot be copied; empty: they can be, where there is room."""
 
     @abstractmethod
     def keep(self, seq: int) -> None:
@@ -84,8 +100,12 @@ class Memory(ABC):
 
     @abstractmethod
     def shift(self, seq: int, p0: int, p1: int | None, by: int) -> None:
-        """Add `by` to the positions of tokens [p0, p1). Raises ContextError, ComputeError; a shift that fails on the way
-        forgets these tokens."""
+        """Add `by` to the positions of tokens [p0, p1). Raises ContextError with what `why_not_shift` says, and ComputeError;
+        a shift that fails on the way forgets these tokens, or all of the sequence."""
+
+    @abstractmethod
+    def why_not_shift(self, seq: int, p0: int, p1: int | None, by: int) -> str:
+        """Why these tokens cannot have other positions; empty: they can."""
 
     @abstractmethod
     def clear(self) -> None:

@@ -201,7 +201,7 @@ class KVCache(KVTensors, Memory):
         to have; others go on at their ends."""
         assert self.window is not None
         found = [
-            self.cells.of(seq, 0, self.window.first(coming.get(seq, self.end(seq))))
+            self.cells.of(seq, 0, self.window.kept(coming.get(seq, self.end(seq))))
             for seq in (range(self.n_seq_max) if self.cells.shared else (stream,))
         ]
         gone, n = np.unique(np.concatenate(found), return_counts=True)
@@ -258,7 +258,7 @@ class KVCache(KVTensors, Memory):
         end = self.end(seq)
         if self.window is None or p0 == 0 or p0 >= end or (p1 is not None and p1 < end):
             return True
-        return self.begin(seq) <= max(0, self.window.first(p0))
+        return self.begin(seq) <= self.window.kept(p0)
 
     def keep(self, seq: int) -> None:
         for other in range(self.n_seq_max):
@@ -268,9 +268,26 @@ class KVCache(KVTensors, Memory):
     def clear(self) -> None:
         self.cells.clear()
 
+    @property
+    def rewinds(self) -> bool:
+        """A window that has room for as many tokens as a sequence can have gives up none."""
+        return self.window is None or self.n_cells >= self.n_ctx
+
+    @property
+    def why_no_shift(self) -> str:
+        return ""
+
+    def why_not_copy(self, src: int, p0: int = 0, p1: int | None = None) -> str:
+        """A sequence that ends where the window was once must still have what its next token sees."""
+        if p1 is None or self.can_remove(src, p1):
+            return ""
+        return f"tokens {p0} to {p1 - 1} of sequence {src} cannot be copied: what the next one sees is kept no more"
+
     def copy(self, src: int, dst: int, p0: int = 0, p1: int | None = None) -> None:
         if src == dst:
             return
+        if why := self.why_not_copy(src, p0, p1):
+            raise ContextError(why)
         cells = self.cells.of(src, p0, p1)
         self.cells.take(dst, self.cells.of(dst, p0, p1))
         if self.cells.shared:
@@ -288,8 +305,8 @@ class KVCache(KVTensors, Memory):
         cells = self.cells.of(seq, p0, p1)
         if not by or not len(cells):
             return
-        if self.cells.shared and (self.cells.owners(cells) > 1).any():
-            raise ContextError(f"tokens of sequence {seq} that another one shares cannot be given other positions")
+        if why := self.why_not_shift(seq, p0, p1, by):
+            raise ContextError(why)
         stream = self.cells.stream_of(seq)
         pos = self.cells.pos[stream, cells]
         self.cells.take(seq, cells)  # all that is left of a run that breaks off
@@ -309,6 +326,11 @@ class KVCache(KVTensors, Memory):
             self._run(graph, [(turns, each)])
         self.cells.put(stream, cells, pos, np.full(len(cells), seq, np.int32))
 
+    def why_not_shift(self, seq: int, p0: int, p1: int | None, by: int) -> str:
+        if by and self.cells.shared and (self.cells.owners(self.cells.of(seq, p0, p1)) > 1).any():
+            return f"tokens of sequence {seq} that another one shares cannot be given other positions"
+        return ""
+
     def _moves(self, stream: int, cells: NDArray[np.int64], by: int) -> bool:
         """Whether the cells lie in a row and those that their positions would be in are free: then they move there."""
         first, n = int(cells[0]), len(cells)
@@ -323,7 +345,7 @@ class KVCache(KVTensors, Memory):
     # ---- bytes
 
     def checkpoint(self, seq: int) -> Checkpoint | None:
-        return None if self.window is None else Checkpoint(self.end(seq), self.dump(seq))
+        return None if self.rewinds else Checkpoint(self.end(seq), self.dump(seq))
 
     def restore(self, seq: int, checkpoint: Checkpoint | None, end: int) -> bool:
         if self.remove(seq, end):
@@ -334,8 +356,8 @@ class KVCache(KVTensors, Memory):
         return True
 
     def dump(self, seq: int) -> bytes:
-        """Of a window what the next token sees."""
-        cells = self.cells.of(seq, 0 if self.window is None else max(0, self.window.first(self.end(seq))))
+        """Of a window that gives up tokens what the next one sees."""
+        cells = self.cells.of(seq, 0 if self.window is None or self.rewinds else self.window.kept(self.end(seq)))
         pos = self.cells.pos[self.cells.stream_of(seq), cells]
         pieces = [np.array([len(cells)], "<u4").tobytes(), pos.astype("<i4").tobytes()]
         return b"".join([*pieces, *self.rows_of(seq, cells)])

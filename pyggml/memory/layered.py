@@ -9,7 +9,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from pyggml.errors import StateError
+from pyggml.errors import ContextError, StateError
 from pyggml.memory.base import Checkpoint, Memory, Placement
 from pyggml.memory.ubatch import Ubatch
 
@@ -81,17 +81,50 @@ class Layered(Memory):
     def can_remove(self, seq: int, p0: int = 0, p1: int | None = None) -> bool:
         return all(part.can_remove(seq, p0, p1) for part in self.parts)
 
+    @property
+    def rewinds(self) -> bool:
+        return all(part.rewinds for part in self.parts)
+
+    @property
+    def why_no_shift(self) -> str:
+        return next((why for part in self.parts if (why := part.why_no_shift)), "")
+
     def copy(self, src: int, dst: int, p0: int = 0, p1: int | None = None) -> None:
+        if why := self.why_not_copy(src, p0, p1):
+            raise ContextError(why)
+        try:
+            for part in self.parts:
+                part.copy(src, dst, p0, p1)
+        except BaseException:
+            self._forget(dst)
+            raise
+
+    def why_not_copy(self, src: int, p0: int = 0, p1: int | None = None) -> str:
+        return next((why for part in self.parts if (why := part.why_not_copy(src, p0, p1))), "")
+
+    def _forget(self, seq: int) -> None:
+        """In all parts: none goes on without the others."""
         for part in self.parts:
-            part.copy(src, dst, p0, p1)
+            part.remove(seq)
 
     def keep(self, seq: int) -> None:
         for part in self.parts:
             part.keep(seq)
 
     def shift(self, seq: int, p0: int, p1: int | None, by: int) -> None:
-        for part in self.parts:
-            part.shift(seq, p0, p1, by)
+        if why := self.why_not_shift(seq, p0, p1, by):
+            raise ContextError(why)
+        try:
+            for part in self.parts:
+                part.shift(seq, p0, p1, by)
+        except BaseException:
+            removed = self.remove(seq, max(0, min(p0, p0 + by)))
+            if not removed or len({part.end(seq) for part in self.parts}) > 1:
+                self._forget(seq)
+            raise
+
+    def why_not_shift(self, seq: int, p0: int, p1: int | None, by: int) -> str:
+        return next((why for part in self.parts if (why := part.why_not_shift(seq, p0, p1, by))), "")
 
     def clear(self) -> None:
         for part in self.parts:
@@ -102,12 +135,11 @@ class Layered(Memory):
         return None if all(one is None for one in found) else Checkpoint(self.end(seq), found)
 
     def restore(self, seq: int, checkpoint: Checkpoint | None, end: int) -> bool:
-        """Where a part cannot, the sequence is forgotten in all of them: none goes on without the others."""
+        """Where a part cannot, the sequence is forgotten in all of them."""
         each = [None] * len(self.parts) if checkpoint is None else checkpoint.data
         if all(part.restore(seq, one, end) for part, one in zip(self.parts, each, strict=True)):
             return True
-        for part in self.parts:
-            part.remove(seq)
+        self._forget(seq)
         return False
 
     def dump(self, seq: int) -> bytes:
@@ -120,16 +152,14 @@ class Layered(Memory):
             size = int.from_bytes(data[at : at + 8], "little")
             pieces.append(data[at + 8 : at + 8 + size])
             at += 8 + size
-        for part in self.parts:
-            part.remove(seq)
+        self._forget(seq)
         if len(pieces) != len(self.parts) or at != len(data):
             raise StateError(f"a sequence with {len(pieces)} kinds of memory, this one has {len(self.parts)}")
         try:
             for part, piece in zip(self.parts, pieces, strict=True):
                 part.load(seq, piece)
-        except StateError:
-            for part in self.parts:
-                part.remove(seq)
+        except BaseException:
+            self._forget(seq)
             raise
 
     def free(self) -> None:

@@ -142,20 +142,38 @@ class RecurrentState(Placed, Memory):
     def copy(self, src: int, dst: int, p0: int = 0, p1: int | None = None) -> None:
         if src == dst:
             return
-        if p0 > 0 or (p1 is not None and p1 < self.ends[src]):
-            raise ContextError(f"a recurrent state cannot be copied in part: tokens [{p0}, {p1}) of {self.ends[src]}")
+        if why := self.why_not_copy(src, p0, p1):
+            raise ContextError(why)
         self.load(dst, self.dump(src))
+
+    def why_not_copy(self, src: int, p0: int = 0, p1: int | None = None) -> str:
+        end = self.ends[src]
+        if p0 == 0 and (p1 is None or p1 >= end):
+            return ""
+        return f"a recurrent state cannot be copied in part: tokens {_range(p0, p1)} of {end}"
+
+    @property
+    def rewinds(self) -> bool:
+        return False
+
+    @property
+    def why_no_shift(self) -> str:
+        return "a recurrent state holds all tokens of a sequence and can forget none of them"
 
     def keep(self, seq: int) -> None:
         self.ends = [end if s == seq else 0 for s, end in enumerate(self.ends)]
 
     def shift(self, seq: int, p0: int, p1: int | None, by: int) -> None:
+        if why := self.why_not_shift(seq, p0, p1, by):
+            raise ContextError(why)
+        if p0 < self.ends[seq]:
+            self.ends[seq] += by
+
+    def why_not_shift(self, seq: int, p0: int, p1: int | None, by: int) -> str:
         end = self.ends[seq]
-        if not by or p0 >= end:
-            return
-        if p0 > 0 or (p1 is not None and p1 < end) or end + by < 1:
-            raise ContextError(f"tokens [{p0}, {p1}) of a recurrent state of {end} cannot be moved by {by}")
-        self.ends[seq] = end + by
+        if not by or p0 >= end or (p0 == 0 and (p1 is None or p1 >= end) and end + by >= 1):
+            return ""
+        return f"tokens {_range(p0, p1)} of a recurrent state of {end} cannot be moved by {by}"
 
     def clear(self) -> None:
         self.ends = [0] * self.n_seq_max
@@ -195,3 +213,7 @@ class RecurrentState(Placed, Memory):
                 state.buffer.set(state, data[at : at + state.nb[1]], seq * state.nb[1])
                 at += state.nb[1]
         self.ends[seq] = int.from_bytes(data[:4], "little")
+
+
+def _range(p0: int, p1: int | None) -> str:
+    return f"from {p0} on" if p1 is None else f"[{p0}, {p1})"

@@ -24,3 +24,8 @@ class Window(NamedTuple):
     def first(self, pos: Positions) -> Positions:
         """The first position that a token at `pos` sees; below 0 where the window begins before the text."""
         return pos // self.n * self.n if self.chunked else pos - self.n + 1
+
+    def kept(self, end: int) -> int:
+        """The first position that a sequence which ends here must still have: what its next token sees, and its last token,
+        which tells the end."""
+        return max(0, min(self.first(end), end - 1))

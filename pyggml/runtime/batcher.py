@@ -11,8 +11,8 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from pyggml.errors import ContextError
-from pyggml.prefix import common_prefix
 from pyggml.runtime.batch import Batch
+from pyggml.runtime.checkpoints import CheckpointRule
 from pyggml.runtime.context import Context
 from pyggml.runtime.context_sequence import ContextSequence
 from pyggml.runtime.sequence import Finish, Piece, Sequence
@@ -27,11 +27,14 @@ if TYPE_CHECKING:
 class Place:
     """One of the context's sequences: the slot that its tokens are in, and the text that has it now."""
 
-    def __init__(self, context: Context, seq: int, shifts: bool, n_keep: int) -> None:
+    def __init__(self, context: Context, seq: int, shifts: bool, n_keep: int, rule: CheckpointRule) -> None:
         self.seq = seq
-        self.slot = Slot(ContextSequence(context, seq), shifts=shifts, n_keep=n_keep, memory=context.memory, seq=seq)
+        self.slot = Slot(
+            ContextSequence(context, seq), shifts=shifts, n_keep=n_keep, memory=context.memory, seq=seq, rule=rule
+        )
         self.sequence: Sequence | None = None
         self.used = 0  # the step in which a text last had it
+        self.stop = 0  # tokens of a prompt that are to come when a checkpoint is made
 
 
 class Batcher:
@@ -39,13 +42,23 @@ class Batcher:
 
     n_batch  tokens that a step computes at most
     shifts   whether a text whose sequence is full goes on without its oldest tokens behind the first `n_keep`
+    rule     checkpoints of each sequence, where the context cannot go back to any token
     """
 
-    def __init__(self, context: Context, n_batch: int = 2048, *, shifts: bool = False, n_keep: int = 0) -> None:
+    def __init__(
+        self,
+        context: Context,
+        n_batch: int = 2048,
+        *,
+        shifts: bool = False,
+        n_keep: int = 0,
+        rule: CheckpointRule = CheckpointRule(),  # noqa: B008, it is frozen
+    ) -> None:
+        """Raises ContextError where texts are to shift in a context that cannot."""
         assert n_batch >= 1, n_batch
         self.context = context
         self.n_batch = n_batch
-        self.places = [Place(context, seq, shifts, n_keep) for seq in range(context.n_seq_max)]
+        self.places = [Place(context, seq, shifts, n_keep, rule) for seq in range(context.n_seq_max)]
         self.waiting: deque[Sequence] = deque()
         self.steps = 0
 
@@ -124,7 +137,7 @@ class Batcher:
             if not free:
                 return
             sequence = self.waiting.popleft()
-            place = max(free, key=lambda p: (common_prefix(sequence.tokens, p.slot.tokens), -p.used, -p.seq))
+            place = max(free, key=lambda p: (p.slot.would_keep(sequence.tokens), -p.used, -p.seq))
             place.sequence, place.used = sequence, self.steps
             sequence.reuse(place.slot.begin(sequence.tokens))
 
@@ -138,8 +151,9 @@ class Batcher:
             tokens = sequence.pending[:left]
             if not tokens:
                 break
-            if len(sequence.pending) > 1 and place.slot.marks:
-                tokens = sequence.pending[:-1][:left]  # a checkpoint comes before the last one, as Slot.prefill has it
+            place.stop = place.slot.next_stop(len(sequence.pending), sequence.points)
+            if place.stop:  # as Slot.prefill has it
+                tokens = sequence.pending[: -place.stop][:left]
             parts.append((place, tokens, len(tokens) == len(sequence.pending)))
             left -= len(tokens)
         return parts
@@ -191,8 +205,8 @@ class Batcher:
             timings.prompt += seconds
             timings.n_prompt += done
         del sequence.pending[:done]
-        if done and len(sequence.pending) == 1 and not sequence.ends:
-            slot.mark()
+        if done and place.stop and len(sequence.pending) == place.stop:
+            slot.checkpoints.mark()
 
     def _push(
         self, parts: list[tuple[Place, list[int], bool]], rows: NDArray[np.float32]

@@ -45,6 +45,7 @@ class Context:
 
     n_seq_max          sequences 0 to n_seq_max - 1, which share n_ctx: each has a stream of n_ctx / n_seq_max tokens
     kv_unified         they share one stream instead, and each may grow while there is room
+    swa_full           layers with a sliding window keep all tokens too, so that a sequence can go back to any
     n_past             tokens of sequence 0 decoded, for who has one sequence alone: `decode` of tokens, `truncate`, `shift`
     n_batch, n_ubatch  a call may bring any number of tokens; they are computed min(n_batch, n_ubatch) at a time
     type_k, type_v     of the cache, one of kv_tensors.TYPES; a V in blocks needs flash_attn
@@ -68,6 +69,7 @@ class Context:
         offload_kqv: bool = True,
         n_seq_max: int = 1,
         kv_unified: bool = False,
+        swa_full: bool = False,
         adapters: Sequence[tuple[Adapter, float]] = (),
     ) -> None:
         """Raises ContextError, DeviceError, UnsupportedError."""
@@ -104,7 +106,14 @@ class Context:
             memory = make_memory(
                 model.modules.needs(),
                 MemoryOptions(
-                    self.n_ctx_seq, self.n_ubatch, n_seq_max, kv_unified, type_k, type_v, transposed_v=not flash_attn
+                    self.n_ctx_seq,
+                    self.n_ubatch,
+                    n_seq_max,
+                    kv_unified,
+                    type_k,
+                    type_v,
+                    transposed_v=not flash_attn,
+                    swa_full=swa_full,
                 ),
             )
             allocate(memory, places, self._compute)
@@ -390,8 +399,10 @@ class Context:
         if n_keep < 0 or n_discard < 0 or first > n_past:
             raise ContextError(f"cannot forget {n_discard} tokens after {n_keep}, {n_past} are decoded")
         if n_discard:
-            if not self.memory.remove(seq, n_keep, first):
-                raise ContextError(f"cannot forget {n_discard} tokens after {n_keep}: a recurrent state holds them all")
+            if why := self.memory.why_no_shift or self.memory.why_not_shift(seq, first, None, -n_discard):
+                raise ContextError(f"cannot forget {n_discard} tokens after {n_keep}: {why}")
+            removed = self.memory.remove(seq, n_keep, first)
+            assert removed, "a memory that shifts forgets tokens in the midst"
             self.memory.shift(seq, first, None, -n_discard)
 
     def clear(self) -> None:

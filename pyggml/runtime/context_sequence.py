@@ -27,6 +27,11 @@ class ContextSequence:
         return self.context.n_ctx_seq
 
     @property
+    def n_ubatch(self) -> int:
+        """Tokens computed at a time."""
+        return self.context.n_ubatch
+
+    @property
     def n_past(self) -> int:
         """Tokens that are decoded."""
         return self.context.memory.end(self.seq)

@@ -39,7 +39,7 @@ def generate(
     n = len(sequence.pending)
     slot.prepare(n)
     start = clock()
-    logits = slot.prefill(sequence.pending)
+    logits = slot.prefill(sequence.pending, sequence.points)
     timings.prompt += clock() - start
     timings.n_prompt += n
     if logits is None:

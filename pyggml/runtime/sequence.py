@@ -84,6 +84,7 @@ class Sequence:
     n_logprobs  also note each token's log-probability and those of so many of the most likely
     timings     to add to
     cancelled   an event that ends it before the next token; `cancel` sets it
+    messages    which tokens of the prompt begin a message of a user, by number: places to go back to
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Sequence:
         n_logprobs: int | None = None,
         timings: Timings | None = None,
         cancelled: threading.Event | None = None,
+        messages: Items[int] = (),
     ) -> None:
         self.tokens = list(prompt)
         self.n_prompt = len(self.tokens)
@@ -117,6 +119,12 @@ class Sequence:
         self.logprobs: list[TokenLogprobs] = []  # one a token of the answer, if they were asked for
         self.finish: Finish | None = Finish.LENGTH if max_tokens == 0 else None
         self._cancelled = cancelled or threading.Event()
+        self._messages = list(messages)
+
+    @property
+    def points(self) -> list[int]:
+        """Tokens from the beginning of each message of a user to the end of the text."""
+        return [len(self.tokens) - first for first in self._messages]
 
     @property
     def status(self) -> Status:

@@ -1,26 +1,25 @@
 """A text's place in a context: which tokens are computed there, what of a new text is there already, and room for more.
 
 Owns prefix reuse and the context shift, as llama.cpp's completion tool does it (tools/completion/completion.cpp): a full
-context goes on without the older half of what is not to be kept; and checkpoints, for memories that cannot go back to any
-token (tools/server/server-context.cpp, where a slot has some too). Must not know how cells move, nor what is generated.
+context goes on without the older half of what is not to be kept. Where a memory cannot go back to any token, it goes back to
+a checkpoint (checkpoints.py). Must not know how cells move, nor what is generated.
 """
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from pyggml.errors import ContextError
 from pyggml.prefix import common_prefix
+from pyggml.runtime.checkpoints import CheckpointRule, Checkpoints
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from pyggml.jit import Job
-    from pyggml.memory.base import Checkpoint, Memory
+    from pyggml.memory.base import Memory
 
     Row = NDArray[np.float32]
-
-
-MOST_CHECKPOINTS = 8  # of one slot; as llama-server's --ctx-checkpoints
 
 
 class Decoder(Protocol):
@@ -29,6 +28,10 @@ class Decoder(Protocol):
     @property
     def n_ctx(self) -> int:
         """Tokens that there is room for."""
+
+    @property
+    def n_ubatch(self) -> int:
+        """Tokens computed at a time."""
 
     @property
     def n_past(self) -> int:
@@ -65,6 +68,7 @@ class Slot:
     spare      tokens that the context could hold and does not, as in completion.cpp
     n_batch    tokens computed at a time, None: as many as there are
     memory     the context's, in which the text is sequence `seq`; None: it can go back to any token
+    rule       how many checkpoints are kept where it cannot
     tokens     the text so far as it is computed, with what was forgotten
     forgotten  tokens behind the first `n_keep` that are no longer in the context
     """
@@ -79,7 +83,11 @@ class Slot:
         n_batch: int | None = None,
         memory: "Memory | None" = None,
         seq: int = 0,
+        rule: CheckpointRule = CheckpointRule(),  # noqa: B008, it is frozen
     ) -> None:
+        """Raises ContextError where texts are to shift in a memory that cannot."""
+        if shifts and memory is not None and (why := memory.why_no_shift):
+            raise ContextError(f"no context shift with this model: {why}")
         self.context = context
         self.shifts = shifts
         self.n_keep = n_keep
@@ -88,12 +96,27 @@ class Slot:
         self.tokens: list[int] = []
         self.forgotten = 0
         self._memory, self._seq = memory, seq
-        self._marks: bool | None = None if memory is not None else False
-        self._checkpoints: list[Checkpoint] = []  # of this text, the oldest first
+        self.checkpoints = Checkpoints(memory, seq, rule, context.n_ubatch)
 
     def begin(self, tokens: Sequence[int]) -> int:
         """Go back to what the text has in common with these tokens; how many of them need not be computed."""
+        self.checkpoints.begin()
         return self.go_back(reusable(tokens, self.tokens))
+
+    def would_keep(self, tokens: Sequence[int]) -> int:
+        """What `begin` would answer."""
+        n = reusable(tokens, self.tokens)
+        if n < self.n_keep + self.forgotten and self.forgotten:
+            return self.reach(min(n, self.n_keep))
+        kept = self.reach(n - self.forgotten)
+        return kept + self.forgotten if kept or n == self.forgotten else 0
+
+    def reach(self, n: int) -> int:
+        """How many of its first `n` tokens the context can go back to."""
+        if self._memory is None or self._memory.can_remove(self._seq, n):
+            return n
+        checkpoint = self.checkpoints.before(n)
+        return 0 if checkpoint is None else checkpoint.end
 
     def go_back(self, n: int) -> int:
         """Keep the first `n` tokens of the text, or so many of them as can still be gone back to; how many those are."""
@@ -105,39 +128,29 @@ class Slot:
 
     def _rewind(self, n: int) -> int:
         """Let the context have its first `n` tokens, or as many as it had at the last checkpoint before, or none."""
-        memory, kept = self._memory, self._checkpoints
-        while kept and kept[-1].end > n:
-            kept.pop()
+        memory, checkpoint = self._memory, self.checkpoints.before(n)
         if memory is None or memory.can_remove(self._seq, n):
             self.context.truncate(n)
-        elif kept and memory.restore(self._seq, kept[-1], kept[-1].end):
-            n = kept[-1].end
+        elif checkpoint is not None and memory.restore(self._seq, checkpoint, checkpoint.end):
+            n = checkpoint.end
         else:
-            kept.clear()
             self.context.truncate(0)
             n = self.forgotten = 0
+        self.checkpoints.forget(n)
         return n
 
-    @property
-    def marks(self) -> bool:
-        """Whether going back needs checkpoints."""
-        if self._marks is None:  # asked once: what a checkpoint holds may be large
-            self._marks = self._memory is not None and self._memory.checkpoint(self._seq) is not None
-        return self._marks
+    def next_stop(self, left: int, points: Sequence[int] = ()) -> int:
+        """Of a prompt's `left` tokens, how many are to be computed after the next checkpoint; 0: all, there is none."""
+        return self.checkpoints.next_stop(self.context.n_past + left, left, points)
 
-    def mark(self) -> None:
-        """Make a checkpoint of the text as it is, where going back needs one."""
-        if self.marks and self._memory is not None and (checkpoint := self._memory.checkpoint(self._seq)):
-            self._checkpoints = [*self._checkpoints, checkpoint][-MOST_CHECKPOINTS:]
-
-    def prefill(self, tokens: Sequence[int]) -> "Row | None":
-        """As `decode`, of a prompt. Where going back needs a checkpoint there is one before the last token: whatever the
-        next text is, if it begins with this prompt, only that one is computed anew."""
-        if len(tokens) > 1 and self.marks:
-            if self.decode(tokens[:-1]) is None:
+    def prefill(self, tokens: Sequence[int], points: Sequence[int] = ()) -> "Row | None":
+        """As `decode`, of a prompt, with checkpoints on the way. `points`: tokens from the beginning of each message of a
+        user to the end."""
+        while stop := self.next_stop(len(tokens), points):
+            if self.decode(tokens[:-stop]) is None:
                 return None
-            self.mark()
-            tokens = tokens[-1:]
+            self.checkpoints.mark()
+            tokens = tokens[-stop:]
         return self.decode(tokens)
 
     def make_room(self, n: int) -> bool:
@@ -149,7 +162,7 @@ class Slot:
                 return False
             context.shift(self.n_keep, n_discard)
             self.forgotten += n_discard
-            self._checkpoints.clear()  # their positions are others now
+            self.checkpoints.forget()  # their positions are others now
         return True
 
     def prepare(self, n: int) -> None:

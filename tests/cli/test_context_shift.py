@@ -20,6 +20,7 @@ from pyggml.runtime.context import Context
 from pyggml.runtime.slot import Slot
 from pyggml.tokenizer import Tokenizer
 
+FLAGS = {"context_shift": True, "keep": 0, "n_predict": -1, "ctx_checkpoints": 32, "checkpoint_min_step": 8192}
 ONE = ["--temp", "0", "--ignore-eos", "--no-perf"]
 CHAT = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}|{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
 
@@ -30,7 +31,7 @@ class FakeContext:
     memory = None
 
     def __init__(self, n_ctx: int, n_past: int = 0) -> None:
-        self.n_ctx, self.n_past = n_ctx, n_past
+        self.n_ctx, self.n_past, self.n_ubatch = n_ctx, n_past, 512
         self.calls: list[tuple[str, int, int]] = []
 
     def shift(self, n_keep: int, n_discard: int) -> None:
@@ -49,7 +50,7 @@ class FakeContext:
 
 
 def shifting(context: FakeContext, n_prompt: int = 20, bos: bool = False, **given: Any) -> Slot:
-    values: Any = SimpleNamespace(**{"context_shift": True, "keep": 0, "n_predict": -1, **given})
+    values: Any = SimpleNamespace(**{**FLAGS, **given})
     return slot_for(values, context, range(n_prompt), bos)  # type: ignore[arg-type]
 
 
@@ -166,7 +167,7 @@ def test_greedy_text_is_the_peers(
             model = Model.load(path, **place)
             context = Context(model, n_ctx=256)
             stack.callback(model.close), stack.callback(context.close)
-            values: Any = SimpleNamespace(context_shift=True, keep=keep, n_predict=-1)
+            values: Any = SimpleNamespace(**{**FLAGS, "keep": keep})
             shift = slot_for(values, context, tokens, adds_bos=False)
             made.append([])
             new = tokens

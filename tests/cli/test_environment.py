@@ -53,15 +53,16 @@ def test_values() -> None:
 @pytest.mark.parametrize("text", ["on", "enabled", "true", "1"])
 def test_true(text: str) -> None:
     assert read({"LLAMA_ARG_OFFLINE": text}).offline is True
-    assert read({"LLAMA_ARG_PERF": text}).perf is True
-    assert read({"LLAMA_ARG_SWA_FULL": text}).notes == ["note: LLAMA_ARG_SWA_FULL makes no difference here"]
+    assert read({"LLAMA_ARG_PERF": text}).perf is True and read({"LLAMA_ARG_SWA_FULL": text}).swa_full is True
+    assert read({"LLAMA_ARG_REPACK": text}).notes == ["note: LLAMA_ARG_REPACK makes no difference here"]
 
 
 @pytest.mark.parametrize("text", ["off", "disabled", "false", "0"])
 def test_false(text: str) -> None:
     assert read({"LLAMA_ARG_OFFLINE": text}).offline is False
     assert read({"LLAMA_ARG_PERF": text}).perf is False
-    assert read({"LLAMA_ARG_LOG_JSONL": text, "LLAMA_ARG_SWA_FULL": text}).notes == []
+    assert read({"LLAMA_ARG_SWA_FULL": text}).swa_full is False
+    assert read({"LLAMA_ARG_LOG_JSONL": text}).notes == []
 
 
 @pytest.mark.parametrize("text", ["", "0", "off", "1", "anything"])

@@ -30,6 +30,7 @@ class FakeContext:
 
     def __init__(self, n_ctx: int, fails_at: int | None = None) -> None:
         self.n_ctx, self.fails_at = n_ctx, fails_at
+        self.n_ubatch = 8
         self.tokens: list[int] = []
         self.calls: list[tuple[str, int]] = []
 
@@ -89,6 +90,7 @@ class ForgetfulContext(FakeContext):
     def __init__(self, n_ctx: int, slack: int = 0) -> None:
         super().__init__(n_ctx)
         self.slack = slack
+        self.why_no_shift, self.rewinds = "", False
 
     def can_remove(self, seq: int, p0: int = 0, p1: int | None = None) -> bool:
         return p0 == 0 or self.n_past - p0 <= self.slack
@@ -113,9 +115,10 @@ class ForgetfulSequences:
 
     def __init__(self, n_ctx: int, n_seq_max: int, slack: int = 0) -> None:
         self.n_ctx = self.n_ctx_seq = n_ctx
-        self.n_seq_max = n_seq_max
+        self.n_seq_max, self.n_ubatch = n_seq_max, 8
         self.each = [ForgetfulContext(n_ctx, slack) for _ in range(n_seq_max)]
         self.memory = self
+        self.why_no_shift, self.rewinds = "", False
 
     def decode(self, batch: Batch) -> Any:
         rows = []
