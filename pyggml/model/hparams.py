@@ -6,6 +6,7 @@ Keys and their defaults follow llama.cpp (llama-arch.cpp, llama-model.cpp: load_
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -26,7 +27,7 @@ class Hparams(Keys):
     n_ctx_train, n_embd, n_expert, n_expert_used
     n_layer              layers that a token goes through; n_layer_all counts those behind them that a draft would use
     n_rot                elements of a head that are rotated
-    rope                 how positions are scaled, with what the user said in place of the file
+    rope                 how positions are scaled: rope_in_file, with what the user said, rope_options, in place of it
     """
 
     def __init__(self, metadata: Mapping[str, Any], architecture: str, rope: RopeOptions | None = None) -> None:
@@ -71,7 +72,12 @@ class Hparams(Keys):
             )
         self.n_ctx_train = self.u32("context_length")
         self._n_ff = self.each_u32("feed_forward_length", n_layer, 0, least=0)
-        self.rope = (rope or RopeOptions()).apply(RopeScaling.read(self, self.n_ctx_train))
+        self.rope_options, self.rope_in_file = rope or RopeOptions(), RopeScaling.read(self, self.n_ctx_train)
+        self.rope = self.scaled_rope()
+
+    def scaled_rope(self, **more: Any) -> RopeScaling:
+        """How positions are scaled, where an architecture reads further keys: their values, by field of RopeScaling."""
+        return self.rope_options.apply(replace(self.rope_in_file, **more))
 
     @cached_property
     def rms_eps(self) -> float:

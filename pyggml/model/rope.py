@@ -13,6 +13,7 @@ from pyggml.errors import ModelError
 from pyggml.model.graph import GraphBuilder
 from pyggml.model.hparams import Hparams
 from pyggml.model.module import Module, Weight
+from pyggml.model.rope_options import RopeScaling
 from pyggml.tensor import Tensor
 
 
@@ -31,6 +32,7 @@ class Rope(Module):
     freq_base, freq_scale   in place of those in use for the model: layers with a window may have their own
     scaled      whether what the file says of yarn counts here
     factors     which frequency factors the file may have: "one", or "short" and long ones; by default as its scaling says
+    scaling     in place of the model's: of architectures that read further keys (Hparams.scaled_rope)
     """
 
     def __init__(
@@ -43,15 +45,16 @@ class Rope(Module):
         freq_scale: float | None = None,
         scaled: bool = True,
         factors: str = "",
+        scaling: RopeScaling | None = None,
     ) -> None:
-        self.scaling, self.mode = hp.rope, mode
+        self.scaling, self.mode = scaling or hp.rope, mode
         self.n_rot = hp.n_rot if n_rot is None else n_rot
-        self.freq_base = hp.rope.freq_base if freq_base is None else freq_base
-        self.freq_scale = hp.rope.freq_scale if freq_scale is None else freq_scale
-        self.ext_factor = hp.rope.ext_factor if scaled else 0.0
-        self.attn_factor = hp.rope.attn_factor if scaled else 1.0
+        self.freq_base = self.scaling.freq_base if freq_base is None else freq_base
+        self.freq_scale = self.scaling.freq_scale if freq_scale is None else freq_scale
+        self.ext_factor = self.scaling.ext_factor if scaled else 0.0
+        self.attn_factor = self.scaling.attn_factor if scaled else 1.0
         self.sections = sections(hp) if mode & ops.ROPE_MROPE else (0, 0, 0, 0)
-        self.by_length = (factors or ("short" if hp.rope.scaling == "longrope" else "one")) == "short"
+        self.by_length = (factors or ("short" if self.scaling.scaling == "longrope" else "one")) == "short"
         if self.by_length:
             self.rope_factors_short = Factors(self.n_rot // 2)
             self.rope_factors_long = Factors(self.n_rot // 2)
@@ -70,25 +73,25 @@ class Rope(Module):
         long = n_ctx > self.scaling.n_ctx_short
         return (self.rope_factors_long if long else self.rope_factors_short).weight.tensor
 
-    def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:
-        """x (head, n_head, n_tokens), turned by the tokens' positions."""
+    def __call__(self, g: GraphBuilder, x: Tensor, offset: int = 0) -> Tensor:
+        """x (head, n_head, n_tokens), of each head the n_rot elements from `offset` on turned by the tokens' positions."""
         positions = g.positions4 if self.mode & ops.ROPE_MROPE else g.positions
-        return self._rotate(x, positions, g.n_ctx, self.attn_factor, f"rope-{self.il}")
+        return self._rotate(x, positions, g.n_ctx, self.attn_factor, offset, f"rope-{self.il}")
 
-    def turn(self, keys: Tensor, positions: Tensor, n_ctx: int) -> Tensor:
+    def turn(self, keys: Tensor, positions: Tensor, n_ctx: int, offset: int = 0) -> Tensor:
         """Keys as a cache holds them (head, n_head, n), turned by further positions.
 
         They have their magnitude already. llama.cpp gives it to all of them again at each shift.
         """
         magnitude = 1.0 / (1.0 - 0.1 * math.log(self.freq_scale)) if self.ext_factor else 1.0
-        return self._rotate(keys, positions, n_ctx, magnitude, f"k_shift-{self.il}")
+        return self._rotate(keys, positions, n_ctx, magnitude, offset, f"k_shift-{self.il}")
 
-    def _rotate(self, x: Tensor, positions: Tensor, n_ctx: int, attn_factor: float, name: str) -> Tensor:
+    def _rotate(self, x: Tensor, positions: Tensor, n_ctx: int, attn_factor: float, offset: int, name: str) -> Tensor:
         scaling = self.scaling
         return ops.rope(
             x, positions, self.n_rot, self.mode, factors=self.factors(n_ctx), n_ctx_orig=scaling.n_ctx_orig,
             freq_base=self.freq_base, freq_scale=self.freq_scale, ext_factor=self.ext_factor, sections=self.sections,
-            attn_factor=attn_factor, beta_fast=scaling.beta_fast, beta_slow=scaling.beta_slow, name=name,
+            attn_factor=attn_factor, beta_fast=scaling.beta_fast, beta_slow=scaling.beta_slow, offset=offset, name=name,
         )  # fmt: skip
 
 

@@ -28,6 +28,9 @@ class RopeScaling:
     beta_slow: float
     n_ctx_orig: int
     n_ctx_short: int  # longrope: in a larger context the factors for long ones count
+    yarn_attn_factor: float = 1.0  # what counts beside attn_factor without yarn
+    log_multiplier: float = 0.0  # of yarn (mscale_all_dim): what attention itself makes up for; 0: the model knows none
+    log_numerator: float = 1.0  # and the one (mscale) that is divided by it
 
     @classmethod
     def read(cls, keys: Keys, n_ctx_train: int) -> RopeScaling:
@@ -86,11 +89,15 @@ class RopeOptions:
         scale = self.freq_scale or file.freq_scale
         if scaling == "none":
             scale = 1.0
-        ext = self.ext_factor if self.ext_factor >= 0 else float(scaling == "yarn")
-        attn = self.attn_factor if self.attn_factor >= 0 else 1.0
+        ext = self.ext_factor if self.ext_factor >= 0 else file.ext_factor
+        ext = ext if ext >= 0 else float(scaling == "yarn")
+        attn = self.attn_factor if self.attn_factor >= 0 else file.yarn_attn_factor
         if ext:
-            whole = 1.0 + 0.1 * math.log(1 / scale)
-            attn = max(whole, 1.0) / whole if whole else math.inf
+            attn = _magnitude(1 / scale, file.log_numerator if file.log_multiplier else 1.0)
+            if file.log_multiplier:
+                attn /= _magnitude(1 / scale, file.log_multiplier)
+            whole = 1.0 + 0.1 * math.log(1 / scale)  # the op multiplies by it
+            attn = attn / whole if whole else math.inf
         applied = replace(
             file,
             freq_base=self.freq_base or file.freq_base,
@@ -106,3 +113,8 @@ class RopeOptions:
             if not -most <= value <= most:
                 raise ModelError(f"rope {name} would be {value}, at most {most} is possible")
         return applied
+
+
+def _magnitude(factor: float, multiplier: float) -> float:
+    """What queries and keys grow by in a context so many times larger."""
+    return 1.0 if factor <= 1 else 1.0 + 0.1 * multiplier * math.log(factor)

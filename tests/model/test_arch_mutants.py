@@ -1,16 +1,21 @@
 """For each special part of an architecture a mutant, that the comparison with llama.cpp must catch."""
 
+import math
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import pytest
 from arch_files import LIMIT, TOKENS, decode_in
+from arch_variants import all_files
 from peer_archs import ArchPeer, Script, nmse
 from peer_programs import Programs
 from programs import Newest
 
+from pyggml import ops
 from pyggml.model.layers import CausalLM
 from pyggml.model.model import Model
+from pyggml.model.rope import Rope
 from pyggml.runtime.context import Context
 
 Mutate = Callable[[Any], None]
@@ -52,6 +57,25 @@ def long_factors(block: Any) -> None:
     block.attn.rope.rope_factors_short = block.attn.rope.rope_factors_long
 
 
+def heads_reversed(block: Any) -> None:
+    """Results of latent attention go through the matrix of another head."""
+    apply = block.attn.attn_v_b
+
+    def other(x: Any) -> Any:
+        n = x.ne[1]
+        parts = [ops.view(x, (x.ne[0], 1, x.ne[2]), x.nb[1:3], (n - 1 - i) * x.nb[1]) for i in range(n)]
+        return apply(reduce(lambda a, b: ops.concat(a, b, 1), parts))
+
+    block.attn.attn_v_b = other
+
+
+class TurnsFirst(Rope):
+    """Turns the first elements, whichever are to be."""
+
+    def __call__(self, g: Any, x: Any, offset: int = 0) -> Any:
+        return super().__call__(g, x)
+
+
 MUTANTS: list[tuple[str, str, Mutate]] = [
     ("qwen3-dense", "no norms of queries and keys", on("attn", qk_norm=None)),
     ("qwen3-dense", "positions on neighbours", on("attn.rope", mode=0)),
@@ -68,6 +92,19 @@ MUTANTS: list[tuple[str, str, Mutate]] = [
     ("glm4-dense", "the other half is the gate", on("ffn", swapped=True)),
     ("phi3-dense", "factors of long contexts", each_block(long_factors)),
     ("starcoder2-dense", "another activation", on("ffn", activation=lambda x: x)),
+    ("deepseek-moe", "shares by their sum", on("ffn.experts", renormalise=True)),
+    ("deepseek2-moe", "no bias of probabilities", on("ffn.experts", exp_probs_b=None)),
+    ("deepseek2-moe", "soft max of experts", on("ffn.experts", gating="softmax")),
+    ("deepseek2-groups", "no groups of experts", on("ffn.experts", groups=None)),
+    ("deepseek2-groups", "three groups used", on("ffn.experts", groups=(4, 3))),
+    ("deepseek2-groups", "shares as large as they are", on("ffn.experts", scale=1.0)),
+    ("deepseek2-yarn", "scale by length alone", on("attn", scale=192**-0.5)),
+    ("deepseek2-yarn", "the same temperature everywhere", on("attn", temperature=None)),
+    ("mistral4-yarn", "yarn as in deepseek2", on("attn.rope", attn_factor=1 / (1 + 0.1 * math.log(4)))),
+    ("deepseek2-lite", "another head's values", each_block(heads_reversed)),
+    ("deepseek2-expanded", "the first part turned", on("attn.rope", __class__=TurnsFirst)),
+    ("minicpm3-dense", "residuals as they are", on("", residual=1.0)),
+    ("minicpm3-plain", "factors of long contexts", each_block(long_factors)),
 ]
 """(file, what is wrong, how)"""
 
@@ -79,7 +116,7 @@ def peer(newest: Newest) -> ArchPeer:
 
 @pytest.mark.parametrize(("name", "wrong", "mutate"), MUTANTS, ids=[f"{name}: {wrong}" for name, wrong, _ in MUTANTS])
 def test_is_caught(peer: ArchPeer, name: str, wrong: str, mutate: Mutate) -> None:
-    path = peer.files()[name]
+    path = all_files(peer)[name]
     model = Model.load(path)
     try:
         mutate(model.modules)

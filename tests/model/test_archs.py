@@ -3,6 +3,7 @@ beside other sequences."""
 
 import pytest
 from arch_files import LIMIT, NAMES, architecture, differences, known
+from arch_variants import VARIANTS, all_files
 from peer_archs import ArchPeer
 from peer_programs import Programs
 from programs import Newest
@@ -28,7 +29,7 @@ def test_every_architecture_is_compared() -> None:
     assert set(architectures()) <= compared
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if known(name)])
+@pytest.mark.parametrize("name", [*(name for name in NAMES if known(name)), *VARIANTS])
 def test_says_what_the_peer_says(peer: ArchPeer, name: str) -> None:
-    found = differences(peer, peer.files()[name])
+    found = differences(peer, all_files(peer)[name])
     assert all(value < LIMIT for value in found.values()), found

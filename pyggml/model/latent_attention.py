@@ -1,0 +1,176 @@
+"""Attention whose keys and values come of one short row a token, the latent one (MLA of DeepSeek V2; llama.cpp:
+models/deepseek2.cpp).
+
+Owns both ways to compute it: the cache holds latent rows, and queries and results go through the matrices that keys and
+values would come of; or it holds each head's keys and values.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+from pyggml import ops
+from pyggml.errors import ModelError
+from pyggml.memory import Need
+from pyggml.memory.kv_tensors import KVLayer
+from pyggml.model.attention import Temperature
+from pyggml.model.graph import GraphBuilder
+from pyggml.model.hparams import Hparams
+from pyggml.model.layers import Remembers
+from pyggml.model.linear import Linear
+from pyggml.model.module import Module, Weight
+from pyggml.model.norms import RMSNorm
+from pyggml.model.rope import Rope
+from pyggml.model.rope_options import RopeScaling
+from pyggml.tensor import Tensor
+
+
+def magnitude(scaling: RopeScaling) -> float:
+    """What DeepSeek's queries and keys would be multiplied by in a context made longer by yarn: instead, products of both are
+    multiplied by its square (deepseek2.cpp: mscale)."""
+    growth = 0.1 * math.log(1.0 / scaling.freq_scale)
+    return scaling.attn_factor * (1.0 + growth) * (1.0 + scaling.log_multiplier * growth)
+
+
+class HeadLinear(Module):
+    """A matrix (n_in, n_out) for each head."""
+
+    def __init__(self, n_in: int, n_out: int, n_head: int) -> None:
+        self.weight = Weight(n_in, n_out, n_head)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(n_in, n_head, n_tokens) -> (n_out, n_head, n_tokens), a view."""
+        y = ops.mul_mat(self.weight.value, ops.permute(x, 0, 2, 1, 3), name=self.label())
+        return ops.permute(y, 0, 2, 1, 3)
+
+
+class Latent(Remembers):
+    """x (n_embd, n_tokens) -> the same. A query is a plain part, `n_plain` elements, and a turned one, `n_rot`; so is a key,
+    whose turned part all heads share. What both ways have in common: queries, and the latent rows.
+
+    rope         how the turned parts are turned; None: there are none
+    scale        of the products; default 1 / sqrt(length of a query)
+    temperature  what queries are multiplied by, by position
+    """
+
+    def __init__(
+        self,
+        hp: Hparams,
+        il: int,
+        *,
+        rope: Rope | None,
+        scale: float | None = None,
+        temperature: Temperature | None = None,
+    ) -> None:
+        self.rope, self.temperature = rope, temperature
+        self.n_head, self.n_rot = hp.n_head(il), hp.n_rot
+        self.head_k = hp.u32("attention.key_length_mla", 0, least=0) or hp.head_k(il)
+        self.head_v = hp.u32("attention.value_length_mla", 0, least=0) or hp.head_v(il)
+        if self.n_rot > self.head_k:
+            full = hp.find("rope.dimension_count")[0]
+            raise ModelError(f"key {full} is {self.n_rot}, at most {self.head_k}, the length of a query, is possible")
+        self.n_plain = self.head_k - self.n_rot
+        self.scale = 1.0 / math.sqrt(self.head_k) if scale is None else scale
+        self.rank = hp.u32("attention.kv_lora_rank")
+        rank_q, n_q = hp.u32("attention.q_lora_rank", 0, least=0), self.n_head * self.head_k
+        self.low_rank = rank_q > 0
+        if self.low_rank:
+            self.attn_q_a = Linear(hp.n_embd, rank_q)
+            self.attn_q_a_norm = RMSNorm.of(hp, rank_q)
+            self.attn_q_b = Linear(rank_q, n_q)
+        else:
+            self.attn_q = Linear(hp.n_embd, n_q)
+        self.attn_kv_a_mqa = Linear(hp.n_embd, self.rank + self.n_rot)
+        self.attn_kv_a_norm = RMSNorm.of(hp, self.rank)
+        self.attn_output = Linear(self.n_head * self.head_v, hp.n_embd)
+
+    def low_queries(self, g: GraphBuilder, x: Tensor) -> Tensor:
+        """What queries come of: x, or its row of low rank, normed."""
+        return self.attn_q_a_norm(g, g.linear(self.attn_q_a, x)) if self.low_rank else x
+
+    def queries(self, g: GraphBuilder, low: Tensor) -> Tensor:
+        """(head_k, n_head, n_tokens), of what `low_queries` says."""
+        q = g.linear(self.attn_q_b if self.low_rank else self.attn_q, low)
+        return ops.reshape(q, self.head_k, self.n_head, g.n_tokens)
+
+    def latent(self, g: GraphBuilder, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The latent rows (rank, n_tokens), normed, and the shared part of keys (n_rot, 1, n_tokens), turned."""
+        both = g.linear(self.attn_kv_a_mqa, x)
+        row = ops.view(both, (self.rank, g.n_tokens), (both.nb[1],))
+        shared = ops.view(both, (self.n_rot, 1, g.n_tokens), (both.nb[1], both.nb[1]), self.rank * both.nb[0])
+        if self.rope is not None:
+            shared = self.rope(g, shared)
+        return self.attn_kv_a_norm(g, row), shared
+
+    def scaled(self, g: GraphBuilder, q: Tensor) -> Tensor:
+        return q if self.temperature is None else ops.mul(q, self.temperature.of(g), name=f"q_scaled-{self.il}")
+
+
+class LatentAttention(Latent):
+    """The cache holds a latent row and the shared part of the key, which all heads use: queries are taken to the rows' space
+    by the matrix that keys would come of, and results back by that of the values (absorption)."""
+
+    def __init__(
+        self,
+        hp: Hparams,
+        il: int,
+        *,
+        rope: Rope | None,
+        scale: float | None = None,
+        temperature: Temperature | None = None,
+    ) -> None:
+        super().__init__(hp, il, rope=rope, scale=scale, temperature=temperature)
+        self.attn_k_b = HeadLinear(self.n_plain, self.rank, self.n_head)
+        self.attn_v_b = HeadLinear(self.rank, self.head_v, self.n_head)
+
+    def need(self) -> Need:
+        turn = None if self.rope is None else partial(self.rope.turn, offset=self.rank)
+        return Need(KVLayer(self.il, self.rank + self.n_rot, self.rank, 1, turn, v_in_k=True))
+
+    def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:
+        q = self.queries(g, self.low_queries(g, x))
+        row, shared = self.latent(g, x)
+        plain = ops.view(q, (self.n_plain, self.n_head, g.n_tokens), q.nb[1:3])
+        turned = ops.view(q, (self.n_rot, self.n_head, g.n_tokens), q.nb[1:3], self.n_plain * q.nb[0])
+        if self.rope is not None:
+            turned = self.rope(g, turned)
+        q = ops.concat(self.attn_k_b(plain), turned, 0)
+        k = ops.concat(ops.reshape(row, self.rank, 1, g.n_tokens), shared, 0)
+        cur = g.attend(self.il, self.scaled(g, q), k, None, scale=self.scale)
+        cur = self.attn_v_b(ops.reshape(cur, self.rank, self.n_head, g.n_tokens))
+        return g.linear(self.attn_output, ops.cont(cur, self.head_v * self.n_head, g.n_tokens))
+
+
+class ExpandedAttention(Latent):
+    """The cache holds each head's keys and values, which are made of the latent row (files without attn_k_b)."""
+
+    def __init__(
+        self,
+        hp: Hparams,
+        il: int,
+        *,
+        rope: Rope,
+        scale: float | None = None,
+        temperature: Temperature | None = None,
+    ) -> None:
+        super().__init__(hp, il, rope=rope, scale=scale, temperature=temperature)
+        self.attn_kv_b = Linear(self.rank, self.n_head * (self.n_plain + self.head_v))
+
+    def need(self) -> Need:
+        assert self.rope is not None
+        turn = partial(self.rope.turn, offset=self.n_plain)
+        return Need(KVLayer(self.il, self.head_k, self.head_v, self.n_head, turn))
+
+    def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:
+        assert self.rope is not None
+        q = self.queries(g, self.low_queries(g, x))
+        row, shared = self.latent(g, x)
+        kv = g.linear(self.attn_kv_b, row)
+        strides = (self.n_plain + self.head_v) * kv.nb[0], kv.nb[1]
+        v = ops.cont(ops.view(kv, (self.head_v, self.n_head, g.n_tokens), strides, self.n_plain * kv.nb[0]))
+        k = ops.repeat(shared, self.n_rot, self.n_head, g.n_tokens)
+        if self.n_plain:
+            k = ops.concat(ops.view(kv, (self.n_plain, self.n_head, g.n_tokens), strides), k, 0)
+        q = self.scaled(g, self.rope(g, q, self.n_plain))
+        return g.linear(self.attn_output, g.attend(self.il, q, k, v, scale=self.scale))

@@ -1,0 +1,141 @@
+"""The reference's tiny models with other numbers: what its own files leave at 0 or 1, such as groups of experts, or several
+heads of latent attention.
+
+Owns what each is changed to, and where the files are kept; knows nothing of how they are computed.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from edit_gguf import edit
+from peer_archs import ArchPeer
+from peer_build import locked
+
+N_LAYER = 2
+"""Of all files that are changed."""
+
+Shapes = Mapping[str, tuple[float, tuple[int, ...]]]
+"""Tensors by name: standard deviation, and shape, outermost first. Vectors are around 1, as norms are, others around 0."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """base       the file that is changed
+    keys       metadata without the architecture's name, in place of the file's
+    tensors    new ones, or in place of the file's, of every layer ("blk.*.") or of one
+    without    tensors of every layer that are left out
+    """
+
+    base: str
+    keys: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Shapes = field(default_factory=dict)
+    without: tuple[str, ...] = ()
+
+
+def _latent(n_head: int, n_plain: int, n_rot: int, head_v: int, rank: int, n_embd: int) -> Shapes:
+    """Of latent attention whose cache holds latent rows, behind queries of low rank 512."""
+    return {
+        "blk.*.attn_q_b.weight": (0.2, (n_head * (n_plain + n_rot), 512)),
+        "blk.*.attn_k_b.weight": (0.2, (n_head, rank, n_plain)),
+        "blk.*.attn_v_b.weight": (0.1, (n_head, head_v, rank)),
+        "blk.*.attn_output.weight": (0.1, (n_embd, n_head * head_v)),
+    }
+
+
+YARN = {
+    "attention.head_count": 4,
+    "rope.scaling.type": "yarn",
+    "rope.scaling.factor": 4.0,
+    "rope.scaling.original_context_length": 64,
+    "rope.scaling.yarn_log_multiplier": 0.0707,
+    "attention.temperature_scale": 0.3,
+    "attention.temperature_length": 16,
+}
+
+VARIANTS = {
+    "deepseek2-groups": Variant(
+        "deepseek2-moe",
+        {
+            "expert_group_count": 4,
+            "expert_group_used_count": 2,
+            "expert_used_count": 6,
+            "expert_weights_norm": True,
+            "expert_weights_scale": 2.5,
+        },
+        {"blk.1.ffn_gate_inp.weight": (0.2, (64, 128)), "blk.1.exp_probs_b.bias": (0.2, (64,))},
+    ),
+    "deepseek2-yarn": Variant("deepseek2-moe", YARN, _latent(4, 128, 64, 128, 512, 128)),
+    "mistral4-yarn": Variant("mistral4-moe", YARN, _latent(4, 128, 64, 128, 512, 128)),
+    "deepseek2-lite": Variant(
+        "deepseek2-moe",
+        {"attention.head_count": 4, "attention.q_lora_rank": 0},
+        {**_latent(4, 128, 64, 128, 512, 128), "blk.*.attn_q.weight": (0.4, (4 * 192, 128))},
+        ("attn_q_a.weight", "attn_q_a_norm.weight", "attn_q_b.weight"),
+    ),
+    "deepseek2-expanded": Variant(
+        "deepseek2-moe",
+        {
+            "attention.head_count": 4,
+            "attention.head_count_kv": 4,
+            "attention.key_length": 192,
+            "attention.value_length": 128,
+            "attention.key_length_mla": 0,
+            "attention.value_length_mla": 0,
+        },
+        {
+            **_latent(4, 128, 64, 128, 512, 128),
+            "blk.*.attn_kv_b.weight": (0.2, (4 * (128 + 128), 512)),
+        },
+        ("attn_k_b.weight", "attn_v_b.weight"),
+    ),
+    "minicpm3-plain": Variant(
+        "minicpm3-dense",
+        {"rope.dimension_count": 32},
+        {
+            "blk.*.attn_q_b.weight": (0.2, (2 * 128, 512)),
+            "blk.*.attn_kv_a_mqa.weight": (0.1, (512 + 32, 256)),
+            "blk.*.attn_kv_b.weight": (0.2, (2 * (96 + 128), 512)),
+            "rope_factors_long.weight": (0.1, (16,)),
+            "rope_factors_short.weight": (0.1, (16,)),
+        },
+    ),
+}
+
+
+def variants(peer: ArchPeer) -> dict[str, Path]:
+    """By name; written when they are new."""
+    root = peer.folder.parent
+    key = hashlib.sha256(f"{peer.folder.name} {Path(__file__).read_text(encoding='utf-8')}".encode()).hexdigest()[:16]
+    folder = root / f"variants-{key}"
+    with locked(root / "lock"):
+        if not folder.exists():
+            fresh = root / f"fresh.{os.getpid()}"
+            fresh.mkdir()
+            for name, variant in VARIANTS.items():
+                _write(peer.files()[variant.base], fresh / f"{name}.gguf", variant)
+            fresh.rename(folder)
+    return {name: folder / f"{name}.gguf" for name in VARIANTS}
+
+
+def _write(source: Path, target: Path, variant: Variant) -> None:
+    arch = variant.base.rsplit("-", 1)[0]
+    rng = np.random.default_rng(5)
+    without = {f"blk.{il}.{name}" for il in range(N_LAYER) for name in variant.without}
+    tensors = {}
+    for name, (deviation, shape) in variant.tensors.items():
+        for one in dict.fromkeys(name.replace("*", str(il)) for il in range(N_LAYER)):
+            values = rng.normal(float(len(shape) == 1), deviation, shape)
+            if one not in without:
+                tensors[one] = values.astype(np.float32)
+    keys = {f"{arch}.{key}": value for key, value in variant.keys.items()}
+    edit(source, target, leave_out=without.__contains__, replace=tensors, metadata=keys)
+
+
+def all_files(peer: ArchPeer) -> dict[str, Path]:
+    """The reference's and these."""
+    return {**peer.files(), **variants(peer)}
