@@ -37,7 +37,7 @@ from pyggml.runtime.generate import generate
 from pyggml.runtime.logprobs import log_softmax
 from pyggml.runtime.sequence import Piece, Sampler
 from pyggml.runtime.sequence import Sequence as Text
-from pyggml.runtime.state import State, parts
+from pyggml.runtime.state import parse, parts
 from pyggml.sampler import LLAMA_DEFAULT_SEED, SamplerChain
 
 
@@ -284,18 +284,18 @@ class Evaluation(LlamaFacts):
         with self._turns:
             context, slot = self.context, self._slot
             slot.settle()
-            data = b"".join(parts(context, slot.tokens))
+            data = b"".join(parts(context, slot.tokens, checkpoints=slot.checkpoints.kept))
             return LlamaState(self._input_ids, slot.kept_scores(), self.n_tokens, data, len(data), self.seed)
 
     def load_state(self, state: LlamaState) -> None:
         """Go on from there. Raises StateError when it is of another model, or longer than this context."""
-        saved = State.parse(state.llama_state, "state")
+        saved = parse(state.llama_state, "state")
         if len(saved.tokens) > self.n_ctx():
             raise StateError(f"state: {len(saved.tokens)} tokens do not fit into a context of {self.n_ctx()}")
         with self._turns as turns:
             turns.begin()
-            saved.restore(self.context, len(saved.tokens))
-            self._slot.restore(saved.tokens.tolist(), state.scores)
+            n = saved.restore(self.context, len(saved.tokens))
+            self._slot.restore(saved.tokens[:n].tolist(), state.scores, saved.checkpoints(self.context, n))
             self.seed = state.seed
 
     def set_cache(self, cache: LlamaRAMCache | None) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyggml.errors import ContextError
+from pyggml.memory.base import Checkpoint
 from pyggml.runtime.context import Context
 from pyggml.runtime.slot import Slot, reusable
 
@@ -96,8 +97,10 @@ class ScoredSlot(Slot):
             self.scored = len(self.tokens) - 1
         return self.last_logits
 
-    def restore(self, tokens: Sequence[int], scores: F32) -> None:
-        """Now the context has these tokens; `scores` as `kept_scores` gave them, here or where fewer or more are kept."""
+    def restore(self, tokens: Sequence[int], scores: F32, checkpoints: Sequence[Checkpoint] = ()) -> None:
+        """Now the context has these tokens, and these are checkpoints of them; `scores` as `kept_scores` gave them, here or
+        where fewer or more are kept."""
+        self.checkpoints.take(checkpoints)
         self.tokens = [int(token) for token in tokens]
         n_rows = min(len(scores), len(self.scores))
         complete = n_rows and len(scores) == (len(self.tokens) if self.logits_all else 1)

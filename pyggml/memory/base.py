@@ -7,10 +7,11 @@ from 0; a range of positions [p0, p1) with p1 = None has no end (llama.cpp: llam
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from pyggml.graph import Graph
@@ -19,6 +20,8 @@ from pyggml.tensor import Tensor
 
 Compute = Callable[[Graph, "Sequence[tuple[Tensor, NDArray[Any]]]"], None]
 """Runs a graph with these inputs, at once. Raises ComputeError, DeviceError."""
+
+Bytes = bytes | NDArray[np.uint8]
 
 
 class Placement:
@@ -119,13 +122,27 @@ class Memory(ABC):
     def restore(self, seq: int, checkpoint: Checkpoint | None, end: int) -> bool:
         """Let the sequence end at `end` again, where it was when the checkpoint was made. False: it cannot."""
 
-    @abstractmethod
     def dump(self, seq: int) -> bytes:
-        """All that is kept of a sequence."""
+        """All that is kept of a sequence and needed to go on with it."""
+        return b"".join(self.pieces(seq))
 
     @abstractmethod
-    def load(self, seq: int, data: bytes) -> None:
-        """Let `seq` be what was dumped by a memory of the same form. Raises StateError; the sequence is empty then."""
+    def pieces(self, seq: int) -> Iterator[bytes]:
+        """What `dump` gives, piece by piece."""
+
+    @abstractmethod
+    def dump_size(self, seq: int) -> int:
+        """Bytes that `dump` gives."""
+
+    @abstractmethod
+    def load(self, seq: int, data: Bytes, end: int | None = None) -> None:
+        """Let `seq` be what was dumped by a memory of the same form, or its tokens before position `end` where `loads` says
+        that they are there. Raises StateError, ContextError where there is no room; the sequence is empty then."""
+
+    @abstractmethod
+    def loads(self, data: Bytes, end: int) -> bool:
+        """Whether what was dumped has all that a sequence which ends here must have. Raises StateError for what no memory of
+        this form has dumped."""
 
     @abstractmethod
     def free(self) -> None:

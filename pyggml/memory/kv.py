@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pyggml.dtypes import GGMLType
 from pyggml.errors import ContextError, StateError
 from pyggml.memory import kv_rows
-from pyggml.memory.base import Checkpoint, Compute, Memory, Placement
+from pyggml.memory.base import Bytes, Checkpoint, Compute, Memory, Placement
 from pyggml.memory.cells import FREE, Cells
 from pyggml.memory.kv_tensors import CELL_STEP, KVLayer, KVShape, KVTensors, pad_cells
 from pyggml.memory.shift import move_graph, turn_graph
@@ -355,12 +355,19 @@ class KVCache(KVTensors, Memory):
         self.load(seq, checkpoint.data)
         return True
 
-    def dump(self, seq: int) -> bytes:
-        """Of a window that gives up tokens what the next one sees."""
-        cells = self.cells.of(seq, 0 if self.window is None or self.rewinds else self.window.kept(self.end(seq)))
-        pos = self.cells.pos[self.cells.stream_of(seq), cells]
-        pieces = [np.array([len(cells)], "<u4").tobytes(), pos.astype("<i4").tobytes()]
-        return b"".join([*pieces, *self.rows_of(seq, cells)])
+    def pieces(self, seq: int) -> Iterator[bytes]:
+        """The number of tokens (u32), their positions (i32), their rows as `rows_of` gives them."""
+        cells = self._wanted(seq)
+        yield np.array([len(cells)], "<u4").tobytes()
+        yield self.cells.pos[self.cells.stream_of(seq), cells].astype("<i4").tobytes()
+        yield from self.rows_of(seq, cells)
+
+    def dump_size(self, seq: int) -> int:
+        return 4 + len(self._wanted(seq)) * (4 + self.row)
+
+    def _wanted(self, seq: int) -> NDArray[np.int64]:
+        """The cells of all tokens, of a window that gives up tokens what the next one sees."""
+        return self.cells.of(seq, 0 if self.window is None or self.rewinds else self.window.kept(self.end(seq)))
 
     def rows_of(self, seq: int, cells: NDArray[np.int64]) -> Iterator[bytes]:
         """For each layer the rows of K and the rows of V of these cells, V never transposed."""
@@ -368,24 +375,45 @@ class KVCache(KVTensors, Memory):
         for tensor in self.kept():
             yield kv_rows.read(self, tensor, stream, cells)
 
-    def load(self, seq: int, data: bytes) -> None:
-        self.cells.take(seq, self.cells.of(seq))
+    @property
+    def row(self) -> int:
+        """Bytes of a token in all layers."""
+        return sum(tensor.nb[1] for tensor in self.kept())
+
+    def loads(self, data: Bytes, end: int) -> bool:
+        pos = self._unpack(data)[0]
+        pos = pos[pos < end]
+        first = 0 if self.window is None else self.window.kept(end)
+        if not end or not len(pos):
+            return not end
+        return bool(pos[0] <= first and pos[-1] == end - 1 and pos[-1] - pos[0] == len(pos) - 1)
+
+    def _unpack(self, data: Bytes) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+        """Positions, and all rows. Raises StateError."""
         raw = np.frombuffer(data, np.uint8)
-        tensors = self.kept()
-        row = sum(t.nb[1] for t in tensors)
+        row = self.row
         n = int(raw[:4].view("<u4")[0]) if raw.size >= 4 else -1
         if n < 0 or raw.size != 4 + n * (4 + row):
             raise StateError(f"a sequence of {raw.size} bytes is none of this cache, where a token has {4 + row}")
-        if n > self.n_cells:
-            raise StateError(f"a sequence of {n} tokens does not fit into {self.n_cells} cells")
-        pos = raw[4 : 4 + 4 * n].view("<i4").astype(np.int32)
-        if (pos < 0).any() or (np.diff(pos) <= 0).any():
+        pos = np.frombuffer(raw[4 : 4 + 4 * n].tobytes(), "<i4").astype(np.int32)
+        if (pos < 0).any() or (pos[1:] <= pos[:-1]).any():
             raise StateError("the positions of a saved sequence do not rise")
-        at, rows = 4 + 4 * n, []
-        for tensor in tensors:
-            rows.append(raw[at : at + n * tensor.nb[1]])
-            at += n * tensor.nb[1]
-        self.fill(seq, pos, rows)
+        return pos, raw[4 + 4 * n :]
+
+    def load(self, seq: int, data: Bytes, end: int | None = None) -> None:
+        self.cells.take(seq, self.cells.of(seq))
+        pos, raw = self._unpack(data)
+        stop = len(pos) if end is None else int(np.searchsorted(pos, end))
+        last = int(pos[stop - 1]) + 1 if stop else 0
+        start = 0 if self.window is None or self.rewinds else int(np.searchsorted(pos, self.window.kept(last)))
+        if stop - start > self.n_cells:
+            raise StateError(f"a sequence of {stop - start} tokens does not fit into {self.n_cells} cells")
+        at, rows = 0, []
+        for tensor in self.kept():
+            size = tensor.nb[1]
+            rows.append(raw[at + start * size : at + stop * size])
+            at += len(pos) * size
+        self.fill(seq, pos[start:stop], rows)
 
     def fill(self, seq: int, pos: NDArray[np.int32], rows: Sequence[NDArray[np.uint8]]) -> None:
         """Let the sequence be tokens at these positions with these rows, as `rows_of` gives them. Raises ContextError."""

@@ -5,12 +5,12 @@ Owns the rule that all parts change together or none does; knows what the parts 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from pyggml.errors import ContextError, StateError
-from pyggml.memory.base import Checkpoint, Memory, Placement
+from pyggml.memory.base import Bytes, Checkpoint, Memory, Placement
 from pyggml.memory.ubatch import Ubatch
 
 Kind = TypeVar("Kind", bound=Memory)
@@ -142,22 +142,38 @@ class Layered(Memory):
         self._forget(seq)
         return False
 
-    def dump(self, seq: int) -> bytes:
-        pieces = [part.dump(seq) for part in self.parts]
-        return b"".join(len(piece).to_bytes(8, "little") + piece for piece in pieces)
+    def pieces(self, seq: int) -> Iterator[bytes]:
+        for part in self.parts:
+            yield part.dump_size(seq).to_bytes(8, "little")
+            yield from part.pieces(seq)
 
-    def load(self, seq: int, data: bytes) -> None:
-        at, pieces = 0, []
+    def dump_size(self, seq: int) -> int:
+        return sum(8 + part.dump_size(seq) for part in self.parts)
+
+    def loads(self, data: Bytes, end: int) -> bool:
+        return all(part.loads(one, end) for part, one in zip(self.parts, self._cut(data), strict=True))
+
+    def _cut(self, data: Bytes) -> list[Bytes]:
+        """What belongs to each part. Raises StateError."""
+        at, found = 0, []
         while at < len(data):
-            size = int.from_bytes(data[at : at + 8], "little")
-            pieces.append(data[at + 8 : at + 8 + size])
+            size = int.from_bytes(bytes(data[at : at + 8]), "little")
+            found.append(data[at + 8 : at + 8 + size])
             at += 8 + size
+        if len(found) != len(self.parts) or at != len(data):
+            raise StateError(f"a sequence with {len(found)} kinds of memory, this one has {len(self.parts)}")
+        return found
+
+    def load(self, seq: int, data: Bytes, end: int | None = None) -> None:
         self._forget(seq)
-        if len(pieces) != len(self.parts) or at != len(data):
-            raise StateError(f"a sequence with {len(pieces)} kinds of memory, this one has {len(self.parts)}")
+        self.load_parts(seq, self._cut(data), end)
+
+    def load_parts(self, seq: int, each: Sequence[Bytes], end: int | None = None) -> None:
+        """As `load`, with what belongs to each part."""
+        self._forget(seq)
         try:
-            for part, piece in zip(self.parts, pieces, strict=True):
-                part.load(seq, piece)
+            for part, one in zip(self.parts, each, strict=True):
+                part.load(seq, one, end)
         except BaseException:
             self._forget(seq)
             raise

@@ -6,7 +6,7 @@ want to go back makes checkpoints (as llama-memory-recurrent.cpp, where a state 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from pyggml.backend.base import Buffer, Device, Usage
 from pyggml.backend.pack import pack
 from pyggml.dtypes import GGMLType
 from pyggml.errors import ContextError, StateError
-from pyggml.memory.base import Checkpoint, Memory, Placement
+from pyggml.memory.base import Bytes, Checkpoint, Memory, Placement
 from pyggml.memory.placed import Placed
 from pyggml.memory.ubatch import NOBODY, Ubatch
 from pyggml.tensor import Tensor
@@ -193,26 +193,41 @@ class RecurrentState(Placed, Memory):
         self.load(seq, checkpoint.data)
         return True
 
-    def dump(self, seq: int) -> bytes:
-        pieces = [np.array([self.ends[seq]], "<u4").tobytes()]
+    @property
+    def row(self) -> int:
+        """Bytes of all states of a sequence."""
+        return sum(state.nb[1] for states in self.states for state in states.values())
+
+    def pieces(self, seq: int) -> Iterator[bytes]:
+        """The end (u32), and for each layer its states."""
+        yield np.array([self.ends[seq]], "<u4").tobytes()
         for states in self.states:
             for state in states.values():
                 assert state.buffer is not None
-                pieces.append(state.buffer.get(state, seq * state.nb[1], state.nb[1]))
-        return b"".join(pieces)
+                yield state.buffer.get(state, seq * state.nb[1], state.nb[1])
 
-    def load(self, seq: int, data: bytes) -> None:
-        size = 4 + sum(state.nb[1] for states in self.states for state in states.values())
+    def dump_size(self, seq: int) -> int:
+        return 4 + self.row
+
+    def loads(self, data: Bytes, end: int) -> bool:
+        return self._saved_end(data) == end
+
+    def _saved_end(self, data: Bytes) -> int:
+        if len(data) != 4 + self.row:
+            raise StateError(f"a recurrent state of {len(data)} bytes, here one has {4 + self.row}")
+        return int.from_bytes(bytes(data[:4]), "little")
+
+    def load(self, seq: int, data: Bytes, end: int | None = None) -> None:
         self.ends[seq] = 0
-        if len(data) != size:
-            raise StateError(f"a recurrent state of {len(data)} bytes, here one has {size}")
-        at = 4
+        saved_end, at = self._saved_end(data), 4
+        if end is not None and end != saved_end:
+            raise StateError(f"a recurrent state of {saved_end} tokens is none of {end}")
         for states in self.states:
             for state in states.values():
                 assert state.buffer is not None
                 state.buffer.set(state, data[at : at + state.nb[1]], seq * state.nb[1])
                 at += state.nb[1]
-        self.ends[seq] = int.from_bytes(data[:4], "little")
+        self.ends[seq] = saved_end
 
 
 def _range(p0: int, p1: int | None) -> str:

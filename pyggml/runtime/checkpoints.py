@@ -82,6 +82,11 @@ class Checkpoints:
             self.kept = spaced
         del self.kept[: max(0, len(self.kept) + 1 - self._rule.most)]
 
+    def take(self, checkpoints: Sequence[Checkpoint]) -> None:
+        """The sequence is another one, and has these, of which the newest are kept."""
+        self._fresh.clear()
+        self.kept = list(checkpoints)[-self._rule.most :] if self.active else []
+
     def before(self, n: int) -> Checkpoint | None:
         """The last one at which the sequence had at most `n` tokens."""
         return next((checkpoint for checkpoint in reversed(self.kept) if checkpoint.end <= n), None)

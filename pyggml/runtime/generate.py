@@ -45,7 +45,7 @@ def generate(
     if logits is None:
         raise NoRoomError(f"{n} tokens do not fit into a context of {slot.context.n_ctx}")
     if cache is not None:
-        cache.keep_prompt(sequence.tokens)
+        cache.keep_prompt(slot, sequence.tokens)
     while sequence.finish is None:
         if sequence.cancelled:
             sequence.finish = Finish.CANCELLED

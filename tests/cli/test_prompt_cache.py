@@ -10,7 +10,7 @@ import pytest
 from pyggml_cli import cli
 from text_model import write_text_model
 
-from pyggml.runtime.state import State
+from pyggml.runtime import state
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_the_prompt_is_computed_once(run: Callable[..., Any], tmp_path: Path) ->
     assert first.code == second.code == 0 and first.out == second.out and len(first.out) > 8
     assert (n_evaluated(first), n_evaluated(second)) == (8, 1)
     assert f"{tmp_path / 'cache'}: holds 8 of 8 tokens of the prompt\n" in second.err
-    assert State.load(tmp_path / "cache").tokens.tolist() == list(b"abcdefgh")
+    assert state.load(tmp_path / "cache").tokens.tolist() == list(b"abcdefgh")
 
 
 def test_what_two_prompts_have_in_common_is_taken(run: Callable[..., Any], tmp_path: Path) -> None:
@@ -41,21 +41,21 @@ def test_what_two_prompts_have_in_common_is_taken(run: Callable[..., Any], tmp_p
     longer = run("-p", "abcdxyz", "-n", 5)
     assert n_evaluated(longer) == 3 and "holds 4 of 7 tokens" in longer.err
     assert longer.out == run("-p", "abcdxyz", "-n", 5, cache="other").out
-    assert State.load(tmp_path / "cache").tokens.tolist() == list(b"abcdxyz")
+    assert state.load(tmp_path / "cache").tokens.tolist() == list(b"abcdxyz")
     shorter = run("-p", "abcd", "-n", 5)
     assert shorter.out == run("-p", "abcd", "-n", 5, cache="third").out and n_evaluated(shorter) == 1
-    assert len(State.load(tmp_path / "cache").tokens) == 7  # all of that prompt is there: nothing to write
+    assert len(state.load(tmp_path / "cache").tokens) == 7  # all of that prompt is there: nothing to write
 
 
 def test_the_whole_text_is_kept_and_gone_on_with(run: Callable[..., Any], tmp_path: Path) -> None:
     whole = run("-p", "abcd", "-n", 9, cache="other")
     first = run("-p", "abcd", "-n", 5, "--prompt-cache-all")
-    kept = State.load(tmp_path / "cache").tokens.tolist()
+    kept = state.load(tmp_path / "cache").tokens.tolist()
     assert len(kept) == 8  # what was chosen last has not been computed
     more = run("-n", 5)
     assert more.code == 0 and whole.out == more.out and whole.out.startswith(first.out)
     assert n_evaluated(more) == 1
-    assert State.load(tmp_path / "cache").tokens.tolist() == kept
+    assert state.load(tmp_path / "cache").tokens.tolist() == kept
 
 
 def test_read_only(run: Callable[..., Any], tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_without_a_prompt_and_without_a_file(run: Callable[..., Any], tmp_path: 
     assert outcome.code == 2 and "no prompt: give one with -p or -f, " in outcome.err and outcome.out == ""
     (tmp_path / "empty").touch()
     assert run("-p", "ab", "-n", 1, cache="empty").code == 0  # as llama.cpp: like one that is not there
-    assert len(State.load(tmp_path / "empty").tokens) == 2
+    assert len(state.load(tmp_path / "empty").tokens) == 2
 
 
 @pytest.mark.parametrize(
@@ -114,4 +114,4 @@ def test_in_a_conversation(run: Callable[..., Any], tmp_path: Path, monkeypatch:
     assert first.out == "xxx\n" and n_evaluated(first) == 11
     second = run(*chat, "-p", "r", "--prompt-cache-all", path=path)
     assert second.out == "xxx\n" and n_evaluated(second) == 2 and "holds 9 of 11 tokens" in second.err
-    assert State.load(tmp_path / "cache").tokens.tolist() == list(b"abcdefgh;r;xx")
+    assert state.load(tmp_path / "cache").tokens.tolist() == list(b"abcdefgh;r;xx")

@@ -17,7 +17,8 @@ from pyggml.errors import StateError
 from pyggml.model.model import Model
 from pyggml.runtime import state
 from pyggml.runtime.context import Context
-from pyggml.runtime.state import HEADER, State
+from pyggml.runtime.state_base import DIGEST
+from pyggml.runtime.state_plain import HEADER
 
 TOKENS = [int(t) for t in np.random.default_rng(0).integers(0, N_VOCAB, 11)]
 
@@ -58,7 +59,7 @@ def test_what_is_restored_computes_on_to_the_bit(paths, tmp_path, types, flash, 
     context.close()
     fresh = [Context(made, n_ctx=n_ctx, flash_attn=flash[1], **options) for n_ctx in (256, 300)]
     expected = fresh[0].decode(TOKENS[:7], logits="none"), fresh[0].decode(TOKENS[7:])
-    loaded = State.load(tmp_path / "state")
+    loaded = state.load(tmp_path / "state")
     assert loaded.tokens.tolist() == TOKENS[:7]
     loaded.restore(fresh[1], 7)
     assert fresh[1].n_past == 7
@@ -75,9 +76,9 @@ def test_what_is_restored_computes_on_to_the_bit(paths, tmp_path, types, flash, 
 def test_a_beginning_can_be_restored(model, saved):
     one, two = Context(model, n_ctx=256), Context(model, n_ctx=4)
     one.decode(TOKENS[:3])
-    State.parse(saved, "bytes").restore(two, 3)
+    state.parse(saved, "bytes").restore(two, 3)
     np.testing.assert_array_equal(two.decode([5]), one.decode([5]))
-    State.parse(saved, "bytes").restore(two, 0)
+    state.parse(saved, "bytes").restore(two, 0)
     assert two.n_past == 0
     one.close(), two.close()
 
@@ -87,7 +88,7 @@ def test_another_model_is_refused(paths, saved):
     context = Context(other, n_ctx=256)
     context.decode(TOKENS[:2])
     with pytest.raises(StateError, match=r"^bytes: belongs to another model$"):
-        State.parse(saved, "bytes").restore(context, 1)
+        state.parse(saved, "bytes").restore(context, 1)
     assert context.n_past == 2
     context.close(), other.close()
 
@@ -127,16 +128,16 @@ def test_other_adapters_are_refused(model, saved, adapters):
         context.set_adapters(some)
         for j, data in enumerate(states):
             if i == j or {i, j} == {4, 5}:
-                State.parse(data, "bytes").check(context)
+                state.parse(data, "bytes").check(context)
                 continue
             n, m = len(used[j]), len(some)
             why = (
                 f"was computed with {n} adapters, {m} are in use" if n != m else "belongs to another model, or to other"
             )
             with pytest.raises(StateError, match=f"^bytes: {why}"):
-                State.parse(data, "bytes").check(context)
+                state.parse(data, "bytes").check(context)
     context.set_adapters([])
-    State.parse(saved, "bytes").check(context)
+    state.parse(saved, "bytes").check(context)
     context.close()
 
 
@@ -152,7 +153,7 @@ def test_tokens_of_different_adapters_are_no_state(model, adapters):
     context.decode(TOKENS[:5])
     b"".join(state.parts(context, TOKENS[:5]))
     context.set_adapters([])
-    State.parse(without, "bytes").restore(context, 5)
+    state.parse(without, "bytes").restore(context, 5)
     assert b"".join(state.parts(context, TOKENS[:5])) == without
     context.close()
 
@@ -160,7 +161,7 @@ def test_tokens_of_different_adapters_are_no_state(model, adapters):
 def test_another_type_is_refused(model, saved):
     context = Context(model, n_ctx=256, type_v=GGMLType.F32)
     with pytest.raises(StateError, match=r"^bytes: its V is F16, the context's is F32$"):
-        State.parse(saved, "bytes").restore(context, 1)
+        state.parse(saved, "bytes").restore(context, 1)
     context.close()
 
 
@@ -171,7 +172,7 @@ def test_a_changed_byte_is_noticed(saved, data):
     at = data.draw(st.integers(0, len(saved) - 1) | st.integers(0, HEADER.itemsize))
     changed[at] ^= data.draw(st.integers(1, 255))
     with pytest.raises(StateError, match=r"^bytes: (not a saved state|damaged|a state of version)") as caught:
-        State.parse(bytes(changed), "bytes")
+        state.parse(bytes(changed), "bytes")
     assert "\n" not in str(caught.value)
 
 
@@ -181,7 +182,7 @@ def test_a_file_cut_off_or_continued_is_noticed(saved, data):
     cut = saved[: data.draw(st.integers(0, len(saved) - 1))]
     for changed in (cut, saved + data.draw(st.binary(min_size=1, max_size=9))):
         with pytest.raises(StateError, match=r"^bytes: (not a saved state|damaged: [0-9]+ bytes)"):
-            State.parse(changed, "bytes")
+            state.parse(changed, "bytes")
 
 
 @pytest.mark.parametrize(
@@ -195,7 +196,7 @@ def test_a_file_cut_off_or_continued_is_noticed(saved, data):
 def test_foreign_files(tmp_path, content, words):
     (tmp_path / "foreign").write_bytes(content)
     with pytest.raises(StateError, match=words):
-        State.load(tmp_path / "foreign")
+        state.load(tmp_path / "foreign")
 
 
 def test_only_files_are_read_and_written(model, tmp_path):
@@ -205,7 +206,7 @@ def test_only_files_are_read_and_written(model, tmp_path):
         with pytest.raises(StateError, match=r"not a file$"):
             state.save(context, [], path)
     with pytest.raises(StateError, match=r"not a file$"):
-        State.load("/dev/null")
+        state.load("/dev/null")
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
     context.close()
 
@@ -226,15 +227,15 @@ def test_a_file_is_the_old_one_or_the_new_one(model, tmp_path, monkeypatch):
     assert path.read_bytes() == b"PYGGMLKV old" and os.listdir(tmp_path) == ["state"]
     (tmp_path / "link").symlink_to(path)
     state.save(context, TOKENS[:2], tmp_path / "link")
-    assert State.load(path).tokens.tolist() == TOKENS[:2]
+    assert state.load(path).tokens.tolist() == TOKENS[:2]
     assert (tmp_path / "link").is_symlink() and sorted(os.listdir(tmp_path)) == ["link", "state"]
     context.close()
 
 
 def sealed(data: bytearray) -> bytes:
     """With the digest that belongs to it: what someone writes who knows the format."""
-    body = bytes(data[: -state.DIGEST])
-    return body + hashlib.blake2b(body, digest_size=state.DIGEST).digest()
+    body = bytes(data[:-DIGEST])
+    return body + hashlib.blake2b(body, digest_size=DIGEST).digest()
 
 
 FIELDS = [name for name in HEADER.names if name not in ("magic", "fingerprint")]
@@ -250,7 +251,7 @@ def test_a_field_at_its_ends_under_the_right_digest_is_refused_in_a_line(model, 
     header[field] = value
     context = Context(model, n_ctx=256)
     with pytest.raises(StateError, match=r"^bytes: ") as caught:
-        State.parse(sealed(changed), "bytes").restore(context, 1)
+        state.parse(sealed(changed), "bytes").restore(context, 1)
     assert "\n" not in str(caught.value) and context.n_past == 0
     context.close()
 
@@ -262,7 +263,7 @@ def test_an_unknown_type_is_named_by_its_number(model, saved, number):
     name = "Q5_1" if number == 7 else f"of type number {number}"
     with pytest.raises(StateError, match=f"^bytes: its K is {name}, the context's is F16$"):
         context = Context(model, n_ctx=256)
-        State.parse(sealed(changed), "bytes").check(context)
+        state.parse(sealed(changed), "bytes").check(context)
 
 
 def test_sizes_that_only_add_up_are_refused(model, saved):
@@ -272,7 +273,7 @@ def test_sizes_that_only_add_up_are_refused(model, saved):
     header["row_k"] += 4
     header["row_v"] -= 4
     with pytest.raises(StateError, match=r"^bytes: damaged: its row_k is [0-9]+, not [0-9]+$"):
-        State.parse(sealed(changed), "bytes").check(Context(model, n_ctx=256))
+        state.parse(sealed(changed), "bytes").check(Context(model, n_ctx=256))
 
 
 @pytest.mark.parametrize("token", [-1, N_VOCAB, 2**31 - 1])
@@ -280,4 +281,4 @@ def test_a_token_outside_the_vocabulary_is_refused(model, saved, token):
     changed = bytearray(saved)
     changed[HEADER.itemsize + 4 : HEADER.itemsize + 8] = np.int32(token).tobytes()
     with pytest.raises(StateError, match=f"^bytes: damaged: token {token} is outside the vocabulary of {N_VOCAB}$"):
-        State.parse(sealed(changed), "bytes").check(Context(model, n_ctx=256))
+        state.parse(sealed(changed), "bytes").check(Context(model, n_ctx=256))
