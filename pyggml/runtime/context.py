@@ -338,13 +338,12 @@ class Context:
 
     def _shape(self, n_tokens: int, n_used: int, n_outputs: int, n_streams: int = 1) -> UbatchShape:
         """Of a micro-batch of the first sequences that sees `n_used` cells of each stream."""
+        n_seqs = min(n_streams, n_tokens)
         parts = tuple(
-            KVShape(part.n_kv(n_used), 0, min(n_streams, n_tokens))
-            if isinstance(part, KVCache)
-            else min(n_streams, n_tokens)
+            KVShape(part.n_kv(n_used), 0, min(n_seqs, part.n_streams)) if isinstance(part, KVCache) else n_seqs
             for part in self.memory.parts
         )
-        return UbatchShape(n_tokens, n_outputs, parts, min(n_streams, n_tokens))
+        return UbatchShape(n_tokens, n_outputs, parts, n_seqs)
 
     def _decode_ubatch(self, ub: Ubatch, placement: Any) -> NDArray[np.float32] | None:
         self.model.check_file()

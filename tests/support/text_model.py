@@ -22,14 +22,22 @@ def byte_characters() -> list[str]:
 
 
 def write_text_model(
-    path: Path, n_ctx: int = 64, add_bos: bool = False, fim: bool = False, seed: int = 5, template: str | None = None
+    path: Path,
+    n_ctx: int = 64,
+    add_bos: bool = False,
+    fim: bool = False,
+    seed: int = 5,
+    template: str | None = None,
+    arch: str = "llama",
+    leave_out: tuple[str, ...] = (),
 ) -> Path:
     """Tokens 0 to 255 are the bytes, then WORDS, then "<|end|>" (the EOS) and "<|begin|>" (the BOS).
 
-    With `fim` bytes 1, 2 and 3 are said to be the marks for filling in the middle; `template` is the chat template.
+    With `fim` bytes 1, 2 and 3 are said to be the marks for filling in the middle; `template` is the chat template;
+    `arch` the architecture, whose file lacks the tensors of `leave_out`.
     """
     rng = np.random.default_rng(seed)
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, arch)
     writer.add_name("text")
     writer.add_context_length(n_ctx)
     writer.add_embedding_length(N_EMBD)
@@ -56,6 +64,8 @@ def write_text_model(
 
     def matrix(name: str, n_out: int, n_in: int, scale: float = 1.0) -> None:
         weight = rng.normal(0, scale * n_in**-0.5, (n_out, n_in))
+        if f"{name}.weight" in leave_out:
+            return
         writer.add_tensor(name + ".weight", weight.astype(np.float32))
 
     def norm(name: str) -> None:
