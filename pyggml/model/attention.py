@@ -52,6 +52,9 @@ class Attention(Remembers):
     temperature what queries are multiplied by, by position
     """
 
+    query_parts = 1
+    """So many times the size of a head is what attn_q gives of it."""
+
     def __init__(
         self,
         hp: Hparams,
@@ -72,9 +75,10 @@ class Attention(Remembers):
     ) -> None:
         self.window, self.softcap, self.max_bias, self.clamp = window, softcap, max_bias, clamp
         self.head_k, self.head_v = hp.head_k(il), hp.head_v(il)
+        self.head_q = self.query_parts * self.head_k
         self.n_head, self.n_head_kv = hp.n_head(il), hp.n_head_kv(il)
         self.scale = 1.0 / math.sqrt(self.head_k) if scale is None else scale
-        n_q, n_k, n_v = self.head_k * self.n_head, self.head_k * self.n_head_kv, self.head_v * self.n_head_kv
+        n_q, n_k, n_v = self.head_q * self.n_head, self.head_k * self.n_head_kv, self.head_v * self.n_head_kv
         self.rope = rope
         self.attn_qkv = Linear(hp.n_embd, n_q + n_k + n_v, required=False)
         self.attn_q = Linear(hp.n_embd, n_q)
@@ -126,7 +130,7 @@ class Attention(Remembers):
 
     def project(self, g: GraphBuilder, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (head_k, n_head, n_tokens), keys (head_k, n_head_kv, n_tokens), values (head_v, n_head_kv, n_tokens)."""
-        shapes = (self.head_k, self.n_head), (self.head_k, self.n_head_kv), (self.head_v, self.n_head_kv)
+        shapes = (self.head_q, self.n_head), (self.head_k, self.n_head_kv), (self.head_v, self.n_head_kv)
         if self.attn_qkv.weight.there:
             qkv, at, parts = self._clamped(g.linear(self.attn_qkv, x)), 0, []
             for head, n in shapes:

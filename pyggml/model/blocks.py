@@ -54,6 +54,16 @@ class PreNormBlock(Block):
     """x += attn(attn_norm(x)); x += ffn(ffn_norm(x)), with RMS norms."""
 
 
+class PostAttentionNorm(Module):
+    """The norm before the feed-forward network, where the file calls it post_attention_norm."""
+
+    def __init__(self, hp: Hparams, *, norm: Any = RMSNorm) -> None:
+        self.post_attention_norm = norm.of(hp)
+
+    def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:
+        return _normed(g, self.post_attention_norm, x)
+
+
 class ParallelBlock(Block):
     """x += attn(attn_norm(x)) + ffn(ffn_norm(x)); without `ffn_norm` both read attn_norm(x)."""
 

@@ -58,6 +58,11 @@ class Keys:
             raise ModelError(f"key {full} has {len(items)} values, there are {n} layers")
         return tuple(item != 0 for item in items)
 
+    def flags(self, key: str, n: int) -> tuple[bool, ...]:
+        """As each_flag; one that stands alone counts for all."""
+        value = self.find(key)[1]
+        return (bool(value),) * n if isinstance(value, int) else self.each_flag(key, n)
+
     @staticmethod
     def _integer(full: str, value: Any, default: int | None, least: int) -> int:
         if value is None:
