@@ -164,7 +164,7 @@ class KVTensors(Placed):
     def write_k(self, i: int, k: Tensor, rows: Tensor) -> Tensor:
         """Store k (head_k, n_head_kv, n_tokens) in the cells `rows`."""
         k = rotated(k, self.k_rotation[i])
-        return ops.set_rows(self.k[i], ops.reshape(k, k.ne[0] * k.ne[1], k.ne[2]), rows)
+        return ops.set_rows(self.k[i], _token_rows(k), rows)
 
     def write_v(self, i: int, v: Tensor, rows: Tensor) -> Tensor:
         """Store v (head_v, n_head_kv, n_tokens); `rows` are cells, or one element each where V lies transposed."""
@@ -172,8 +172,9 @@ class KVTensors(Placed):
         assert cache is not None, "values are in keys"
         v = rotated(v, self.v_rotation[i])
         if self.transposed_v:
+            v = v if v.is_contiguous else ops.cont(v)
             return ops.set_rows(ops.reshape(cache, 1, cache.nelements), ops.reshape(v, 1, v.nelements), rows)
-        return ops.set_rows(cache, ops.reshape(v, v.ne[0] * v.ne[1], v.ne[2]), rows)
+        return ops.set_rows(cache, _token_rows(v), rows)
 
     def read_k(self, i: int, shape: KVShape) -> Tensor:
         """(head_k, n_kv, n_head_kv, n_streams)"""
@@ -200,6 +201,13 @@ class KVTensors(Placed):
         nb3 = nb2 * self.n_cells
         ne = (n, n_head_kv, shape.n_kv, shape.n_streams)
         return ops.permute(ops.view(cache, ne, (nb1, nb2, nb3), shape.first * nb3), 0, 2, 1, 3)
+
+
+def _token_rows(x: Tensor) -> Tensor:
+    """(head, n_head, n_tokens), a token's heads together, as (head * n_head, n_tokens)."""
+    if x.is_contiguous or x.nb[1] != x.ne[0] * x.nb[0]:
+        return ops.reshape(x, x.ne[0] * x.ne[1], x.ne[2])
+    return ops.view(x, (x.ne[0] * x.ne[1], x.ne[2]), (x.nb[2],))
 
 
 def _transposed(v: Tensor) -> Tensor:

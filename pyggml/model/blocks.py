@@ -54,14 +54,17 @@ class PreNormBlock(Block):
     """x += attn(attn_norm(x)); x += ffn(ffn_norm(x)), with RMS norms."""
 
 
-class PostAttentionNorm(Module):
-    """The norm before the feed-forward network, where the file calls it post_attention_norm."""
+class MixerBlock(Module):
+    """x += mixer(attn_norm(x)): one thing a layer. An architecture sets `mixer`."""
 
-    def __init__(self, hp: Hparams, *, norm: Any = RMSNorm) -> None:
-        self.post_attention_norm = norm.of(hp)
+    mixer: Any
+
+    def __init__(self, hp: Hparams, il: int, *, norm: Any = RMSNorm) -> None:
+        self.attn_norm = norm.of(hp)
 
     def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:
-        return _normed(g, self.post_attention_norm, x)
+        cur, x = g.select_outputs(self.il, self.mixer(g, self.attn_norm(g, x)), x)
+        return ops.add(cur, x, name=f"l_out-{self.il}")
 
 
 class ParallelBlock(Block):

@@ -25,7 +25,7 @@ class DeltaNet(Remembers):
     and a gate. Fewer heads of keys than of values come again and again."""
 
     def __init__(self, hp: Hparams, il: int) -> None:
-        keys = self.keys = StateKeys.grouped(hp)
+        keys = self.keys = StateKeys.headed(hp)
         if keys.head != keys.d_state:
             raise ModelError(
                 f"key {hp.architecture}.ssm.inner_size is {keys.d_inner}, must be time_step_rank x state_size "

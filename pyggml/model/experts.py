@@ -36,6 +36,7 @@ class Experts(Module):
     rank_logits  experts are chosen by logits, before they become probabilities
     weight_first shares multiply what goes into the experts, not what comes out
     router_bias  whether the router may have a bias
+    router       whether it has a router of its own; else whoever calls it gives logits
     """
 
     def __init__(
@@ -57,13 +58,14 @@ class Experts(Module):
         rank_logits: bool = False,
         weight_first: bool = False,
         router_bias: bool = False,
+        router: bool = True,
     ) -> None:
         assert gating in GATINGS, gating
         self.n_expert, self.n_used, self.kind, self.activation = n_expert, n_used, kind, activation
         self.gating, self.renormalise, self.scale = gating, renormalise, scale
         self.alpha, self.limit, self.groups = alpha, limit, groups
         self.rank_logits, self.weight_first = rank_logits, weight_first
-        self.ffn_gate_inp = Linear(n_embd, n_expert, plain=not router_bias)
+        self.ffn_gate_inp = Linear(n_embd, n_expert, plain=not router_bias) if router else None
         self.exp_probs_b = ProbabilityBias(n_expert) if bias else None
         self.ffn_gate_up_exps = ExpertLinear(n_embd, 2 * n_ff, n_expert, required=False)
         self.ffn_gate_exps = ExpertLinear(n_embd, n_ff, n_expert, required=False)
@@ -89,7 +91,10 @@ class Experts(Module):
     def __call__(self, g: GraphBuilder, x: Tensor, logits: Tensor | None = None) -> Tensor:
         """`logits`: the router's (n_expert, n_tokens), where it does not read x."""
         n_tokens, used, il = x.ne[1], self.n_used, self.il
-        chosen, shares = self.choose(g, g.linear(self.ffn_gate_inp, x) if logits is None else logits)
+        if logits is None:
+            assert self.ffn_gate_inp is not None, "no router, and no logits"
+            logits = g.linear(self.ffn_gate_inp, x)
+        chosen, shares = self.choose(g, logits)
         g.expand(il, shares)
         cur = ops.reshape(x, x.ne[0], 1, n_tokens)
         each = ops.reshape(shares, 1, used, n_tokens)

@@ -245,6 +245,11 @@ class GraphBuilder:
         part, i, states = self.memory.of(il, RecurrentState)
         return states.read(i, name, self._rows(part, states))
 
+    def states(self, il: int, name: str) -> tuple[Tensor, Tensor]:
+        """All rows of a state (elements, rows), and which of them are this micro-batch's: I32 (n_seqs)."""
+        part, i, states = self.memory.of(il, RecurrentState)
+        return states.states[i][name], self._rows(part, states)
+
     def set_state(self, il: int, name: str, x: Tensor) -> None:
         """Keep x (elements, n_seqs) for the tokens that follow."""
         part, i, states = self.memory.of(il, RecurrentState)

@@ -22,18 +22,20 @@ class Weight:
     required  whether a file without it is refused
     shared    whether its name says nothing of the layer, although each layer has it (rope_freqs.weight)
     bare      whether it is called as the attribute alone (blk.0.ssm_a), not as module and attribute
+    alone     whether it is called as the module alone (blk.0.ffn_norm)
     name      in the file, given by `bind`
     layer     INPUT_LAYER, the number of its block, or n_layer for what follows the blocks; given by `bind`
     tensor    once the model is loaded; None where the file has no such tensor
     """
 
-    __slots__ = ("bare", "layer", "name", "ne", "required", "shared", "tensor")
+    __slots__ = ("alone", "bare", "layer", "name", "ne", "required", "shared", "tensor")
 
     def __init__(self, *ne: int, required: bool = True, shared: bool = False, bare: bool = False) -> None:
         self.ne = ne
         self.required = required
         self.shared = shared
         self.bare = bare
+        self.alone = False
         self.name = ""
         self.layer = INPUT_LAYER
         self.tensor: Tensor | None = None
@@ -108,7 +110,7 @@ def _bind(module: Module, attribute: str, prefix: str, layer: int) -> None:
     module.attribute, module.il = attribute, layer
     for name, value in vars(module).items():
         if isinstance(value, Weight):
-            plain = name if value.bare else f"{attribute}.{name}"
+            plain = name if value.bare else attribute if value.alone else f"{attribute}.{name}"
             value.name = plain if value.shared else prefix + plain
             value.layer = layer
         elif isinstance(value, Module):

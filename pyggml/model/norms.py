@@ -81,6 +81,26 @@ class LayerNorm(Norm):
         return ops.norm(x, self.eps)
 
 
+class BareRMSNorm(RMSNorm):
+    """One whose weight the file calls as the norm alone: blk.0.ffn_norm."""
+
+    def __init__(self, n: int, eps: float, **more: Any) -> None:
+        super().__init__(n, eps, **more)
+        self.weight.alone = True
+
+
+class NamedNorm(Module):
+    """A norm that the file calls otherwise than the attribute that holds it."""
+
+    def __init__(self, name: str, norm: Norm) -> None:
+        self._name = name
+        setattr(self, name, norm)
+
+    def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:
+        norm: Norm = getattr(self, self._name)
+        return norm(g, x)
+
+
 class PlainNorm(Module):
     """(x - mean) / sqrt(variance + eps): a layer norm without weights."""
 

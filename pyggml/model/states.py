@@ -31,12 +31,12 @@ class StateKeys:
         self.n_group = hp.u32("ssm.group_count", 0, least=0)
 
     @classmethod
-    def grouped(cls, hp: Hparams) -> StateKeys:
-        """Those of layers whose heads are in groups. Raises ModelError where the numbers do not fit each other."""
+    def headed(cls, hp: Hparams, *, groups: bool = True) -> StateKeys:
+        """Those of layers with heads, which are in groups. Raises ModelError where the numbers do not fit each other."""
         keys, full = cls(hp), f"key {hp.architecture}.ssm"
         if keys.d_inner % keys.n_head:
             raise ModelError(f"{full}.time_step_rank is {keys.n_head}, must divide inner_size ({keys.d_inner})")
-        if not keys.n_group or keys.n_head % keys.n_group:
+        if groups and (not keys.n_group or keys.n_head % keys.n_group):
             raise ModelError(f"{full}.group_count is {keys.n_group}, must divide time_step_rank ({keys.n_head})")
         return keys
 

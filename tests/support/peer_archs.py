@@ -30,6 +30,7 @@ SCALES = (".scale", ".input_scale")
 UNREAD: dict[str, tuple[str, ...]] = {
     "llama": (),
     "gemma4": (),
+    "falcon-h1": (*SCALES, ".attn_output.bias", "rope_freqs.weight"),
     "ernie4_5": (*SCALES, ".attn_output.bias"),
     "ernie4_5-moe": (*SCALES, ".attn_output.bias"),
 }

@@ -15,17 +15,21 @@ from pyggml.model.rope import Rope
 
 
 class Block(Base):
+    may_lack_rope = True
+
     def __init__(self, hp: Hparams, il: int) -> None:
         super().__init__(hp, il, residual=hp.f32("residual_scale", 0.0, positive=False) or 1.0)
-        without = hp.architecture == "granite" and not hp.boolean("rope.scaling.finetuned", True)
-        rope = None if without else Rope(hp, ops.ROPE_NORMAL)
-        self.attn = Attention(hp, il, rope=rope, scale=hp.attention_scale)
+        self.attn = self.attention(hp, il)
         if not hp.n_expert:
             self.ffn = GatedMLP(hp.n_embd, hp.n_ff(il))
         elif hp.expert.n_ff_shared:
             self.ffn = ExpertsAndShared(hp, Experts.of(hp, il, renormalise=True), hp.expert.n_ff_shared)
         else:
             self.ffn = Experts.of(hp, il, renormalise=True)
+
+    def attention(self, hp: Hparams, il: int) -> Any:
+        without = self.may_lack_rope and not hp.boolean("rope.scaling.finetuned", True)
+        return Attention(hp, il, rope=None if without else Rope(hp, ops.ROPE_NORMAL), scale=hp.attention_scale)
 
 
 class Model(CausalLM):

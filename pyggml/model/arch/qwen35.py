@@ -2,12 +2,13 @@
 several axes (llama.cpp: models/qwen35.cpp)."""
 
 from pyggml import ops
-from pyggml.model.blocks import PostAttentionNorm, PreNormBlock
+from pyggml.model.blocks import PreNormBlock
 from pyggml.model.delta_net import DeltaNet
 from pyggml.model.gated_attention import GatedAttention
 from pyggml.model.hparams import Hparams
 from pyggml.model.layers import CausalLM
 from pyggml.model.mlp import GatedMLP
+from pyggml.model.norms import NamedNorm, RMSNorm
 from pyggml.model.rope import Rope
 from pyggml.model.states import is_recurrent
 
@@ -20,7 +21,7 @@ class Block(PreNormBlock):
 
     def __init__(self, hp: Hparams, il: int) -> None:
         super().__init__(hp, il)
-        self.ffn_norm = PostAttentionNorm(hp)
+        self.ffn_norm = NamedNorm("post_attention_norm", RMSNorm.of(hp))
         if is_recurrent(hp, il):
             self.attn = self.delta_net(hp, il)
         else:

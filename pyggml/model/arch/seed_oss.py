@@ -2,10 +2,11 @@
 
 from pyggml import ops
 from pyggml.model.attention import Attention
-from pyggml.model.blocks import PostAttentionNorm, PreNormBlock
+from pyggml.model.blocks import PreNormBlock
 from pyggml.model.hparams import Hparams
 from pyggml.model.layers import CausalLM
 from pyggml.model.mlp import GatedMLP
+from pyggml.model.norms import NamedNorm, RMSNorm
 from pyggml.model.rope import Rope
 
 
@@ -13,7 +14,7 @@ class Block(PreNormBlock):
     def __init__(self, hp: Hparams, il: int) -> None:
         super().__init__(hp, il)
         self.attn = Attention(hp, il, rope=Rope(hp, ops.ROPE_NEOX))
-        self.ffn_norm = PostAttentionNorm(hp)
+        self.ffn_norm = NamedNorm("post_attention_norm", RMSNorm.of(hp))
         self.ffn = GatedMLP(hp.n_embd, hp.n_ff(il))
 
 
