@@ -6,7 +6,7 @@ Owns the projections and the order of their nodes; where keys and values are kep
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pyggml import ops
 from pyggml.dtypes import GGMLType
-from pyggml.memory import Need
+from pyggml.memory import Need, SharedKV
 from pyggml.memory.kv_tensors import KVLayer
 from pyggml.memory.ubatch import Ubatch
 from pyggml.model.graph import GraphBuilder
@@ -22,16 +22,16 @@ from pyggml.model.hparams import Hparams
 from pyggml.model.layers import Remembers
 from pyggml.model.linear import Linear
 from pyggml.model.module import Module, Weight
-from pyggml.model.norms import RMSNorm
+from pyggml.model.norms import PlainRMSNorm, RMSNorm
 from pyggml.model.rope import Rope
 from pyggml.tensor import Tensor
 
 
 class Sinks(Module):
-    """A number a head that takes part in the soft max and in no sum."""
+    """A number a head that takes part in the soft max and in no sum; `required`: whether the file must have them."""
 
-    def __init__(self, n_head: int) -> None:
-        self.weight = Weight(n_head)
+    def __init__(self, n_head: int, *, required: bool = True) -> None:
+        self.weight = Weight(n_head, required=required)
 
 
 class Attention(Remembers):
@@ -43,8 +43,12 @@ class Attention(Remembers):
     norm        the class of these norms
     norm_last   they come after queries and keys are turned
     norm_needed whether the file must have them
-    window      tokens that a token sees, itself among them; None: all before it
-    sinks       whether there are attention sinks
+    v_norm      whether values have a norm, of each head and without weights
+    window      tokens that a token sees, itself among them; None: all before it. Heads of layers with a window may have a
+                size of their own (Windows)
+    shares      the number of the layer whose keys and values are read; None: it keeps its own
+    k_as_v      keys, before norms and positions, are values too where the file has no matrix for values
+    sinks       whether there are attention sinks: "must", "may" or None
     scale       of the products; default 1 / sqrt(head size)
     softcap     scores are softcap * tanh(scores / softcap); 0: as they are
     max_bias    of ALiBi; 0: scores do not fall with the distance
@@ -65,8 +69,11 @@ class Attention(Remembers):
         norm: Any = RMSNorm,
         norm_last: bool = False,
         norm_needed: bool = True,
+        v_norm: bool = False,
         window: int | None = None,
-        sinks: bool = False,
+        shares: int | None = None,
+        k_as_v: bool = False,
+        sinks: str | None = None,
         scale: float | None = None,
         softcap: float = 0.0,
         max_bias: float = 0.0,
@@ -74,41 +81,58 @@ class Attention(Remembers):
         temperature: Temperature | None = None,
     ) -> None:
         self.window, self.softcap, self.max_bias, self.clamp = window, softcap, max_bias, clamp
-        self.head_k, self.head_v = hp.head_k(il), hp.head_v(il)
+        sizes = hp.windows if window else None
+        self.head_k = hp.head_k(il) if sizes is None else sizes.head_k
+        self.head_v = hp.head_v(il) if sizes is None else sizes.head_v
         self.head_q = self.query_parts * self.head_k
         self.n_head, self.n_head_kv = hp.n_head(il), hp.n_head_kv(il)
         self.scale = 1.0 / math.sqrt(self.head_k) if scale is None else scale
         n_q, n_k, n_v = self.head_q * self.n_head, self.head_k * self.n_head_kv, self.head_v * self.n_head_kv
-        self.rope = rope
+        self.rope, self.shares, self.k_as_v = rope, shares, k_as_v
         self.attn_qkv = Linear(hp.n_embd, n_q + n_k + n_v, required=False)
         self.attn_q = Linear(hp.n_embd, n_q)
-        self.attn_k = Linear(hp.n_embd, n_k)
-        self.attn_v = Linear(hp.n_embd, n_v)
+        if shares is None:
+            self.attn_k = Linear(hp.n_embd, n_k)
+            self.attn_v = Linear(hp.n_embd, n_v, required=not k_as_v)
         self.attn_output = Linear(self.head_v * self.n_head, hp.n_embd)
         self.qk_norm, self.norm_last = qk_norm, norm_last
         if qk_norm == "row":
             self.attn_q_norm = norm.of(hp, n_q, required=norm_needed)
-            self.attn_k_norm = norm.of(hp, n_k, required=norm_needed)
+            if shares is None:
+                self.attn_k_norm = norm.of(hp, n_k, required=norm_needed)
         elif qk_norm is not None:
             each = qk_norm == "heads"
             self.attn_q_norm = norm.of(hp, self.head_k, heads=self.n_head if each else None, required=norm_needed)
-            self.attn_k_norm = norm.of(hp, self.head_k, heads=self.n_head_kv if each else None, required=norm_needed)
-        self.attn_sinks = Sinks(self.n_head) if sinks else None
+            if shares is None:
+                n_kv = self.n_head_kv if each else None
+                self.attn_k_norm = norm.of(hp, self.head_k, heads=n_kv, required=norm_needed)
+        self.v_norm = PlainRMSNorm.of(hp) if v_norm else None
+        self.attn_sinks = Sinks(self.n_head, required=sinks == "must") if sinks else None
         self.temperature = temperature
 
     def need(self) -> Need:
+        if self.shares is not None:
+            return Need(shared=SharedKV(self.il, self.shares))
         turn = None if self.rope is None else self.rope.turn
         return Need(KVLayer(self.il, self.head_k, self.head_v, self.n_head_kv, turn), self.window)
 
     def wanted(self, tensors: Mapping[str, Any]) -> Iterator[Weight]:
         fused = self.attn_qkv.weight.name in tensors
-        for matrix in (self.attn_q, self.attn_k, self.attn_v):
-            matrix.weight.required = not fused
+        self.attn_q.weight.required = not fused
+        if self.shares is None:
+            self.attn_k.weight.required = not fused
+            self.attn_v.weight.required = not fused and not self.k_as_v
         yield from super().wanted(tensors)
+
+    def passed_over(self, tensors: Container[str]) -> Iterator[str]:
+        """What a file may hold of the keys and values of a layer that reads another one's."""
+        if self.shares is not None:
+            prefix = self.attn_q.weight.name.removesuffix("attn_q.weight")
+            yield from (f"{prefix}{name}.weight" for name in ("attn_k", "attn_v", "attn_k_norm"))
 
     def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:
         q, k, v = self.place(g, *self.project(g, x))
-        sinks = None if self.attn_sinks is None else self.attn_sinks.weight
+        sinks = None if self.attn_sinks is None or not self.attn_sinks.weight.there else self.attn_sinks.weight
         cur = g.attend(self.il, q, k, v, scale=self.scale, softcap=self.softcap, sinks=sinks, max_bias=self.max_bias)
         return self.back(g, x, cur)
 
@@ -116,31 +140,42 @@ class Attention(Remembers):
         """What attention found (head_v * n_head, n_tokens) -> (n_embd, n_tokens); `x` is what attention began with."""
         return g.linear(self.attn_output, cur)
 
-    def place(self, g: GraphBuilder, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Norms and positions of queries and keys."""
-        if self.qk_norm not in (None, "row") and not self.norm_last:
-            q, k = self.attn_q_norm(g, q), self.attn_k_norm(g, k)
+    def place(
+        self, g: GraphBuilder, q: Tensor, k: Tensor | None, v: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Norms and positions of queries and keys, norms of values."""
+        each = self.qk_norm not in (None, "row")
+        if each and not self.norm_last:
+            q, k = self.attn_q_norm(g, q), self.attn_k_norm(g, k) if k is not None else None
+        if v is not None and self.v_norm is not None:
+            v = self.v_norm(g, v)
         if self.rope is not None:
-            q, k = self.rope(g, q), self.rope(g, k)
-        if self.qk_norm not in (None, "row") and self.norm_last:
-            q, k = self.attn_q_norm(g, q), self.attn_k_norm(g, k)
+            q, k = self.rope(g, q), self.rope(g, k) if k is not None else None
+        if each and self.norm_last:
+            q, k = self.attn_q_norm(g, q), self.attn_k_norm(g, k) if k is not None else None
         if self.temperature is not None:
             q = ops.mul(q, self.temperature.of(g), name=f"q_scaled-{self.il}")
         return q, k, v
 
-    def project(self, g: GraphBuilder, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (head_k, n_head, n_tokens), keys (head_k, n_head_kv, n_tokens), values (head_v, n_head_kv, n_tokens)."""
+    def project(self, g: GraphBuilder, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Queries (head_q, n_head, n_tokens), keys (head_k, n_head_kv, n_tokens), values (head_v, n_head_kv, n_tokens); of
+        a layer that shares those of another one queries alone."""
         shapes = (self.head_q, self.n_head), (self.head_k, self.n_head_kv), (self.head_v, self.n_head_kv)
         if self.attn_qkv.weight.there:
             qkv, at, parts = self._clamped(g.linear(self.attn_qkv, x)), 0, []
-            for head, n in shapes:
+            for head, n in shapes[: 1 if self.shares is not None else 3]:
                 parts.append(ops.view(qkv, (head * n, g.n_tokens), (qkv.nb[1],), at))
                 at += head * n * qkv.nb[0]
         else:
-            parts = [self._clamped(g.linear(matrix, x)) for matrix in (self.attn_q, self.attn_k, self.attn_v)]
+            parts = [self._clamped(g.linear(self.attn_q, x))]
+            if self.shares is None:
+                parts.append(self._clamped(g.linear(self.attn_k, x)))
+                parts.append(self._clamped(g.linear(self.attn_v, x)) if self.attn_v.weight.there else parts[1])
         if self.qk_norm == "row":
-            parts[:2] = self.attn_q_norm(g, parts[0]), self.attn_k_norm(g, parts[1])
-        q, k, v = (heads(part, head, n) for part, (head, n) in zip(parts, shapes, strict=True))
+            parts[0] = self.attn_q_norm(g, parts[0])
+            parts[1:2] = [self.attn_k_norm(g, part) for part in parts[1:2]]
+        q, *kv = (heads(part, head, n) for part, (head, n) in zip(parts, shapes, strict=False))
+        k, v = kv or (None, None)
         return q, k, v
 
     def _clamped(self, x: Tensor) -> Tensor:

@@ -175,14 +175,23 @@ class Hparams(Keys):
 class Windows:
     """Which layers see all tokens and which a window of the last ones (llama-model.cpp: load_swa_pattern).
 
-    size         tokens that a token sees there, itself among them; 0: no layer has a window
-    freq_base    of rotary positions in layers with a window: as the file's others, unless it says more
+    size            tokens that a token sees there, itself among them; 0: no layer has a window
+    head_k, head_v  elements of a head in layers with a window, and n_rot: those that are rotated
     """
 
     def __init__(self, hp: Hparams) -> None:
         self.hp = hp
         self.size = hp.u32("attention.sliding_window", 0, least=0)
-        self.freq_base = hp.f32("rope.freq_base_swa", hp.f32("rope.freq_base", 10000.0))
+        self.head_k = hp.u32("attention.key_length_swa", hp.head_k())
+        self.head_v = hp.u32("attention.value_length_swa", hp.head_v())
+        self.n_rot = hp.u32("rope.dimension_count_swa", min(hp.n_rot, self.head_k), least=0)
+        if self.n_rot > self.head_k or self.n_rot % 2:
+            key = f"{hp.architecture}.rope.dimension_count_swa"
+            raise ModelError(f"key {key} is {self.n_rot}, must be even and at most {self.head_k}")
+
+    def freq_base(self, otherwise: float | None = None) -> float:
+        """Of rotary positions in layers with a window, where the file has one for them; else `otherwise`, or the file's."""
+        return self.hp.f32("rope.freq_base_swa", otherwise or self.hp.rope_in_file.freq_base)
 
     def of(self, il: int, period: int, dense_first: bool = False) -> int | None:
         """The window of layer `il`; None: it sees all. Unless the file says which, all but one of every `period` layers

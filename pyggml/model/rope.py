@@ -6,7 +6,6 @@ Owns these; must not know where queries and keys come from.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from pyggml import ops
 from pyggml.errors import ModelError
@@ -31,7 +30,7 @@ class Rope(Module):
                 ops.ROPE_IMROPE turn by four positions, of which text has three equal ones and a 0
     freq_base, freq_scale   in place of those in use for the model: layers with a window may have their own
     scaled      whether what the file says of yarn counts here
-    factors     which frequency factors the file may have: "one", or "short" and long ones; by default as its scaling says
+    factors     which frequency factors count: "none", "one", or "short" and long ones; by default as the file's scaling says
     scaling     in place of the model's: of architectures that read further keys (Hparams.scaled_rope)
     """
 
@@ -54,22 +53,38 @@ class Rope(Module):
         self.ext_factor = self.scaling.ext_factor if scaled else 0.0
         self.attn_factor = self.scaling.attn_factor if scaled else 1.0
         self.sections = sections(hp) if mode & ops.ROPE_MROPE else (0, 0, 0, 0)
-        self.by_length = (factors or ("short" if self.scaling.scaling == "longrope" else "one")) == "short"
+        factors = factors or ("short" if self.scaling.scaling == "longrope" else "one")
+        self.by_length = factors == "short"
+        self.rope_freqs = Factors(self.n_rot // 2) if factors == "one" else None
         if self.by_length:
             self.rope_factors_short = Factors(self.n_rot // 2)
             self.rope_factors_long = Factors(self.n_rot // 2)
-        else:
-            self.rope_freqs = Factors(self.n_rot // 2)
 
     @classmethod
-    def windowed(cls, hp: Hparams, mode: int, window: int | None, **more: Any) -> Rope:
-        """In layers with a window their own base of frequencies, where the file has one."""
-        return cls(hp, mode, freq_base=hp.windows.freq_base if window else None, **more)
+    def windowed(
+        cls,
+        hp: Hparams,
+        mode: int,
+        window: int | None,
+        *,
+        base: float | None = None,
+        scale: float | None = None,
+        scaled: bool = True,
+        factors: str = "",
+    ) -> Rope:
+        """Of a layer that may have a window. In those that have one the frequencies' base is the file's for windows, without
+        one `base`, or the file's for all; their scale is `scale`, or the file's; and `scaled` and `factors` count there."""
+        if not window:
+            return cls(hp, mode)
+        base = hp.windows.freq_base(base)
+        scale = hp.rope_in_file.freq_scale if scale is None else scale
+        n_rot = hp.windows.n_rot
+        return cls(hp, mode, n_rot=n_rot, freq_base=base, freq_scale=scale, scaled=scaled, factors=factors)
 
     def factors(self, n_ctx: int) -> Tensor | None:
         """Those for a context of so many tokens."""
         if not self.by_length:
-            return self.rope_freqs.weight.tensor
+            return None if self.rope_freqs is None else self.rope_freqs.weight.tensor
         long = n_ctx > self.scaling.n_ctx_short
         return (self.rope_factors_long if long else self.rope_factors_short).weight.tensor
 

@@ -6,6 +6,7 @@ Owns what each is changed to, and where the files are kept; knows nothing of how
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ import numpy as np
 from edit_gguf import edit
 from peer_archs import ArchPeer
 from peer_build import locked
+
+from pyggml.gguf import GGUFFile
 
 N_LAYER = 2
 """Of all files that are changed."""
@@ -29,12 +32,14 @@ class Variant:
     keys       metadata without the architecture's name, in place of the file's
     tensors    new ones, or in place of the file's, of every layer ("blk.*.") or of one
     without    tensors of every layer that are left out
+    factors    by pattern of tensors' names, what they are multiplied by
     """
 
     base: str
     keys: Mapping[str, Any] = field(default_factory=dict)
     tensors: Shapes = field(default_factory=dict)
     without: tuple[str, ...] = ()
+    factors: Mapping[str, float] = field(default_factory=dict)
 
 
 def _latent(n_head: int, n_plain: int, n_rot: int, head_v: int, rank: int, n_embd: int) -> Shapes:
@@ -104,6 +109,21 @@ VARIANTS = {
             "rope_factors_short.weight": (0.1, (16,)),
         },
     ),
+    "gpt-oss-yarn": Variant(
+        "gpt-oss-moe",
+        {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 64},
+        factors={r"ffn_(gate|up)_exps": 40.0},
+    ),
+    "gemma2-caps": Variant("gemma2-dense", {"attn_logit_softcapping": 0.5, "final_logit_softcapping": 0.5}),
+    "gemma3-bases": Variant(
+        "gemma3-dense",
+        {
+            "rope.scaling.factor": 8.0,
+            "rope.freq_base": 1e6,
+            "rope.freq_base_swa": 500.0,
+            "final_logit_softcapping": 0.5,
+        },
+    ),
 }
 
 
@@ -132,6 +152,11 @@ def _write(source: Path, target: Path, variant: Variant) -> None:
             values = rng.normal(float(len(shape) == 1), deviation, shape)
             if one not in without:
                 tensors[one] = values.astype(np.float32)
+    with GGUFFile.open(source) as file:
+        for name, info in file.tensors.items():
+            for factor in (factor for pattern, factor in variant.factors.items() if re.search(pattern, name)):
+                ne = info.ne[: max(i + 1 for i in range(4) if info.ne[i] > 1 or not i)]
+                tensors[name] = factor * info.data.view(np.float32).reshape(ne[::-1])
     keys = {f"{arch}.{key}": value for key, value in variant.keys.items()}
     edit(source, target, leave_out=without.__contains__, replace=tensors, metadata=keys)
 

@@ -38,6 +38,7 @@ UNREAD: dict[str, tuple[str, ...]] = {
 
 
 QUERIES = re.compile(r"\.attn_(q|k|qkv)\.weight$")
+NORMS = re.compile(r"\.attn_(q|k)_norm\.weight$")
 EXPERTS = re.compile(r"\.((ffn_(gate|up|down|gate_up)_exps|ffn_gate_inp)\.\w+|exp_probs_b(\.bias)?)$")
 N_EXPERT, N_USED = 8, 3
 TWO_EXPERTS = ("deepseek4", "grovemoe")
@@ -49,7 +50,7 @@ UNSHARPENED = ("hrm_text",)
 def ensure_archs(programs: Programs) -> Path:
     """The folder of NAME-dense.gguf and NAME-moe.gguf, F32 all; ten seconds when it is new."""
     key = hashlib.sha256(
-        f"{programs.bin}{SEED} {STDEV} {UNREAD} {N_EXPERT} {N_USED} {TWO_EXPERTS} {UNSHARPENED} 5".encode()
+        f"{programs.bin}{SEED} {STDEV} {UNREAD} {N_EXPERT} {N_USED} {TWO_EXPERTS} {UNSHARPENED} 6".encode()
     ).hexdigest()[:16]
     root = cache_dir("peer") / "archs"
     root.mkdir(exist_ok=True)
@@ -84,8 +85,9 @@ def _sharpen(path: Path, target: Path) -> None:
             ne = info.ne[: max(i + 1 for i in range(4) if info.ne[i] > 1 or not i)]
             if _left_out(arch, name):
                 continue
-            if QUERIES.search(name) and arch not in UNSHARPENED:
-                replace[name] = 4 * info.data.view(np.float32).reshape(ne[::-1])
+            factor = 4 if QUERIES.search(name) else 12 if NORMS.search(name) else 1
+            if factor > 1 and arch not in UNSHARPENED:
+                replace[name] = factor * info.data.view(np.float32).reshape(ne[::-1])
             elif more and EXPERTS.search(name) and ne[-1] == 2:
                 large = 2.0 if "gate_inp" in name or "probs" in name else 1.0
                 replace[name] = large * rng.normal(0, float(STDEV), (N_EXPERT, *ne[-2::-1])).astype(np.float32)
