@@ -5,7 +5,7 @@ name in an import here; knows nothing of models or sampling. Importing it is che
 library is loaded when the first tokenizer is built.
 """
 
-from pyggml.tokenizer import bpe, hashed, none, spm  # noqa: F401, the kinds
+from pyggml.tokenizer import bpe, hashed, none, plamo, rwkv, spm, unigram, wordpiece  # noqa: F401, the kinds
 from pyggml.tokenizer.base import Tokenizer
 from pyggml.tokenizer.stream import StreamDecoder
 from pyggml.tokenizer.vocab import Attr, Vocab

@@ -121,13 +121,16 @@ class Tokenizer(ABC):
         if isinstance(text, bytes):
             text = text.decode("utf-8", "surrogateescape")
         text = _SURROGATES.sub("\ufffd", text)
-        ids = [self.vocab.special["bos"]] if add_special and self.add_bos else []
-        ids += self.encode_fragments(self._partition(text, parse_special))
-        if add_special and self.add_eos:
-            ids.append(self.vocab.special["eos"])
+        before, after = self.around() if add_special else ([], [])
+        ids = [*before, *self.encode_fragments(self._partition(text, parse_special)), *after]
         if add_special and warn:
             self._warn_of_doubles(ids)
         return ids
+
+    def around(self) -> tuple[list[int], list[int]]:
+        """The tokens that are put before a text and after it: BOS and EOS, where the vocabulary wants them."""
+        special = self.vocab.special
+        return [special["bos"]] if self.add_bos else [], [special["eos"]] if self.add_eos else []
 
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
         """The text of `ids`, nothing trimmed or tidied; `special` shows control tokens too. Bad bytes become U+FFFD."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyggml.errors import TokenizerError
 from pyggml.tokenizer.base import Fragment, Tokenizer
+from pyggml.tokenizer.character_bpe import CharacterMerges
 from pyggml.tokenizer.pretokenizers import DEFAULT, PreTokenizer, pre_tokenizer
 from pyggml.tokenizer.vocab import Vocab, boolean, string_list
 
@@ -31,26 +32,34 @@ BYTE_CHARACTERS = _byte_characters()
 _TO_BYTE = {c: b for b, c in enumerate(BYTE_CHARACTERS)}
 
 
-class BPE(Tokenizer, models=("gpt2",)):
-    """After llm_tokenizer_bpe_session in llama-vocab.cpp: patterns cut words out of the text's bytes, and within a word
-    the pair that stands first among the merges is merged first.
+class BPE(Tokenizer, models=("gemma4", "gpt2", "whitespace")):
+    """After llm_tokenizer_bpe_session in llama-vocab.cpp: patterns cut words out of the text's bytes, or of its characters
+    (character_bpe.py), and within a word the pair that stands first among the merges is merged first.
     """
 
     @classmethod
     def build(cls, metadata: Mapping[str, Any]) -> "BPE":
         pre = _pre_tokenizer(metadata)
-        vocab = Vocab.from_metadata(metadata, {"bos": 11, "eos": 11} if pre.default_bos else {"eos": 11})
+        vocab = Vocab.from_metadata(metadata, _special(metadata, pre))
+        add_bos = boolean(metadata, "tokenizer.ggml.add_bos_token", pre.add_bos)
         return cls(
             vocab,
             string_list(metadata, "tokenizer.ggml.merges"),
             pre,
-            boolean(metadata, "tokenizer.ggml.add_bos_token", pre.add_bos),
+            add_bos or pre.always_bos,
             boolean(metadata, "tokenizer.ggml.add_eos_token", False),
+            lowercase=boolean(metadata, "tokenizer.ggml.normalizer.lowercase", False),
         )
 
-    def __init__(self, vocab: Vocab, merges: list[str], pre: PreTokenizer, add_bos: bool, add_eos: bool) -> None:
+    def __init__(
+        self, vocab: Vocab, merges: list[str], pre: PreTokenizer, add_bos: bool, add_eos: bool, lowercase: bool = False
+    ) -> None:
+        """`lowercase` counts where text is cut at white space."""
         super().__init__(vocab, add_bos, add_eos)
         pairs = [(m[:at], m[at + 1 :]) for m in dict.fromkeys(merges) if (at := m.find(" ", 1)) > 0]
+        self._characters = CharacterMerges(vocab.ids, pairs, pre, lowercase) if pre.characters else None
+        if self._characters is not None:
+            return
         self._fallbacks = _fallbacks(vocab.ids, pairs)
         ids = vocab.ids
         if self._fallbacks:
@@ -63,16 +72,20 @@ class BPE(Tokenizer, models=("gpt2",)):
         for fragment in fragments:
             if isinstance(fragment, int):
                 ids.append(fragment)
+            elif self._characters is not None:
+                ids += self._characters.encode(fragment)
             else:
                 ids += self._tokenizer.encode(fragment, add_special_tokens=False).ids
         n = len(self.vocab.texts)
-        if self._fallbacks and ids and max(ids) >= n:
+        if self._characters is None and self._fallbacks and ids and max(ids) >= n:
             ids = [j for i in ids for j in ([i] if i < n else self._fallback_ids[i - n])]
         return ids
 
     def normal_bytes(self, token: int) -> bytes:
         """A character that stands for no byte is shown as llama.cpp shows it."""
         text = self.vocab.texts[token]
+        if self._characters is not None and self._characters.escaped:
+            return self._characters.bytes_of(text)
         try:
             return bytes([_TO_BYTE[c] for c in text])
         except KeyError:
@@ -82,8 +95,20 @@ class BPE(Tokenizer, models=("gpt2",)):
             )
 
 
+def _special(metadata: Mapping[str, Any], pre: PreTokenizer) -> dict[str, int]:
+    """The default ids of the kind."""
+    if metadata.get("tokenizer.ggml.model") == "gemma4":
+        return {}
+    return {"bos": 11, "eos": 11} if pre.default_bos else {"eos": 11}
+
+
 def _pre_tokenizer(metadata: Mapping[str, Any]) -> PreTokenizer:
-    name = metadata.get("tokenizer.ggml.pre", "")
+    model = metadata.get("tokenizer.ggml.model")
+    name = "gemma4" if model == "gemma4" else metadata.get("tokenizer.ggml.pre", "")
+    if (model == "whitespace") != (name == "whitespace"):
+        raise TokenizerError(
+            f"tokenizer {model!r} with the pre-tokenizer {name!r:.40}: both are to be 'whitespace', or none"
+        )
     if not isinstance(name, str):
         raise TokenizerError(f"tokenizer.ggml.pre must be a string, it is {name!r:.40}")
     if not name:

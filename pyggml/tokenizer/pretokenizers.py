@@ -10,10 +10,17 @@ from pyggml.errors import TokenizerError
 
 
 class PreTokenizer(NamedTuple):
+    """patterns   that cut words out; of vocabularies of characters (character_bpe.py) none
+    characters    which way of these cuts the text, where merging joins characters and not bytes: "lines", "words" or "spaces"
+    """
+
     patterns: tuple[str, ...]
     ignore_merges: bool = False  # a word that is a token needs no merges
     add_bos: bool = False  # where the file says nothing
     default_bos: bool = True  # whether the kind's default BOS id holds
+    always_bos: bool = False  # whatever the file says
+    characters: str = ""
+    newlines: bool = False  # a run of line feeds that is a token needs no merges
 
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -72,6 +79,13 @@ _YOUTU_SCRIPTS = "|".join(
     )
 )
 _CASCADE = "|".join(rf"\s{{{n}}}(?!\S)" for n in ("512", "256", "128", "64", "32", "16", "8", "4", "1,2"))
+
+_HAN = _set("4E00-9FFF 3400-4DBF 20000-2A6DF 2A700-2B73F 2B740-2B81F 2B820-2CEAF 2CEB0-2EBEF F900-FAFF 2F800-2FA1F")
+# unicode_regex_split_custom_kimi_k2, which takes no marks for letters and knows no cases
+_KIMI = (
+    rf"[{_HAN}]+|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}&&[^{_HAN}]]+(?:{_CONTRACTIONS})?|\p{{N}}{{1,3}}"
+    rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 _LLAMA3_WORDS = PreTokenizer((_LLAMA3,), ignore_merges=True, add_bos=True)
 
@@ -192,6 +206,17 @@ _NAMES: list[tuple[str, PreTokenizer]] = [
             ignore_merges=True,
         ),
     ),
+    ("kimi-k2", PreTokenizer((_KIMI,))),
+    (
+        "k2-horizon",
+        PreTokenizer(
+            (rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}\x{{200C}}\x{{200D}}]+|\p{{N}}{{1,3}}|{_REST}",),
+        ),
+    ),
+    ("gemma4 granite-embed-multi-311m", PreTokenizer((), always_bos=True, characters="lines", newlines=True)),
+    ("sarvam-moe", PreTokenizer((), characters="lines")),
+    ("mmbert", PreTokenizer((), characters="words", newlines=True)),
+    ("whitespace", PreTokenizer((), characters="spaces")),
     ("deepseek-coder", PreTokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _EAST_ASIAN, r"\p{N}"))),
 ]
 PRE_TOKENIZERS = {name: pre for names, pre in _NAMES for name in names.split()}

@@ -34,7 +34,7 @@ class SPM(Tokenizer, models=("llama",)):
         vocab = Vocab.from_metadata(metadata, {"unk": 0, "bos": 1, "eos": 2})
         return cls(
             vocab,
-            _scores(metadata, len(vocab.texts)),
+            scores_of(metadata, len(vocab.texts)),
             boolean(metadata, "tokenizer.ggml.add_space_prefix", True),
             boolean(metadata, "tokenizer.ggml.add_bos_token", True),
             boolean(metadata, "tokenizer.ggml.add_eos_token", False),
@@ -114,7 +114,8 @@ def merge_by_score(text: str, ids: Mapping[str, int], scores: list[float]) -> li
     return [piece for piece in pieces if piece]
 
 
-def _scores(metadata: Mapping[str, Any], n: int) -> list[float]:
+def scores_of(metadata: Mapping[str, Any], n: int) -> list[float]:
+    """The tokens' scores. Raises TokenizerError."""
     key = "tokenizer.ggml.scores"
     value = metadata.get(key)
     if value is None:

@@ -78,6 +78,7 @@ ID_TEXTS: dict[str, tuple[str, ...]] = {
         "▁<PRE>",
         "<|code_prefix|>",
         "<|prefix|>",
+        "<|plamo:fim_prefix|>",
     ),
     "fim_suf": (
         "<|fim_suffix|>",
@@ -88,6 +89,7 @@ ID_TEXTS: dict[str, tuple[str, ...]] = {
         "▁<SUF>",
         "<|code_suffix|>",
         "<|suffix|>",
+        "<|plamo:fim_suffix|>",
     ),
     "fim_mid": (
         "<|fim_middle|>",
@@ -98,10 +100,11 @@ ID_TEXTS: dict[str, tuple[str, ...]] = {
         "▁<MID>",
         "<|code_middle|>",
         "<|middle|>",
+        "<|plamo:fim_middle|>",
     ),
     "fim_pad": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
     "fim_rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
-    "fim_sep": ("<|file_sep|>",),
+    "fim_sep": ("<|file_sep|>", "<|plamo:file_separator|>"),
 }
 
 # Texts that end a generation wherever they stand in a vocabulary
@@ -128,10 +131,17 @@ EOG_TEXTS = (
     "<|tool_response>",
     "<｜end▁of▁sentence｜>",
     "[e~[",
+    "<|ifm|im_end|>",
 )
 
 # Part of the answer's text in the models that have them, whatever the file says
 ALWAYS_SHOWN = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
+
+
+WHITE_SPACE = frozenset(
+    map(chr, (*range(9, 14), 0x20, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000))
+)
+"""unicode_set_whitespace of unicode-data.cpp: what Python calls so, but for four separators of ASCII (1C to 1F)."""
 
 
 @dataclass(slots=True)
@@ -237,6 +247,11 @@ class Vocab:
         if not self.attrs[token] & Attr.CONTROL:
             log.info("token %d %r looks like a control token and is made one", token, self.texts[token])
             self.attrs[token] |= Attr.CONTROL
+
+
+def lower(c: str) -> str:
+    """A character in lower case, of which the first one counts (unicode_tolower)."""
+    return c.lower()[0]
 
 
 def string_list(metadata: Mapping[str, Any], key: str) -> list[str]:

@@ -95,9 +95,9 @@ def _sharpen(path: Path, target: Path) -> None:
     edit(path, target, leave_out=partial(_left_out, arch), replace=replace, metadata=keys)
 
 
-def ensure_driver(programs: Programs) -> Path:
-    """The compiled arch_driver.cpp. Raises PeerMissing."""
-    facts = (str(programs.bin), cpu_key(), SOURCE.read_text(encoding="utf-8"), *OPTIONS)
+def ensure_driver(programs: Programs, source: Path = SOURCE) -> Path:
+    """The compiled program. Raises PeerMissing."""
+    facts = (str(programs.bin), cpu_key(), source.read_text(encoding="utf-8"), *OPTIONS)
     key = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
     folder = cache_dir("peer") / "archs"
     folder.mkdir(exist_ok=True)
@@ -109,7 +109,7 @@ def ensure_driver(programs: Programs) -> Path:
             names = [str(programs.bin / name) for name in LIBRARIES]
             link = ("-o", str(fresh), *names, f"-Wl,-rpath,{programs.bin}")
             try:
-                done = subprocess.run(("c++", *OPTIONS, *includes, str(SOURCE), *link), capture_output=True, text=True)
+                done = subprocess.run(("c++", *OPTIONS, *includes, str(source), *link), capture_output=True, text=True)
             except FileNotFoundError:
                 raise PeerMissing("no C++ compiler on this machine, so llama.cpp cannot be asked for logits") from None
             assert done.returncode == 0, done.stderr[-4000:]

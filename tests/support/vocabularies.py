@@ -191,6 +191,46 @@ class Stock:
         return json.loads(self.process.stdout.readline())
 
 
+class NewestStock:
+    """llama.cpp of protocol 8.0.0, asked as Stock is."""
+
+    def __init__(self, driver: Path) -> None:
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen([driver], stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
+
+    def __call__(self, function: str, path: Path, *args: Any) -> Any:
+        if function == "tokenize_all":
+            return [self("tokenize", path, text, *args[1:]) for text in args[0]]
+        if function == "tokenize":
+            text, add, parse = args
+            return [int(i) for i in self._ask(f"tokenize {path} {int(add)} {int(parse)} .{text.encode().hex()}")]
+        n, bos, eos, sep, pad, nl, add_bos, add_eos, *rest = self._ask(f"describe {path}")
+        tokens = [rest[4 * i : 4 * i + 4] for i in range(int(n))]
+        digests = []
+        for column in (2, 3):
+            digest = hashlib.sha256()
+            for one in tokens:
+                piece = bytes.fromhex(one[column][1:])
+                digest.update(len(piece).to_bytes(4, "little") + piece)
+            digests.append(digest.hexdigest())
+        ids = {"n": n, "bos": bos, "eos": eos, "sep": sep, "pad": pad, "nl": nl}
+        return {
+            **{name: int(value) for name, value in ids.items()},
+            "add": [add_bos == "1", add_eos == "1"],
+            "eog": [i for i, one in enumerate(tokens) if one[0] == "1"],
+            "control": [i for i, one in enumerate(tokens) if one[1] == "1"],
+            "pieces": digests,
+        }
+
+    def _ask(self, line: str) -> list[str]:
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        assert answer.endswith("\n"), f"the driver ended: {self.process.wait(10)}"
+        return answer.split()
+
+
 def describe(tokenizer: Tokenizer) -> dict[str, Any]:
     digests = []
     for special in (True, False):

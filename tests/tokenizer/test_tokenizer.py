@@ -4,7 +4,6 @@ Knows no model.
 
 import functools
 import logging
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -16,13 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peer import Peer
-from vocabularies import BITS, BLOCKS, CUTS, TEXT, WORDS, Stock, describe, load
+from vocabularies import BITS, TEXT, Stock, describe, load
 
 from pyggml.errors import TokenizerError
 from pyggml.gguf import GGUFFile
 from pyggml.tokenizer import Attr, StreamDecoder, Tokenizer, bpe
 from pyggml.tokenizer.bpe import BYTE_CHARACTERS
-from pyggml.tokenizer.pretokenizers import PRE_TOKENIZERS
 
 VOCABS = ["command-r", "deepseek-coder", "deepseek-llm", "falcon", "gpt-2", "llama-bpe"]
 VOCABS += ["mpt", "qwen2", "qwen35", "refact", "starcoder"]
@@ -130,28 +128,6 @@ def write_vocab(path: Path, tokens: list[str], merges: list[str], pre: str, type
     writer.write_kv_data_to_file()
     writer.close()
     return path
-
-
-@pytest.mark.parametrize("pre", sorted(PRE_TOKENIZERS))
-def test_every_pre_tokenizer_equals_the_peer(pre: str, stock: Stock, vocab_file, tmp_path: Path) -> None:
-    """Each name, on a part of GPT-2's tokens: patterns, whether whole words need no merges, whether a BOS is added."""
-    with GGUFFile.open(vocab_file("gpt-2")) as f:
-        tokens, merges = (f.get_strings(f"tokenizer.ggml.{key}") for key in ("tokens", "merges"))
-        unmerged = [tokens[i] for i in range(9000, 50000, 500)]  # words that merges do not reach
-        path = write_vocab(tmp_path / "v.gguf", [*tokens[: 256 + 4000], *unmerged], merges[:4000], pre)
-    tokenizer = load(path)
-    random_ = random.Random(pre)
-    words = [
-        lambda: random_.choice(WORDS),
-        lambda: random_.choice(CUTS),
-        lambda: chr(random_.randint(*random_.choice(BLOCKS))),
-    ]
-    texts = ["".join(random_.choice(words)() for _ in range(random_.randrange(1, 12))) for _ in range(150)]
-    for text, expected in zip(texts, stock("tokenize_all", path, texts, True, False), strict=True):
-        assert tokenizer.encode(text) == expected, text
-    for word in unmerged:
-        text = bytes(BYTE_CHARACTERS.index(c) for c in word).decode("utf-8", "replace")
-        assert tokenizer.encode(text) == stock("tokenize", path, text, True, False), text
 
 
 def test_no_pre_tokenizer_warns_and_takes_the_default(stock: Stock, vocab_file, caplog) -> None:

@@ -1,0 +1,92 @@
+"""SentencePiece's compiled table of characters that stand for others (`tokenizer.ggml.precompiled_charsmap`).
+
+Owns its layout: an XOR-compressed double array of 32-bit words that maps sequences of bytes to offsets, and the texts at these
+offsets, each ended by a zero byte (llm_tokenizer_ugm_session: xcda_array_view, normalize_prefix).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from pyggml.errors import TokenizerError
+
+KEY = "tokenizer.ggml.precompiled_charsmap"
+
+
+class Charsmap:
+    """`replaced(text)` puts other characters in place of the longest sequences that the table has."""
+
+    def __init__(self, nodes: list[int], texts: bytes) -> None:
+        self._nodes, self._texts = nodes, texts
+        self._plain = [self._step(self._base(0), byte) is None for byte in range(256)]
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any]) -> "Charsmap | None":
+        """None: the file has none. Raises TokenizerError."""
+        value = metadata.get(KEY)
+        if value is None:
+            return None
+        if not isinstance(value, np.ndarray) or value.dtype not in (np.int8, np.uint8):
+            raise TokenizerError(f"{KEY} must be an array of bytes")
+        data = value.tobytes()
+        size = int.from_bytes(data[:4], "little")
+        if len(data) < 4 or size + 4 >= len(data):
+            raise TokenizerError(f"{KEY} has {len(data)} bytes, its table must have {size} and texts must follow")
+        return cls(np.frombuffer(data, "<u4", size // 4, 4).tolist(), data[4 + size :])
+
+    def replaced(self, text: str) -> str:
+        data, at, out = text.encode(), 0, []
+        plain = self._plain
+        while at < len(data):
+            length, offset = (0, 0) if plain[data[at]] else self._longest(data, at)
+            if length:
+                out.append(self._text(offset))
+            else:
+                length = _length(data[at])
+                out.append(data[at : at + length])
+            at += length
+        return b"".join(out).decode("utf-8", "replace")
+
+    def _longest(self, data: bytes, at: int) -> tuple[int, int]:
+        """Bytes of the longest sequence of the table that stands here, 0: none does; and where its text is."""
+        length = offset = 0
+        index = self._base(0)
+        for end in range(at, len(data)):
+            step = self._step(index, data[end])
+            if step is None:
+                break
+            leaf, index = step
+            if leaf:
+                length, offset = end - at + 1, self._node(index) & 0x7FFFFFFF
+        return length, offset
+
+    def _step(self, index: int, byte: int) -> tuple[bool, int] | None:
+        """Whether a sequence ends with this byte, and where the next one is looked up."""
+        if not byte:
+            return None
+        index ^= byte
+        node = self._node(index)
+        if node & 0x800000FF != byte:
+            return None
+        return bool(node >> 8 & 1), index ^ self._base(index)
+
+    def _base(self, index: int) -> int:
+        node = self._node(index)
+        return node >> 10 << ((node & 1 << 9) >> 6)
+
+    def _node(self, index: int) -> int:
+        if index >= len(self._nodes):
+            raise TokenizerError(f"{KEY}: an entry leads to word {index} of {len(self._nodes)}")
+        return self._nodes[index]
+
+    def _text(self, offset: int) -> bytes:
+        end = self._texts.find(b"\0", offset)
+        if end < 0:
+            raise TokenizerError(f"{KEY}: no text ends behind offset {offset} of {len(self._texts)} bytes")
+        return self._texts[offset:end]
+
+
+def _length(byte: int) -> int:
+    """Bytes of the character that begins with this one."""
+    return 1 if byte < 0x80 else 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
