@@ -32,6 +32,7 @@ class Need:
 
     window   tokens that a token sees, itself among them; None: all before it
     chunked  the window begins anew at each position that it divides (Window)
+    alibi    masks hold distances, for scores that fall with them
     """
 
     kv: KVLayer | None = None
@@ -39,6 +40,7 @@ class Need:
     states: StateLayer | None = None
     chunked: bool = False
     shared: SharedKV | None = None
+    alibi: bool = False
 
     @property
     def seen(self) -> Window | None:
@@ -89,6 +91,7 @@ def make_memory(needs: Sequence[Need], options: MemoryOptions) -> Layered:
                 n_streams=streams,
                 window=window,
                 n_ctx_seen=options.n_ctx,
+                alibi=any(need.alibi for need in needs),
             )
         )
     if states := [need.states for need in needs if need.states is not None]:

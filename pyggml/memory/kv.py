@@ -59,8 +59,10 @@ class KVCache(KVTensors, Memory):
         n_streams: int = 1,
         window: Window | None = None,
         n_ctx_seen: int | None = None,
+        alibi: bool = False,
     ) -> None:
         """n_ctx   tokens in a stream
+        alibi   masks hold distances
         n_ctx_seen  tokens of a sequence, where a window keeps fewer: what positions are scaled for
         window  what a token sees; what none will see any more is given up when there is no other room
 
@@ -71,6 +73,7 @@ class KVCache(KVTensors, Memory):
         if n_ctx_seen is not None:
             self.n_ctx = pad_cells(n_ctx_seen)
         self.window = window
+        self.alibi = alibi
         self.compute: Compute | None = None
         """How a graph that moves or turns cells is run; the context's."""
         self.cells = Cells(self.n_cells, n_streams, n_seq_max)
@@ -119,11 +122,11 @@ class KVCache(KVTensors, Memory):
         return (start[:, None] + np.arange(n_elements, dtype=np.int64)[None, :] * self.n_cells).reshape(-1)
 
     def mask(self, placement: KVPlacement) -> NDArray[Any]:
-        """0 where a token sees a cell (of its own sequence, no later than itself, within the window), else -inf:
-        (n_streams, tokens of each, n_kv). F16 for flash attention, F32 for soft max."""
+        """0 where a token sees a cell (of its own sequence, no later than itself, within the window), or minus the distance
+        with ALiBi; else -inf: (n_streams, tokens of each, n_kv). F16 for flash attention, F32 for soft max."""
         ub, shape, cells = placement.ub, placement.shape, self.cells
         n_kv, n_seqs = shape.n_kv, shape.n_streams
-        if ub.n == 1 and self.window is None and not cells.shared:
+        if ub.n == 1 and self.window is None and not cells.shared and not self.alibi:
             cell = int(placement.cells[0])
             if cell == cells.used[shape.first]:  # behind all others, which are before it: it sees each
                 whole = np.zeros(n_kv, np.float32 if self.transposed_v else np.float16)
@@ -156,6 +159,9 @@ class KVCache(KVTensors, Memory):
             seen[i // each, i % each] = False
             seen[i // each, i % each, placement.cells[i]] = True
         mask = self._mask(seen)
+        if self.alibi:
+            far = np.where(seen, pos[:, None, :].astype(np.int64) - wanted, 0)
+            mask = np.where(seen, far.astype(mask.dtype), mask)
         return mask[0] if n_seqs == 1 else mask
 
     def _mask(self, seen: NDArray[np.bool_]) -> NDArray[Any]:

@@ -114,7 +114,9 @@ class Attention(Remembers):
         if self.shares is not None:
             return Need(shared=SharedKV(self.il, self.shares))
         turn = None if self.rope is None else self.rope.turn
-        return Need(KVLayer(self.il, self.head_k, self.head_v, self.n_head_kv, turn), self.window)
+        return Need(
+            KVLayer(self.il, self.head_k, self.head_v, self.n_head_kv, turn), self.window, alibi=self.max_bias > 0
+        )
 
     def wanted(self, tensors: Mapping[str, Any]) -> Iterator[Weight]:
         fused = self.attn_qkv.weight.name in tensors

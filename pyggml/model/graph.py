@@ -218,7 +218,8 @@ class GraphBuilder:
         written += [] if v is None else [cache.write_v(i, v, inputs.v_rows[i])]
         self.store(*(t for t in (v, k) if t is not None), *written)
         if shape.n_streams > 1:
-            q = ops.reshape(q, q.ne[0], q.ne[1], self.n_tokens // shape.n_streams, shape.n_streams)
+            each = self.n_tokens // shape.n_streams
+            q = ops.view(q, (*q.ne[:2], each, shape.n_streams), (q.nb[1], q.nb[2], each * q.nb[2]))
         q = ops.permute(q, 0, 2, 1, 3)
         cached_k, cached_v = cache.read_k(i, shape), cache.read_v(i, shape)
         given = None if sinks is None else sinks.value

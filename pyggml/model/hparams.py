@@ -94,6 +94,11 @@ class Hparams(Keys):
         """What products of queries and keys are multiplied by; None: 1 / sqrt(head size)."""
         return self.f32("attention.scale", 0.0, positive=False) or None
 
+    @cached_property
+    def max_bias(self) -> float:
+        """Of ALiBi: how fast the scores of the first head fall with the distance; 0: they do not."""
+        return self.f32("attention.max_alibi_bias", 0.0, positive=False)
+
     @property
     def has_sections(self) -> bool:
         """Whether positions have several axes (llama-hparams.h: use_mrope)."""
@@ -112,6 +117,9 @@ class Hparams(Keys):
     def has_attention(self, il: int) -> bool:
         """Whether the layer has heads: in files of models that mix, the others have 0."""
         return self._n_head_kv[il] > 0
+
+    def has_queries(self, il: int) -> bool:
+        return self._n_head[il] > 0
 
     def has_ffn(self, il: int) -> bool:
         return self._n_ff[il] > 0

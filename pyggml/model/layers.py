@@ -38,8 +38,8 @@ class PositionEmbedding(Module):
 
     at_input = True
 
-    def __init__(self, n_embd: int, n_ctx: int) -> None:
-        self.weight = Weight(n_embd, n_ctx)
+    def __init__(self, n_embd: int, n_ctx: int, *, required: bool = True) -> None:
+        self.weight = Weight(n_embd, n_ctx, required=required)
 
     def __call__(self, g: GraphBuilder) -> Tensor:
         """(n_embd, n_tokens)"""

@@ -68,6 +68,12 @@ class RMSNorm(Norm):
         return ops.rms_norm(x, self.eps)
 
 
+class BiasedRMSNorm(RMSNorm):
+    """x / sqrt(mean(x^2) + eps) * weight, and a bias where the file has one."""
+
+    biased = True
+
+
 class LayerNorm(Norm):
     """(x - mean) / sqrt(variance + eps) * weight, and a bias where the file has one."""
 

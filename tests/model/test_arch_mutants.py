@@ -14,6 +14,7 @@ from programs import Newest
 
 from pyggml import ops
 from pyggml.model.layers import CausalLM
+from pyggml.model.mlp import relu
 from pyggml.model.model import Model
 from pyggml.model.rope import Rope
 from pyggml.runtime.context import Context
@@ -76,6 +77,14 @@ class TurnsFirst(Rope):
         return super().__call__(g, x)
 
 
+def without_positions(modules: CausalLM) -> None:
+    modules.embed = modules.token_embd  # type: ignore[method-assign]
+
+
+def without_bias(modules: CausalLM) -> None:
+    modules.output.bias.tensor = None
+
+
 MUTANTS: list[tuple[str, str, Mutate]] = [
     ("qwen3-dense", "no norms of queries and keys", on("attn", qk_norm=None)),
     ("qwen3-dense", "positions on neighbours", on("attn.rope", mode=0)),
@@ -123,6 +132,16 @@ MUTANTS: list[tuple[str, str, Mutate]] = [
     ("gemma3-bases", "scaled positions in windows", on("attn.rope", freq_scale=0.125)),
     ("gemma3-bases", "one base for all", on("attn.rope", freq_base=1e6)),
     ("gemma3-dense", "windows in no layer", on("attn", window=None)),
+    ("bloom-dense", "scores that do not fall with the distance", on("attn", max_bias=0.0)),
+    ("bloom-dense", "scores that fall faster", on("attn", max_bias=9.0)),
+    ("mpt-dense", "queries, keys and values as they are", on("attn", clamp=0.0)),
+    ("jais-dense", "the usual scale", on("attn", scale=0.088)),
+    ("gpt2-dense", "no embeddings of positions", without_positions),
+    ("falcon-dense", "one norm for both", on("attn_norm_2", eps=1.0)),
+    ("phi2-dense", "no bias of logits", without_bias),
+    ("arcee-dense", "without the square", on("ffn", activation=relu)),
+    ("minicpm-dense", "residuals as they are", on("", residual=1.0)),
+    ("paddleocr-moe", "positions on neighbours", on("attn.rope", mode=0)),
 ]
 """(file, what is wrong, how)"""
 

@@ -10,7 +10,7 @@ from programs import Newest
 
 from pyggml.model import architectures
 
-NOT_THERE: dict[str, str] = {}
+NOT_THERE: dict[str, str] = {"refact-moe": "llama.cpp reads its experts and computes none of them"}
 """Files of the reference that we do not compute yet, and why."""
 
 
@@ -29,7 +29,7 @@ def test_every_architecture_is_compared() -> None:
     assert set(architectures()) <= compared
 
 
-@pytest.mark.parametrize("name", [*(name for name in NAMES if known(name)), *VARIANTS])
+@pytest.mark.parametrize("name", [*(name for name in NAMES if known(name) and name not in NOT_THERE), *VARIANTS])
 def test_says_what_the_peer_says(peer: ArchPeer, name: str) -> None:
     found = differences(peer, all_files(peer)[name])
     assert all(value < LIMIT for value in found.values()), found

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import edit_gguf
 import numpy as np
-from edit_gguf import edit
 from peer_build import PeerMissing, cpu_key, locked
 from peer_programs import Programs
 
@@ -32,9 +32,18 @@ UNREAD: dict[str, tuple[str, ...]] = {
     "gemma4": (),
     "falcon-h1": (*SCALES, ".attn_output.bias", "rope_freqs.weight"),
     "ernie4_5": (*SCALES, ".attn_output.bias"),
+    "cogvlm": (*SCALES, "rope_freqs.weight"),
+    "mpt": (*SCALES, ".attn_k_norm.weight", ".attn_k_norm.bias"),
+    "pangu-embedded": (*SCALES, "rope_freqs.weight"),
+    "qwen2vl": (*SCALES, "output.bias"),
+    "refact": (*SCALES, "rope_freqs.weight", ".attn_output.bias", ".ffn_gate.bias", ".ffn_up.bias", ".ffn_down.bias"),
     "ernie4_5-moe": (*SCALES, ".attn_output.bias"),
 }
 """How the names of tensors end that the reference reads, and does not compute with; SCALES for all others."""
+
+
+KEYS: dict[str, dict[str, float]] = {"qwen2vl": {"attention.layer_norm_rms_epsilon": 1e-12}}
+"""Values in place of those that the reference writes: of qwen2vl it reads no epsilon, and computes with 0."""
 
 
 QUERIES = re.compile(r"\.attn_(q|k|qkv)\.weight$")
@@ -49,9 +58,8 @@ UNSHARPENED = ("hrm_text",)
 
 def ensure_archs(programs: Programs) -> Path:
     """The folder of NAME-dense.gguf and NAME-moe.gguf, F32 all; ten seconds when it is new."""
-    key = hashlib.sha256(
-        f"{programs.bin}{SEED} {STDEV} {UNREAD} {N_EXPERT} {N_USED} {TWO_EXPERTS} {UNSHARPENED} 6".encode()
-    ).hexdigest()[:16]
+    facts = (str(programs.bin), *(Path(file).read_text(encoding="utf-8") for file in (__file__, edit_gguf.__file__)))
+    key = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
     root = cache_dir("peer") / "archs"
     root.mkdir(exist_ok=True)
     folder = root / key
@@ -91,8 +99,9 @@ def _sharpen(path: Path, target: Path) -> None:
             elif more and EXPERTS.search(name) and ne[-1] == 2:
                 large = 2.0 if "gate_inp" in name or "probs" in name else 1.0
                 replace[name] = large * rng.normal(0, float(STDEV), (N_EXPERT, *ne[-2::-1])).astype(np.float32)
-        keys = {f"{arch}.expert_count": N_EXPERT, f"{arch}.expert_used_count": N_USED} if more else {}
-    edit(path, target, leave_out=partial(_left_out, arch), replace=replace, metadata=keys)
+        keys: dict[str, float] = {f"{arch}.expert_count": N_EXPERT, f"{arch}.expert_used_count": N_USED} if more else {}
+        keys |= {f"{arch}.{key}": value for key, value in KEYS.get(arch, {}).items()}
+    edit_gguf.edit(path, target, leave_out=partial(_left_out, arch), replace=replace, metadata=keys)
 
 
 def ensure_driver(programs: Programs, source: Path = SOURCE) -> Path:
