@@ -166,7 +166,7 @@ def test_mask_and_rows():
     assert (cache.n_cells, cache.n_kv(0), cache.n_kv(256), cache.n_kv(257)) == (512, 256, 256, 512)
     mask = cache.mask(placed)[:, :8]
     assert mask.dtype == np.float32 and (mask == [[0] * 6 + [-np.inf] * 2, [0] * 7 + [-np.inf]]).all()
-    assert cache.v_rows(placed)[:3].tolist() == [5, 5 + 512, 5 + 1024] and cache.v_rows(placed).size == 12
+    assert cache.v_rows(placed, 6)[:3].tolist() == [5, 5 + 512, 5 + 1024] and cache.v_rows(placed, 6).size == 12
     plain, placed = made(False)
     assert plain.mask(placed).dtype == np.float16 and plain.rows(placed).tolist() == [5, 6]
     assert plain.n_bytes == 512 * 3 * (4 + 2) * 2

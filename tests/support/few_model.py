@@ -16,9 +16,8 @@ class FewModel:
         self.leafs: list[list[Tensor]] = []
         for il, block in enumerate(context.model.modules.blk):
             weights = [weight.tensor for module in block.modules() for weight in module.own()]
-            _, i, cache = context.memory.of(il)
-            assert isinstance(cache, KVCache)
-            self.leafs.append([*(t for t in weights if t is not None), cache.k[i], cache.v[i]])
+            _, i, cache = context.memory.of(il, KVCache)
+            self.leafs.append([*(t for t in weights if t is not None), *cache.tensors(i)])
         self.few: FewLayers[BuiltGraph] = FewLayers(context.scheduler, self.leafs)
         self.asked: list[tuple[int, ...]] = []
 
