@@ -69,7 +69,7 @@ def refuse_another(path: str | os.PathLike[str], kind: str, is_one: Callable[[by
     with open(given, "rb") as there:
         head = there.read(HEAD)
     if head and not is_one(head):
-        raise ForeignFileError(f"{given}: a file that is no {kind} has this name already, and is not replaced")
+        raise ForeignFileError(f"{given}: already exists and is not a {kind}; it is not replaced")
 
 
 def _mode(place: Path) -> int | None:

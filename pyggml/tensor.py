@@ -73,7 +73,7 @@ class Tensor:
         name: str = "",
     ) -> None:
         if not 1 <= len(ne) <= 4:
-            raise ShapeError(f"{name or 'tensor'}: {len(ne)} dimensions, 1 to 4 are possible")
+            raise ShapeError(f"{name or 'tensor'}: {len(ne)} dimensions, must be 1 to 4")
         if min(ne) < 0:
             raise ShapeError(f"{name or 'tensor'}: negative dimension in {list(ne)}")
         a, b, c, d = ne if len(ne) == 4 else (*ne, 1, 1, 1)[:4]

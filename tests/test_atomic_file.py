@@ -98,13 +98,11 @@ def test_only_a_file_of_the_same_kind_is_replaced(tmp_path: Path) -> None:
     path.write_bytes(b"")
     put(b"[3]")
     path.write_bytes(b"GGUF and much more")
-    with pytest.raises(
-        ForeignFileError, match="file: a file that is no list has this name already, and is not replaced"
-    ):
+    with pytest.raises(ForeignFileError, match="file: already exists and is not a list; it is not replaced"):
         put(b"[4]")
     assert path.read_bytes() == b"GGUF and much more" and os.listdir(tmp_path) == ["file"]
     (tmp_path / "link").symlink_to("file")
-    with pytest.raises(ForeignFileError, match="link: a file"):
+    with pytest.raises(ForeignFileError, match="link: already exists"):
         refuse_another(tmp_path / "link", "list", lambda head: head.startswith(b"["))
     refuse_another(tmp_path / "none", "list", lambda head: False)
     refuse_another(tmp_path, "list", lambda head: False)  # a folder is another error

@@ -108,7 +108,7 @@ def test_a_slip_destroys_no_model(tmp_path: Path) -> None:
         ("report.py", figures, "--png", model),
         ("gpu.py", "--out", model),
     ):
-        assert "model.gguf: a file that is no" in refused(program, *args)
+        assert "model.gguf: already exists and is not a" in refused(program, *args)
     assert model.read_bytes() == before
 
 

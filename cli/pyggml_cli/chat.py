@@ -250,9 +250,9 @@ class ChatSession:
         if name not in COMMANDS:
             raise UsageError(f"unknown command {name}; /help lists them")
         if name in WITH_FILE and not rest:
-            raise UsageError(f"{name} needs a file's name")
+            raise UsageError(f"{name} needs a file name")
         if rest and name not in WITH_FILE:
-            raise UsageError(f"{name} takes nothing behind it")
+            raise UsageError(f"{name} takes no argument")
         if name == "/exit":
             return False
         if name == "/regen":

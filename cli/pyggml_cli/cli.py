@@ -165,7 +165,7 @@ def _grammar(values: Values) -> str:
     if given[0].endswith("_file"):
         text = read_text(text, encoding="utf-8-sig")
     if not text.strip():
-        raise UsageError(f"--{given[0].replace('_', '-')}: nothing in it")
+        raise UsageError(f"--{given[0].replace('_', '-')}: it is empty")
     if given[0].startswith("json"):
         from pyggml.grammar import json_schema_to_grammar
 

@@ -68,7 +68,7 @@ def pick(devices: Sequence[Device], names: Sequence[str]) -> list[Device]:
         if name.lower() not in by_name:
             there = ", ".join(device.name for device in devices) or "none"
             why = f" ({reason})" if name.upper().startswith("CUDA") and (reason := _why_no_gpu()) else ""
-            raise DeviceError(f"no device {name!r} to choose; there are: {there}{why}")
+            raise DeviceError(f"unknown device {name!r}; available: {there}{why}")
         if [other.lower() for other in names].count(name.lower()) > 1:
             raise DeviceError(f"device {name!r} is named twice")
     return [by_name[name.lower()] for name in names]

@@ -124,10 +124,10 @@ def _arguments(values: Values) -> "tuple[Path, Path, Mix | None, int]":
     else:
         target = Path(rest.pop(0))
         if not rest:
-            raise UsageError(f"{target}: no mix of that name; --help lists them")
+            raise UsageError(f"{target}: unknown quantisation mix; --help lists them")
         found = taken()
         if found is None:
-            raise UsageError(f"{rest[0]}: no mix of that name; --help lists them")
+            raise UsageError(f"{rest[0]}: unknown quantisation mix; --help lists them")
     rest.pop(0)
     if len(rest) > 1:
         raise UsageError(f"unexpected argument {rest[1]!r}")
@@ -179,7 +179,7 @@ def _wishes(values: Values) -> "Wishes":
         try:
             overrides.append((re.compile(pattern.lower()), find_type(kind)))
         except re.error as reason:
-            raise UsageError(f"--tensor-type {pair!r}: no regular expression: {reason}") from None
+            raise UsageError(f"--tensor-type {pair!r}: not a regular expression: {reason}") from None
     return Wishes(
         output=find_type(values.output_type) if values.output_type is not None else None,
         embedding=find_type(values.embedding_type) if values.embedding_type is not None else None,

@@ -77,7 +77,7 @@ class Completions(Evaluation):
             raise ParameterError("logprobs needs a model made with logits_all=True")
         texts = [stop] if isinstance(stop, str) else list(stop or [])
         if "" in texts:
-            raise ParameterError("stop: an empty text ends every answer before it begins")
+            raise ParameterError("stop: an empty text would end every answer at once")
         tokens, appended = self._prompt_tokens(prompt, suffix)
         room = self.n_ctx() - len(tokens)
         if room <= 0:
@@ -129,7 +129,7 @@ class Completions(Evaluation):
             if bad:
                 raise ParameterError(f"prompt: token {bad[0]} is not in the vocabulary of {self.n_vocab()}")
             if not tokens:
-                raise ParameterError("prompt: no tokens")
+                raise ParameterError("prompt: it has no tokens")
             return tokens, suffix or ""
         marks = self.fim_tokens() if suffix is not None else None
         if suffix is not None and marks is not None:

@@ -174,7 +174,7 @@ class CPUBackend(Backend):
             self.pool.run(plan.table, plan.small)
         except IndexFault as fault:
             raise ComputeError(
-                f"{plan.name(fault.step)}: row number {fault.row}, there are {fault.limit} rows"
+                f"{plan.name(fault.step)}: row index {fault.row}, there are {fault.limit} rows"
             ) from None
 
     def use_threads(self, n_threads: int) -> None:

@@ -71,7 +71,9 @@ class Scheduler:
                 continue
             device = self.devices[i]
             if size > device.max_size:
-                raise DeviceError(f"{device.name}: a compute buffer of {size} bytes, {device.max_size} are possible")
+                raise DeviceError(
+                    f"{device.name}: the compute buffer needs {size} bytes, a buffer has at most {device.max_size}"
+                )
             self.generation += 1
             if old is not None:
                 self._buffers[i] = None

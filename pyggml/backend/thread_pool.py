@@ -48,7 +48,7 @@ class ThreadPool:
 
     def __init__(self, n_threads: int, sibling: ThreadPool | None = None) -> None:
         if not 1 <= n_threads <= 1024:
-            raise DeviceError(f"CPU: {n_threads} threads, 1 to 1024 are possible")
+            raise DeviceError(f"CPU: {n_threads} threads: must be 1 to 1024")
         self.n_threads = n_threads
         self._memory = aligned_bytes(POOL.itemsize + n_threads * THREAD.itemsize)
         self._pool = self._memory[: POOL.itemsize].view(POOL)

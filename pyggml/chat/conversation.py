@@ -101,7 +101,7 @@ class Conversation:
             with open_regular(path) as file:
                 data = file.read(LARGEST_FILE + 1)
             if len(data) > LARGEST_FILE:
-                raise ChatError(f"{path}: larger than {LARGEST_FILE} bytes, no conversation of ours")
+                raise ChatError(f"{path}: larger than {LARGEST_FILE} bytes: not a saved conversation")
             content = json.loads(data.decode("utf-8", "surrogatepass"))
         except OSError as e:
             raise ChatError(f"{path}: {e.strerror}") from None

@@ -46,7 +46,7 @@ class ChatTemplate:
             named = built_in(wanted)
             if named is None and "{" not in wanted:
                 names = ", ".join(built_in_names())
-                raise ChatError(f"chat template {wanted[:40]!r} is no template, and no name known; names are: {names}")
+                raise ChatError(f"chat template {wanted[:40]!r} is neither Jinja nor a known name; known are: {names}")
             return cls(wanted if named is None else named, bos, eos)
         source = metadata.get(f"{KEY}.tool_use") if tools else None
         source = metadata.get(KEY) if source is None else source

@@ -122,9 +122,9 @@ def parse(data: memoryview) -> Header:
     version = cur.number("I", "the version")
     if version and version & 0xFFFF == 0:
         swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
-        raise GGUFError(f"a big-endian file (version {swapped}): only little-endian files are read")
+        raise GGUFError(f"a big-endian file (version {swapped}): only little-endian files are supported")
     if version not in VERSIONS:
-        raise GGUFError(f"GGUF version {version} is not known: versions 2 and 3 are read")
+        raise GGUFError(f"GGUF version {version} is not supported (supported: 2, 3)")
     n_tensors = _count(cur, "tensors", MIN_TENSOR)
     n_kv = _count(cur, "metadata pairs", MIN_PAIR)
     metadata: dict[str, Any] = {}
@@ -213,7 +213,7 @@ def _alignment(metadata: dict[str, Any], value_types: dict[str, ValueType]) -> i
         raise GGUFError(f"key 'general.alignment' must be U32, it is {kind.name}")
     alignment: int = metadata["general.alignment"]
     if alignment == 0 or alignment & (alignment - 1):
-        raise GGUFError(f"general.alignment is {alignment}, which is no power of two")
+        raise GGUFError(f"general.alignment is {alignment}, must be a power of two")
     return alignment
 
 
@@ -228,7 +228,7 @@ def _tensors(cur: _Cursor, n_tensors: int, alignment: int) -> list[TensorPlace]:
             raise GGUFError(f"tensor {t.name!r} is there twice")
         names.add(t.name)
         if t.offset % alignment:
-            raise GGUFError(f"tensor {t.name!r}: offset {t.offset} is no multiple of the alignment {alignment}")
+            raise GGUFError(f"tensor {t.name!r}: offset {t.offset} is not a multiple of the alignment {alignment}")
         offset = data_start + t.offset
         if offset + t.nbytes > size:
             raise GGUFError(

@@ -13,9 +13,9 @@ def _add_id(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     op = Op.ADD_ID
     a, b, ids = sources(op, src, 3)
     need(a.type == b.type == GGMLType.F32, op, "operands are not F32", a, b)
-    need(ids.type == GGMLType.I32, op, "row numbers are not I32", ids)
+    need(ids.type == GGMLType.I32, op, "row indices are not I32", ids)
     need(a.ne[0] == b.ne[0], op, "rows differ in length", a, b)
-    need(a.ne[1:3] == ids.ne[:2] and a.ne[3] == 1, op, "one row number for each row needed", a, ids)
+    need(a.ne[1:3] == ids.ne[:2] and a.ne[3] == 1, op, "must have one row index for each row", a, ids)
     need(b.ne[2:] == (1, 1) and ids.ne[2:] == (1, 1), op, "too many dimensions", b, ids)
     return a.type, a.ne
 

@@ -27,7 +27,7 @@ def _argsort(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     need(a.type == GGMLType.F32, op, "the source is not F32", a)
     need(a.ne[0] <= MOST, op, f"rows of more than {MOST} elements", a)
     order = node.param_i32(0)
-    need(order in (SortOrder.ASC, SortOrder.DESC), op, f"{order} is no order")
+    need(order in (SortOrder.ASC, SortOrder.DESC), op, f"order {order} must be 0 or 1")
     return GGMLType.I32, a.ne
 
 
@@ -51,12 +51,12 @@ def _top_k(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     k = node.ne[0]
     need(a.type == GGMLType.F32, op, "the source is not F32", a)
     need(a.ne[0] <= MOST, op, f"rows of more than {MOST} elements", a)
-    need(0 <= k <= a.ne[0], op, f"{k} of the elements wanted", a)
+    need(0 <= k <= a.ne[0], op, f"k is {k}, must be 0 to the row length", a)
     return GGMLType.I32, (k, *a.ne[1:])
 
 
 def top_k(a: Tensor, k: int, name: str = "") -> Tensor:
     """The numbers of each row's k largest elements (F32). ggml leaves their order open; here the largest is first, and of
     equal ones the lower number counts. NaNs are the smallest."""
-    need(0 <= k <= a.ne[0], Op.TOP_K, f"{k} of the elements wanted", a)
+    need(0 <= k <= a.ne[0], Op.TOP_K, f"k is {k}, must be 0 to the row length", a)
     return Tensor(GGMLType.I32, (k, *a.ne[1:]), op=Op.TOP_K, src=(a,), name=name)

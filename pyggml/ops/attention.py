@@ -31,7 +31,7 @@ def _flash_attn_ext(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     need(
         divides(k.ne[2], q.ne[2]) and divides(v.ne[2], q.ne[2]),
         op,
-        "the heads of k and v do not tile those of q",
+        "the numbers of heads of k and v do not divide that of q",
         q,
         k,
         v,
@@ -40,12 +40,20 @@ def _flash_attn_ext(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     if mask is not None:
         need(mask.type == GGMLType.F16 and mask.is_contiguous, op, "the mask is not contiguous F16", mask)
         need(mask.ne[0] >= k.ne[1] and mask.ne[1] >= q.ne[1], op, "the mask is smaller than q x k", q, k, mask)
-        need(divides(mask.ne[2], q.ne[2]) and divides(mask.ne[3], q.ne[3]), op, "the mask does not tile", q, mask)
+        need(
+            divides(mask.ne[2], q.ne[2]) and divides(mask.ne[3], q.ne[3]),
+            op,
+            "dimensions 2 and 3 of the mask do not divide those of the source",
+            q,
+            mask,
+        )
     if node.param_i32(3) not in (0, PREC_F32):
         need(False, op, f"precision {node.param_i32(3)} is unknown", q)
     need(node.param_f32(1) <= 0.0 or mask is not None, op, "ALiBi needs a mask", q)
     if sinks is not None:
-        need(sinks.type == GGMLType.F32 and sinks.ne == (q.ne[2], 1, 1, 1), op, "one F32 sink a head", q, sinks)
+        need(
+            sinks.type == GGMLType.F32 and sinks.ne == (q.ne[2], 1, 1, 1), op, "sinks must be one F32 a head", q, sinks
+        )
     return GGMLType.F32, (v.ne[0], q.ne[2], q.ne[1], q.ne[3])
 
 

@@ -13,7 +13,7 @@ def _concat(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     op = Op.CONCAT
     a, b = sources(op, src, 2)
     dim = node.param_i32(0)
-    need(0 <= dim < 4, op, f"there is no dimension {dim}")
+    need(0 <= dim < 4, op, f"dimension {dim} must be 0 to 3")
     need(a.type == b.type, op, "types differ", a, b)
     rest = [i for i in range(4) if i != dim]
     need(all(a.ne[i] == b.ne[i] for i in rest), op, f"shapes differ in more than dimension {dim}", a, b)

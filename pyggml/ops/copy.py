@@ -31,7 +31,7 @@ def cpy(a: Tensor, b: Tensor, name: str = "") -> Tensor:
 @rule(Op.CONT)
 def _cont(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     (a,) = sources(Op.CONT, src, 1)
-    need(a.nelements == node.nelements or node.nelements == 0, Op.CONT, "the shape holds another number of elements", a)
+    need(a.nelements == node.nelements or node.nelements == 0, Op.CONT, "the shape has another number of elements", a)
     return a.type, node.ne if node.nelements else a.ne
 
 

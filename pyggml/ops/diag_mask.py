@@ -12,7 +12,7 @@ def _diag_mask(op: Op) -> Rule:
     def check(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
         (a,) = sources(op, src, 1)
         need(a.type == GGMLType.F32, op, "the source is not F32", a)
-        need(node.param_i32(0) >= 0, op, f"{node.param_i32(0)} columns come before the diagonal", a)
+        need(node.param_i32(0) >= 0, op, f"{node.param_i32(0)} columns before the diagonal: must not be negative", a)
         return a.type, a.ne
 
     return check

@@ -20,7 +20,7 @@ from pyggml.tensor import Tensor
 def _binary_rule(op: Op) -> Rule:
     def binary(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
         a, b = sources(op, src, 2)
-        need(can_repeat(b, a), op, "the second operand does not tile the first", a, b)
+        need(can_repeat(b, a), op, "the second operand cannot be repeated to the shape of the first", a, b)
         if op == Op.ADD and node.nelements and node.type == GGMLType.F32:
             return GGMLType.F32, a.ne  # ggml.c: ggml_add_cast
         return a.type, a.ne

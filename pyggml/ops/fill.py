@@ -52,7 +52,7 @@ def arange(start: float, stop: float, step: float, name: str = "") -> Tensor:
 def _tri(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     (a,) = sources(Op.TRI, src, 1)
     need(a.ne[0] == a.ne[1], Op.TRI, "the matrices are not square", a)
-    need(0 <= node.param_i32(0) < len(TriType), Op.TRI, f"there is no triangle {node.param_i32(0)}", a)
+    need(0 <= node.param_i32(0) < len(TriType), Op.TRI, f"unknown kind of triangle {node.param_i32(0)}", a)
     return a.type, a.ne
 
 

@@ -15,15 +15,15 @@ def _gated_delta_net(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     slots = node.param_i32(0)
     head, n_head, n_tokens, n_seqs = v.ne
     need(all(t.type == GGMLType.F32 for t in (q, k, v, g, beta, state)), op, "a source is not F32", q, k, v, g)
-    need(all(map(dense_rows, (q, k, v))), op, "rows are not dense", q, k, v)
+    need(all(map(dense_rows, (q, k, v))), op, "rows are not contiguous", q, k, v)
     need(all(t.is_contiguous for t in (g, beta, state)), op, "gates or states are not contiguous", g, beta, state)
     for t in (q, k):
         need(t.ne[0] == head and t.ne[1] > 0 and t.ne[2] == n_tokens, op, "q or k does not fit v", t, v)
-        need(divides(t.ne[3], n_seqs), op, "the sequences of q or k do not tile those of v", t, v)
-    need(g.ne in ((1, *v.ne[1:]), v.ne), op, "one gate a head, or one an element, needed", g, v)
-    need(beta.ne == (1, *v.ne[1:]), op, "one beta a head needed", beta, v)
-    need(state.ne == (head, head, n_head, n_seqs), op, "the states are of other heads", state, v)
-    need(slots >= 1, op, f"{slots} states of each sequence wanted", state)
+        need(divides(t.ne[3], n_seqs), op, "the number of sequences of q or k does not divide that of v", t, v)
+    need(g.ne in ((1, *v.ne[1:]), v.ne), op, "there must be one gate a head, or one an element", g, v)
+    need(beta.ne == (1, *v.ne[1:]), op, "there must be one beta a head", beta, v)
+    need(state.ne == (head, head, n_head, n_seqs), op, "the states have another number or size of heads", state, v)
+    need(slots >= 1, op, f"{slots} states a sequence: must be at least 1", state)
     return GGMLType.F32, (head * n_head, n_tokens * n_seqs + slots * head * n_seqs, 1, 1)
 
 

@@ -22,10 +22,10 @@ def _glu(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     kind, b = node.param_i32(0), option(src, 1)
     if not 0 <= kind < len(GluOp):
         need(False, Op.GLU, f"unknown function number {kind}", a)
-    need(a.is_contiguous_from(1), Op.GLU, "the source's rows are not dense", a)
+    need(a.is_contiguous_from(1), Op.GLU, "rows of the source are not contiguous", a)
     if b is None:
         return a.type, (a.ne[0] // 2, *a.ne[1:])
-    need(b.is_contiguous_from(1), Op.GLU, "the gate's rows are not dense", b)
+    need(b.is_contiguous_from(1), Op.GLU, "rows of the gate are not contiguous", b)
     need(a.ne == b.ne and a.type == b.type, Op.GLU, "the halves differ", a, b)
     return a.type, a.ne
 

@@ -38,7 +38,7 @@ def _rwkv_wkv6(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     op = Op.RWKV_WKV6
     k, v, r, bonus, decay, state = sources(op, src, 6)
     need(bonus.type == GGMLType.F32 and bonus.is_contiguous, op, "the bonus is not contiguous F32", bonus)
-    need(bonus.nelements == k.ne[0] * k.ne[1], op, "one bonus a channel", k, bonus)
+    need(bonus.nelements == k.ne[0] * k.ne[1], op, "there must be one bonus a channel", k, bonus)
     return _recurrence(op, (k, v, r, decay), state)
 
 

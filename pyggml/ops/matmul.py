@@ -20,7 +20,13 @@ from pyggml.tensor import Tensor
 def _mul_mat(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     a, b = sources(Op.MUL_MAT, src, 2)
     need(a.ne[0] == b.ne[0], Op.MUL_MAT, "rows differ in length", a, b)
-    need(divides(a.ne[2], b.ne[2]) and divides(a.ne[3], b.ne[3]), Op.MUL_MAT, "the first does not tile the batch", a, b)
+    need(
+        divides(a.ne[2], b.ne[2]) and divides(a.ne[3], b.ne[3]),
+        Op.MUL_MAT,
+        "dimensions 2 and 3 of the first operand do not divide those of the second",
+        a,
+        b,
+    )
     need(not a.is_transposed, Op.MUL_MAT, "the first operand is transposed", a)
     return GGMLType.F32, (a.ne[1], b.ne[1], b.ne[2], b.ne[3])
 
@@ -36,9 +42,11 @@ def _mul_mat_id(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     a, b, ids = sources(op, src, 3)
     need(a.ne[3] == 1 and b.ne[3] == 1 and ids.ne[2] == ids.ne[3] == 1, op, "too many dimensions", a, b, ids)
     need(a.ne[0] == b.ne[0], op, "rows differ in length", a, b)
-    need(ids.type == GGMLType.I32, op, "numbers of matrices are not I32", ids)
-    need(ids.ne[1] == b.ne[2], op, "a list of numbers for each token needed", b, ids)
-    need(divides(b.ne[1], ids.ne[0]), op, "rows do not tile the lists of numbers", b, ids)
+    need(ids.type == GGMLType.I32, op, "indices of experts are not I32", ids)
+    need(ids.ne[1] == b.ne[2], op, "there must be one list of experts for each token", b, ids)
+    need(
+        divides(b.ne[1], ids.ne[0]), op, "the number of rows does not divide the length of the lists of experts", b, ids
+    )
     need(not a.is_transposed, op, "the first operand is transposed", a)
     return GGMLType.F32, (a.ne[1], ids.ne[0], b.ne[2], 1)
 
@@ -54,7 +62,13 @@ def _out_prod(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     op = Op.OUT_PROD
     a, b = sources(op, src, 2)
     need(a.ne[1] == b.ne[1], op, "columns differ in length", a, b)
-    need(divides(a.ne[2], b.ne[2]) and divides(a.ne[3], b.ne[3]), op, "the first does not tile the batch", a, b)
+    need(
+        divides(a.ne[2], b.ne[2]) and divides(a.ne[3], b.ne[3]),
+        op,
+        "dimensions 2 and 3 of the first operand do not divide those of the second",
+        a,
+        b,
+    )
     need(not a.is_transposed, op, "the first operand is transposed", a)
     return GGMLType.F32, (a.ne[0], b.ne[0], b.ne[2], b.ne[3])
 

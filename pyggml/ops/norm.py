@@ -22,7 +22,7 @@ def _norm_rule(op: Op) -> Rule:
         (a,) = sources(op, src, 1)
         eps = node.param_f32(0)
         if not eps >= 0.0:
-            need(False, op, f"eps is {eps}", a)
+            need(False, op, f"eps is {eps}, must not be negative", a)
         return a.type, a.ne
 
     return norm
@@ -51,9 +51,9 @@ def l2_norm(a: Tensor, eps: float, name: str = "") -> Tensor:
 def _group_norm(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     (a,) = sources(Op.GROUP_NORM, src, 1)
     groups, eps = node.param_i32(0), node.param_f32(1)
-    need(groups > 0, Op.GROUP_NORM, f"{groups} groups", a)
-    need(eps >= 0.0, Op.GROUP_NORM, f"eps is {eps}", a)
-    need(dense_rows(a), Op.GROUP_NORM, "the source's rows are not dense", a)
+    need(groups > 0, Op.GROUP_NORM, f"{groups} groups: must be at least 1", a)
+    need(eps >= 0.0, Op.GROUP_NORM, f"eps is {eps}, must not be negative", a)
+    need(dense_rows(a), Op.GROUP_NORM, "rows of the source are not contiguous", a)
     return a.type, a.ne
 
 

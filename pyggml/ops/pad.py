@@ -15,8 +15,8 @@ def _pad(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     (a,) = sources(Op.PAD, src, 1)
     pads, circular = [node.param_i32(i) for i in range(8)], node.param_i32(8)
     need(min(pads) >= 0, Op.PAD, f"negative padding in {pads}", a)
-    need(circular in (0, 1), Op.PAD, f"circular is {circular}, neither 0 nor 1", a)
-    need(not circular or a.nelements > 0, Op.PAD, "there is nothing to go round in", a)
+    need(circular in (0, 1), Op.PAD, f"circular is {circular}, must be 0 or 1", a)
+    need(not circular or a.nelements > 0, Op.PAD, "circular padding of an empty source", a)
     ne = [n + pads[2 * i] + pads[2 * i + 1] for i, n in enumerate(a.ne)]
     return a.type, (ne[0], ne[1], ne[2], ne[3])
 
@@ -35,7 +35,7 @@ def _pad_reflect_1d(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     (a,) = sources(op, src, 1)
     before, behind = node.param_i32(0), node.param_i32(1)
     need(before >= 0 and behind >= 0, op, f"negative padding: {before}, {behind}", a)
-    need(before < a.ne[0] and behind < a.ne[0], op, f"padding of {before} and {behind} mirrors more than there is", a)
+    need(before < a.ne[0] and behind < a.ne[0], op, f"padding of {before} and {behind} must be smaller than the row", a)
     return a.type, (a.ne[0] + before + behind, *a.ne[1:])
 
 
@@ -49,7 +49,7 @@ def _roll(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     (a,) = sources(Op.ROLL, src, 1)
     shifts = [node.param_i32(i) for i in range(4)]
     fits = all(abs(s) < n for s, n in zip(shifts, a.ne, strict=True))
-    need(fits, Op.ROLL, f"shifts {shifts} go more than once round", a)
+    need(fits, Op.ROLL, f"shifts {shifts} go round more than once", a)
     return a.type, a.ne
 
 

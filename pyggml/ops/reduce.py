@@ -56,8 +56,8 @@ def cumsum(a: Tensor, name: str = "") -> Tensor:
 @rule(Op.ARGMAX)
 def _argmax(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     (a,) = sources(Op.ARGMAX, src, 1)
-    need(a.ne[2] == a.ne[3] == 1, Op.ARGMAX, "the source is no matrix", a)
-    need(a.ne[0] < 2**31, Op.ARGMAX, "a row is longer than I32 counts", a)
+    need(a.ne[2] == a.ne[3] == 1, Op.ARGMAX, "the source is not a matrix", a)
+    need(a.ne[0] < 2**31, Op.ARGMAX, "a row has 2^31 elements or more", a)
     return GGMLType.I32, (a.ne[1], 1, 1, 1)
 
 

@@ -11,7 +11,7 @@ from pyggml.tensor import Tensor
 @rule(Op.REPEAT)
 def _repeat(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     (a,) = sources(Op.REPEAT, src, 1)
-    need(can_repeat(a, node), Op.REPEAT, "the source does not tile the result", a, node)
+    need(can_repeat(a, node), Op.REPEAT, "the source cannot be repeated to the shape of the result", a, node)
     return a.type, node.ne
 
 
@@ -23,7 +23,7 @@ def repeat(a: Tensor, *ne: int, name: str = "") -> Tensor:
 @rule(Op.REPEAT_BACK)
 def _repeat_back(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     (a,) = sources(Op.REPEAT_BACK, src, 1)
-    need(can_repeat(node, a), Op.REPEAT_BACK, "the result does not tile the source", a, node)
+    need(can_repeat(node, a), Op.REPEAT_BACK, "the result cannot be repeated to the shape of the source", a, node)
     return a.type, node.ne
 
 

@@ -34,18 +34,18 @@ def _rope_rule(op: Op) -> Rule:
         a, positions = sources(op, src, 2, 1)
         factors, n_dims, mode = option(src, 2), node.param_i32(1), node.param_i32(2)
         if mode not in ROPE_MODES:
-            need(False, op, f"mode {mode} is none of {ROPE_MODES}", a)
+            need(False, op, f"mode {mode} is unknown (known: {ROPE_MODES})", a)
         need(positions.type == GGMLType.I32, op, "positions are not I32", positions)
         per_token = 4 if mode & ROPE_MROPE else 1
         wanted = (a.ne[2] * per_token, 1, 1, 1)
         if positions.ne != wanted:
-            need(False, op, f"{per_token} position(s) for each token needed", a, positions)
+            need(False, op, f"{per_token} positions a token are needed", a, positions)
         if not 0 < n_dims <= a.ne[0] or n_dims % 2:
             need(False, op, f"{n_dims} rotated dimensions", a)
         if mode & ROPE_MROPE:
             sections = [node.param_i32(i) for i in range(11, 15)]
             need(min(sections) >= 0 and any(sections[:3]), op, f"sections {sections}", a)
-            need(sum(sections) <= a.ne[0], op, f"sections {sections} are more than a row", a)
+            need(sum(sections) <= a.ne[0], op, f"sections {sections} have more pairs than a row", a)
         if mode == ROPE_VISION:
             need(n_dims * 2 == a.ne[0], op, f"vision rotates half a row, not {n_dims} dimensions", a)
         if factors is not None:

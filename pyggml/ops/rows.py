@@ -21,7 +21,7 @@ from pyggml.tensor import Tensor
 def _get_rows(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     a, rows = sources(Op.GET_ROWS, src, 2)
     need(a.ne[2] == rows.ne[1] and a.ne[3] == rows.ne[2] and rows.ne[3] == 1, Op.GET_ROWS, "batches differ", a, rows)
-    need(rows.type == GGMLType.I32, Op.GET_ROWS, "row numbers are not I32", rows)
+    need(rows.type == GGMLType.I32, Op.GET_ROWS, "row indices are not I32", rows)
     dtype = GGMLType.I32 if a.type == GGMLType.I32 else GGMLType.F32
     return dtype, (a.ne[0], rows.ne[0], rows.ne[1], rows.ne[2])
 
@@ -36,18 +36,18 @@ def _set_rows(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     op = Op.SET_ROWS
     b, rows, a = sources(op, src, 3)
     need(a.ne[0] == b.ne[0] and a.ne[2:] == b.ne[2:], op, "source and destination differ in shape", a, b)
-    need(b.ne[1] == rows.ne[0] and rows.ne[3] == 1, op, "one row number for each row needed", b, rows)
+    need(b.ne[1] == rows.ne[0] and rows.ne[3] == 1, op, "must have one row index for each row", b, rows)
     need(
         divides(rows.ne[1], b.ne[2]) and divides(rows.ne[2], b.ne[3]),
         op,
-        "row numbers do not tile the batch",
+        "dimensions of the row indices do not divide those of the batch",
         b,
         rows,
     )
-    need(dense_rows(a) and dense_rows(b), op, "rows are not dense", a, b)
+    need(dense_rows(a) and dense_rows(b), op, "rows are not contiguous", a, b)
     need(b.type in (GGMLType.F32, GGMLType.F16), op, "rows are neither F32 nor F16", b)
-    need(rows.type in (GGMLType.I32, GGMLType.I64), op, "row numbers are neither I32 nor I64", rows)
-    need(node.nb == a.nb, op, "the result is not laid out as the destination", node, a) if node.nelements else None
+    need(rows.type in (GGMLType.I32, GGMLType.I64), op, "row indices are neither I32 nor I64", rows)
+    need(node.nb == a.nb, op, "the result has other strides than the destination", node, a) if node.nelements else None
     return a.type, a.ne
 
 

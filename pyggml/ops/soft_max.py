@@ -31,14 +31,18 @@ def _soft_max(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
         need(
             divides(mask.ne[2], a.ne[2]) and divides(mask.ne[3], a.ne[3]),
             Op.SOFT_MAX,
-            "the mask does not tile",
+            "dimensions 2 and 3 of the mask do not divide those of the source",
             a,
             mask,
         )
     need(node.param_f32(1) <= 0.0 or mask is not None, Op.SOFT_MAX, "ALiBi needs a mask", a)
     if sinks is not None:
         need(
-            sinks.type == GGMLType.F32 and sinks.ne == (a.ne[2], 1, 1, 1), Op.SOFT_MAX, "one F32 sink a head", a, sinks
+            sinks.type == GGMLType.F32 and sinks.ne == (a.ne[2], 1, 1, 1),
+            Op.SOFT_MAX,
+            "sinks must be one F32 a head",
+            a,
+            sinks,
         )
     return a.type, a.ne
 
@@ -59,7 +63,7 @@ def soft_max(
 def _soft_max_back(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     dy, y = sources(Op.SOFT_MAX_BACK, src, 2)
     need(dy.ne == y.ne, Op.SOFT_MAX_BACK, "shapes differ", dy, y)
-    need(node.param_f32(1) == 0.0, Op.SOFT_MAX_BACK, "there is no gradient of ALiBi", dy)
+    need(node.param_f32(1) == 0.0, Op.SOFT_MAX_BACK, "the gradient of ALiBi is not supported", dy)
     return dy.type, dy.ne
 
 

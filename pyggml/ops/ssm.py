@@ -17,7 +17,7 @@ def _ssm_conv(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     n_tokens = x.ne[0] - weights.ne[0] + 1
     need(n_tokens >= 0, op, "fewer columns than weights", x, weights)
     size = SIZES[x.type].type_size
-    need(x.nb[0] == size and x.nb[1] == x.ne[0] * size, op, "channels are not dense", x)
+    need(x.nb[0] == size and x.nb[1] == x.ne[0] * size, op, "channels are not contiguous", x)
     return GGMLType.F32, (x.ne[1], n_tokens, x.ne[2], 1)
 
 
@@ -33,18 +33,27 @@ def _ssm_scan(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     s, x, dt, a, b, c, ids = sources(op, src, 7)
     slots = node.param_i32(0)
     d_state, (head_dim, n_head, n_tokens, n_seqs) = s.ne[0], x.ne
-    need(slots >= 1, op, f"{slots} states of each sequence wanted", s)
-    need(s.is_contiguous and dt.is_contiguous and a.is_contiguous, op, "states, steps or decay are not dense", s, dt, a)
+    need(slots >= 1, op, f"{slots} states a sequence: must be at least 1", s)
+    need(
+        s.is_contiguous and dt.is_contiguous and a.is_contiguous,
+        op,
+        "states, steps or decay are not contiguous",
+        s,
+        dt,
+        a,
+    )
     for t in (x, b, c):
         size = SIZES[t.type].type_size
-        need(t.nb[0] == size and t.nb[1] == t.ne[0] * size, op, "heads or groups are not dense", t)
-    need(dt.ne == (n_head, n_tokens, n_seqs, 1), op, "one step for each head and token needed", dt, x)
-    need(s.ne[1:3] == (head_dim, n_head), op, "the states are of other heads", s, x)
+        need(t.nb[0] == size and t.nb[1] == t.ne[0] * size, op, "heads or groups are not contiguous", t)
+    need(dt.ne == (n_head, n_tokens, n_seqs, 1), op, "there must be one step for each head and token", dt, x)
+    need(s.ne[1:3] == (head_dim, n_head), op, "the states have another number or size of heads", s, x)
     need(b.ne == c.ne and b.ne[0] == d_state and b.ne[2:] == x.ne[2:], op, "B and C do not fit", b, c, s, x)
-    need(divides(b.ne[1], n_head), op, "the groups do not divide the heads", b, x)
-    need(ids.type == GGMLType.I32 and ids.ne == (n_seqs, 1, 1, 1), op, "one I32 for each sequence needed", ids, x)
-    need(a.ne in ((1, n_head, 1, 1), (d_state, n_head, 1, 1)), op, "decay is of other heads", a, s)
-    need(a.ne[0] == 1 or slots == 1, op, "several states need one decay a head", a)
+    need(divides(b.ne[1], n_head), op, "the number of groups does not divide that of heads", b, x)
+    need(
+        ids.type == GGMLType.I32 and ids.ne == (n_seqs, 1, 1, 1), op, "there must be one I32 for each sequence", ids, x
+    )
+    need(a.ne in ((1, n_head, 1, 1), (d_state, n_head, 1, 1)), op, "the decay has another number of heads", a, s)
+    need(a.ne[0] == 1 or slots == 1, op, "several states a sequence need one decay a head", a)
     return GGMLType.F32, (x.nelements + slots * d_state * head_dim * n_head * n_seqs, 1, 1, 1)
 
 

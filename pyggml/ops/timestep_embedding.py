@@ -14,7 +14,7 @@ def _timestep_embedding(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     (a,) = sources(op, src, 1)
     dim, max_period = node.param_i32(0), node.param_i32(1)
     need(dim > 0 and max_period > 0, op, f"{dim} dimensions, a longest period of {max_period}", a)
-    need(a.ne[1:] == (1, 1, 1), op, "the steps are no vector", a)
+    need(a.ne[1:] == (1, 1, 1), op, "the steps are not a vector", a)
     return GGMLType.F32, (dim, a.ne[0], 1, 1)
 
 

@@ -20,7 +20,7 @@ from pyggml.tensor import Tensor, pack_params
 @rule(Op.SCALE, 0)
 def _scale(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     (a,) = sources(Op.SCALE, src, 1)
-    need(a.nb[0] == SIZES[a.type].type_size, Op.SCALE, "the source's rows are not dense", a)
+    need(a.nb[0] == SIZES[a.type].type_size, Op.SCALE, "rows of the source are not contiguous", a)
     return a.type, a.ne
 
 
@@ -34,7 +34,7 @@ def _unary(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     (a,) = sources(Op.UNARY, src, 1)
     kind = node.param_i32(0)
     need(0 <= kind < len(UnaryOp), Op.UNARY, f"unknown function number {kind}", a)
-    need(dense_rows(a), Op.UNARY, "the source's rows are not dense", a)
+    need(dense_rows(a), Op.UNARY, "rows of the source are not contiguous", a)
     return a.type, a.ne
 
 
@@ -46,7 +46,7 @@ def unary(a: Tensor, kind: UnaryOp, name: str = "") -> Tensor:
 def _function_rule(op: Op) -> Rule:
     def function(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
         (a,) = sources(op, src, 1)
-        need(dense_rows(a), op, "the source's rows are not dense", a)
+        need(dense_rows(a), op, "rows of the source are not contiguous", a)
         return a.type, a.ne
 
     return function

@@ -47,7 +47,7 @@ def view(a: Tensor, ne: Sequence[int], strides: Sequence[int] = (), offset: int 
 def permute(a: Tensor, *axes: int, name: str = "") -> Tensor:
     """Dimension i of `a` becomes dimension axes[i] (ggml.c: ggml_permute)."""
     if sorted(axes) != [0, 1, 2, 3]:
-        need(False, Op.PERMUTE, f"axes {list(axes)} are no permutation of 0 to 3", a)
+        need(False, Op.PERMUTE, f"axes {list(axes)} are not a permutation of 0 to 3", a)
     ne, nb = [0] * 4, [0] * 4
     for i, axis in enumerate(axes):
         ne[axis], nb[axis] = a.ne[i], a.nb[i]

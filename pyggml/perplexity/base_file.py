@@ -95,7 +95,7 @@ class BaseFile:
     def _read_head(self) -> None:
         head = np.frombuffer(self._take(HEAD.itemsize, "its head"), HEAD)[0]
         if head["magic"] != MAGIC:
-            raise BaseFileError(f"{self._path}: no file of predictions: it begins with {bytes(head['magic'])!r}")
+            raise BaseFileError(f"{self._path}: not a file of predictions: it begins with {bytes(head['magic'])!r}")
         self.n_ctx, self.n_vocab, self.n_chunk = (int(head[name]) for name in ("n_ctx", "n_vocab", "n_chunk"))
         if self.n_ctx < MIN_CONTEXT or self.n_vocab < 1 or self.n_chunk < 0:
             numbers = f"n_ctx {self.n_ctx}, n_vocab {self.n_vocab}, n_chunk {self.n_chunk}"

@@ -54,7 +54,7 @@ def find_mix(text: str) -> Mix | None:
         names = {mix.number: mix.name for mix in MIXES.values()} | {number: other for other, number in OTHERS.items()}
         name = names.get(int(name), name)
     if name in OTHERS:
-        raise UnsupportedError(f"{name} is not quantised here; there are {', '.join([*MIXES, COPY])}")
+        raise UnsupportedError(f"mix {name} is not supported (supported: {', '.join([*MIXES, COPY])})")
     return MIXES.get(name)
 
 
@@ -186,7 +186,7 @@ def choose(mix: Mix, tensors: Sequence[Shape], facts: Facts, wishes: Wishes | No
     """
     wishes = wishes or Wishes()
     if facts.architecture in _UNKNOWN:
-        raise UnsupportedError(f"{facts.architecture}: llama.cpp has rules for it that are not followed here")
+        raise UnsupportedError(f"{facts.architecture}: llama.cpp's quantisation rules for it are not implemented")
     rules = _Rules(mix, tensors, facts, wishes)
     return [rules.choice(t) if quantisable(t, wishes.leave_output) else Choice(t.type) for t in tensors]
 
@@ -307,5 +307,5 @@ def find_type(text: str) -> GGMLType:
     """A type by its name, in any case. Raises UnsupportedError for one that is not quantised here."""
     known = {t.name: t for t, quant in QUANTS.items() if quant.is_made and t not in (T.Q8_1, T.Q8_K)}
     if text.upper() not in known:
-        raise UnsupportedError(f"{text} is no type that is quantised here; there are {', '.join(known)}")
+        raise UnsupportedError(f"quantising to {text} is not supported (supported: {', '.join(known)})")
     return known[text.upper()]

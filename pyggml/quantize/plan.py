@@ -154,7 +154,7 @@ def _check_type(task: Task) -> None:
     """That the type can be had for this shape."""
     name, source = task.source.name, task.source.type
     if task.type != source and source not in QUANTS:
-        raise UnsupportedError(f"tensor {name} is {source.name}, which is not read here")
+        raise UnsupportedError(f"tensor {name} is {source.name}, which is not supported")
     if task.source.ne[0] % SIZES[task.type].block_size:
         size = SIZES[task.type].block_size
         raise ModelError(
@@ -166,10 +166,12 @@ def _check(task: Task, shape: Shape, mix: Mix, allow_requantize: bool) -> None:
     name, source = task.source.name, task.source.type
     if needs_importance(mix, shape, task.type):
         raise UnsupportedError(
-            f"{mix.name} makes tensor {name} {task.type.name}, which needs an importance matrix; there is none here"
+            f"{mix.name} makes tensor {name} {task.type.name}, which needs an importance matrix; these are not supported"
         )
     if task.type != source and source not in _WHOLE and not allow_requantize:
-        raise ModelError(f"tensor {name} is {source.name} already: quantised again it loses much (--allow-requantize)")
+        raise ModelError(
+            f"tensor {name} is {source.name} already: quantising it again loses quality (--allow-requantize)"
+        )
 
 
 def _facts(pairs: dict[str, Pair]) -> Facts:
@@ -199,7 +201,7 @@ def _value(pairs: dict[str, Pair], key: str, kind: type, default: Any = None) ->
     if pairs[key].type is ValueType.ARRAY and kind is int and len(value) and not isinstance(value[0], str):
         value = value[0].item() if hasattr(value[0], "item") else value[0]
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise ModelError(f"{key} is {value!r}, which makes no sense here")
+        raise ModelError(f"{key} is {value!r}, must be of type {kind.__name__}")
     return value
 
 

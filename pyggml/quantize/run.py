@@ -75,7 +75,7 @@ def _refuse_sources(plan: Plan, paths: Sequence[Path]) -> None:
     sources = {task.source.path for task in plan.tasks}
     for path in paths:
         if any(path.exists() and path.samefile(source) for source in sources):
-            raise ModelError(f"{path}: is the file to read, and cannot be written")
+            raise ModelError(f"{path}: is the input file, which is never overwritten")
 
 
 @contextlib.contextmanager

@@ -386,7 +386,7 @@ class Context:
         if not 0 <= n <= n_past:
             raise ContextError(f"cannot keep {n} tokens, {n_past} are decoded")
         if not self.memory.remove(seq, n):
-            raise ContextError(f"cannot go back to {n} tokens: what they saw is kept no more")
+            raise ContextError(f"cannot go back to {n} tokens: the cache no longer holds what they attended to")
 
     def shift(self, n_keep: int, n_discard: int, seq: int = 0) -> None:
         """Forget `n_discard` tokens of a sequence after the first `n_keep`; those behind them move up, so that there is room again.

@@ -86,4 +86,4 @@ class SavedState(ABC):
 def check_digest(raw: NDArray[np.uint8], name: str) -> None:
     """Raises StateError where bytes have changed."""
     if hashlib.blake2b(raw[:-DIGEST].data, digest_size=DIGEST).digest() != raw[-DIGEST:].tobytes():
-        raise StateError(f"{name}: damaged: its digest is another")
+        raise StateError(f"{name}: damaged: its digest does not match")

@@ -118,7 +118,7 @@ class SamplerParams:
                 self._finite(field.name)
         repeat = _f32(self.penalty_repeat)
         if repeat <= 0 or math.isinf(_f32(1 / repeat)):
-            raise self._error("penalty_repeat", "must be greater than 0, and so must its inverse be finite")
+            raise self._error("penalty_repeat", "must be greater than 0, with a finite inverse")
         for token, bias in pairs:
             if token < 0:
                 raise SamplerError(f"--logit-bias {token}{bias:+g}: a token id is not negative")

@@ -54,5 +54,5 @@ def samplers_from_chars(letters: str) -> tuple[str, ...]:
 def _look_up(flag: str, known: dict[str, str], name: str) -> str:
     if name not in known:
         names = ", ".join(LETTERS) if known is LETTERS else ", ".join(STAGES)
-        raise SamplerError(f"{flag}: no stage is called {name!r}; there are {names}")
+        raise SamplerError(f"{flag}: unknown sampler {name!r} (known: {names})")
     return known[name]

@@ -58,7 +58,9 @@ class Tokenizer(ABC):
         self._pieces: list[bytes | None] = [None] * len(vocab.texts)
         for i, attr in enumerate(vocab.attrs):
             if attr & _BYTE and not _BYTE_TOKEN.fullmatch(vocab.texts[i]):
-                raise TokenizerError(f"token {i} is of the byte type, but {vocab.texts[i]!r} names no byte (<0x00>...)")
+                raise TokenizerError(
+                    f"token {i} is of the byte type, but {vocab.texts[i]!r} does not name a byte (<0x00>...)"
+                )
 
     @staticmethod
     def from_metadata(metadata: Mapping[str, Any]) -> "Tokenizer":

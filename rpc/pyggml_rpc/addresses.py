@@ -14,11 +14,11 @@ def split_endpoint(endpoint: str) -> tuple[str, int]:
     else:
         host, colon, port = endpoint.partition(":")
         if port.count(":") and _is_ipv6(endpoint.rpartition(":")[0]):
-            raise ValueError(f"{endpoint!r}: an IPv6 address stands in brackets: [{endpoint.rpartition(':')[0]}]:PORT")
+            raise ValueError(f"{endpoint!r}: write an IPv6 address in brackets: [{endpoint.rpartition(':')[0]}]:PORT")
     if not host or colon != ":":
         raise ValueError(f"{endpoint!r} is not host:port")
     if not (port.isascii() and port.isdecimal()) or not 0 < int(port) < 65536:
-        raise ValueError(f"{port!r} is no port")
+        raise ValueError(f"{port!r} is not a port number")
     return host, int(port)
 
 

@@ -57,7 +57,7 @@ def devices_from_spec(
         if not count:
             raise RpcError(endpoint, Command.DEVICE_COUNT.name, "the server offers no device")
         if count > MAX_DEVICES:
-            raise client.distrust(Command.DEVICE_COUNT, f"{count} devices, at most {MAX_DEVICES} are believed")
+            raise client.distrust(Command.DEVICE_COUNT, f"{count} devices, at most {MAX_DEVICES} are accepted")
         devices += [RpcDevice(client, number, f"RPC{len(devices) + number}", hash_weights) for number in range(count)]
     return devices
 
@@ -85,7 +85,7 @@ class RpcDevice(Device):
         self.max_size = int(self._ask(Command.GET_MAX_SIZE)["max_size"][0])
         self._alloc_sizes: dict[tuple[object, ...], int] = {}
         if not self.alignment or self.alignment & (self.alignment - 1) or self.alignment > MAX_ALIGNMENT:
-            reason = f"{self.alignment} is no power of two up to {MAX_ALIGNMENT}"
+            reason = f"{self.alignment} is not a power of two up to {MAX_ALIGNMENT}"
             raise client.distrust(Command.GET_ALIGNMENT, reason)
 
     def _ask(self, command: Command) -> Record:
@@ -109,7 +109,7 @@ class RpcDevice(Device):
         if not handle:
             raise DeviceError(f"{self.name} ({self.client.endpoint}): no room for a buffer of {size} bytes")
         if given < size:
-            raise self.client.distrust(Command.ALLOC_BUFFER, f"a buffer of {given} bytes in place of {size}")
+            raise self.client.distrust(Command.ALLOC_BUFFER, f"the server gave {given} bytes, {size} were asked for")
         return RpcBuffer(self, handle, size, usage)
 
     def alloc_size(self, tensor: Tensor) -> int:
@@ -164,7 +164,7 @@ class RpcBuffer(Buffer):
         body = _body(Command.BUFFER_GET_BASE, remote_ptr=handle)
         self.base = int(self.client.ask(Command.BUFFER_GET_BASE, body)["base_ptr"][0])
         if self.base % device.alignment or (size and not self.base) or self.base > MAX_ADDRESS - size:
-            reason = f"0x{self.base:x} is no base address of {size} bytes"
+            reason = f"0x{self.base:x} is not a base address of {size} bytes"
             raise self.client.distrust(Command.BUFFER_GET_BASE, reason)
         self.client.add_user()
 

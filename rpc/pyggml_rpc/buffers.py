@@ -111,7 +111,7 @@ class Buffers:
         handle = int(request["remote_ptr"][0])
         one = self.by_handle.get(handle)
         if one is None:
-            raise RefusedError(f"0x{handle:x} is no buffer of this connection")
+            raise RefusedError(f"0x{handle:x} is not a buffer of this connection")
         return one
 
     def _release(self, handle: int) -> None:

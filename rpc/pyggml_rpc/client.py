@@ -198,7 +198,7 @@ class Client:
                 self._wire.send(pieces, Patience(self.endpoint, self._last, self._timeout, size))
             except TimeoutError as error:
                 raise self._failed(
-                    f"{size} bytes were not taken within {self._timeout + size / SLOWEST:.3g} s"
+                    f"{size} bytes were not accepted within {self._timeout + size / SLOWEST:.3g} s"
                 ) from error
             except OSError as error:
                 closed = f"the server closed the connection ({error.strerror or error})"

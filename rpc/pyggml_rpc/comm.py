@@ -44,7 +44,7 @@ class AllowList:
                 self._networks.append(ipaddress.ip_network(word))
             except ValueError:
                 if "/" in word or not word.strip() or word.replace(".", "").isdigit():
-                    raise ValueError(f"{word!r} is no address, network or name") from None
+                    raise ValueError(f"{word!r} is not an address, a network or a host name") from None
                 self._names.add(word.lower())
 
     def admits(self, address: str) -> bool:

@@ -59,9 +59,11 @@ class Communicators:
         if link is None:
             raise RefusedError(f"device {device} has no communicator")
         if tensor.type not in (GGMLType.F32, GGMLType.F16, GGMLType.BF16):
-            raise RefusedError(f"tensor {tensor.name!r}: sums of {tensor.type.name}")
+            raise RefusedError(
+                f"tensor {tensor.name!r}: sums of {tensor.type.name} are not supported (supported: F32, F16, BF16)"
+            )
         if tensor.nb != contiguous_strides(tensor.type, tensor.ne):
-            raise RefusedError(f"tensor {tensor.name!r}: its elements are not dense: {list(tensor.nb)}")
+            raise RefusedError(f"tensor {tensor.name!r}: its elements are not contiguous: {list(tensor.nb)}")
         if not tensor.nelements:
             return
         stage(4 * tensor.nbytes)

@@ -369,7 +369,7 @@ class ClientConnection(_Receiver):
     def _advance(self) -> Reply | None:
         if not self._pending:
             if self._waiting:
-                raise self._fail(f"the server sent {self._waiting} bytes that nobody asked for")
+                raise self._fail(f"the server sent {self._waiting} bytes that were not asked for")
             return None
         command, into = self._pending[0]
         layout = self.protocol[command].reply

@@ -92,7 +92,7 @@ def _accept(allowed: AllowList, here: str, port: int, until: float, gone: Callab
                 if allowed.admits(address[0]):
                     return sock
                 sock.close()
-    raise CommError(f"nobody called port {port} within {JOIN_TIMEOUT:g} s")
+    raise CommError(f"no connection to port {port} within {JOIN_TIMEOUT:g} s")
 
 
 def _connect(allowed: AllowList, host: str, port: int, until: float, gone: Callable[[], bool]) -> socket.socket:

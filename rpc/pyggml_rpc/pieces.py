@@ -26,7 +26,7 @@ class Pieces:
         self.offset, self.size, self.n, self.stride = fields
         where = f"tensor {tensor.name!r}: {self.n} pieces of {self.size} bytes"
         if not self.n or not self.size:
-            raise RefusedError(f"{where}: there is nothing in them")
+            raise RefusedError(f"{where}: they are empty")
         if self.n > 1 and self.stride < self.size:
             raise RefusedError(f"{where}, {self.stride} bytes apart: they overlap")
         if self.n == 1:

@@ -210,7 +210,7 @@ def _place(tensor: Tensor, handle: int, data: int, buffers: Mapping[int, ClientB
         raise RefusedError(f"{where}: a tensor of no elements with dimensions beyond a buffer of {buffer.size}")
     step = gcd(size.type_size, buffer.device.alignment)
     if offset % step or any(n > 1 and b % step for n, b in zip(tensor.ne, tensor.nb, strict=True)):
-        raise RefusedError(f"{where}: offset {offset} or a stride is no multiple of {step}")
+        raise RefusedError(f"{where}: offset {offset} or a stride is not a multiple of {step}")
     tensor.buffer = buffer
     tensor.data = buffer.base + offset
 
@@ -243,7 +243,7 @@ def link(graph: ForeignGraph, tensors: list[Tensor]) -> Graph:
             f"{len(tensors)} tensors have {len(by_id)} different ids" + (", one is 0" if 0 in by_id else "")
         )
     if len(set(graph.nodes)) != len(graph.nodes):
-        raise RefusedError(f"a node stands twice among {len(graph.nodes)}")
+        raise RefusedError(f"a node is listed twice among {len(graph.nodes)}")
     row_of = {number: row for row, number in enumerate(numbers)}
     sources, roots = graph.records["src"].tolist(), graph.records["view_src"].tolist()
     use_counts = graph.records["use_count"].tolist()

@@ -110,7 +110,7 @@ class ServedDevice:
         except ComputeError:
             if not run.overdue:
                 raise
-            raise ComputeError(f"it computed for more than {self._graph_timeout:g} s") from None
+            raise ComputeError(f"the graph took more than {self._graph_timeout:g} s") from None
 
     def abort(self, client: Client) -> None:
         """End the computation if it is this client's, and its wait for a turn."""

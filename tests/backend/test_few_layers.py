@@ -156,7 +156,7 @@ def test_an_error_names_the_layer(tmp_path: Path) -> None:
             assert name == b.name(i)
         assert told > len(a.steps) / 2
         schedule.set_input(tokens, np.array([0, 1 << 20], np.int32))
-        with pytest.raises(ComputeError, match=r"^GET_ROWS 'inp_embd': row number 1048576"):
+        with pytest.raises(ComputeError, match=r"^GET_ROWS 'inp_embd': row index 1048576"):
             schedule.run()
 
 

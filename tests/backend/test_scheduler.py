@@ -187,7 +187,7 @@ def test_schedules_share_a_buffer_and_survive_its_growth():
 def test_a_compute_buffer_above_the_devices_limit_is_an_error():
     cpu = FakeDevice("CPU", max_size=100)
     schedule = schedule_on([cpu], [ops.scale(source(64), 2.0)])
-    with pytest.raises(DeviceError, match="CPU: a compute buffer of 512 bytes, 100 are possible"):
+    with pytest.raises(DeviceError, match="CPU: the compute buffer needs 512 bytes, a buffer has at most 100"):
         schedule.bind()
 
 

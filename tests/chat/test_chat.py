@@ -186,7 +186,7 @@ def test_which_template_counts() -> None:
     )
     assert ChatTemplate.choose(metadata, TOKENS, "vicuna").render([USER]) == "USER: Hello\nASSISTANT:"
     assert ChatTemplate.choose(metadata, TOKENS, "{{ bos_token }}{{ eos_token }}").render([USER]) == "<s></s>"
-    with pytest.raises(ChatError, match=r"'nonsense' is no template, and no name known; names are: bailing.*zephyr"):
+    with pytest.raises(ChatError, match=r"'nonsense' is neither Jinja nor a known name; known are: bailing.*zephyr"):
         ChatTemplate.choose(metadata, TOKENS, "nonsense")
     with pytest.raises(ChatError, match="must be a string, it is a int"):
         ChatTemplate.choose({"tokenizer.chat_template": 3}, TOKENS)

@@ -193,7 +193,7 @@ def test_every_format_has_a_name() -> None:
         ("-pg 5", 2, "must be two numbers"),
         ("-sm row", 2, "-sm row: not implemented here"),
         ("--reps 3", 2, "unknown flag --reps; --help lists those that there are"),
-        ("-dev RPC3", 1, "no device 'RPC3'"),
+        ("-dev RPC3", 1, "unknown device 'RPC3'"),
         ("-m /nonexistent.gguf", 1, "/nonexistent.gguf: No such file"),
     ],
 )

@@ -107,7 +107,9 @@ def test_templates(converse: Any, decoded: list[list[int]], tmp_path: Path, mode
     wanted = ["USER: q\nASSISTANT:", "given:q", "file:q", "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"]
     assert prompts(decoded) == wanted
     outcome = converse("q\n", "--chat-template", "nonsense", *X)
-    assert outcome.code == 1 and outcome.err.startswith("error: chat template 'nonsense' is no template")
+    assert outcome.code == 1 and outcome.err.startswith(
+        "error: chat template 'nonsense' is neither Jinja nor a known name"
+    )
     outcome = converse("q\n", "--chat-template", "{{ ''.__class__ }}", *X)
     assert outcome.code == 1 and "SecurityError" in outcome.err and outcome.err.count("\n") == 1
 

@@ -151,11 +151,11 @@ def test_samplers(complete: Callable[..., Any]) -> None:
     ("args", "code", "words"),
     [
         (("--top-p", "nan"), 2, "--top-p nan: must be a finite number"),
-        (("--samplers", "dice"), 2, "no stage is called 'dice'"),
+        (("--samplers", "dice"), 2, "unknown sampler 'dice'"),
         (("--logit-bias", "x"), 2, "--logit-bias 'x'"),
         (("--logit-bias", "999999+1"), 2, "token 999999 is not in the vocabulary"),
         (("-ctk", "q4_0"), 1, "q4_0"),
-        (("-dev", "RPC7"), 1, "no device 'RPC7' to choose; there are: none"),
+        (("-dev", "RPC7"), 1, "unknown device 'RPC7'; available: none"),
         (("--rpc", "nowhere"), 1, "nowhere"),
         (("--rpc", "127.0.0.1:1"), 1, "127.0.0.1:1"),
         (("-f", "/nonexistent"), 2, "give one of -p, -f and -bf"),
@@ -332,4 +332,4 @@ def test_layers_that_no_device_takes_are_told_of(
     for quiet in ([], ["-ngl", 0], ["-ngl", 99, "-dev", "none"]):
         assert "note" not in complete("-p", "a", "-n", 1, *quiet).err
     outcome = complete("-p", "a", "-dev", "CUDA0")
-    assert outcome.err == "error: no device 'CUDA0' to choose; there are: none (there is no NVIDIA driver)\n"
+    assert outcome.err == "error: unknown device 'CUDA0'; available: none (there is no NVIDIA driver)\n"

@@ -121,7 +121,7 @@ def test_too_few_values_for_statistics(run: Callable[..., Any], tmp_path: Path) 
         ("--hellaswag", 2, "--hellaswag: not implemented here"),
         ("--kl-divergence", 2, "--kl-divergence needs the file of predictions"),
         ("--kl-divergence --kl-divergence-base /nonexistent", 1, "/nonexistent: No such file"),
-        ("--kl-divergence --kl-divergence-base MODEL", 1, "no file of predictions: it begins with b'GGUF"),
+        ("--kl-divergence --kl-divergence-base MODEL", 1, "not a file of predictions: it begins with b'GGUF"),
         ("--chunkz 3", 2, "unknown flag --chunkz; the nearest known one is --chunks"),
     ],
 )

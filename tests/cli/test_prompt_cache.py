@@ -79,7 +79,7 @@ def test_without_a_prompt_and_without_a_file(run: Callable[..., Any], tmp_path: 
     ("damage", "words"),
     [
         (lambda data: data[:-1], "damaged: "),
-        (lambda data: data[:-40] + b"x" + data[-39:], "damaged: its digest is another"),
+        (lambda data: data[:-40] + b"x" + data[-39:], "damaged: its digest does not match"),
         (lambda data: b"hello, world", "not a saved state"),
         (lambda data: b"nsgg" + data, "llama.cpp's session files are not read here"),
     ],

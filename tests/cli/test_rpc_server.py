@@ -87,7 +87,7 @@ def test_port_in_use(call: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("args", "code", "words"),
     [
-        (("-d", "GPU9"), 1, "no device 'GPU9' to choose; there are: CPU"),
+        (("-d", "GPU9"), 1, "unknown device 'GPU9'; available: CPU"),
         (("-d", "CPU,cpu"), 1, "named twice"),
         (("-H", "256.1.1.1"), 1, "256.1.1.1"),
         (("-p", "65536"), 2, "-p '65536': must be from 0 to 65535"),
@@ -131,7 +131,7 @@ def test_what_an_operator_sees(spawn: Callable[..., Any]) -> None:
     assert all(re.match(stamp, line) for line in (*few, *many))
     said = [re.sub(stamp, "", line) for line in few]
     assert said[:2] == ["PEER: came, and was lent 10.0 MiB of CPU"] * 2
-    assert said[2].startswith("PEER: connection closed: BUFFER_GET_BASE: 0x5 is no buffer of this connection (")
+    assert said[2].startswith("PEER: connection closed: BUFFER_GET_BASE: 0x5 is not a buffer of this connection (")
     assert said[3] == "the server stops, with 1 client"
     assert re.fullmatch(
         r"PEER: connection closed: the server stops \(\d+\.\d s, 0 graphs, 10\.0 MiB lent at most, .*\)", said[4]

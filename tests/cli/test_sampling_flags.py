@@ -85,7 +85,7 @@ def test_a_schema_rules_the_text(complete: Callable[..., Any], tmp_path: Path) -
     ("flags", "message"),
     [
         (["--grammar", "root ::= x"], "grammar: rule 'x' is used but not defined"),
-        (["--grammar", ""], "--grammar: nothing in it"),
+        (["--grammar", ""], "--grammar: it is empty"),
         (["-j", "{"], "JSON schema: not JSON"),
         (["-j", '{"type":"float"}'], "JSON schema at #: unknown type 'float'"),
         (["-j", "{}", "--grammar", "x"], "give one of --grammar, --grammar-file, -j and -jf"),

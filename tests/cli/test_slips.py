@@ -26,7 +26,7 @@ def text_file(folder: Path, text: str = "hello world, " * 20) -> Path:
     return path
 
 
-REFUSED = "has this name already, and is not replaced"
+REFUSED = "it is not replaced"
 
 
 def test_predictions(call: Callable[..., Any], model: Path, victim: Path, tmp_path: Path) -> None:
@@ -34,7 +34,9 @@ def test_predictions(call: Callable[..., Any], model: Path, victim: Path, tmp_pa
     for path in (victim, text):
         kept = path.read_bytes()
         outcome = call(perplexity.main, "-m", model, "-f", text, "-c", 16, "--kl-divergence-base", path)
-        assert outcome.code == 1 and outcome.err.endswith(f"{path}: a file that is no file of predictions {REFUSED}\n")
+        assert outcome.code == 1 and outcome.err.endswith(
+            f"{path}: already exists and is not a file of predictions; {REFUSED}\n"
+        )
         assert path.read_bytes() == kept
     base = tmp_path / "base"
     for _ in range(2):  # one of its own kind is replaced
@@ -51,7 +53,7 @@ def test_saved_conversations(
         monkeypatch.setattr("sys.stdin", io.StringIO(f"/save {path}\n"))
         outcome = call(cli.main, "-m", model, "-cnv", "--no-perf")
         assert outcome.code == code
-        assert (f"{path}: a file that is no saved conversation {REFUSED}" in outcome.err) == bool(code)
+        assert (f"{path}: already exists and is not a saved conversation; {REFUSED}" in outcome.err) == bool(code)
     assert victim.read_bytes() == kept and own.read_text().startswith('{\n "messages"')
 
 
@@ -66,11 +68,11 @@ def test_prompt_caches(call: Callable[..., Any], model: Path, victim: Path) -> N
 def test_quantised_files(call: Callable[..., Any], model: Path, victim: Path, tmp_path: Path) -> None:
     text, kept = text_file(tmp_path), victim.read_bytes()
     outcome = call(quantize.main, model, text, "q8_0")
-    assert outcome.code == 1 and outcome.err.endswith(f"{text}: a file that is no model file {REFUSED}\n")
+    assert outcome.code == 1 and outcome.err.endswith(f"{text}: already exists and is not a model file; {REFUSED}\n")
     assert text.read_text().startswith("hello")
     (tmp_path / "link.gguf").symlink_to(victim)
     (tmp_path / "hard.gguf").hardlink_to(victim)
     for name in ("precious.gguf", "link.gguf", "hard.gguf", "./precious.gguf"):
         outcome = call(quantize.main, victim, tmp_path / name, "q8_0")
-        assert outcome.code == 1 and "is the file to read, and cannot be written" in outcome.err
+        assert outcome.code == 1 and "is the input file, which is never overwritten" in outcome.err
     assert victim.read_bytes() == kept

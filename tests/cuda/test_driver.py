@@ -105,7 +105,7 @@ def test_an_interface_that_does_not_load_leaves_the_cpu(fake, monkeypatch):
 
     monkeypatch.setattr(driver, "_driver", load)
     assert cuda_devices() == []
-    assert why_no_cuda() == "CUDA: its Python interface does not start: LibraryNotFound: libcuda.so: no such file"
+    assert why_no_cuda() == "CUDA: the Python interface does not start: LibraryNotFound: libcuda.so: no such file"
 
 
 def test_an_old_driver_is_named_before_a_model_is_loaded(fake):

@@ -187,7 +187,7 @@ def test_an_odd_address_is_refused():
     result = chain(1)
     place(device, result)
     result.data += 2
-    with pytest.raises(UnsupportedError, match=r"CUDA0.*no multiple of 4"):
+    with pytest.raises(UnsupportedError, match=r"CUDA0.*not a multiple of 4"):
         device.open().plan(build_forward([result]))
 
 
@@ -201,7 +201,7 @@ def test_an_index_out_of_range_is_told_once(either):
     backend = device.open()
     plan = backend.plan(build_forward([got]))
     rows.buffer.set(rows, np.array([1, 5, 2], np.int32))
-    with pytest.raises(ComputeError, match="GET_ROWS 'embeddings': row number 5, there are 5 rows"):
+    with pytest.raises(ComputeError, match="GET_ROWS 'embeddings': row index 5, there are 5 rows"):
         backend.compute(plan)
     rows.buffer.set(rows, np.array([1, 4, 2], np.int32))
     backend.compute(plan)

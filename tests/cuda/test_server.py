@@ -91,7 +91,7 @@ def test_devices_are_chosen_by_name(two_gpus):
     assert devices.offload_devices(None) == two_gpus
     assert devices.offload_devices(None, ["cuda1"]) == [two_gpus[1]]
     assert devices.offload_devices(None, ["none"]) == []
-    with pytest.raises(DeviceError, match=r"no device 'CUDA2' to choose; there are: CUDA0, CUDA1"):
+    with pytest.raises(DeviceError, match=r"unknown device 'CUDA2'; available: CUDA0, CUDA1"):
         devices.offload_devices(None, ["CUDA2"])
 
 

@@ -161,7 +161,7 @@ def test_versions_2_and_3_only() -> None:
     for version in (2, 3):
         assert read(build([u32("k", 7)], version=version)).metadata == {"k": 7}
     for version in (0, 1, 4, 1000):
-        with pytest.raises(GGUFError, match=f"version {version} is not known"):
+        with pytest.raises(GGUFError, match=f"version {version} is not supported"):
             read(build(version=version))
 
 
@@ -235,7 +235,7 @@ DAMAGE = {
     ),
     "long name": (build([], [tensor("n" * 64, [1])], bytes(4)), "name of tensor 0 of 1 has 64 bytes"),
     "name twice": (build([], [tensor("t", [1]), tensor("t", [1], offset=32)], bytes(36)), "'t' is there twice"),
-    "unaligned": (build([], [tensor("t", [1], offset=4)], bytes(8)), "'t': offset 4 is no multiple"),
+    "unaligned": (build([], [tensor("t", [1], offset=4)], bytes(8)), "'t': offset 4 is not a multiple"),
     "past the end": (build([], [tensor("t", [8])], bytes(31)), r"'t': bytes 64 to 96 .* \(95 bytes\)"),
     "offset 2^64-32": (build([], [tensor("t", [8], offset=2**64 - 32)], bytes(32)), "reach past the end"),
     "overlap": (

@@ -288,7 +288,7 @@ def end_of(case: str, which: str) -> subprocess.CompletedProcess[str]:
 def test_no_row_is_touched_whose_number_was_not_checked(case: str) -> None:
     done = end_of(case, "right")
     assert done.returncode == 0, done.stderr
-    assert "row number" in done.stdout and f"{case.split()[0].upper()} " in done.stdout
+    assert "row index" in done.stdout and f"{case.split()[0].upper()} " in done.stdout
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -305,6 +305,6 @@ def test_a_bad_number_that_was_there_before_is_still_named(cpu_device: Device) -
         buffer.place(t, 4096 * i)
     buffer.set(numbers, np.array([0, 4, 1], "<i4").view(np.uint8))
     backend = cpu_device.open(2)
-    with pytest.raises(ComputeError, match="GET_ROWS 'rows': row number 4, there are 4 rows"):
+    with pytest.raises(ComputeError, match="GET_ROWS 'rows': row index 4, there are 4 rows"):
         backend.compute(backend.plan(build_forward([node])))
     backend.close()

@@ -197,7 +197,7 @@ def test_a_file_that_is_not_finished_is_not_there(tmp_path: Path) -> None:
     [
         (lambda d: d[:-1], "has 275 bytes, 4 chunks of 6 need 276"),
         (lambda d: d[:19], "ends within its head"),
-        (lambda d: b"_logitz_" + d[8:], "no file of predictions: it begins with b'_logitz_'"),
+        (lambda d: b"_logitz_" + d[8:], "not a file of predictions: it begins with b'_logitz_'"),
         (lambda d: d[:8] + struct.pack("<i", 2) + d[12:], "impossible numbers: n_ctx 2, n_vocab 5"),
         (lambda d: d[:12] + struct.pack("<i", -5) + d[16:], "impossible numbers"),
         (lambda d: d[:16] + struct.pack("<i", 2**31 - 1) + d[20:], "has 276 bytes, 2147483647 chunks of 6 need"),

@@ -92,15 +92,15 @@ def test_endpoints(text: str, host: str, port: int) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("::1:50052", r"an IPv6 address stands in brackets: \[::1\]:PORT"),
+        ("::1:50052", r"write an IPv6 address in brackets: \[::1\]:PORT"),
         ("fe80::1:50052", r"in brackets: \[fe80::1\]:PORT"),
         ("[::1", "has a '\\[' and no '\\]'"),
         ("[::1]", "is not host:port"),
         ("[::1]50052", "is not host:port"),
         ("[]:1", "is not host:port"),
-        ("[::1]:0", "'0' is no port"),
-        ("a:1:2", "'1:2' is no port"),
-        ("a:٣", "is no port"),
+        ("[::1]:0", "'0' is not a port number"),
+        ("a:1:2", "'1:2' is not a port number"),
+        ("a:٣", "is not a port number"),
     ],
 )
 def test_bad_endpoints(text: str, words: str) -> None:
@@ -215,7 +215,7 @@ def test_a_graph_has_so_much_time(kit: Any, caplog: pytest.LogCaptureFixture) ->
         one.tell(C.GRAPH_COMPUTE, kit.graph_body([3], [a, b, c]), urgent=True)
         with pytest.raises(RpcError):
             one.ask(C.GET_TENSOR, NEWEST.pack(C.GET_TENSOR, tensor=c, size=4), memoryview(bytearray(4)))
-        until(lambda: "GRAPH_COMPUTE: it computed for more than 0.2 s" in caplog.text)
+        until(lambda: "GRAPH_COMPUTE: the graph took more than 0.2 s" in caplog.text)
         assert toy.inside == 0
         toy.gate.set()
 

@@ -210,7 +210,7 @@ def _get_after_free(a: Attacker) -> None:
     a.get(a.here(), 16)
 
 
-@attack("double free", "is no buffer of this connection")
+@attack("double free", "is not a buffer of this connection")
 def _double_free(a: Attacker) -> None:
     a.tell(C.FREE_BUFFER, remote_ptr=a.handle)
     a.tell(C.FREE_BUFFER, remote_ptr=a.handle)
@@ -250,7 +250,7 @@ for _buffer in (0, 1, 2**64 - 1):
         lambda a, b=_buffer: a.tell(C.MEMSET_TENSOR, tensor=a.here(buffer=b, data=0), size=4)
     )
     for _command in (C.FREE_BUFFER, C.BUFFER_CLEAR, C.BUFFER_GET_BASE):
-        attack(f"#14868 {_command.name} of {_buffer}", "is no buffer of this connection")(
+        attack(f"#14868 {_command.name} of {_buffer}", "is not a buffer of this connection")(
             lambda a, c=_command, b=_buffer: (a.ask if c is C.BUFFER_GET_BASE else a.tell)(c, remote_ptr=b)
         )
 
@@ -309,7 +309,7 @@ attack("source that is not there", "source 0, 0x7, is not among the 1 tensors")(
     lambda a: a.compute([1], [a.here(op=Op.ADD, flags=16, src=[7] + [0] * 9)])
 )
 attack("two tensors of one id", "2 tensors have 1 different ids")(lambda a: a.compute([1], [a.here(), a.here()]))
-attack("a node twice", "a node stands twice among 2")(lambda a: a.compute([1, 1], [a.here()]))
+attack("a node twice", "a node is listed twice among 2")(lambda a: a.compute([1, 1], [a.here()]))
 attack("n_nodes beyond the body", "4294967295 nodes do not fit in 20 bytes")(
     lambda a: a.client.tell(C.GRAPH_COMPUTE, bytes(12) + b"\xff\xff\xff\xff\0\0\0\0")
 )
@@ -364,8 +364,8 @@ attack("strides beyond the buffer", "lie outside a buffer of 4096")(
 attack("elements that share bytes", "bytes of elements in a buffer of 4096")(
     lambda a: a.node(Op.CONT, [a.here((2**31, 2**31), nb=[0, 0, 0, 0])], (2**31, 2**31), nb=[0, 0, 0, 0])
 )
-attack("odd address", "is no multiple of 4")(lambda a: a.get(a.here(at=2), 16))
-attack("odd stride", "is no multiple of 4")(lambda a: a.get(a.here((2, 2), nb=[4, 9, 0, 0]), 16))
+attack("odd address", "is not a multiple of 4")(lambda a: a.get(a.here(at=2), 16))
+attack("odd stride", "is not a multiple of 4")(lambda a: a.get(a.here((2, 2), nb=[4, 9, 0, 0]), 16))
 attack("blocks that overlap", "blocks are 1 bytes apart, not 18")(
     lambda a: a.get(a.here((64,), GGMLType.Q4_0, nb=[1, 36, 36, 36]), 16)
 )

@@ -404,7 +404,7 @@ def test_client_refuses_a_wrong_length_before_its_bytes() -> None:
 
 
 def test_client_refuses_what_it_did_not_ask_for() -> None:
-    with pytest.raises(RemoteProtocolError, match="1 bytes that nobody asked for"):
+    with pytest.raises(RemoteProtocolError, match="1 bytes that were not asked for"):
         feed_client(greeted(), b"!")
 
 

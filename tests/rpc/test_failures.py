@@ -90,7 +90,7 @@ ONE_DEVICE = framed(C.DEVICE_COUNT, device_count=1)
         ([HELLO], "DEVICE_COUNT: the (server closed the connection|connection broke)"),
         (
             [HELLO, ONE_DEVICE, framed(C.GET_ALIGNMENT, alignment=48), framed(C.GET_MAX_SIZE)],
-            "GET_ALIGNMENT: 48 is no power of two",
+            "GET_ALIGNMENT: 48 is not a power of two",
         ),
         ([HELLO, ONE_DEVICE + b"!"], "GET_ALIGNMENT: "),
     ],

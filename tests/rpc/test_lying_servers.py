@@ -140,19 +140,23 @@ def test_an_honest_server_is_believed(liar: Liar) -> None:
 
 LIES: dict[str, tuple[int, bytes, str]] = {
     "no room for anything": (C.ALLOC_BUFFER, words(0, 0), "no room for a buffer of"),
-    "a buffer of size 0": (C.ALLOC_BUFFER, words(5, 0), r"ALLOC_BUFFER: a buffer of 0 bytes in place of \d+"),
-    "a buffer too small": (C.ALLOC_BUFFER, words(5, 4000), r"ALLOC_BUFFER: a buffer of 4000 bytes in place of \d+"),
-    "base 0": (C.BUFFER_GET_BASE, words(0), "BUFFER_GET_BASE: 0x0 is no base address"),
-    "base 1": (C.BUFFER_GET_BASE, words(1), "BUFFER_GET_BASE: 0x1 is no base address"),
-    "base 2^64-64": (C.BUFFER_GET_BASE, words(U64 - 63), "BUFFER_GET_BASE: 0xffffffffffffffc0 is no base address"),
-    "base 2^63-64": (C.BUFFER_GET_BASE, words((1 << 63) - 64), "is no base address of"),
+    "a buffer of size 0": (C.ALLOC_BUFFER, words(5, 0), r"ALLOC_BUFFER: the server gave 0 bytes, \d+ were asked for"),
+    "a buffer too small": (
+        C.ALLOC_BUFFER,
+        words(5, 4000),
+        r"ALLOC_BUFFER: the server gave 4000 bytes, \d+ were asked for",
+    ),
+    "base 0": (C.BUFFER_GET_BASE, words(0), "BUFFER_GET_BASE: 0x0 is not a base address"),
+    "base 1": (C.BUFFER_GET_BASE, words(1), "BUFFER_GET_BASE: 0x1 is not a base address"),
+    "base 2^64-64": (C.BUFFER_GET_BASE, words(U64 - 63), "BUFFER_GET_BASE: 0xffffffffffffffc0 is not a base address"),
+    "base 2^63-64": (C.BUFFER_GET_BASE, words((1 << 63) - 64), "is not a base address of"),
     "no devices": (C.DEVICE_COUNT, bytes(4), "DEVICE_COUNT: the server offers no device"),
-    "65 devices": (C.DEVICE_COUNT, bytes([65, 0, 0, 0]), f"65 devices, at most {MAX_DEVICES} are believed"),
+    "65 devices": (C.DEVICE_COUNT, bytes([65, 0, 0, 0]), f"65 devices, at most {MAX_DEVICES} are accepted"),
     "2^32-1 devices": (C.DEVICE_COUNT, b"\xff" * 4, "DEVICE_COUNT: 4294967295 devices, at most"),
-    "alignment 0": (C.GET_ALIGNMENT, words(0), "GET_ALIGNMENT: 0 is no power of two up to 1048576"),
-    "alignment 3": (C.GET_ALIGNMENT, words(3), "3 is no power of two"),
-    "alignment 2^40": (C.GET_ALIGNMENT, words(1 << 40), f"{1 << 40} is no power of two up to {MAX_ALIGNMENT}"),
-    "alignment 2^63": (C.GET_ALIGNMENT, words(1 << 63), "is no power of two up to"),
+    "alignment 0": (C.GET_ALIGNMENT, words(0), "GET_ALIGNMENT: 0 is not a power of two up to 1048576"),
+    "alignment 3": (C.GET_ALIGNMENT, words(3), "3 is not a power of two"),
+    "alignment 2^40": (C.GET_ALIGNMENT, words(1 << 40), f"{1 << 40} is not a power of two up to {MAX_ALIGNMENT}"),
+    "alignment 2^63": (C.GET_ALIGNMENT, words(1 << 63), "is not a power of two up to"),
     "alignment of 4 bytes": (C.GET_ALIGNMENT, b"1234", "the reply to GET_ALIGNMENT has 4 bytes, not 8"),
     "short tensor": (C.GET_TENSOR, bytes(764), "the reply to GET_TENSOR has 764 bytes, not 768"),
     "long tensor": (C.GET_TENSOR, bytes(772), "the reply to GET_TENSOR has 772 bytes, not 768"),
@@ -258,7 +262,7 @@ def test_a_server_that_takes_nothing_has_an_end(monkeypatch: pytest.MonkeyPatch)
         tensor = Tensor(GGMLType.I8, (64 << 20,))
         buffer.place(tensor, 0)
         monkeypatch.setattr("pyggml_rpc.client.SLOWEST", 1 << 40)
-        with pytest.raises(RpcError, match=r"SET_TENSOR: \d+ bytes were not taken within 0\.3 s"):
+        with pytest.raises(RpcError, match=r"SET_TENSOR: \d+ bytes were not accepted within 0\.3 s"):
             buffer.set(tensor, bytes(64 << 20))
         thread.join(5)
         held[0].close()

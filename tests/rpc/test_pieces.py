@@ -78,8 +78,8 @@ def test_there_and_back(
 
 
 REFUSED = {
-    "nothing": ((0, 0, 5, 8), "5 pieces of 0 bytes: there is nothing in them"),
-    "no piece": ((0, 8, 0, 8), "0 pieces of 8 bytes: there is nothing in them"),
+    "nothing": ((0, 0, 5, 8), "5 pieces of 0 bytes: they are empty"),
+    "no piece": ((0, 8, 0, 8), "0 pieces of 8 bytes: they are empty"),
     "stride 0": ((0, 8, 2, 0), "2 pieces of 8 bytes, 0 bytes apart: they overlap"),
     "one byte is shared": ((0, 8, 2, 7), "7 bytes apart: they overlap"),
     "a reply without bound": ((0, 1, 2**63, 0), "0 bytes apart: they overlap"),

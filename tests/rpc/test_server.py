@@ -55,7 +55,7 @@ def test_buffers(client: Any, toy: Any) -> None:
     assert real not in (base, reply["remote_ptr"]), "a real address was told"
     client.request(C.FREE_BUFFER, remote_ptr=reply["remote_ptr"])
     assert toy.live[0].size == 0, "not freed"
-    with pytest.raises(RefusedError, match="no buffer of this connection"):
+    with pytest.raises(RefusedError, match="not a buffer of this connection"):
         client.request(C.BUFFER_GET_BASE, remote_ptr=reply["remote_ptr"])
 
 
@@ -286,6 +286,6 @@ def test_messages_are_one_line_whatever_a_name_holds(kit: Any, client: Any) -> N
 
 def test_a_request_out_of_thin_air(client: Any) -> None:
     body = client.protocol.pack(C.BUFFER_CLEAR, remote_ptr=5)
-    with pytest.raises(RefusedError, match="BUFFER_CLEAR: 0x5 is no buffer"):
+    with pytest.raises(RefusedError, match="BUFFER_CLEAR: 0x5 is not a buffer"):
         client.session.execute(Request(C.BUFFER_CLEAR, body, client.protocol[C.BUFFER_CLEAR].request))
     assert client.session.server.counters.refused == 1

@@ -409,7 +409,7 @@ def test_chain_refuses_what_does_not_fit():
         SamplerChain(SamplerParams(dry_multiplier=0.8), N)
     with pytest.raises(SamplerError, match="infill needs the model's vocabulary"):
         SamplerChain(SamplerParams(samplers=("infill",)), N)
-    with pytest.raises(SamplerError, match="no stage is called 'topkk'; there are penalties, dry"):
+    with pytest.raises(SamplerError, match=r"unknown sampler 'topkk' \(known: penalties, dry"):
         SamplerChain(SamplerParams(samplers=("topkk",)), N)
     with pytest.raises(SamplerError, match="all 2 logits"):
         SamplerChain(SamplerParams(), 2).sample(np.array([np.nan, -np.inf], np.float32))
@@ -423,7 +423,7 @@ def test_names_letters_and_biases_parse():
     )
     assert samplers_from_chars("edskypmxt") == SamplerParams().samplers
     assert samplers_from_chars("ia") == ("infill", "adaptive_p")
-    with pytest.raises(SamplerError, match="--sampling-seq: no stage is called 'z'; there are e, d, s, k, y, p, m, x"):
+    with pytest.raises(SamplerError, match=r"--sampling-seq: unknown sampler 'z' \(known: e, d, s, k, y, p, m, x"):
         samplers_from_chars("kz")
     assert parse_logit_bias("15043+1") == (15043, 1.0)
     assert parse_logit_bias("2-inf") == (2, float("-inf"))

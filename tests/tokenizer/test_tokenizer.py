@@ -259,8 +259,14 @@ def test_a_vocabulary_without_some_bytes_equals_the_peer(stock: Stock, tmp_path:
         ({"tokenizer.ggml.bos_token_id": "1"}, "bos_token_id must be an integer"),
         ({"tokenizer.ggml.add_bos_token": 1}, "add_bos_token must be a bool, it is 1"),
         ({"tokenizer.ggml.tokens": [*BYTE_CHARACTERS[:255], "a"]}, "tokens 97 and 255 .* are the same: 'a'|the same"),
-        ({"tokenizer.ggml.tokens": ["<0xZZ>"], "tokenizer.ggml.token_type": [6]}, "token 0 .* '<0xZZ>' names no byte"),
-        ({"tokenizer.ggml.tokens": ["<0x-1>"], "tokenizer.ggml.token_type": [6]}, "token 0 .* '<0x-1>' names no byte"),
+        (
+            {"tokenizer.ggml.tokens": ["<0xZZ>"], "tokenizer.ggml.token_type": [6]},
+            "token 0 .* '<0xZZ>' does not name a byte",
+        ),
+        (
+            {"tokenizer.ggml.tokens": ["<0x-1>"], "tokenizer.ggml.token_type": [6]},
+            "token 0 .* '<0x-1>' does not name a byte",
+        ),
         (
             {"tokenizer.ggml.tokens": ["a"], "tokenizer.ggml.token_type": [1], "tokenizer.ggml.add_bos_token": True},
             "BOS",

@@ -256,7 +256,7 @@ def test_no_scores_warns(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize("odd", ["<0xZZ>", "<0x-1>", "<0x", "<0x123>", ""])
 def test_odd_byte_tokens(odd: str) -> None:
     """As tokens of the byte type they are refused by name; as plain tokens they are text."""
-    with pytest.raises(TokenizerError, match=r"token 259 is of the byte type, but .* names no byte"):
+    with pytest.raises(TokenizerError, match=r"token 259 is of the byte type, but .* does not name a byte"):
         build(odd, types={odd: BYTE})
     t = build(odd)
     assert t.token_bytes(259) == (odd or "[EMPTY_259]").encode()

@@ -178,7 +178,7 @@ class CudaBackend(Backend):
             for t in (node, *node.src):
                 if t is not None and t.data % alignment(t.type):
                     raise UnsupportedError(
-                        f"{self.device.name}: {t.name!r} lies at {t.data:#x}, no multiple of {alignment(t.type)}"
+                        f"{self.device.name}: {t.name!r} lies at {t.data:#x}, not a multiple of {alignment(t.type)}"
                     )
         gpu = self.device.gpu
         builder = Builder(gpu.cc, gpu.multiprocessors, gpu.shared_limit)
@@ -248,7 +248,7 @@ class CudaBackend(Backend):
             raise ComputeError("aborted")
         if number:
             node = plan.nodes[number - 1]
-            raise ComputeError(f"{Op(node.op).name} {node.name!r}: row number {row}, there are {limit} rows")
+            raise ComputeError(f"{Op(node.op).name} {node.name!r}: row index {row}, there are {limit} rows")
 
     def _launch_by_slices(self, plan: CudaPlan) -> None:
         """Two slices at most are under way, so that the GPU always has the next one and nobody else waits for long: the

@@ -109,7 +109,7 @@ def missing() -> str | None:
     except OSError:
         return NO_DRIVER
     if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.bindings") is None:
-        return f"an NVIDIA driver is there, its Python interface is not: {HINT}"
+        return f"an NVIDIA driver is installed, its Python interface is not: {HINT}"
     return None
 
 
@@ -139,7 +139,7 @@ def start() -> int:
         status = driver.cuInit(0)[0]
     except Exception as error:  # a library of another version, or one that it needs and does not find
         said = str(error).strip().partition("\n")[0]
-        raise DeviceError(f"CUDA: its Python interface does not start: {type(error).__name__}: {said}") from None
+        raise DeviceError(f"CUDA: the Python interface does not start: {type(error).__name__}: {said}") from None
     if status == driver.CUresult.CUDA_ERROR_NO_DEVICE:
         return 0
     _checked((status,), "the driver does not start")

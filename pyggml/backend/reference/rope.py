@@ -78,15 +78,16 @@ def refuse(node: Tensor) -> str | None:
     a, offset = source(node, 0), node.param_i32(15)
     pairs, factors = rope_pairs(node.param_i32(1), node.param_i32(2)), option(node, 2)
     if offset < 0 or offset % 2 or offset + 2 * pairs > a.ne[0]:
-        return f"{2 * pairs} rotated dimensions from {offset} on do not lie in {a.ne[0]}"
+        return f"{2 * pairs} rotated dimensions from {offset} on, a row has {a.ne[0]}"
     if factors is not None and factors.ne[0] < pairs:
-        return f"{factors.ne[0]} frequency factors for {pairs} pairs"
+        return f"{factors.ne[0]} frequency factors, {pairs} are needed"
     n_ctx_orig = node.param_i32(4)
     base, scale, ext_factor, _, beta_fast, beta_slow = params = [node.param_f32(i) for i in range(5, 11)]
     if not all(map(math.isfinite, params)) or base <= 0.0:
-        return f"frequency base {base}, or one of {params[1:]}"
+        return f"frequency base {base} must be above 0, and it and {params[1:]} finite"
     if ext_factor != 0.0 and (min(scale, beta_fast, beta_slow) <= 0.0 or base == 1.0 or n_ctx_orig < 0):
-        return f"yarn with frequency base {base}, scale {scale}, betas {beta_fast} {beta_slow}, context {n_ctx_orig}"
+        values = f"frequency base {base}, scale {scale}, betas {beta_fast} {beta_slow}, context {n_ctx_orig}"
+        return f"YaRN with {values}: all must be above 0, and the base not 1"
     return not_among([GGMLType.F32, GGMLType.F16], a)
 
 

@@ -22,7 +22,7 @@ def row_numbers(node: Tensor, rows: Tensor, limit: int) -> NDArray[np.int64]:
     numbers: NDArray[np.int64] = view_of(rows)[0].astype(np.int64)
     bad = numbers[(numbers < 0) | (numbers >= limit)]
     if bad.size:
-        raise ComputeError(f"{Op(node.op).name} {node.name!r}: row {bad[0]} of a table of {limit} rows")
+        raise ComputeError(f"{Op(node.op).name} {node.name!r}: row index {bad[0]}, there are {limit} rows")
     return numbers
 
 

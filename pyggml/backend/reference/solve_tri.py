@@ -14,7 +14,7 @@ from pyggml.tensor import Tensor
 
 
 def refuse(node: Tensor) -> str | None:
-    return "a result that is not contiguous" if not node.is_contiguous else not_among([GGMLType.F32], node)
+    return "the result is not contiguous" if not node.is_contiguous else not_among([GGMLType.F32], node)
 
 
 def solve_tri(node: Tensor) -> None:

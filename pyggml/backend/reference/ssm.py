@@ -17,7 +17,7 @@ from pyggml.tensor import Tensor
 
 def refuse_conv(node: Tensor) -> str | None:
     if source(node, 1).nb[0] != 4:
-        return "weights that are not dense"
+        return "rows of the weights are not contiguous"
     return not_among([GGMLType.F32], node, source(node, 0), source(node, 1))
 
 
@@ -29,7 +29,7 @@ def ssm_conv(node: Tensor) -> None:
 
 def refuse_scan(node: Tensor) -> str | None:
     if not node.is_contiguous:
-        return "a result that is not contiguous"
+        return "the result is not contiguous"
     return not_among([GGMLType.F32], node, *(source(node, i) for i in range(6)))
 
 

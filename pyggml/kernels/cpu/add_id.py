@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def why_not(node: Tensor) -> str | None:
     for t in (node, *node.src[:2]):
         if t is not None and t.nb[0] != 4 and t.ne[0] != 1:
-            return "ADD_ID of rows that are not dense"
+            return "ADD_ID: rows are not contiguous"
     return refuse_types([GGMLType.F32], node, *node.src[:2])
 
 

@@ -42,13 +42,13 @@ def why_not(node: Tensor) -> str | None:
     assert q is not None and k is not None and v is not None
     for t in (k, v):
         if t.nb[0] != SIZES[t.type].type_size and t.ne[0] != 1:
-            return "FLASH_ATTN_EXT over rows that are not dense"
+            return "FLASH_ATTN_EXT: rows of K or V are not contiguous"
     if q.nb[0] != 4 and q.ne[0] != 1:
-        return "FLASH_ATTN_EXT of queries that are not dense"
+        return "FLASH_ATTN_EXT: rows of Q are not contiguous"
     if not node.is_contiguous:
-        return "FLASH_ATTN_EXT with a result that is not contiguous"
+        return "FLASH_ATTN_EXT: the result is not contiguous"
     if 0 in k.ne:
-        return "FLASH_ATTN_EXT over no keys"
+        return "FLASH_ATTN_EXT: there are no keys"
     return refuse_types(READ, k, v)
 
 

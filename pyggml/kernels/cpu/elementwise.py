@@ -26,7 +26,7 @@ def why_not(node: Tensor) -> str | None:
     if node.op not in (Op.ADD, Op.ADD1) or SIZES[a.type].block_size == 1:
         return refuse_types(FLOATS, node, a, b)
     if b.ne[0] != a.ne[0] and b.ne[0] != 1:
-        return f"rows of {b.ne[0]} repeated over blocks"
+        return f"rows of {b.ne[0]} elements cannot be repeated over rows of blocks"
     return refuse_types(WRITTEN, node, a) or refuse_types(FLOATS, b)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def why_not(node: Tensor) -> str | None:
     if not node.is_contiguous:
-        return "a result that is not contiguous"
+        return "the result is not contiguous"
     return refuse_types([GGMLType.F32], node)
 
 

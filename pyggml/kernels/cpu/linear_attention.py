@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def why_not(node: Tensor) -> str | None:
-    return None if node.is_contiguous else f"{Op(node.op).name} with a result that is not contiguous"
+    return None if node.is_contiguous else f"{Op(node.op).name}: the result is not contiguous"
 
 
 def lower(builder: Builder, node: Tensor) -> None:

@@ -56,7 +56,7 @@ def why_not(node: Tensor) -> str | None:
 
 def _result(node: Tensor) -> str | None:
     if node.nb[0] != 4:
-        return f"{Op(node.op).name} with a result whose rows are not dense"
+        return f"{Op(node.op).name}: rows of the result are not contiguous"
     return None
 
 

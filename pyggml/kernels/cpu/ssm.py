@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 def why_not(node: Tensor) -> str | None:
     if node.op == Op.SSM_SCAN and not node.is_contiguous:
-        return "a result that is not contiguous"
+        return "the result is not contiguous"
     weights = node.src[1]
     assert weights is not None
     if node.op == Op.SSM_CONV and weights.nb[0] != 4:
-        return "weights that are not dense"
+        return "rows of the weights are not contiguous"
     return refuse_types([GGMLType.F32], node, *node.src[:6])
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def why_not(node: Tensor) -> str | None:
     if layout_of(node).endswith("/"):
-        return "elements of the result that lie apart"  # as in ggml; the source's rows are dense by rule
+        return "elements of a row of the result are not contiguous"  # as in ggml; the source's rows are dense by rule
     return refuse_types(FLOATS, node, node.src[0])
 
 

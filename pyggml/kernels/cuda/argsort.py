@@ -26,7 +26,7 @@ LONGEST = 1 << 24
 def why_not(node: Tensor) -> str | None:
     a = source(node, 0)
     if a.ne[0] > LONGEST or a.nrows > 2**31 - 1:
-        return f"{a.nrows} rows of {a.ne[0]} elements"
+        return f"{a.nrows} rows of {a.ne[0]} elements, at most {2**31 - 1} of {LONGEST} are supported"
     return refuse_types([F32], a) or refuse_types([I32], node)
 
 

@@ -29,9 +29,9 @@ AREA = 256
 def why_not(node: Tensor) -> str | None:
     q, k, v = (source(node, i) for i in range(3))
     if max(q.ne[0], v.ne[0]) > MOST_HEAD:
-        return f"heads of {q.ne[0]} and {v.ne[0]} elements, more than {MOST_HEAD}"
+        return f"head sizes {q.ne[0]} and {v.ne[0]}, at most {MOST_HEAD} is supported"
     if q.ne[1] > 65535 or q.ne[3] > 65535:
-        return f"{q.ne[1]} queries, {q.ne[3]} batches"
+        return f"{q.ne[1]} queries in {q.ne[3]} batches, at most 65535 each are supported"
     return refuse_types(TYPES, k, v) or refuse_types([F32], node, q) or refuse(option(node, 3), option(node, 4))
 
 

@@ -24,13 +24,13 @@ def why_not(node: Tensor) -> str | None:
     a = source(node, 0)
     if a.type == node.type:
         if a.type not in MOVED:
-            return f"{a.type.name} is unknown"
+            return f"copying {a.type.name} is not supported"
     elif (
         {a.type, node.type} != {F32, I32}
         and not (a.type in READ and node.type in FLOATS)
         and not (a.type in FLOATS and node.type in encoders.KINDS)
     ):
-        return f"{a.type.name} to {node.type.name}"
+        return f"copying {a.type.name} to {node.type.name} is not supported"
     return refuse(node, a)
 
 

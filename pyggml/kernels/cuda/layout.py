@@ -37,7 +37,7 @@ def refuse(*tensors: Tensor | None, by_matrix: bool = False) -> str | None:
             continue
         size, step = SIZES[t.type], alignment(t.type)
         if any(b % step for b in t.nb) or t.view_offs % step:
-            return f"{t.type.name} with strides {list(t.nb)} at {t.view_offs}: no multiples of {step}"
+            return f"{t.type.name} with strides {list(t.nb)} at {t.view_offs}: not multiples of {step}"
         if size.block_size > 1:
             if t.ne[0] % size.block_size:
                 return f"row length {t.ne[0]} is not a multiple of the block size {SIZES[t.type].block_size} of {t.type.name}"
@@ -45,7 +45,7 @@ def refuse(*tensors: Tensor | None, by_matrix: bool = False) -> str | None:
                 return f"blocks of {t.type.name} are {t.nb[0]} bytes apart"
         counted = t.ne[0] * t.ne[1] if by_matrix else t.nelements
         if counted > MOST:
-            return f"{counted} elements are more than {MOST}"
+            return f"{counted} elements, at most {MOST} are supported"
     return None
 
 

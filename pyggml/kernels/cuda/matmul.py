@@ -24,7 +24,7 @@ GATES = (GluOp.REGLU, GluOp.GEGLU, GluOp.SWIGLU)
 def why_not(node: Tensor) -> str | None:
     a, b = source(node, 0), source(node, 1)
     if node.nelements and a.ne[0] == 0:
-        return "rows without elements"
+        return "rows are empty"
     if node.op == Op.MUL_MAT_ID:
         if node.nelements and a.ne[2] == 0:
             return "there are no matrices"

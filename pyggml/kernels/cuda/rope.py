@@ -26,14 +26,15 @@ def why_not(node: Tensor) -> str | None:
     a, offset, factors = source(node, 0), node.param_i32(15), option(node, 2)
     pairs, n_ctx_orig = rope_pairs(node.param_i32(1), node.param_i32(2)), node.param_i32(4)
     if offset < 0 or offset % 2 or offset + 2 * pairs > a.ne[0]:
-        return f"{2 * pairs} rotated dimensions from {offset} on do not lie in {a.ne[0]}"
+        return f"{2 * pairs} rotated dimensions from {offset} on, a row has {a.ne[0]}"
     if factors is not None and factors.ne[0] < pairs:
-        return f"{factors.ne[0]} frequency factors for {pairs} pairs"
+        return f"{factors.ne[0]} frequency factors, {pairs} are needed"
     base, scale, ext_factor, _, beta_fast, beta_slow = params = [node.param_f32(i) for i in range(5, 11)]
     if not all(map(math.isfinite, params)) or base <= 0.0:
-        return f"frequency base {base}, or one of {params[1:]}"
+        return f"frequency base {base} must be above 0, and it and {params[1:]} finite"
     if ext_factor != 0.0 and (min(scale, beta_fast, beta_slow) <= 0.0 or base == 1.0 or n_ctx_orig < 0):
-        return f"yarn with frequency base {base}, scale {scale}, betas {beta_fast} {beta_slow}, context {n_ctx_orig}"
+        values = f"frequency base {base}, scale {scale}, betas {beta_fast} {beta_slow}, context {n_ctx_orig}"
+        return f"YaRN with {values}: all must be above 0, and the base not 1"
     return refuse_types([F32, F16], node, a) or refuse(source(node, 1), factors)
 
 
