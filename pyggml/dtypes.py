@@ -4,6 +4,7 @@ Owns the sizes alone, also of types that nothing here computes (a file or a peer
 block mean is in `quants/`. Numbers follow `enum ggml_type` (ggml.h) and the blocks of ggml-common.h.
 """
 
+import re
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -92,6 +93,23 @@ SIZES: dict[GGMLType, TypeSize] = {
     T.Q2_0: TypeSize(64, 18),
 }
 assert set(SIZES) == set(GGMLType)
+
+
+def add_type(name: str, number: int, block_size: int, type_size: int) -> GGMLType:
+    """A type of another package, which is then one of GGMLType, by its name and by its number in files. Raises ValueError for a
+    name or number that is taken."""
+    taken = next((t for t in GGMLType if name == t.name or number == t), None)
+    if taken is not None or not re.fullmatch(r"[A-Z][A-Z0-9_]*", name):
+        raise ValueError(
+            f"type {name} = {number}: " + (f"there is {taken!r}" if taken is not None else "name it in capitals")
+        )
+    made = int.__new__(GGMLType, number)
+    made._name_, made._value_ = name, number
+    type.__setattr__(GGMLType, name, made)  # what the class statement does for each line; EnumType has no call for it
+    GGMLType._member_map_[name] = GGMLType._value2member_map_[number] = made
+    GGMLType._member_names_.append(name)
+    SIZES[made] = TypeSize(block_size, type_size)
+    return made
 
 
 def row_size(dtype: GGMLType, ne0: int) -> int:

@@ -61,8 +61,8 @@ def _each_import(path: Path) -> Iterator[Path]:
             file = module_file(f"{match[1]}.{word}") if word else None
             if file is None and word:
                 file = module_file(match[1])
-                if file is not None and file.name == "__init__.py":
-                    yield from sorted(file.parent.glob("*.py"))
+            if file is not None and file.name == "__init__.py":
+                yield from sorted(file.parent.glob("*.py"))
             if file is not None:
                 yield file
 

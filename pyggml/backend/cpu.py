@@ -54,7 +54,7 @@ class CPUPlan(Plan):
 
 @functools.cache
 def _module(name: str) -> Any:
-    return importlib.import_module(f"pyggml.kernels.cpu.{name}")
+    return importlib.import_module(name if "." in name else f"pyggml.kernels.cpu.{name}")
 
 
 def _family(op: int) -> Any:

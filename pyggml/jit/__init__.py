@@ -22,6 +22,7 @@ import llvmlite.binding as llvm
 
 from pyggml.errors import ComputeError, DeviceError
 from pyggml.jit import compiling, store
+from pyggml.jit.added import made_with
 from pyggml.jit.compiling import Code, device, inline
 from pyggml.jit.machine import LEVELS, level, target
 from pyggml.jit.pool import Job, Pool
@@ -29,7 +30,7 @@ from pyggml.jit.spec import CALL, CTYPES, STEP, Spec, parse
 
 __all__ = [
     "CALL", "LEVELS", "STEP", "Counts", "Job", "Spec", "address", "announce", "assembly", "device", "ensure", "function",
-    "inline", "interrupt", "level", "on_compile", "prepare", "target", "wait",
+    "inline", "interrupt", "level", "made_with", "on_compile", "prepare", "target", "wait",
 ]  # fmt: skip
 
 Progress = Callable[[int, int, str], None]

@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from enum import Enum
 
 from pyggml.errors import CacheError, DeviceError
-from pyggml.jit import compiling, machine, store
+from pyggml.jit import compiling, store
 from pyggml.jit.compiling import Code
 from pyggml.jit.spec import Spec
-from pyggml.jit.worker import Worker, WorkerDied
+from pyggml.jit.worker import Worker, WorkerDied, surroundings
 
 MAX_WORKERS = 4
 JOBS_A_WORKER = 3  # with fewer left, starting another process takes longer than it saves
@@ -195,7 +195,7 @@ class Pool:
     def _compile(self, hand: _Hand, spec: Spec) -> Code:
         """In the thread's own process; in this one where there can be no other."""
         worker = hand.worker
-        if worker is not None and (worker.compiled >= KERNELS_A_WORKER or worker.made_for != machine.target()):
+        if worker is not None and (worker.compiled >= KERNELS_A_WORKER or worker.made_for != surroundings()):
             self._dismiss(hand)
         why: WorkerDied | None = None
         for _ in range(2):  # one that dies may have been killed for memory: a fresh one gets a chance

@@ -22,6 +22,7 @@ from pyggml import sources
 from pyggml.cachedir import PrivateFolder, warn_not_kept
 from pyggml.errors import CacheError
 from pyggml.jit import machine
+from pyggml.jit.added import modules_of
 from pyggml.jit.compiling import Code
 from pyggml.jit.spec import Spec
 
@@ -39,9 +40,11 @@ def source_files(module: str) -> tuple[Path, ...]:
     return sources.files(module, COMMON)
 
 
-def source_hash(module: str) -> str:
-    """Of those texts."""
-    return sources.digest(module, COMMON)
+def source_hash(spec: Spec) -> str:
+    """Of the texts of its module and of those that another package added for it."""
+    found = sources.digest(spec.full_module, COMMON)
+    more = [sources.digest(module, ()) for module in modules_of(spec)]
+    return hashlib.sha256("\0".join([found, *more]).encode()).hexdigest() if more else found
 
 
 @functools.cache
@@ -57,13 +60,13 @@ def folder() -> PrivateFolder:
 
 def _seal(spec: Spec, body: bytes) -> bytes:
     """Proves that a file is whole, and this kernel's."""
-    parts = (folder().path.name.encode(), repr(tuple(spec)).encode(), source_hash(spec.full_module).encode(), body)
+    parts = (folder().path.name.encode(), repr(tuple(spec)).encode(), source_hash(spec).encode(), body)
     return hashlib.sha256(b"\0".join(parts)).digest()
 
 
 def file_name(spec: Spec, ending: str = "o") -> str:
     """Of the kernel's object file in `folder`, or of its assembly (ending "s")."""
-    return f"{spec.label}.{source_hash(spec.full_module)[:12]}.{ending}"
+    return f"{spec.label}.{source_hash(spec)[:12]}.{ending}"
 
 
 def _read(spec: Spec, ending: str) -> bytes | None:

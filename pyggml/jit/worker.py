@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import builtins
 import contextlib
+import importlib
 import os
 import queue
 import struct
@@ -22,6 +23,7 @@ import traceback
 
 from pyggml.errors import DeviceError
 from pyggml.jit import compiling, machine
+from pyggml.jit.added import modules_of
 from pyggml.jit.compiling import Code
 from pyggml.jit.spec import Spec
 
@@ -35,12 +37,17 @@ class WorkerDied(Exception):
     """The process ended in place of an answer."""
 
 
+def surroundings() -> tuple[object, ...]:
+    """What a process is started with: when that has changed, it is no longer the right one."""
+    return (*machine.target(), *sys.path)
+
+
 class Worker:
     """A compiling process. Made by `Worker.start`; one thread at a time uses it."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
-        self.made_for = machine.target()
+        self.made_for = surroundings()
         self.compiled = 0
 
     @classmethod
@@ -69,7 +76,7 @@ class Worker:
         """Raises what the compiler raised there, and WorkerDied."""
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(repr(tuple(spec)).encode() + b"\n")
+            self._process.stdin.write(repr((tuple(spec), modules_of(spec))).encode() + b"\n")
             self._process.stdin.flush()
         except OSError:
             raise self._died() from None
@@ -126,21 +133,24 @@ class Worker:
 
 
 def serve() -> None:
-    """Body of the process: a spec a line in, an answer each out; ends when nobody asks any more, also in mid-kernel."""
+    """Body of the process: a spec and the modules to import for it a line in, an answer each out; ends when nobody asks any more, also in mid-kernel."""
     answers = os.dup(1)
     os.dup2(2, 1)  # what anybody else prints is no answer
-    specs: queue.SimpleQueue[Spec] = queue.SimpleQueue()
+    asked: queue.SimpleQueue[tuple[Spec, tuple[str, ...]]] = queue.SimpleQueue()
 
     def listen() -> None:
         for line in sys.stdin:
-            specs.put(Spec(*ast.literal_eval(line)))
+            spec, modules = ast.literal_eval(line)
+            asked.put((Spec(*spec), modules))
         os._exit(0)
 
     _write(answers, _READY)
     threading.Thread(target=listen, daemon=True).start()
     while True:
-        spec = specs.get()
+        spec, modules = asked.get()
         try:
+            for module in modules:
+                importlib.import_module(module)
             code = compiling.compile_spec(spec)
         except Exception as error:
             said = traceback.format_exc()

@@ -305,7 +305,7 @@ def needs_importance(mix: Mix, tensor: Shape, chosen: GGMLType) -> bool:
 
 def find_type(text: str) -> GGMLType:
     """A type by its name, in any case. Raises UnsupportedError for one that is not quantised here."""
-    known = {t.name: t for t, quant in QUANTS.items() if quant.is_made and t not in (T.Q8_1, T.Q8_K)}
+    known = {t.name: t for t, quant in QUANTS.items() if quant.can_quantize and t not in (T.Q8_1, T.Q8_K)}
     if text.upper() not in known:
         raise UnsupportedError(f"quantising to {text} is not supported (supported: {', '.join(known)})")
     return known[text.upper()]

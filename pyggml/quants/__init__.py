@@ -41,7 +41,7 @@ from pyggml.quants.q8_k import Q8_K
 from pyggml.quants.tq1_0 import TQ1_0
 from pyggml.quants.tq2_0 import TQ2_0
 
-__all__ = ["QUANTS", "TYPES", "Quant", "dequantize_row", "quant", "quantize_row"]
+__all__ = ["QUANTS", "TYPES", "Quant", "add", "dequantize_row", "quant", "quantizable", "quantize_row"]
 
 TYPES = (
     *(F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q8_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_K, IQ4_NL, IQ4_XS),
@@ -49,6 +49,17 @@ TYPES = (
 )
 
 QUANTS: dict[GGMLType, Quant] = {q.type: q for q in TYPES}
+
+
+def add(q: Quant) -> None:
+    """Know a type of another package (dtypes.add_type)."""
+    assert q.type not in QUANTS, q.type
+    QUANTS[q.type] = q
+
+
+def quantizable() -> tuple[GGMLType, ...]:
+    """The types that values can be quantised to."""
+    return tuple([t for t, q in QUANTS.items() if q.can_quantize])
 
 
 def quant(dtype: GGMLType) -> Quant:

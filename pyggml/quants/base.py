@@ -25,35 +25,17 @@ class Searches(NamedTuple):
 
 
 @dataclass(frozen=True)
-class VectorBlocks:
-    """How vector code reads blocks of 32 values: value = d * (q - bias) + m. Made of words of `pyggml.simd`.
-
-    quants: (1 or 2 blocks) -> f(addr): their q in order, u8 x 64 of at most 31, or i8 where `signed`; with one block the rest is 0.
-    columns: () -> f(addr, stride): the same of one block of 16 rows, transposed: Tile of 8 columns (simd.columns).
-    d: offset of the f16 scale. m: offset of the f16 minimum, None = there is none.
-    """
-
-    quants: Callable[[int], Any]
-    columns: Callable[[], Any]
-    d: int
-    m: int | None = None
-    bias: int = 0
-    signed: bool = False
-
-
-@dataclass(frozen=True)
 class Quant:
     """One block type. These two functions are its meaning: kernels are tested against them.
 
     type: the id in files and on the wire.
     layout: a packed little-endian structured dtype, one record a block; f16 fields are their bits, `<u2`.
-    quantize_blocks: float32 (blocks, block size) -> records (blocks,), as llama-quantize writes them; None = this type is
-        read, and not made.
+    quantize_blocks: float32 (blocks, block size) -> records (blocks,), as llama-quantize writes them; None = this type can
+        only be read.
     dequantize_blocks: records (blocks,) -> float32 (blocks, block size).
     partner: the type that the other operand of a product is converted to (`vec_dot_type` of ggml-cpu.c).
     convert_blocks: the same as `quantize_blocks` for ops that write rows, where they settle for less; None = as files.
     searches: whether `quantize_blocks` takes the searches for scales to use (search.py) as its second argument.
-    vector: makes the vector code that unpacks blocks; it imports Numba, so it is called when a kernel is compiled.
     """
 
     type: GGMLType
@@ -61,7 +43,6 @@ class Quant:
     quantize_blocks: Callable[..., Records] | None
     dequantize_blocks: Callable[[Records], Floats]
     partner: GGMLType
-    vector: Callable[[], VectorBlocks] | None = None
     convert_blocks: Callable[[Floats], Records] | None = None
     searches: bool = False
 
@@ -74,7 +55,7 @@ class Quant:
         return SIZES[self.type].block_size
 
     @property
-    def is_made(self) -> bool:
+    def can_quantize(self) -> bool:
         """Whether values can be quantised to this type."""
         return self.quantize_blocks is not None
 

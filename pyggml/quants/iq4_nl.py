@@ -1,13 +1,11 @@
 """IQ4_NL: 32 values d * table[q] in 18 bytes: four bits that number sixteen levels, closer together near zero. Must
 not know IQ4_XS, which has these levels in super-blocks."""
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from pyggml.dtypes import GGMLType
-from pyggml.quants.base import Bytes, Floats, Quant, Records, VectorBlocks, field_offsets
+from pyggml.quants.base import Bytes, Floats, Quant, Records
 from pyggml.quants.f16 import f16_to_f32, f32_to_f16
 from pyggml.quants.rounding import join_halves, reciprocal, split_halves
 from pyggml.quants.search import TINY, columns, in_batches, largest, total
@@ -98,27 +96,4 @@ def dequantize(records: Records) -> Floats:
     return f16_to_f32(records["d"])[:, None] * LEVELS.astype(np.float32)[split_halves(records["qs"])]
 
 
-def vector() -> VectorBlocks:
-    from pyggml import simd
-    from pyggml.jit import device
-
-    def quants(blocks: int) -> Any:
-        index, level = simd.nibbles(field_offsets(LAYOUT, "qs", blocks)), simd.table(LEVELS)
-
-        @device
-        def levels(addr: Any) -> Any:
-            return level(index(addr))
-
-        return levels
-
-    return VectorBlocks(
-        quants,
-        lambda: simd.columns_of_nibbles(field_offsets(LAYOUT, "qs")[0], LEVELS),
-        d=field_offsets(LAYOUT, "d")[0],
-        signed=True,
-    )
-
-
-IQ4_NL = Quant(
-    GGMLType.IQ4_NL, LAYOUT, quantize, dequantize, partner=GGMLType.Q8_0, vector=vector, convert_blocks=convert
-)
+IQ4_NL = Quant(GGMLType.IQ4_NL, LAYOUT, quantize, dequantize, partner=GGMLType.Q8_0, convert_blocks=convert)

@@ -1,11 +1,9 @@
 """Q4_0: 32 values (q - 8) * d in 18 bytes. Must not know Q4_1, which has a minimum instead of the 8."""
 
-from typing import Any
-
 import numpy as np
 
 from pyggml.dtypes import GGMLType
-from pyggml.quants.base import Floats, Quant, Records, VectorBlocks, field_offsets
+from pyggml.quants.base import Floats, Quant, Records
 from pyggml.quants.f16 import f16_to_f32, f32_to_f16
 from pyggml.quants.rounding import at_most, join_halves, largest_signed, low_byte, reciprocal, split_halves
 
@@ -34,15 +32,4 @@ def dequantize(records: Records) -> Floats:
     return (split_halves(records["qs"]).view(np.int8) - np.int8(8)).astype(np.float32) * d
 
 
-def vector() -> VectorBlocks:
-    from pyggml import simd
-
-    def quants(blocks: int) -> Any:
-        return simd.nibbles(field_offsets(LAYOUT, "qs", blocks))
-
-    return VectorBlocks(
-        quants, lambda: simd.columns_of_nibbles(field_offsets(LAYOUT, "qs")[0]), d=field_offsets(LAYOUT, "d")[0], bias=8
-    )
-
-
-Q4_0 = Quant(GGMLType.Q4_0, LAYOUT, quantize, dequantize, partner=GGMLType.Q8_0, vector=vector)
+Q4_0 = Quant(GGMLType.Q4_0, LAYOUT, quantize, dequantize, partner=GGMLType.Q8_0)

@@ -1,11 +1,9 @@
 """Q4_1: 32 values q * d + m in 20 bytes. Must not know Q4_0, whose values lie about zero."""
 
-from typing import Any
-
 import numpy as np
 
 from pyggml.dtypes import GGMLType
-from pyggml.quants.base import Floats, Quant, Records, VectorBlocks, field_offsets
+from pyggml.quants.base import Floats, Quant, Records
 from pyggml.quants.f16 import f16_to_f32, f32_to_f16
 from pyggml.quants.rounding import at_most, join_halves, least_and_greatest, low_byte, reciprocal, split_halves
 
@@ -38,18 +36,4 @@ def dequantize(records: Records) -> Floats:
     return split_halves(records["qs"]).astype(np.float32) * d + m
 
 
-def vector() -> VectorBlocks:
-    from pyggml import simd
-
-    def quants(blocks: int) -> Any:
-        return simd.nibbles(field_offsets(LAYOUT, "qs", blocks))
-
-    return VectorBlocks(
-        quants,
-        lambda: simd.columns_of_nibbles(field_offsets(LAYOUT, "qs")[0]),
-        d=field_offsets(LAYOUT, "d")[0],
-        m=field_offsets(LAYOUT, "m")[0],
-    )
-
-
-Q4_1 = Quant(GGMLType.Q4_1, LAYOUT, quantize, dequantize, partner=GGMLType.Q8_1, vector=vector)
+Q4_1 = Quant(GGMLType.Q4_1, LAYOUT, quantize, dequantize, partner=GGMLType.Q8_1)

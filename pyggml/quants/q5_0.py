@@ -1,11 +1,9 @@
 """Q5_0: 32 values (q - 16) * d in 22 bytes, the fifth bits apart. Must not know Q5_1, which has a minimum."""
 
-from typing import Any
-
 import numpy as np
 
 from pyggml.dtypes import GGMLType
-from pyggml.quants.base import Floats, Quant, Records, VectorBlocks, field_offsets
+from pyggml.quants.base import Floats, Quant, Records
 from pyggml.quants.f16 import f16_to_f32, f32_to_f16
 from pyggml.quants.rounding import (
     at_most,
@@ -46,24 +44,4 @@ def dequantize(records: Records) -> Floats:
     return (q.view(np.int8) - np.int8(16)).astype(np.float32) * d
 
 
-def vector() -> VectorBlocks:
-    from pyggml import simd
-    from pyggml.jit import device
-
-    def quants(blocks: int) -> Any:
-        low = simd.nibbles(field_offsets(LAYOUT, "qs", blocks))
-        high = simd.bits(field_offsets(LAYOUT, "qh", blocks), 16)
-
-        @device
-        def both(addr: Any) -> Any:
-            return low(addr) | high(addr)
-
-        return both
-
-    def columns() -> Any:
-        return simd.columns_of_nibbles(field_offsets(LAYOUT, "qs")[0], fifth=field_offsets(LAYOUT, "qh")[0])
-
-    return VectorBlocks(quants, columns, d=field_offsets(LAYOUT, "d")[0], bias=16)
-
-
-Q5_0 = Quant(GGMLType.Q5_0, LAYOUT, quantize, dequantize, partner=GGMLType.Q8_0, vector=vector)
+Q5_0 = Quant(GGMLType.Q5_0, LAYOUT, quantize, dequantize, partner=GGMLType.Q8_0)

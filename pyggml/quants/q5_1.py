@@ -1,11 +1,9 @@
 """Q5_1: 32 values q * d + m in 24 bytes, the fifth bits apart. Must not know Q5_0, whose values lie about zero."""
 
-from typing import Any
-
 import numpy as np
 
 from pyggml.dtypes import GGMLType
-from pyggml.quants.base import Floats, Quant, Records, VectorBlocks, field_offsets
+from pyggml.quants.base import Floats, Quant, Records
 from pyggml.quants.f16 import f16_to_f32, f32_to_f16
 from pyggml.quants.rounding import (
     join_fifth_bits,
@@ -49,24 +47,4 @@ def dequantize(records: Records) -> Floats:
     return q.astype(np.float32) * d + m
 
 
-def vector() -> VectorBlocks:
-    from pyggml import simd
-    from pyggml.jit import device
-
-    def quants(blocks: int) -> Any:
-        low = simd.nibbles(field_offsets(LAYOUT, "qs", blocks))
-        high = simd.bits(field_offsets(LAYOUT, "qh", blocks), 16)
-
-        @device
-        def both(addr: Any) -> Any:
-            return low(addr) | high(addr)
-
-        return both
-
-    def columns() -> Any:
-        return simd.columns_of_nibbles(field_offsets(LAYOUT, "qs")[0], fifth=field_offsets(LAYOUT, "qh")[0])
-
-    return VectorBlocks(quants, columns, d=field_offsets(LAYOUT, "d")[0], m=field_offsets(LAYOUT, "m")[0])
-
-
-Q5_1 = Quant(GGMLType.Q5_1, LAYOUT, quantize, dequantize, partner=GGMLType.Q8_1, vector=vector)
+Q5_1 = Quant(GGMLType.Q5_1, LAYOUT, quantize, dequantize, partner=GGMLType.Q8_1)

@@ -2,12 +2,10 @@
 those types.
 """
 
-from typing import Any
-
 import numpy as np
 
 from pyggml.dtypes import GGMLType
-from pyggml.quants.base import Floats, Quant, Records, VectorBlocks, field_offsets
+from pyggml.quants.base import Floats, Quant, Records
 from pyggml.quants.f16 import f16_to_f32, f32_to_f16
 from pyggml.quants.rounding import in_steps_of_127, largest_magnitude, low_byte, reciprocal, round_half_away, saturated
 
@@ -44,18 +42,4 @@ def dequantize(records: Records) -> Floats:
     return records["qs"].astype(np.float32) * f16_to_f32(records["d"])[:, None]
 
 
-def vector() -> VectorBlocks:
-    from pyggml import simd
-
-    def quants(blocks: int) -> Any:
-        return simd.bytes_at(field_offsets(LAYOUT, "qs", blocks))
-
-    return VectorBlocks(
-        quants,
-        lambda: simd.columns_of_bytes(field_offsets(LAYOUT, "qs")[0]),
-        d=field_offsets(LAYOUT, "d")[0],
-        signed=True,
-    )
-
-
-Q8_0 = Quant(GGMLType.Q8_0, LAYOUT, quantize, dequantize, partner=GGMLType.Q8_0, vector=vector, convert_blocks=convert)
+Q8_0 = Quant(GGMLType.Q8_0, LAYOUT, quantize, dequantize, partner=GGMLType.Q8_0, convert_blocks=convert)

@@ -87,15 +87,18 @@ def columns_of_bytes(at):
 
 
 def halves_at(at):
-    """-> f(x, stride): f32 x 16 from the f16 at `at`, 0 or 2, of each row. Its rows have 16 bytes."""
-    assert at in (0, 2)
+    """-> f(x, stride): f32 x 16 from the f16 at `at`, an even offset, of each row. Up to 14 bytes before it are read, or the first
+    16 of each row; nothing behind them."""
+    before = max(at - 14, 0)
+    word, right = (at - before) // 4, 8 * ((at - before) % 4)
+    assert at % 2 == 0
     out = Vec("f32", 16)
 
     @intrinsic
     def column(tyctx, x, stride):
         def codegen(ctx, b, sig, a):
-            (word,) = _run(b, *a, 0, 1)
-            return cg.f16_to_f32(b, b.trunc(b.lshr(word, _splat(8 * at)), ir.VectorType(cg.I16, 16)))
+            words = _run(b, *a, before, 1 if word == 0 else 4)
+            return cg.f16_to_f32(b, b.trunc(b.lshr(words[word], _splat(right)), ir.VectorType(cg.I16, 16)))
 
         return out(types.uintp, types.uintp), codegen
 

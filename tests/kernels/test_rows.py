@@ -13,10 +13,10 @@ from pyggml.backend.reference import ReferenceDevice
 from pyggml.dtypes import GGMLType
 from pyggml.errors import ComputeError
 from pyggml.graph import build_forward
-from pyggml.kernels.cpu.copy import MADE
+from pyggml.kernels.cpu.formats import QUANTIZABLE
 from pyggml.quants import QUANTS
 
-BLOCKS = [t for t in MADE if QUANTS[t].block_size > 1]
+BLOCKS = [t for t in QUANTIZABLE if QUANTS[t].block_size > 1]
 
 
 @pytest.mark.parametrize("dtype", BLOCKS, ids=lambda dtype: dtype.name)

@@ -113,7 +113,7 @@ def test_bad_numbers_in_weights_are_found(name):
     else:
         quant = QUANTS[dtype]
         raw = np.zeros(8 * quant.type_size, np.uint8)
-        if quant.is_made:
+        if quant.can_quantize:
             raw = quant.quantize(rng.normal(0, 1, (8, quant.block_size)).astype(np.float32)).reshape(-1)
         bad, where_bad = raw.copy(), 3
         if name == "IQ1_M":  # four bits in each of four numbers

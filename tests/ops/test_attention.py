@@ -15,12 +15,12 @@ from pyggml.backend.reference import ReferenceDevice
 from pyggml.backend.reference import attention as reference
 from pyggml.backend.reference.values import Values
 from pyggml.dtypes import GGMLType
-from pyggml.kernels.cpu.copy import WRITTEN
+from pyggml.kernels.cpu.formats import CONVERTIBLE
 from pyggml.ops import Op
 from pyggml.tensor import Tensor
 
 KV_TYPES = (F16, F16, F16, F32, BF16, *BLOCKS)
-UNPACKED = (*(t for t in BLOCKS if t not in (GGMLType.Q8_K, *WRITTEN)), *READ_ONLY)
+UNPACKED = (*(t for t in BLOCKS if t not in (GGMLType.Q8_K, *CONVERTIBLE)), *READ_ONLY)
 
 
 @st.composite

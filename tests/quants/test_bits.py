@@ -16,7 +16,7 @@ from pyggml.dtypes import SIZES, GGMLType, row_size
 from pyggml.quants import QUANTS, dequantize_row, quantize_row
 from pyggml.quants.f16 import f16_to_f32, f32_to_f16
 
-MADE = [t for t, quant in QUANTS.items() if quant.is_made]
+MADE = [t for t, quant in QUANTS.items() if quant.can_quantize]
 FILE_TYPES = [t for t in MADE if t not in (GGMLType.Q8_1, GGMLType.Q8_K)]  # ggml_quantize_chunk has none of the two
 REF_TYPES = [t for t in MADE if t not in (GGMLType.F32, GGMLType.IQ4_NL)]  # of that one, files and ops differ
 READ_TYPES = [t for t in QUANTS if t not in (GGMLType.F32, GGMLType.Q8_1)]  # ggml has no dequantize_row_q8_1

@@ -14,7 +14,7 @@ from pyggml.errors import ShapeError, UnsupportedError
 from pyggml.quants import QUANTS, TYPES, Quant, dequantize_row, quant, quantize_row
 
 HELPERS = {"__init__", "base", "fp4", "codebook", "rounding", "search", "super_blocks", "ternary"}
-MADE = [q for q in TYPES if q.is_made]
+MADE = [q for q in TYPES if q.can_quantize]
 COARSE = {
     GGMLType.Q2_K: 1.3, GGMLType.Q3_K: 0.8, GGMLType.Q1_0: 4.0, GGMLType.Q2_0: 2.3, GGMLType.TQ1_0: 2.3, GGMLType.TQ2_0: 2.3,
     GGMLType.MXFP4: 1.1, GGMLType.NVFP4: 0.8,

@@ -576,12 +576,13 @@ def test_transposer(keep: int, last: int) -> None:
 @pytest.mark.parametrize("stride", [54, 68])
 def test_columns_of_16_rows(stride: int) -> None:
     """Whose last byte may be the last one that there is."""
-    from primitive_kernels.tiles import BITS, BYTES, LEVELS, NIBBLES
+    from primitive_kernels.tiles import BITS, BYTES, HALVES_AT, LEVELS, NIBBLES
 
     src = at_the_end(15 * stride + BYTES + 32)
     src[:] = np.random.default_rng(15).integers(0, 256, len(src)).astype(np.uint8)
     rows = np.stack([src[stride * i :][: BYTES + 32] for i in range(16)])
-    out = poisoned(2688)
+    out = poisoned(2880)
+    assert HALVES_AT[-1] == BYTES + 30
     kernel("tiles.of_16_rows", "pip")(src, stride, out)
 
     def turned(q: Array) -> Array:
@@ -596,8 +597,8 @@ def test_columns_of_16_rows(stride: int) -> None:
     parts = (nibbles, np.array(LEVELS, np.int8).view(np.uint8)[nibbles], nibbles | bits, whole, form)
     for i, part in enumerate(parts):
         same(out[512 * i :][:512], turned(part), f"part {i}")
-    for i in (0, 1):
-        halves = np.ascontiguousarray(rows[:, 2 * i : 2 * i + 2]).view(np.float16)[:, 0].astype(F32)
+    for i, at in enumerate(HALVES_AT):
+        halves = np.ascontiguousarray(rows[:, at : at + 2]).view(np.float16)[:, 0].astype(F32)
         found = np.ascontiguousarray(out[2560 + 64 * i :][:64]).view(F32)
         assert np.array_equal(found, halves, equal_nan=True), i
 

@@ -16,8 +16,8 @@ from pyggml.tensor import Tensor
 
 F32, F16, BF16, I32, I64 = GGMLType.F32, GGMLType.F16, GGMLType.BF16, GGMLType.I32, GGMLType.I64
 FLOATS = (F32, F16, BF16)
-BLOCKS = tuple(t for t in QUANTS if SIZES[t].block_size > 1 and QUANTS[t].is_made)
-READ_ONLY = tuple(t for t in QUANTS if not QUANTS[t].is_made)
+BLOCKS = tuple(t for t in QUANTS if SIZES[t].block_size > 1 and QUANTS[t].can_quantize)
+READ_ONLY = tuple(t for t in QUANTS if not QUANTS[t].can_quantize)
 MADE = (*FLOATS, *(t for t in BLOCKS if t not in (GGMLType.Q8_1, GGMLType.Q8_K)))
 WEIGHTS = (*MADE, *READ_ONLY)
 

@@ -179,7 +179,7 @@ class PeerDevice(Device):
         elif op == Op.GET_ROWS:
             ok = a.type in (*QUANTS, I32) and a.type not in PARTNERS and dense(a, node)
         elif op == Op.SET_ROWS:
-            ok = node.type in QUANTS and QUANTS[node.type].is_made and dense(a, node)
+            ok = node.type in QUANTS and QUANTS[node.type].can_quantize and dense(a, node)
         else:
             ok = copies(a, node)
         return None if ok else f"ggml-cpu aborts on this {op.name}"

@@ -4,7 +4,7 @@ Owns the tables' form; must not know what a type's bytes mean, nor how a text is
 """
 
 from pyggml.dtypes import SIZES
-from pyggml.kernels.cpu import matmul
+from pyggml.kernels.cpu.formats import MULTIPLIED
 from pyggml.memory import kv_tensors
 from pyggml.quantize.mixes import MIXES
 from pyggml.quants import QUANTS
@@ -28,8 +28,8 @@ def types() -> str:
             continue
         size = SIZES[dtype]
         bits = f"{size.type_size * 8 / size.block_size:g}"
-        product, cache = ("x" if dtype in group else "" for group in (matmul.TYPES, kv_tensors.TYPES))
-        made = "x" if quant.is_made else ""
+        product, cache = ("x" if dtype in group else "" for group in (MULTIPLIED, kv_tensors.TYPES))
+        made = "x" if quant.can_quantize else ""
         lines.append(
             f"| {dtype.name} | {bits} | x | {made} | {product} | {cache} | {', '.join(mixes.get(dtype.name, []))} |"
         )

@@ -8,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 
 from pyggml.backend.host import view_of
-from pyggml.backend.reference.values import MADE, encode, not_among, read, source
+from pyggml.backend.reference.values import encode, not_among, read, source
 from pyggml.dtypes import GGMLType
 from pyggml.ops import Op
-from pyggml.quants import QUANTS
+from pyggml.quants import QUANTS, quantizable
 from pyggml.tensor import Tensor
 
 
@@ -21,7 +21,7 @@ def refuse(node: Tensor) -> str | None:
         return None  # bytes move, values do not matter
     if {a.type, node.type} == {GGMLType.F32, GGMLType.I32}:
         return None
-    return not_among(QUANTS, a) or not_among(MADE, node)
+    return not_among(QUANTS, a) or not_among(quantizable(), node)
 
 
 def copy(node: Tensor) -> None:

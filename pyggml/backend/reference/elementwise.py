@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pyggml.backend.reference.values import FLOATS, MADE, Values, not_among, read, source, write
+from pyggml.backend.reference.values import FLOATS, Values, not_among, read, source, write
 from pyggml.ops import Op
-from pyggml.quants import QUANTS
+from pyggml.quants import QUANTS, quantizable
 from pyggml.tensor import Tensor
 
 BINARY: dict[Op, Callable[[Values, Values], Values]] = {
@@ -28,7 +28,7 @@ def refuse(node: Tensor) -> str | None:
 
 
 def refuse_sum(node: Tensor) -> str | None:
-    return not_among(MADE, node) or not_among(QUANTS, source(node, 0)) or not_among(FLOATS, source(node, 1))
+    return not_among(quantizable(), node) or not_among(QUANTS, source(node, 0)) or not_among(FLOATS, source(node, 1))
 
 
 def binary(node: Tensor) -> None:

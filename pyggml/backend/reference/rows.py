@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyggml.backend.host import view_of
-from pyggml.backend.reference.values import MADE, decode, encode, not_among, read, source, write
+from pyggml.backend.reference.values import decode, encode, not_among, read, source, write
 from pyggml.dtypes import GGMLType
 from pyggml.errors import ComputeError
 from pyggml.ops import Op
-from pyggml.quants import QUANTS
+from pyggml.quants import QUANTS, quantizable
 from pyggml.tensor import Tensor
 
 
@@ -42,7 +42,7 @@ def get_rows(node: Tensor) -> None:
 
 
 def refuse_set(node: Tensor) -> str | None:
-    return not_among(MADE, node)
+    return not_among(quantizable(), node)
 
 
 def set_rows(node: Tensor) -> None:

@@ -19,7 +19,6 @@ from pyggml.tensor import Tensor
 Values = NDArray[np.float64]
 
 FLOATS = (GGMLType.F32, GGMLType.F16, GGMLType.BF16)
-MADE = tuple(t for t, quant in QUANTS.items() if quant.is_made)
 """The types that values can be written as."""
 
 

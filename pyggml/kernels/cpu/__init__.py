@@ -1,6 +1,6 @@
 """CPU kernels, one file per family: for each op how it is lowered to steps, and the kernels that the steps run.
 
-Owns the table op -> file. A family's file has `why_not(node)` (None = can be computed), `lower(builder, node)`, and
+Owns the table op -> file; a name with a dot is the full one of another package's module. A family's file has `why_not(node)` (None = can be computed), `lower(builder, node)`, and
 factories that return a kernel; factories import `pyggml.simd` when they are called, because that imports Numba.
 """
 

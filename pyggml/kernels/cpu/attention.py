@@ -19,7 +19,8 @@ from pyggml import jit
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.jit import Spec
 from pyggml.kernels.cpu import attention_rows, attention_tile
-from pyggml.kernels.cpu.copy import READ, WRITTEN, put
+from pyggml.kernels.cpu.copy import put
+from pyggml.kernels.cpu.formats import CONVERTIBLE, DEQUANTIZABLE
 from pyggml.kernels.cpu.layout import refuse_types
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def why_not(node: Tensor) -> str | None:
         return "FLASH_ATTN_EXT: the result is not contiguous"
     if 0 in k.ne:
         return "FLASH_ATTN_EXT: there are no keys"
-    return refuse_types(READ, k, v)
+    return refuse_types(DEQUANTIZABLE, k, v)
 
 
 def lower(builder: Builder, node: Tensor) -> None:
@@ -85,7 +86,7 @@ def lower(builder: Builder, node: Tensor) -> None:
 
 def _readable(builder: Builder, t: Tensor) -> Tensor:
     """`t`, or, of a type that attention_rows.py does not read, the values that it stands for."""
-    if t.type in WRITTEN:
+    if t.type in CONVERTIBLE:
         return t
     values = builder.work_tensor(GGMLType.F32, t.ne)
     put(builder, values, t)

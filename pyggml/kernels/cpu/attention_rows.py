@@ -67,12 +67,14 @@ def _thirty_two(name):
     from pyggml import simd as v
     from pyggml.jit import inline
     from pyggml.kernels.cpu import convert
-    from pyggml.kernels.cpu.formats import blocks_32
+    from pyggml.kernels.cpu.formats import functions
 
     U = v.U
-    block, size = SIZES[GGMLType[name.upper()]]
+    dtype = GGMLType[name.upper()]
+    block, size = SIZES[dtype]
     if block == 32:
-        first, second = blocks_32.DECODERS[name](0), blocks_32.DECODERS[name](1)
+        half = functions(dtype).half
+        first, second = half(0), half(1)
 
         @inline
         def load(row, i):

@@ -8,29 +8,26 @@ elements lie apart by a stride of their own ("f32/"). `layout_of()` in layout.py
 from pyggml import simd as v
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.jit import inline
-from pyggml.kernels.cpu.formats import blocks_32
-from pyggml.kernels.cpu.layout import SOURCES, SUPER_ROOM
+from pyggml.kernels.cpu.formats import FORMATS, Form, functions
+from pyggml.kernels.cpu.formats.forms import Elements
+from pyggml.kernels.cpu.formats.super_blocks import pick
+from pyggml.kernels.cpu.layout import SOURCES
 
 U = v.U
-_LANES = {"f32": "f32", "f16": "u16", "bf16": "u16", "i32": "i32"}
+
+
+def type_of(kind):
+    return GGMLType[kind.rstrip("/").upper()]
 
 
 def block_size(kind):
     """Elements a block."""
-    return SIZES[GGMLType[kind.rstrip("/").upper()]].block_size
+    return SIZES[type_of(kind)].block_size
 
 
 def type_size(kind):
     """Bytes a block."""
-    return SIZES[GGMLType[kind.rstrip("/").upper()]].type_size
-
-
-def _same():
-    @inline
-    def same(x):
-        return x
-
-    return same
+    return SIZES[type_of(kind)].type_size
 
 
 def _f32_to_i32():
@@ -45,12 +42,9 @@ def _f32_to_i32():
     return convert
 
 
-def _decoder(kind):
-    return {"f32": _same, "f16": lambda: v.f16_to_f32, "bf16": lambda: v.bf16_to_f32, "i32": lambda: v.to_f32}[kind]()
-
-
-def _encoder(kind):
-    return {"f32": _same, "f16": lambda: v.f32_to_f16, "bf16": lambda: v.f32_to_bf16, "i32": _f32_to_i32}[kind]()
+def _elements(dtype):
+    """Of a type without blocks."""
+    return Elements("i32", v.to_f32, _f32_to_i32()) if dtype == GGMLType.I32 else functions(dtype).elements()
 
 
 def loader(kind):
@@ -58,10 +52,11 @@ def loader(kind):
 
     Of block types i is a multiple of 16 and n is 16; `stride` matters to kinds with "/" alone.
     """
-    name = kind.rstrip("/")
-    if name not in _LANES:
-        return _block_loader(name)
-    elem, size, convert = _LANES[name], type_size(name), _decoder(name)
+    dtype, size = type_of(kind), type_size(kind)
+    if block_size(kind) > 1:
+        return _super_block_loader(dtype) if FORMATS[dtype].form is Form.SUPER_BLOCKS else _block_loader(dtype)
+    elements = _elements(dtype)
+    elem, convert = elements.elem, elements.to_f32
     if kind.endswith("/"):
         strided = v.strided_loader(elem)
 
@@ -82,11 +77,9 @@ def loader(kind):
     return load
 
 
-def _block_loader(name):
-    if block_size(name) == 256:
-        return _super_block_loader(name)
-    low, high = blocks_32.DECODERS[name](0), blocks_32.DECODERS[name](1)
-    size = type_size(name)
+def _block_loader(dtype):
+    half, size = functions(dtype).half, SIZES[dtype].type_size
+    low, high = half(0), half(1)
 
     @inline
     def load(row, i, n, stride):
@@ -98,22 +91,19 @@ def _block_loader(name):
     return load
 
 
-def _super_block_loader(name):
-    from pyggml.kernels.cpu.formats import k_quants
-
-    pick, size = k_quants.pick(name.upper()), type_size(name)
+def _super_block_loader(dtype):
+    sixteen, size = pick(functions(dtype).super_blocks()), SIZES[dtype].type_size
 
     @v.device
     def load(row, i, n, stride):
-        return pick(row + U((i >> 8) * size), (i >> 4) & 15)
+        return sixteen(row + U((i >> 8) * size), (i >> 4) & 15)
 
     return load
 
 
 def storer(kind):
     """-> store(row, i, x, n, stride): the reverse of `loader`, for kinds that have no blocks."""
-    name = kind.rstrip("/")
-    size, convert = type_size(name), _encoder(name)
+    size, convert = type_size(kind), _elements(type_of(kind)).from_f32
     if kind.endswith("/"):
 
         @inline
@@ -201,11 +191,11 @@ def converter(target, source):
 
 def quantiser(target):
     """-> convert(to, source, stride, begin, end, number, room): elements [begin, end) of a row of kind SOURCES[number],
-    whole blocks of the target. `room`: layout.work_bytes of the target's type."""
-    size, pair = type_size(target), _any_pair_loader()
-    if target not in blocks_32.ENCODERS:
-        return _whole_quantiser(target, pair, size)
-    encode = blocks_32.ENCODERS[target]()
+    whole blocks of the target. `room`: formats.work_bytes of the target's type."""
+    size, pair, made = type_size(target), _any_pair_loader(), functions(type_of(target))
+    if made.encode_pair is None:
+        return _whole_quantiser(made.encode(), pair, size, block_size(target))
+    encode = made.encode_pair()
 
     @inline
     def convert(to, source, stride, begin, end, number, room):
@@ -216,13 +206,8 @@ def quantiser(target):
     return convert
 
 
-def _whole_quantiser(target, pair, size):
-    """The same for blocks of which all values are put into work memory first."""
-    from pyggml.kernels.cpu.formats import k_quants_encode, scalar_encoders
-
-    encode = {**k_quants_encode.ENCODERS, **scalar_encoders.ENCODERS}[target]()
-    assert k_quants_encode.ROOM <= SUPER_ROOM, k_quants_encode.ROOM
-    values = block_size(target)
+def _whole_quantiser(encode, pair, size, values):
+    """The same for blocks of so many values, which are put into work memory first."""
 
     @inline
     def convert(to, source, stride, begin, end, number, room):

@@ -11,24 +11,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.jit import Spec, inline
 from pyggml.kernels.cpu import dequant_fallback
-from pyggml.kernels.cpu.layout import FLOATS, SOURCES, layout_of, refuse_types, work_bytes
+from pyggml.kernels.cpu.formats import DEQUANTISED_FIRST, DEQUANTIZABLE, QUANTIZABLE, work_bytes
+from pyggml.kernels.cpu.layout import FLOATS, SOURCES, layout_of, refuse_types
 
 if TYPE_CHECKING:
     from pyggml.lowering.cpu import Builder
     from pyggml.tensor import Tensor
-
-T = GGMLType
-WRITTEN = (
-    T.F32, T.F16, T.BF16, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q8_0, T.Q8_1, T.IQ4_NL, T.Q2_K, T.Q3_K, T.Q4_K, T.Q5_K,
-    T.Q6_K, T.IQ4_XS,
-)  # fmt: skip
-"""The types whose elements convert.py reads and writes."""
-
-MADE = (*WRITTEN, *dequant_fallback.TYPES)
-"""Those that values are quantised to."""
-
-READ = (*MADE, T.IQ1_S, T.IQ1_M, T.IQ2_XXS, T.IQ2_XS, T.IQ2_S, T.IQ3_XXS, T.IQ3_S)
-"""Those whose values can be read."""
 
 
 def why_not(node: Tensor) -> str | None:
@@ -38,8 +26,8 @@ def why_not(node: Tensor) -> str | None:
         return refuse_types(GGMLType, node, a)
     if {a.type, node.type} == {GGMLType.F32, GGMLType.I32}:
         return None
-    allowed = FLOATS if SIZES[node.type].block_size > 1 else READ
-    reason = refuse_types(MADE, node) or refuse_types(allowed, a)
+    allowed = FLOATS if SIZES[node.type].block_size > 1 else DEQUANTIZABLE
+    reason = refuse_types(QUANTIZABLE, node) or refuse_types(allowed, a)
     if reason is None and _run(node, a) % (block := max(SIZES[t.type].block_size for t in (node, a))):
         return f"rows of {a.ne[0]} and {node.ne[0]} elements meet inside of blocks of {block}"
     return reason
@@ -53,7 +41,7 @@ def lower(builder: Builder, node: Tensor) -> None:
 
 def put(builder: Builder, to: Tensor, a: Tensor) -> None:
     """A step that puts the elements of `a` into `to`, in order, converted to its type."""
-    if a.type in dequant_fallback.TYPES and a.type != to.type:
+    if a.type in DEQUANTISED_FIRST and a.type != to.type:
         if to.type == GGMLType.F32 and to.is_contiguous:
             dequant_fallback.unpack(builder, to, a)
             return
@@ -130,7 +118,7 @@ class QuantiseArgs(NamedTuple):
 
 
 def quantise(kind_d):
-    """-> kernel. scratch: layout.work_bytes a thread. Takes QuantiseArgs."""
+    """-> kernel. scratch: formats.work_bytes a thread. Takes QuantiseArgs."""
     from pyggml.kernels.cpu import convert, record, step_args
 
     quantise_row, room = convert.quantiser(kind_d), record.thread_room()

@@ -1,6 +1,6 @@
 """Types that only unpack: their rows become F32 in work memory, a few at a time, and what is computed then is for F32.
 
-Owns that detour, for rows that are copied or chosen and for products; dequant.py knows the blocks. All kernels here call
+Owns that detour, for rows that are copied or chosen and for products: formats.DEQUANTISED_FIRST. All kernels here call
 `dequant.decode` of the type, so that a type is one small kernel.
 """
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from pyggml.lowering.cpu import Builder
     from pyggml.tensor import Tensor
 
-T = GGMLType
-TYPES = (T.Q1_0, T.Q2_0, T.TQ1_0, T.TQ2_0, T.MXFP4, T.NVFP4)
 ROWS = 16
 RECORD = STEP.itemsize
 
@@ -29,7 +27,7 @@ def decoder(dtype: GGMLType) -> Spec:
 
 def unpack(builder: Builder, to: Tensor, a: Tensor) -> None:
     """A step that puts the elements of `a` into `to`, F32 and contiguous, in order."""
-    assert to.type == T.F32 and to.is_contiguous
+    assert to.type == GGMLType.F32 and to.is_contiguous
     size = SIZES[a.type]
     args = UnpackArgs(a.ne[0] // size.block_size, a.ne[0] * 4)
     builder.step(Spec("dequant_fallback", "unpack_rows"), to, (a,), args=args, calls=[decoder(a.type)])

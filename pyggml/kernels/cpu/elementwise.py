@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pyggml.dtypes import SIZES
 from pyggml.jit import Spec, inline
-from pyggml.kernels.cpu.copy import WRITTEN
-from pyggml.kernels.cpu.layout import FLOATS, SUPER_ROOM, layout_of, refuse_types
+from pyggml.kernels.cpu.formats import CONVERTIBLE, WRITE_ROOM
+from pyggml.kernels.cpu.layout import FLOATS, layout_of, refuse_types
 from pyggml.ops import Op
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def why_not(node: Tensor) -> str | None:
         return refuse_types(FLOATS, node, a, b)
     if b.ne[0] != a.ne[0] and b.ne[0] != 1:
         return f"rows of {b.ne[0]} elements cannot be repeated over rows of blocks"
-    return refuse_types(WRITTEN, node, a) or refuse_types(FLOATS, b)
+    return refuse_types(CONVERTIBLE, node, a) or refuse_types(FLOATS, b)
 
 
 def lower(builder: Builder, node: Tensor) -> None:
@@ -38,7 +38,7 @@ def lower(builder: Builder, node: Tensor) -> None:
     else:
         repeat = "scalar" if b.ne[0] == 1 else "tile"
     if SIZES[node.type].block_size > 1:
-        room = builder.thread_scratch(SUPER_ROOM + 4 * node.ne[0])
+        room = builder.thread_scratch(WRITE_ROOM + 4 * node.ne[0])
         each = int(repeat == "row")
         builder.step(
             Spec("elementwise", "add_to_blocks", (layout_of(node), layout_of(a), layout_of(b))),
@@ -115,7 +115,7 @@ class AddArgs(NamedTuple):
 
 
 def add_to_blocks(kind_d, kind_a, kind_b):
-    """-> kernel: a + b, quantised again. scratch: SUPER_ROOM and a row of F32 a thread. Takes AddArgs."""
+    """-> kernel: a + b, quantised again. scratch: WRITE_ROOM and a row of F32 a thread. Takes AddArgs."""
     from pyggml import simd as v
     from pyggml.kernels.cpu import convert, record, step_args
 
@@ -128,7 +128,7 @@ def add_to_blocks(kind_d, kind_a, kind_b):
 
     def kernel(step, ith, nth, thread):
         n, count, sb, work = ne0(step), rows(step), nbb(step), room(step, thread)
-        line = work + U(SUPER_ROOM)
+        line = work + U(WRITE_ROOM)
         for row in range(count * ith // nth, count * (ith + 1) // nth):
             x, y = a(step, row), b(step, row)
             one = v.splat_f32(v.lane(load_b(y, 0, 1, sb), 0))

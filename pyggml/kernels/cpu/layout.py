@@ -14,14 +14,6 @@ SOURCES = ("f32", "f16", "bf16", "f32/", "f16/", "bf16/")
 """Layouts whose rows are quantised; a kernel that takes any of them is told the position in this list."""
 
 
-SUPER_ROOM = 9920
-
-
-def work_bytes(dtype: GGMLType) -> int:
-    """Work memory that a thread needs to quantise to this type."""
-    return SUPER_ROOM if SIZES[dtype].block_size > 32 or dtype == GGMLType.MXFP4 else 0
-
-
 def layout_of(tensor: Tensor) -> str:
     """The type's name in small letters, and "/" if the elements of a row lie apart."""
     size = SIZES[tensor.type]

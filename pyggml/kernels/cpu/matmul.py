@@ -13,6 +13,7 @@ from pyggml import jit
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.jit import Spec
 from pyggml.kernels.cpu import activations, copy, dequant_fallback, experts, fill, tile
+from pyggml.kernels.cpu.formats import DEQUANTISED_FIRST, DEQUANTIZABLE, FORMATS, MULTIPLIED
 from pyggml.kernels.cpu.layout import FLOATS, refuse_types
 from pyggml.kernels.cpu.product_args import ProductArgs
 from pyggml.ops import Op
@@ -23,15 +24,6 @@ if TYPE_CHECKING:
     from pyggml.tensor import Tensor
 
 T = GGMLType
-HALVES = (T.Q2_K, T.Q3_K, T.Q6_K, T.IQ1_M, T.IQ2_XS, T.IQ2_S)  # their scales change every 16 values
-SIGNED = (T.Q8_0, T.IQ4_NL, T.IQ4_XS)  # take more registers where there is no VNNI
-TYPES = (
-    *(T.F32, T.F16, T.BF16, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q8_0),
-    *(T.Q2_K, T.Q3_K, T.Q4_K, T.Q5_K, T.Q6_K, T.IQ4_NL, T.IQ4_XS),
-    *(T.IQ1_S, T.IQ1_M, T.IQ2_XXS, T.IQ2_XS, T.IQ2_S, T.IQ3_XXS, T.IQ3_S),
-    *dequant_fallback.TYPES,
-)
-
 MIN_TILE_COLUMNS = {"vnni": 2, "v4": 2, "v3": 3}
 """Columns of weights in blocks that are met in tiles at least; 4 elsewhere, and of weights in floats
 (benchmarks/kernels.py -c)."""
@@ -47,8 +39,8 @@ def why_not(node: Tensor) -> str | None:
     a, b = node.src[:2]
     assert a is not None and b is not None
     if node.op == Op.OUT_PROD:
-        return refuse_types(copy.READ, a, b) or _result(node)
-    reason = refuse_types(TYPES, a) or refuse_types(copy.READ, b)
+        return refuse_types(DEQUANTIZABLE, a, b) or _result(node)
+    reason = refuse_types(MULTIPLIED, a) or refuse_types(DEQUANTIZABLE, b)
     if reason:
         return f"{Op(node.op).name}: {reason}"
     return _result(node)
@@ -108,11 +100,12 @@ def _transposed(builder: Builder, t: Tensor) -> Tensor:
 def tile_width(dtype: GGMLType) -> int:
     """Tokens in a register tile that meets weights of this type."""
     floats, integers, halves = WIDTH[jit.level()]
-    return floats if _as_floats(dtype) else halves if dtype in HALVES or dtype in SIGNED else integers
+    row = FORMATS[dtype]
+    return floats if row.as_floats else halves if row.runs_of_16 or row.signed else integers
 
 
 def min_tile_columns(dtype: GGMLType) -> int:
-    return 4 if _as_floats(dtype) else MIN_TILE_COLUMNS.get(jit.level(), 4)
+    return 4 if FORMATS[dtype].as_floats else MIN_TILE_COLUMNS.get(jit.level(), 4)
 
 
 def _product(builder: Builder, node: Tensor, a: Tensor, b: Tensor) -> None:
@@ -153,14 +146,9 @@ def _converted(
     return found
 
 
-def _as_floats(dtype: GGMLType) -> bool:
-    """Whether rows meet F32 activations as they are, not rounded to 8 bits."""
-    return SIZES[dtype].block_size == 1 or dtype in dequant_fallback.TYPES
-
-
 def _kernel(a: Tensor, module: str, *args: int) -> tuple[Spec, list[Spec]]:
     """(kernel, what it calls) for weights of a's type."""
-    if a.type not in dequant_fallback.TYPES:
+    if a.type not in DEQUANTISED_FIRST:
         return Spec(module, "rows", (a.type.name, *args)), []
     return Spec("dequant_fallback", "product"), [dequant_fallback.decoder(a.type), Spec(module, "rows", ("F32", *args))]
 
@@ -170,7 +158,7 @@ def _matvec(builder: Builder, node: Tensor, a: Tensor, b: Tensor, listed: Listed
     reads, room = [], 0
     table, (panels_from, pairs_from) = listed or (None, (0, 0))
     args = ProductArgs(panels_from=panels_from, pairs_from=pairs_from)
-    if not _as_floats(a.type):
+    if not FORMATS[a.type].as_floats:
         nb = a.ne[0] // activations.BLOCK
         planes = activations.PlaneArgs(nb, pad := activations.padded(nb), pad * activations.PLANE_BYTES)
         args = args._replace(length=nb, padded=pad, column_bytes=planes.row_bytes)
@@ -192,13 +180,13 @@ def _gemm(
 ) -> None:
     """`panels` of `width` tokens, `each` for one matrix."""
     k = a.ne[0]
-    if _as_floats(a.type):
+    if FORMATS[a.type].as_floats:
         length, size = k, k * 4 * width
         spec = Spec("activations", "columns", (width,))
     else:
         length = k // activations.BLOCK
         size = length * activations.PANEL_BYTES * width
-        spec = Spec("activations", "panels", (width, 1) if a.type in HALVES else (width,))
+        spec = Spec("activations", "panels", (width, 1) if FORMATS[a.type].runs_of_16 else (width,))
     table, parts = listed or (None, (0, 0))
     columns = _converted(builder, b, spec, panels * size, activations.PanelArgs(length, each, *parts), table)
     spec, calls = _kernel(a, "tile", width)

@@ -7,8 +7,8 @@ their operands' shapes. One row is one stream of memory; 8 scales are converted 
 from __future__ import annotations
 
 from pyggml.dtypes import SIZES, GGMLType
+from pyggml.kernels.cpu.formats import FORMATS, Form, functions
 from pyggml.kernels.cpu.product_args import ProductArgs
-from pyggml.quants import quant
 
 AHEAD = 8192
 
@@ -18,9 +18,7 @@ def _row_dot_blocks(dtype):
     from pyggml import simd as v
 
     U = v.U
-    make = quant(dtype).vector
-    assert make is not None
-    blocks = make()
+    blocks = functions(dtype).vector()
     size = SIZES[dtype].type_size
     signed, has_min = blocks.signed, blocks.m is not None
     bias = v.constant("f32", [float(blocks.bias)] * 8)
@@ -132,10 +130,9 @@ def _row_dot_blocks(dtype):
 def _row_dot_super_blocks(dtype):
     """-> dot(nb, pad, x, y): a row of `nb` blocks of 32, eight to a super-block, with the planes at y."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu.formats import k_quants
 
     U = v.U
-    blocks = k_quants.TYPES[dtype.name]()
+    blocks = functions(dtype).super_blocks()
     size = SIZES[dtype].type_size
     count = 256 // blocks.run
     get, has_min, wide = blocks.scales, blocks.has_min, blocks.run == 32
@@ -283,8 +280,8 @@ def rows(name):
     U = v.U
     dtype = GGMLType[name]
     is_block = SIZES[dtype].block_size > 1
-    make = {1: _row_dot_floats, 32: _row_dot_blocks, 256: _row_dot_super_blocks}
-    dot = make[SIZES[dtype].block_size](dtype)
+    forms = {Form.FLOATS: _row_dot_floats, Form.BLOCKS_32: _row_dot_blocks, Form.SUPER_BLOCKS: _row_dot_super_blocks}
+    dot = forms[FORMATS[dtype].form](dtype)
     ne0, n1 = record.field("src0.ne"), record.field("src0.ne", 1)
     r2, r3 = record.field("src0.ne", 2), record.field("src0.ne", 3)
     m1, m2, m3 = (record.field("dst.ne", i) for i in (1, 2, 3))

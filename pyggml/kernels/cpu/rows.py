@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.jit import Spec, inline
 from pyggml.kernels.cpu import dequant_fallback
-from pyggml.kernels.cpu.copy import MADE, READ, WRITTEN
+from pyggml.kernels.cpu.formats import CONVERTIBLE, DEQUANTISED_FIRST, DEQUANTIZABLE, QUANTIZABLE, work_bytes
 from pyggml.kernels.cpu.indices import NumberArgs
-from pyggml.kernels.cpu.layout import FLOATS, SOURCES, layout_of, refuse_types, work_bytes
+from pyggml.kernels.cpu.layout import FLOATS, SOURCES, layout_of, refuse_types
 from pyggml.ops import Op
 
 if TYPE_CHECKING:
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 def why_not(node: Tensor) -> str | None:
     a = node.src[0]
     if node.op == Op.SET_ROWS:
-        return refuse_types(MADE, node) or refuse_types(FLOATS, a)
-    reason = refuse_types([*READ, GGMLType.I32], a) or refuse_types([*WRITTEN, GGMLType.I32], node)
-    if reason is None and a is not None and a.type in dequant_fallback.TYPES and node.nb[0] != 4:
+        return refuse_types(QUANTIZABLE, node) or refuse_types(FLOATS, a)
+    reason = refuse_types([*DEQUANTIZABLE, GGMLType.I32], a) or refuse_types([*CONVERTIBLE, GGMLType.I32], node)
+    if reason is None and a is not None and a.type in DEQUANTISED_FIRST and node.nb[0] != 4:
         return f"rows of {a.type.name} into elements that lie apart"
     return reason
 
@@ -33,7 +33,7 @@ def why_not(node: Tensor) -> str | None:
 def lower(builder: Builder, node: Tensor) -> None:
     a, numbers = node.src[:2]
     assert a is not None and numbers is not None
-    if node.op == Op.GET_ROWS and a.type in dequant_fallback.TYPES:
+    if node.op == Op.GET_ROWS and a.type in DEQUANTISED_FIRST:
         args = dequant_fallback.GetRowsArgs(row_blocks=a.ne[0] // SIZES[a.type].block_size)
         builder.step(
             Spec("dequant_fallback", "get_rows"),
@@ -110,7 +110,7 @@ class QuantiseArgs(NamedTuple):
 
 
 def set_quantised_rows(kind_d):
-    """-> kernel. scratch: layout.work_bytes a thread. Takes QuantiseArgs."""
+    """-> kernel. scratch: formats.work_bytes a thread. Takes QuantiseArgs."""
     from pyggml.kernels.cpu import convert, record, step_args
 
     quantise, room = convert.quantiser(kind_d), record.thread_room()

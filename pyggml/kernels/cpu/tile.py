@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from pyggml.dtypes import SIZES, GGMLType, row_size
 from pyggml.kernels.cpu.activations import PANEL_BYTES, TAILS
+from pyggml.kernels.cpu.formats import FORMATS, Form, functions
 from pyggml.kernels.cpu.product_args import ProductArgs
-from pyggml.quants import quant
 
 ROWS = 16
 STAGE = 384  # bytes of a row of 256 values on their way into the panel
@@ -36,11 +36,9 @@ def _unpack_blocks(dtype):
     from pyggml import simd as v
 
     U = v.U
-    make = quant(dtype).vector
-    assert make is not None
-    blocks = make()
+    blocks = functions(dtype).vector()
     size = U(SIZES[dtype].type_size)
-    columns, d_of = blocks.columns(), v.halves_at(blocks.d)
+    columns, d_of = blocks.columns, v.halves_at(blocks.d)
     has_min, signed = blocks.m is not None, blocks.signed
     m_of = v.halves_at(blocks.m or 0)
 
@@ -67,10 +65,9 @@ def _unpack_blocks(dtype):
 def _unpack_super_columns(dtype):
     """-> unpack(x, stride, last, nb, panel): the same of nb / 8 super-blocks whose columns formats/k_quants_columns.py knows."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu.formats import k_quants_columns
 
     U = v.U
-    columns = k_quants_columns.TYPES[dtype.name]()
+    columns = functions(dtype).columns()
     put_q = v.put_columns_of(columns.q, columns.levels, columns.levels is not None)
     put_numbers = v.put_products_of(columns.numbers, columns.halves, columns.flip, columns.less)
     size, numbers = U(SIZES[dtype].type_size), U(64 * len(columns.numbers))
@@ -93,12 +90,11 @@ def _unpack_super_blocks(dtype):
     """-> unpack(x, stride, last, nb, panel): the same of nb / 8 super-blocks. Behind the panel each row's values and
     scales are put down first, so that one transposition does for all types and parts."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu.formats import k_quants, k_quants_columns
 
     U = v.U
-    if dtype.name in k_quants_columns.TYPES:
+    if functions(dtype).columns is not None:
         return _unpack_super_columns(dtype)
-    blocks = k_quants.TYPES[dtype.name]()
+    blocks = functions(dtype).super_blocks()
     size, get, signed = SIZES[dtype].type_size, blocks.scales, blocks.signed
     q0, q1, q2, q3 = blocks.quants
     count = 256 // blocks.run * (2 if blocks.has_min else 1)  # scales, each with its minimum behind it
@@ -164,10 +160,9 @@ def _unpack_super_blocks(dtype):
 def _tile_halves(dtype, count, width, lines):
     """-> tile(...): the same where scales change every 16 values, with the panels of `halves`."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu.formats import k_quants
 
     U = v.U
-    blocks = k_quants.TYPES[dtype.name]()
+    blocks = functions(dtype).super_blocks()
     assert blocks.run == 16 and not blocks.signed
     ops = v.TileOps(count, width)
     has_bias, has_min, shift = blocks.bias != 0, blocks.has_min, blocks.bias.bit_length() - 1
@@ -208,18 +203,15 @@ def _tile_halves(dtype, count, width, lines):
 def _tile_blocks(dtype, count, width, lines=0):
     """-> tile(nb, panel, y, out, stride, rows, columns): 16 rows x the first `count` tokens of a panel of `width`."""
     from pyggml import simd as v
-    from pyggml.kernels.cpu.formats import k_quants
 
     U = v.U
-    if dtype.name in k_quants.TYPES:
-        blocks = k_quants.TYPES[dtype.name]()
+    if FORMATS[dtype].form is Form.SUPER_BLOCKS:
+        blocks = functions(dtype).super_blocks()
         if blocks.run == 16:
             return _tile_halves(dtype, count, width, lines)
         has_min, wide = blocks.has_min, blocks.wide
     else:
-        make = quant(dtype).vector
-        assert make is not None
-        blocks = make()
+        blocks = functions(dtype).vector()
         has_min, wide = blocks.m is not None, False
     ops = v.TileOps(count, width)
     bias = v.SIGNED_BIAS if blocks.signed else blocks.bias
@@ -316,7 +308,8 @@ def rows(name, width):
     U = v.U
     dtype = GGMLType[name]
     is_block = SIZES[dtype].block_size > 1
-    unpack = {1: _unpack_floats, 32: _unpack_blocks, 256: _unpack_super_blocks}[SIZES[dtype].block_size](dtype)
+    forms = {Form.FLOATS: _unpack_floats, Form.BLOCKS_32: _unpack_blocks, Form.SUPER_BLOCKS: _unpack_super_blocks}
+    unpack = forms[FORMATS[dtype].form](dtype)
     tile_of = _tile_blocks if is_block else _tile_floats
     lines = -(-SIZES[dtype].type_size * 8 // SIZES[dtype].block_size)
     wide = width > TAILS[-1]

@@ -18,15 +18,16 @@ def transposed(keep):
 
 
 NIBBLES, BITS, BYTES, LEVELS = 4, 2, 22, (*range(-8, 0), *range(40, 48))
-"""Offsets of what `of_16_rows` reads."""
+HALVES_AT = (0, 2, 10, 16, 52)
+"""Offsets of what `of_16_rows` reads; the last two bytes of a row are among them."""
 
 
 def of_16_rows():
     """-> kernel(src, stride, out): columns of 16 rows: 8 of nibbles, 8 of nibbles in LEVELS, 8 of nibbles with fifth bits,
-    8 of bytes, those in the form for products; then two of halves, at 0 and at 2."""
+    8 of bytes, those in the form for products; then one of halves for each of HALVES_AT."""
     low, levels = v.columns_of_nibbles(NIBBLES), v.columns_of_nibbles(NIBBLES, LEVELS)
     five, whole = v.columns_of_nibbles(NIBBLES, fifth=BITS), v.columns_of_bytes(BYTES)
-    first, second = v.halves_at(0), v.halves_at(2)
+    h0, h1, h2, h3, h4 = map(v.halves_at, HALVES_AT)
 
     def kernel(src, stride, out):
         apart = U(stride)
@@ -35,8 +36,11 @@ def of_16_rows():
         v.put_columns(out + U(1024), five(src, apart))
         v.put_columns(out + U(1536), whole(src, apart))
         v.put_columns(out + U(2048), v.signed_columns(whole(src, apart)))
-        v.store(out + U(2560), first(src, apart))
-        v.store(out + U(2624), second(src, apart))
+        v.store(out + U(2560), h0(src, apart))
+        v.store(out + U(2624), h1(src, apart))
+        v.store(out + U(2688), h2(src, apart))
+        v.store(out + U(2752), h3(src, apart))
+        v.store(out + U(2816), h4(src, apart))
 
     return kernel
 

@@ -1,6 +1,6 @@
 """The IQ1, IQ2 and IQ3 types as super-blocks: runs of four or eight values come whole out of a table, then signs.
 
-Owns how vector code reads their layouts; knows no op. Imported by k_quants.py only (Numba). Their values are small
+Owns how vector code reads their layouts. Imported by factories only (Numba). Their values are small
 whole numbers, made positive by a bias, so that products take them like those of K types. Nothing behind a block is read.
 """
 
@@ -8,7 +8,8 @@ import numpy as np
 
 from pyggml import simd as v
 from pyggml.jit import device
-from pyggml.kernels.cpu.formats.super_block import SuperBlocks, lanes
+from pyggml.kernels.cpu.formats.forms import Functions, SuperBlocks
+from pyggml.kernels.cpu.formats.super_blocks import lanes
 from pyggml.quants import codebook, iq1_m, iq1_s, iq2_s, iq2_xs, iq2_xxs, iq3_s, iq3_xxs
 
 U = v.U
@@ -202,12 +203,12 @@ def _blocks(part, scales, run, bias=BIAS):
     return SuperBlocks(tuple(map(part, range(4))), scales, run=run, bias=bias, wide=bias == BIAS)
 
 
-TYPES = {
-    "IQ1_S": _iq1_s,
-    "IQ1_M": _iq1_m,
-    "IQ2_XXS": _iq2_xxs,
-    "IQ2_XS": _iq2_xs,
-    "IQ2_S": _iq2_s,
-    "IQ3_XXS": _iq3_xxs,
-    "IQ3_S": _iq3_s,
+FUNCTIONS = {
+    "IQ1_S": Functions(super_blocks=_iq1_s),
+    "IQ1_M": Functions(super_blocks=_iq1_m),
+    "IQ2_XXS": Functions(super_blocks=_iq2_xxs),
+    "IQ2_XS": Functions(super_blocks=_iq2_xs),
+    "IQ2_S": Functions(super_blocks=_iq2_s),
+    "IQ3_XXS": Functions(super_blocks=_iq3_xxs),
+    "IQ3_S": Functions(super_blocks=_iq3_s),
 }

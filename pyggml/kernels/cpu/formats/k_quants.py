@@ -1,12 +1,16 @@
-"""Super-blocks of 256 values as vectors: their q, 64 at a time, and the scales and minimums of their runs.
+"""K quants and IQ4_XS: super-blocks of 256 values whose runs have scales, as vectors: their q, 64 at a time, and the scales
+and minimums of their runs.
 
-Owns how vector code reads the layouts of quants/ that have runs with scales of their own; knows no op. Imported by
-factories only (Numba). What stays when a type's name is forgotten is `SuperBlocks` (super_block.py).
+Owns how vector code reads these layouts a row at a time; k_quants_columns.py reads 16 rows, k_quants_encode.py writes.
+Imported by factories only (Numba).
 """
 
 from pyggml import simd as v
 from pyggml.jit import device
-from pyggml.kernels.cpu.formats.super_block import SuperBlocks, lanes
+from pyggml.kernels.cpu.formats.forms import Functions, SuperBlocks
+from pyggml.kernels.cpu.formats.k_quants_columns import COLUMNS
+from pyggml.kernels.cpu.formats.k_quants_encode import ENCODERS
+from pyggml.kernels.cpu.formats.super_blocks import lanes
 from pyggml.quants import iq4_nl, iq4_xs, q2_k, q3_k, q4_k, q5_k, q6_k
 
 U = v.U
@@ -202,60 +206,7 @@ def _iq4_xs():
     return SuperBlocks(tuple(map(part, range(4))), scales, run=32, signed=True)
 
 
-# ---- runs looked up in tables
-
-
-def _of_codebook(name):
-    def make():
-        from pyggml.kernels.cpu.formats import codebook
-
-        return codebook.TYPES[name]()
-
-    return make
-
-
-CODEBOOK = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
-TYPES = {"Q2_K": _q2_k, "Q3_K": _q3_k, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k, "IQ4_XS": _iq4_xs}
-TYPES |= {name: _of_codebook(name) for name in CODEBOOK}
-
-
-def pick(name):
-    """-> f(addr, number): sixteen values, number 0 to 15 of the super-block at addr, as f32 lanes."""
-    blocks = TYPES[name]()
-    q0, q1, q2, q3 = blocks.quants
-    p0, p1, p2, p3 = (v.shuffler([*range(16 * i, 16 * i + 16)]) for i in range(4))
-    scales, has_min, a_scale = blocks.scales, blocks.has_min, blocks.run // 16 - 1
-    less = v.constant("i32", [blocks.bias] * 16)
-
-    @device
-    def quarter(x, number):
-        if number == 0:
-            return v.widen(p0(x))
-        if number == 1:
-            return v.widen(p1(x))
-        if number == 2:
-            return v.widen(p2(x))
-        return v.widen(p3(x))
-
-    @device
-    def whole(addr, number):
-        if number < 4:
-            return quarter(q0(addr), number)
-        if number < 8:
-            return quarter(q1(addr), number - 4)
-        if number < 12:
-            return quarter(q2(addr), number - 8)
-        return quarter(q3(addr), number - 12)
-
-    @device
-    def with_minimum(addr, number):
-        w, m = scales(addr)
-        q = v.to_f32(whole(addr, number))
-        return q * v.splat_f32(v.lane(w, number >> a_scale)) + v.splat_f32(v.lane(m, number >> a_scale))
-
-    @device
-    def without(addr, number):
-        q = v.to_f32(whole(addr, number) - less())
-        return q * v.splat_f32(v.lane(scales(addr), number >> a_scale))
-
-    return with_minimum if has_min else without
+_UNPACKED = {"Q2_K": _q2_k, "Q3_K": _q3_k, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k, "IQ4_XS": _iq4_xs}
+FUNCTIONS = {
+    name: Functions(super_blocks=make, columns=COLUMNS[name], encode=ENCODERS[name]) for name, make in _UNPACKED.items()
+}

@@ -1,28 +1,12 @@
-"""Super-blocks of 16 rows, transposed: where their q and the numbers of their runs lie, word by word.
+"""K quants and IQ4_XS of 16 rows, transposed: where their q and the numbers of their runs lie, word by word.
 
-Owns the same facts as k_quants.py, for the panels of tile.py; knows no op. Imported by factories only (Numba). Types
-that are not here are unpacked a row at a time and transposed then.
+Owns the same facts as k_quants.py, for the panels of tile.py. Does not import Numba.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
+from pyggml.kernels.cpu.formats.forms import Columns, Part
 from pyggml.quants import iq4_nl, iq4_xs, q2_k, q3_k, q4_k, q5_k, q6_k
-
-Part = tuple[int, int, int, int, int]
-
-
-@dataclass(frozen=True)
-class Columns:
-    """q, numbers, halves, flip, less, levels: as simd.put_columns_of and simd.put_products_of take them. Numbers are
-    scales, each with its minimum behind it where there are minimums."""
-
-    q: list[list[Part]]
-    numbers: list[tuple[list[Part], int]]
-    halves: list[tuple[int, int, int, float]]
-    flip: int = 0
-    less: int = 0
-    levels: Any = None
 
 
 def _at(module: Any, field: str) -> int:
@@ -114,4 +98,4 @@ def _iq4_xs() -> Columns:
     return Columns(q, numbers, [_half(_at(iq4_xs, "d"), 1.0, 0)], less=32, levels=iq4_nl.LEVELS)
 
 
-TYPES = {"Q2_K": _q2_k, "Q3_K": _q3_k, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k, "IQ4_XS": _iq4_xs}
+COLUMNS = {"Q2_K": _q2_k, "Q3_K": _q3_k, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k, "IQ4_XS": _iq4_xs}

@@ -1,20 +1,21 @@
-"""Super-blocks of 256 values, written as quants/ writes them: to the bit, where the values are finite.
+"""K quants and IQ4_XS, written as quants/ writes them: to the bit, where the values are finite.
 
-Owns how vector code fills the layouts that have runs with scales of their own; the searches for the scales are
-search.py's. Knows no op. Imported by factories only (Numba). A run is a lane: value j of run r lies at 64 j + 4 r.
+Owns how vector code fills these layouts; the searches for the scales are search.py's. Imported by factories only (Numba).
+A run is a lane: value j of run r lies at 64 j + 4 r.
 """
 
 from pyggml import simd as v
 from pyggml.jit import device
 from pyggml.kernels.cpu import search
+from pyggml.kernels.cpu.formats import WRITE_ROOM
+from pyggml.kernels.cpu.formats.blocks_32_encode import nearest_level
 from pyggml.quants import iq4_nl, iq4_xs, q2_k, q3_k, q4_k, q5_k, q6_k
 from pyggml.quants.search import TINY
 
 U, np = v.U, v.np
 VALUES, X, WEIGHTS, Q, LEVEL, LEVELS = (U(n) for n in (0, 1024, 3072, 5120, 7168, 9216))
 SCALE, LOW, OTHER = U(9728), U(9792), U(9856)
-ROOM = 9920
-"""Bytes of work memory that an encoder needs: the 256 values in their order come first."""
+assert OTHER + U(64) == WRITE_ROOM  # the 256 values in their order come first
 
 _zero, _tiny = v.zero_f32, v.constant("f32", [float(TINY)] * 16)
 _byte = v.constant("i32", [255] * 16)
@@ -308,10 +309,8 @@ def _q6_k():
 
 def _iq4_xs():
     """quants/iq4_xs.py: quantize; the search is iq4_nl.py's best_scale."""
-    from pyggml.kernels.cpu.formats import blocks_32
-
     spread, level, largest = _spread(32), _level(32), search._largest()
-    nearest, value = blocks_32.nearest_level(iq4_nl.LEVELS), v.table(iq4_nl.LEVELS)
+    nearest, value = nearest_level(iq4_nl.LEVELS), v.table(iq4_nl.LEVELS)
     d_at, high_at, low_at, q_at = (_at(iq4_xs.LAYOUT, field) for field in ("d", "scales_h", "scales_l", "qs"))
     lowest = np.float32(iq4_nl.LEVELS[0])
 
@@ -370,11 +369,11 @@ def _iq4_xs():
 
 
 ENCODERS = {
-    "q2_k": _q2_k,
-    "q3_k": _q3_k,
-    "q4_k": lambda: _q4_k_and_q5_k(q4_k.LAYOUT, 15, -1.0, 20),
-    "q5_k": lambda: _q4_k_and_q5_k(q5_k.LAYOUT, 31, -0.5, 15),
-    "q6_k": _q6_k,
-    "iq4_xs": _iq4_xs,
+    "Q2_K": _q2_k,
+    "Q3_K": _q3_k,
+    "Q4_K": lambda: _q4_k_and_q5_k(q4_k.LAYOUT, 15, -1.0, 20),
+    "Q5_K": lambda: _q4_k_and_q5_k(q5_k.LAYOUT, 31, -0.5, 15),
+    "Q6_K": _q6_k,
+    "IQ4_XS": _iq4_xs,
 }
-"""kind -> () -> encode(block, room): the 256 values at `room` become the block."""
+"""Type -> () -> encode(block, room): the 256 values at `room` become the block."""
