@@ -151,6 +151,12 @@ MODEL: list[Row] = [
          many=True),
     Flag(("--lora-scaled",), "lora", "LoRA adapters, each with how much of it to use; may be given again",
          scaled_adapters, "FNAME:SCALE,...", many=True),
+    Flag(("--control-vector",), "control", "control vectors to add to layers' results, comma-separated; may be given again",
+         adapters, "FNAME,...", many=True),
+    Flag(("--control-vector-scaled",), "control", "control vectors, each with how much of it to add; may be given again",
+         scaled_adapters, "FNAME:SCALE,...", many=True),
+    Flag(("--control-vector-layer-range",), "control_layers", "the first and the last layer that they are added to (all)",
+         whole(), "START END", count=2),
 ]  # fmt: skip
 
 ROPE: list[Row] = [

@@ -31,6 +31,7 @@ class Flag:
     default: Any = None
     off: tuple[str, ...] = ()
     many: bool = False  # each use adds to a list
+    count: int = 1  # arguments, each parsed; the value of more than one is a tuple
 
     @property
     def shown(self) -> str:
@@ -137,7 +138,10 @@ class _Reader:
     def take(self, name: str, row: Row, on: bool, given: list[str]) -> None:
         """`name` is what the user wrote, for messages; a switch is on or off, others have their arguments given."""
         if isinstance(row, Flag):
-            value: Any = on if row.parse is None else _convert(name, row.parse, given[0])
+            value: Any = on
+            if row.parse is not None:
+                read = tuple(_convert(name, row.parse, text) for text in given)
+                value = read[0] if row.count == 1 else read
             if row.many:
                 self.values.given[row.dest].append(value)
             else:
@@ -189,7 +193,9 @@ def _from_environment(
 
 
 def _n_args(row: Row) -> int:
-    return int(row.parse is not None) if isinstance(row, Flag) else row.n_args
+    if isinstance(row, Flag):
+        return 0 if row.parse is None else row.count
+    return row.n_args
 
 
 def _argument(name: str, args: Any) -> str:

@@ -128,10 +128,13 @@ def compile_progress() -> Iterator[None]:
 
 
 def context_arguments(values: Any, model: Model) -> dict[str, Any]:
-    """Arguments of Context, from the flags that commands share; adapters are loaded now. Raises GGUFError, ModelError,
-    DeviceError."""
+    """Arguments of Context, from the flags that commands share; adapters and control vectors are loaded now. Raises GGUFError,
+    ModelError, DeviceError, OSError."""
+    adapters = [(model.load_adapter(name), scale) for some in values.lora for name, scale in some]
+    if vectors := [one for some in values.control for one in some]:
+        adapters.append((model.load_control_vectors(vectors, *(values.control_layers or ())), 1.0))
     return {
-        "adapters": [(model.load_adapter(name), scale) for some in values.lora for name, scale in some],
+        "adapters": adapters,
         "n_batch": values.n_batch,
         "n_ubatch": values.n_ubatch,
         "type_k": GGMLType[values.type_k.upper()],

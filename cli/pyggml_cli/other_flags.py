@@ -40,7 +40,6 @@ NO_DIFFERENCE: list[Row] = [
 
 DOWNLOADS = "models are not downloaded; give the file with -m"
 TEXT_ONLY = "text is all that models read here, no images, sound or video"
-CONTROL = "control vectors are not applied"
 SPECULATION = "nothing is drafted by a second model"
 WHOLE = "devices are given whole layers"
 
@@ -49,8 +48,6 @@ NOT_HERE: list[Row] = [
     Refused(("--log-file",), 1, why="there is no log; what is not text goes to stderr"),
     Refused(("--log-prompts-dir",), 1, why="prompts are not kept; --verbose-prompt shows one"),
     Refused(("-bs", "--backend-sampling"), why="tokens are chosen on this machine"),
-    *(Refused((name,), 1, why=CONTROL) for name in ("--control-vector", "--control-vector-scaled")),
-    Refused(("--control-vector-layer-range",), 2, why=CONTROL),
     Refused(("-np", "--parallel"), 1, harmless=("1", "-1"), why="one sequence at a time"),
     Refused(("-gan", "--grp-attn-n"), 1, harmless=("1",), why="positions are not grouped"),
     Refused(("-gaw", "--grp-attn-w"), 1, harmless=("512",), why="positions are not grouped"),

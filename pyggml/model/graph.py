@@ -185,6 +185,12 @@ class GraphBuilder:
             y = applied.add_rows(weight, self.tokens, y)
         return y
 
+    def steer(self, il: int, x: Tensor) -> Tensor:
+        """x (n_embd, n_tokens), the result of layer `il` -> what the next one reads (llama-graph.cpp: build_cvec)."""
+        for applied in self.adapters:
+            x = applied.adapter.steer(il, x)
+        return x
+
     # ---- memory
 
     def attend(

@@ -104,7 +104,7 @@ class CausalLM(Module):
         """The graph of one micro-batch; of some `layers`, in ascending order, that stand for all (FewLayers)."""
         cur, ends = self.embed(g), []
         for il in range(len(self.blk)) if layers is None else layers:
-            cur = self.blk[il](g, cur)
+            cur = g.steer(il, self.blk[il](g, cur))
             ends.append(cur)
         return g.finish(self.logits(g, self.output_norm(g, cur)) if g.n_outputs else None, ends)
 

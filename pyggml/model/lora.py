@@ -63,6 +63,14 @@ class Adapter:
         pairs = {name: _pair(name, weights.get(name), a, b) for name, a, b in _named_pairs(file)}
         return cls(str(file.paths[0]), alpha, pairs, file.fingerprint())
 
+    def own(self, il: int) -> list[Tensor]:
+        """What it adds to the result of a layer."""
+        return []
+
+    def steer(self, il: int, x: Tensor) -> Tensor:
+        """x (n_embd, n_tokens), the result of layer `il` -> what the next one reads; a LoRA adapter leaves it."""
+        return x
+
     def tensors(self) -> Iterator[Tensor]:
         for pair in self.pairs.values():
             yield from pair

@@ -15,6 +15,7 @@ from pyggml.backend.pack import pack
 from pyggml.errors import ModelError, PyggmlError, ShapeError
 from pyggml.gguf import GGUFFile, TensorInfo
 from pyggml.model import architecture_of, make_modules
+from pyggml.model.control import ControlVector
 from pyggml.model.hparams import Hparams
 from pyggml.model.layers import CausalLM
 from pyggml.model.lora import Adapter, Applied
@@ -253,6 +254,33 @@ class Model:
                     raise ModelError(f"tensor {tensor.name} is {tensor.type.name}: {why}")
                 uploads.setdefault(id(device), (device, []))[1].append(tensor)
         return list(uploads.values())
+
+    def load_control_vectors(
+        self, given: Sequence[tuple[str | os.PathLike[str], float]], first: int = -1, last: int = -1
+    ) -> ControlVector:
+        """The sum of these files, each times a scale, in layers `first` to `last` (below 1: all that have one). It lies on the
+        devices of its layers, and is an adapter: contexts use it, and it ends, as those do.
+
+        Raises GGUFError, ModelError, DeviceError, OSError.
+        """
+        config = self.config
+        vector = ControlVector.read(given, config.n_embd, config.n_layer, first, last)
+        buffers: list[Buffer] = []
+        try:
+            for device in {id(d): d for d in self.layer_devices}.values():
+                here = [t for il, t in vector.layers.items() if self.layer_devices[il] is device]
+                if here:
+                    buffers += pack(device, here, Usage.WEIGHTS)
+            for il, tensor in vector.layers.items():
+                assert tensor.buffer is not None
+                tensor.buffer.set(tensor, vector.vectors[il].tobytes())
+        except BaseException:
+            for buffer in buffers:
+                buffer.free()
+            raise
+        self._buffers += buffers
+        self.adapters.append(vector)
+        return vector
 
     def free_adapter(self, adapter: Adapter) -> None:
         """Give its memory back; no context can use it any more."""

@@ -96,4 +96,5 @@ def _own_tensors(block: Module, memory: Layered, adapters: tuple[Applied, ...]) 
         part = memory.parts[number]
         if isinstance(part, KVCache | RecurrentState) and part.layers[i].il == block.il:  # else another layer's
             remembered += part.tensors(i)
-    return [*block.tensors(), *remembered, *(t for pair in adapted for t in pair)]
+    added = [tensor for applied in adapters for tensor in applied.adapter.own(block.il)]
+    return [*block.tensors(), *remembered, *(t for pair in adapted for t in pair), *added]

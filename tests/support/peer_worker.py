@@ -135,6 +135,8 @@ def take_steps(p: dict[str, Any], model: Any, contexts: dict[str, Any]) -> None:
             positions[name] -= rest[1]
         elif action == "adapt":
             adapt(contexts[name], [adapters[i] for i, _ in rest[0]], [scale for _, scale in rest[0]])
+        elif action == "steer":
+            steer(contexts[name], *rest)
         elif action == "decode":
             rows.append(decode(contexts[name], rest[0], positions[name], n_vocab))
             positions[name] += len(rest[0])
@@ -149,6 +151,13 @@ def adapt(context: Any, adapters: list[Any], scales: list[float]) -> None:
     handles = (llama_cpp.llama_adapter_lora_p_ctypes * n)(*adapters)
     if llama_cpp.llama_set_adapters_lora(context, handles, n, (ctypes.c_float * n)(*scales)):
         raise SystemExit("peer: adapters were refused")
+
+
+def steer(context: Any, data: list[float], n_embd: int, first: int, last: int) -> None:
+    """Add control vectors (of layers 1, 2, ..., n_embd elements each) to layers `first` to `last`; no data: none any more."""
+    values = (ctypes.c_float * len(data))(*data) if data else None
+    if llama_cpp.llama_set_adapter_cvec(context, values, len(data), n_embd, first, last):
+        raise SystemExit("peer: control vectors were refused")
 
 
 def shift(context: Any, n_past: int, n_keep: int, n_discard: int) -> None:
