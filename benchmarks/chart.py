@@ -1,4 +1,4 @@
-"""A picture of the ratios: a bar a file and test, 1 = llama.cpp. Must not know how they were measured."""
+"""A picture of the ratios: a bar a file and test, 1 = llama.cpp."""
 
 import statistics
 from pathlib import Path

@@ -1,5 +1,5 @@
-"""The files that are measured: SmolLM2 requantised by llama.cpp, and a 1.1B llama shape with random weights. Must not
-know what is measured on them. Made once, into the cache folder.
+"""The files that are measured: SmolLM2 requantised by llama.cpp, and a 1.1B llama shape with random weights. Made once,
+into the cache folder.
 """
 
 import sys

@@ -1,8 +1,8 @@
 """Measures the CUDA backend on this machine's GPU: `python benchmarks/gpu.py [--out gpu.json]`, in about a minute.
 
-Owns what is measured and how it is told; must not know how it is computed. Everything is a graph that is planned, noted
-as a CUDA graph and replayed; weights are more than the second cache holds. Beside the card's own copy bandwidth, measured
-here, and a library's half-precision product (PyTorch), where one is installed. Shapes are those of an 8B llama.
+Owns what is measured and how it is told. Everything is a graph that is planned, noted as a CUDA graph and replayed;
+weights are more than the second cache holds. Beside the card's own copy bandwidth, measured here, and a library's
+half-precision product (PyTorch), where one is installed. Shapes are those of an 8B llama.
 """
 
 import argparse

@@ -1,9 +1,10 @@
 """Times products and attention a kernel at a time, ours and ggml's in turn: `python benchmarks/kernels.py [TYPE ...]`.
 
-Owns the shapes and what a rate is held against; must not know how a kernel works. Weights are read from memory that no
-cache holds: several matrices by turns, beside a plain read of as much. Products of prompts stand beside what the
-machine's integer units can do (limits/). `--columns` sweeps over products of few to many columns, as batches of
-decoding sequences are made of, with a model's shapes; activations are converted once a layer and length. Set NUMBA_CPU_NAME and NUMBA_CPU_FEATURES to see another CPU level of ours.
+Owns the shapes and what a rate is held against. Weights are read from memory that no cache holds: several matrices by
+turns, beside a plain read of as much. Products of prompts stand beside what the machine's integer units can do
+(limits/). `--columns` sweeps over products of few to many columns, as batches of decoding sequences are made of, with a
+model's shapes; activations are converted once a layer and length. Set NUMBA_CPU_NAME and NUMBA_CPU_FEATURES to see
+another CPU level of ours.
 """
 
 import argparse

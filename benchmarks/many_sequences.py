@@ -1,9 +1,9 @@
 """Many sequences decoded together, ours and llama.cpp in turn: `python benchmarks/many_sequences.py [FILE.gguf ...]`.
 
-Owns what is asked of pyggml-batched-bench and llama-batched-bench, and how it is told; must not know how either computes.
-In each round both programs run once on the same file with the same flags. Rates are tokens a second of all sequences
-together; a ratio is ours / llama.cpp of one round, "x one" our rate over our rate for a single sequence in that round.
-Without files: SmolLM2-135M in Q4_0 and Q8_0.
+Owns what is asked of pyggml-batched-bench and llama-batched-bench, and how it is told. In each round both programs run
+once on the same file with the same flags. Rates are tokens a second of all sequences together; a ratio is ours /
+llama.cpp of one round, "x one" our rate over our rate for a single sequence in that round. Without files: SmolLM2-135M
+in Q4_0 and Q8_0.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Figures that were measured, as Markdown and as a picture: `python benchmarks/report.py FILE.json ... [--png FILE]`.
 
-Takes what vs_llamacpp.py --json wrote, of several runs on one machine. Must not know how anything was measured.
+Takes what vs_llamacpp.py --json wrote, of several runs on one machine.
 """
 
 import argparse

@@ -1,5 +1,5 @@
 """Files that benchmarks write and read, as types of argparse: a name that belongs to another kind of file is refused at
-once. Must not know what is measured.
+once.
 """
 
 import argparse

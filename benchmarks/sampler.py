@@ -1,9 +1,9 @@
 """Times the whole sampler chain, ours and llama.cpp's in turn: `python benchmarks/sampler.py [--rounds N]`.
 
-Owns the measurement; must not know how either side samples. A ratio below 1 means that ours is faster.
-Both sides start from an array of logits and end with an accepted token. Medians of 300 draws, best round of each.
-llama.cpp copies the logits into an array of structs first; NumPy does that for it here, so its time is given without
-that copy as well ("stages"), and the ratio to this smaller time too.
+Owns the measurement. A ratio below 1 means that ours is faster. Both sides start from an array of logits and end with
+an accepted token. Medians of 300 draws, best round of each. llama.cpp copies the logits into an array of structs first;
+NumPy does that for it here, so its time is given without that copy as well ("stages"), and the ratio to this smaller
+time too.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Engines that wait for questions: a process each, with its model loaded. Must not know what is compared with what.
+"""Engines that wait for questions: a process each, with its model loaded.
 
 `Side.seconds(kind, n)` answers how long something took there; both engines get the same loop around their own `decode`.
 """

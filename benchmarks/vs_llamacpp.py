@@ -1,9 +1,9 @@
 """Times ours and llama.cpp in turn on the same files: `python benchmarks/vs_llamacpp.py [FILE.gguf ...]`.
 
-Owns what is measured and how it is told; must not know how either side computes. In each round the engines run one after
-the other on the same machine in the same mood: ours, llama.cpp, ours, llama.cpp. The number to read is the median over
-the rounds of the ratio ours / llama.cpp of one round; above 1 we are faster. Without files: SmolLM2-135M in seven types
-and a 1.1B llama shape with random weights in three.
+Owns what is measured and how it is told. In each round the engines run one after the other on the same machine in the
+same mood: ours, llama.cpp, ours, llama.cpp. The number to read is the median over the rounds of the ratio ours /
+llama.cpp of one round; above 1 we are faster. Without files: SmolLM2-135M in seven types and a 1.1B llama shape with
+random weights in three.
 """
 
 import argparse

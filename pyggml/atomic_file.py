@@ -1,7 +1,4 @@
-"""Files that appear when they are complete, or not at all, and never in place of a file of another kind.
-
-Must not know what is in them: whoever writes a file tells how one of its kind begins.
-"""
+"""Files that appear when they are complete, or not at all, and never in place of a file of another kind."""
 
 import contextlib
 import errno

@@ -1,5 +1,4 @@
-"""Where files that can be made again are kept, and which of them may be trusted as one's own. Knows nothing of what is
-kept there.
+"""Where files that can be made again are kept, and which of them may be trusted as one's own.
 
 Code that is run comes out of a `PrivateFolder`: it and its files belong to this user (or to root), nobody else may
 write them, and no file is reached through a link.

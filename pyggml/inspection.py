@@ -1,6 +1,6 @@
 """What is in a model file, as plain values that JSON can hold: metadata, tensors, sizes.
 
-Owns the shape of that description; must not know how it is shown, nor anything of models but the names of mixes.
+Owns the shape of that description.
 """
 
 import math

@@ -1,6 +1,4 @@
-"""Opening what must be a regular file: a pipe or a terminal in its place is an error, not a wait. Must not know what is
-in it.
-"""
+"""Opening what must be a regular file: a pipe or a terminal in its place is an error, not a wait."""
 
 import errno
 import os

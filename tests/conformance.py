@@ -5,8 +5,8 @@
     python tests/conformance.py --sample 5                   a few cases of each, always the same
 
 Only cases that ggml's CPU backend supports are run: its results are what ours are compared with, within the tests' own
-limits. Exit code 0 when all passed. Owns the table and the choice of cases; must not know how they are run. PYTHONPATH
-decides which sources the server runs; several of these programs may run at once.
+limits. Exit code 0 when all passed. Owns the table and the choice of cases. PYTHONPATH decides which sources the server
+runs; several of these programs may run at once.
 """
 
 import argparse

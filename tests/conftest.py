@@ -1,4 +1,4 @@
-"""Fixtures that every test may ask for. Puts tests/support on the path; must not know any one test."""
+"""Fixtures that every test may ask for. Puts tests/support on the path."""
 
 import collections
 import contextlib

@@ -1,4 +1,4 @@
-"""Order of nodes. Must not know what they compute."""
+"""Order of nodes."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Tensor: sizes, strides, views. Must not know any op's rule."""
+"""Tensor: sizes, strides, views."""
 
 from itertools import product
 

@@ -1,4 +1,4 @@
-"""What this machine can do at most: bytes read a second, integer multiply-adds a second. Knows no model.
+"""What this machine can do at most: bytes read a second, integer multiply-adds a second.
 
 Both are measured with small kernels (kernels.py) on some threads at once; a rate says more beside them.
 """

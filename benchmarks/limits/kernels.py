@@ -1,4 +1,4 @@
-"""Kernels that do nothing but read memory, or multiply integers. Must not know who asks."""
+"""Kernels that do nothing but read memory, or multiply integers."""
 
 import numpy as np
 

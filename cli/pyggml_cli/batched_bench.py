@@ -1,6 +1,6 @@
 """`pyggml-batched-bench`: how fast many sequences are together, with llama-batched-bench's flags, tests and formats.
 
-Owns the list of tests and the stopwatch (tools/batched-bench/batched-bench.cpp); must not know how a batch is computed.
+Owns the list of tests and the stopwatch (tools/batched-bench/batched-bench.cpp).
 """
 
 import dataclasses

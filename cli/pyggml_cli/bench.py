@@ -1,6 +1,6 @@
 """`pyggml-bench`: how fast prompts and generation are, with llama-bench's flags, tests and formats.
 
-Owns the list of tests and the stopwatch; must not know how results are written (bench_output.py).
+Owns the list of tests and the stopwatch.
 """
 
 import itertools

@@ -1,6 +1,6 @@
 """A measurement as llama-bench writes it: the same columns, as a Markdown table, JSON, JSON lines, CSV or SQL.
 
-Owns column names and formats (llama-bench.cpp, `test` and its printers); must not know how anything is measured.
+Owns column names and formats (llama-bench.cpp, `test` and its printers).
 """
 
 import json

@@ -1,7 +1,6 @@
 """pyggml-cli in conversation: the user's lines in, the model's replies out, until the user has had enough.
 
-Owns reading lines, commands such as /regen, and the loop of a reply; must not know how a template is rendered, nor how
-a token is computed or chosen.
+Owns reading lines, commands such as /regen, and the loop of a reply.
 """
 
 import sys

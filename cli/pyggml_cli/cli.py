@@ -1,7 +1,7 @@
 """`pyggml-cli`: continue a text, or converse (chat.py). Its flags are those of llama.cpp's completion tool (completion_flags.py).
 
-Owns the step from flags to a text and how it is printed; must not know how a token is computed or chosen. Everything heavy is
-imported when it is needed, so that --help and mistakes answer at once.
+Owns the step from flags to a text and how it is printed. Everything heavy is imported when it is needed, so that --help
+and mistakes answer at once.
 """
 
 import os

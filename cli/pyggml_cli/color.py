@@ -1,6 +1,6 @@
 """Colors for the prompt and for what the user types (`--color`), as llama.cpp's common/console.cpp has them.
 
-Owns the escape codes and when they are used; must not know what is written between them.
+Owns the escape codes and when they are used.
 """
 
 import os

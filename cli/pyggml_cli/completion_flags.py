@@ -1,7 +1,7 @@
 """The flags of pyggml-cli: llama.cpp's completion tool (common/arg.cpp), row by row.
 
-Owns names, meanings and defaults of the flags that are carried out; must not know how. Those that make no difference
-here and those that are refused are in other_flags.py. `MODEL` and `DEVICES` serve other commands too.
+Owns names, meanings and defaults of the flags that are carried out. Those that make no difference here and those that
+are refused are in other_flags.py. `MODEL` and `DEVICES` serve other commands too.
 """
 
 from pyggml_cli.flags import (

@@ -1,6 +1,6 @@
 """Which devices a command may use: this machine's, and those of the servers it was told of.
 
-Owns finding and naming them; must not know how layers are spread over them.
+Owns finding and naming them.
 """
 
 import sys

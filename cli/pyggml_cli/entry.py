@@ -1,6 +1,6 @@
 """How a command begins and ends: exit codes, one-line errors.
 
-Owns the way out; must not know what any command does in between.
+Owns the way out.
 """
 
 import contextlib

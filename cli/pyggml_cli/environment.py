@@ -1,8 +1,8 @@
 """The environment variables of llama.cpp that stand for flags of its completion tool (common/arg.cpp, set_env).
 
-Owns which variable belongs to which flag; must not know what a flag means. A switch with a negative has a second one
-with LLAMA_ARG_NO_ (see flags.parse). HF_TOKEN is not among them: other programs set it, and alone it asks for nothing.
-llama.cpp's rpc-server and llama-bench read none.
+Owns which variable belongs to which flag. A switch with a negative has a second one with LLAMA_ARG_NO_ (see
+flags.parse). HF_TOKEN is not among them: other programs set it, and alone it asks for nothing. llama.cpp's rpc-server
+and llama-bench read none.
 """
 
 VARIABLES: dict[str, str] = {

@@ -1,6 +1,6 @@
 """A bar for a download that another program makes: it grows with the files in a folder.
 
-Owns how that looks; must not know what comes from where.
+Owns how that looks.
 """
 
 import contextlib

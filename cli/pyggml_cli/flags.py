@@ -1,7 +1,7 @@
 """Command lines in llama.cpp's manner: a table of flags in, values or one clear line out.
 
-Owns parsing and the help text; must not know what any flag means to a model.
-A flag takes the argument after it whatever that looks like (`-n -1`), `--a_b` is `--a-b`, the last one given counts.
+Owns parsing and the help text. A flag takes the argument after it whatever that looks like (`-n -1`), `--a_b` is
+`--a-b`, the last one given counts.
 """
 
 import difflib

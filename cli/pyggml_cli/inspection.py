@@ -1,7 +1,7 @@
 """`pyggml-inspect`: what is in a model file, for people or, with --json, for programs.
 
-Owns how it is shown; must not know the file's format. What a file says of itself is printed without the characters
-that a terminal would obey. (Python's own library has a module `inspect`: hence the name.)
+Owns how it is shown. What a file says of itself is printed without the characters that a terminal would obey. (Python's
+own library has a module `inspect`: hence the name.)
 """
 
 import json

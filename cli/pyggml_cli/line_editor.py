@@ -1,7 +1,6 @@
 """The user's lines in a terminal: keys to edit with, Tab, a history that is kept, and Ctrl-C at any moment.
 
-Owns the use of readline and the history's file; must not know what a line means. Where Python has no readline, lines are
-read without all that.
+Owns the use of readline and the history's file. Where Python has no readline, lines are read without all that.
 """
 
 import contextlib

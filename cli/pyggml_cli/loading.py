@@ -1,6 +1,6 @@
 """From a command line's values to a model in memory, with the waiting shown.
 
-Owns that step and the progress of it; must not know what the model is wanted for.
+Owns that step and the progress of it.
 """
 
 import contextlib

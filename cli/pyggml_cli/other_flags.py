@@ -1,7 +1,7 @@
 """Flags of llama.cpp that pyggml-cli does not carry out: accepted with a note, or refused in one line that says why.
 
-Owns their names (common/arg.cpp) and the reasons; must not know any flag that does something. With
-completion_flags.py it names every flag of llama.cpp's tools, so that none of them is taken for a mistake.
+Owns their names (common/arg.cpp) and the reasons. With completion_flags.py it names every flag of llama.cpp's tools, so
+that none of them is taken for a mistake.
 """
 
 from pyggml_cli.flags import Ignored, Refused, Row

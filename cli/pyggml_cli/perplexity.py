@@ -1,6 +1,6 @@
 """`pyggml-perplexity`: how well a model predicts a text, with llama-perplexity's flags, definition and output.
 
-Owns the command line and what is printed; must not know how a loss is computed (pyggml.perplexity).
+Owns the command line and what is printed.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """Progress on stderr: a bar when it is a terminal, one plain line when it is not.
 
-Owns how waiting looks; must not know what is waited for. rich is imported when the first bar is drawn.
+Owns how waiting looks. rich is imported when the first bar is drawn.
 """
 
 import contextlib

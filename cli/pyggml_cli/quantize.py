@@ -1,6 +1,6 @@
 """`pyggml-quantize`: a model file in smaller types, with llama-quantize's arguments, names of mixes and results.
 
-Owns the command line and what is printed; must not know which tensor gets which type (pyggml.quantize).
+Owns the command line and what is printed.
 """
 
 import re

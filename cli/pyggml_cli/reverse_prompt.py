@@ -1,4 +1,4 @@
-"""`-r TEXT`: the texts as the flags give them. Must not know how they are sought (pyggml/runtime/stops.py)."""
+"""`-r TEXT`: the texts as the flags give them."""
 
 from pyggml_cli.completion_flags import unescape
 from pyggml_cli.flags import UsageError, Values

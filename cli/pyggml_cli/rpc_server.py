@@ -1,6 +1,6 @@
 """`pyggml-rpc-server`: offer this machine's devices to ggml RPC clients, ours and llama.cpp's.
 
-Owns its flags and what it prints; must not know the protocol. Everything it says goes to stdout, warnings to stderr.
+Owns its flags and what it prints. Everything it says goes to stdout, warnings to stderr.
 """
 
 import contextlib

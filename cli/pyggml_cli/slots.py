@@ -1,6 +1,6 @@
 """`--context-shift`, `--keep` and `--prompt-cache`: a context's slot and its file, as the flags want them.
 
-Owns the step from flags to these and what is told of them; must not know how tokens are forgotten or kept (pyggml.runtime).
+Owns the step from flags to these and what is told of them.
 """
 
 import sys

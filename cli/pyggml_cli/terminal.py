@@ -1,9 +1,9 @@
 """What foreign text may do to a terminal: nothing. Names of files, texts of models and peers' words can hold control
 characters, which a terminal obeys (it takes a title, moves the cursor, pastes).
 
-Owns which characters those are; must not know whose text it is. On stderr they are shown as escapes, always: `visible`
-stands before all that is written there, but for bars and colours of ours, which go to `raw`. The model's text on stdout
-loses them where stdout is a terminal; into a file or a pipe it goes as it is.
+Owns which characters those are. On stderr they are shown as escapes, always: `visible` stands before all that is
+written there, but for bars and colours of ours, which go to `raw`. The model's text on stdout loses them where stdout
+is a terminal; into a file or a pipe it goes as it is.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """Texts that flags name files of: prompts, grammars, schemas, templates.
 
-Owns reading them whole, but never without an end (/dev/zero has none); must not know what a text is for.
+Owns reading them whole, but never without an end (/dev/zero has none).
 """
 
 import sys

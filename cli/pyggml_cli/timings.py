@@ -1,6 +1,6 @@
 """What a run of a command took, printed as llama.cpp prints it (common/sampling.cpp, common_perf_print).
 
-Owns the lines; must not know what is measured.
+Owns the lines.
 """
 
 import time

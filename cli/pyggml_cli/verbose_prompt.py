@@ -1,4 +1,4 @@
-"""`--verbose-prompt`: the tokens of a prompt, on stderr. Must not know where the prompt comes from."""
+"""`--verbose-prompt`: the tokens of a prompt, on stderr."""
 
 import sys
 from collections.abc import Sequence

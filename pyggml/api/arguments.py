@@ -1,7 +1,6 @@
 """Parameters that users of llama-cpp-python know: which are carried out, and one line for every other.
 
-Owns the table of those that are not implemented and the step from sampling arguments to a SamplerChain; must not
-know a model.
+Owns the table of those that are not implemented and the step from sampling arguments to a SamplerChain.
 """
 
 from collections.abc import Callable, Iterable, Mapping

@@ -1,6 +1,6 @@
 """`Llama.set_cache`: states of texts computed before, by their tokens, as llama-cpp-python keeps them in memory.
 
-Owns which states are kept and which one is found; must not know what is in a state.
+Owns which states are kept and which one is found.
 """
 
 from __future__ import annotations

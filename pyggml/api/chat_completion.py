@@ -1,7 +1,6 @@
 """`Llama.create_chat_completion`: messages in, the dicts of OpenAI's API and llama-cpp-python out.
 
-Owns the step from messages to a prompt and from a completion's dicts to a chat's; must not know how a template is
-rendered or a token computed.
+Owns the step from messages to a prompt and from a completion's dicts to a chat's.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Completions in the shape that OpenAI's API and llama-cpp-python return: dicts, whole or as a stream.
 
-Owns the step from a prompt's text to a sequence, and from its pieces to answer dicts: echo, suffix, logprobs. Must not
-know how a token is computed or chosen, nor when enough is said (pyggml.runtime).
+Owns the step from a prompt's text to a sequence, and from its pieces to answer dicts: echo, suffix, logprobs.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a `Llama` has evaluated, and what comes next: tokens, logits, samplers, states.
 
-Owns the calls of llama_cpp.Llama that deal in tokens; must not know a completion's dicts, nor how a model is loaded.
+Owns the calls of llama_cpp.Llama that deal in tokens.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What can be asked of a `Llama` without computing: sizes, special tokens, text to tokens and back.
 
-Owns these answers; must not know what has been evaluated.
+Owns these answers.
 """
 
 from __future__ import annotations

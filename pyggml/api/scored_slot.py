@@ -1,6 +1,6 @@
 """A slot that remembers logits: those of the last token, or of every token.
 
-Owns rows of logits beside the tokens that they follow; must not know what is chosen from them.
+Owns rows of logits beside the tokens that they follow.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What `Llama.save_state` gives and `load_state` takes: a text computed, to go back to, as llama_cpp.LlamaState.
 
-Owns what is kept beside the context's own state; must not know that state's format (runtime/state.py).
+Owns what is kept beside the context's own state.
 """
 
 from __future__ import annotations

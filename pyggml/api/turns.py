@@ -1,6 +1,6 @@
 """One context and several callers: one computes at a time, and of the streams that were begun only the newest goes on.
 
-Owns the lock and the count of what was begun; must not know what is computed.
+Owns the lock and the count of what was begun.
 """
 
 from __future__ import annotations

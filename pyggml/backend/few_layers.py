@@ -1,6 +1,6 @@
 """Schedules of a model's graphs, made from a few of its layers where those can stand for all.
 
-Owns what is known of each form of graph: which layers to build. Knows no model.
+Owns what is known of each form of graph: which layers to build.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Tensors that stay (weights, a KV cache) packed into as few buffers of a device as its size limit allows.
 
-Owns their order and alignment; does not know what they hold.
+Owns their order and alignment.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The threads that run CPU plans. Owns their start and end, and the memory that they share; knows no plan's content.
+"""The threads that run CPU plans. Owns their start and end, and the memory that they share.
 
 The workers live inside compiled code (kernels/cpu/executor.py) without the GIL; a run costs no Python on their side.
 """

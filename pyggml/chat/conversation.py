@@ -1,6 +1,6 @@
 """A conversation that grows: each turn adds tokens to those before, so that the KV cache keeps what was said.
 
-Owns messages and their tokens; must not know a model or how its tokens are evaluated.
+Owns messages and their tokens.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Chat formats that go by a name: how llama.cpp writes a conversation for models whose file brings no template.
 
-Owns one row or function a name, after llm_chat_apply_template in llama-chat.cpp; must not know tokens or Jinja.
+Owns one row or function a name, after llm_chat_apply_template in llama-chat.cpp.
 """
 
 from collections.abc import Callable, Mapping, Sequence

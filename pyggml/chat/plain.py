@@ -1,6 +1,6 @@
 """A dialogue without a template: what the user types is put between a prefix and a suffix, after all that was said.
 
-Owns its tokens; must not know a model or how its tokens are evaluated. It stands in for a `Conversation`.
+Owns its tokens. It stands in for a `Conversation`.
 """
 
 from pathlib import Path

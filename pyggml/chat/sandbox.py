@@ -1,6 +1,6 @@
 """Rendering a Jinja template that came with a file: `render(template, variables)`, in another process with limits.
 
-Owns that process (worker.py), which stays for the next call; must not know what a template is for.
+Owns that process (worker.py), which stays for the next call.
 """
 
 import atexit

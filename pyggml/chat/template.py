@@ -1,7 +1,6 @@
 """A conversation as the text that a model was trained on: the file's template, a format by name, or the user's own.
 
-Owns the choice between them and the form of messages; must not know how Jinja is kept within limits (sandbox.py), nor
-what becomes of the text.
+Owns the choice between them and the form of messages.
 """
 
 import logging

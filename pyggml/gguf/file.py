@@ -1,7 +1,6 @@
 """Opening a GGUF model, of one file or of several parts: maps the files and hands out their tensors' bytes in place.
 
-Owns the mapping, the joining of parts (`-00001-of-0000N.gguf`) and the typed getters; does not know the byte format
-(`header.py`) nor what a key means.
+Owns the mapping, the joining of parts (`-00001-of-0000N.gguf`) and the typed getters.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """Arrays of GGUF strings: where each one lies is found in a few NumPy passes, its text is decoded when asked for.
 
-Owns the layout of one string (u64 length, then UTF-8 bytes); does not know what the strings are for.
+Owns the layout of one string (u64 length, then UTF-8 bytes).
 """
 
 from collections.abc import Iterator, Sequence

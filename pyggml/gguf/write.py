@@ -1,7 +1,7 @@
 """The head of a GGUF file from metadata and tensors: the inverse of `header.py`, version 3.
 
 The `gguf` package's writer is not used: it guesses the element type of an array from Python values, cannot write an
-empty array, and takes seconds for a vocabulary, whose bytes are at hand here. Must not know what is in a tensor.
+empty array, and takes seconds for a vocabulary, whose bytes are at hand here.
 """
 
 import struct

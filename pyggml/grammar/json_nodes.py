@@ -1,7 +1,7 @@
 """A JSON schema, checked and brought into few kinds of nodes.
 
-Owns which keywords count and in what order; must not know grammars.
-The subset and its order are llama.cpp's (common/json-schema.cpp); what it refuses is refused here, with the path.
+Owns which keywords count and in what order. The subset and its order are llama.cpp's (common/json-schema.cpp); what it
+refuses is refused here, with the path.
 """
 
 import math

@@ -1,7 +1,7 @@
 """A JSON schema to a grammar, in GBNF.
 
-Owns the rules for each kind of node and their names; must not know how a grammar is read or matched.
-The text is that which llama.cpp makes (common/json-schema-to-grammar.cpp): the same rules under the same names.
+Owns the rules for each kind of node and their names. The text is that which llama.cpp makes
+(common/json-schema-to-grammar.cpp): the same rules under the same names.
 """
 
 import json

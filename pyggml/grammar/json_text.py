@@ -1,7 +1,7 @@
 """Pieces of GBNF text that JSON schemas need: literals, repetitions, ranges of whole numbers, regular expressions.
 
-Owns how each is written; must not know schemas. The forms are llama.cpp's (common/json-schema-to-grammar.cpp), so
-that both sides make the same text of a schema.
+Owns how each is written. The forms are llama.cpp's (common/json-schema-to-grammar.cpp), so that both sides make the
+same text of a schema.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The `LlamaGrammar` that users of llama-cpp-python know. Owns its constructors; must not know what a grammar does."""
+"""The `LlamaGrammar` that users of llama-cpp-python know. Owns its constructors."""
 
 import os
 from pathlib import Path

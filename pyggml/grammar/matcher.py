@@ -1,9 +1,9 @@
 """Which characters may come next: a grammar as a machine that is built while it is used.
 
-Owns stacks of positions, states (sets of stacks) and their limits; must not know tokens' texts.
-llama.cpp (src/llama-grammar.cpp) keeps a list of stacks, each a list of positions, the topmost at a terminal. Here
-stacks share their lower parts, a set of stacks is a state with a name, and where a character leads from a state is
-remembered: a text in a JSON string walks between two states, whatever the vocabulary.
+Owns stacks of positions, states (sets of stacks) and their limits. llama.cpp (src/llama-grammar.cpp) keeps a list of
+stacks, each a list of positions, the topmost at a terminal. Here stacks share their lower parts, a set of stacks is a
+state with a name, and where a character leads from a state is remembered: a text in a JSON string walks between two
+states, whatever the vocabulary.
 """
 
 from dataclasses import dataclass, field

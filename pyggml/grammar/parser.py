@@ -1,9 +1,8 @@
 """GBNF text to rules.
 
-Owns the syntax and the rewriting of repetitions; must not know how text is matched.
-Syntax: llama.cpp, src/llama-grammar.cpp (llama_grammar_parser) and grammars/README.md. What is refused there is
-refused here, with the line; in addition what would take that side down: x{5,3}, thousands of nested groups, millions
-of elements.
+Owns the syntax and the rewriting of repetitions. Syntax: llama.cpp, src/llama-grammar.cpp (llama_grammar_parser) and
+grammars/README.md. What is refused there is refused here, with the line; in addition what would take that side down:
+x{5,3}, thousands of nested groups, millions of elements.
 """
 
 import re

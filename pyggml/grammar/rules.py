@@ -1,6 +1,6 @@
 """A grammar as data: rules, each of several alternatives, each a sequence of elements.
 
-Owns what an element matches, and the check for left recursion; must not know GBNF's text, nor how matching goes on.
+Owns what an element matches, and the check for left recursion.
 """
 
 from bisect import bisect_right

@@ -1,7 +1,7 @@
 """Which tokens may come next: their texts against a grammar, all at once or a single one.
 
-Owns the decoding of UTF-8 that is cut in the middle, the trie of a vocabulary's texts, and the masks; must not know
-logits. Rules: llama.cpp, src/llama-grammar.cpp, llama_grammar_apply_impl and llama_grammar_accept_impl.
+Owns the decoding of UTF-8 that is cut in the middle, the trie of a vocabulary's texts, and the masks. Rules: llama.cpp,
+src/llama-grammar.cpp, llama_grammar_apply_impl and llama_grammar_accept_impl.
 """
 
 import copy

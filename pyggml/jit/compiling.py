@@ -1,7 +1,6 @@
 """From a kernel's Python function to an object file: the only part that imports Numba.
 
-Owns the compiler's options and what an object file may call; must not know where it is kept or who runs it. Importing
-this module does not import Numba.
+Owns the compiler's options and what an object file may call. Importing this module does not import Numba.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Who compiles what: jobs, the threads that hand them to compiling processes, and agreement with other programs.
 
-Owns the queue; must not know how code is made or what is in a file. A thread here waits for a process each and holds
-no lock meanwhile: kernels that are there can be linked and run while others are compiled.
+Owns the queue. A thread here waits for a process each and holds no lock meanwhile: kernels that are there can be linked
+and run while others are compiled.
 
 Programs that start together share the work: whoever compiles a kernel holds a lock on one byte of the folder's lock
 file, at a place that the kernel's name decides, and the others compile something else or wait. They wait PATIENCE

@@ -1,8 +1,7 @@
 """Object files kept on disk, and the assembly of those that somebody has read: their names, what these depend on, and the
 seal that proves a file whole.
 
-Owns the format; where a folder or a disk cannot be used it says so once and keeps nothing. Must not know how code is
-made.
+Owns the format; where a folder or a disk cannot be used it says so once and keeps nothing.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Compiling there and not here has three reasons. LLVM cannot be interrupted, a pr
 once. Numba holds the GIL for most of its time, and a server has clients to answer meanwhile. And what Numba and LLVM
 keep of every kernel goes away with the process.
 
-Owns starting and ending such processes; must not know which kernels are wanted when.
+Owns starting and ending such processes.
 """
 
 from __future__ import annotations

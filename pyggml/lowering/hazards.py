@@ -1,7 +1,7 @@
 """Where a plan needs barriers, and what may be used again: from the memory that steps read and write.
 
-Owns the decision for each step, in the logarithm of the steps before it; knows no step's content. The plain form, which
-holds each step against all before it, is the specification in tests/lowering/test_hazards.py.
+Owns the decision for each step, in the logarithm of the steps before it. The plain form, which holds each step against
+all before it, is the specification in tests/lowering/test_hazards.py.
 """
 
 from __future__ import annotations

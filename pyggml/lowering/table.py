@@ -1,4 +1,4 @@
-"""The memory of a CPU plan: its head and its steps' records. Knows no single op and no thread."""
+"""The memory of a CPU plan: its head and its steps' records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The numbers of every op and sub-op: `enum ggml_op`, `ggml_unary_op`, `ggml_glu_op` of ggml.h. Knows no rule."""
+"""The numbers of every op and sub-op: `enum ggml_op`, `ggml_unary_op`, `ggml_glu_op` of ggml.h."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which operands a result may lie on: the check of a placed node's addresses. Knows no op of its own.
+"""Which operands a result may lie on: the check of a placed node's addresses.
 
 A client of the reference backend lays a result on an operand in two cases: where the op's builder makes it a view of that
 operand (ggml.c: the *_inplace builders, ggml_cpy, ggml_set_rows), and where the allocator gives it the memory of an

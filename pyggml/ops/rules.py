@@ -1,6 +1,6 @@
 """What makes a node well-formed: the table of shape rules, and the words that rules and builders are written in.
 
-A node that is built here and one that comes from a peer (`check`) are held to the same rule. Knows no op of its own.
+A node that is built here and one that comes from a peer (`check`) are held to the same rule.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The file in which llama-perplexity keeps a model's predictions of a text, to compare another model's with.
 
 Owns its layout: "_logits_", n_ctx, n_vocab, n_chunk (i32), the chunks' tokens (i32), then for each scored token its
-probabilities in 16 bits (perplexity.cpp: log_softmax). Must not know what is made of them.
+probabilities in 16 bits (perplexity.cpp: log_softmax).
 """
 
 import contextlib

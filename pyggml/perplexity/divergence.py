@@ -1,6 +1,6 @@
 """How far a model's predictions are from a base model's: the sums that llama-perplexity --kl-divergence keeps.
 
-Follows perplexity.cpp (kl_divergence, log_softmax with base_log_prob). Must not know where either's come from.
+Follows perplexity.cpp (kl_divergence, log_softmax with base_log_prob).
 """
 
 import math

@@ -1,6 +1,6 @@
 """A text cut into chunks of the context's size, and the loss of the second half of each.
 
-Follows tools/perplexity/perplexity.cpp (perplexity, log_softmax). Must not know files, nor how a model computes.
+Follows tools/perplexity/perplexity.cpp (perplexity, log_softmax).
 """
 
 import math

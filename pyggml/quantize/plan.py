@@ -1,7 +1,6 @@
 """From an open model file and a mix to a plan: which tensors in which order become what, under which metadata.
 
-Follows llama_model_quantize_impl (llama-quant.cpp), so that the file will be the same byte for byte. Must not know how
-a tensor is converted (run.py).
+Follows llama_model_quantize_impl (llama-quant.cpp), so that the file will be the same byte for byte.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,7 @@
 """Carrying out a plan: rows read from the mapped file, converted on several threads, written in order.
 
-Owns the threads and the bound on memory; must not know why a tensor gets its type. NumPy, and for K types compiled
-searches, do the work outside the GIL, on pieces that are small enough for a core's cache.
+Owns the threads and the bound on memory. NumPy, and for K types compiled searches, do the work outside the GIL, on
+pieces that are small enough for a core's cache.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """Batches: tokens of one or several sequences that are to be computed, and their cut into micro-batches.
 
-Owns what a caller says and the order of work; knows no memory and no graph. As llama_batch and llama_batch_allocr
-(llama-batch.cpp), where each token belongs to one sequence.
+Owns what a caller says and the order of work. As llama_batch and llama_batch_allocr (llama-batch.cpp), where each token
+belongs to one sequence.
 """
 
 from __future__ import annotations

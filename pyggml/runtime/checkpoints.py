@@ -1,7 +1,6 @@
 """Checkpoints of one text in a memory that cannot go back to any token: when they are made, which are kept, which is gone back to.
 
-Owns llama-server's rules for them (tools/server/server-context.cpp: create_checkpoint and update_slots); must not know what a
-checkpoint holds (pyggml.memory), nor which tokens a text has.
+Owns llama-server's rules for them (tools/server/server-context.cpp: create_checkpoint and update_slots).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One sequence of a context, for who has a text and no interest in the others. Knows no text and no sampling."""
+"""One sequence of a context, for who has a text and no interest in the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How likely a token was: log-probabilities from a row of logits. Owns the numbers; must not know what tokens spell."""
+"""How likely a token was: log-probabilities from a row of logits. Owns the numbers."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple

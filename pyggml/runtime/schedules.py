@@ -1,6 +1,6 @@
 """The graphs of a context's micro-batches, made ready to run, and kept as long as they are likely to be used again.
 
-Owns what a graph is found by, and how many are kept; must not know what micro-batches hold.
+Owns what a graph is found by, and how many are kept.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """One text while it is generated: its tokens, what chooses the next one, and when it has said enough.
 
-Owns the step from a row of logits to a piece of text; must not know a context, nor where logits come from: `generate`
-drives one sequence, and who computes several at once drives them by the same calls.
+Owns the step from a row of logits to a piece of text.
 """
 
 import enum

@@ -1,8 +1,8 @@
 """A text's place in a context: which tokens are computed there, what of a new text is there already, and room for more.
 
-Owns prefix reuse and the context shift, as llama.cpp's completion tool does it (tools/completion/completion.cpp): a full
-context goes on without the older half of what is not to be kept. Where a memory cannot go back to any token, it goes back to
-a checkpoint (checkpoints.py). Must not know how cells move, nor what is generated.
+Owns prefix reuse and the context shift, as llama.cpp's completion tool does it (tools/completion/completion.cpp): a
+full context goes on without the older half of what is not to be kept. Where a memory cannot go back to any token, it
+goes back to a checkpoint (checkpoints.py).
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Texts that end a generation: stop texts, which are cut off, and reverse prompts, which stay.
 
-Owns the search, in bytes: a text may begin in one token and end in another. Must not know who writes the text.
+Owns the search, in bytes: a text may begin in one token and end in another.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What a generation took. Owns the clock and the counters; must not know how they are shown."""
+"""What a generation took. Owns the clock and the counters."""
 
 import time
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Stages that select a token by a target of their own: mirostat 1 and 2, adaptive-p.
 
-Owns their feedback from token to token; must not know the chain around them. Formulas: llama.cpp,
-src/llama-sampler.cpp, `llama_sampler_<stage>_apply`; all in f32 as there.
+Owns their feedback from token to token. Formulas: llama.cpp, src/llama-sampler.cpp, `llama_sampler_<stage>_apply`; all
+in f32 as there.
 """
 
 import numpy as np

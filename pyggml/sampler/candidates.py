@@ -1,6 +1,6 @@
 """The candidates of one draw, and the sums over them that several stages need.
 
-Owns the struct of arrays and its arithmetic (selection, softmax); must not know which stage asks, or why.
+Owns the struct of arrays and its arithmetic (selection, softmax).
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """The sampler chain: an ordered list of stages, and the state between tokens.
 
-Owns the order and what goes in and out; must not know any stage's formula.
+Owns the order and what goes in and out.
 """
 
 from collections.abc import Sequence

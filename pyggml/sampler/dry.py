@@ -1,7 +1,7 @@
 """DRY ("don't repeat yourself"): tokens that would continue a repetition lose the more, the longer it is already.
 
-Owns the search for repetitions and the breakers that end them; must not know the chain around it.
-Formulas: llama.cpp, src/llama-sampler.cpp, llama_sampler_dry_apply and get_overlapping_token_sequences.
+Owns the search for repetitions and the breakers that end them. Formulas: llama.cpp, src/llama-sampler.cpp,
+llama_sampler_dry_apply and get_overlapping_token_sequences.
 """
 
 import copy
@@ -47,7 +47,7 @@ def breaker_tails(vocab: Vocabulary, breakers: Iterable[str]) -> Tails:
 
 
 class DRY(Stage):
-    """Makes tokens that would continue a repetition the less likely, the longer it is already.
+    """Penalises tokens that extend a repeated sequence, exponentially in its length.
 
     Subtracts multiplier * base ** (length - allowed_length) from the logit of a token that would continue the
     repetition of `length` tokens at the end of the last `last_n`, if it is allowed_length long. Nothing before the

@@ -1,6 +1,6 @@
 """The sampling parameters: llama.cpp's names and defaults, and what values are allowed.
 
-Owns the numbers and the one line that refuses a bad one; must not know how a stage uses them.
+Owns the numbers and the one line that refuses a bad one.
 """
 
 import math

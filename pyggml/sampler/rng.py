@@ -1,6 +1,6 @@
 """The random numbers of the draw: C++'s std::mt19937 and the uniform double that libstdc++ makes of it.
 
-Owns the generator's state; must not know what the numbers are used for.
+Owns the generator's state.
 """
 
 import math

@@ -1,9 +1,9 @@
 """The stages of every chain: bias, penalties, top-k, top-p, min-p, temperature, the draw.
 
-Owns what each of them does to the candidates and what it remembers; must not know the chain around it, nor the order
-(table.py). The less usual ones have files of their own: truncation.py, dry.py, adaptive.py.
-Formulas: llama.cpp, src/llama-sampler.cpp, the function `llama_sampler_<stage>_apply`. Real numbers are f32 as there.
-Where it leaves the order of equal logits to std::partial_sort, here the lower token id stays first.
+Owns what each of them does to the candidates and what it remembers. The less usual ones have files of their own:
+truncation.py, dry.py, adaptive.py. Formulas: llama.cpp, src/llama-sampler.cpp, the function
+`llama_sampler_<stage>_apply`. Real numbers are f32 as there. Where it leaves the order of equal logits to
+std::partial_sort, here the lower token id stays first.
 """
 
 import copy

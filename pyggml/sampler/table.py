@@ -1,6 +1,6 @@
 """The stages that a user can put in order, and how users spell them.
 
-Owns names, letters and spellings, those of llama.cpp's common/sampling.cpp; must not know what a stage does.
+Owns names, letters and spellings, those of llama.cpp's common/sampling.cpp.
 """
 
 from collections.abc import Iterable

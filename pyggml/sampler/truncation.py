@@ -1,7 +1,6 @@
 """Stages that cut the candidates by more than their likelihood: top-n-sigma, typical, XTC.
 
-Owns what they drop; must not know the chain around them. Formulas: llama.cpp, src/llama-sampler.cpp,
-`llama_sampler_<stage>_apply`.
+Owns what they drop. Formulas: llama.cpp, src/llama-sampler.cpp, `llama_sampler_<stage>_apply`.
 """
 
 import numpy as np
@@ -14,7 +13,7 @@ from pyggml.sampler.vocabulary import Vocabulary
 
 
 class TopNSigma(Stage):
-    """Bans the logits more than n standard deviations below the largest; those of -inf count for nothing."""
+    """Bans the logits more than n standard deviations below the largest; logits of -inf do not count."""
 
     name = "top-n-sigma"
 

@@ -1,4 +1,4 @@
-"""What the sampler asks of a vocabulary. Owns the protocol; must not know who keeps it (pyggml.tokenizer does)."""
+"""What the sampler asks of a vocabulary. Owns the protocol."""
 
 from collections.abc import Set
 from typing import Protocol

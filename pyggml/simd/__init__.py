@@ -1,7 +1,7 @@
 """LLVM vectors as Numba values: the primitives that CPU kernels are written in.
 
-Owns the list of primitives; each file of the package is one kind of them. Knows no tensor. Registers are 512 bits wide in
-thought (16 x f32, 64 x u8); LLVM splits them for narrower machines, so a kernel reads the same at every level.
+Owns the list of primitives; each file of the package is one kind of them. Knows no tensor. Kernels are written
+for registers of 512 bits (16 x f32, 64 x u8), which LLVM legalises for narrower machines: a kernel is the same at every level.
 Instructions that have no generic spelling are chosen by `LEVEL`. No sum depends on chance: `hsum` is a fixed tree.
 """
 

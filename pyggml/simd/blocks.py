@@ -1,4 +1,4 @@
-"""Pieces of quantised blocks: nibbles, single bits, bytes, and the transposition of 16 rows. Knows no type by name."""
+"""Pieces of quantised blocks: nibbles, single bits, bytes, and the transposition of 16 rows."""
 
 from llvmlite import ir
 from numba import types

@@ -1,4 +1,4 @@
-"""Columns of 16 rows: what lies at one place of 16 rows of blocks, a row a lane. Knows no type by name.
+"""Columns of 16 rows: what lies at one place of 16 rows of blocks, a row a lane.
 
 Rows lie `stride` bytes apart, all 16 of them. Sixteen bytes of each row are loaded at once, as four words of 32 bits, and
 transposed before anything is unpacked: nibbles are then half as many registers. A set of columns

@@ -1,4 +1,4 @@
-"""Tables in read-only memory, for look-ups by number that no register holds. Knows no type by name.
+"""Tables in read-only memory, for look-ups by number that no register holds.
 
 Kernels import it by its own name: what is in a kernel's object file changes where a table does, and nowhere else.
 """

@@ -1,5 +1,5 @@
 """The integer dot product: sums of four adjacent 8-bit products, exact, lane by lane; the one thing that differs most
-between CPU levels. Knows no block format."""
+between CPU levels."""
 
 from llvmlite import ir
 from numba.extending import intrinsic

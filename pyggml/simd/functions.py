@@ -1,4 +1,4 @@
-"""Functions of f32 lanes that are approximated: exponentials and hyperbolic tangent. Each says how well. Knows no op."""
+"""Functions of f32 lanes that are approximated: exponentials and hyperbolic tangent. Each says how well."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Runs of bytes looked up in tables that a kernel carries with it, and signs given as bits. Knows no type by name."""
+"""Runs of bytes looked up in tables that a kernel carries with it, and signs given as bits."""
 
 import hashlib
 

@@ -1,6 +1,4 @@
-"""Half precision: f16 and bf16 to f32 and back, singly, in registers, and gathered from blocks that lie apart.
-
-Knows no block format: offsets and strides come from the caller."""
+"""Half precision: f16 and bf16 to f32 and back, singly, in registers, and gathered from blocks that lie apart."""
 
 from llvmlite import ir
 from numba import types

@@ -1,4 +1,4 @@
-"""Making registers, moving lanes, and sums over lanes in a fixed order. Knows no memory."""
+"""Making registers, moving lanes, and sums over lanes in a fixed order."""
 
 from numba import types
 from numba.extending import intrinsic

@@ -1,6 +1,6 @@
 """Loads and stores: scalars, whole registers, parts of registers that touch no byte beyond, lanes that lie apart.
 
-Addresses are plain integers (uintp), of any alignment. Knows no arithmetic."""
+Addresses are plain integers (uintp), of any alignment."""
 
 from llvmlite import ir
 from numba import types

@@ -1,4 +1,4 @@
-"""Bytes looked up in a table of sixteen, and bytes seen as words of 32 bits. Knows no type by name."""
+"""Bytes looked up in a table of sixteen, and bytes seen as words of 32 bits."""
 
 from llvmlite import ir
 from numba.extending import intrinsic

@@ -1,4 +1,4 @@
-"""What threads share: atomics, waiting, and calling a kernel by its address. Knows no plan."""
+"""What threads share: atomics, waiting, and calling a kernel by its address."""
 
 from llvmlite import ir
 from numba import types

@@ -1,4 +1,4 @@
-"""Register tiles: 16 rows by some columns at once, for matrix products and attention. Knows no matrix."""
+"""Register tiles: 16 rows by some columns at once, for matrix products and attention."""
 
 from llvmlite import ir
 from numba import types

@@ -1,4 +1,4 @@
-"""The Numba types: `Vec`, lanes in one LLVM vector, and `Tile`, several registers handled as one value. Knows no operation."""
+"""The Numba types: `Vec`, lanes in one LLVM vector, and `Tile`, several registers handled as one value."""
 
 from llvmlite import ir
 from numba import types

@@ -1,6 +1,6 @@
 """What every tokenizer does alike: special tokens in text, BOS and EOS, ids back to bytes and text.
 
-Owns the public class `Tokenizer`, and which kinds there are; does not know how a kind cuts plain text (subclasses do).
+Owns the public class `Tokenizer`, and which kinds there are.
 """
 
 import logging

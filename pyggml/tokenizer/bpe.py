@@ -1,6 +1,6 @@
 """Byte-level BPE (`tokenizer.ggml.model` = gpt2), with the merging done by the `tokenizers` library.
 
-Owns the way from GGUF's lists to that library's model; does not know special tokens, BOS or EOS (base.py does).
+Owns the way from GGUF's lists to that library's model.
 """
 
 import logging

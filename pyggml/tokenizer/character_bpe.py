@@ -1,6 +1,6 @@
 """BPE whose pieces are characters, as in Gemma 4: spaces are written U+2581, and a character that is no token is its bytes.
 
-Owns how text is cut before merging there, and the way to the `tokenizers` library; knows no file and no special tokens.
+Owns how text is cut before merging there, and the way to the `tokenizers` library.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The vocabulary of llama.cpp's own test models (`tokenizer.ggml.model` = test): tokens without a meaning, for any text.
 
-Owns the hash; does not know special tokens, BOS or EOS (base.py does).
+Owns the hash.
 """
 
 from collections.abc import Mapping

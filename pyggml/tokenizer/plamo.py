@@ -1,6 +1,6 @@
 """The vocabularies of PLaMo 2 and 3 (`tokenizer.ggml.model` = plamo2, plamo3): of all ways to cut a text, the cheapest.
 
-Owns the search and where PLaMo 3 cuts before it; does not know special tokens, BOS or EOS (base.py does).
+Owns the search and where PLaMo 3 cuts before it.
 """
 
 import math

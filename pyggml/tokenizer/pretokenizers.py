@@ -1,7 +1,7 @@
 """How byte-level BPE vocabularies cut text into words before merging: the values of `tokenizer.ggml.pre`.
 
 Owns the patterns (Oniguruma's syntax) and flags, after llm_tokenizer_bpe and llama_vocab::impl::load in
-llama-vocab.cpp; knows nothing of tokens. Each pattern cuts the pieces that the one before left, matches and gaps alike.
+llama-vocab.cpp. Each pattern cuts the pieces that the one before left, matches and gaps alike.
 """
 
 from typing import NamedTuple

@@ -1,6 +1,6 @@
 """The vocabulary of RWKV (`tokenizer.ggml.model` = rwkv): sequences of bytes, the longest that fits is taken.
 
-Owns how its tokens are written in the file; does not know special tokens in text (base.py does).
+Owns how its tokens are written in the file.
 """
 
 from collections.abc import Mapping

@@ -1,8 +1,8 @@
 """SentencePiece-style BPE with byte fallback (`tokenizer.ggml.model` = llama): pairs are merged by the tokens' scores.
 
-Owns the merging and the bytes of characters that are no tokens; does not know special tokens, BOS or EOS (base.py does).
-The `tokenizers` library is of no use here: its merges have a strict order, while scores may be equal (those of all runs
-of spaces in Llama 2's vocabulary are), and then the leftmost pair comes first.
+Owns the merging and the bytes of characters that are no tokens. The `tokenizers` library is of no use here: its merges
+have a strict order, while scores may be equal (those of all runs of spaces in Llama 2's vocabulary are), and then the
+leftmost pair comes first.
 """
 
 import heapq

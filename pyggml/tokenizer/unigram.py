@@ -1,6 +1,6 @@
 """SentencePiece's unigram model (`tokenizer.ggml.model` = t5): of all ways to cut a text, the one with the best sum of scores.
 
-Owns the search; `charsmap.py` says which characters stand for others. Does not know special tokens, BOS or EOS (base.py does).
+Owns the search; `charsmap.py` says which characters stand for others.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,6 @@
 """The vocabulary of a GGUF file: the tokens' texts and attributes, the special ids, which tokens end a generation.
 
-Owns what all kinds of tokenizer share, as llama_vocab::impl::load in llama-vocab.cpp has it; does not know how text is
-cut into tokens.
+Owns what all kinds of tokenizer share, as llama_vocab::impl::load in llama-vocab.cpp has it.
 """
 
 import logging

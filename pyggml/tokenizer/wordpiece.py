@@ -1,6 +1,6 @@
 """WordPiece (`tokenizer.ggml.model` = bert): words are cut greedily into the longest tokens, from left to right.
 
-Owns the normalisation of BERT and the search; does not know special tokens in text (base.py does).
+Owns the normalisation of BERT and the search.
 """
 
 import unicodedata

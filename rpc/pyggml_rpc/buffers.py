@@ -1,7 +1,6 @@
 """The buffers that one client has been lent: handles, addresses, what they count for, and the requests about them.
 
-A handle is random and a base address synthetic: neither says where anything lies. It must not know what is written into a
-buffer. Facts: ggml-rpc.cpp, `rpc_server`.
+A handle is random and a base address synthetic: neither says where anything lies. Facts: ggml-rpc.cpp, `rpc_server`.
 """
 
 import collections

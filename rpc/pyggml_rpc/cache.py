@@ -1,10 +1,10 @@
 """Weights kept on disk, so that a model that was sent once need not travel again.
 
-Owns the folder and the hash; it must not know tensors or connections. Clients ask with a 64-bit FNV-1a alone, which
-proves nothing: whoever likes makes other contents of the same hash in a blink. So an entry belongs to the client that sent
-it, is found by hash *and* length, is handed to that client alone, and only while its bytes have the BLAKE2b digest that
-they had when they came. An entry that has not is removed, and the client sends its bytes again. The folder has a
-limit; what was not used for longest goes first.
+Owns the folder and the hash. Clients ask with a 64-bit FNV-1a alone, which proves nothing: whoever likes makes other
+contents of the same hash in a blink. So an entry belongs to the client that sent it, is found by hash *and* length, is
+handed to that client alone, and only while its bytes have the BLAKE2b digest that they had when they came. An entry
+that has not is removed, and the client sends its bytes again. The folder has a limit; what was not used for longest
+goes first.
 
     OWNER-HASH-LENGTH      hexadecimal digits; a file of mode 0600
     | magic 16 bytes | BLAKE2b-256 of the content 32 bytes | zeros 16 bytes | content |

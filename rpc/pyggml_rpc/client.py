@@ -1,8 +1,8 @@
 """The client's connection to one endpoint, shared by all its devices.
 
-Owns the order of requests and what a failure is called (RpcError: endpoint, command, reason); it must not know tensors
-or graphs. Requests without a reply wait in an outbox until something makes them urgent, so that what a token needs goes
-out in one system call. Reference: `rpc_dispatcher` in ggml-rpc.cpp.
+Owns the order of requests and what a failure is called (RpcError: endpoint, command, reason). Requests without a reply
+wait in an outbox until something makes them urgent, so that what a token needs goes out in one system call. Reference:
+`rpc_dispatcher` in ggml-rpc.cpp.
 """
 
 import functools

@@ -1,6 +1,6 @@
 """What the parts of one client's session share: the server, who the client is, and its accounts of memory.
 
-Buffers, tensors, graphs and communicators are each given it; it must not know any of them.
+Buffers, tensors, graphs and communicators are each given it.
 """
 
 import time

@@ -1,7 +1,7 @@
 """A client's graphs: taken from the wire, proved, lowered, and kept to be computed again.
 
-Owns what is kept and what it counts for; it must not know how a request travelled. Lowering is Python's work for the most
-part: clients take turns at it, other threads get the interpreter in between, and it ends when its client has left.
+Owns what is kept and what it counts for. Lowering is Python's work for the most part: clients take turns at it, other
+threads get the interpreter in between, and it ends when its client has left.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """Graphs that are kept for another run: which of them a server has, as its client knows; and a client's, on the server.
 
 Owns the rule by which both sides count alike (ggml-rpc.cpp: `graph_uids`, `stored_graphs`): a device's set that is full
-is emptied before the next graph is kept, and a graph that FREE_BUFFER took still counts. It must not know a connection.
+is emptied before the next graph is kept, and a graph that FREE_BUFFER took still counts.
 """
 
 import zlib

@@ -1,8 +1,8 @@
 """The connection between two servers that add up what each has computed: how it comes about, and what is swapped.
 
-Owns its sockets and times; it must not know what the bytes mean. Rank 0 listens, rank 1 calls; each sends 24 bytes, in
-which a peer could offer another transport (RDMA). What the other side says comes from whoever was called: 24 zeros is
-what a server of ours or of llama.cpp over TCP says, and nothing else. Facts: ggml-rpc.cpp, `comm_init`.
+Owns its sockets and times. Rank 0 listens, rank 1 calls; each sends 24 bytes, in which a peer could offer another
+transport (RDMA). What the other side says comes from whoever was called: 24 zeros is what a server of ours or of
+llama.cpp over TCP says, and nothing else. Facts: ggml-rpc.cpp, `comm_init`.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""What the server's log says, and how often. Owns figures as text and the limit on repeated lines; knows no event."""
+"""What the server's log says, and how often. Owns figures as text and the limit on repeated lines."""
 
 import logging
 import threading

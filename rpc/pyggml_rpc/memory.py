@@ -1,8 +1,8 @@
 """Who holds how much of a memory that is on offer: a ledger a memory, an account a client.
 
-Owns the limits (what is offered, one client's share of it) and the sums; it must not know what the bytes are for.
-Everything that a client causes to be kept is taken from its account before it is made: buffers, work memory, graphs and
-frames that are still arriving. An account that is closed gives everything back.
+Owns the limits (what is offered, one client's share of it) and the sums. Everything that a client causes to be kept is
+taken from its account before it is made: buffers, work memory, graphs and frames that are still arriving. An account
+that is closed gives everything back.
 """
 
 import ctypes

@@ -1,7 +1,7 @@
 """Pieces of a tensor that lie apart in it and together on the wire: SET_TENSOR_2D and GET_TENSOR_2D.
 
-Owns the proof that they lie inside the tensor and share no byte, so that what is sent is never more than the tensor holds;
-and their way into and out of a buffer. It must not know how they travelled. Facts: ggml-rpc.cpp, `set_tensor_2d`.
+Owns the proof that they lie inside the tensor and share no byte, so that what is sent is never more than the tensor
+holds; and their way into and out of a buffer. Facts: ggml-rpc.cpp, `set_tensor_2d`.
 """
 
 import numpy as np

@@ -1,9 +1,8 @@
 """Tensors and graphs <-> the records that stand for them on the wire.
 
-Owns the meaning of a record's fields and the proof that a foreign tensor lies inside its buffer; it must not know how a
-record travelled. Everything from a peer is checked with Python's own integers, which do not wrap, before a Tensor exists:
-what `read_tensors` returns may be handed to a kernel that checks nothing. Whether the *op* is well-formed is asked later
-(`pyggml.ops.check`).
+Owns the meaning of a record's fields and the proof that a foreign tensor lies inside its buffer. Everything from a peer
+is checked with Python's own integers, which do not wrap, before a Tensor exists: what `read_tensors` returns may be
+handed to a kernel that checks nothing. Whether the *op* is well-formed is asked later (`pyggml.ops.check`).
 """
 
 from collections.abc import Callable, Iterable, Mapping

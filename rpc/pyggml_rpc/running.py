@@ -1,9 +1,9 @@
 """A client's computations: here, or on threads of their own while its next commands are read.
 
-Owns the threads, one for each device that is computed on beside others, and what became of their last computations; it
-must not know a command. A client with memory of one device has nothing that could be done meanwhile but small questions:
-its own thread computes, as to wake another and hear back takes a tenth of a millisecond. One computation at a time for
-each device: the next one waits. A failure shows to whoever waits next.
+Owns the threads, one for each device that is computed on beside others, and what became of their last computations. A
+client with memory of one device has nothing that could be done meanwhile but small questions: its own thread computes,
+as to wake another and hear back takes a tenth of a millisecond. One computation at a time for each device: the next one
+waits. A failure shows to whoever waits next.
 """
 
 import logging

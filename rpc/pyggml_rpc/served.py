@@ -1,7 +1,4 @@
-"""A device that a server offers: whose turn it is, on which of its backends, and how much of its memory is taken.
-
-It must not know what a client's requests are, nor its connection.
-"""
+"""A device that a server offers: whose turn it is, on which of its backends, and how much of its memory is taken."""
 
 import threading
 import time

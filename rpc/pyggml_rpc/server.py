@@ -1,7 +1,4 @@
-"""What all clients share: the served devices, the memory on offer, the cache, the counts.
-
-It must not know a client's requests: those are `session.py`'s.
-"""
+"""What all clients share: the served devices, the memory on offer, the cache, the counts."""
 
 import threading
 from collections.abc import Sequence

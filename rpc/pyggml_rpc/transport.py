@@ -1,7 +1,7 @@
 """Sockets: the listening server with a thread for each client, and the client's end of a connection.
 
-Owns every socket, thread and timeout (nothing else in the package imports socket); it must not know what a message
-means. Whatever a client does, or its death, ends its own thread and nothing else.
+Owns every socket, thread and timeout (nothing else in the package imports socket). Whatever a client does, or its
+death, ends its own thread and nothing else.
 """
 
 import contextlib

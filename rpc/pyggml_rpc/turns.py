@@ -1,8 +1,8 @@
 """Turns at something that only so many clients can use at once: a device's time, or the lowering of graphs.
 
-Owns who waits and who is next; it must not know what is done in a turn. Next is the owner who has used the least time so
-far, and of two connections of one owner only one has a turn. Who comes anew, or back after a pause, begins with the
-least that anybody present has used: time that was not used is not saved up.
+Owns who waits and who is next. Next is the owner who has used the least time so far, and of two connections of one
+owner only one has a turn. Who comes anew, or back after a pause, begins with the least that anybody present has used:
+time that was not used is not saved up.
 """
 
 import threading

@@ -1,9 +1,8 @@
 """Every byte layout of ggml's RPC protocols 7.0.0 and 8.0.0, and one table of commands for each version.
 
-Owns layouts and numbers; it must not know which side speaks. All integers are little-endian and nothing is padded. What
-differs between versions is in their `Protocol`: nobody else asks which version it is.
-Facts: ggml/include/ggml-rpc.h (version, conn_caps) and ggml/src/ggml-rpc/ggml-rpc.cpp (`rpc_cmd`, `rpc_tensor`,
-`rpc_msg_*`, `GRAPH_CACHE_MAX`).
+Owns layouts and numbers. All integers are little-endian and nothing is padded. What differs between versions is in
+their `Protocol`: nobody else asks which version it is. Facts: ggml/include/ggml-rpc.h (version, conn_caps) and
+ggml/src/ggml-rpc/ggml-rpc.cpp (`rpc_cmd`, `rpc_tensor`, `rpc_msg_*`, `GRAPH_CACHE_MAX`).
 
     request   | command u8 | length u64 | body |
     reply     | length u64 | body |                  only of the commands that have one

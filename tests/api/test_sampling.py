@@ -1,6 +1,6 @@
 """Llama's parameters for samplers and grammars: what chain they make, and what text comes of a grammar.
 
-Owns the step from the API's names to the chain; must not know a stage's formula (test_sampler_peer.py).
+Owns the step from the API's names to the chain.
 """
 
 import json

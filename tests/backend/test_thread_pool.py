@@ -1,6 +1,4 @@
-"""The threads that walk plans: barriers, sleeping, waking, aborting, ending. Must not know any op: the kernels are those
-of tests/support/primitive_kernels/steps.py.
-"""
+"""The threads that walk plans: barriers, sleeping, waking, aborting, ending."""
 
 import contextlib
 import gc

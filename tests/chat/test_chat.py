@@ -1,4 +1,4 @@
-"""Chat templates within their limits, attacks on them, and conversations that keep their tokens. Knows no model."""
+"""Chat templates within their limits, attacks on them, and conversations that keep their tokens."""
 
 import json
 import os

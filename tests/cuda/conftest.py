@@ -1,4 +1,4 @@
-"""The GPUs for the tests of the CUDA backend's own parts. Must not know a kernel."""
+"""The GPUs for the tests of the CUDA backend's own parts."""
 
 import pytest
 

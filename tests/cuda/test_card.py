@@ -1,6 +1,5 @@
-"""What an emulator of single kernels cannot show: every kernel loads, a graph is noted and replayed and follows its inputs,
-threads share a card, a lost card is told. On an emulated GPU at small sizes, with `pytest -m gpu` on a GPU. Must not know
-kernels."""
+"""What an emulator of single kernels cannot show: every kernel loads, a graph is noted and replayed and follows its
+inputs, threads share a card, a lost card is told. On an emulated GPU at small sizes, with `pytest -m gpu` on a GPU."""
 
 import subprocess
 import sys

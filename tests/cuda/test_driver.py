@@ -1,5 +1,5 @@
-"""Every call of the driver goes to its own GPU, and what the driver refuses ends in one line: on a driver that takes notes
-and fails on demand, so no GPU is needed. Must not know kernels."""
+"""Every call of the driver goes to its own GPU, and what the driver refuses ends in one line: on a driver that takes
+notes and fails on demand, so no GPU is needed."""
 
 import sys
 import threading

@@ -1,6 +1,7 @@
-"""Products that take an ADD or a GLU along: the same bits as single launches, and only where nobody sees a difference.
+"""Matrix multiplications with an ADD or a GLU as epilogue: the same bits as single launches, and only where nothing else reads
+what is between.
 
-On an emulated GPU. Must not know the kernels.
+On an emulated GPU.
 """
 
 import numpy as np

@@ -1,5 +1,5 @@
-"""Each CUDA intrinsic beside NumPy: in the emulator, and with `pytest -m gpu` on a GPU, where alone the text
-of its instruction is read. Must not know kernels that compute something."""
+"""Each CUDA intrinsic beside NumPy: in the emulator, and with `pytest -m gpu` on a GPU, where alone the text of its
+instruction is read."""
 
 import numpy as np
 import pytest

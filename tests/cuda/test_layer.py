@@ -1,4 +1,4 @@
-"""One layer of SmolLM2's shape, prompt and decoding, on the emulated GPU beside the definition. Must not know kernels."""
+"""One layer of SmolLM2's shape, prompt and decoding, on the emulated GPU beside the definition."""
 
 import gguf
 import numpy as np

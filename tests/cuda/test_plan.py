@@ -1,4 +1,4 @@
-"""Plans: launches, work memory, graphs, what is freed when. On a GPU that only takes notes; must not know kernels."""
+"""Plans: launches, work memory, graphs, what is freed when. On a GPU that only takes notes."""
 
 import ctypes
 import gc

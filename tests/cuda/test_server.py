@@ -1,6 +1,6 @@
 """The CUDA backend behind the commands: what a server says, devices by name, one model over GPU and CPU servers.
 
-On an emulated GPU, and with `pytest -m gpu` on a GPU. Must not know kernels."""
+On an emulated GPU, and with `pytest -m gpu` on a GPU."""
 
 import gguf
 import numpy as np

@@ -1,6 +1,6 @@
 """What end-to-end tests share: model files by type, our engine in a few lines, and the commands as processes.
 
-Owns starting and ending them; must not know what is compared.
+Owns starting and ending them.
 """
 
 import os

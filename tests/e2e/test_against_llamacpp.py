@@ -4,7 +4,7 @@ llama.cpp's own logits depend on the way: a batch goes through other kernels tha
 be fused or not; in a quantised file that turns near ties (leads below 0.1). So both sides take the same way, fused
 attention and, where logits are compared, one batch for a prompt and what llama.cpp generated after it, token by token.
 What it shows between its own attention fused and not is the scale for ours. Ours token by token is then held to the
-same scale. No token is put before a prompt, as the file asks for none. Must not know how either engine computes.
+same scale. No token is put before a prompt, as the file asks for none.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,7 +1,4 @@
-"""Logits are the same bits wherever layers are computed and on however many threads.
-
-Must not know what the logits should be: the other files here say that.
-"""
+"""Logits are the same bits wherever layers are computed and on however many threads."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

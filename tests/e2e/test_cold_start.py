@@ -1,6 +1,6 @@
 """Kernels are compiled once on a machine: by one of two programs that start together, and never again.
 
-Must not know which kernels there are. A log that every process of the test writes to says what was really compiled.
+A log that every process of the test writes to says what was really compiled.
 """
 
 import os

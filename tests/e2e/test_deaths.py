@@ -1,7 +1,4 @@
-"""What happens to the others when one process of a cluster is killed: a clear end for clients, a free server.
-
-Must not know how either side notices.
-"""
+"""What happens to the others when one process of a cluster is killed: a clear end for clients, a free server."""
 
 import re
 import socket

@@ -1,7 +1,6 @@
 """Commands that llama.cpp's documentation shows, pasted: the program's name and the model's path changed, no more.
 
-Each runs, or says in one line why not. What is added to keep it short is in a column of its own. Must not know what a
-flag means.
+Each runs, or says in one line why not. What is added to keep it short is in a column of its own.
 """
 
 import os

@@ -1,7 +1,4 @@
-"""The commands of the README as three processes: two servers, and a client that prints the local run's text.
-
-Must not know anything of the inside: it sees command lines, stdout and exit codes.
-"""
+"""The commands of the README as three processes: two servers, and a client that prints the local run's text."""
 
 from collections.abc import Callable
 from typing import Any

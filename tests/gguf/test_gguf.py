@@ -1,4 +1,4 @@
-"""The GGUF reader against files of the `gguf` package, files made by hand, and damaged ones. Knows no model."""
+"""The GGUF reader against files of the `gguf` package, files made by hand, and damaged ones."""
 
 import struct
 import time

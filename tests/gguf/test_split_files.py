@@ -1,4 +1,4 @@
-"""Models that llama.cpp's gguf-split has cut into several files, and that it joins again. Knows no format."""
+"""Models that llama.cpp's gguf-split has cut into several files, and that it joins again."""
 
 import re
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """Grammars: what text they describe, what is refused and how fast, and that states remember nothing wrong.
 
-Owns the properties that need no second implementation; must not know llama.cpp's library (test_grammar_peer.py does).
+Owns the properties that need no second implementation.
 """
 
 import re

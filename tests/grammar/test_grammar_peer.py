@@ -1,6 +1,6 @@
 """Grammars against llama.cpp's own: the same ones are refused, the same tokens are allowed, and its test cases pass.
 
-Owns the comparison; must not know how either side follows a grammar (support/peer_grammar.py calls the other one).
+Owns the comparison.
 """
 
 import ast

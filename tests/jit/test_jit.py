@@ -1,6 +1,5 @@
-"""The compiler's door: levels, the cache of object files, processes that compile, failures. Must not know what real
-kernels compute: tests/support/primitive_kernels/planted.py has some that only misbehave. Folders that cannot be used or
-trusted: test_kernel_cache.py.
+"""The compiler's door: levels, the cache of object files, processes that compile, failures. Folders that cannot be used
+or trusted: test_kernel_cache.py.
 """
 
 import importlib.metadata

@@ -1,5 +1,5 @@
-"""The kernel cache where it cannot be written, is full, or may hold what others wrote: that costs time, not the run, and
-what is found there is not run. Must not know what real kernels compute.
+"""The kernel cache where it cannot be written, is full, or may hold what others wrote: that costs time, not the run,
+and what is found there is not run.
 """
 
 import errno

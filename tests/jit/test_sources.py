@@ -1,6 +1,4 @@
-"""Which code a kernel is named by: that of its own file and of those it imports, no others, and not their prose. Must not
-know what kernels compute.
-"""
+"""Which code a kernel is named by: that of its own file and of those it imports, no others, and not their prose."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""The compiled searches for scales against the plain ones, to the bit. Knows no block type but to count on all of them."""
+"""The compiled searches for scales against the plain ones, to the bit."""
 
 from collections.abc import Callable
 from functools import partial

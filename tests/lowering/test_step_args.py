@@ -1,5 +1,4 @@
-"""Arguments of kernels: lowering and kernel name the same class, so that no word of a record is meant by its place. Must not
-know what an argument is for."""
+"""Arguments of kernels: lowering and kernel name the same class, so that no word of a record is meant by its place."""
 
 import ast
 import importlib

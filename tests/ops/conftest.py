@@ -1,4 +1,4 @@
-"""The devices that op tests run on. Must not know any op."""
+"""The devices that op tests run on."""
 
 import importlib.util
 from collections.abc import Generator

@@ -1,4 +1,4 @@
-"""Pairs of ops that the CPU backend does in one step: the same bits as in two, and only where nobody sees a difference."""
+"""Pairs of ops that the CPU backend does in one step: the same bits as in two, and only where nothing else reads what is between."""
 
 from collections.abc import Sequence
 

@@ -1,7 +1,4 @@
-"""Perplexity and divergence: their definitions written out plainly, and llama.cpp's logits under them.
-
-Knows no command line (tests/cli/test_perplexity.py).
-"""
+"""Perplexity and divergence: their definitions written out plainly, and llama.cpp's logits under them."""
 
 import math
 import struct

@@ -1,7 +1,4 @@
-"""Quantised files against llama_model_quantize: the types of tensors, then whole files, byte for byte.
-
-Knows no command line (tests/cli/test_quantize.py).
-"""
+"""Quantised files against llama_model_quantize: the types of tensors, then whole files, byte for byte."""
 
 import json
 import re

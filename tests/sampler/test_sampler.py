@@ -1,6 +1,6 @@
 """The sampler: what each stage keeps, what a chain remembers, what it refuses.
 
-Owns the properties that need no second implementation; must not know llama.cpp's library (test_sampler_peer.py does).
+Owns the properties that need no second implementation.
 """
 
 import subprocess

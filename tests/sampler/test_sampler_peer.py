@@ -1,6 +1,6 @@
 """The sampler against llama.cpp's: every stage and the whole chain on 200 random logit vectors each.
 
-Owns the comparison; must not know how either side computes.
+Owns the comparison.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Every primitive of pyggml.simd against NumPy, on values at the edges, at each CPU level. Must not know any kernel.
+"""Every primitive of pyggml.simd against NumPy, on values at the edges, at each CPU level.
 
 Kernels that use them are in tests/support/primitive_kernels.
 """

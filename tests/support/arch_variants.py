@@ -1,7 +1,7 @@
 """The reference's tiny models with other numbers: what its own files leave at 0 or 1, such as groups of experts, or several
 heads of latent attention.
 
-Owns what each is changed to, and where the files are kept; knows nothing of how they are computed.
+Owns what each is changed to, and where the files are kept.
 """
 
 import hashlib

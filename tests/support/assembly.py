@@ -1,4 +1,4 @@
-"""Reads assembly (AT&T syntax): the loops, the registers, the calls. Must not know which kernel it comes from.
+"""Reads assembly (AT&T syntax): the loops, the registers, the calls.
 
 Run as a script it prints the assembly of the kernels named on standard input, at this process's CPU level
 (`levels.assembly_at`).

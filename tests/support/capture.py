@@ -1,6 +1,6 @@
 """Captures what a stock client and a stock server say to each other, as golden files: `python tests/support/capture.py`.
 
-Owns the recording proxy and the session that is recorded; must not know what the bytes mean.
+Owns the recording proxy and the session that is recorded.
 
 Written to tests/rpc/golden: `session.requests.bin` and `session.replies.bin`, the two directions of the one long
 connection, bytes as they came; `short.requests.bin` and `short.replies.bin`, those of all short ones before it, one after

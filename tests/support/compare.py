@@ -1,6 +1,6 @@
 """Two engines' logits side by side: the prompts, the prose, and the measures of difference.
 
-Owns what is compared and how; must not know how either engine computes.
+Owns what is compared and how.
 """
 
 import io

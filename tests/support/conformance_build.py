@@ -1,7 +1,7 @@
 """Compiles the reference's own op tests beside our driver of them, once, into the cache folder.
 
-Owns the compiler's command line; must not know what is run. The tests are `tests/test-backend-ops.cpp` of a peer's
-source distribution, and the libraries are those of the peer that was built from it: 7.0.0's, or 8.0.0's.
+Owns the compiler's command line. The tests are `tests/test-backend-ops.cpp` of a peer's source distribution, and the
+libraries are those of the peer that was built from it: 7.0.0's, or 8.0.0's.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """The reference's own op tests against an RPC server: which there are, and how each one ended.
 
-Owns the conversation with the driver (conformance_driver.cpp) and the server's process; must not know what is printed.
+Owns the conversation with the driver (conformance_driver.cpp) and the server's process.
 """
 
 import os

@@ -1,6 +1,6 @@
 """A CUDA device whose GPU is emulated, and whose kernels may touch the operands of the plan that runs and nothing else.
 
-Owns that narrowing; must not know an op.
+Owns that narrowing.
 """
 
 from collections.abc import Callable

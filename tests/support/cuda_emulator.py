@@ -1,7 +1,7 @@
 """The CUDA driver's interface on a machine without a GPU: kernels run on the CPU as fibers, memory is the host's.
 
-Owns how a kernel's IR becomes x86 code and what is poisoned and checked; must not know any kernel. It cannot see what a
-intrinsic's PTX means (only the assembler reads that), races between warps that differ from the orders tried, or speed.
+Owns how a kernel's IR becomes x86 code and what is poisoned and checked. It cannot see what an intrinsic's PTX means
+(only the assembler reads that), races between warps that differ from the orders tried, or speed.
 """
 
 import bisect

@@ -1,5 +1,5 @@
-"""`cuda.bindings.driver` without a GPU: notes each call with the context that is current, fails where it is told to, runs
-nothing. Owns what the driver keeps for a thread and a process; must not know who calls it."""
+"""`cuda.bindings.driver` without a GPU: notes each call with the context that is current, fails where it is told to,
+runs nothing. Owns what the driver keeps for a thread and a process."""
 
 import ctypes
 import threading

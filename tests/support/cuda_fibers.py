@@ -1,8 +1,8 @@
 """CUDA threads on one CPU thread: fibers, warps and blocks that meet, and the intrinsics that need other threads or memory.
 
 Owns the machine that an emulated kernel runs on: x86-64 code for switching stacks, the schedule of a grid, the check of
-each address. Must not know a kernel, a driver or a plan. Threads of a block are fibers; a warp's lanes run one after the
-other up to the next point where they meet. Order of blocks, warps and lanes is the caller's.
+each address. Threads of a block are fibers; a warp's lanes run one after the other up to the next point where they
+meet. Order of blocks, warps and lanes is the caller's.
 """
 
 import ctypes

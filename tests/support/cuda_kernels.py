@@ -1,4 +1,4 @@
-"""The CUDA kernels that plans ask for (of plain ones in many types a few), and what its machine code must hold. Must not know what they compute."""
+"""The CUDA kernels that plans ask for (of plain ones in many types a few), and what its machine code must hold."""
 
 from typing import NamedTuple
 

@@ -1,6 +1,6 @@
 """A CUDA kernel's PTX and SASS, made without a GPU and kept in the cache folder under the name of the kernel's cubin.
 
-Owns what is kept and when it is made anew; must not know what a kernel is for.
+Owns what is kept and when it is made anew.
 """
 
 import functools

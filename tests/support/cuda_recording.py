@@ -1,4 +1,4 @@
-"""A GPU that runs no kernel and takes notes, and tensors placed on a CUDA device. Must not know an op."""
+"""A GPU that runs no kernel and takes notes, and tensors placed on a CUDA device."""
 
 import ctypes
 from typing import Any

@@ -3,7 +3,6 @@ process, so that CPU levels and numbers of threads can be held against each othe
 
 As a program: `every_kernel.py OUT TURN TURNS` computes it, or a share of it, at the level that the environment asks for
 and writes the results.
-Must not know what is compared.
 """
 
 import re

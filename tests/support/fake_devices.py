@@ -1,5 +1,5 @@
 """Devices that are none: the reference backend under other names, with other memory, lacking some ops. They keep to
-their own memory and complain when they are handed a tensor that lives elsewhere. Must not know the scheduler.
+their own memory and complain when they are handed a tensor that lives elsewhere.
 """
 
 from collections import Counter

@@ -1,6 +1,6 @@
 """llama.cpp's gguf-split, compiled once from the peer's source distribution against the peer's libraries.
 
-Owns the compiler's command line and what the tool's source wants from llama.cpp's common code; must not know any test.
+Owns the compiler's command line and what the tool's source wants from llama.cpp's common code.
 """
 
 import hashlib

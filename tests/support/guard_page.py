@@ -1,6 +1,4 @@
-"""Memory that ends at a page which cannot be touched: who reads or writes past its end is killed at once. Must not know
-who uses it.
-"""
+"""Memory that ends at a page which cannot be touched: who reads or writes past its end is killed at once."""
 
 import ctypes
 import mmap

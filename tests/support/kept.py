@@ -1,6 +1,4 @@
-"""What tests make once and keep in the cache folder, under a name that says all that it depends on. Must not know what it
-is.
-"""
+"""What tests make once and keep in the cache folder, under a name that says all that it depends on."""
 
 import hashlib
 import re

@@ -1,6 +1,4 @@
-"""CPU levels other than this process's own: tests of a file run again, assembly, any script, in a process at the level.
-Must not know what is tested.
-"""
+"""CPU levels other than this process's own: tests of a file run again, assembly, any script, in a process at the level."""
 
 import ast
 import os

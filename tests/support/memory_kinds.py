@@ -1,7 +1,7 @@
 """Memories of every kind on the reference backend, for tests: what their layers need, and what a graph would write into them.
 
-Owns the numbers that stand for keys, values and states: a token's key is its number and its position when it was computed,
-its value the number, its sequence's state the sum of all numbers. Knows no rule of a memory.
+Owns the numbers that stand for keys, values and states: a token's key is its number and its position when it was
+computed, its value the number, its sequence's state the sum of all numbers.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Deliberately wrong variants: a function with one place of its source replaced. Must not know what the function does.
+"""Deliberately wrong variants: a function with one place of its source replaced.
 
 A mutant is (owner, name, old, new): in `owner`'s function `name`, `old`, which stands there once, becomes `new`. The test
 that belongs to it has to fail.

@@ -1,5 +1,5 @@
-"""Cases for op tests: one node, its operands in all kinds of layout, their contents. Owns the drawing of shapes, layouts
-and values; must not know a device.
+"""Cases for op tests: one node, its operands in all kinds of layout, their contents. Owns the drawing of shapes,
+layouts and values.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,5 +1,5 @@
 """Runs a case on the reference and on a device under test and compares. Owns the memory that catches wrong accesses:
-operands end at a page that cannot be touched, poison lies before them. Must not know any op.
+operands end at a page that cannot be touched, poison lies before them.
 """
 
 import hypothesis

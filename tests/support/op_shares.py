@@ -1,4 +1,4 @@
-"""What share of the cases that tests give to a device it computes, and what share it has to. Must not know a case."""
+"""What share of the cases that tests give to a device it computes, and what share it has to."""
 
 import re
 from typing import NamedTuple

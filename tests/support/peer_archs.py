@@ -1,7 +1,6 @@
 """The reference's tiny random models, a file an architecture, and what llama.cpp of protocol 8.0.0 says to their tokens.
 
-Owns how the files are written (test-llama-archs of the reference) and the compiler's command line of `arch_driver.cpp`; must
-not know how we compute.
+Owns how the files are written (test-llama-archs of the reference) and the compiler's command line of `arch_driver.cpp`.
 """
 
 import hashlib

@@ -1,5 +1,5 @@
 """Gets and builds the stock llama.cpp of protocol 7.0.0 once, into the cache folder. Owns its pins, and what all builds
-share (peer_programs.py: 8.0.0); must not know what tests ask of it.
+share (peer_programs.py: 8.0.0).
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """The stock ggml's CPU ops as a Device of ours, in this process, on one thread unless told: the same tensors, ggml's kernels.
 
-Owns struct ggml_tensor and what makes ggml abort (a GGML_ASSERT ends the process); must not know any test.
+Owns struct ggml_tensor and what makes ggml abort (a GGML_ASSERT ends the process).
 """
 
 import ctypes

@@ -1,7 +1,6 @@
 """One process of the stock library for many requests: JSON lines to peer_worker.py and back.
 
-Owns its life: started when it is first needed, replaced when it dies, ended by `close`. Must not know what is asked of
-it.
+Owns its life: started when it is first needed, replaced when it dies, ended by `close`.
 """
 
 import contextlib

@@ -1,7 +1,6 @@
 """Gets and builds the programs of llama.cpp of protocol 8.0.0 once, into the cache folder.
 
-Owns the pin, what is unpacked of its source distribution, and the targets; must not know what tests ask of them. An
-interrupted build goes on where it was.
+Owns the pin, what is unpacked of its source distribution, and the targets. An interrupted build goes on where it was.
 """
 
 import os

@@ -1,7 +1,4 @@
-"""Kernels that are planted for tests of the compiler's door, a process that begins anew, and others beside it.
-
-Must not know any test.
-"""
+"""Kernels that are planted for tests of the compiler's door, a process that begins anew, and others beside it."""
 
 import functools
 import os

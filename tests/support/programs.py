@@ -1,4 +1,4 @@
-"""llama.cpp of protocol 8.0.0 as tests see it: its programs as client and server. Must not know what is compared."""
+"""llama.cpp of protocol 8.0.0 as tests see it: its programs as client and server."""
 
 import contextlib
 import os

@@ -1,7 +1,7 @@
 """Random graphs of every op that is computed here, right and damaged, as a peer would send them.
 
-Owns what a graph of one op may look like and how records are damaged; a number says which graph, and gives the same one each
-time. Must not know a session or a device.
+Owns what a graph of one op may look like and how records are damaged; a number says which graph, and gives the same one
+each time.
 """
 
 import random

@@ -1,6 +1,6 @@
 """docs/flags.md, made from the code: `python tests/support/readme_flags.py > docs/flags.md` writes it.
 
-Owns the page's form; must not know what a flag means (its row says it).
+Owns the page's form.
 """
 
 from collections.abc import Iterable

@@ -1,6 +1,6 @@
 """The README's table of samplers, made from the code: `python tests/support/readme_samplers.py` prints it.
 
-Owns the table's form; must not know what the stages do (their docstrings say it).
+Owns the table's form.
 """
 
 from pyggml.sampler.adaptive import Mirostat, MirostatV2

@@ -1,6 +1,6 @@
 """The README's tables of types and of tokenizers, made from the code: run as a program it prints them.
 
-Owns the tables' form; must not know what a type's bytes mean, nor how a text is cut.
+Owns the tables' form.
 """
 
 from pyggml.dtypes import SIZES
@@ -20,7 +20,7 @@ def types() -> str:
     for name, mix in MIXES.items():
         mixes.setdefault(mix.type.name, []).append(name)
     lines = [
-        "| type | bits a weight | dequantised | quantised | products | KV cache | mixes of `pyggml-quantize` |",
+        "| type | bits a weight | dequantised | quantised | multiplied | KV cache | mixes of `pyggml-quantize` |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for dtype, quant in QUANTS.items():

@@ -1,7 +1,4 @@
-"""A llama model of two layers with random weights whose vocabulary can spell any text: a token for each byte.
-
-Must not know how pyggml reads it.
-"""
+"""A llama model of two layers with random weights whose vocabulary can spell any text: a token for each byte."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What a tiny model says to fixed tokens. Must not know with whom that is compared."""
+"""What a tiny model says to fixed tokens."""
 
 import numpy as np
 from tiny_model import N_VOCAB

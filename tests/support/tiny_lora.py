@@ -1,4 +1,4 @@
-"""Small LoRA adapters with random matrices, written with the `gguf` package. Must not know how pyggml reads them."""
+"""Small LoRA adapters with random matrices, written with the `gguf` package."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

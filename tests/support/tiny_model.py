@@ -1,4 +1,4 @@
-"""Small llama models with random weights, written with the `gguf` package. Must not know how pyggml reads them."""
+"""Small llama models with random weights, written with the `gguf` package."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,6 +1,4 @@
-"""A small model for sessions between stock peers and ours, and how close their logits are to be. Must not know which
-side computed what.
-"""
+"""A small model for sessions between stock peers and ours, and how close their logits are to be."""
 
 from collections.abc import Sequence
 from pathlib import Path

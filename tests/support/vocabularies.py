@@ -1,4 +1,4 @@
-"""What the tests of all kinds of tokenizer share: texts to try, and the stock library's answers. Knows no kind."""
+"""What the tests of all kinds of tokenizer share: texts to try, and the stock library's answers."""
 
 import hashlib
 import json

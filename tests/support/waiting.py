@@ -1,4 +1,4 @@
-"""Waiting for what another thread or process does. Must not know what that is."""
+"""Waiting for what another thread or process does."""
 
 import time
 from collections.abc import Callable

@@ -1,6 +1,4 @@
-"""The byte-level BPE tokenizer against llama.cpp's own cases, the stock library, and vocabularies made by hand.
-Knows no model.
-"""
+"""The byte-level BPE tokenizer against llama.cpp's own cases, the stock library, and vocabularies made by hand."""
 
 import functools
 import logging

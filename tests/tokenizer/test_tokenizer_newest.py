@@ -1,6 +1,4 @@
-"""Tokenizers of all kinds against llama.cpp of protocol 8.0.0: its own cases, its vocabularies, and ones made by hand.
-Knows no model.
-"""
+"""Tokenizers of all kinds against llama.cpp of protocol 8.0.0: its own cases, its vocabularies, and ones made by hand."""
 
 import random
 from collections.abc import Iterator

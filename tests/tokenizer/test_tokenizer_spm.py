@@ -1,6 +1,4 @@
-"""The SentencePiece-style tokenizer against llama.cpp's own cases, the stock library, and vocabularies made by hand.
-Knows no model.
-"""
+"""The SentencePiece-style tokenizer against llama.cpp's own cases, the stock library, and vocabularies made by hand."""
 
 import functools
 import heapq

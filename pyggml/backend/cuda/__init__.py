@@ -1,6 +1,6 @@
 """The CUDA backend's devices, found without importing anything of CUDA where there is no NVIDIA driver.
 
-Owns that order of looking; must not know how a device computes.
+Owns that order of looking.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Cubins in the user's cache: each kernel is compiled once for each compute capability.
 
-Owns the files and what their names depend on; must not know a device or a plan. Where all kernels are in the cache
-Numba is not imported.
+Owns the files and what their names depend on. Where all kernels are in the cache Numba is not imported.
 """
 
 from __future__ import annotations

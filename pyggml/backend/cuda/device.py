@@ -1,6 +1,6 @@
 """The CUDA backend: devices, buffers and the run of plans, over any driver with the interface of `driver.GPU`.
 
-Owns what the contract of backend/base.py asks for; knows no single op and no call of the driver.
+Owns what the contract of backend/base.py asks for.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """Bytes between the host and a GPU, through pinned memory, so that the GPU fetches one part while the host writes the
-next. Owns the ring of pinned chunks; must not know tensors.
+next. Owns the ring of pinned chunks.
 """
 
 from __future__ import annotations

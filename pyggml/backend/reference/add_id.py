@@ -1,4 +1,4 @@
-"""ADD_ID: to each row the row of a table that its number says. Knows no table's meaning.
+"""ADD_ID: to each row the row of a table that its number says.
 
 Source: ggml-cpu/ops.cpp: ggml_compute_forward_add_id.
 """

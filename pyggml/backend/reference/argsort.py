@@ -1,4 +1,4 @@
-"""ARGSORT, TOP_K: numbers of elements in the order of their values. Knows no meaning of them.
+"""ARGSORT, TOP_K: numbers of elements in the order of their values.
 
 ggml leaves the order of equal values and of NaNs open: here the lower number is first, and NaNs are last.
 Sources: ggml-cpu/ops.cpp: ggml_compute_forward_argsort, ggml_compute_forward_top_k.

@@ -1,4 +1,4 @@
-"""FLASH_ATTN_EXT: attention of each query over keys and values. Knows nothing of tiles and running maxima.
+"""FLASH_ATTN_EXT: attention of each query over keys and values.
 
 Source: ggml-cpu/ops.cpp: ggml_compute_forward_flash_attn_ext_f16_one_chunk.
 """

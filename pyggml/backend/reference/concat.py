@@ -1,4 +1,4 @@
-"""CONCAT: one tensor behind the other. Knows nothing of what the bytes mean.
+"""CONCAT: one tensor behind the other.
 
 Source: ggml-cpu/ops.cpp: ggml_compute_forward_concat.
 """

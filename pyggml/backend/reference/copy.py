@@ -1,4 +1,4 @@
-"""CPY CONT DUP: elements in order into another shape, type or stride. Knows no arithmetic.
+"""CPY CONT DUP: elements in order into another shape, type or stride.
 
 Source: ggml-cpu/ops.cpp: ggml_compute_forward_dup.
 """

@@ -1,4 +1,4 @@
-"""DIAG_MASK_INF and DIAG_MASK_ZERO: what lies right of a diagonal is hidden. Knows no soft max.
+"""DIAG_MASK_INF and DIAG_MASK_ZERO: what lies right of a diagonal is hidden.
 
 Source: ggml-cpu/ops.cpp: ggml_compute_forward_diag_mask_f32.
 """

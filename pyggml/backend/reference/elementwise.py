@@ -1,4 +1,4 @@
-"""ADD SUB MUL DIV ADD1, element by element. Knows nothing of rows or types' bytes.
+"""ADD SUB MUL DIV ADD1, element by element.
 
 Source: ggml-cpu/binary-ops.cpp.
 """

@@ -1,4 +1,4 @@
-"""FILL, ARANGE, TRI, DIAG: tensors made of one number, of a sequence, or of a part of each row. Knows no strides.
+"""FILL, ARANGE, TRI, DIAG: tensors made of one number, of a sequence, or of a part of each row.
 
 Sources: ggml-cpu/ops.cpp: ggml_compute_forward_fill_f32, ggml_compute_forward_arange_f32,
 ggml_compute_forward_tri_f32, ggml_compute_forward_diag_f32.

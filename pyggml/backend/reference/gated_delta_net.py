@@ -1,4 +1,4 @@
-"""GATED_DELTA_NET: linear attention that overwrites what it finds under a key. Knows no model.
+"""GATED_DELTA_NET: linear attention that overwrites what it finds under a key.
 
 Source: ggml-cpu/ops.cpp: ggml_compute_forward_gated_delta_net_one_chunk.
 """

@@ -1,4 +1,4 @@
-"""GLU: a function of one half times the other half. Knows nothing of where the halves come from in memory.
+"""GLU: a function of one half times the other half.
 
 Sources: ggml-cpu/vec.h; ops.cpp: ggml_compute_forward_glu and the seven below it.
 """

@@ -1,4 +1,4 @@
-"""GATED_LINEAR_ATTN, RWKV_WKV6, RWKV_WKV7: a state of S x S numbers a head that each token changes. Knows no soft max.
+"""GATED_LINEAR_ATTN, RWKV_WKV6, RWKV_WKV7: a state of S x S numbers a head that each token changes.
 
 Sources: ggml-cpu/ops.cpp: ggml_compute_forward_gla_f32, ggml_compute_forward_rwkv_wkv6_f32,
 ggml_compute_forward_rwkv_wkv7_f32.

@@ -1,5 +1,4 @@
-"""MUL_MAT, MUL_MAT_ID, OUT_PROD: products of dequantised values in float64. Knows nothing of how fast code approximates
-them.
+"""MUL_MAT, MUL_MAT_ID, OUT_PROD: products of dequantised values in float64.
 
 ggml converts the second operand of MUL_MAT to the first one's partner type before it multiplies; that rounding is no
 part of the meaning. Sources: ggml-cpu/ggml-cpu.c: ggml_compute_forward_mul_mat, ggml_compute_forward_mul_mat_id;

@@ -1,4 +1,4 @@
-"""NORM, RMS_NORM, L2_NORM, GROUP_NORM: what makes rows the same size. Knows no weights: those are a MUL of its own.
+"""NORM, RMS_NORM, L2_NORM, GROUP_NORM: what makes rows the same size.
 
 Sources: ggml-cpu/ops.cpp: ggml_compute_forward_norm_f32, _rms_norm_f32, _l2_norm_f32, _group_norm_f32.
 """

@@ -1,4 +1,4 @@
-"""PAD, PAD_REFLECT_1D, ROLL: more around a tensor, or the tensor turned round. Knows no arithmetic.
+"""PAD, PAD_REFLECT_1D, ROLL: more around a tensor, or the tensor turned round.
 
 Sources: ggml-cpu/ops.cpp: ggml_compute_forward_pad_f32, ggml_compute_forward_pad_reflect_1d,
 ggml_compute_forward_roll_f32.

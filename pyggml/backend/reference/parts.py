@@ -1,4 +1,4 @@
-"""SET, ACC: a part of a tensor replaced, or added to. Knows nothing of other layouts than that of op_params.
+"""SET, ACC: a part of a tensor replaced, or added to.
 
 Sources: ggml-cpu/ops.cpp: ggml_compute_forward_set_f32, ggml_compute_forward_acc_f32.
 """

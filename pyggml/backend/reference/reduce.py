@@ -1,4 +1,4 @@
-"""SUM, SUM_ROWS, MEAN, CUMSUM, ARGMAX, COUNT_EQUAL: many elements to one number. Knows no norm.
+"""SUM, SUM_ROWS, MEAN, CUMSUM, ARGMAX, COUNT_EQUAL: many elements to one number.
 
 Sources: ggml-cpu/ops.cpp: ggml_compute_forward_sum and the five of these names; vec.h: ggml_vec_argmax_f32.
 """

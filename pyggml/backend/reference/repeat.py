@@ -1,4 +1,4 @@
-"""REPEAT, REPEAT_BACK: tiles of a tensor, and their sum. Knows no order of sums.
+"""REPEAT, REPEAT_BACK: tiles of a tensor, and their sum.
 
 Sources: ggml-cpu/ops.cpp: ggml_compute_forward_repeat_f32, ggml_compute_forward_repeat_back_f32.
 """

@@ -1,4 +1,4 @@
-"""ROPE, ROPE_BACK: rotate pairs of elements by position times frequency. Knows nothing of attention.
+"""ROPE, ROPE_BACK: rotate pairs of elements by position times frequency.
 
 Sources: ggml-cpu/ops.cpp: ggml_compute_forward_rope_flt, ggml_mrope_cache_init, rope_yarn; ggml.c:
 ggml_rope_yarn_corr_dims.

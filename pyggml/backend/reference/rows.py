@@ -1,4 +1,4 @@
-"""GET_ROWS and SET_ROWS: rows chosen by number. Owns the check of those numbers; knows no table's meaning.
+"""GET_ROWS and SET_ROWS: rows chosen by number. Owns the check of those numbers.
 
 Sources: ggml-cpu/ops.cpp: ggml_compute_forward_get_rows, ggml_compute_forward_set_rows.
 """

@@ -1,4 +1,4 @@
-"""SOFT_MAX of rows, with mask, ALiBi slopes and sinks, and its gradient. Knows nothing of queries and keys.
+"""SOFT_MAX of rows, with mask, ALiBi slopes and sinks, and its gradient.
 
 Sources: ggml-cpu/ops.cpp: ggml_compute_forward_soft_max_f32, ggml_compute_forward_soft_max_ext_back_f32.
 """

@@ -1,4 +1,4 @@
-"""SOLVE_TRI: forward substitution. Knows no other matrices.
+"""SOLVE_TRI: forward substitution.
 
 Source: ggml-cpu/ops.cpp: ggml_compute_forward_solve_tri_f32.
 """

@@ -1,4 +1,4 @@
-"""SSM_CONV, SSM_SCAN: what Mamba does with a sequence. Knows no model.
+"""SSM_CONV, SSM_SCAN: what Mamba does with a sequence.
 
 Sources: ggml-cpu/ops.cpp: ggml_compute_forward_ssm_conv_f32, ggml_compute_forward_ssm_scan_f32.
 """

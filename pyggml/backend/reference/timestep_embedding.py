@@ -1,4 +1,4 @@
-"""TIMESTEP_EMBEDDING: cosines and sines of steps times frequencies. Knows nothing of models that use it.
+"""TIMESTEP_EMBEDDING: cosines and sines of steps times frequencies.
 
 Source: ggml-cpu/ops.cpp: ggml_compute_forward_timestep_embedding_f32.
 """

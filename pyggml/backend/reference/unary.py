@@ -1,4 +1,4 @@
-"""SCALE, UNARY, SQR SQRT LOG SIN COS, CLAMP, LEAKY_RELU: functions of each element. Knows nothing of rows or types' bytes.
+"""SCALE, UNARY, SQR SQRT LOG SIN COS, CLAMP, LEAKY_RELU: functions of each element.
 
 Sources: ggml-cpu/unary-ops.cpp, vec.h; ops.cpp: ggml_compute_forward_scale, _clamp, _leaky_relu.
 """

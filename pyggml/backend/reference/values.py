@@ -1,4 +1,4 @@
-"""Tensors of any type and strides as float64 arrays, and back. Knows no op.
+"""Tensors of any type and strides as float64 arrays, and back.
 
 Arrays have the tensor's shape reversed: (ne3, ne2, ne1, ne0).
 """

@@ -1,4 +1,4 @@
-"""Activations as bytes: rows of F32 quantised for products with blocks of integers. Knows no weights.
+"""Activations as bytes: rows of F32 quantised for products with blocks of integers.
 
 For each column a row of i8, padded with zeros to a multiple of GROUP values, then for each 32 values two f32: their scale
 d and d x the sum of their bytes (what a weight's minimum is multiplied by). ggml's Q8_1 with scales that are not rounded.

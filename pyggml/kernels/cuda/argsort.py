@@ -1,4 +1,4 @@
-"""ARGSORT, TOP_K: numbers of elements in the order of their values. Must not know what is sorted.
+"""ARGSORT, TOP_K: numbers of elements in the order of their values.
 
 Of equal values the lower number is first, and NaNs are last: an element is sorted by one integer made of value and number.
 Short rows: each thread counts how many elements are before its own. Long ones: a block of threads sorts a row in work

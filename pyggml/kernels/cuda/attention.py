@@ -1,7 +1,7 @@
 """FLASH_ATTN_EXT: which kernel takes it, and the plain one, which reads keys and values of any type element by element.
 
-In the plain kernel one block of threads takes one query of one head: 128 keys at a time, with a running maximum. Keys that
-the mask hides are not looked at, whatever they and their values hold. Knows no tensor cores.
+In the plain kernel one block of threads takes one query of one head: 128 keys at a time, with a running maximum. Keys
+that the mask hides are not looked at, whatever they and their values hold.
 """
 
 from __future__ import annotations

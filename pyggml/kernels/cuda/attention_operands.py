@@ -1,4 +1,4 @@
-"""The arguments that all kernels of attention share. Knows no kernel."""
+"""The arguments that all kernels of attention share."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ warps of 16 rows each share 32 keys at a time. `split_kv`, for decoding: the war
 share the cache between them, and `combine` adds up what all warps found. Weights of keys are rounded to F16, sums are F32.
 
 Keys that the mask hides from a whole block are not looked at; others must be numbers, also where the mask hides them.
-Owns tiles and fragments; must not know which op needs them.
+Owns tiles and fragments.
 """
 
 from __future__ import annotations

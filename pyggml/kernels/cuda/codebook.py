@@ -1,4 +1,4 @@
-"""Elements of the IQ1, IQ2 and IQ3 types: a number in a block says which run of a table they are in. Must not know an op.
+"""Elements of the IQ1, IQ2 and IQ3 types: a number in a block says which run of a table they are in.
 
 Rows begin at even addresses; a table has entries of eight (or four) bytes. As in quants/codebook.py.
 """

@@ -1,6 +1,6 @@
 """Parts that kernels over single elements share: loads and stores by kind, the place of the n-th element.
 
-Must not know an op. Kinds are those of layout.KINDS.
+Kinds are those of layout.KINDS.
 """
 
 

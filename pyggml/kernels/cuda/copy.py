@@ -1,4 +1,4 @@
-"""CPY CONT DUP: elements in order into another shape, type or stride, one thread an element. Knows no arithmetic."""
+"""CPY CONT DUP: elements in order into another shape, type or stride, one thread an element."""
 
 from __future__ import annotations
 

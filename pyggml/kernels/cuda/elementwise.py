@@ -1,4 +1,4 @@
-"""ADD SUB MUL DIV: one thread an element, the second operand repeated over the first. Knows no other op."""
+"""ADD SUB MUL DIV: one thread an element, the second operand repeated over the first."""
 
 from __future__ import annotations
 

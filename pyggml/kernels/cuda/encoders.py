@@ -1,7 +1,7 @@
 """Blocks of 32 values made by a warp, a value a lane: how rows become Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 and IQ4_NL.
 
-Owns the searches for scales as GPU code, to the bit as `convert` in `quants/` has them, for NaNs and infinities too; must
-not know where values come from. Products are rounded by themselves (`mul_rn`), because there they are.
+Owns the searches for scales as GPU code, to the bit as `convert` in `quants/` has them, for NaNs and infinities too.
+Products are rounded by themselves (`mul_rn`), because there they are.
 """
 
 from __future__ import annotations

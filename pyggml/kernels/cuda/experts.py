@@ -1,7 +1,7 @@
 """Which matrix a block of threads multiplies with: by its place in the batch, or by a number that a list gives.
 
-The part of products that MUL_MAT_ID adds to MUL_MAT; must not know how a product is computed. With few entries of the lists
-each is a product of its own; with many they are sorted by matrix first, so that each matrix is read once a tile of them.
+The part of products that MUL_MAT_ID adds to MUL_MAT. With few entries of the lists each is a product of its own; with
+many they are sorted by matrix first, so that each matrix is read once a tile of them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Functions of one f32: what UNARY and GLU are made of. Must not know where values come from.
+"""Functions of one f32: what UNARY and GLU are made of.
 
 Sources of the formulas: ggml-cpu/vec.h, unary-ops.cpp. exp and division round to nearest; what is small is not made of
 differences of large numbers.

@@ -1,4 +1,4 @@
-"""GLU: a function of one half times the other half. Knows no other op."""
+"""GLU: a function of one half times the other half."""
 
 from __future__ import annotations
 

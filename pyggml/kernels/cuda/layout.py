@@ -1,4 +1,4 @@
-"""What kernels ask of a tensor's layout, and its numbers as a launch's arguments. Must not know a kernel.
+"""What kernels ask of a tensor's layout, and its numbers as a launch's arguments.
 
 GPUs fault on addresses that are no multiple of an element's size, so that odd strides are refused.
 """

@@ -1,4 +1,4 @@
-"""MUL_MAT, MUL_MAT_ID: which kernel takes a product. Knows shapes, types and addresses; knows no instruction.
+"""MUL_MAT, MUL_MAT_ID: which kernel takes a product. Knows shapes, types and addresses.
 
 Few columns: rows of weights are read once, straight from their blocks (matvec.py). More: tensor cores (mma.py), where the
 GPU has those that are used here. What is left, odd strides above all: `tile.py`, which reads element by element.

@@ -1,8 +1,8 @@
 """MUL_MAT with 1 to 8 columns: what decoding is made of. Each row of weights is read once, as it lies in memory.
 
-Owns the kernels and how rows are given to warps; must not know the bits of a type. A warp takes two rows at a time, so that
-activations, which come from the first cache, are loaded once for both; with few rows up to four warps share the two. Where
-the products of two matrices become a GLU, the two rows are one of either.
+Owns the kernels and how rows are given to warps. A warp takes two rows at a time, so that activations, which come from
+the first cache, are loaded once for both; with few rows up to four warps share the two. Where the products of two
+matrices become a GLU, the two rows are one of either.
 """
 
 from __future__ import annotations

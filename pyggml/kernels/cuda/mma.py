@@ -1,8 +1,8 @@
 """MUL_MAT and MUL_MAT_ID with many columns on tensor cores: what prompts are made of. Compute capability 8.0.
 
 A block of 256 threads makes 128 rows x 64 columns: its weights and activations for a stretch of k lie in shared memory,
-each of eight warps multiplies 32 x 32 of them. Weights in blocks become bytes there and meet the activations' bytes; F16
-and BF16 meet activations rounded to their type. Owns tiles and fragments; must not know the bits of a type.
+each of eight warps multiplies 32 x 32 of them. Weights in blocks become bytes there and meet the activations' bytes;
+F16 and BF16 meet activations rounded to their type. Owns tiles and fragments.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""RMS_NORM, with a MUL by weights taken along: one block of threads a row. Knows no other way to use a norm."""
+"""RMS_NORM, with a MUL by weights taken along: one block of threads a row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ARGMAX: where rows are largest, one block of threads a row. Must not know norms, which add up rows of their own."""
+"""ARGMAX: where rows are largest, one block of threads a row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ROPE: rotates pairs of elements by position times frequency, one thread a pair. Knows nothing of attention.
+"""ROPE: rotates pairs of elements by position times frequency, one thread a pair.
 
 Angles are counted in turns, whose whole part is dropped before sine and cosine are taken: with frequencies as sums of
 two f32 they are right to 1e-6 of a turn up to position 2^24. Sources: ggml-cpu/ops.cpp: rope_yarn; ggml.c:

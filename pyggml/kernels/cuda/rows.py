@@ -1,4 +1,4 @@
-"""GET_ROWS and SET_ROWS: rows chosen by number, which the kernels check. Knows no table's meaning."""
+"""GET_ROWS and SET_ROWS: rows chosen by number, which the kernels check."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Elements of the types that few files have: one or two bits, trits, floats of four bits. Must not know an op.
+"""Elements of the types that few files have: one or two bits, trits, floats of four bits.
 
 Their bytes are read one by one, so that their rows may begin anywhere.
 """

@@ -1,4 +1,4 @@
-"""SOFT_MAX of rows, with mask, ALiBi slopes and sinks: one block of threads a row. Knows nothing of queries and keys."""
+"""SOFT_MAX of rows, with mask, ALiBi slopes and sinks: one block of threads a row."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """MUL_MAT of anything with anything: values are read one by one, as f32, and multiplied in tiles of 64 x 64.
 
-The path for strides, addresses and GPUs that the faster kernels do not take. Knows no instruction but fma.
+The path for strides, addresses and GPUs that the faster kernels do not take.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""UNARY and SCALE: one thread an element. Knows no operand but one.
+"""UNARY and SCALE: one thread an element.
 
 Which of the 22 functions it is a kernel learns when it runs: the branch is the same for all threads, and memory is what
 takes the time.

@@ -1,7 +1,7 @@
 """32 values of a row of blocks at once, as eight words of four signed bytes, for integer dot products.
 
-Owns how a type's bits become bytes; must not know what is multiplied. value = d x q + m, with one d and m for the first
-16 values and one for the others, which are the same in types whose blocks (or sub-blocks) have 32 values.
+Owns how a type's bits become bytes. value = d x q + m, with one d and m for the first 16 values and one for the others,
+which are the same in types whose blocks (or sub-blocks) have 32 values.
 
 Rows of types that ALIGNMENT does not name begin at any even address: aligned words are loaded and shifted together.
 """

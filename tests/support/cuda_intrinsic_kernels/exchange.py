@@ -1,4 +1,4 @@
-"""Kernels of the intrinsics for threads and memory. Must not know what is right."""
+"""Kernels of the intrinsics for threads and memory."""
 
 from pyggml.kernels.cuda.spec import i64
 

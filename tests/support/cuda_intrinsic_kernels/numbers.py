@@ -1,4 +1,4 @@
-"""Kernels of the intrinsics for numbers: one thread an input, results in planes of n. Must not know what is right."""
+"""Kernels of the intrinsics for numbers: one thread an input, results in planes of n."""
 
 from pyggml.kernels.cuda.spec import i32, i64
 

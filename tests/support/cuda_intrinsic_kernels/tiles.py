@@ -1,4 +1,4 @@
-"""Kernels of the intrinsics of tensor cores: one warp, matrices as rows in memory. Must not know what is right."""
+"""Kernels of the intrinsics of tensor cores: one warp, matrices as rows in memory."""
 
 from pyggml.kernels.cuda.spec import i64
 

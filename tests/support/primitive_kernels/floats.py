@@ -1,4 +1,4 @@
-"""Words on f32 lanes and their conversions; each result goes to its own row of `out`. Must not know what is right."""
+"""Words on f32 lanes and their conversions; each result goes to its own row of `out`."""
 
 from pyggml import simd as v
 

@@ -1,4 +1,4 @@
-"""Words on integer lanes: arithmetic, widths, shuffles, dot products, blocks' pieces. Must not know what is right."""
+"""Words on integer lanes: arithmetic, widths, shuffles, dot products, blocks' pieces."""
 
 from pyggml import simd as v
 

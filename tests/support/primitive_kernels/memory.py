@@ -1,4 +1,4 @@
-"""Words that touch parts of memory, and atomics. Must not know what is right."""
+"""Words that touch parts of memory, and atomics."""
 
 from pyggml import simd as v
 

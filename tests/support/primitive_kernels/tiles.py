@@ -1,4 +1,4 @@
-"""Words on 16 rows at once. Must not know what is right."""
+"""Words on 16 rows at once."""
 
 from pyggml import simd as v
 

@@ -1,6 +1,6 @@
 """Intrinsics for numbers: conversions, 32-bit division, fused multiply-add, dot products of bytes, fast functions.
 
-Owns the spelling of each instruction; must not know memory or other threads.
+Owns the spelling of each instruction.
 """
 
 from pyggml.kernels.cuda.device.intrinsic import asm, intrinsic

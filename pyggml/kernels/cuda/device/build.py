@@ -1,7 +1,7 @@
 """From a kernel to machine code: numba-cuda's front end, libNVVM, nvJitLink. None of them needs a GPU.
 
-Owns the steps and their options; must not know any kernel, and nothing of files. numba-cuda is used up to its LLVM IR
-and no further: its dispatcher costs 13 us a launch.
+Owns the steps and their options. numba-cuda is used up to its LLVM IR and no further: its dispatcher costs 13 us a
+launch.
 """
 
 from __future__ import annotations

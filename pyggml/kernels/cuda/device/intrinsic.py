@@ -1,7 +1,7 @@
 """What an intrinsic of the CUDA vocabulary is: a name, a signature, and its meaning as a function in NVVM's LLVM IR.
 
-A kernel's code calls intrinsics by name; the compiler appends their bodies, which are inlined. Whoever runs the same code
-elsewhere gives the names another meaning. Owns the list of intrinsics; must not know what any of them does.
+A kernel's code calls intrinsics by name; the compiler appends their bodies, which are inlined. Whoever runs the same
+code elsewhere gives the names another meaning. Owns the list of intrinsics.
 """
 
 from __future__ import annotations

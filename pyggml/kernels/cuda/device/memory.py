@@ -1,6 +1,6 @@
 """Intrinsics for global and shared memory. Addresses are bare: i64 for global memory, i32 for a block's shared memory.
 
-Owns the loads and stores; must not know what lies in the memory. All loads and stores are aligned to their size.
+Owns the loads and stores. All loads and stores are aligned to their size.
 """
 
 from typing import Any

@@ -1,5 +1,4 @@
-"""Intrinsics of the tensor cores: products of 16 x 8 tiles by a whole warp. Compute capability 8.0. Must not know memory but
-for `ldmatrix`.
+"""Intrinsics of the tensor cores: products of 16 x 8 tiles by a whole warp. Compute capability 8.0.
 
 Fragments, with g = lane / 4 and t = lane % 4 (PTX ISA: Matrix Fragments for mma.m16n8k16, m16n8k32): A rows g and g + 8,
 B column g, C elements (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1).

@@ -1,4 +1,4 @@
-"""Intrinsics for a thread's place and for synchronising: barriers, exchange within a warp. Must not know memory."""
+"""Intrinsics for a thread's place and for synchronising: barriers, exchange within a warp."""
 
 from pyggml.kernels.cuda.device.intrinsic import intrinsic
 
