@@ -81,6 +81,7 @@ class GraphBuilder:
     n_ctx        cells that a token can see at most
     tokens       I32 (n_tokens)
     positions    I32 (n_tokens)
+    handed_on    what one part of a model leaves for others, by name
     adapters     LoRA adapters in use, each with its scale
     """
 
@@ -92,6 +93,7 @@ class GraphBuilder:
         self._order: list[Tensor] = []  # nodes that must be computed in this order, each with all it needs
         self._inputs: list[Input] = []
         self._shared: dict[str, Tensor] = {}
+        self.handed_on: dict[str, Tensor] = {}
         self._kv: dict[int, KVInputs] = {}
         self._slots: dict[int, Tensor] = {}
         self.tokens = self.input("inp_tokens", GGMLType.I32, self.n_tokens, fill=lambda ub, _: ub.tokens)

@@ -16,6 +16,7 @@ import numpy as np
 from edit_gguf import edit
 from peer_archs import ArchPeer
 from peer_build import locked
+from written_archs import written
 
 from pyggml.gguf import GGUFFile
 
@@ -162,5 +163,5 @@ def _write(source: Path, target: Path, variant: Variant) -> None:
 
 
 def all_files(peer: ArchPeer) -> dict[str, Path]:
-    """The reference's and these."""
-    return {**peer.files(), **variants(peer)}
+    """The reference's, those that we write for it, and these."""
+    return {**peer.files(), **written(peer.folder.parent), **variants(peer)}

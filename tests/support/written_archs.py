@@ -1,0 +1,159 @@
+"""Tiny random models of architectures that the reference's test-llama-archs writes no file of.
+
+Owns their keys and shapes, which follow the architecture's load_arch_hparams and load_arch_tensors; must not know how we
+compute them.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from peer_build import locked
+
+N_VOCAB, N_CTX, WINDOW = 128, 256, 32
+
+Shapes = dict[str, tuple[int, ...]]
+"""By tensors' names, outermost first."""
+
+
+class Written:
+    """keys    metadata, without the architecture's name
+    shapes  of all tensors
+    values  of tensors that are not random
+    """
+
+    def __init__(self, arch: str, keys: dict[str, Any], shapes: Shapes, values: dict[str, np.ndarray]) -> None:
+        self.arch, self.keys, self.shapes, self.values = arch, keys, shapes, values
+
+
+def gated(
+    il: int, n_embd: int, n_ff: int, suffix: str = "", experts: tuple[int, ...] = ()
+) -> Iterator[tuple[str, Any]]:
+    """The matrices of a gated network, or of several."""
+    yield f"blk.{il}.ffn_gate{suffix}.weight", (*experts, n_ff, n_embd)
+    yield f"blk.{il}.ffn_up{suffix}.weight", (*experts, n_ff, n_embd)
+    yield f"blk.{il}.ffn_down{suffix}.weight", (*experts, n_embd, n_ff)
+
+
+def _gemma4(
+    n_layer: int, keys: dict[str, Any], n_ff: list[int], *, k_as_v: bool, shared: int, per_layer: int
+) -> Written:
+    """Heads of 64 elements in layers with a window, of 128 in every fifth, which has none."""
+    n_embd, n_head = 128, 2
+    windows = [(il + 1) % 5 > 0 for il in range(n_layer)]
+    n_kv = [2 if window else 1 for window in windows]
+    keys = {
+        "embedding_length": n_embd, "block_count": n_layer, "feed_forward_length": n_ff, "attention.head_count": n_head,
+        "attention.head_count_kv": n_kv, "attention.key_length": 128, "attention.value_length": 128,
+        "attention.key_length_swa": 64, "attention.value_length_swa": 64, "rope.dimension_count": 128,
+        "rope.dimension_count_swa": 64, "rope.freq_base": 1e6, "rope.freq_base_swa": 1000.0,
+        "attention.sliding_window_pattern": windows, "attention.shared_kv_layers": shared,
+        "embedding_length_per_layer_input": per_layer, "final_logit_softcapping": 2.0, **keys,
+    }  # fmt: skip
+    shapes: Shapes = {
+        "token_embd.weight": (N_VOCAB, n_embd),
+        "output_norm.weight": (n_embd,),
+        "rope_freqs.weight": (64,),
+    }
+    if per_layer:
+        shapes |= {
+            "per_layer_token_embd.weight": (N_VOCAB, per_layer * n_layer),
+            "per_layer_model_proj.weight": (per_layer * n_layer, n_embd),
+            "per_layer_proj_norm.weight": (per_layer,),
+        }
+    for il, window in enumerate(windows):
+        head, blk = 64 if window else 128, f"blk.{il}."
+        for name in ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"):
+            shapes[f"{blk}{name}.weight"] = (n_embd,)
+        shapes[f"{blk}attn_q.weight"] = (head * n_head, n_embd)
+        shapes[f"{blk}attn_output.weight"] = (n_embd, head * n_head)
+        shapes[f"{blk}attn_k.weight"] = (head * n_kv[il], n_embd)
+        if window or not k_as_v:
+            shapes[f"{blk}attn_v.weight"] = (head * n_kv[il], n_embd)
+        shapes[f"{blk}attn_q_norm.weight"] = shapes[f"{blk}attn_k_norm.weight"] = (head,)
+        shapes[f"{blk}layer_output_scale.weight"] = (1,)
+        shapes |= gated(il, n_embd, n_ff[il])
+        if per_layer:
+            shapes[f"{blk}inp_gate.weight"] = (per_layer, n_embd)
+            shapes[f"{blk}proj.weight"] = (n_embd, per_layer)
+            shapes[f"{blk}post_norm.weight"] = (n_embd,)
+    return Written("gemma4", keys, shapes, {"rope_freqs.weight": np.array([1.0] * 16 + [1e30] * 48)})
+
+
+def gemma4_small() -> Written:
+    """As E2B and E4B: embeddings for each layer; the last five layers have no keys of their own, and a larger network."""
+    return _gemma4(10, {}, [96] * 5 + [160] * 5, k_as_v=False, shared=5, per_layer=32)
+
+
+def gemma4_experts() -> Written:
+    """As 26B: experts beside a dense network; in every fifth layer keys are values too."""
+    n_layer, n_embd, n_expert, n_ff = 6, 128, 8, 64
+    keys = {"expert_count": n_expert, "expert_used_count": 3, "expert_feed_forward_length": n_ff}
+    made = _gemma4(n_layer, keys, [96] * n_layer, k_as_v=True, shared=0, per_layer=0)
+    for il in range(n_layer):
+        blk = f"blk.{il}."
+        for name in ("post_ffw_norm_1", "pre_ffw_norm_2", "post_ffw_norm_2"):
+            made.shapes[f"{blk}{name}.weight"] = (n_embd,)
+        made.shapes[f"{blk}ffn_gate_inp.weight"] = (n_expert, n_embd)
+        made.shapes[f"{blk}ffn_gate_inp.scale"] = (n_embd,)
+        made.shapes[f"{blk}ffn_gate_up_exps.weight"] = (n_expert, 2 * n_ff, n_embd)
+        made.shapes[f"{blk}ffn_down_exps.weight"] = (n_expert, n_embd, n_ff)
+        made.shapes[f"{blk}ffn_down_exps.scale"] = (n_expert,)
+    return made
+
+
+WRITTEN: dict[str, Callable[[], Written]] = {"gemma4-small": gemma4_small, "gemma4-experts": gemma4_experts}
+"""By name: architecture, minus, what is special."""
+
+
+def written(root: Path) -> dict[str, Path]:
+    """By name; made in a folder of `root` when they are new."""
+    key = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
+    folder = root / f"written-{key}"
+    with locked(root / "lock"):
+        if not folder.exists():
+            fresh = root / f"fresh.{os.getpid()}"
+            fresh.mkdir()
+            for name, make in WRITTEN.items():
+                _write(fresh / f"{name}.gguf", make())
+            fresh.rename(folder)
+    return {name: folder / f"{name}.gguf" for name in WRITTEN}
+
+
+def _write(path: Path, model: Written) -> None:
+    rng = np.random.default_rng(9)
+    writer = gguf.GGUFWriter(path, model.arch)
+    writer.add_context_length(N_CTX)
+    writer.add_vocab_size(N_VOCAB)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_sliding_window(WINDOW)
+    writer.add_tokenizer_model("test")
+    writer.add_token_list([f"tok_{i}" for i in range(N_VOCAB)])
+    writer.add_token_scores([0.0] * N_VOCAB)
+    for key, value in model.keys.items():
+        add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, list: writer.add_array}
+        add[type(value)](f"{model.arch}.{key}", value)
+    for name, shape in model.shapes.items():
+        values = model.values.get(name)
+        values = _random(rng, name, shape) if values is None else values
+        assert values.shape == shape, name
+        writer.add_tensor(name, values.astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _random(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Vectors are around 1, biases and matrices around 0. What layers add is small, as the reference's GELU rounds its
+    results to F16; and so are queries and keys behind norms, so that tokens attend to some and not to one."""
+    if name.endswith(".bias"):
+        return rng.normal(0, 0.2, shape)
+    if len(shape) == 1:
+        factor = 0.4 if "attn_q_norm" in name or "attn_k_norm" in name else 0.25 if ".post_" in name else 1.0
+        return factor * rng.normal(1.0, 0.2, shape)
+    return rng.normal(0, (2 if "attn_q." in name or "attn_k." in name else 1) * shape[-1] ** -0.5, shape)
