@@ -46,12 +46,12 @@ class StateKeys:
         return self.d_inner // self.n_head
 
 
-def is_recurrent(hp: Hparams, il: int) -> bool:
-    """Whether layer `il` has a state in place of attention: as the file says, else all but every fourth, or every
-    full_attention_interval-th (llama.cpp: models/qwen35.cpp)."""
+def is_recurrent(hp: Hparams, il: int, period: int = 4) -> bool:
+    """Whether layer `il` has a state in place of attention: as the file says, else all but every full_attention_interval-th,
+    by default every `period`-th (llama.cpp: models/qwen35.cpp)."""
     if hp.find("attention.recurrent_layers")[1] is not None:
         return hp.flags("attention.recurrent_layers", hp.n_layer_all)[il]
-    return bool((il + 1) % hp.u32("full_attention_interval", 4))
+    return bool((il + 1) % hp.u32("full_attention_interval", period))
 
 
 def by_sequence(g: GraphBuilder, x: Tensor) -> Tensor:
