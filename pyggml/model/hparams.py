@@ -225,6 +225,7 @@ class ExpertKeys:
     renormalise   whether shares are divided by their sum, as the file says
     gating        softmax, sigmoid, softmax_weight or sqrt_softplus; None: the file does not say
     n_dense       first layers that have no experts
+    limits, limits_shared     of each layer: what gated networks are cut to, experts and those that every token uses; 0: not
     n_groups, n_groups_used   experts are chosen from so many of so many groups; 0 and 1: from all
     """
 
@@ -243,6 +244,8 @@ class ExpertKeys:
             )
         self.gating = self.GATINGS[number]
         self.n_dense = hp.u32("leading_dense_block_count", 0, least=0)
+        self.limits = hp.each_f32("swiglu_clamp_exp", hp.n_layer_all, 0.0)
+        self.limits_shared = hp.each_f32("swiglu_clamp_shexp", hp.n_layer_all, 0.0)
         self.n_groups = hp.u32("expert_group_count", 0, least=0)
         self.n_groups_used = hp.u32("expert_group_used_count", 0, least=0)
         if self.n_groups > 1:

@@ -85,6 +85,16 @@ class Keys:
             raise ModelError(f"key {full} is {value!r}, must be positive")
         return float(value)
 
+    def each_f32(self, key: str, n: int, default: float) -> tuple[float, ...]:
+        """A number a layer, `n` of them; one that stands alone counts for all."""
+        full, value = self.find(key)
+        items = self.items(value) if isinstance(value, np.ndarray | list) else [default if value is None else value] * n
+        if len(items) != n:
+            raise ModelError(f"key {full} has {len(items)} values, there are {n} layers")
+        if bad := [item for item in items if isinstance(item, bool) or not isinstance(item, float | int)]:
+            raise ModelError(f"key {full} has {bad[0]!r:.60}, must be numbers")
+        return tuple(float(item) for item in items)
+
     def boolean(self, key: str, default: bool) -> bool:
         full, value = self.find(key)
         if value is None:

@@ -139,7 +139,11 @@ class LatentAttention(Latent):
         k = ops.concat(ops.reshape(row, self.rank, 1, g.n_tokens), shared, 0)
         cur = g.attend(self.il, self.scaled(g, q), k, None, scale=self.scale)
         cur = self.attn_v_b(ops.reshape(cur, self.rank, self.n_head, g.n_tokens))
-        return g.linear(self.attn_output, ops.cont(cur, self.head_v * self.n_head, g.n_tokens))
+        return self.back(g, x, ops.cont(cur, self.head_v * self.n_head, g.n_tokens))
+
+    def back(self, g: GraphBuilder, x: Tensor, cur: Tensor) -> Tensor:
+        """What attention found (head_v * n_head, n_tokens) -> (n_embd, n_tokens); `x` is what attention began with."""
+        return g.linear(self.attn_output, cur)
 
 
 class ExpandedAttention(Latent):

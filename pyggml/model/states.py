@@ -73,10 +73,13 @@ class Convolution(Module):
 
     biased  None: there is no bias; else whether the file must have it
     state   what the state is called in the layer's StateLayer, `size` its elements
+    flat    whether the weights are (d_conv, n), else (d_conv, 1, n)
     """
 
-    def __init__(self, d_conv: int, n: int, *, biased: bool | None = None, state: str = "conv") -> None:
-        self.weight = Weight(d_conv, n)
+    def __init__(
+        self, d_conv: int, n: int, *, biased: bool | None = None, state: str = "conv", flat: bool = True
+    ) -> None:
+        self.weight = Weight(d_conv, n) if flat else Weight(d_conv, 1, n)
         self.bias = None if biased is None else Weight(n, required=biased)
         self.n, self.d_conv, self.state, self.size = n, d_conv, state, (d_conv - 1) * n
 

@@ -29,6 +29,9 @@ SCALES = (".scale", ".input_scale")
 UNREAD: dict[str, tuple[str, ...]] = {
     "llama": (),
     "gemma4": (),
+    "kimi-linear": (*SCALES, ".attn_q.bias", ".attn_k.bias", ".attn_v.bias"),
+    "bailingmoe3": (*SCALES, ".attn_q.bias", ".attn_k.bias", ".attn_v.bias"),
+    "kimi-k3": (*SCALES, ".attn_q.bias", ".attn_k.bias", ".attn_v.bias"),
     "falcon-h1": (*SCALES, ".attn_output.bias", "rope_freqs.weight"),
     "ernie4_5": (*SCALES, ".attn_output.bias"),
     "cogvlm": (*SCALES, "rope_freqs.weight"),
