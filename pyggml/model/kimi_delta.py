@@ -81,9 +81,7 @@ class KimiDelta(Remembers):
         steps = ops.add(self.steps(g, x), self.ssm_dt.bias.value)
         decay = self.decay(ops.reshape(steps, head, n_head, g.n_tokens), ops.reshape(self.ssm_a.value, 1, n_head))
         beta = ops.unary(ops.reshape(g.linear(self.ssm_beta, x), 1, *ne[1:]), ops.UnaryOp.SIGMOID)
-        y = delta_rule(
-            g, self.il, l2_norm(q, self.eps), l2_norm(k, self.eps), v, ops.reshape(decay, *ne), beta
-        )
+        y = delta_rule(g, self.il, l2_norm(q, self.eps), l2_norm(k, self.eps), v, ops.reshape(decay, *ne), beta)
         gate = ops.unary(ops.reshape(self.gates(g, x), *ne), ops.UnaryOp.SIGMOID)
         y = ops.mul(self.ssm_norm(g, y), gate, name=f"kda_out-{self.il}")
         return g.linear(self.attn_output, ops.reshape(y, self.n, g.n_tokens))

@@ -194,15 +194,29 @@ def differences(peer: ArchPeer, path: Path) -> dict[str, float]:
             context.clear()
             found[f"{kind}, in pieces"] = nmse(theirs, decode_in(context, pieces_of(TOKENS)))
             context.close()
-        context, alone = Context(model, n_ctx=768, n_seq_max=3), Context(model, n_ctx=256)
-        prompts = [TOKENS[:5], TOKENS[5:6], TOKENS[6:50]]
-        rows = context.decode(Batch.join([Batch.of(prompt, 0, seq) for seq, prompt in enumerate(prompts)]))
-        each = []
-        for row, prompt in zip(rows, prompts, strict=True):
-            alone.clear()
-            each.append(nmse(alone.decode(prompt)[-1], row))
-        found["three sequences"] = max(each)
-        context.close(), alone.close()
+        found["three sequences"] = together(model)
     finally:
         model.close()
     return found
+
+
+def together(model: Model) -> float:
+    """Of three sequences that are computed at once, and of each alone: prompts of different lengths, then a token each, then
+    three each."""
+    context, alone = Context(model, n_ctx=768, n_seq_max=3), Context(model, n_ctx=256)
+    rounds = [
+        [TOKENS[:5], TOKENS[5:6], TOKENS[6:50]],
+        [[t] for t in TOKENS[50:53]],
+        [TOKENS[i : i + 3] for i in (53, 56, 59)],
+    ]
+    ends, rows = [0, 0, 0], []
+    for round_ in rounds:
+        rows.append(context.decode(Batch.join([Batch.of(t, ends[seq], seq) for seq, t in enumerate(round_)])))
+        ends = [end + len(t) for end, t in zip(ends, round_, strict=True)]
+    each = []
+    for seq in range(3):
+        alone.clear()
+        for round_, found in zip(rounds, rows, strict=True):
+            each.append(nmse(alone.decode(round_[seq])[-1], found[seq]))
+    context.close(), alone.close()
+    return max(each)

@@ -7,40 +7,20 @@ Owns what each is changed to, and where the files are kept.
 import hashlib
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from edit_gguf import edit
 from peer_archs import ArchPeer
 from peer_build import locked
+from state_variants import STATE_VARIANTS
+from variant import Shapes, Variant
 from written_archs import written
 
 from pyggml.gguf import GGUFFile
 
 N_LAYER = 2
-"""Of all files that are changed."""
-
-Shapes = Mapping[str, tuple[float, tuple[int, ...]]]
-"""Tensors by name: standard deviation, and shape, outermost first. Vectors are around 1, as norms are, others around 0."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """base       the file that is changed
-    keys       metadata without the architecture's name, in place of the file's
-    tensors    new ones, or in place of the file's, of every layer ("blk.*.") or of one
-    without    tensors of every layer that are left out
-    factors    by pattern of tensors' names, what they are multiplied by
-    """
-
-    base: str
-    keys: Mapping[str, Any] = field(default_factory=dict)
-    tensors: Shapes = field(default_factory=dict)
-    without: tuple[str, ...] = ()
-    factors: Mapping[str, float] = field(default_factory=dict)
+"""Of all files that are changed in every layer."""
 
 
 def _latent(n_head: int, n_plain: int, n_rot: int, head_v: int, rank: int, n_embd: int) -> Shapes:
@@ -63,7 +43,7 @@ YARN = {
     "attention.temperature_length": 16,
 }
 
-VARIANTS = {
+VARIANTS = STATE_VARIANTS | {
     "deepseek2-groups": Variant(
         "deepseek2-moe",
         {
@@ -131,7 +111,7 @@ VARIANTS = {
 def variants(peer: ArchPeer) -> dict[str, Path]:
     """By name; written when they are new."""
     root = peer.folder.parent
-    key = hashlib.sha256(f"{peer.folder.name} {Path(__file__).read_text(encoding='utf-8')}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{peer.folder.name} {VARIANTS}".encode()).hexdigest()[:16]
     folder = root / f"variants-{key}"
     with locked(root / "lock"):
         if not folder.exists():
@@ -146,11 +126,14 @@ def variants(peer: ArchPeer) -> dict[str, Path]:
 def _write(source: Path, target: Path, variant: Variant) -> None:
     arch = variant.base.rsplit("-", 1)[0]
     rng = np.random.default_rng(5)
-    without = {f"blk.{il}.{name}" for il in range(N_LAYER) for name in variant.without}
+    without = {
+        one for name in variant.without
+        for one in ([name] if name.startswith("blk.") else [f"blk.{il}.{name}" for il in range(N_LAYER)])
+    }  # fmt: skip
     tensors = {}
-    for name, (deviation, shape) in variant.tensors.items():
+    for name, (deviation, shape, *mean) in variant.tensors.items():
         for one in dict.fromkeys(name.replace("*", str(il)) for il in range(N_LAYER)):
-            values = rng.normal(float(len(shape) == 1), deviation, shape)
+            values = rng.normal(mean[0] if mean else float(len(shape) == 1), deviation, shape)
             if one not in without:
                 tensors[one] = values.astype(np.float32)
     with GGUFFile.open(source) as file:

@@ -8,9 +8,11 @@ import numpy as np
 
 from pyggml.dtypes import GGMLType
 from pyggml.gguf import GGUFFile
+from pyggml.gguf.header import ValueType
 from pyggml.gguf.write import Pair, Planned, head, padding
 
 ALIGNMENT = 32
+TYPES = {bool: ValueType.BOOL, int: ValueType.U32, float: ValueType.F32, str: ValueType.STRING}
 
 
 def edit(
@@ -22,7 +24,7 @@ def edit(
     metadata: Mapping[str, Any] | None = None,
 ) -> Path:
     """`leave_out(name)`: of tensors and keys; `replace`: F32 tensors, new ones too, shapes outermost first; `metadata`: in
-    place of values that the file has, of the same type."""
+    place of values that the file has, of the same type; others are added."""
     replace, metadata = replace or {}, metadata or {}
     with GGUFFile.open(source) as file:
         pairs = [
@@ -30,6 +32,7 @@ def edit(
             for key, value in file.metadata.items()
             if not leave_out(key)
         ]
+        pairs += [Pair(key, TYPES[type(v)], v) for key, v in metadata.items() if key not in file.metadata]
         data = {name: (t.type, t.ne, t.data.tobytes()) for name, t in file.tensors.items() if not leave_out(name)}
         for name, array in replace.items():
             ne = (*array.shape[::-1], 1, 1, 1)[:4]

@@ -48,9 +48,7 @@ class LinearAttention(Remembers):
         head, n_head = self.head, self.n_head
         qkv = ops.unary(g.linear(self.attn_qkv, x), ops.UnaryOp.SILU)
         strides = 3 * head * qkv.nb[0], qkv.nb[1]
-        q, k, v = (
-            ops.cont(ops.view(qkv, (head, n_head, g.n_tokens), strides, i * head * qkv.nb[0])) for i in range(3)
-        )
+        q, k, v = (ops.cont(ops.view(qkv, (head, n_head, g.n_tokens), strides, i * head * qkv.nb[0])) for i in range(3))
         slopes = g.shared_input("slopes", GGMLType.F32, 1, n_head, fill=self.slopes)
         decay = ops.unary(ops.scale(slopes, -self.slope_scale), ops.UnaryOp.EXP)
         decay = ops.repeat(decay, head, n_head, g.n_tokens)
