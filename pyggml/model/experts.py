@@ -37,6 +37,7 @@ class Experts(Module):
     weight_first shares multiply what goes into the experts, not what comes out
     router_bias  whether the router may have a bias
     router       whether it has a router of its own; else whoever calls it gives logits
+    suffix       what the matrices' names end in
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Experts(Module):
         weight_first: bool = False,
         router_bias: bool = False,
         router: bool = True,
+        suffix: str = "_exps",
     ) -> None:
         assert gating in GATINGS, gating
         self.n_expert, self.n_used, self.kind, self.activation = n_expert, n_used, kind, activation
@@ -67,10 +69,20 @@ class Experts(Module):
         self.rank_logits, self.weight_first = rank_logits, weight_first
         self.ffn_gate_inp = Linear(n_embd, n_expert, plain=not router_bias) if router else None
         self.exp_probs_b = ProbabilityBias(n_expert) if bias else None
-        self.ffn_gate_up_exps = ExpertLinear(n_embd, 2 * n_ff, n_expert, required=False)
-        self.ffn_gate_exps = ExpertLinear(n_embd, n_ff, n_expert, required=False)
-        self.ffn_up_exps = ExpertLinear(n_embd, n_ff, n_expert)
-        self.ffn_down_exps = ExpertLinear(n_ff, n_embd, n_expert)
+        self.suffix = suffix
+        for name, n_in, n_out in (
+            ("gate_up", n_embd, 2 * n_ff),
+            ("gate", n_embd, n_ff),
+            ("up", n_embd, n_ff),
+            ("down", n_ff, n_embd),
+        ):
+            needed = name in ("up", "down")
+            setattr(self, f"ffn_{name}{suffix}", ExpertLinear(n_in, n_out, n_expert, required=needed))
+
+    def matrix(self, name: str) -> ExpertLinear:
+        """gate_up, gate, up or down."""
+        found: ExpertLinear = getattr(self, f"ffn_{name}{self.suffix}")
+        return found
 
     @classmethod
     def of(cls, hp: Hparams, il: int, n_ff: int = 0, **more: Any) -> Experts:
@@ -84,8 +96,8 @@ class Experts(Module):
         return cls(hp.n_embd, keys.n_ff(il) or n_ff or hp.n_ff(il), hp.n_expert, hp.n_expert_used, **said | more)
 
     def wanted(self, tensors: Any) -> Any:
-        fused = self.ffn_gate_up_exps.weight.name in tensors
-        self.ffn_up_exps.weight.required = not fused
+        fused = self.matrix("gate_up").weight.name in tensors
+        self.matrix("up").weight.required = not fused
         yield from super().wanted(tensors)
 
     def __call__(self, g: GraphBuilder, x: Tensor, logits: Tensor | None = None) -> Tensor:
@@ -100,7 +112,7 @@ class Experts(Module):
         each = ops.reshape(shares, 1, used, n_tokens)
         if self.weight_first:
             cur = ops.mul(ops.repeat(cur, x.ne[0], used, n_tokens), each)
-        cur = g.linear_id(self.ffn_down_exps, self._inside(g, cur, chosen), chosen)
+        cur = g.linear_id(self.matrix("down"), self._inside(g, cur, chosen), chosen)
         if not self.weight_first:
             cur = ops.mul(cur, each, name=f"ffn_moe_weighted-{il}")
         parts = [ops.view(cur, (cur.ne[0], n_tokens), (cur.nb[2],), i * cur.nb[1]) for i in range(used)]
@@ -111,15 +123,15 @@ class Experts(Module):
 
     def _inside(self, g: GraphBuilder, x: Tensor, chosen: Tensor) -> Tensor:
         """What goes into the experts' last matrix."""
-        if self.ffn_gate_up_exps.weight.there:
-            both = g.linear_id(self.ffn_gate_up_exps, x, chosen)
+        if self.matrix("gate_up").weight.there:
+            both = g.linear_id(self.matrix("gate_up"), x, chosen)
             half, strides = both.ne[0] // 2, both.nb[1:3]
             gate = ops.view(both, (half, *both.ne[1:3]), strides)
             up = ops.view(both, (half, *both.ne[1:3]), strides, half * both.nb[0])
             return self._gated(gate, up)
-        up = g.linear_id(self.ffn_up_exps, x, chosen)
-        if self.ffn_gate_exps.weight.there:
-            return self._gated(g.linear_id(self.ffn_gate_exps, x, chosen), up)
+        up = g.linear_id(self.matrix("up"), x, chosen)
+        if self.matrix("gate").weight.there:
+            return self._gated(g.linear_id(self.matrix("gate"), x, chosen), up)
         return self.activation(up)
 
     def _gated(self, gate: Tensor, up: Tensor) -> Tensor:
@@ -173,7 +185,7 @@ class Experts(Module):
         return ops.reshape(ranked, self.n_expert, n_tokens)
 
     def _of(self, values: Tensor, chosen: Tensor) -> Tensor:
-        return ops.get_rows(ops.reshape(values, 1, self.n_expert, values.ne[1]), chosen)
+        return ops.get_rows(ops.reshape(values, 1, values.ne[0], values.ne[1]), chosen)
 
     def _scaled(self, shares: Tensor) -> Tensor:
         return shares if self.scale == 1.0 else ops.scale(shares, self.scale)

@@ -114,7 +114,8 @@ class PlainNorm(Module):
         self.eps = eps
 
     @classmethod
-    def of(cls, hp: Hparams, n: int | None = None) -> PlainNorm:
+    def of(cls, hp: Hparams, n: int | None = None, **_: Any) -> PlainNorm:
+        """Of rows of any length; what else is said of norms is about weights."""
         return cls(hp.norm_eps)
 
     def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:
@@ -125,7 +126,7 @@ class PlainRMSNorm(PlainNorm):
     """x / sqrt(mean(x^2) + eps): an RMS norm without weights."""
 
     @classmethod
-    def of(cls, hp: Hparams, n: int | None = None) -> PlainRMSNorm:
+    def of(cls, hp: Hparams, n: int | None = None, **_: Any) -> PlainRMSNorm:
         return cls(hp.rms_eps)
 
     def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:
