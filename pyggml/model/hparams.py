@@ -79,6 +79,13 @@ class Hparams(Keys):
         """How positions are scaled, where an architecture reads further keys: their values, by field of RopeScaling."""
         return self.rope_options.apply(replace(self.rope_in_file, **more))
 
+    def yarn_betas(self, fast: float = 32.0, slow: float = 1.0) -> dict[str, float]:
+        """Between which pairs yarn changes over, where an architecture reads it: for `scaled_rope`."""
+        return {
+            "beta_fast": self.f32("rope.scaling.yarn_beta_fast", fast, positive=False),
+            "beta_slow": self.f32("rope.scaling.yarn_beta_slow", slow, positive=False),
+        }
+
     @cached_property
     def rms_eps(self) -> float:
         """What RMS norms add to the mean of squares."""

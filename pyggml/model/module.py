@@ -98,17 +98,6 @@ class Module:
         return f"{self.attribute}{kind}-{self.il}"
 
 
-class Renamed(Module):
-    """One module, under the name that the file has for it: `self.ffn_norm = Renamed(post_attention_norm=RMSNorm.of(hp))`."""
-
-    def __init__(self, **named: Module) -> None:
-        ((self._name, module),) = named.items()
-        setattr(self, self._name, module)
-
-    def __call__(self, *args: Any) -> Any:
-        return getattr(self, self._name)(*args)
-
-
 def bind(module: Module, n_layer: int) -> None:
     """Give every module its attribute and block, every weight its name and layer. Outer modules add nothing to a name but
     the number of the block, which is that of the item in the list that is called `blk`."""

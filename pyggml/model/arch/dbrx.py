@@ -6,8 +6,7 @@ from pyggml.model.blocks import Block as Base
 from pyggml.model.experts import Experts
 from pyggml.model.hparams import Hparams
 from pyggml.model.layers import CausalLM
-from pyggml.model.module import Renamed
-from pyggml.model.norms import LayerNorm
+from pyggml.model.norms import LayerNorm, NamedNorm
 from pyggml.model.rope import Rope
 
 
@@ -16,7 +15,7 @@ class Block(Base):
         super().__init__(hp, il, norm=LayerNorm)
         clamp = hp.f32("attention.clamp_kqv", positive=False)
         self.attn = Attention(hp, il, rope=Rope(hp, ops.ROPE_NEOX), clamp=max(clamp, 0.0))
-        self.ffn_norm = Renamed(attn_output_norm=LayerNorm.of(hp))
+        self.ffn_norm = NamedNorm("attn_output_norm", LayerNorm.of(hp))
         self.ffn = Experts.of(hp, il, hp.n_ff(il), gating="softmax", renormalise=True)
 
 

@@ -19,7 +19,7 @@ class Block(PreNormBlock):
     def __init__(self, hp: Hparams, il: int) -> None:
         super().__init__(hp, il)
         scaling = self.scaling(hp, hp.f32("rope.scaling.yarn_log_multiplier", 0.0, positive=False) / 0.1)
-        rope = Rope(hp, ops.ROPE_NORMAL, scaling=scaling, factors="one")
+        rope = Rope(hp, ops.ROPE_NORMAL, scaling=scaling, factors="none")
         kind = LatentAttention if hp.u32("attention.key_length_mla", 0, least=0) else ExpandedAttention
         self.attn = kind(hp, il, rope=rope, temperature=_temperature(hp))
         self.attn.scale *= magnitude(scaling) ** 2

@@ -8,8 +8,7 @@ from pyggml.model.experts import Experts, ExpertsAndShared
 from pyggml.model.hparams import Hparams
 from pyggml.model.layers import CausalLM
 from pyggml.model.mlp import GatedMLP
-from pyggml.model.module import Renamed
-from pyggml.model.norms import RMSNorm
+from pyggml.model.norms import NamedNorm, RMSNorm
 from pyggml.model.rope import Rope
 
 
@@ -18,7 +17,7 @@ class Block(PreNormBlock):
         super().__init__(hp, il)
         rope = Rope(hp, ops.ROPE_MROPE if hp.has_sections else ops.ROPE_NEOX)
         self.attn = Attention(hp, il, rope=rope, qk_norm="head", norm_needed=False)
-        self.ffn_norm = Renamed(post_attention_norm=RMSNorm.of(hp))
+        self.ffn_norm = NamedNorm("post_attention_norm", RMSNorm.of(hp))
         if il < hp.expert.n_dense:
             self.ffn = GatedMLP(hp.n_embd, hp.n_ff(il))
             return

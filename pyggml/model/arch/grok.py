@@ -14,8 +14,8 @@ from pyggml.model.hparams import Hparams
 from pyggml.model.layers import CausalLM
 from pyggml.model.linear import Linear
 from pyggml.model.mlp import GatedMLP
-from pyggml.model.module import Module, Renamed, Weight
-from pyggml.model.norms import RMSNorm
+from pyggml.model.module import Module, Weight
+from pyggml.model.norms import NamedNorm, RMSNorm
 from pyggml.model.rope import Rope
 from pyggml.model.rope_options import RopeScaling
 from pyggml.tensor import Tensor
@@ -28,7 +28,7 @@ class Block(PreNormBlock):
         scale = hp.f32("attention.output_scale", 0.08838834764831845)
         softcap = hp.f32("attn_logit_softcapping", 30.0)
         self.attn = Attention(hp, il, rope=rope, scale=scale, softcap=softcap)
-        self.post_attention_norm = Renamed(attn_output_norm=RMSNorm.of(hp))
+        self.post_attention_norm = NamedNorm("attn_output_norm", RMSNorm.of(hp))
         self.ffn = ExpertsAndDense(hp, il)
         self.post_ffw_norm = LastNorm(hp)
 
@@ -80,14 +80,10 @@ class LastNorm(Module):
 
 
 def _scaling(hp: Hparams) -> RopeScaling:
-    def number(name: str, default: float) -> float:
-        return hp.f32(f"rope.scaling.yarn_{name}", default, positive=False)
-
     return hp.scaled_rope(
-        ext_factor=number("ext_factor", -1.0),
-        yarn_attn_factor=number("attn_factor", 1.0),
-        beta_fast=number("beta_fast", 8.0),
-        beta_slow=number("beta_slow", 1.0),
+        ext_factor=hp.f32("rope.scaling.yarn_ext_factor", -1.0, positive=False),
+        yarn_attn_factor=hp.f32("rope.scaling.yarn_attn_factor", 1.0, positive=False),
+        **hp.yarn_betas(fast=8.0),
     )
 
 

@@ -29,7 +29,9 @@ class Grove(Module):
         self.experts = Experts.of(hp, il, hp.n_ff(il) // hp.n_expert_used, gating="softmax", renormalise=True)
         each = hp.u32("experts_per_group")
         if hp.n_expert % each:
-            raise ModelError(f"key {hp.architecture}.experts_per_group is {each}, must divide the {hp.n_expert} experts")
+            raise ModelError(
+                f"key {hp.architecture}.experts_per_group is {each}, must divide the {hp.n_expert} experts"
+            )
         n, n_ff = hp.n_expert // each, hp.u32("expert_chunk_feed_forward_length", 0, least=0) or hp.head_k(il)
         self.shared = SharedByGroup(hp.n_embd, n_ff, n, min(n, hp.n_expert_used), scale=self.experts.scale, each=each)
         self.scale = hp.f32("expert_group_scale", positive=False)

@@ -16,7 +16,9 @@ class Block(PreNormBlock):
         super().__init__(hp, il)
         scale = hp.f32("attention.temperature_scale", 0.0, positive=False)
         growth = Temperature(scale, hp.rope.n_ctx_orig) if scale else None
-        self.attn = Attention(hp, il, rope=Rope(hp, ops.ROPE_NORMAL), temperature=growth, scale=hp.attention_scale)
+        multiplier = hp.f32("rope.scaling.yarn_log_multiplier", 0.0, positive=False)
+        rope = Rope(hp, ops.ROPE_NORMAL, scaling=hp.scaled_rope(log_multiplier=multiplier, **hp.yarn_betas()))
+        self.attn = Attention(hp, il, rope=rope, temperature=growth, scale=hp.attention_scale)
         if hp.n_expert:
             self.ffn = Experts.of(hp, il, hp.n_ff(il), renormalise=True)
         else:
