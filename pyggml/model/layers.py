@@ -91,6 +91,11 @@ class CausalLM(Module):
         cur = self.token_embd(g)
         return cur if self.embed_scale == 1.0 else ops.scale(cur, self.embed_scale, name="inp_scaled")
 
+    def normed(self, g: GraphBuilder, x: Tensor) -> Tensor:
+        """The last layer's result, ready for the matrix of logits."""
+        normed: Tensor = self.output_norm(g, x)
+        return normed
+
     def logits(self, g: GraphBuilder, x: Tensor) -> Tensor:
         cur = g.linear(self.output, x)
         if self.logit_scale != 1.0:
@@ -106,7 +111,7 @@ class CausalLM(Module):
         for il in range(len(self.blk)) if layers is None else layers:
             cur = g.steer(il, self.blk[il](g, cur))
             ends.append(cur)
-        return g.finish(self.logits(g, self.output_norm(g, cur)) if g.n_outputs else None, ends)
+        return g.finish(self.logits(g, self.normed(g, cur)) if g.n_outputs else None, ends)
 
 
 class Remembers(Module, ABC):

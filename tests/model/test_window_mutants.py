@@ -10,10 +10,16 @@ from peer_programs import Programs
 from programs import Newest
 
 from pyggml import ops
+from pyggml.model.mlp import GatedMLP
+from pyggml.model.per_layer import slice_of
 
 
 def none(g: Any, x: Any) -> Any:
     return ops.scale(x, 0.0)
+
+
+def one_version(modules: Any) -> None:
+    modules.altup_unembd_proj.merge = lambda x: slice_of(x, 0)
 
 
 def first_keys(block: Any) -> None:
@@ -49,6 +55,14 @@ MUTANTS: list[tuple[str, str, Mutate]] = [
     ("gemma4-experts", "no dense network", on("ffn", post_ffw_norm_1=none)),
     ("gemma4-experts", "a router of the plain sum", on("ffn.routed", factor=1.0)),
     ("gemma4-experts", "no scales of experts", on("ffn.experts.ffn_down_exps.scale", tensor=None)),
+    ("gemma3n-small", "no product of low rank", on("", laurel=none)),
+    ("gemma3n-small", "all gates", on("ffn", __class__=GatedMLP)),
+    ("gemma3n-small", "versions as predicted", on("altup", correct=lambda g, predictions, made: predictions)),
+    ("gemma3n-small", "versions of their own alone", on("altup", predict=lambda g, x: x)),
+    ("gemma3n-small", "no embeddings of layers", on("per_layer", post_norm=none)),
+    ("gemma3n-small", "the first layer's keys for all", each_block(first_keys)),
+    ("gemma3n-small", "values as they are", on("attn", v_norm=None)),
+    ("gemma3n-small", "one version in the end", one_version),
     ("gemma3-dense", "windows in no layer", on("attn", window=None)),
 ]
 """(file, what is wrong, how)"""

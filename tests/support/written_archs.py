@@ -106,7 +106,45 @@ def gemma4_experts() -> Written:
     return made
 
 
-WRITTEN: dict[str, Callable[[], Written]] = {"gemma4-small": gemma4_small, "gemma4-experts": gemma4_experts}
+def gemma3n() -> Written:
+    """Layers from the twenty-first on have no keys of their own."""
+    n_layer, n_embd, head, per_layer, rank, n_versions = 25, 64, 64, 256, 64, 4
+    keys = {
+        "embedding_length": n_embd, "block_count": n_layer, "feed_forward_length": 96, "attention.head_count": 2,
+        "attention.head_count_kv": 1, "attention.key_length": head, "attention.value_length": head,
+        "rope.dimension_count": head, "rope.freq_base": 1e6, "rope.freq_base_swa": 1000.0,
+        "attention.sliding_window_pattern": 5,
+    }  # fmt: skip
+    shapes: Shapes = {
+        "token_embd.weight": (N_VOCAB, n_embd),
+        "output_norm.weight": (n_embd,),
+        "altup_proj.weight": (n_versions - 1, n_embd, n_embd),
+        "altup_unembd_proj.weight": (n_versions - 1, n_embd, n_embd),
+        "per_layer_token_embd.weight": (N_VOCAB, per_layer * n_layer),
+        "per_layer_model_proj.weight": (per_layer * n_layer, n_embd),
+        "per_layer_proj_norm.weight": (per_layer,),
+    }
+    vectors = ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm", "post_norm", "altup_correct_scale")
+    for il in range(n_layer):
+        blk = f"blk.{il}."
+        shapes |= {f"{blk}{name}.weight": (n_embd,) for name in (*vectors, "altup_router_norm", "laurel_post_norm")}
+        shapes |= {f"{blk}attn_{name}_norm.weight": (head,) for name in "qk"}
+        shapes |= {f"{blk}attn_{name}.weight": (head, n_embd) for name in "kv"}
+        shapes |= {f"{blk}attn_q.weight": (2 * head, n_embd), f"{blk}attn_output.weight": (n_embd, 2 * head)}
+        shapes |= gated(il, n_embd, 96)
+        shapes |= {f"{blk}inp_gate.weight": (per_layer, n_embd), f"{blk}proj.weight": (n_embd, per_layer)}
+        shapes |= {f"{blk}laurel_l.weight": (rank, n_embd), f"{blk}laurel_r.weight": (n_embd, rank)}
+        shapes[f"{blk}altup_router.weight"] = (n_versions, n_embd)
+        shapes[f"{blk}altup_correct_coef.weight"] = (n_versions, n_versions)
+        shapes[f"{blk}altup_predict_coef.weight"] = (n_versions * n_versions, n_versions)
+    return Written("gemma3n", keys, shapes, {})
+
+
+WRITTEN: dict[str, Callable[[], Written]] = {
+    "gemma3n-small": gemma3n,
+    "gemma4-small": gemma4_small,
+    "gemma4-experts": gemma4_experts,
+}
 """By name: architecture, minus, what is special."""
 
 
