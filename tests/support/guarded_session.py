@@ -204,7 +204,7 @@ def main(seed: int, first: int, count: int, only: str = "-", wrong: str = "") ->
             counts.update({f"computed {name}": 1 for name in made.what if name.isupper()})
         except RefusedError as error:
             counts["refused"] += 1
-            counts["row numbers"] += "row number" in str(error)
+            counts["row numbers"] += "row index" in str(error)
             counts["overlaps"] += "overlaps" in str(error)
             if "\n" in str(error):
                 faults.append(f"graph {number} {made.what}: more than a line: {error}")

@@ -1,1 +1,1 @@
-"""Kernels that do nothing but use the primitives of pyggml.simd, for tests/simd/test_simd.py. Imported by the compiler only."""
+"""Kernels that do nothing but use the primitives of pyggml.simd, for tests/simd. Imported by the compiler only."""

@@ -2,8 +2,7 @@
 
 from pyggml.jit import inline
 from pyggml.kernels.cpu import add_id as add_id_family
-from pyggml.kernels.cpu import decoded as decoded_family
-from pyggml.kernels.cpu import indices
+from pyggml.kernels.cpu import dequant_fallback, indices
 from pyggml.kernels.cpu import rows as rows_family
 from pyggml.kernels.cpu import ssm as ssm_family
 
@@ -29,7 +28,7 @@ def _mutant(factory, *args):
 
 
 def get_rows(*args):
-    return _mutant(rows_family.get_rows if args else decoded_family.get_rows, *args)
+    return _mutant(rows_family.get_rows if args else dequant_fallback.get_rows, *args)
 
 
 def set_rows(*args):

@@ -7,7 +7,7 @@ np = v.np
 
 
 def arithmetic():
-    """-> kernel(x, y, z, n, out): ARITHMETIC of tests/simd/test_simd.py, in its order."""
+    """-> kernel(x, y, z, n, out): ARITHMETIC of tests/simd/test_floats.py, in its order."""
 
     def kernel(x, y, z, n, out):
         row = U(4 * n)

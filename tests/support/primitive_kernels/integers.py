@@ -14,7 +14,7 @@ RUNS_OF_4 = np.random.default_rng(4).integers(0, 256, (200, 4), np.uint8)
 
 
 def arithmetic():
-    """-> kernel(x, y, shift, n, out): INTEGERS of tests/simd/test_simd.py on i32, with shifts from `shift`."""
+    """-> kernel(x, y, shift, n, out): INTEGERS of tests/simd/test_integers.py on i32, with shifts from `shift`."""
     turned = v.shuffler(REVERSED)
     few = v.shuffler([0, 5, 5, 12])
 
