@@ -56,7 +56,10 @@ def changed(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[Callable[
             ("cpu.tile", n)
             for n in ("jit/compiling.py", "steps.py", "simd/dot.py", "kernels/cpu/tile.py", "kernels/cpu/record.py")
         ),
-        ("cpu.tile", "quants/q4_1.py"),
+        *(
+            ("cpu.tile", f"{n}.py")
+            for n in ("quants/q4_1", "kernels/cpu/formats/__init__", "kernels/cpu/formats/codebook")
+        ),
         *(("cuda.matvec", f"kernels/cuda/{n}.py") for n in ("matvec", "unpack", "experts", "device/build", "spec")),
         ("cuda.rows", "quants/iq4_nl.py"),
     ],
@@ -214,7 +217,11 @@ def imported(path: Path) -> Iterator[str]:
                     yield whole if sources.module_file(whole) else node.module
 
 
-MODULES = [f"{place}.{p.stem}" for place in COMMON for p in sorted((sources.ROOT / "kernels" / place).glob("*.py"))]
+KERNELS = sources.ROOT / "kernels"
+MODULES = [
+    ".".join(p.relative_to(KERNELS).with_suffix("").parts).removesuffix(".__init__")
+    for place in COMMON for p in sorted((KERNELS / place).rglob("*.py"))
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -88,7 +88,7 @@ def test_a_row_out_of_range_leaves_the_table_as_it_was(n_threads: int, bad: int,
     node.buffer, node.data = buffer, table.data
     backend = device.open(n_threads)
     plan = backend.plan(build_forward([node]))
-    with pytest.raises(ComputeError, match=f"SET_ROWS 'cache': row number {bad}, there are 6 rows"):
+    with pytest.raises(ComputeError, match=f"SET_ROWS 'cache': row index {bad}, there are 6 rows"):
         backend.compute(plan)
     assert buffer.get(table) == make.contents[id(table)][1]
     buffer.set(node.src[1], (np.arange(40) % 6).astype(np.int64).tobytes())  # type: ignore[arg-type]
