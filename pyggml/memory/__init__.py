@@ -94,10 +94,13 @@ def make_memory(needs: Sequence[Need], options: MemoryOptions) -> Layered:
                 alibi=any(need.alibi for need in needs),
             )
         )
-    if states := [need.states for need in needs if need.states is not None]:
-        for i, one in enumerate(states):
-            where.setdefault(one.il, []).append((len(parts), i))
-        parts.append(RecurrentState(states, options.n_seq_max))
+    states: dict[int, dict[str, int]] = {}  # parts of a layer may have states each
+    for one in (need.states for need in needs if need.states is not None):
+        states.setdefault(one.il, {}).update(one.sizes)
+    if states:
+        for i, il in enumerate(states):
+            where.setdefault(il, []).append((len(parts), i))
+        parts.append(RecurrentState([StateLayer(il, sizes) for il, sizes in states.items()], options.n_seq_max))
     for il, of in (need.shared for need in needs if need.shared is not None):
         assert of in where and of < il, f"layer {il} is to share the cache of layer {of}, which has none"
         where.setdefault(il, []).extend(at for at in where[of] if isinstance(parts[at[0]], KVCache))

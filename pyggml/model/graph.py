@@ -83,6 +83,7 @@ class GraphBuilder:
     positions    I32 (n_tokens)
     handed_on    what one part of a model leaves for others, by name
     adapters     LoRA adapters in use, each with its scale
+    carried      tensors that a layer leaves for later ones, by names of theirs
     """
 
     def __init__(self, hp: Hparams, memory: Layered, shape: UbatchShape, adapters: tuple[Applied, ...] = ()) -> None:
@@ -93,6 +94,7 @@ class GraphBuilder:
         self._order: list[Tensor] = []  # nodes that must be computed in this order, each with all it needs
         self._inputs: list[Input] = []
         self._shared: dict[str, Tensor] = {}
+        self.carried: dict[str, Tensor] = {}
         self.handed_on: dict[str, Tensor] = {}
         self._kv: dict[int, KVInputs] = {}
         self._slots: dict[int, Tensor] = {}
@@ -250,9 +252,12 @@ class GraphBuilder:
         return cur
 
     def state(self, il: int, name: str) -> Tensor:
-        """The state of this micro-batch's sequences in a layer: (elements, n_seqs)."""
+        """The state of this micro-batch's sequences in a layer: (elements, n_seqs). It is read here in the order of nodes,
+        before whatever `set_state` keeps."""
         part, i, states = self.memory.of(il, RecurrentState)
-        return states.read(i, name, self._rows(part, states))
+        read = states.read(i, name, self._rows(part, states))
+        self.store(read)
+        return read
 
     def states(self, il: int, name: str) -> tuple[Tensor, Tensor]:
         """All rows of a state (elements, rows), and which of them are this micro-batch's: I32 (n_seqs)."""

@@ -24,6 +24,7 @@ from pyggml.model.kimi_delta import KimiDelta
 from pyggml.model.latent_attention import LatentAttention
 from pyggml.model.mamba import Mamba, Mamba2
 from pyggml.model.model import Model
+from pyggml.model.rwkv import RWKVBlock, TimeMix6, TimeMix7
 from pyggml.model.short_convolution import ShortConvolution
 from pyggml.model.states import Convolution
 from pyggml.runtime.context import Context
@@ -139,6 +140,13 @@ def ungated(right: Any, self: Any, g: Any, x: Any) -> Any:
         ops.unary = unary
 
 
+def first_values_lost(right: Any, self: Any, g: Any, x: Any, difference: Any) -> Any:
+    y = right(self, g, x, difference)
+    if self.il == 0:
+        g.carried["first_values"] = ops.fill(g.carried["first_values"], 0.0)
+    return y
+
+
 MUTANTS: list[tuple[str, str, Mutate]] = [
     ("qwen35-heads", "a convolution's state is late", late),
     ("qwen35-heads", "a convolution's state is not kept", forgotten("conv")),
@@ -164,6 +172,13 @@ MUTANTS: list[tuple[str, str, Mutate]] = [
     ("kimi-linear-heads", "a convolution's state is late", late),
     ("kimi-linear-heads", "a state that grows", method(kimi_delta, "delta_rule", decay_grows)),
     ("kimi-linear-heads", "no gate", method(KimiDelta, "__call__", ungated)),
+    ("rwkv6-five", "the token before is forgotten", forgotten("time_shift")),
+    ("rwkv6-five", "the network's token before is forgotten", forgotten("channel_shift")),
+    ("rwkv6-five", "never halved", on(RWKVBlock, halved=False)),
+    ("rwkv6-five", "shares in another order", on(TimeMix6, NAMES=("k", "w", "v", "r", "g"))),
+    ("rwkv6qwen2-shared", "a state is not kept", forgotten("wkv")),
+    ("rwkv7-gated", "values of the first layer lost", method(TimeMix7, "mixed", first_values_lost)),
+    ("arwkv7-plain", "keys as long as they are", method(ops, "l2_norm", same)),
     ("bailingmoe3-heads", "another bound", on(BoundedDelta, bound=-4.0)),
     ("bailingmoe3-heads", "heads without a gate", method(GatedLatentAttention, "back", without_gate)),
 ]

@@ -177,7 +177,9 @@ VARIANTS = STATE_VARIANTS | {
 def variants(peer: ArchPeer) -> dict[str, Path]:
     """By name; written when they are new."""
     root = peer.folder.parent
-    key = hashlib.sha256(f"{peer.folder.name} {VARIANTS}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(
+        f"{peer.folder.name} {VARIANTS} {Path(__file__).read_text(encoding='utf-8')}".encode()
+    ).hexdigest()[:16]
     folder = root / f"variants-{key}"
     with locked(root / "lock"):
         if not folder.exists():

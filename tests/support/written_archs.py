@@ -6,37 +6,18 @@ compute them.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 from peer_build import locked
+from written import Shapes, Written, gated
+from written_rwkv import RWKV
 
 N_VOCAB, N_CTX, WINDOW = 128, 256, 32
-
-Shapes = dict[str, tuple[int, ...]]
-"""By tensors' names, outermost first."""
-
-
-class Written:
-    """keys    metadata, without the architecture's name
-    shapes  of all tensors
-    values  of tensors that are not random
-    """
-
-    def __init__(self, arch: str, keys: dict[str, Any], shapes: Shapes, values: dict[str, np.ndarray]) -> None:
-        self.arch, self.keys, self.shapes, self.values = arch, keys, shapes, values
-
-
-def gated(
-    il: int, n_embd: int, n_ff: int, suffix: str = "", experts: tuple[int, ...] = ()
-) -> Iterator[tuple[str, Any]]:
-    """The matrices of a gated network, or of several."""
-    yield f"blk.{il}.ffn_gate{suffix}.weight", (*experts, n_ff, n_embd)
-    yield f"blk.{il}.ffn_up{suffix}.weight", (*experts, n_ff, n_embd)
-    yield f"blk.{il}.ffn_down{suffix}.weight", (*experts, n_embd, n_ff)
+SOURCES = (Path(__file__).name, "written.py", "written_rwkv.py")
 
 
 def _gemma4(
@@ -144,13 +125,14 @@ WRITTEN: dict[str, Callable[[], Written]] = {
     "gemma3n-small": gemma3n,
     "gemma4-small": gemma4_small,
     "gemma4-experts": gemma4_experts,
+    **RWKV,
 }
 """By name: architecture, minus, what is special."""
 
 
 def written(root: Path) -> dict[str, Path]:
     """By name; made in a folder of `root` when they are new."""
-    key = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
+    key = hashlib.sha256(b"".join(Path(__file__).with_name(name).read_bytes() for name in SOURCES)).hexdigest()[:16]
     folder = root / f"written-{key}"
     with locked(root / "lock"):
         if not folder.exists():
