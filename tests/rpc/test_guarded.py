@@ -9,7 +9,8 @@ import secrets
 
 import pytest
 from guarded_session import WRONGS, drive
-from random_graphs import MAKERS, random_graph
+from random_graphs import random_graph
+from random_ops import MAKERS
 
 from pyggml.ops import RULES
 

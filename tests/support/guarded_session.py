@@ -129,7 +129,8 @@ def main(seed: int, first: int, count: int, only: str = "-", wrong: str = "") ->
     from pyggml_rpc.server import Server
     from pyggml_rpc.session import Session
     from pyggml_rpc.wire import NEWEST, Command
-    from random_graphs import MAKERS, SIZE, random_graph
+    from random_graphs import SIZE, random_graph
+    from random_ops import MAKERS
 
     from pyggml.backend import cpu
     from pyggml.backend.base import Usage

@@ -14,6 +14,16 @@ from pyggml.jit import Spec, pool, store
 
 SUPPORT = Path(__file__).parent
 
+SECOND = """
+import sys
+from pyggml import jit
+from pyggml.jit import Spec
+specs = [Spec("primitive_kernels.planted", "number", (n,), "i64(i64)") for n in range(2)]
+jit.ensure(specs)
+print(jit.Counts.compiled, jit.Counts.loaded, [jit.function(s)(5) for s in specs], "numba" in sys.modules)
+"""
+"""A program that has two kernels compiled, or finds them in the cache."""
+
 
 def spec(name: str, *args: str | int) -> Spec:
     """A kernel of primitive_kernels/planted.py."""
