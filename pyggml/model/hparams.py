@@ -141,6 +141,12 @@ class Hparams(Keys):
         full, given = self.find(key)
         return value or self._integer(full, None if given is None else 0, None, 1)
 
+    def go_round(self, times: int) -> None:
+        """Let the layers be gone through so often: as many layers more, with the numbers of the first ones."""
+        self.n_layer *= times
+        self.n_layer_all = self.n_layer
+        self._n_head, self._n_head_kv, self._n_ff = self._n_head * times, self._n_head_kv * times, self._n_ff * times
+
     @cached_property
     def windows(self) -> Windows:
         """Sliding windows."""

@@ -53,6 +53,7 @@ class CausalLM(Module):
     embed_scale    what token embeddings are multiplied by
     logit_scale    what logits are multiplied by
     output_bias    whether logits may have a bias
+    alike          whether `build` can build some layers alone
     ignored        tensors that the file may hold and no node reads: heads for other uses
     logit_softcap  logits are softcap * tanh(logits / softcap); 0: as they are
     """
@@ -64,6 +65,7 @@ class CausalLM(Module):
     logit_softcap = 0.0
     output_bias = False
     ignored: tuple[str, ...] = ()
+    alike = True
 
     def __init__(self, hp: Hparams, tensors: Mapping[str, Any]) -> None:
         """`tensors` are the file's, by name, with `ne`: their number of tokens counts. Raises ModelError."""

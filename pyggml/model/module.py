@@ -62,6 +62,8 @@ class Module:
 
     attribute = ""
     il = 0
+    number: int | None = None
+    """Of a block that uses another one's weights: that one's number, in their names."""
 
     def children(self) -> Iterator[Module]:
         for value in vars(self).values():
@@ -118,4 +120,4 @@ def _bind(module: Module, attribute: str, prefix: str, layer: int) -> None:
         elif isinstance(value, list):
             for i, item in enumerate(value):
                 if isinstance(item, Module):
-                    _bind(item, name, f"{name}.{i}.", i)
+                    _bind(item, name, f"{name}.{i if item.number is None else item.number}.", i)

@@ -73,6 +73,9 @@ class Schedules:
             built = model.modules.build(GraphBuilder(model.config, memory, shape, adapters), layers)
             return LayeredGraph(built, built.graph, built.ends)
 
+        if not model.modules.alike:
+            whole = build(range(model.config.n_layer))
+            return whole.built, scheduler.schedule(whole.graph)
         few = self._few.get(adapters)
         if few is None:
             if len(self._few) >= KEPT_ADAPTERS:

@@ -51,6 +51,8 @@ MUTANTS: list[tuple[str, str, Mutate]] = [
     ("arcee-dense", "without the square", on("ffn", activation=relu)),
     ("minicpm-dense", "residuals as they are", on("", residual=1.0)),
     ("paddleocr-moe", "positions on neighbours", on("attn.rope", mode=0)),
+    ("nanbeige-rounds", "no norm between rounds", of_model(norm_between=False)),
+    ("hrm_text-dense", "once through the lower stack", of_model(lower=1)),
 ]
 """(file, what is wrong, how)"""
 

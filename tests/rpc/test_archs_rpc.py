@@ -4,7 +4,7 @@ back is what llama.cpp says by itself."""
 from collections.abc import Iterator
 
 import pytest
-from arch_files import LIMIT, NAMES, TOKENS, decode_in, known
+from arch_files import LIMIT, LIMITS, NAMES, TOKENS, decode_in, known
 from peer import PeerServer
 from peer_archs import ArchPeer, Script, nmse
 from peer_programs import Programs
@@ -59,11 +59,11 @@ def test_says_the_same_over_the_wire(peer: ArchPeer, ours: Listener, stock: Peer
         model = Model.load(path, devices=devices_from_spec(endpoint))
         context = Context(model, n_ctx=256, n_ubatch=256, flash_attn=True)
         try:
-            assert nmse(wanted, decode_in(context, PIECES)) < LIMIT, endpoint
+            assert nmse(wanted, decode_in(context, PIECES)) < LIMITS.get(name, LIMIT), endpoint
         finally:
             context.close(), model.close()
         assert graphs(ours) >= before + 3 if endpoint == ours.endpoint else stock.count("graph_compute") >= asked + 2
 
     before = graphs(ours)
-    assert nmse(theirs, peer.rows(path, Script(flash=True).decode(TOKENS), [ours.endpoint])) < LIMIT
+    assert nmse(theirs, peer.rows(path, Script(flash=True).decode(TOKENS), [ours.endpoint])) < LIMITS.get(name, LIMIT)
     assert graphs(ours) > before and ours.server.counters.refused == 0

@@ -120,6 +120,7 @@ VARIANTS = STATE_VARIANTS | {
             "blk.1.ffn_down_shexp.weight": (0.1, (256, 384)),
         },
     ),
+    "nanbeige-rounds": Variant("nanbeige-dense", {"num_loops": 2}),
     "dbrx-clamp": Variant("dbrx-moe", {"attention.clamp_kqv": 0.5}),
     "grok-sparse": Variant(
         "grok-moe",

@@ -1,20 +1,3 @@
-"""hunyuan-dense: llama with norms of each head of queries and keys, after they are turned (llama.cpp: models/hunyuan-vl.cpp)."""
+"""hunyuan-dense: hunyuan_vl without positions of several axes."""
 
-from pyggml import ops
-from pyggml.model.attention import Attention
-from pyggml.model.blocks import PreNormBlock
-from pyggml.model.hparams import Hparams
-from pyggml.model.layers import CausalLM
-from pyggml.model.mlp import GatedMLP
-from pyggml.model.rope import Rope
-
-
-class Block(PreNormBlock):
-    def __init__(self, hp: Hparams, il: int) -> None:
-        super().__init__(hp, il)
-        self.attn = Attention(hp, il, rope=Rope(hp, ops.ROPE_NEOX), qk_norm="head", norm_last=True)
-        self.ffn = GatedMLP(hp.n_embd, hp.n_ff(il))
-
-
-class Model(CausalLM):
-    block = Block
+from pyggml.model.arch.hunyuan_vl import Model as Model
