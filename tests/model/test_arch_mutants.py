@@ -3,8 +3,8 @@
 from typing import Any
 
 import pytest
-from arch_files import LIMIT
-from arch_mutants import Mutate, difference, each_block, on
+from arch_files import LIMIT, LIMITS
+from arch_mutants import Mutate, difference, each_block, of_model, on
 from peer_archs import ArchPeer
 from peer_programs import Programs
 from programs import Newest
@@ -64,4 +64,4 @@ def peer(newest: Newest) -> ArchPeer:
 
 @pytest.mark.parametrize(("name", "wrong", "mutate"), MUTANTS, ids=[f"{name}: {wrong}" for name, wrong, _ in MUTANTS])
 def test_is_caught(peer: ArchPeer, name: str, wrong: str, mutate: Mutate) -> None:
-    assert not difference(peer, name, mutate) < 2 * LIMIT, wrong
+    assert not difference(peer, name, mutate) < 2 * LIMITS.get(name, LIMIT), wrong
