@@ -17,6 +17,7 @@ from pyggml.dtypes import GGMLType
 from pyggml.memory import Need, SharedKV
 from pyggml.memory.kv_tensors import KVLayer
 from pyggml.memory.ubatch import Ubatch
+from pyggml.memory.window import Window
 from pyggml.model.graph import GraphBuilder
 from pyggml.model.hparams import Hparams
 from pyggml.model.layers import Remembers
@@ -46,6 +47,7 @@ class Attention(Remembers):
     v_norm      whether values have a norm, of each head and without weights
     window      tokens that a token sees, itself among them; None: all before it. Heads of layers with a window may have a
                 size of their own (Windows)
+    symmetric   the window reaches as far ahead as back; without a cache alone
     shares      the number of the layer whose keys and values are read; None: it keeps its own
     k_as_v      keys, before norms and positions, are values too where the file has no matrix for values
     sinks       whether there are attention sinks: "must", "may" or None
@@ -71,6 +73,7 @@ class Attention(Remembers):
         norm_needed: bool = True,
         v_norm: bool = False,
         window: int | None = None,
+        symmetric: bool = False,
         shares: int | None = None,
         k_as_v: bool = False,
         sinks: str | None = None,
@@ -81,6 +84,7 @@ class Attention(Remembers):
         temperature: Temperature | None = None,
     ) -> None:
         self.window, self.softcap, self.max_bias, self.clamp = window, softcap, max_bias, clamp
+        self.symmetric = symmetric
         sizes = hp.windows if window else None
         self.head_k = hp.head_k(il) if sizes is None else sizes.head_k
         self.head_v = hp.head_v(il) if sizes is None else sizes.head_v
@@ -135,7 +139,10 @@ class Attention(Remembers):
     def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:
         q, k, v = self.place(g, *self.project(g, x))
         sinks = None if self.attn_sinks is None or not self.attn_sinks.weight.there else self.attn_sinks.weight
-        cur = g.attend(self.il, q, k, v, scale=self.scale, softcap=self.softcap, sinks=sinks, max_bias=self.max_bias)
+        window = Window(self.window, symmetric=True) if self.window and self.symmetric else self.need().seen
+        cur = g.attend(
+            self.il, q, k, v, scale=self.scale, softcap=self.softcap, sinks=sinks, max_bias=self.max_bias, window=window
+        )
         return self.back(g, x, cur)
 
     def back(self, g: GraphBuilder, x: Tensor, cur: Tensor) -> Tensor:

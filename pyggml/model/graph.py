@@ -23,23 +23,44 @@ from pyggml.memory.kv_tensors import KVShape
 from pyggml.memory.layered import Layered
 from pyggml.memory.recurrent import RecurrentState
 from pyggml.memory.ubatch import Ubatch
+from pyggml.memory.window import Window
 from pyggml.model.hparams import Hparams
 from pyggml.model.linear import ExpertLinear, Linear
 from pyggml.model.lora import Applied
 from pyggml.model.module import Weight
+from pyggml.model.uncached import attend_uncached, mask_of
 from pyggml.tensor import Flag, Tensor
 
 Fill = Callable[[Ubatch, Any], NDArray[Any]]
 """(micro-batch, placement of the memory) -> the input's elements."""
 
 
+class Wanted(NamedTuple):
+    """What a context wants of its graphs.
+
+    pooling  "": logits; else embeddings, by one of pooling.POOLINGS
+    causal   a token sees those before it alone: where no keys are kept, which otherwise are of the tokens before
+    fused    attention in one node, where no keys are kept
+    """
+
+    pooling: str = ""
+    causal: bool = True
+    fused: bool = True
+
+
+LOGITS = Wanted()
+
+
 class UbatchShape(NamedTuple):
-    """All that a graph depends on. `memory` is the memory's shape of the placement."""
+    """All that a graph depends on. `memory` is the memory's shape of the placement, `n_pooled` the number of sequences that
+    embeddings are made of."""
 
     n_tokens: int
     n_outputs: int
     memory: tuple[Hashable, ...]
     n_seqs: int = 1
+    wanted: Wanted = LOGITS
+    n_pooled: int = 0
 
     @property
     def form(self) -> Hashable:
@@ -51,6 +72,7 @@ class UbatchShape(NamedTuple):
             self.n_seqs > 1,
             self.n_tokens == self.n_seqs,
             streams,
+            self.wanted,
         )
 
 
@@ -60,7 +82,7 @@ class Input(NamedTuple):
 
 
 class BuiltGraph(NamedTuple):
-    """`logits` (n_vocab, n_outputs) F32 is None when no output was asked for; `inputs` are those that nodes read; `ends`: the
+    """`logits` (n_vocab, n_outputs) F32, or embeddings, is None when no output was asked for; `inputs` are those that nodes read; `ends`: the
     last node of each layer, but for a last one that only writes to memory."""
 
     graph: Graph
@@ -77,7 +99,7 @@ class GraphBuilder:
     """One micro-batch's graph.
 
     hp, memory   of the context
-    n_tokens, n_seqs, n_outputs
+    n_tokens, n_seqs, n_outputs, n_pooled, wanted   of the micro-batch's shape
     n_ctx        cells that a token can see at most
     tokens       I32 (n_tokens)
     positions    I32 (n_tokens)
@@ -90,6 +112,7 @@ class GraphBuilder:
         assert 0 <= shape.n_outputs <= shape.n_tokens, shape
         self.hp, self.memory, self.shape, self.adapters = hp, memory, shape, adapters
         self.n_tokens, self.n_outputs, self.n_seqs = shape.n_tokens, shape.n_outputs, shape.n_seqs
+        self.wanted, self.n_pooled = shape.wanted, shape.n_pooled
         self.n_ctx = max((part.n_ctx for part in memory.parts if isinstance(part, KVCache)), default=0)
         self._order: list[Tensor] = []  # nodes that must be computed in this order, each with all it needs
         self._inputs: list[Input] = []
@@ -208,13 +231,24 @@ class GraphBuilder:
         softcap: float = 0.0,
         sinks: Weight | None = None,
         max_bias: float = 0.0,
+        window: Window | None = None,
     ) -> Tensor:
         """Store k and v, then attention of q over all that its tokens see (llama-graph.cpp: build_attn, build_attn_mha).
 
         q (head_k, n_head, n_tokens), k (head_k, n_head_kv, n_tokens), v (head_v, n_head_kv, n_tokens)
         -> (head_v * n_head, n_tokens). `max_bias`: of ALiBi, which lets scores fall with the distance.
         No v: values are in keys (KVLayer.v_in_k); neither: the layer reads the cache that it shares (SharedKV).
+        Where the layer has no cache, tokens see those of the micro-batch; `window` is said for that alone.
         """
+        if il not in self.memory.where:
+            assert k is not None and v is not None, f"layer {il} has no keys and values of its own, and no cache"
+            self.expand(il, q, k, v)
+            mask, given = self._mask(window, max_bias > 0), None if sinks is None else sinks.value
+            cur = attend_uncached(
+                il, q, k, v, mask, fused=self.wanted.fused, scale=scale, softcap=softcap, sinks=given, max_bias=max_bias
+            )
+            self.expand(il, cur)
+            return cur
         part, i, cache = self.memory.of(il, KVCache)
         assert (k is None) == (cache.layers[i].il != il), f"layer {il}: keys are stored where they are a layer's own"
         assert (v is None) == (k is None or cache.layers[i].v_in_k), f"layer {il}: values are stored beside keys"
@@ -250,6 +284,16 @@ class GraphBuilder:
         cur = cache.result(i, cur)
         self.expand(il, cur)
         return cur
+
+    def _mask(self, window: Window | None, distances: bool) -> Tensor:
+        """For layers without a cache; one input for all that have this window."""
+        causal, fused = self.wanted.causal, self.wanted.fused
+
+        def fill(ub: Ubatch, _: Any) -> NDArray[Any]:
+            return mask_of(ub, causal, window, distances).astype(np.float16 if fused else np.float32)
+
+        name = "kq_mask" if window is None else f"kq_mask-{window.n}"
+        return self.shared_input(name, GGMLType.F16 if fused else GGMLType.F32, self.n_tokens, self.n_tokens, fill=fill)
 
     def state(self, il: int, name: str) -> Tensor:
         """The state of this micro-batch's sequences in a layer: (elements, n_seqs). It is read here in the order of nodes,

@@ -148,6 +148,11 @@ class Hparams(Keys):
         self._n_head, self._n_head_kv, self._n_ff = self._n_head * times, self._n_head_kv * times, self._n_ff * times
 
     @cached_property
+    def pooled(self) -> PoolingKeys:
+        """What the file says of embeddings."""
+        return PoolingKeys(self)
+
+    @cached_property
     def windows(self) -> Windows:
         """Sliding windows."""
         return Windows(self)
@@ -274,3 +279,35 @@ class ExpertKeys:
 
     def n_ff(self, il: int) -> int:
         return self._n_ff[il]
+
+
+class PoolingKeys:
+    """pooling   how the tokens' embeddings become one of a text, or "": the file does not say
+    ranked    how, where a classifier follows
+    activation   the classifier's
+    n_classes    its results
+    causal    whether tokens see those before them alone
+    n_types   kinds of tokens that the vocabulary tells apart
+    """
+
+    def __init__(self, hp: Hparams) -> None:
+        self.pooling, self.ranked = (self._pooling(hp, key) for key in ("pooling_type", "classifier.pooling_type"))
+        self.activation = hp.choice("classifier.activation", ("gelu", "silu", "tanh"), "")
+        labels = hp.find("classifier.output_labels")[1]
+        self.n_classes = 1 if labels is None else len(labels)
+        self.causal = hp.boolean("attention.causal", True)
+        key = "tokenizer.ggml.token_type_count"
+        n_types = hp.metadata.get(key, 0)
+        if isinstance(n_types, bool) or not isinstance(n_types, int) or n_types < 0:
+            raise ModelError(f"key {key} is {n_types!r:.60}, must be an integer from 0")
+        self.n_types = n_types
+
+    @staticmethod
+    def _pooling(hp: Hparams, key: str) -> str:
+        full, value = hp.find(key)
+        if value is None or value in (-1, 0xFFFFFFFF):  # unspecified
+            return ""
+        names = ("none", "mean", "cls", "last", "rank")  # enum llama_pooling_type
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(names):
+            raise ModelError(f"key {full} is {value!r:.60}, known are 0 to {len(names) - 1}")
+        return names[value]

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Container, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from pyggml import ops
 from pyggml.errors import ModelError
 from pyggml.memory import Need
-from pyggml.model.graph import BuiltGraph, GraphBuilder
+from pyggml.model.graph import LOGITS, BuiltGraph, GraphBuilder
 from pyggml.model.hparams import Hparams
 from pyggml.model.linear import Output
 from pyggml.model.module import Module, Weight
 from pyggml.model.norms import RMSNorm
+from pyggml.model.pooling import Head
 from pyggml.tensor import Tensor
 
 
@@ -49,7 +50,7 @@ class PositionEmbedding(Module):
 class CausalLM(Module):
     """Token embeddings, blocks, a norm, logits. An architecture sets `block`, a class of (hp, number), and what differs.
 
-    norm           the class of the last norm
+    norm           the class of the last norm; None: there is none
     embed_scale    what token embeddings are multiplied by
     logit_scale    what logits are multiplied by
     output_bias    whether logits may have a bias
@@ -58,6 +59,9 @@ class CausalLM(Module):
     logit_softcap  logits are softcap * tanh(logits / softcap); 0: as they are
     """
 
+    speaks: ClassVar = True  # whether it has logits
+    whole: ClassVar = LOGITS  # a graph of this kind reads all weights
+    norm_name = "output_norm"
     block: type[Any]
     norm: Any = RMSNorm
     embed_scale = 1.0
@@ -74,9 +78,15 @@ class CausalLM(Module):
         self.hp = hp
         self.n_vocab = int(tensors["token_embd.weight"].ne[1])
         self.token_embd = Embedding(hp.n_embd, self.n_vocab)
-        self.output_norm = self.norm.of(hp)
-        self.output = Output(hp.n_embd, self.n_vocab, biased=self.output_bias)
+        if self.norm is not None:
+            setattr(self, self.norm_name, self.norm.of(hp))
+        self.output = Output(hp.n_embd, self.n_vocab, biased=self.output_bias) if self.speaks else None
         self.blk = [self.block(hp, il) for il in range(hp.n_layer)]
+        self.head = self.make_head(hp)
+
+    def make_head(self, hp: Hparams) -> Head:
+        """What makes embeddings of the last norm's rows."""
+        return Head(hp)
 
     def passed_over(self, tensors: Container[str]) -> Iterator[str]:
         """Layers behind the last, which predict further tokens for drafts (llama.cpp: n_layer_nextn)."""
@@ -94,11 +104,14 @@ class CausalLM(Module):
         return cur if self.embed_scale == 1.0 else ops.scale(cur, self.embed_scale, name="inp_scaled")
 
     def normed(self, g: GraphBuilder, x: Tensor) -> Tensor:
-        """The last layer's result, ready for the matrix of logits."""
-        normed: Tensor = self.output_norm(g, x)
+        """The last layer's result, ready for the matrix of logits; embeddings are made of it."""
+        if self.norm is None:
+            return x
+        normed: Tensor = getattr(self, self.norm_name)(g, x)
         return normed
 
     def logits(self, g: GraphBuilder, x: Tensor) -> Tensor:
+        assert self.output is not None, "it has no logits"
         cur = g.linear(self.output, x)
         if self.logit_scale != 1.0:
             cur = ops.scale(cur, self.logit_scale, name="result_output")
@@ -113,7 +126,10 @@ class CausalLM(Module):
         for il in range(len(self.blk)) if layers is None else layers:
             cur = g.steer(il, self.blk[il](g, cur))
             ends.append(cur)
-        return g.finish(self.logits(g, self.normed(g, cur)) if g.n_outputs else None, ends)
+        if not g.n_outputs:
+            return g.finish(None, ends)
+        cur = self.normed(g, cur)
+        return g.finish(self.head(g, cur) if g.wanted.pooling else self.logits(g, cur), ends)
 
 
 class Remembers(Module, ABC):

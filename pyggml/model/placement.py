@@ -71,7 +71,8 @@ def readers(module: CausalLM, adapters: tuple[Applied, ...] = ()) -> dict[int, l
     """id(tensor of a weight or adapter) -> the nodes that read it in a graph of one token, which is built for this alone."""
     memory = make_memory(module.needs(), MemoryOptions(n_ctx=CELL_STEP))
     shapes = tuple(KVShape(CELL_STEP) if isinstance(part, KVCache) else 1 for part in memory.parts)
-    built = module.build(GraphBuilder(module.hp, memory, UbatchShape(1, 1, shapes), adapters))
+    shape = UbatchShape(1, 1, shapes, wanted=module.whole, n_pooled=1)
+    built = module.build(GraphBuilder(module.hp, memory, shape, adapters))
     weights = {id(w.tensor) for m in module.modules() for w in m.own() if w.tensor is not None}
     weights.update(id(tensor) for applied in adapters for tensor in applied.adapter.tensors())
     found: dict[int, list[Tensor]] = {}

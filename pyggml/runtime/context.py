@@ -77,6 +77,8 @@ class Context:
             raise ContextError(f"n_ctx {n_ctx}, n_batch {n_batch}, n_ubatch {n_ubatch}: must not be negative or zero")
         if not 1 <= n_seq_max <= MAX_SEQUENCES:
             raise ContextError(f"n_seq_max {n_seq_max}: must be 1 to {MAX_SEQUENCES}")
+        if not model.modules.speaks:
+            raise ContextError(f"a {model.config.architecture} model makes embeddings and no text (pyggml-embedding)")
         self.model = model
         self.n_ctx = n_ctx or model.config.n_ctx_train
         self.n_seq_max, self.kv_unified = n_seq_max, kv_unified

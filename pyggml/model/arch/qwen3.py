@@ -6,6 +6,7 @@ from pyggml.model.blocks import PreNormBlock
 from pyggml.model.hparams import Hparams
 from pyggml.model.layers import CausalLM
 from pyggml.model.mlp import GatedMLP
+from pyggml.model.pooling import Head
 from pyggml.model.rope import Rope
 
 
@@ -18,4 +19,7 @@ class Block(PreNormBlock):
 
 class Model(CausalLM):
     block = Block
-    ignored = ("cls.output.weight",)
+
+    def make_head(self, hp: Hparams) -> Head:
+        """Rerankers have a classifier of two answers, yes and no."""
+        return Head(hp, out=True, soft_max=True)

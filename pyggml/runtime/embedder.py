@@ -1,0 +1,178 @@
+"""A model that makes embeddings: whole texts go in, vectors come out, and nothing is kept in between.
+
+Owns how texts are put together into micro-batches; knows no text and no tokenizer. (llama-context.cpp: encode)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyggml.backend.base import Backend
+from pyggml.backend.scheduler import Scheduler
+from pyggml.errors import ComputeError, ContextError, UnsupportedError
+from pyggml.memory.layered import Layered
+from pyggml.memory.ubatch import Ubatch
+from pyggml.model.encoder import Encoder
+from pyggml.model.graph import UbatchShape, Wanted
+from pyggml.model.lora import Adapter, Applied
+from pyggml.model.model import Model
+from pyggml.model.pooling import POOLINGS
+from pyggml.runtime.schedules import Schedules
+
+MAX_TEXTS = 256
+"""Texts of a micro-batch at most (llama.cpp: LLAMA_MAX_SEQ)."""
+
+
+class Embedder:
+    """`encode` computes texts; models that generate make embeddings too, if their layers need no more than keys and values.
+
+    pooling    one of POOLINGS; None: as the file says, and "none" where it says nothing
+    causal     whether tokens see those before them alone; None: as the file says. Encoders never let them
+    n_ubatch   tokens that are computed at once: a text has no more
+    n_threads  of the CPU, None: one a core
+    adapters   LoRA adapters of the model, each with its scale
+    n_out      numbers of a vector
+    """
+
+    def __init__(
+        self, model: Model, *, n_ubatch: int = 512, pooling: str | None = None, causal: bool | None = None,
+        flash_attn: bool = True, n_threads: int | None = None, adapters: Sequence[tuple[Adapter, float]] = (),
+    ) -> None:  # fmt: skip
+        """Raises ContextError, UnsupportedError, DeviceError."""
+        if n_ubatch < 1:
+            raise ContextError(f"n_ubatch {n_ubatch}: must not be negative or zero")
+        if why := why_no_embeddings(model):
+            raise UnsupportedError(f"no embeddings of {model.config.architecture}: {why}")
+        modules, keys = model.modules, model.config.pooled
+        self.pooling = pooling or keys.pooling or "none"
+        if self.pooling not in POOLINGS:
+            raise ContextError(f"pooling {pooling!r:.40}: known are {', '.join(POOLINGS)}")
+        if self.pooling == "rank" and not modules.head.ranks:
+            raise ContextError("pooling rank needs a classifier, this model has none")
+        if isinstance(modules, Encoder):
+            causal = modules.causal()
+        self.causal = keys.causal if causal is None else causal
+        self.model, self.n_ubatch, self.n_threads = model, n_ubatch, n_threads
+        self._wanted = Wanted(self.pooling, self.causal, flash_attn)
+        self._adapters = tuple(Applied(adapter, float(scale)) for adapter, scale in adapters if scale)
+        self._memory = Layered([], {})
+        self._schedules = Schedules(model, MAX_TEXTS)
+        self._backends: list[Backend] = []
+        self._scheduler: Scheduler | None = None
+        try:
+            for device in (*model.devices, model.cpu):
+                self._backends.append(device.open(n_threads))
+            self._scheduler = Scheduler(self._backends)
+            self._schedules.use(self._memory, self._scheduler)
+        except BaseException:
+            self.close()
+            raise
+
+    def encode(self, texts: Sequence[Sequence[int] | NDArray[np.int32]]) -> list[NDArray[np.float32]]:
+        """The embedding of each text, in their order: (n_out,), of a classifier one number a class; with pooling "none"
+        (tokens of the text, n_out). Raises ContextError, ComputeError."""
+        ids = [np.asarray(text, np.int32).reshape(-1) for text in texts]
+        for i, text in enumerate(ids):
+            self._check(i, text)
+        found: list[NDArray[np.float32]] = []
+        for first, end in self._together([text.size for text in ids]):
+            rows = self._compute(ids[first:end])
+            if self.pooling == "none":
+                found += np.split(rows, np.cumsum([text.size for text in ids[first : end - 1]]))
+            else:
+                found += list(rows)
+        return found
+
+    def _check(self, i: int, text: NDArray[np.int32]) -> None:
+        if not text.size:
+            raise ContextError(f"text {i} has no tokens")
+        if text.size > self.n_ubatch:
+            raise ContextError(
+                f"text {i} has {text.size} tokens, at most {self.n_ubatch} are computed at once (n_ubatch)"
+            )
+        most = self.model.config.n_ctx_train
+        if text.size > most and getattr(self.model.modules, "position_embd", None) is not None:
+            raise ContextError(f"text {i} has {text.size} tokens, the model knows {most} positions")
+        bad = np.flatnonzero((text < 0) | (text >= self.model.n_vocab))
+        if bad.size:
+            raise ComputeError(f"token {text[bad[0]]} is outside the vocabulary of {self.model.n_vocab}")
+
+    def _together(self, sizes: list[int]) -> Iterator[tuple[int, int]]:
+        """Ranges of texts that a micro-batch has room for."""
+        first = tokens = 0
+        for i, size in enumerate(sizes):
+            if i > first and (tokens + size > self.n_ubatch or i - first == MAX_TEXTS):
+                yield first, i
+                first, tokens = i, 0
+            tokens += size
+        if sizes:
+            yield first, len(sizes)
+
+    def _compute(self, texts: list[NDArray[np.int32]]) -> NDArray[np.float32]:
+        assert self._scheduler is not None, "closed"
+        self.model.check_file()
+        self._scheduler.aborted = False
+        for applied in self._adapters:
+            if applied.adapter not in self.model.adapters:
+                raise ContextError(f"{applied.adapter.path}: this adapter is freed, but in use")
+        tokens = np.concatenate(texts)
+        pos = np.concatenate([np.arange(text.size, dtype=np.int32) for text in texts])
+        seq = np.repeat(np.arange(len(texts), dtype=np.int32), [text.size for text in texts])
+        ub = Ubatch(tokens, pos, seq, np.ones(tokens.size, np.bool_))
+        placement: Any = self._memory.place(ub)
+        shape: Any = self._memory.shape(placement)
+        n_pooled = 0 if self.pooling == "none" else len(texts)
+        wanted = UbatchShape(ub.n, ub.n, shape, wanted=self._wanted, n_pooled=n_pooled)
+        built, schedule = self._schedules.ready(wanted, self._adapters)
+        for tensor, values in built.values(ub, placement):
+            schedule.set_input(tensor, values)
+        schedule.run()
+        assert built.logits is not None
+        rows: NDArray[np.float32] = schedule.get(built.logits).reshape(n_pooled or ub.n, -1)
+        return rows
+
+    def abort(self) -> None:
+        """Make a running `encode` end with ComputeError; from any thread."""
+        if self._scheduler is not None:
+            self._scheduler.abort()
+
+    def close(self) -> None:
+        """Free compute buffers, stop the backends' threads; twice does nothing."""
+        self._schedules.clear()
+        if self._scheduler is not None:
+            self._scheduler.close()
+        for backend in self._backends:
+            backend.close()
+        self._scheduler, self._backends = None, []
+
+
+def why_no_embeddings(model: Model) -> str | None:
+    """Why a model's layers cannot do without a memory; None: they can."""
+    for need in model.modules.needs():
+        if need.states is not None:
+            return "its layers have states"
+        if need.shared is not None:
+            return "layers share keys and values"
+        if need.kv is not None and need.kv.v_in_k:
+            return "its values are a part of its keys"
+    return None
+
+
+def normalised(x: NDArray[np.float32], kind: int = 2) -> NDArray[np.float32]:
+    """An embedding of a length that makes it comparable (common.cpp: common_embd_normalize): kind -1: as it is, 0: the largest
+    is 32760, 2: the root of the sum of squares is 1, else the kind-norm is."""
+    wide = x.astype(np.float64)
+    if kind < 0:
+        return x
+    if kind == 0:
+        length = float(np.abs(wide).max(initial=0)) / 32760.0
+    elif kind == 2:
+        length = float(np.sqrt((wide**2).sum()))
+    else:
+        length = float((np.abs(wide) ** kind).sum() ** (1.0 / kind))
+    factor = np.float32(1.0 / length) if length > 0 else np.float32(0)
+    return x * factor
