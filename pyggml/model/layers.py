@@ -50,7 +50,9 @@ class PositionEmbedding(Module):
 class CausalLM(Module):
     """Token embeddings, blocks, a norm, logits. An architecture sets `block`, a class of (hp, number), and what differs.
 
-    norm           the class of the last norm; None: there is none
+    speaks         whether it has logits
+    whole          graphs of this kind read all weights that a device must hold
+    norm           the class of the last norm, which is called `norm_name`; None: there is none
     embed_scale    what token embeddings are multiplied by
     logit_scale    what logits are multiplied by
     output_bias    whether logits may have a bias
@@ -59,10 +61,11 @@ class CausalLM(Module):
     logit_softcap  logits are softcap * tanh(logits / softcap); 0: as they are
     """
 
-    speaks: ClassVar = True  # whether it has logits
-    whole: ClassVar = LOGITS  # a graph of this kind reads all weights
+    speaks: ClassVar = True
+    whole: ClassVar = LOGITS
     norm_name = "output_norm"
     block: type[Any]
+    output_norm: Any
     norm: Any = RMSNorm
     embed_scale = 1.0
     logit_scale = 1.0
