@@ -1,12 +1,19 @@
 """Attention whose result is gated, the gate being a part of the matrix of queries (llama.cpp: models/qwen3next.cpp,
-build_layer_attn). Owns that order; knows no architecture's name.
+build_layer_attn) or having one of its own (models/afmoe.cpp, laguna.cpp). Owns that order; knows no architecture's name.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 from pyggml import ops
 from pyggml.model.attention import Attention
 from pyggml.model.graph import GraphBuilder
+from pyggml.model.hparams import Hparams
+from pyggml.model.linear import Linear
+from pyggml.model.mlp import Activation
+from pyggml.model.module import Weight
 from pyggml.tensor import Tensor
 
 
@@ -24,3 +31,42 @@ class GatedAttention(Attention):
         q, k, v = self.place(g, q, k, v)
         cur = g.attend(self.il, q, k, v, scale=self.scale)
         return self.back(g, x, ops.mul(cur, ops.unary(gate, ops.UnaryOp.SIGMOID)))
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    return ops.unary(x, ops.UnaryOp.SIGMOID)
+
+
+def softplus(x: Tensor) -> Tensor:
+    return ops.unary(x, ops.UnaryOp.SOFTPLUS)
+
+
+class AttentionAndGate(Attention):
+    """What heads find is multiplied by gate(attn_gate(x)), which has a number for each head or each of their elements,
+    as the file's matrix has it.
+
+    gate         a function of these numbers
+    gate_needed  whether the file must have the matrix; without one, nothing is done
+    """
+
+    def __init__(
+        self, hp: Hparams, il: int, *, gate: Activation = sigmoid, gate_needed: bool = True, **more: Any
+    ) -> None:
+        super().__init__(hp, il, **more)
+        self.gate = gate
+        self.attn_gate = Linear(hp.n_embd, self.head_v * self.n_head, required=gate_needed, plain=True)
+
+    def wanted(self, tensors: Mapping[str, Any]) -> Iterator[Weight]:
+        matrix = self.attn_gate.weight
+        if matrix.name in tensors and tensors[matrix.name].ne[1] == self.n_head:
+            matrix.ne = (matrix.ne[0], self.n_head)
+        yield from super().wanted(tensors)
+
+    def back(self, g: GraphBuilder, x: Tensor, cur: Tensor) -> Tensor:
+        if self.attn_gate.weight.there:
+            gate, ne = self.gate(g.linear(self.attn_gate, x)), cur.ne[:2]
+            if gate.ne[0] == self.n_head:
+                cur = ops.reshape(cur, self.head_v, self.n_head, ne[1])
+                gate = ops.reshape(gate, 1, self.n_head, ne[1])
+            cur = ops.reshape(ops.mul(cur, gate, name=f"attn_gated-{self.il}"), *ne)
+        return super().back(g, x, cur)

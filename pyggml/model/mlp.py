@@ -60,16 +60,26 @@ class GatedMLP(Module):
 
 
 class FusedGatedMLP(Module):
-    """down(f(first half of up(x)) * second half), f as the GLU op's kind says; `swapped`: f of the second half."""
+    """down(f(first half of up(x)) * second half), f as the GLU op's kind says; `swapped`: f of the second half; `suffix` as
+    in GatedMLP."""
 
-    def __init__(self, n_embd: int, n_ff: int, kind: ops.GluOp = ops.GluOp.SWIGLU, *, swapped: bool = False) -> None:
-        self.ffn_up = Linear(n_embd, 2 * n_ff, scale_last=True)
-        self.ffn_down = Linear(n_ff, n_embd, scale_last=True)
-        self.kind, self.swapped = kind, swapped
+    def __init__(
+        self,
+        n_embd: int,
+        n_ff: int,
+        kind: ops.GluOp = ops.GluOp.SWIGLU,
+        *,
+        swapped: bool = False,
+        suffix: str = "",
+    ) -> None:
+        self.kind, self.swapped, self.suffix = kind, swapped, suffix
+        setattr(self, f"ffn_up{suffix}", Linear(n_embd, 2 * n_ff, scale_last=True))
+        setattr(self, f"ffn_down{suffix}", Linear(n_ff, n_embd, scale_last=True))
 
     def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:
-        cur = ops.glu(g.linear(self.ffn_up, x), None, self.kind, self.swapped)
-        return g.linear(self.ffn_down, cur)
+        up: Linear = getattr(self, f"ffn_up{self.suffix}")
+        down: Linear = getattr(self, f"ffn_down{self.suffix}")
+        return g.linear(down, ops.glu(g.linear(up, x), None, self.kind, self.swapped))
 
 
 class MLP(Module):

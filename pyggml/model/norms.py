@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pyggml import ops
@@ -19,7 +20,7 @@ class Norm(Module):
     """Of each row.
 
     n         elements of a row
-    heads     with a number, the row is a head, and each head has a weight of its own
+    heads     with a number, the row is a head, and each head has a weight of its own; the file may have them in one row
     required  whether the file must have the weight; without one, nothing is done
     biased    whether the file may have a bias too
     """
@@ -30,7 +31,13 @@ class Norm(Module):
         ne = (n,) if heads is None else (n, heads)
         self.weight = Weight(*ne, required=required)
         self.bias = Weight(*ne, required=False) if self.biased else None
-        self.eps = eps
+        self.eps, self.ne = eps, ne
+
+    def wanted(self, tensors: Mapping[str, Any]) -> Iterator[Weight]:
+        found = tensors.get(self.weight.name)
+        if found is not None and found.ne[0] == math.prod(self.ne):
+            self.weight.ne = found.ne[:1]
+        yield from super().wanted(tensors)
 
     @classmethod
     def of(cls, hp: Hparams, n: int | None = None, **more: Any) -> Norm:
@@ -51,9 +58,10 @@ class Norm(Module):
     def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:
         if not self.weight.there:
             return x
+        weight = self.weight.value if self.weight.ne == self.ne else ops.reshape(self.weight.value, *self.ne)
         if self.bias is None or self.bias.tensor is None:
-            return ops.mul(self.normed(x), self.weight.value, name=self.title)
-        y = ops.mul(self.normed(x), self.weight.value, name=self.label("_w"))
+            return ops.mul(self.normed(x), weight, name=self.title)
+        y = ops.mul(self.normed(x), weight, name=self.label("_w"))
         return ops.add(y, self.bias.tensor, name=self.title)
 
 

@@ -31,6 +31,7 @@ class Rope(Module):
     freq_base, freq_scale   in place of those in use for the model: layers with a window may have their own
     scaled      whether what the file says of yarn counts here
     factors     which frequency factors count: "none", "one", or "short" and long ones; by default as the file's scaling says
+    n_factors   how many of them the file has, more than are used; by default as many as pairs
     scaling     in place of the model's: of architectures that read further keys (Hparams.scaled_rope)
     """
 
@@ -44,6 +45,7 @@ class Rope(Module):
         freq_scale: float | None = None,
         scaled: bool = True,
         factors: str = "",
+        n_factors: int | None = None,
         scaling: RopeScaling | None = None,
     ) -> None:
         self.scaling, self.mode = scaling or hp.rope, mode
@@ -55,10 +57,11 @@ class Rope(Module):
         self.sections = sections(hp) if mode & ops.ROPE_MROPE else (0, 0, 0, 0)
         factors = factors or ("short" if self.scaling.scaling == "longrope" else "one")
         self.by_length = factors == "short"
-        self.rope_freqs = Factors(self.n_rot // 2) if factors == "one" else None
+        n_factors = n_factors or self.n_rot // 2
+        self.rope_freqs = Factors(n_factors) if factors == "one" else None
         if self.by_length:
-            self.rope_factors_short = Factors(self.n_rot // 2)
-            self.rope_factors_long = Factors(self.n_rot // 2)
+            self.rope_factors_short = Factors(n_factors)
+            self.rope_factors_long = Factors(n_factors)
 
     @classmethod
     def windowed(

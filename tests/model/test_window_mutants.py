@@ -1,5 +1,6 @@
 """Architectures with windows: for each special part a mutant, that the comparison with llama.cpp must catch."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,12 +11,46 @@ from peer_programs import Programs
 from programs import Newest
 
 from pyggml import ops
+from pyggml.model.experts import Experts, ExpertsAndShared
+from pyggml.model.gated_attention import AttentionAndGate, sigmoid, softplus
 from pyggml.model.mlp import GatedMLP
 from pyggml.model.per_layer import slice_of
 
 
 def none(g: Any, x: Any) -> Any:
     return ops.scale(x, 0.0)
+
+
+def ones(x: Any) -> Any:
+    return ops.scale(x, 0.0, 1.0)
+
+
+def plain(g: Any, x: Any) -> Any:
+    return ops.rms_norm(x, 1e-5)
+
+
+def embeddings_as_they_are(modules: Any) -> None:
+    modules.embed = modules.token_embd
+
+
+def routed_late(block: Any) -> None:
+    experts = block.ffn
+    block.ffn = lambda g, x, logits: Experts.__call__(experts, g, x)
+    block.ffn.ffn_gate_inp = experts.ffn_gate_inp
+
+
+def summed(block: Any) -> None:
+    if isinstance(block.ffn, ExpertsAndShared):
+        block.ffn.__class__ = ExpertsAndShared
+
+
+def unlimited(block: Any) -> None:
+    if isinstance(block.ffn, GatedMLP):
+        block.ffn.limit = 0.0
+
+
+def usual_yarn(block: Any) -> None:
+    block.attn.rope.scaling = replace(block.attn.rope.scaling, beta_fast=32.0, beta_slow=1.0)
 
 
 def one_version(modules: Any) -> None:
@@ -64,6 +99,57 @@ MUTANTS: list[tuple[str, str, Mutate]] = [
     ("gemma3n-small", "values as they are", on("attn", v_norm=None)),
     ("gemma3n-small", "one version in the end", one_version),
     ("gemma3-dense", "windows in no layer", on("attn", window=None)),
+    ("afmoe-moe", "no gate", on("attn", gate=ones)),
+    ("afmoe-moe", "a window of one less", on("attn", window=31)),
+    ("afmoe-moe", "positions nowhere", on("attn", rope=None)),
+    ("cohere2moe-moe", "the sum of experts", each_block(summed)),
+    ("cohere2moe-moe", "a window of one more", on("attn", window=33)),
+    ("cohere2moe-bases", "the base of windows", on("attn.rope", freq_base=500.0)),
+    ("granite_swa-dense", "no sinks", on("attn", attn_sinks=None)),
+    ("granite_swa-dense", "a window of one less", on("attn", window=31)),
+    ("granite_swa-experts", "no shared expert", on("ffn", shared=none)),
+    ("granite_swa-experts", "another attention scale", on("attn", scale=0.12)),
+    ("mimo2-moe", "no sinks", on("attn", attn_sinks=None)),
+    ("mimo2-moe", "no bias of probabilities", on("ffn", exp_probs_b=None)),
+    ("mimo2-values", "values as they are", on("attn", factor=1.0)),
+    ("mimo2-values", "scaled positions in windows", on("attn.rope", freq_scale=0.25)),
+    ("spark2_5-dense", "no gate", on("attn", gate=ones)),
+    ("spark2_5-dense", "another activation", on("ffn", kind=ops.GluOp.SWIGLU)),
+    ("muse-glimmer-dense", "embeddings as they are", embeddings_as_they_are),
+    ("muse-glimmer-dense", "no gate", on("attn", gate=ones)),
+    ("muse-glimmer-dense", "the usual epsilon behind", on("post_ffw_norm", eps=1e-2)),
+    ("muse-glimmer-caps", "logits as large as they are", of_model(logit_scale=1.0)),
+    ("muse-glimmer-caps", "no cap of logits", of_model(logit_softcap=0.0)),
+    ("mellum-yarn", "scaled positions in windows", on("attn.rope", freq_scale=0.25)),
+    ("mellum-yarn", "yarn nowhere", on("attn.rope", ext_factor=0.0)),
+    ("smallthinker-moe", "a router of what attention gives", each_block(routed_late)),
+    ("smallthinker-moe", "another activation", on("ffn", kind=ops.GluOp.SWIGLU)),
+    ("laguna-moe", "sigmoids as gates", on("attn", gate=sigmoid)),
+    ("laguna-elements", "the whole head turned in windows", on("attn.rope", n_rot=80)),
+    ("laguna-elements", "shares as large as they are", on("ffn.experts", scale=1.0)),
+    ("plamo3-dense", "no norm behind attention", on("", post_attention_norm=None)),
+    ("plamo3-bases", "scaled positions in windows", on("attn.rope", freq_scale=0.125)),
+    ("maple-limits", "no limits", on("ffn", limit=1e9)),
+    ("maple-moe", "a window of one less", on("attn", window=31)),
+    ("exaone-moe-moe", "positions nowhere", on("attn", rope=None)),
+    ("exaone-moe-bases", "the base of windows", on("attn.rope", freq_base=500.0)),
+    ("exaone-moe-bases", "shares as large as they are", on("ffn.experts", scale=1.0)),
+    ("hy_v3-moe", "no bias of probabilities", on("ffn.experts", exp_probs_b=None)),
+    ("hy_v3-moe", "no shared expert", on("ffn", shared=none)),
+    ("talkie-dense", "embeddings added once", on("", layer_output_scale=lambda g, x: x)),
+    ("talkie-dense", "all heads alike", on("attn", attn_q_norm=plain)),
+    ("k2-horizon-dense", "norms of rows", on("attn_norm", groups=1)),
+    ("k2-horizon-dense", "gates of base e", on("attn", gate=softplus)),
+    ("k2-horizon-values", "values of keys", on("attn", __class__=AttentionAndGate)),
+    ("k2-horizon-values", "values chosen by their shares", on("attn.values", chosen=lambda x: x)),
+    ("k2-horizon-values", "yarn's usual numbers", each_block(usual_yarn)),
+    ("step35-small", "the whole head turned", on("attn.rope", n_rot=32)),
+    ("step35-small", "no gate", on("attn", gate=ones)),
+    ("step35-small", "no limits of experts", on("ffn.experts", limit=0.0)),
+    ("step35-small", "no limits of dense networks", each_block(unlimited)),
+    ("step35-small", "no limits of the shared expert", on("ffn.shared", limit=0.0)),
+    ("olmo2-yarn", "the base of windows", on("attn.rope", freq_base=500.0)),
+    ("olmo2-yarn", "scaled positions in windows", on("attn.rope", freq_scale=0.25)),
 ]
 """(file, what is wrong, how)"""
 

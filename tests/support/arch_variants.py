@@ -33,11 +33,11 @@ def _latent(n_head: int, n_plain: int, n_rot: int, head_v: int, rank: int, n_emb
     }
 
 
+LONGER = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 64}
+
 YARN = {
+    **LONGER,
     "attention.head_count": 4,
-    "rope.scaling.type": "yarn",
-    "rope.scaling.factor": 4.0,
-    "rope.scaling.original_context_length": 64,
     "rope.scaling.yarn_log_multiplier": 0.0707,
     "attention.temperature_scale": 0.3,
     "attention.temperature_length": 16,
@@ -157,9 +157,61 @@ VARIANTS = STATE_VARIANTS | {
         },
     ),
     "llama4-far": Variant("llama4-moe", factors={r"blk\.3\.attn_q\.weight": 30.0}),
+    "granite_swa-experts": Variant(
+        "granite_swa-dense",
+        {
+            "expert_count": 8,
+            "expert_used_count": 3,
+            "expert_shared_feed_forward_length": 96,
+            "attention.scale": 0.1,
+            "residual_scale": 0.5,
+            "logit_scale": 2.0,
+        },
+        {
+            "blk.*.ffn_gate_inp.weight": (0.2, (8, 256)),
+            "blk.*.ffn_gate_exps.weight": (0.1, (8, 384, 256)),
+            "blk.*.ffn_up_exps.weight": (0.1, (8, 384, 256)),
+            "blk.*.ffn_down_exps.weight": (0.1, (8, 256, 384)),
+            "blk.*.ffn_up_shexp.weight": (0.1, (192, 256)),
+            "blk.*.ffn_down_shexp.weight": (0.1, (256, 96)),
+        },
+        tuple(f"ffn_{name}.{kind}" for name in ("gate", "up", "down") for kind in ("weight", "bias")),
+    ),
+    "mimo2-values": Variant(
+        "mimo2-moe",
+        {"attention.value_scale": 0.5, "rope.scaling.factor": 4.0, "rope.freq_base_swa": 500.0},
+    ),
+    "muse-glimmer-caps": Variant("muse-glimmer-dense", {"logit_scale": 3.0, "final_logit_softcapping": 0.5}),
+    "mellum-yarn": Variant("mellum-moe", {**LONGER, "rope.freq_base_swa": 500.0}),
+    "laguna-elements": Variant(
+        "laguna-moe",
+        {**LONGER, "rope.freq_base_swa": 500.0, "rope.dimension_count_swa": 40, "expert_weights_scale": 2.5},
+        {"blk.*.attn_gate.weight": (0.3, (160, 160))},
+    ),
+    "plamo3-bases": Variant("plamo3-dense", {"rope.scaling.factor": 8.0, "rope.freq_base_swa": 500.0}),
+    "maple-limits": Variant("maple-moe", factors={r"ffn_(gate|up)_exps": 40.0}),
+    "cohere2moe-bases": Variant("cohere2moe-moe", {"rope.freq_base_swa": 500.0, "logit_scale": 0.5}),
+    "olmo2-yarn": Variant("olmo2-dense", {**LONGER, "rope.freq_base_swa": 500.0}),
+    "exaone-moe-bases": Variant(
+        "exaone-moe-moe", {"rope.freq_base_swa": 500.0, "expert_weights_norm": True, "expert_weights_scale": 2.5}
+    ),
+    "k2-horizon-values": Variant(
+        "k2-horizon-moe",
+        {
+            **LONGER,
+            "attention.value_expert_count": 4,
+            "expert_weights_norm": True,
+            "expert_weights_scale": 2.5,
+        },
+        {
+            "blk.1.attn_v_gate.weight": (0.2, (4, 256)),
+            "blk.1.attn_v_gate.bias": (0.2, (4,)),
+            "blk.1.attn_v_exps.weight": (0.3, (4, 256, 256)),
+        },
+    ),
     "gpt-oss-yarn": Variant(
         "gpt-oss-moe",
-        {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 64},
+        LONGER,
         factors={r"ffn_(gate|up)_exps": 40.0},
     ),
     "gemma2-caps": Variant("gemma2-dense", {"attn_logit_softcapping": 0.5, "final_logit_softcapping": 0.5}),

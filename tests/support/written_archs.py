@@ -121,9 +121,41 @@ def gemma3n() -> Written:
     return Written("gemma3n", keys, shapes, {})
 
 
+def step35() -> Written:
+    """Two layers with a window, whose heads are as many again; two of the four layers have experts."""
+    n_layer, n_embd, n_expert, n_ff = 4, 64, 8, 48
+    n_head, windows = [2, 4, 2, 4], [False, True, False, True]
+    keys = {
+        "embedding_length": n_embd, "block_count": n_layer, "feed_forward_length": 96, "attention.head_count": n_head,
+        "attention.head_count_kv": [1, 2, 1, 2], "attention.key_length": 32, "attention.value_length": 32,
+        "rope.dimension_count": 32, "rope.freq_base": 1e6, "rope.freq_base_swa": 1000.0, "rope.scaling.factor": 4.0,
+        "attention.sliding_window_pattern": windows, "expert_count": n_expert, "expert_used_count": 3,
+        "expert_feed_forward_length": n_ff, "expert_shared_feed_forward_length": 32, "expert_weights_norm": True,
+        "expert_weights_scale": 2.0, "swiglu_clamp_exp": [0.0, 0.0, 0.5, 0.0], "swiglu_clamp_shexp": [0.0, 0.5, 0.4, 0.0],
+    }  # fmt: skip
+    shapes: Shapes = dict.fromkeys(("token_embd.weight", "output.weight"), (N_VOCAB, n_embd))
+    shapes |= {"output_norm.weight": (n_embd,), "rope_freqs.weight": (16,)}
+    for il in range(n_layer):
+        blk, kv = f"blk.{il}.", n_head[il] // 2
+        shapes |= {f"{blk}{name}.weight": (n_embd,) for name in ("attn_norm", "ffn_norm")}
+        shapes |= {f"{blk}attn_{name}_norm.weight": (32,) for name in "qk"}
+        shapes |= {f"{blk}attn_{name}.weight": (32 * kv, n_embd) for name in "kv"}
+        shapes[f"{blk}attn_q.weight"] = (32 * n_head[il], n_embd)
+        shapes[f"{blk}attn_output.weight"] = (n_embd, 32 * n_head[il])
+        shapes[f"{blk}attn_gate.weight"] = (n_head[il], n_embd)
+        if il < 2:
+            shapes |= gated(il, n_embd, 96)
+            continue
+        shapes |= gated(il, n_embd, n_ff, "_exps", (n_expert,))
+        shapes |= gated(il, n_embd, 32, "_shexp")
+        shapes |= {f"{blk}ffn_gate_inp.weight": (n_expert, n_embd), f"{blk}exp_probs_b.bias": (n_expert,)}
+    return Written("step35", keys, shapes, {})
+
+
 WRITTEN: dict[str, Callable[[], Written]] = {
     "gemma3n-small": gemma3n,
     "gemma4-small": gemma4_small,
+    "step35-small": step35,
     "gemma4-experts": gemma4_experts,
     **RWKV,
 }

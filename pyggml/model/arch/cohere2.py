@@ -18,7 +18,7 @@ class Block(ParallelBlock):
     def __init__(self, hp: Hparams, il: int) -> None:
         super().__init__(hp, il, norm=LayerNorm)
         window = hp.windows.of(il, 4)
-        rope = Rope.windowed(hp, ops.ROPE_NORMAL, window) if window else None
+        rope = Rope(hp, ops.ROPE_NORMAL) if window else None
         self.attn = Attention(hp, il, rope=rope, window=window)
         self.ffn = GatedMLP(hp.n_embd, hp.n_ff(il))
 

@@ -15,7 +15,7 @@ class Block(Base):
         super().__init__(hp, il, pre=False, post=True)
         windows = hp.n_layer == 64
         window = (hp.windows.of(il, 4) or 4096) if windows and hp.windows.pattern(4)[il] else None
-        rope = Rope.windowed(hp, ops.ROPE_NEOX, window) if window or not windows else None
+        rope = Rope(hp, ops.ROPE_NEOX) if window or not windows else None
         self.attn = Attention(hp, il, rope=rope, qk_norm="head", window=window)
         self.ffn = GatedMLP(hp.n_embd, hp.n_ff(il))
 

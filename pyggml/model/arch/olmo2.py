@@ -14,7 +14,7 @@ class Block(Base):
     def __init__(self, hp: Hparams, il: int) -> None:
         super().__init__(hp, il, pre=False, post=True)
         window = hp.windows.of(il, 4)
-        rope = Rope.windowed(hp, ops.ROPE_NEOX, window, scale=1.0, scaled=False)
+        rope = Rope(hp, ops.ROPE_NEOX, freq_scale=1.0, scaled=False) if window else Rope(hp, ops.ROPE_NEOX)
         self.attn = Attention(hp, il, rope=rope, qk_norm="row", window=window)
         self.ffn = GatedMLP(hp.n_embd, hp.n_ff(il))
 
