@@ -34,7 +34,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so do processes that a 
 
 HERE = Path(__file__).parent
 LONG = (
-    "e2e/test_against_llamacpp.py", "ops/test_levels.py", "jit/test_jit.py", "test_benchmarks.py",
+    "e2e/test_against_llamacpp.py", "ops/test_levels.py", "jit/test_compiling.py", "test_benchmarks.py",
     "e2e/test_cold_start.py", "sampler/test_sampler_peer.py",
     "ops/test_matmul.py", "ops/test_supports.py", "ops/test_assembly.py", "cuda/test_compile.py", "ops/test_rows.py",
     "tokenizer/test_tokenizer.py", "rpc/test_newest.py", "rpc/test_peers.py", "backend/test_thread_pool.py", "chat/test_chat.py",

@@ -59,10 +59,11 @@ def test_a_read_beyond_is_caught() -> None:
     """The memory that these tests use tells a primitive that reads whole registers from one that does not."""
     script = f"""
 import sys; sys.path[:0] = [{str(SUPPORT)!r}, {str(Path(__file__).parent)!r}]
-import test_simd as t
+from guard_page import at_the_end
+from primitive_checks import kernel
 import numpy as np
-end, out = t.at_the_end(64), np.zeros(16, np.float32)
-read = t.kernel("memory.whole_at_the_end", "pip")
+end, out = at_the_end(64), np.zeros(16, np.float32)
+read = kernel("memory.whole_at_the_end", "pip")
 read(end, 15, out)
 print("inside", flush=True)
 read(end[4:], 15, out)

@@ -1,4 +1,4 @@
-"""Kernels and factories that misbehave on purpose, for tests/jit/test_jit.py. Must not import Numba or simd."""
+"""Kernels and factories that misbehave on purpose, for tests/jit. Must not import Numba or simd."""
 
 import os
 import time
