@@ -5,7 +5,7 @@ Keys and their defaults follow llama.cpp (llama-arch.cpp, llama-model.cpp: load_
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -293,8 +293,10 @@ class PoolingKeys:
     def __init__(self, hp: Hparams) -> None:
         self.pooling, self.ranked = (self._pooling(hp, key) for key in ("pooling_type", "classifier.pooling_type"))
         self.activation = hp.choice("classifier.activation", ("gelu", "silu", "tanh"), "")
-        labels = hp.find("classifier.output_labels")[1]
-        self.n_classes = 1 if labels is None else len(labels)
+        full, labels = hp.find("classifier.output_labels")
+        if labels is not None and (isinstance(labels, str) or not isinstance(labels, Sized)):
+            raise ModelError(f"key {full} is {labels!r:.60}, must be an array of texts")
+        self.n_classes = 1 if labels is None else len(labels) or 1
         self.causal = hp.boolean("attention.causal", True)
         key = "tokenizer.ggml.token_type_count"
         n_types = hp.metadata.get(key, 0)

@@ -94,6 +94,15 @@ def test_micro_batches_hold_whole_texts(name: str, files: Mapping[str, Path]) ->
         model.close()
 
 
+def test_a_classifier_without_labels_has_one(peer: ArchPeer) -> None:
+    """The reference's own files have an empty array of labels, and a pooling that is not specified."""
+    path = peer.files()["qwen3-dense"]
+    model = Model.load(path)
+    assert nmse(theirs(peer, path, "rank", True), ours(model, "rank", TEXTS)) == 0
+    assert nmse(theirs(peer, path, "last", True), ours(model, "last", TEXTS)) < LIMIT
+    model.close()
+
+
 def test_pooling_and_direction_are_the_files(files: Mapping[str, Path]) -> None:
     for name in NAMES:
         model = Model.load(files[name])
