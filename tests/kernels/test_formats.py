@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pyggml.dtypes import SIZES, GGMLType
+from pyggml.jit import Spec, added
 from pyggml.kernels.cpu import formats
 from pyggml.kernels.cpu.formats import FORMATS, Form, Format, functions
 from pyggml.quants import QUANTS
@@ -91,8 +92,19 @@ def test_collections_follow_the_table(
     expected = [row.type for row in ALL if holds(row)]
     assert [*found] == expected and len(found) == len(expected) and len(expected) > 0
     assert {t for t in GGMLType if t in found} == set(expected) and "Q4_0" not in found
-    monkeypatch.setattr(formats, "FORMATS", {t: row for t, row in FORMATS.items() if t != expected[0]})
-    assert [*found] == expected[1:] and expected[0] not in found
+    late = FORMATS[expected[0]]
+    monkeypatch.setattr(added, "_modules", {})
+    monkeypatch.setattr(formats, "FORMATS", {t: row for t, row in FORMATS.items() if t != late.type})
+    found.fill()
+    try:
+        assert [*found] == expected[1:] and late.type not in found
+        formats.add(late, "elsewhere")
+        assert [*found] == [*expected[1:], late.type] and late.type in found
+        assert added.modules_of(Spec("tile", "rows", (late.type.name.lower(),))) == ("elsewhere", late.full_module)
+    finally:
+        monkeypatch.undo()
+        for types in formats._COLLECTIONS:
+            types.fill()
 
 
 def block_types_named(text: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.tensor import Tensor
@@ -21,9 +21,8 @@ def layout_of(tensor: Tensor) -> str:
     return tensor.type.name.lower() + "/" * apart
 
 
-def refuse_types(allowed: Iterable[GGMLType], *tensors: Tensor | None) -> str | None:
+def refuse_types(allowed: Collection[GGMLType] | type[GGMLType], *tensors: Tensor | None) -> str | None:
     """Why one of the tensors cannot be computed with: its type, or blocks that lie apart or are no whole number."""
-    allowed = tuple(allowed)
     for t in tensors:
         if t is None:
             continue

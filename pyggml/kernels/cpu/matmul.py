@@ -157,15 +157,19 @@ def _matvec(builder: Builder, node: Tensor, a: Tensor, b: Tensor, listed: Listed
     spec, calls = _kernel(a, "matvec")
     reads, room = [], 0
     table, (panels_from, pairs_from) = listed or (None, (0, 0))
-    args = ProductArgs(panels_from=panels_from, pairs_from=pairs_from)
+    length = padded = size = 0
     if not FORMATS[a.type].as_floats:
-        nb = a.ne[0] // activations.BLOCK
-        planes = activations.PlaneArgs(nb, pad := activations.padded(nb), pad * activations.PLANE_BYTES)
-        args = args._replace(length=nb, padded=pad, column_bytes=planes.row_bytes)
-        reads = [_converted(builder, b, Spec("activations", "planes"), b.nrows * planes.row_bytes, planes)]
+        length = a.ne[0] // activations.BLOCK
+        padded = activations.padded(length)
+        size = padded * activations.PLANE_BYTES
+        planes = activations.PlaneArgs(length, padded, size)
+        reads = [_converted(builder, b, Spec("activations", "planes"), b.nrows * size, planes)]
     elif calls:
-        args = args._replace(row_blocks=a.ne[0] // SIZES[a.type].block_size)
         room = dequant_fallback.product_bytes(a.ne[0], 0)
+    args = ProductArgs(
+        length=length, padded=padded, column_bytes=size, panels_from=panels_from, pairs_from=pairs_from,
+        row_blocks=a.ne[0] // SIZES[a.type].block_size if calls else 0,
+    )  # fmt: skip
     if listed is not None:
         writes = [builder.thread_scratch(experts.RECORD + room)]
         by_row, calls = Spec("experts", "matvec"), [spec, *calls]

@@ -7,7 +7,6 @@ so no place is written down twice. Importing this module does not import Numba.
 
 from __future__ import annotations
 
-import functools
 import struct
 import typing
 from typing import TypeAlias, TypeVar
@@ -22,15 +21,18 @@ A = TypeVar("A", bound=StepArgs)
 
 def packed(args: StepArgs) -> tuple[int, ...]:
     """The words of `ints`: what the class says is a float as the bits of its f64."""
-    floats = _floats(type(args)) if args else ()
+    of = type(args)
+    floats = _FLOATS.get(of)
+    if floats is None:
+        kinds = typing.get_type_hints(of).values() if args else ()
+        floats = _FLOATS[of] = tuple([i for i, kind in enumerate(kinds) if kind is float])
     if not floats:
-        return typing.cast("tuple[int, ...]", args)
+        return tuple(args)  # type: ignore[arg-type]  # of ints alone
     return tuple([_bits(x) if i in floats else int(x) for i, x in enumerate(args)])
 
 
-@functools.cache
-def _floats(of: type[StepArgs]) -> tuple[int, ...]:
-    return tuple(i for i, kind in enumerate(typing.get_type_hints(of).values()) if kind is float)
+_FLOATS: dict[type[StepArgs], tuple[int, ...]] = {}
+"""Which arguments of a class are floats."""
 
 
 def _bits(x: float) -> int:

@@ -7,9 +7,10 @@ Importing this does not import Numba; `functions` does, and is for factories.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 
 from pyggml import jit
 from pyggml.dtypes import GGMLType
@@ -47,12 +48,12 @@ class Format:
     def full_module(self) -> str:
         return self.module if "." in self.module else f"{__name__}.{self.module}"
 
-    @property
+    @cached_property
     def room(self) -> int:
         """Bytes of work memory that a thread needs to write blocks."""
         return WRITE_ROOM if self.writes and self.form in (Form.SUPER_BLOCKS, Form.WHOLE) else 0
 
-    @property
+    @cached_property
     def as_floats(self) -> bool:
         """Whether weights meet F32 activations as they are, not rounded to 8 bits."""
         return self.form in (Form.FLOATS, Form.WHOLE)
@@ -101,6 +102,8 @@ def add(row: Format, *modules: str) -> None:
     something when they are imported, in the order in which a process that compiles shall import them."""
     assert row.type not in FORMATS, row
     FORMATS[row.type] = row
+    for types in _COLLECTIONS:
+        types.fill()
     jit.made_with(row.type.name, *modules, row.full_module)
 
 
@@ -115,21 +118,21 @@ def work_bytes(dtype: GGMLType) -> int:
     return FORMATS[dtype].room
 
 
-class TypesThat(Collection[GGMLType]):
-    """Types whose row passes a test, as the table is now, in its order."""
+_COLLECTIONS: list[TypesThat] = []
+
+
+class TypesThat(dict[GGMLType, None]):
+    """Types whose row passes a test, in the order of the table; those that are added later too."""
 
     def __init__(self, test: Callable[[Format], bool]) -> None:
         self._test = test
+        self.fill()
+        _COLLECTIONS.append(self)
 
-    def __contains__(self, dtype: object) -> bool:
-        row = FORMATS.get(dtype)  # type: ignore[call-overload]  # whatever it is
-        return row is not None and self._test(row)
-
-    def __iter__(self) -> Iterator[GGMLType]:
-        return (row.type for row in FORMATS.values() if self._test(row))
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
+    def fill(self) -> None:
+        """Hold what the table has now."""
+        self.clear()
+        self.update(dict.fromkeys(row.type for row in FORMATS.values() if self._test(row)))
 
 
 DEQUANTIZABLE = TypesThat(lambda row: True)
