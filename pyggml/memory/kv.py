@@ -281,7 +281,9 @@ class KVCache(KVTensors, Memory):
 
     @property
     def why_no_shift(self) -> str:
-        return ""
+        """As llama_kv_cache::get_can_shift."""
+        n_pos = max(layer.n_pos for layer in self.layers)
+        return f"a token has {n_pos} positions, of which no one alone can change" if n_pos > 1 else ""
 
     def why_not_copy(self, src: int, p0: int = 0, p1: int | None = None) -> str:
         """A sequence that ends where the window was once must still have what its next token sees."""
@@ -322,9 +324,9 @@ class KVCache(KVTensors, Memory):
             return
         if not self.cells.shared and self._moves(stream, cells, by):
             graph, turns, n = move_graph(self, stream, int(cells[0]), len(cells), -by)
-            self._run(graph, [(turns, np.full(n, by, np.int32))])
+            self._run(graph, [(turns, np.full(n, by, np.int32))] if self.turns else [])
             cells = cells + by
-        else:
+        elif self.turns:
             first, end = int(cells.min()), int(cells.max()) + 1
             graph, turns, n = turn_graph(self, stream, first, end)
             each = np.zeros(n, np.int32)
@@ -336,6 +338,11 @@ class KVCache(KVTensors, Memory):
         if by and self.cells.shared and (self.cells.owners(self.cells.of(seq, p0, p1)) > 1).any():
             return f"tokens of sequence {seq} that another one shares cannot be given other positions"
         return ""
+
+    @property
+    def turns(self) -> bool:
+        """Whether keys of any layer know positions."""
+        return any(layer.turn is not None for layer in self.layers)
 
     def _moves(self, stream: int, cells: NDArray[np.int64], by: int) -> bool:
         """Whether the cells lie in a row and those that their positions would be in are free: then they move there."""

@@ -39,7 +39,8 @@ def pad_cells(n: int) -> int:
 
 class KVLayer(NamedTuple):
     """What a layer of attention wants to be kept. Sizes in elements; `turn` is None where keys know no position; `v_in_k`:
-    a value is the first head_v elements of its key, and keys alone are kept (latent attention)."""
+    a value is the first head_v elements of its key, and keys alone are kept (latent attention); `n_pos`: positions that a
+    token has."""
 
     il: int
     head_k: int
@@ -47,6 +48,7 @@ class KVLayer(NamedTuple):
     n_head_kv: int
     turn: Turn | None = None
     v_in_k: bool = False
+    n_pos: int = 1
 
 
 class KVShape(NamedTuple):

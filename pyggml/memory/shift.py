@@ -17,13 +17,19 @@ from pyggml.tensor import Flag, Tensor
 
 
 def move_graph(cache: KVTensors, stream: int, first: int, n: int, by: int) -> tuple[Graph, Tensor, int]:
-    """`n` cells from `first` on go `by` cells back. -> the graph, its input I32 (n,): each cell's -by, and n."""
+    """`n` cells from `first` on go `by` cells back. -> the graph, its input I32 (n,), each cell's -by, which is read where keys
+    know positions, and n."""
     assert 0 < by <= first and first + n <= cache.n_cells, (first, n, by)
     turns = Tensor(GGMLType.I32, (n,), flags=Flag.INPUT, name="k_shift")
     order: list[Tensor] = []
     for i in range(len(cache.k)):
-        order.append(k := _turned(cache, i, stream, first, n, turns))
-        order.append(ops.cpy(k, keys(cache, i, stream, first - by, n), name=f"k_shifted-{cache.layers[i].il}"))
+        layer = cache.layers[i]
+        if layer.turn is None:  # both stretches may overlap
+            k = ops.cont(keys(cache, i, stream, first, n), name=f"k_shift-{layer.il}")
+        else:
+            k = _turned(cache, i, stream, first, n, turns)
+        order.append(k)
+        order.append(ops.cpy(k, keys(cache, i, stream, first - by, n), name=f"k_shifted-{layer.il}"))
         if cache.v[i] is None:
             continue
         source, target = (values(cache, i, stream, begin, n) for begin in (first, first - by))
@@ -33,11 +39,14 @@ def move_graph(cache: KVTensors, stream: int, first: int, n: int, by: int) -> tu
 
 
 def turn_graph(cache: KVTensors, stream: int, first: int, end: int) -> tuple[Graph, Tensor, int]:
-    """Keys of the cells [first, end) are turned where they lie. -> as move_graph; the input is 0 for cells that stay."""
+    """Keys of the cells [first, end) are turned where they lie, those that know positions. -> as move_graph; the input is 0 for
+    cells that stay."""
     n = end - first
     turns = Tensor(GGMLType.I32, (n,), flags=Flag.INPUT, name="k_shift")
     order: list[Tensor] = []
     for i in range(len(cache.k)):
+        if cache.layers[i].turn is None:
+            continue
         order.append(k := _turned(cache, i, stream, first, n, turns))
         order.append(ops.cpy(k, keys(cache, i, stream, first, n), name=f"k_shifted-{cache.layers[i].il}"))
     return build_forward(order), turns, n
@@ -50,8 +59,8 @@ def _turned(cache: KVTensors, i: int, stream: int, first: int, n: int, turns: Te
     if k.type not in (GGMLType.F32, GGMLType.F16):
         k = ops.cpy(k, Tensor(GGMLType.F32, k.ne, name=f"k_shift-{layer.il} (f32)"))
     plain = rotated(k, cache.k_rotation[i])  # it is its own inverse
-    turned = plain if layer.turn is None else layer.turn(plain, turns, cache.n_ctx)
-    return rotated(turned, cache.k_rotation[i])
+    assert layer.turn is not None, "keys that know no position"
+    return rotated(layer.turn(plain, turns, cache.n_ctx), cache.k_rotation[i])
 
 
 def keys(cache: KVTensors, i: int, stream: int, first: int, n: int) -> Tensor:

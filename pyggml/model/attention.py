@@ -117,10 +117,9 @@ class Attention(Remembers):
     def need(self) -> Need:
         if self.shares is not None:
             return Need(shared=SharedKV(self.il, self.shares))
-        turn = None if self.rope is None else self.rope.turn
-        return Need(
-            KVLayer(self.il, self.head_k, self.head_v, self.n_head_kv, turn), self.window, alibi=self.max_bias > 0
-        )
+        turn, n_pos = (None, 1) if self.rope is None else (self.rope.turn, self.rope.n_pos)
+        layer = KVLayer(self.il, self.head_k, self.head_v, self.n_head_kv, turn, n_pos=n_pos)
+        return Need(layer, self.window, alibi=self.max_bias > 0)
 
     def wanted(self, tensors: Mapping[str, Any]) -> Iterator[Weight]:
         fused = self.attn_qkv.weight.name in tensors

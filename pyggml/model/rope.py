@@ -54,6 +54,7 @@ class Rope(Module):
         self.freq_scale = self.scaling.freq_scale if freq_scale is None else freq_scale
         self.ext_factor = self.scaling.ext_factor if scaled else 0.0
         self.attn_factor = self.scaling.attn_factor if scaled else 1.0
+        self.n_pos = 4 if mode & ops.ROPE_MROPE else 1
         self.sections = sections(hp) if mode & ops.ROPE_MROPE else (0, 0, 0, 0)
         factors = factors or ("short" if self.scaling.scaling == "longrope" else "one")
         self.by_length = factors == "short"
