@@ -206,6 +206,6 @@ def _random(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.n
     if name.endswith(".bias"):
         return rng.normal(0, 0.2, shape)
     if len(shape) == 1:
-        factor = 0.4 if "attn_q_norm" in name or "attn_k_norm" in name else 0.25 if ".post_" in name else 1.0
+        factor = 0.4 if "attn_q_norm" in name or "attn_k_norm" in name else 0.15 if ".post_" in name else 1.0
         return factor * rng.normal(1.0, 0.2, shape)
     return rng.normal(0, (2 if "attn_q." in name or "attn_k." in name else 1) * shape[-1] ** -0.5, shape)
