@@ -10,6 +10,7 @@ from pyggml.dtypes import GGMLType
 from pyggml.gguf import GGUFFile
 from pyggml.gguf.header import ValueType
 from pyggml.gguf.write import Pair, Planned, head, padding
+from pyggml.quants import quantize_row
 
 ALIGNMENT = 32
 TYPES = {bool: ValueType.BOOL, int: ValueType.U32, float: ValueType.F32, str: ValueType.STRING}
@@ -22,9 +23,10 @@ def edit(
     leave_out: Callable[[str], bool] = lambda name: False,
     replace: Mapping[str, np.ndarray] | None = None,
     metadata: Mapping[str, Any] | None = None,
+    types: Callable[[str], GGMLType] = lambda name: GGMLType.F32,
 ) -> Path:
     """`leave_out(name)`: of tensors and keys; `replace`: F32 tensors, new ones too, shapes outermost first; `metadata`: in
-    place of values that the file has, of the same type; others are added."""
+    place of values that the file has, of the same type; others are added; `types(name)`: what F32 tensors become."""
     replace, metadata = replace or {}, metadata or {}
     with GGUFFile.open(source) as file:
         pairs = [
@@ -37,6 +39,9 @@ def edit(
         for name, array in replace.items():
             ne = (*array.shape[::-1], 1, 1, 1)[:4]
             data[name] = (GGMLType.F32, ne, np.ascontiguousarray(array, np.float32).tobytes())
+        for name, (old, ne, raw) in data.items():
+            if old == GGMLType.F32 and (new := types(name)) != old:
+                data[name] = new, ne, quantize_row(new, np.frombuffer(raw, np.float32).reshape(-1, ne[0])).tobytes()
         with target.open("wb") as out:
             out.write(head(pairs, [Planned(name, dtype, ne) for name, (dtype, ne, _) in data.items()], ALIGNMENT))
             for _, _, raw in data.values():
