@@ -5,15 +5,16 @@ Owns their inputs and the order of their nodes (llama.cpp: models/bert.cpp); kno
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from pyggml import ops
-from pyggml.errors import ModelError
+from pyggml.errors import ModelError, UnsupportedError
 from pyggml.memory import Need
-from pyggml.model.graph import GraphBuilder, Wanted
+from pyggml.model.graph import BuiltGraph, GraphBuilder, Wanted
 from pyggml.model.hparams import Hparams
 from pyggml.model.layers import CausalLM, PositionEmbedding
+from pyggml.model.linear import Output
 from pyggml.model.module import Module, Weight
 from pyggml.model.norms import LayerNorm
 from pyggml.model.pooling import Head
@@ -33,6 +34,24 @@ class Encoder(CausalLM):
     def needs(self) -> list[Need]:
         """Nothing."""
         return []
+
+
+class Denoiser(Encoder):
+    """Logits of all tokens, each of which sees all others: for programs that fill in masked tokens step by step (diffusion)."""
+
+    whole: ClassVar = Wanted(causal=False)
+
+    def __init__(self, hp: Hparams, tensors: Mapping[str, Any]) -> None:
+        super().__init__(hp, tensors)
+        self.output = Output(hp.n_embd, self.n_vocab, biased=self.output_bias)
+
+    def build(self, g: GraphBuilder, layers: Sequence[int] | None = None) -> BuiltGraph:
+        if g.wanted.pooling not in ("", "none"):
+            raise UnsupportedError(
+                f"pooling {g.wanted.pooling}: a {self.hp.architecture} model has logits and no embeddings"
+            )
+        g.wanted = g.wanted._replace(pooling="")
+        return super().build(g, layers)
 
 
 class TokenTypes(Module):

@@ -78,7 +78,8 @@ class Context:
         if not 1 <= n_seq_max <= MAX_SEQUENCES:
             raise ContextError(f"n_seq_max {n_seq_max}: must be 1 to {MAX_SEQUENCES}")
         if not model.modules.speaks:
-            raise ContextError(f"a {model.config.architecture} model makes embeddings and no text (pyggml-embedding)")
+            what = "fills in masked tokens" if model.modules.output else "makes embeddings (pyggml-embedding)"
+            raise ContextError(f"a {model.config.architecture} model {what}, it cannot go on from left to right")
         self.model = model
         self.n_ctx = n_ctx or model.config.n_ctx_train
         self.n_seq_max, self.kv_unified = n_seq_max, kv_unified

@@ -4,7 +4,7 @@ back is what llama.cpp says by itself."""
 from collections.abc import Iterator
 
 import pytest
-from arch_files import LIMIT, LIMITS, NAMES, TOKENS, decode_in, known
+from arch_files import DENOISERS, LIMIT, LIMITS, NAMES, TOKENS, decode_in, known
 from peer import PeerServer
 from peer_archs import ArchPeer, Script, nmse
 from peer_programs import Programs
@@ -20,7 +20,7 @@ from pyggml.runtime.context import Context
 
 STAYS_HERE: dict[str, str] = {"refact-moe": "is not computed (tests/model/test_archs.py)"}
 """Files that are not sent over the wire, and why."""
-FILES = [name for name in NAMES if known(name) and name not in STAYS_HERE]
+FILES = [name for name in NAMES if known(name) and name not in (*STAYS_HERE, *DENOISERS)]
 PIECES = [TOKENS[:40], TOKENS[40:41], TOKENS[41:]]
 
 

@@ -37,6 +37,9 @@ NAMES = [
 ]  # fmt: skip
 """All files that the reference writes, by architecture and whether it has experts."""
 
+DENOISERS = ("dream-dense", "llada-dense", "llada-moe-moe", "rnd1-moe")
+"""Those that see all tokens and keep none: tests/model/test_denoisers.py compares them."""
+
 TOKENS = [int(t) for t in np.random.default_rng(3).integers(0, 128, 70)]
 """More than the files' windows hold, which are 32 tokens."""
 

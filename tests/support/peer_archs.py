@@ -33,6 +33,8 @@ UNREAD: dict[str, tuple[str, ...]] = {
     "bailingmoe3": (*SCALES, ".attn_q.bias", ".attn_k.bias", ".attn_v.bias"),
     "kimi-k3": (*SCALES, ".attn_q.bias", ".attn_k.bias", ".attn_v.bias"),
     "falcon-h1": (*SCALES, ".attn_output.bias", "rope_freqs.weight"),
+    "dream": (*SCALES, "output.bias"),
+    "llada": (*SCALES, "rope_freqs.weight", ".attn_output.bias", ".ffn_gate.bias", ".ffn_up.bias", ".ffn_down.bias"),
     "ernie4_5": (*SCALES, ".attn_output.bias"),
     "cogvlm": (*SCALES, "rope_freqs.weight"),
     "mpt": (*SCALES, ".attn_k_norm.weight", ".attn_k_norm.bias"),

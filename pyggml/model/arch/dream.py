@@ -1,0 +1,21 @@
+"""dream: qwen2 over all tokens, for diffusion (llama.cpp: models/dream.cpp)."""
+
+from pyggml import ops
+from pyggml.model.attention import Attention
+from pyggml.model.blocks import PreNormBlock
+from pyggml.model.encoder import Denoiser
+from pyggml.model.hparams import Hparams
+from pyggml.model.mlp import GatedMLP
+from pyggml.model.rope import Rope
+
+
+class Block(PreNormBlock):
+    def __init__(self, hp: Hparams, il: int) -> None:
+        super().__init__(hp, il)
+        self.attn = Attention(hp, il, rope=Rope(hp, ops.ROPE_NEOX))
+        self.ffn = GatedMLP(hp.n_embd, hp.n_ff(il))
+
+
+class Model(Denoiser):
+    block = Block
+    output_bias = True
