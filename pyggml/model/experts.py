@@ -30,7 +30,8 @@ class Experts(Module):
     bias         whether the file may have numbers that are added to the probabilities when experts are chosen (exp_probs_b)
     renormalise  shares are divided by their sum
     scale        and multiplied by this
-    kind         of the gated networks; `activation`: of those without a gate
+    kind         of the gated networks
+    activation   of those without a gate; None: the file must have the gates
     alpha, limit numbers of SWIGLU_OAI and SWIGLU_CLAMP
     groups       (n, used): experts are chosen from `used` of `n` groups, those with the best two experts; None: from all
     rank_logits  experts are chosen by logits, before they become probabilities
@@ -52,7 +53,7 @@ class Experts(Module):
         renormalise: bool = True,
         scale: float = 1.0,
         kind: ops.GluOp = ops.GluOp.SWIGLU,
-        activation: Activation = silu,
+        activation: Activation | None = None,
         alpha: float = 0.0,
         limit: float = 0.0,
         groups: tuple[int, int] | None = None,
@@ -76,7 +77,7 @@ class Experts(Module):
             ("up", n_embd, n_ff),
             ("down", n_ff, n_embd),
         ):
-            needed = name in ("up", "down")
+            needed = name != "gate_up" and (name != "gate" or activation is None)
             setattr(self, f"ffn_{name}{suffix}", ExpertLinear(n_in, n_out, n_expert, required=needed))
 
     def matrix(self, name: str) -> ExpertLinear:
@@ -98,6 +99,7 @@ class Experts(Module):
     def wanted(self, tensors: Any) -> Any:
         fused = self.matrix("gate_up").weight.name in tensors
         self.matrix("up").weight.required = not fused
+        self.matrix("gate").weight.required = not fused and self.activation is None
         yield from super().wanted(tensors)
 
     def __call__(self, g: GraphBuilder, x: Tensor, logits: Tensor | None = None) -> Tensor:
@@ -132,6 +134,7 @@ class Experts(Module):
         up = g.linear_id(self.matrix("up"), x, chosen)
         if self.matrix("gate").weight.there:
             return self._gated(g.linear_id(self.matrix("gate"), x, chosen), up)
+        assert self.activation is not None
         return self.activation(up)
 
     def _gated(self, gate: Tensor, up: Tensor) -> Tensor:

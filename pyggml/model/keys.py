@@ -107,12 +107,14 @@ class Keys:
         full, value = self.find(key)
         if value is None:
             return default
-        if value not in choices:
+        if not isinstance(value, str) or value not in choices:
             raise ModelError(f"key {full} is {value!r:.60}, known are {', '.join(choices)}")
         return str(value)
 
     @staticmethod
     def items(value: Any) -> list[Any]:
-        """An array's elements."""
-        found: list[Any] = value.tolist() if isinstance(value, np.ndarray) else [*value]
-        return found
+        """An array's elements; of what is no array itself."""
+        if isinstance(value, np.ndarray):
+            found: list[Any] = value.tolist()
+            return found
+        return value if isinstance(value, list) else [value]

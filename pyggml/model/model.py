@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Sized
 
 from pyggml.backend.base import Buffer, Device, Usage
@@ -31,6 +32,10 @@ log = logging.getLogger(__name__)
 
 NO_VOCABULARY = ("none", "no_vocab")
 """Values of tokenizer.ggml.model in files whose tokens are numbers alone."""
+
+BESIDE_TEXT = ("v.", "a.", "mm.")
+"""How the names of tensors begin that make embeddings of images and sounds (mmproj files of llama.cpp), in files that hold
+them beside the text model."""
 
 Progress = Callable[[int, int], None]
 """Called with (bytes uploaded, bytes to upload)."""
@@ -104,7 +109,7 @@ class Model:
             model._place(overrides, use_mmap, progress or _unseen)
             if use_mlock and (why := lock(model._host_weights())):
                 log.warning("warning: %s", why)
-        except ModelError as error:
+        except (ModelError, ShapeError) as error:  # the latter: numbers that fit no operation of the graph
             file.close()
             raise ModelError(f"{os.fspath(path)}: {error}") from None
         except BaseException:
@@ -157,8 +162,18 @@ class Model:
                 elif weight.required:
                     raise ModelError(f"tensor {weight.name} is missing")
             known.update(module.passed_over(self.file.tensors))
-        self._check_all_read(known)
+        beside = [name for name in self.file.tensors if name.startswith(BESIDE_TEXT) and name not in known]
+        self._say_passed_over([*beside, *self.modules.passed_over(self.file.tensors)])
+        self._check_all_read(known.union(beside))
         return found
+
+    def _say_passed_over(self, names: Sequence[str]) -> None:
+        """Name what text alone does not need: towers for images and sounds, layers that predict further tokens."""
+        here = [name.split(".") for name in names if name in self.file.tensors]
+        groups = Counter(".".join(parts[: 2 if parts[0] == "blk" else 1]) for parts in here)
+        if groups:
+            what = ", ".join(f"{n} {group}.*" for group, n in groups.items())
+            log.warning("warning: %s: tensors that text does not need are passed over: %s", self.file.paths[0], what)
 
     def _check_vocabulary(self) -> None:
         """Rows of the embedding are tokens: another number of either is another model's (llama.cpp: n_vocab)."""

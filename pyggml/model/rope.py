@@ -50,6 +50,8 @@ class Rope(Module):
     ) -> None:
         self.scaling, self.mode = scaling or hp.rope, mode
         self.n_rot = hp.n_rot if n_rot is None else n_rot
+        if not self.n_rot:
+            raise ModelError(f"key {hp.architecture}.rope.dimension_count is 0, but elements of a head are rotated")
         self.freq_base = self.scaling.freq_base if freq_base is None else freq_base
         self.freq_scale = self.scaling.freq_scale if freq_scale is None else freq_scale
         self.ext_factor = self.scaling.ext_factor if scaled else 0.0

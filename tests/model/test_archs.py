@@ -2,7 +2,7 @@
 beside other sequences."""
 
 import pytest
-from arch_files import DENOISERS, LIMIT, LIMITS, NAMES, architecture, differences, known
+from arch_files import DENOISERS, LIMIT, LIMITS, NAMES, NOT_THERE, architecture, differences, known
 from arch_variants import VARIANTS, all_files
 from peer_archs import ArchPeer
 from peer_programs import Programs
@@ -10,9 +10,6 @@ from programs import Newest
 from written_archs import WRITTEN
 
 from pyggml.model import architectures
-
-NOT_THERE: dict[str, str] = {"refact-moe": "llama.cpp reads its experts and computes none of them"}
-"""Files of the reference that we do not compute yet, and why."""
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,23 @@ def _latent(n_head: int, n_plain: int, n_rot: int, head_v: int, rank: int, n_emb
     }
 
 
+def _drafting(il: int, n_embd: int, n_ff: int, n_expert: int) -> Shapes:
+    """Of glm4moe's layer that predicts further tokens."""
+    square, wide, narrow = (n_embd, n_embd), (n_ff, n_embd), (n_embd, n_ff)
+    matrices = {
+        **dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output"), square),
+        **dict.fromkeys(("ffn_gate_shexp", "ffn_up_shexp"), wide),
+        **dict.fromkeys(("ffn_gate_exps", "ffn_up_exps"), (n_expert, *wide)),
+        **dict.fromkeys(("attn_norm", "post_attention_norm", "nextn.enorm", "nextn.hnorm"), (n_embd,)),
+        "ffn_down_shexp": narrow,
+        "ffn_down_exps": (n_expert, *narrow),
+        "ffn_gate_inp": (n_expert, n_embd),
+        "nextn.eh_proj": (n_embd, 2 * n_embd),
+    }
+    shapes = {f"blk.{il}.{name}.weight": (0.1, shape) for name, shape in matrices.items()}
+    return {**shapes, f"blk.{il}.exp_probs_b.bias": (0.1, (n_expert,))}
+
+
 LONGER = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 64}
 
 YARN = {
@@ -104,6 +121,16 @@ VARIANTS = STATE_VARIANTS | {
     "glm4moe-text": Variant(
         "glm4moe-moe",
         {"rope.dimension_sections": np.zeros(4, np.int32), "expert_weights_norm": True, "expert_weights_scale": 2.5},
+    ),
+    "glm4moe-drafts": Variant(
+        "glm4moe-moe",
+        {
+            "block_count": 3,
+            "nextn_predict_layers": 1,
+            "swiglu_clamp_exp": np.zeros(3, np.float32),
+            "swiglu_clamp_shexp": np.zeros(3, np.float32),
+        },
+        _drafting(2, n_embd=256, n_ff=384, n_expert=8),
     ),
     "bailingmoe2-groups": Variant(
         "bailingmoe2-moe",

@@ -26,11 +26,11 @@ def edit(
     types: Callable[[str], GGMLType] = lambda name: GGMLType.F32,
 ) -> Path:
     """`leave_out(name)`: of tensors and keys; `replace`: F32 tensors, new ones too, shapes outermost first; `metadata`: in
-    place of values that the file has, of the same type; others are added; `types(name)`: what F32 tensors become."""
+    place of values that the file has, of the same type, or arrays; others are added; `types(name)`: what F32 tensors become."""
     replace, metadata = replace or {}, metadata or {}
     with GGUFFile.open(source) as file:
         pairs = [
-            Pair(key, file.value_types[key], metadata.get(key, value))
+            Pair(key, _kind(file.value_types[key], metadata.get(key)), metadata.get(key, value))
             for key, value in file.metadata.items()
             if not leave_out(key)
         ]
@@ -47,3 +47,7 @@ def edit(
             for _, _, raw in data.values():
                 out.write(raw + bytes(padding(len(raw), ALIGNMENT)))
     return target
+
+
+def _kind(there: ValueType, new: Any) -> ValueType:
+    return ValueType.ARRAY if isinstance(new, np.ndarray) else there

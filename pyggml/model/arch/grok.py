@@ -13,7 +13,7 @@ from pyggml.model.graph import GraphBuilder
 from pyggml.model.hparams import Hparams
 from pyggml.model.layers import CausalLM
 from pyggml.model.linear import Linear
-from pyggml.model.mlp import GatedMLP
+from pyggml.model.mlp import GatedMLP, gelu
 from pyggml.model.module import Module, Weight
 from pyggml.model.norms import NamedNorm, RMSNorm
 from pyggml.model.rope import Rope
@@ -37,7 +37,12 @@ class ExpertsAndDense(Module):
     """Experts; where the file has a network for every token, the sum of both by sqrt(2)."""
 
     def __init__(self, hp: Hparams, il: int) -> None:
-        experts: dict[str, Any] = {"gating": "softmax", "renormalise": True, "kind": ops.GluOp.GEGLU}
+        experts: dict[str, Any] = {
+            "gating": "softmax",
+            "renormalise": True,
+            "kind": ops.GluOp.GEGLU,
+            "activation": gelu,
+        }
         self.experts = Experts.of(hp, il, hp.n_ff(il), **experts)
         self.dense = PerhapsMLP(hp.n_embd, hp.n_ff(il), ops.GluOp.GEGLU)
 

@@ -7,7 +7,7 @@ from pyggml.model.blocks import PreNormBlock
 from pyggml.model.experts import Experts
 from pyggml.model.hparams import Hparams
 from pyggml.model.layers import CausalLM
-from pyggml.model.mlp import GatedMLP
+from pyggml.model.mlp import GatedMLP, silu
 from pyggml.model.rope import Rope
 
 
@@ -16,7 +16,7 @@ class Block(PreNormBlock):
         super().__init__(hp, il)
         self.attn = Attention(hp, il, rope=Rope(hp, ops.ROPE_NORMAL))
         if hp.n_expert:
-            self.ffn = Experts(hp.n_embd, hp.n_ff(il), hp.n_expert, hp.n_expert_used)
+            self.ffn = Experts(hp.n_embd, hp.n_ff(il), hp.n_expert, hp.n_expert_used, activation=silu)
         else:
             self.ffn = GatedMLP(hp.n_embd, hp.n_ff(il))
 

@@ -10,7 +10,7 @@ from pyggml.model.blocks import Block as Base
 from pyggml.model.experts import Experts, ExpertsAndShared
 from pyggml.model.hparams import Hparams
 from pyggml.model.layers import CausalLM
-from pyggml.model.mlp import GatedMLP
+from pyggml.model.mlp import GatedMLP, silu
 from pyggml.model.rope import Rope
 
 
@@ -21,9 +21,11 @@ class Block(Base):
         if not hp.n_expert:
             self.ffn = GatedMLP(hp.n_embd, hp.n_ff(il))
         elif hp.expert.n_ff_shared:
-            self.ffn = ExpertsAndShared(hp, Experts.of(hp, il, renormalise=True), hp.expert.n_ff_shared)
+            self.ffn = ExpertsAndShared(
+                hp, Experts.of(hp, il, renormalise=True, activation=silu), hp.expert.n_ff_shared
+            )
         else:
-            self.ffn = Experts.of(hp, il, renormalise=True)
+            self.ffn = Experts.of(hp, il, renormalise=True, activation=silu)
 
 
 class Model(CausalLM):

@@ -15,6 +15,7 @@ from pyggml.model.graph import GraphBuilder
 from pyggml.model.hparams import Hparams
 from pyggml.model.layers import CausalLM, Remembers
 from pyggml.model.linear import Linear
+from pyggml.model.mlp import silu
 from pyggml.model.module import Module
 from pyggml.model.norms import RMSNorm
 from pyggml.model.rope import Rope
@@ -69,7 +70,7 @@ class Block(Module):
         self.attn_norm, self.ffn_norm = RMSNorm.of(hp), RMSNorm.of(hp)
         linear = is_recurrent(hp, il, 8)
         self.attn = LinearAttention(hp, il) if linear else Attention(hp, il, rope=Rope(hp, ops.ROPE_NEOX))
-        self.ffn = Experts.of(hp, il, hp.n_ff(il), gating="softmax", renormalise=True)
+        self.ffn = Experts.of(hp, il, hp.n_ff(il), gating="softmax", renormalise=True, activation=silu)
 
     def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:
         x = self.attn_norm(g, x)

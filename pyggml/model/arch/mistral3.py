@@ -7,7 +7,7 @@ from pyggml.model.blocks import PreNormBlock
 from pyggml.model.experts import Experts
 from pyggml.model.hparams import Hparams
 from pyggml.model.layers import CausalLM
-from pyggml.model.mlp import GatedMLP
+from pyggml.model.mlp import GatedMLP, silu
 from pyggml.model.rope import Rope
 
 
@@ -20,7 +20,7 @@ class Block(PreNormBlock):
         rope = Rope(hp, ops.ROPE_NORMAL, scaling=hp.scaled_rope(log_multiplier=multiplier, **hp.yarn_betas()))
         self.attn = Attention(hp, il, rope=rope, temperature=growth, scale=hp.attention_scale)
         if hp.n_expert:
-            self.ffn = Experts.of(hp, il, hp.n_ff(il), renormalise=True)
+            self.ffn = Experts.of(hp, il, hp.n_ff(il), renormalise=True, activation=silu)
         else:
             self.ffn = GatedMLP(hp.n_embd, hp.n_ff(il))
 

@@ -34,7 +34,7 @@ class GroupedDeltaNet(DeltaNet):
     def projected(self, g: GraphBuilder, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         keys = self.keys
         each = keys.n_head // keys.n_group
-        if self.attn_qkv.weight.there:
+        if self.attn_qkv.weight.there and self.attn_gate.weight.there:
             qkv, z = g.linear(self.attn_qkv, x), g.linear(self.attn_gate, x)
         else:
             head = keys.d_state
