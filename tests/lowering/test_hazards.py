@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from tiny_model import write_llama
 
@@ -195,7 +195,7 @@ def wrong_spans(kind: type[Spans]) -> Callable[[], Hazards]:
 
 @pytest.mark.parametrize("wrong", [NoFew, NoReads, wrong_spans(Shifted), wrong_spans(OnlyExtends)])
 def test_a_wrong_form_is_noticed(wrong: Callable[[], Hazards]) -> None:
-    @settings(database=None, max_examples=500)
+    @settings(database=None, max_examples=1000, derandomize=True, phases=[Phase.generate])
     @given(STEPS, st.booleans())
     def attempt(steps: Any, barriers: bool) -> None:
         walk(BothHazards(wrong), steps, barriers=barriers)
