@@ -13,6 +13,7 @@ from pyggml.backend.base import Device
 from pyggml.backend.host import default_threads
 from pyggml.default_model import default_model, is_default
 from pyggml.dtypes import GGMLType
+from pyggml.model.lora import Adapter
 from pyggml.model.model import Model
 from pyggml.regular_file import open_regular
 from pyggml_cli.bus_errors import explain_bus_errors
@@ -130,11 +131,8 @@ def compile_progress() -> Iterator[None]:
 def context_arguments(values: Any, model: Model) -> dict[str, Any]:
     """Arguments of Context, from the flags that commands share; adapters and control vectors are loaded now. Raises GGUFError,
     ModelError, DeviceError, OSError."""
-    adapters = [(model.load_adapter(name), scale) for some in values.lora for name, scale in some]
-    if vectors := [one for some in values.control for one in some]:
-        adapters.append((model.load_control_vectors(vectors, *(values.control_layers or ())), 1.0))
     return {
-        "adapters": adapters,
+        "adapters": adapters_of(values, model),
         "n_batch": values.n_batch,
         "n_ubatch": values.n_ubatch,
         "type_k": GGMLType[values.type_k.upper()],
@@ -149,3 +147,25 @@ def context_arguments(values: Any, model: Model) -> dict[str, Any]:
 
 def _batch_threads(given: int | None) -> int | None:
     return default_threads() if given is not None and given < 1 else given
+
+
+def adapters_of(values: Any, model: Model) -> list[tuple[Adapter, float]]:
+    """LoRA adapters and control vectors of the command line, each with its scale. Raises GGUFError, ModelError, DeviceError,
+    OSError."""
+    adapters = [(model.load_adapter(name), scale) for some in values.lora for name, scale in some]
+    if vectors := [one for some in values.control for one in some]:
+        adapters.append((model.load_control_vectors(vectors, *(values.control_layers or ())), 1.0))
+    return adapters
+
+
+def embedder_arguments(values: Any, model: Model) -> dict[str, Any]:
+    """Arguments of Embedder, as context_arguments. A text may have as many tokens as a batch or the context has."""
+    threads = _batch_threads(values.n_threads_batch) or (values.n_threads if values.n_threads > 0 else None)
+    return {
+        "adapters": adapters_of(values, model),
+        "n_ubatch": max(values.n_batch, values.n_ctx),
+        "pooling": values.pooling,
+        "causal": None if values.attention is None else values.attention == "causal",
+        "flash_attn": values.flash_attn != "off",
+        "n_threads": threads,
+    }

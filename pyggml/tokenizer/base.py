@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from pyggml.errors import TokenizerError
-from pyggml.tokenizer.vocab import Attr, Vocab
+from pyggml.tokenizer.vocab import Attr, Vocab, boolean
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,8 @@ Fragment = str | int  # text still to be cut, or a token found in it
 class Tokenizer(ABC):
     """Encodes and decodes with one file's vocabulary. Build it with `Tokenizer.from_metadata`.
 
+    add_bos, add_eos   whether `encode` puts these tokens around a text, if it is asked to
+    add_sep            whether a SEP token stands between two texts that are compared
     bos, eos, eot, eom, unk, sep, pad, mask and fim_* are token ids, or None where the vocabulary has no such token.
     """
 
@@ -47,6 +49,7 @@ class Tokenizer(ABC):
         self.vocab = vocab
         self.add_bos = add_bos
         self.add_eos = add_eos
+        self.add_sep = False
         for name, wanted in (("bos", add_bos), ("eos", add_eos)):
             if wanted and name not in vocab.special:
                 raise TokenizerError(f"the vocabulary wants a {name.upper()} token added, but has none")
@@ -70,7 +73,9 @@ class Tokenizer(ABC):
         if model not in kinds:
             what = "no tokenizer.ggml.model" if model is None else f"tokenizer {model!r}, which is not known"
             raise TokenizerError(f"the file has {what}; supported are: {', '.join(sorted(kinds))}")
-        return kinds[model].build(metadata)
+        made = kinds[model].build(metadata)
+        made.add_sep = boolean(metadata, "tokenizer.ggml.add_sep_token", made.add_sep)
+        return made
 
     @classmethod
     @abstractmethod

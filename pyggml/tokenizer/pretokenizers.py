@@ -19,6 +19,7 @@ class PreTokenizer(NamedTuple):
     add_bos: bool = False  # where the file says nothing
     default_bos: bool = True  # whether the kind's default BOS id holds
     always_bos: bool = False  # whatever the file says
+    add_sep: bool = False  # a SEP token stands between texts that are compared
     characters: str = ""
     newlines: bool = False  # a run of line feeds that is a token needs no merges
 
@@ -99,7 +100,8 @@ _NAMES: list[tuple[str, PreTokenizer]] = [
     ("glm4 glm5", PreTokenizer((_LLAMA3,), default_bos=False, ignore_merges=True)),
     ("smollm starcoder refact command-r codeshell exaone minerva-7b mellum2", PreTokenizer((r"\p{N}", _GPT2))),
     ("gpt-2 phi-2 mpt olmo jais trillion granite-docling exaone4 gigachat a.x-4.0 mellum", PreTokenizer((_GPT2,))),
-    ("jina-es jina-de jina-v2-es jina-v2-de jina-v1-en jina-v2-code roberta-bpe modern-bert", PreTokenizer((_GPT2,))),
+    ("jina-es jina-de jina-v2-es jina-v2-de modern-bert", PreTokenizer((_GPT2,))),
+    ("jina-v1-en jina-v2-code roberta-bpe", PreTokenizer((_GPT2,), add_sep=True)),
     ("qwen2 deepseek-r1-qwen kormo f2llmv2 megrez stablelm2 hunyuan solar-open grok-2", PreTokenizer((_QWEN2,))),
     ("qwen35", PreTokenizer((_QWEN35,))),
     ("falcon", PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]"))),

@@ -46,6 +46,7 @@ class WordPiece(Tokenizer, models=("bert",)):
 
     def __init__(self, vocab: Vocab, lowercase: bool, strip_accents: bool, add_bos: bool, add_eos: bool) -> None:
         super().__init__(vocab, add_bos, add_eos)
+        self.add_sep = True
         for name in ("bos", "sep", "unk"):
             if name not in vocab.special:
                 raise TokenizerError(f"a WordPiece vocabulary needs a {name.upper()} token, this one has none")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from fake_devices import FakeBuffer, FakeDevice
-from pyggml_cli import bench, cli, inspection, perplexity, quantize
+from pyggml_cli import bench, cli, embedding, inspection, perplexity, quantize
 from text_model import write_text_model
 
 from pyggml import Llama
@@ -24,6 +24,7 @@ CALLS: list[tuple[Any, list[str]]] = [
     (cli.main, ["-m", "{}", "-cnv"]),
     (bench.main, ["-m", "{}"]),
     (perplexity.main, ["-m", "{}", "-p", "x"]),
+    (embedding.main, ["-m", "{}", "-p", "x"]),
     (quantize.main, ["{}", "out.gguf", "q8_0"]),
     (inspection.main, ["{}"]),
 ]

@@ -8,7 +8,17 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pyggml_cli import batched_bench, bench, cli, completion_flags, inspection, perplexity, quantize, rpc_server
+from pyggml_cli import (
+    batched_bench,
+    bench,
+    cli,
+    completion_flags,
+    embedding,
+    inspection,
+    perplexity,
+    quantize,
+    rpc_server,
+)
 from pyggml_cli.completion_flags import ROWS, unescape
 from pyggml_cli.flags import Flag, Ignored, Refused, UsageError, parse
 
@@ -126,6 +136,7 @@ def test_help_is_as_wide_as_the_terminal(
         bench.main,
         batched_bench.main,
         perplexity.main,
+        embedding.main,
         quantize.main,
         inspection.main,
         rpc_server.main,

@@ -5,7 +5,7 @@ Owns the page's form.
 
 from collections.abc import Iterable
 
-from pyggml_cli import batched_bench, bench, completion_flags, other_flags, rpc_server
+from pyggml_cli import batched_bench, bench, completion_flags, embedding, other_flags, rpc_server
 from pyggml_cli.environment import VARIABLES
 from pyggml_cli.flags import Flag, Ignored, Refused, Row
 
@@ -58,6 +58,8 @@ def page() -> str:
     lines += ["", f"Accepted without a difference, or refused: {', '.join(others)}"]
     lines += ["", "## pyggml-batched-bench", "", *carried_out(batched_bench.TESTS, variables=False)]
     lines += ["", "Model, devices and positions as for `pyggml-cli`."]
+    lines += ["", "## pyggml-embedding", "", *carried_out([*embedding.TEXT, *embedding.EMBEDDINGS], variables=False)]
+    lines += ["", "Model, devices and positions as for `pyggml-cli`, with its variables, and `LLAMA_ARG_POOLING`."]
     lines += ["", "## pyggml-rpc-server", "", *carried_out(rpc_server.ROWS, variables=False)]
     return "\n".join(lines) + "\n"
 

@@ -172,10 +172,32 @@ def ensure_encoders() -> Mapping[str, Path]:
     return {name: folder / f"{name}.gguf" for name in NAMES}
 
 
-def write(path: Path, name: str) -> None:
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"\u2581{c}" for c in "abcdefghijklmnopqrstuvwxyz.,?!")]
+WORDS += [*"abcdefghijklmnopqrstuvwxyz", "\u2581cat", "\u2581dog", "ing", "er"]
+
+
+def write_vocabulary(writer: gguf.GGUFWriter) -> None:
+    """WordPiece, of letters and a few words."""
+    tokens = [*WORDS, *(f"[unused{i}]" for i in range(N_VOCAB - len(WORDS)))]
+    writer.add_tokenizer_model("bert")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if token[0] == "[" else 1 for token in tokens])
+    writer.add_unk_token_id(1)
+    writer.add_bos_token_id(2)
+    writer.add_sep_token_id(3)
+    writer.add_pad_token_id(0)
+
+
+def write(path: Path, name: str, *, vocabulary: bool = False, metadata: Mapping[str, Any] | None = None) -> None:
+    """`metadata`: further keys, whole."""
     arch = architecture(name)
     writer = gguf.GGUFWriter(path, arch)
-    writer.add_tokenizer_model("no_vocab")
+    if vocabulary:
+        write_vocabulary(writer)
+    else:
+        writer.add_tokenizer_model("no_vocab")
+    for key, text in (metadata or {}).items():
+        writer.add_string(key, text)
     writer.add_token_type_count(N_TYPES)
     for key, value in (_EVERY | KEYS[name]).items():
         add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, list: writer.add_array}

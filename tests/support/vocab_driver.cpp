@@ -1,6 +1,6 @@
 // What a vocabulary of the stock llama.cpp of protocol 8.0.0 says, a request a line on standard input, an answer a line:
 //   tokenize PATH ADD_SPECIAL PARSE_SPECIAL HEX   ids
-//   describe PATH                                 n bos eos sep pad nl add_bos add_eos, then for each token whether it ends
+//   describe PATH                                 n bos eos sep pad nl add_bos add_eos add_sep, then for each token whether it ends
 //                                                 a generation, whether it is a control token, its bytes in hexadecimal with
 //                                                 special tokens shown, and without
 // Texts are hexadecimal, so that they may hold anything.
@@ -57,7 +57,7 @@ int main() {
             const int n = llama_vocab_n_tokens(vocab);
             out << n << ' ' << llama_vocab_bos(vocab) << ' ' << llama_vocab_eos(vocab) << ' ' << llama_vocab_sep(vocab)
                 << ' ' << llama_vocab_pad(vocab) << ' ' << llama_vocab_nl(vocab) << ' ' << llama_vocab_get_add_bos(vocab)
-                << ' ' << llama_vocab_get_add_eos(vocab);
+                << ' ' << llama_vocab_get_add_eos(vocab) << ' ' << llama_vocab_get_add_sep(vocab);
             std::vector<char> piece(1 << 16);
             for (int i = 0; i < n; i++) {
                 out << ' ' << llama_vocab_is_eog(vocab, i) << ' ' << llama_vocab_is_control(vocab, i);

@@ -165,7 +165,7 @@ def describe(path):
     return {
         "n": n, "bos": lc.llama_vocab_bos(v), "eos": lc.llama_vocab_eos(v),
         "sep": lc.llama_vocab_sep(v), "pad": lc.llama_vocab_pad(v), "nl": lc.llama_vocab_nl(v),
-        "add": [lc.llama_vocab_get_add_bos(v), lc.llama_vocab_get_add_eos(v)],
+        "add": [lc.llama_vocab_get_add_bos(v), lc.llama_vocab_get_add_eos(v), lc.llama_vocab_get_add_sep(v)],
         "eog": [i for i in range(n) if lc.llama_vocab_is_eog(v, i)],
         "control": [i for i in range(n) if lc.llama_vocab_is_control(v, i)],
         "pieces": pieces,
@@ -204,7 +204,8 @@ class NewestStock:
         if function == "tokenize":
             text, add, parse = args
             return [int(i) for i in self._ask(f"tokenize {path} {int(add)} {int(parse)} .{text.encode().hex()}")]
-        n, bos, eos, sep, pad, nl, add_bos, add_eos, *rest = self._ask(f"describe {path}")
+        n, bos, eos, sep, pad, nl, *rest = self._ask(f"describe {path}")
+        add, rest = rest[:3], rest[3:]
         tokens = [rest[4 * i : 4 * i + 4] for i in range(int(n))]
         digests = []
         for column in (2, 3):
@@ -216,7 +217,7 @@ class NewestStock:
         ids = {"n": n, "bos": bos, "eos": eos, "sep": sep, "pad": pad, "nl": nl}
         return {
             **{name: int(value) for name, value in ids.items()},
-            "add": [add_bos == "1", add_eos == "1"],
+            "add": [one == "1" for one in add],
             "eog": [i for i, one in enumerate(tokens) if one[0] == "1"],
             "control": [i for i, one in enumerate(tokens) if one[1] == "1"],
             "pieces": digests,
@@ -243,7 +244,7 @@ def describe(tokenizer: Tokenizer) -> dict[str, Any]:
     return {
         "n": tokenizer.n_vocab,
         **{name: -1 if i is None else i for name, i in ids.items()},
-        "add": [tokenizer.add_bos, tokenizer.add_eos],
+        "add": [tokenizer.add_bos, tokenizer.add_eos, tokenizer.add_sep],
         "eog": sorted(tokenizer.eog_ids),
         "control": [i for i in range(tokenizer.n_vocab) if tokenizer.is_control(i)],
         "pieces": digests,
