@@ -16,10 +16,12 @@ from pyggml.backend.reference import attention as reference
 from pyggml.backend.reference.values import Values
 from pyggml.dtypes import GGMLType
 from pyggml.kernels.cpu.formats import CONVERTIBLE
+from pyggml.kernels.cuda.blocks import SIMPLE
 from pyggml.ops import Op
 from pyggml.tensor import Tensor
 
-KV_TYPES = (F16, F16, F16, F32, BF16, *BLOCKS)
+KV_TYPES = (*(F16, F16, F32, BF16, *SIMPLE) * 4, *BLOCKS)
+"""Mostly types that every device reads, so that a good share of the cases is computed on each (op_shares.py)."""
 UNPACKED = (*(t for t in BLOCKS if t not in (GGMLType.Q8_K, *CONVERTIBLE)), *READ_ONLY)
 
 
