@@ -21,13 +21,14 @@ from peer_programs import Programs
 from programs import Newest
 from tiny_logits import run
 from tiny_model import write_llama
+from written_archs import WRITTEN
 
 from pyggml.errors import ModelError
 from pyggml.gguf import GGUFFile
 from pyggml.model.model import Model
 
 SHORT = [token % 90 for token in TOKENS[:9]]
-ALL = [*(name for name in NAMES if known(name) and name not in NOT_THERE), *VARIANTS]
+ALL = [*(name for name in NAMES if known(name) and name not in NOT_THERE), *WRITTEN, *VARIANTS]
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 from arch_files import DENOISERS, LIMIT, LIMITS, NAMES, TOKENS, decode_in, known
+from arch_variants import all_files
 from peer import PeerServer
 from peer_archs import ArchPeer, Script, nmse
 from peer_programs import Programs
@@ -13,6 +14,7 @@ from pyggml_rpc.backend import devices_from_spec
 from pyggml_rpc.server import Server
 from pyggml_rpc.transport import Listener
 from pyggml_rpc.wire import V8, Command
+from written_archs import WRITTEN
 
 from pyggml.backend.cpu import CPUDevice
 from pyggml.model.model import Model
@@ -20,7 +22,7 @@ from pyggml.runtime.context import Context
 
 STAYS_HERE: dict[str, str] = {"refact-moe": "is not computed (tests/model/test_archs.py)"}
 """Files that are not sent over the wire, and why."""
-FILES = [name for name in NAMES if known(name) and name not in (*STAYS_HERE, *DENOISERS)]
+FILES = [*(name for name in NAMES if known(name) and name not in (*STAYS_HERE, *DENOISERS)), *WRITTEN]
 PIECES = [TOKENS[:40], TOKENS[40:41], TOKENS[41:]]
 
 
@@ -48,7 +50,7 @@ def graphs(listener: Listener) -> int:
 
 @pytest.mark.parametrize("name", FILES)
 def test_says_the_same_over_the_wire(peer: ArchPeer, ours: Listener, stock: PeerServer, name: str) -> None:
-    path = peer.files()[name]
+    path = all_files(peer)[name]
     theirs = peer.rows(path, Script(flash=True).decode(TOKENS))
     script, at = Script(flash=True), 0
     for piece in PIECES:  # where a token stands alone, llama.cpp sums up attention in F16
