@@ -42,6 +42,9 @@ class StoppingCriteriaList(list[StoppingCriterion]):
 LLAMA_SPLIT_MODE_NONE, LLAMA_SPLIT_MODE_LAYER, LLAMA_SPLIT_MODE_ROW = 0, 1, 2
 SPLIT_MODES = {LLAMA_SPLIT_MODE_NONE: "none", LLAMA_SPLIT_MODE_LAYER: "layer", LLAMA_SPLIT_MODE_ROW: "row"}
 ROPE_SCALINGS = {None: None, -1: None, 0: "none", 1: "linear", 2: "yarn"}
+POOLINGS = {-1: None, 0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}
+ATTENTIONS = {-1: None, 0: True, 1: False}
+"""Whether tokens see those before them alone."""
 UNSPECIFIED = -1  # of llama.cpp's enums for rope scaling, pooling and attention
 
 
@@ -66,9 +69,6 @@ class ParameterError(PyggmlError, ValueError):
 
 NOT_IMPLEMENTED: dict[str, Any] = {  # name -> the one value that is accepted, which is also the default
     "vocab_only": False,
-    "pooling_type": UNSPECIFIED,
-    "attention_type": UNSPECIFIED,
-    "embedding": False,
     "op_offload": None,
     "numa": False,
     "chat_handler": None,

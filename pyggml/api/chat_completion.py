@@ -67,9 +67,7 @@ class ChatCompletions(Completions):
         elif kind != "text":
             raise ParameterError(f"response_format of type {kind!r} is not known; there are 'text' and 'json_object'")
         named = CHAT_FORMATS.get(self.chat_format or "", self.chat_format)
-        template = ChatTemplate.choose(
-            self.context.model.file.metadata, self._tokenizer, named, tools=bool(tools or functions)
-        )
+        template = ChatTemplate.choose(self.model.file.metadata, self._tokenizer, named, tools=bool(tools or functions))
         prompt = template.render(
             messages, functions=functions, function_call=function_call, tools=tools, tool_choice=tool_choice
         )

@@ -74,6 +74,10 @@ class Evaluation(LlamaFacts):
         """Begin with nothing evaluated."""
         self._slot = ScoredSlot(self.context, n_batch, logits_all, self._say)
 
+    def _begun_slot(self) -> ScoredSlot:
+        """Also after `close`. Raises ContextError where the model makes no text."""
+        return self._slot if "_slot" in vars(self) else self._open_slot()
+
     def _open_slot(self) -> ScoredSlot:
         """Raises ContextError after `close`."""
         _ = self.context
@@ -88,23 +92,23 @@ class Evaluation(LlamaFacts):
     @property
     def n_tokens(self) -> int:
         """Tokens evaluated."""
-        return len(self._slot.tokens)
+        return len(self._begun_slot().tokens)
 
     @n_tokens.setter
     def n_tokens(self, n: int) -> None:
-        self._slot.go_back(n)
+        self._begun_slot().go_back(n)
 
     @property
     def input_ids(self) -> NDArray[np.int32]:
         """(n_ctx,): the tokens evaluated, zeros behind them."""
-        ids = np.zeros(self._slot.context.n_ctx, np.int32)
+        ids = np.zeros(self._begun_slot().context.n_ctx, np.int32)
         ids[: self.n_tokens] = self._slot.tokens
         return ids
 
     @property
     def scores(self) -> F32:
         """(n_ctx, n_vocab) f32 with logits_all: row i are the logits after token i; else (1, n_vocab)."""
-        return self._slot.scores
+        return self._begun_slot().scores
 
     @property
     def _logits_all(self) -> bool:

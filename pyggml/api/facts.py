@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 
+from pyggml.model.model import Model
 from pyggml.runtime.context import Context
 from pyggml.tokenizer import Tokenizer
 
@@ -16,23 +17,30 @@ class LlamaFacts:
     """The part of `Llama` that needs a context's model and a tokenizer, no more."""
 
     _tokenizer: Tokenizer
+    _n_ctx: int
+
+    @property
+    @abstractmethod
+    def model(self) -> Model:
+        """The model; raises ContextError after `close`."""
 
     @property
     @abstractmethod
     def context(self) -> Context:
-        """The context; raises ContextError after `close`."""
+        """The context; raises ContextError after `close`, and where the model makes embeddings and no text."""
 
     def n_ctx(self) -> int:
         """Tokens that the context holds."""
-        return self.context.n_ctx
+        _ = self.model
+        return self._n_ctx
 
     def n_embd(self) -> int:
         """Width of the model."""
-        return self.context.model.config.n_embd
+        return self.model.config.n_embd
 
     def n_vocab(self) -> int:
         """Tokens that the model knows, with or without a vocabulary."""
-        return self.context.model.n_vocab
+        return self.model.n_vocab
 
     def token_eos(self) -> int:
         """The token that ends a text, -1 if there is none."""

@@ -1,7 +1,7 @@
 """The `Llama` class: text in, text out, with the constructor and methods that users of llama-cpp-python know.
 
 Owns the step from the constructor's parameters to a model and its context, and their end. Must not know how a graph is
-built or computed, nor what is asked of a `Llama` afterwards (evaluation.py, completion.py, chat_completion.py).
+built or computed, nor what is asked of a `Llama` afterwards (evaluation.py, completion.py, chat_completion.py, embedding.py).
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from typing import Any, Self
 
 from pyggml import jit
 from pyggml.api.arguments import (
+    ATTENTIONS,
     CHAT_FORMATS,
     LLAMA_SPLIT_MODE_LAYER,
     OLD_PARAMETERS,
+    POOLINGS,
     ROPE_SCALINGS,
     SPLIT_MODES,
     UNSPECIFIED,
@@ -25,7 +27,7 @@ from pyggml.api.arguments import (
     refuse,
 )
 from pyggml.api.cache import LlamaRAMCache
-from pyggml.api.chat_completion import ChatCompletions
+from pyggml.api.embedding import Embeddings
 from pyggml.api.evaluation import told
 from pyggml.api.turns import Turns
 from pyggml.backend.base import Device, extra_devices
@@ -38,6 +40,7 @@ from pyggml.model.model import Model
 from pyggml.model.placement import chosen
 from pyggml.model.rope_options import RopeOptions
 from pyggml.runtime.context import Context
+from pyggml.runtime.embedder import Embedder
 from pyggml.sampler import LLAMA_DEFAULT_SEED
 from pyggml.tokenizer import Tokenizer
 
@@ -45,7 +48,7 @@ Progress = Callable[[int, int], None]
 """Called as `progress(bytes done, bytes in all)` while weights travel to their devices."""
 
 
-class Llama(ChatCompletions):
+class Llama(Embeddings):
     """A model loaded, with one context: calls from several threads take turns, a stream that another call has overtaken
     raises OvertakenError.
 
@@ -60,6 +63,9 @@ class Llama(ChatCompletions):
     rpc_timeout  seconds for a whole answer of a server (300); a prompt may have to be computed for it
     devices      Device objects instead, in order; layers that are not offloaded stay on this machine's CPU
     progress     called with (bytes done, bytes in all) while weights are loaded
+
+    With embedding=True there are `embed`, `create_embedding` and, for models with a classifier, `rank`. Models that make
+    embeddings and no text have nothing else.
 
     Differences: `chat_format` is one of llama.cpp's names (chatml, llama3...), by default the file's template counts;
     `seed` is random unless given, also for completions; attention is fused unless flash_attn=False;
@@ -129,6 +135,15 @@ class Llama(ChatCompletions):
             raise TypeError(f"Llama() has no parameter {unknown[0]!r}")
         if rope_scaling_type not in ROPE_SCALINGS:
             raise ParameterError(f"rope_scaling_type={rope_scaling_type} is not implemented; known: {ROPE_SCALINGS}")
+        kinds: tuple[tuple[str, int, Mapping[int, object]], ...] = (
+            ("pooling_type", pooling_type, POOLINGS),
+            ("attention_type", attention_type, ATTENTIONS),
+        )
+        for name, kind, there in kinds:
+            if kind not in there:
+                raise ParameterError(f"{name}={kind!r} is not known; known are {', '.join(map(str, there))}")
+            if kind != UNSPECIFIED and not embedding:
+                raise ParameterError(f"{name}={kind} counts for embeddings: give embedding=True too")
         if rpc_timeout is not None and not rpc_timeout > 0:
             raise ParameterError(f"rpc_timeout={rpc_timeout}: must be above 0 seconds")
         if rpc_servers is not None and devices is not None:
@@ -187,23 +202,39 @@ class Llama(ChatCompletions):
             if isinstance(value, str | int | float)
         }
         self._tokenizer = Tokenizer.from_metadata(model.file.metadata)
-        n_ctx = n_ctx or model.config.n_ctx_train
+        n_ctx = self._n_ctx = n_ctx or model.config.n_ctx_train
         self.n_batch = min(n_ctx, n_batch)
-        self._context = Context(
-            model,
-            n_ctx=n_ctx,
-            n_batch=self.n_batch,
-            n_ubatch=min(self.n_batch, n_ubatch),
-            type_k=GGMLType.F16 if type_k is None else GGMLType(type_k),
-            type_v=GGMLType.F16 if type_v is None else GGMLType(type_v),
-            flash_attn=flash_attn,
-            n_threads=n_threads,
-            n_threads_batch=n_threads_batch,
-            offload_kqv=offload_kqv,
-            swa_full=bool(swa_full),
-            adapters=[(model.load_adapter(lora_path), lora_scale)] if lora_path else (),
-        )
-        self._start(self.n_batch, logits_all)
+        adapters = [(model.load_adapter(lora_path), lora_scale)] if lora_path else []
+        if embedding:
+            self._embedder = Embedder(
+                model,
+                n_ubatch=self.n_batch,
+                pooling=POOLINGS[pooling_type],
+                causal=ATTENTIONS[attention_type],
+                flash_attn=flash_attn,
+                n_threads=n_threads_batch or n_threads,
+                adapters=adapters,
+            )
+        if model.modules.speaks:
+            self._context = Context(
+                model,
+                n_ctx=n_ctx,
+                n_batch=self.n_batch,
+                n_ubatch=min(self.n_batch, n_ubatch),
+                type_k=GGMLType.F16 if type_k is None else GGMLType(type_k),
+                type_v=GGMLType.F16 if type_v is None else GGMLType(type_v),
+                flash_attn=flash_attn,
+                n_threads=n_threads,
+                n_threads_batch=n_threads_batch,
+                offload_kqv=offload_kqv,
+                swa_full=bool(swa_full),
+                adapters=adapters,
+            )
+            self._start(self.n_batch, logits_all)
+        elif not embedding:
+            raise ParameterError(
+                f"a {model.config.architecture} model makes embeddings and no text: give embedding=True"
+            )
         if lora_base:
             self._say("lora_base is without effect, as in llama-cpp-python: an adapter is added to the model as it is")
         if old:
@@ -213,9 +244,17 @@ class Llama(ChatCompletions):
     @property
     def context(self) -> Context:
         """The context; raises ContextError after `close`."""
+        model = self.model
         if self._context is None:
-            raise ContextError("this Llama is closed")
+            raise ContextError(f"a {model.config.architecture} model makes embeddings and no text")
         return self._context
+
+    @property
+    def model(self) -> Model:
+        """The model; raises ContextError after `close`."""
+        if self._model is None:
+            raise ContextError("this Llama is closed")
+        return self._model
 
     # ---- the end
 
@@ -225,10 +264,10 @@ class Llama(ChatCompletions):
             return
         with self._turns as turns:
             turns.begin()
-            for part in (self._context, self._model):
+            for part in (self._context, self._embedder, self._model):
                 if part is not None:
                     part.close()
-            self._context = self._model = None
+            self._context = self._embedder = self._model = None
 
     def __reduce__(self) -> tuple[Callable[..., Llama], tuple[dict[str, Any]]]:
         """Pickled are the parameters: the copy loads the file anew and has evaluated nothing (llama_cpp: __getstate__)."""

@@ -5,6 +5,7 @@ Owns how texts are put together into micro-batches; knows no text and no tokeniz
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from pyggml.backend.base import Backend
 from pyggml.backend.scheduler import Scheduler
-from pyggml.errors import ComputeError, ContextError, UnsupportedError
+from pyggml.errors import ComputeError, ContextError, DeviceError, UnsupportedError
 from pyggml.memory.layered import Layered
 from pyggml.memory.ubatch import Ubatch
 from pyggml.model.encoder import Encoder
@@ -25,6 +26,9 @@ from pyggml.runtime.schedules import Schedules
 
 MAX_TEXTS = 256
 """Texts of a micro-batch at most (llama.cpp: LLAMA_MAX_SEQ)."""
+
+_PARENTS: list[object] = []
+"""In a forked process: what only the parent may end."""
 
 
 class Embedder:
@@ -63,6 +67,7 @@ class Embedder:
         self._schedules = Schedules(model, MAX_TEXTS)
         self._backends: list[Backend] = []
         self._scheduler: Scheduler | None = None
+        self._process = os.getpid()
         try:
             for device in (*model.devices, model.cpu):
                 self._backends.append(device.open(n_threads))
@@ -113,7 +118,9 @@ class Embedder:
             yield first, len(sizes)
 
     def _compute(self, texts: list[NDArray[np.int32]]) -> NDArray[np.float32]:
-        assert self._scheduler is not None, "closed"
+        if self._scheduler is None:
+            raise ContextError("this embedder is closed")
+        self._after_fork()
         self.model.check_file()
         self._scheduler.aborted = False
         for applied in self._adapters:
@@ -135,6 +142,22 @@ class Embedder:
         rows: NDArray[np.float32] = schedule.get(built.logits).reshape(n_pooled or ub.n, -1)
         return rows
 
+    def _after_fork(self) -> None:
+        """In a child process that os.fork() made, the CPU's threads start anew. Raises DeviceError where other devices take
+        part, whose connections are the parent's."""
+        if self._process == os.getpid():
+            return
+        if others := [backend.device.name for backend in self._backends if backend.device is not self.model.cpu]:
+            raise DeviceError(
+                f"this embedder was made by process {self._process}, which this one was forked from: {', '.join(others)} "
+                "cannot be used by both; load the model anew here"
+            )
+        self._process = os.getpid()
+        _PARENTS.append((self._backends, self._scheduler))
+        self._backends = [self.model.cpu.open(self.n_threads)]
+        self._scheduler = Scheduler(self._backends)
+        self._schedules.use(self._memory, self._scheduler)
+
     def abort(self) -> None:
         """Make a running `encode` end with ComputeError; from any thread."""
         if self._scheduler is not None:
@@ -143,10 +166,13 @@ class Embedder:
     def close(self) -> None:
         """Free compute buffers, stop the backends' threads; twice does nothing."""
         self._schedules.clear()
-        if self._scheduler is not None:
-            self._scheduler.close()
-        for backend in self._backends:
-            backend.close()
+        if self._process == os.getpid():
+            if self._scheduler is not None:
+                self._scheduler.close()
+            for backend in self._backends:
+                backend.close()
+        else:  # what devices hold is the parent's to give back
+            _PARENTS.append((self._backends, self._scheduler))
         self._scheduler, self._backends = None, []
 
 
