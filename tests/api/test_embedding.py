@@ -109,9 +109,7 @@ def test_a_model_that_generates_does_both(tmp_path: Path) -> None:
     with Llama(path, n_ctx=64, embedding=True, pooling_type=3, verbose=False) as llm:
         before = llm("hello", max_tokens=4, temperature=0)["choices"][0]["text"]
         vector = llm.embed("hello")
-        assert (len(vector) == llm.n_embd() and vector == llm.embed(["x", "hello"])[1]) or np.allclose(
-            vector, llm.embed(["x", "hello"])[1], atol=1e-3
-        )
+        assert len(vector) == llm.n_embd() and np.allclose(vector, llm.embed(["x", "hello"])[1], atol=1e-3)
         assert llm("hello", max_tokens=4, temperature=0)["choices"][0]["text"] == before
     with pytest.raises(ContextError, match="closed"):
         llm.embed("hello")
