@@ -2,6 +2,7 @@
 beside other sequences."""
 
 import pytest
+import tiny_encoders
 from arch_files import DENOISERS, LIMIT, LIMITS, NAMES, NOT_THERE, architecture, differences, known
 from arch_variants import VARIANTS, all_files
 from peer_archs import ArchPeer
@@ -24,6 +25,7 @@ def test_the_list_is_whole(peer: ArchPeer) -> None:
 def test_every_architecture_is_compared() -> None:
     """One that the reference writes no file of is compared elsewhere."""
     compared = {architecture(name).replace("_", "-") for name in (*NAMES, *WRITTEN)}
+    compared |= {tiny_encoders.architecture(name) for name in tiny_encoders.NAMES}
     assert set(architectures()) <= compared
 
 
