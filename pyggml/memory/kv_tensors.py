@@ -40,7 +40,8 @@ def pad_cells(n: int) -> int:
 class KVLayer(NamedTuple):
     """What a layer of attention wants to be kept. Sizes in elements; `turn` is None where keys know no position; `v_in_k`:
     a value is the first head_v elements of its key, and keys alone are kept (latent attention); `n_pos`: positions that a
-    token has."""
+    token has; `beside`: elements behind a cell's keys that products do not read, which `turn_beside` turns: by them tokens
+    are chosen."""
 
     il: int
     head_k: int
@@ -49,6 +50,13 @@ class KVLayer(NamedTuple):
     turn: Turn | None = None
     v_in_k: bool = False
     n_pos: int = 1
+    beside: int = 0
+    turn_beside: Turn | None = None
+
+    @property
+    def k_row(self) -> int:
+        """Elements of a cell's keys, and of what lies beside them."""
+        return self.head_k * self.n_head_kv + self.beside
 
 
 class KVShape(NamedTuple):
@@ -76,7 +84,7 @@ class KVTensors(Placed):
         in_k = {layer.head_v for layer in layers if layer.v_in_k}
         assert all(la.head_v <= la.head_k for la in layers if la.v_in_k), layers
         for which, dtype, heads in (
-            ("K", type_k, [*(layer.head_k for layer in layers), *in_k]),
+            ("K", type_k, [*(layer.head_k for layer in layers), *(layer.beside for layer in layers), *in_k]),
             ("V", type_v, [layer.head_v for layer in layers if not layer.v_in_k]),
         ):
             if dtype not in TYPES:
@@ -95,7 +103,7 @@ class KVTensors(Placed):
         self.n_ctx = n_cells
         self.transposed_v = transposed_v
         total = n_cells * n_streams
-        self.k = [Tensor(type_k, (la.head_k * la.n_head_kv, total), name=f"cache_k_l{la.il}") for la in layers]
+        self.k = [Tensor(type_k, (la.k_row, total), name=f"cache_k_l{la.il}") for la in layers]
         self.v = [
             None if la.v_in_k else Tensor(type_v, (la.head_v * la.n_head_kv, total), name=f"cache_v_l{la.il}")
             for la in layers
@@ -163,10 +171,10 @@ class KVTensors(Placed):
         """Weighted sums of cached values (head_v * n_head, n_tokens) -> those of the plain ones."""
         return rotated(cur, self.v_rotation[i])
 
-    def write_k(self, i: int, k: Tensor, rows: Tensor) -> Tensor:
-        """Store k (head_k, n_head_kv, n_tokens) in the cells `rows`."""
-        k = rotated(k, self.k_rotation[i])
-        return ops.set_rows(self.k[i], _token_rows(k), rows)
+    def write_k(self, i: int, k: Tensor, rows: Tensor, beside: Tensor | None = None) -> Tensor:
+        """Store k (head_k, n_head_kv, n_tokens) in the cells `rows`, and (beside, n_tokens) behind it."""
+        k = _token_rows(rotated(k, self.k_rotation[i]))
+        return ops.set_rows(self.k[i], k if beside is None else ops.concat(k, beside, 0), rows)
 
     def write_v(self, i: int, v: Tensor, rows: Tensor) -> Tensor:
         """Store v (head_v, n_head_kv, n_tokens); `rows` are cells, or one element each where V lies transposed."""
@@ -182,6 +190,14 @@ class KVTensors(Placed):
         """(head_k, n_kv, n_head_kv, n_streams)"""
         layer = self.layers[i]
         return self._read(self.k[i], layer.head_k, layer.head_k, layer.n_head_kv, shape)
+
+    def read_beside(self, i: int, shape: KVShape) -> Tensor:
+        """(beside, n_kv, 1, n_streams)"""
+        layer, cache = self.layers[i], self.k[i]
+        nb3 = cache.nb[1] * self.n_cells
+        offset = row_size(cache.type, layer.head_k * layer.n_head_kv) + shape.first * nb3
+        ne = (layer.beside, shape.n_kv, 1, shape.n_streams)
+        return ops.view(cache, ne, (cache.nb[1], nb3, nb3), offset)
 
     def read_v(self, i: int, shape: KVShape) -> Tensor:
         """(head_v, n_kv, n_head_kv, n_streams); (n_kv, head_v, n_head_kv, n_streams) where V lies transposed."""

@@ -8,12 +8,17 @@ must not know which token lies where.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from pyggml import ops
 from pyggml.dtypes import SIZES, GGMLType, row_size
 from pyggml.graph import Graph, build_forward
 from pyggml.memory.hadamard import rotated
-from pyggml.memory.kv_tensors import KVTensors
+from pyggml.memory.kv_tensors import KVLayer, KVTensors, Turn
 from pyggml.tensor import Flag, Tensor
+
+Part = Callable[[KVTensors, int, int, int, int], Tensor]
+"""(cache, layer's number in it, stream, first cell, n) -> what lies there."""
 
 
 def move_graph(cache: KVTensors, stream: int, first: int, n: int, by: int) -> tuple[Graph, Tensor, int]:
@@ -24,12 +29,13 @@ def move_graph(cache: KVTensors, stream: int, first: int, n: int, by: int) -> tu
     order: list[Tensor] = []
     for i in range(len(cache.k)):
         layer = cache.layers[i]
-        if layer.turn is None:  # both stretches may overlap
-            k = ops.cont(keys(cache, i, stream, first, n), name=f"k_shift-{layer.il}")
-        else:
-            k = _turned(cache, i, stream, first, n, turns)
-        order.append(k)
-        order.append(ops.cpy(k, keys(cache, i, stream, first - by, n), name=f"k_shifted-{layer.il}"))
+        for part, turn in _parts(layer):
+            if turn is None:  # both stretches may overlap
+                k = ops.cont(part(cache, i, stream, first, n), name=f"k_shift-{layer.il}")
+            else:
+                k = _turned(cache, i, part(cache, i, stream, first, n), turn, turns)
+            order.append(k)
+            order.append(ops.cpy(k, part(cache, i, stream, first - by, n), name=f"k_shifted-{layer.il}"))
         if cache.v[i] is None:
             continue
         source, target = (values(cache, i, stream, begin, n) for begin in (first, first - by))
@@ -45,22 +51,27 @@ def turn_graph(cache: KVTensors, stream: int, first: int, end: int) -> tuple[Gra
     turns = Tensor(GGMLType.I32, (n,), flags=Flag.INPUT, name="k_shift")
     order: list[Tensor] = []
     for i in range(len(cache.k)):
-        if cache.layers[i].turn is None:
-            continue
-        order.append(k := _turned(cache, i, stream, first, n, turns))
-        order.append(ops.cpy(k, keys(cache, i, stream, first, n), name=f"k_shifted-{cache.layers[i].il}"))
+        for part, turn in _parts(cache.layers[i]):
+            if turn is not None:
+                order.append(k := _turned(cache, i, part(cache, i, stream, first, n), turn, turns))
+                order.append(ops.cpy(k, part(cache, i, stream, first, n), name=f"k_shifted-{cache.layers[i].il}"))
     return build_forward(order), turns, n
 
 
-def _turned(cache: KVTensors, i: int, stream: int, first: int, n: int, turns: Tensor) -> Tensor:
-    """Keys of `n` cells, turned by `turns`, as they are stored but for their type."""
+def _parts(layer: KVLayer) -> list[tuple[Part, Turn | None]]:
+    """What lies in cells of keys, and how it is turned."""
+    parts: list[tuple[Part, Turn | None]] = [(keys, layer.turn)]
+    return [*parts, (beside, layer.turn_beside)] if layer.beside else parts
+
+
+def _turned(cache: KVTensors, i: int, k: Tensor, turn: Turn, turns: Tensor) -> Tensor:
+    """k (n_elements, n_head, n) of cells, turned by `turns`, as they are stored but for their type."""
     layer = cache.layers[i]
-    k = keys(cache, i, stream, first, n)
+    rotation = cache.k_rotation[i] if k.ne[0] == layer.head_k else None
     if k.type not in (GGMLType.F32, GGMLType.F16):
         k = ops.cpy(k, Tensor(GGMLType.F32, k.ne, name=f"k_shift-{layer.il} (f32)"))
-    plain = rotated(k, cache.k_rotation[i])  # it is its own inverse
-    assert layer.turn is not None, "keys that know no position"
-    return rotated(layer.turn(plain, turns, cache.n_ctx), cache.k_rotation[i])
+    plain = rotated(k, rotation)  # it is its own inverse
+    return rotated(turn(plain, turns, cache.n_ctx), rotation)
 
 
 def keys(cache: KVTensors, i: int, stream: int, first: int, n: int) -> Tensor:
@@ -69,6 +80,13 @@ def keys(cache: KVTensors, i: int, stream: int, first: int, n: int) -> Tensor:
     nb1, nb2 = row_size(k.type, layer.head_k), k.nb[1]
     offset = (stream * cache.n_cells + first) * nb2
     return ops.view(k, (layer.head_k, layer.n_head_kv, n), (nb1, nb2, nb2 * n), offset)
+
+
+def beside(cache: KVTensors, i: int, stream: int, first: int, n: int) -> Tensor:
+    """(beside, 1, n): what lies behind the keys of n cells."""
+    k, layer = cache.k[i], cache.layers[i]
+    offset = (stream * cache.n_cells + first) * k.nb[1] + row_size(k.type, layer.head_k * layer.n_head_kv)
+    return ops.view(k, (layer.beside, 1, n), (k.nb[1], k.nb[1]), offset)
 
 
 def values(cache: KVTensors, i: int, stream: int, first: int, n: int) -> Tensor:

@@ -50,6 +50,10 @@ class Wanted(NamedTuple):
 
 LOGITS = Wanted()
 
+Choose = Callable[[Tensor, Tensor], Tensor]
+"""(what lies beside cached keys (n, n_kv, 1, n_streams), mask (n_kv, n_tokens of each stream, 1, n_streams)) -> the mask of what
+tokens read."""
+
 
 class UbatchShape(NamedTuple):
     """All that a graph depends on. `memory` is the memory's shape of the placement, `n_pooled` the number of sequences that
@@ -117,6 +121,8 @@ class GraphBuilder:
         self._order: list[Tensor] = []  # nodes that must be computed in this order, each with all it needs
         self._inputs: list[Input] = []
         self._shared: dict[str, Tensor] = {}
+        self.told: dict[str, Tensor] = {}
+        """Nodes that layers leave for later ones, by name."""
         self.carried: dict[str, Tensor] = {}
         self.handed_on: dict[str, Tensor] = {}
         self._kv: dict[int, KVInputs] = {}
@@ -232,6 +238,8 @@ class GraphBuilder:
         sinks: Weight | None = None,
         max_bias: float = 0.0,
         window: Window | None = None,
+        beside: Tensor | None = None,
+        choose: Choose | None = None,
     ) -> Tensor:
         """Store k and v, then attention of q over all that its tokens see (llama-graph.cpp: build_attn, build_attn_mha).
 
@@ -239,6 +247,7 @@ class GraphBuilder:
         -> (head_v * n_head, n_tokens). `max_bias`: of ALiBi, which lets scores fall with the distance.
         No v: values are in keys (KVLayer.v_in_k); neither: the layer reads the cache that it shares (SharedKV).
         Where the layer has no cache, tokens see those of the micro-batch; `window` is said for that alone.
+        `beside` (n, n_tokens) is stored behind k; `choose` makes another mask of all that lies there.
         """
         if il not in self.memory.where:
             assert k is not None and v is not None, f"layer {il} has no keys and values of its own, and no cache"
@@ -258,13 +267,14 @@ class GraphBuilder:
         inputs = self._kv[part]
         q = cache.query(i, q)
         self.expand(il, q)
-        written = [] if k is None else [cache.write_k(i, k, inputs.k_rows)]
+        written = [] if k is None else [cache.write_k(i, k, inputs.k_rows, beside)]
         written += [] if v is None else [cache.write_v(i, v, inputs.v_rows[i])]
         self.store(*(t for t in (v, k) if t is not None), *written)
         if shape.n_streams > 1:
             each = self.n_tokens // shape.n_streams
             q = ops.view(q, (*q.ne[:2], each, shape.n_streams), (q.nb[1], q.nb[2], each * q.nb[2]))
         q = ops.permute(q, 0, 2, 1, 3)
+        mask = inputs.mask if choose is None else choose(cache.read_beside(i, shape), inputs.mask)
         cached_k, cached_v = cache.read_k(i, shape), cache.read_v(i, shape)
         given = None if sinks is None else sinks.value
         if cache.transposed_v:
@@ -272,14 +282,12 @@ class GraphBuilder:
             if softcap:  # softcap * tanh(scaled / softcap)
                 kq = ops.unary(ops.scale(kq, scale / softcap), ops.UnaryOp.TANH)
                 kq, scale = ops.scale(kq, softcap), 1.0
-            kq = ops.soft_max(kq, inputs.mask, scale, max_bias, sinks=given, name=f"kq_soft_max-{il}")
+            kq = ops.soft_max(kq, mask, scale, max_bias, sinks=given, name=f"kq_soft_max-{il}")
             kqv = ops.permute(ops.mul_mat(cached_v, kq, name=f"kqv-{il}"), 0, 2, 1, 3)
             cur = ops.cont(kqv, kqv.ne[0] * kqv.ne[1], self.n_tokens, name=f"kqv_out-{il}")
         else:
             cached_k, cached_v = _as_f16(cached_k), _as_f16(cached_v)
-            cur = ops.flash_attn_ext(
-                q, cached_k, cached_v, inputs.mask, scale, max_bias, softcap, given, name=f"fattn-{il}"
-            )
+            cur = ops.flash_attn_ext(q, cached_k, cached_v, mask, scale, max_bias, softcap, given, name=f"fattn-{il}")
             cur = ops.reshape(cur, cur.ne[0] * cur.ne[1], self.n_tokens, name=f"kqv_out-{il}")
         cur = cache.result(i, cur)
         self.expand(il, cur)

@@ -129,7 +129,8 @@ class LatentAttention(Latent):
         return Need(KVLayer(self.il, self.rank + self.n_rot, self.rank, 1, turn, v_in_k=True))
 
     def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:
-        q = self.queries(g, self.low_queries(g, x))
+        low = self.low_queries(g, x)
+        q = self.queries(g, low)
         row, shared = self.latent(g, x)
         plain = ops.view(q, (self.n_plain, self.n_head, g.n_tokens), q.nb[1:3])
         turned = ops.view(q, (self.n_rot, self.n_head, g.n_tokens), q.nb[1:3], self.n_plain * q.nb[0])
@@ -137,9 +138,13 @@ class LatentAttention(Latent):
             turned = self.rope(g, turned)
         q = ops.concat(self.attn_k_b(plain), turned, 0)
         k = ops.concat(ops.reshape(row, self.rank, 1, g.n_tokens), shared, 0)
-        cur = g.attend(self.il, self.scaled(g, q), k, None, scale=self.scale)
+        cur = self.attended(g, x, low, self.scaled(g, q), k)
         cur = self.attn_v_b(ops.reshape(cur, self.rank, self.n_head, g.n_tokens))
         return self.back(g, x, ops.cont(cur, self.head_v * self.n_head, g.n_tokens))
+
+    def attended(self, g: GraphBuilder, x: Tensor, low: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        """The latent rows' sums (rank * n_head, n_tokens); `low` is what the queries came of."""
+        return g.attend(self.il, q, k, None, scale=self.scale)
 
     def back(self, g: GraphBuilder, x: Tensor, cur: Tensor) -> Tensor:
         """What attention found (head_v * n_head, n_tokens) -> (n_embd, n_tokens); `x` is what attention began with."""

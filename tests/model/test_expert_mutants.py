@@ -13,6 +13,7 @@ from peer_programs import Programs
 from programs import Newest
 
 from pyggml import ops
+from pyggml.model.latent_attention import LatentAttention
 from pyggml.model.rope import Rope
 
 
@@ -43,6 +44,10 @@ def usual_betas(block: Any) -> None:
     block.attn.rope.scaling = replace(block.attn.rope.scaling, beta_fast=32.0)
 
 
+def second_reads_all(modules: Any) -> None:
+    modules.blk[1].attn.__class__ = LatentAttention
+
+
 class Lacking:
     """A part that the file lacks."""
 
@@ -61,6 +66,11 @@ MUTANTS: list[tuple[str, str, Mutate]] = [
     ("mistral4-yarn", "yarn as in deepseek2", on("attn.rope", attn_factor=1 / (1 + 0.1 * math.log(4)))),
     ("deepseek2-lite", "another head's values", each_block(heads_reversed)),
     ("deepseek2-expanded", "the first part turned", on("attn.rope", __class__=TurnsFirst)),
+    ("deepseek32-sparse", "one token more is read", on("attn.indexer", top_k=12)),
+    ("deepseek32-sparse", "the indexer's positions on neighbours", on("attn.indexer.rope", mode=0)),
+    ("deepseek32-sparse", "all of a head turned", on("attn.indexer.rope", n_rot=128)),
+    ("glm-dsa-sparse", "the indexer's positions on halves", on("attn.indexer.rope", mode=2)),
+    ("glm-dsa-sparse", "the second layer reads all", second_reads_all),
     ("minicpm3-dense", "residuals as they are", on("", residual=1.0)),
     ("minicpm3-plain", "factors of long contexts", each_block(long_factors)),
     ("mistral3-yarn", "yarn changes over elsewhere", each_block(usual_betas)),

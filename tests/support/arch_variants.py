@@ -73,6 +73,22 @@ VARIANTS = STATE_VARIANTS | {
         {"blk.1.ffn_gate_inp.weight": (0.2, (64, 128)), "blk.1.exp_probs_b.bias": (0.2, (64,))},
     ),
     "deepseek2-yarn": Variant("deepseek2-moe", YARN, _latent(4, 128, 64, 128, 512, 128)),
+    "deepseek32-sparse": Variant(
+        "deepseek32-moe",
+        {"attention.head_count": 4, "attention.indexer.top_k": 11},
+        _latent(4, 128, 64, 128, 512, 128),
+        factors={r"indexer\.(proj|attn)": 4.0},
+    ),
+    "glm-dsa-sparse": Variant(
+        "glm-dsa-moe",
+        {
+            "attention.head_count": 4,
+            "attention.indexer.top_k": 12,
+            "attention.indexer.types": np.array([1, 0], np.uint32),
+        },
+        _latent(4, 128, 64, 128, 512, 128),
+        factors={r"indexer\.(proj|attn)": 4.0},
+    ),
     "mistral4-yarn": Variant("mistral4-moe", YARN, _latent(4, 128, 64, 128, 512, 128)),
     "deepseek2-lite": Variant(
         "deepseek2-moe",
