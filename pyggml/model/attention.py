@@ -6,7 +6,7 @@ Owns the projections and the order of their nodes; where keys and values are kep
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pyggml import ops
 from pyggml.dtypes import GGMLType
+from pyggml.errors import ModelError
 from pyggml.memory import Need, SharedKV
 from pyggml.memory.kv_tensors import KVLayer
 from pyggml.memory.ubatch import Ubatch
@@ -128,6 +129,13 @@ class Attention(Remembers):
             self.attn_k.weight.required = not fused
             self.attn_v.weight.required = not fused and not self.k_as_v
         yield from super().wanted(tensors)
+        if fused and self.attn_qkv.bias.name not in tensors:  # biases may be three beside one matrix
+            yield from (matrix.bias for matrix in self._matrices)
+
+    @property
+    def _matrices(self) -> list[Linear]:
+        """Of queries, keys and values."""
+        return [self.attn_q] if self.shares is not None else [self.attn_q, self.attn_k, self.attn_v]
 
     def passed_over(self, tensors: Container[str]) -> Iterator[str]:
         """What a file may hold of the keys and values of a layer that reads another one's."""
@@ -170,9 +178,14 @@ class Attention(Remembers):
         a layer that shares those of another one queries alone."""
         shapes = (self.head_q, self.n_head), (self.head_k, self.n_head_kv), (self.head_v, self.n_head_kv)
         if self.attn_qkv.weight.there:
-            qkv, at, parts = self._clamped(g.linear(self.attn_qkv, x)), 0, []
-            for head, n in shapes[: 1 if self.shares is not None else 3]:
-                parts.append(ops.view(qkv, (head * n, g.n_tokens), (qkv.nb[1],), at))
+            qkv, at, parts = g.linear(self.attn_qkv, x), 0, []
+            alone = any(matrix.bias.there for matrix in self._matrices)
+            qkv = qkv if alone else self._clamped(qkv)
+            for (head, n), matrix in zip(shapes, self._matrices, strict=False):
+                part = ops.view(qkv, (head * n, g.n_tokens), (qkv.nb[1],), at)
+                if alone:
+                    part = self._clamped(part if matrix.bias.tensor is None else ops.add(part, matrix.bias.tensor))
+                parts.append(part)
                 at += head * n * qkv.nb[0]
         else:
             parts = [self._clamped(g.linear(self.attn_q, x))]
@@ -195,6 +208,18 @@ def heads(x: Tensor, head: int, n: int) -> Tensor:
     if x.is_contiguous:
         return ops.reshape(x, head, n, x.ne[1])
     return ops.view(x, (head, n, x.ne[1]), (head * x.nb[0], x.nb[1]))
+
+
+def sharing(hp: Hparams, il: int, first: int, windows: Sequence[bool]) -> int | None:
+    """The layer whose keys and values layer `il` reads, where those from `first` on have none of their own: the last before
+    them that has a window if this one has (llama-model.cpp: create_memory, `reuse`). Raises ModelError."""
+    if il < first:
+        return None
+    of = first - (2 if windows[il] else 1)
+    if of < 0 or windows[of] != windows[il] or hp.n_head_kv(of) != hp.n_head_kv(il):
+        what = f"a window: {windows[il]}, {hp.n_head_kv(il)} heads of keys"
+        raise ModelError(f"layers from {first} on share keys: layer {il} ({what}) cannot read those of layer {of}")
+    return of
 
 
 class Temperature:

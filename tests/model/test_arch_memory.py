@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from arch_files import LIMIT, NAMES, known
+from arch_variants import all_files
 from peer_archs import ArchPeer, Script, nmse
 from peer_programs import Programs
 from programs import Newest
@@ -37,9 +38,13 @@ def peer(newest: Newest) -> ArchPeer:
     return ArchPeer(Programs(newest.bin, newest.source))
 
 
-@pytest.fixture(params=[name for name in NAMES if known(name) and name != "refact-moe"])
+FILES = [*(name for name in NAMES if known(name) and name != "refact-moe"), "gemma3-bases", "gemma4-small"]
+"""Also one whose windows turn keys by a base of their own, and one whose layers read the cells of others."""
+
+
+@pytest.fixture(params=FILES)
 def path(request: pytest.FixtureRequest, peer: ArchPeer) -> Path:
-    return peer.files()[request.param]
+    return all_files(peer)[request.param]
 
 
 def windows(model: Model) -> bool:

@@ -71,6 +71,7 @@ MUTANTS: list[tuple[str, str, Mutate]] = [
     ("gpt-oss-moe", "shares of all experts", on("ffn", gating="softmax", renormalise=False)),
     ("gpt-oss-yarn", "no limit of the gate", on("ffn", limit=1e9)),
     ("gpt-oss-yarn", "positions as they are", on("attn.rope", ext_factor=0.0)),
+    ("gpt-oss-fused", "no biases of queries", on("attn.attn_q.bias", tensor=None)),
     ("gpt-oss-moe", "a sharper gate", on("ffn", alpha=1.8)),
     ("gemma-dense", "embeddings as they are", of_model(embed_scale=1.0)),
     ("gemma-dense", "another gate", on("ffn", kind=ops.GluOp.SWIGLU)),

@@ -252,6 +252,11 @@ VARIANTS = STATE_VARIANTS | {
             "blk.1.attn_v_exps.weight": (0.3, (4, 256, 256)),
         },
     ),
+    "gpt-oss-fused": Variant(
+        "gpt-oss-moe",
+        tensors={"blk.*.attn_qkv.weight": (0.3, (768, 256))},
+        without=("attn_q.weight", "attn_k.weight", "attn_v.weight"),
+    ),
     "gpt-oss-yarn": Variant(
         "gpt-oss-moe",
         LONGER,

@@ -9,7 +9,7 @@ from typing import Any
 from pyggml import ops
 from pyggml.model.altup import AltUp, Vector, Versions, rest_of
 from pyggml.model.arch import gemma
-from pyggml.model.attention import Attention
+from pyggml.model.attention import Attention, sharing
 from pyggml.model.graph import GraphBuilder
 from pyggml.model.hparams import Hparams
 from pyggml.model.linear import Linear
@@ -35,7 +35,7 @@ class Block(Module):
         self.attn = Attention(
             hp, il, rope=Rope.windowed(hp, ops.ROPE_NEOX, window, base=10000.0, scale=1.0),
             qk_norm="head", v_norm=True, window=window, scale=1.0,
-            shares=FIRST_SHARING - (2 if window else 1) if il >= FIRST_SHARING else None,
+            shares=sharing(hp, il, FIRST_SHARING, hp.windows.pattern(5)),
         )  # fmt: skip
         self.post_attention_norm = RMSNorm.of(hp)
         self.ffn_norm = RMSNorm.of(hp)

@@ -8,7 +8,7 @@ from typing import Any
 
 from pyggml import ops
 from pyggml.model.arch import gemma
-from pyggml.model.attention import Attention
+from pyggml.model.attention import Attention, sharing
 from pyggml.model.blocks import Block as Base
 from pyggml.model.experts import Experts
 from pyggml.model.graph import GraphBuilder
@@ -29,7 +29,7 @@ class Block(Base):
         self.attn = Attention(
             hp, il, rope=Rope.windowed(hp, ops.ROPE_NEOX, window, base=10000.0, scale=1.0, factors="none"),
             qk_norm="head", v_norm=True, k_as_v=True, window=window, scale=1.0,
-            shares=first_sharing - (2 if window else 1) if il >= first_sharing else None,
+            shares=sharing(hp, il, first_sharing, hp.windows.pattern(5)),
         )  # fmt: skip
         if hp.n_expert:
             self.ffn_norm, self.ffn = None, DenseAndExperts(hp, il)
