@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = {"pyggml": ROOT / "pyggml", "pyggml_rpc": ROOT / "rpc/pyggml_rpc", "pyggml_cli": ROOT / "cli/pyggml_cli"}
+PACKAGES = {
+    "pyggml": ROOT / "pyggml",
+    "pyggml_rpc": ROOT / "rpc/pyggml_rpc",
+    "pyggml_server": ROOT / "cli/pyggml_server",
+    "pyggml_cli": ROOT / "cli/pyggml_cli",
+}
 
 # A unit may import units of layers above its own. pyggml's units are its files and subpackages; the two other packages
 # are one unit each. A new unit gets a place in the highest layer that works.
@@ -28,6 +33,7 @@ LAYERS = (
     ("pyggml.api", "pyggml.perplexity"),
     ("pyggml", "pyggml.__main__"),
     ("pyggml_rpc",),
+    ("pyggml_server",),
     ("pyggml_cli",),
 )
 RANK = {unit: i for i, layer in enumerate(LAYERS) for unit in layer}
@@ -43,6 +49,8 @@ ALLOWED_IMPORTERS = {
         "pyggml_cli.interrupts",
     ),  # the latter: a pair through which a signal wakes it
     "argparse": ("pyggml_cli",),
+    "starlette": ("pyggml_server", "pyggml_cli.server"),  # the latter: asks whether they are there
+    "uvicorn": ("pyggml_server.serve", "pyggml_cli.server"),
 }
 
 # Modules that must stay apart although their layers would allow it: the specification knows no kernel, kernels for
@@ -184,6 +192,9 @@ PLANTED = {
     "pyggml.kernels.cuda.norm": "from numba import cuda",
     "pyggml_rpc.session": "import socket",
     "pyggml_rpc.server": "from pyggml_cli import cli",
+    "pyggml_rpc.backend": "from pyggml_server import engine",
+    "pyggml_server.engine": "from pyggml_cli import flags",
+    "pyggml_server.openai": "import uvicorn",
     "pyggml.model.arch.llama": "import argparse",
     "pyggml.pantry": "",
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from pyggml.errors import ContextError
+from pyggml.errors import ContextError, GrammarError, SamplerError
 from pyggml.runtime.batch import Batch
 from pyggml.runtime.checkpoints import CheckpointRule
 from pyggml.runtime.context import Context
@@ -35,6 +35,10 @@ class Place:
         self.sequence: Sequence | None = None
         self.used = 0  # the step in which a text last had it
         self.stop = 0  # tokens of a prompt that are to come when a checkpoint is made
+
+    def would_keep(self, sequence: Sequence) -> int:
+        """Tokens of a new text that need not be computed here; for one that reuses none, less where more is lost."""
+        return self.slot.would_keep(sequence.tokens) if sequence.reuses else -len(self.slot.tokens)
 
 
 class Batcher:
@@ -83,10 +87,9 @@ class Batcher:
 
     def step(self) -> list[tuple[Sequence, Piece | None]]:
         """Compute once; the tokens that were chosen. A text that ends without another token (no room, cancelled, none
-        wanted) comes with None, and `finish` says why.
+        wanted, its sampler failed) comes with None, and `finish` says why.
 
-        After an error the texts are where the last completed micro-batch left them. Raises ComputeError, DeviceError and
-        what samplers raise.
+        After an error the texts are where the last completed micro-batch left them. Raises ComputeError, DeviceError.
         """
         self.steps += 1
         said: list[tuple[Sequence, Piece | None]] = self._leave()
@@ -137,8 +140,10 @@ class Batcher:
             if not free:
                 return
             sequence = self.waiting.popleft()
-            place = max(free, key=lambda p: (p.slot.would_keep(sequence.tokens), -p.used, -p.seq))
+            place = max(free, key=lambda p: (p.would_keep(sequence), -p.used, -p.seq))
             place.sequence, place.used = sequence, self.steps
+            if not sequence.reuses:
+                place.slot.go_back(0)
             sequence.reuse(place.slot.begin(sequence.tokens))
 
     def _parts(self) -> list[tuple[Place, list[int], bool]]:
@@ -219,7 +224,11 @@ class Batcher:
                 place.sequence = None
                 said.append((sequence, None))
                 continue
-            piece = sequence.push(row)
+            piece = None
+            try:
+                piece = sequence.push(row)
+            except (SamplerError, GrammarError) as reason:  # the others' rows are not to be lost
+                sequence.fail(reason)
             said.append((sequence, piece))
             if sequence.finish is not None:
                 place.sequence = None

@@ -30,6 +30,7 @@ class Finish(enum.Enum):
     LENGTH = "as many tokens as were wanted"
     FULL = "no room in the context"
     CANCELLED = "nobody wants the rest"
+    FAILED = "no token could be chosen: `Sequence.error` says why"
 
 
 class Status(enum.Enum):
@@ -84,6 +85,7 @@ class Sequence:
     timings     to add to
     cancelled   an event that ends it before the next token; `cancel` sets it
     messages    which tokens of the prompt begin a message of a user, by number: places to go back to
+    reuses      whether tokens that are computed already, of a text before, need not be computed again
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class Sequence:
         timings: Timings | None = None,
         cancelled: threading.Event | None = None,
         messages: Items[int] = (),
+        reuses: bool = True,
     ) -> None:
         self.tokens = list(prompt)
         self.n_prompt = len(self.tokens)
@@ -117,8 +120,10 @@ class Sequence:
         self.ends: list[int] = []  # bytes of the answer up to and with each of its tokens
         self.logprobs: list[TokenLogprobs] = []  # one a token of the answer, if they were asked for
         self.finish: Finish | None = Finish.LENGTH if max_tokens == 0 else None
+        self.error: Exception | None = None  # of Finish.FAILED
         self._cancelled = cancelled or threading.Event()
         self._messages = list(messages)
+        self.reuses = reuses
 
     @property
     def points(self) -> list[int]:
@@ -145,6 +150,10 @@ class Sequence:
     def cancel(self) -> None:
         """Choose no further token; from any thread."""
         self._cancelled.set()
+
+    def fail(self, error: Exception) -> None:
+        """Choose no further token, as `error` came of it or of computing it."""
+        self.finish, self.error = Finish.FAILED, error
 
     def reuse(self, n: int) -> None:
         """The first `n` tokens of the prompt need not be computed."""

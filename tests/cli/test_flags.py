@@ -18,6 +18,7 @@ from pyggml_cli import (
     perplexity,
     quantize,
     rpc_server,
+    server,
 )
 from pyggml_cli.completion_flags import ROWS, unescape
 from pyggml_cli.flags import Flag, Ignored, Refused, UsageError, parse
@@ -110,14 +111,14 @@ def test_mistakes_are_one_line_and_exit_code_2(call: Callable[..., Any], line: s
 @given(st.lists(st.sampled_from([*NAMES, "1", "0.5", "x", "-1", "a,b", "--", "-"]), max_size=6))
 @settings(deadline=None, max_examples=200)
 def test_any_line_is_parsed_or_refused(argv: list[str]) -> None:
-    for rows in (ROWS, rpc_server.ROWS, batched_bench.ROWS, [*bench.GENERAL, *bench.TESTS, *bench.OTHERS]):
+    for rows in (ROWS, rpc_server.ROWS, server.ROWS, batched_bench.ROWS, [*bench.GENERAL, *bench.TESTS, *bench.OTHERS]):
         try:
             parse(rows, argv)
         except UsageError as reason:
             assert "\n" not in str(reason)
 
 
-@pytest.mark.parametrize("command", [cli, rpc_server, bench])
+@pytest.mark.parametrize("command", [cli, rpc_server, server, bench])
 def test_help_and_version(call: Callable[..., Any], command: Any) -> None:
     page = call(command.main, "--help")
     assert page.code == 0 and page.err == "" and page.out.startswith("usage: pyggml-")
@@ -200,3 +201,16 @@ def test_no_flag_of_llama_bench_is_unknown(sources: dict[str, str]) -> None:
     found = set(re.findall(r'arg == "(--?[a-z-]+)"', sources["llama-bench.cpp"]))
     known = {name for row in [*bench.GENERAL, *bench.TESTS, *bench.OTHERS] for name in (*row.names, *row.off)}
     assert len(found) > 50 and found <= known
+
+
+def test_the_server_knows_every_flag_too(arg_cpp: str) -> None:
+    """What is not carried out or accepted is refused with a reason; and its variables are llama-server's."""
+    names = [name for row in server.ROWS for name in (*row.names, *row.off)]
+    assert len(names) == len(set(names)) and set(NAMES) <= set(names)
+    assert all(row.why for row in server.ROWS if isinstance(row, Refused))
+    of_server = [
+        e for e in arg_cpp.split("add_opt(common_arg(")[1:] if "LLAMA_EXAMPLE_SERVER" in e.split("add_opt(")[0]
+    ]
+    wanted = {name for e in of_server for name in re.findall(r'set_env\("(LLAMA_[A-Z_]+)"', e.split("add_opt(")[0])}
+    assert len(wanted) > 50 and wanted <= set(server.VARIABLES), wanted - set(server.VARIABLES)
+    assert set(server.VARIABLES.values()) <= set(names)

@@ -1,0 +1,237 @@
+"""The flags of pyggml-server: llama-server's (common/arg.cpp, LLAMA_EXAMPLE_SERVER), row by row.
+
+Owns those that are carried out here and not in the completion tool, and what becomes of all others: those of
+completion_flags.py that mean the same are taken from there.
+"""
+
+import json
+from typing import Any
+
+from pyggml_cli import completion_flags, environment, other_flags
+from pyggml_cli.flags import Flag, Ignored, Refused, Row, choice, comma_separated, seconds, whole
+
+AUTO_SLOTS = 4  # tools/server/server.cpp: of -np -1, over one KV memory
+
+
+def variables(text: str) -> dict[str, Any]:
+    """`--chat-template-kwargs`: a JSON object."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError('must be a JSON object such as {"enable_thinking": false}')
+    return found
+
+
+def keys(text: str) -> list[str]:
+    """`--api-key`: one or several; an empty one would let everybody in."""
+    found = [key.strip() for key in text.split(",")]
+    if not all(found):
+        raise ValueError("must be keys, comma-separated, none of them empty")
+    return found
+
+
+def prefix(text: str) -> str:
+    """`--api-prefix`: a path, without the slash at its end."""
+    if text and not text.startswith("/"):
+        raise ValueError("must begin with /")
+    return text.rstrip("/")
+
+
+def ping(text: str) -> float:
+    """`--sse-ping-interval`: seconds; -1 is never."""
+    return 0.0 if text == "-1" else seconds()(text)
+
+
+SERVER: list[Row] = [
+    Flag(("--host",), "host", "address to listen on (127.0.0.1)", str, "HOST", "127.0.0.1"),
+    Flag(("--port",), "port", "port to listen on; 0: any free one (9931)", whole(0, 65535), "PORT", 9931),
+    Flag(("--api-prefix",), "api_prefix", "path that all routes begin with (none)", prefix, "PREFIX", ""),
+    Flag(("-a", "--alias"), "alias", "names of the model, comma-separated (its file's)", comma_separated, "NAME,..."),
+    Flag(("--tags",), "tags", "tags of the model, comma-separated; told by /v1/models", comma_separated, "TAG,..."),
+    Flag(("-to", "--timeout"), "timeout", "seconds for the whole body of a request to arrive (3600)", seconds(0.1), "SECONDS", 3600.0),
+    Flag(("--sse-ping-interval",), "ping", "seconds without a token after which a stream gets a comment; -1: never (30)", ping,
+         "SECONDS", 30.0),
+    Flag(("--queue-limit",), "queue_limit", "requests that wait for a slot at most; further ones get 503 (256)", whole(0), "N", 256),
+    Flag(("--max-body",), "max_body", "MiB of a request at most (32)", whole(1, 4096), "MIB", 32),
+    Flag(("--grace",), "grace", "seconds that answers under way get when the server is asked to end (10)", seconds(), "SECONDS", 10.0),
+    Flag(("--metrics",), "metrics", "offer /metrics", default=False),
+    Flag(("--slots",), "slots", "offer /slots (on)", default=True, off=("--no-slots",)),
+]  # fmt: skip
+
+SECURITY: list[Row] = [
+    Flag(("--api-key",), "api_key", "keys of which a request must bring one, comma-separated; may be given again", keys, "KEY,...", many=True),
+    Flag(("--api-key-file",), "api_key_file", "file with such keys, one a line", str, "FNAME"),
+    Flag(("--ssl-key-file",), "ssl_key", "private key of TLS, PEM", str, "FNAME"),
+    Flag(("--ssl-cert-file",), "ssl_cert", "its certificate, PEM", str, "FNAME"),
+    Flag(("--cors-origins",), "cors_origins", "origins of pages that may use the server, comma-separated; *: any (none)", comma_separated,
+         "ORIGIN,..."),
+    Flag(("--cors-methods",), "cors_methods", "methods that they may use (GET, POST, DELETE, OPTIONS)", str, "METHODS",
+         "GET, POST, DELETE, OPTIONS"),
+    Flag(("--cors-headers",), "cors_headers", "headers that they may send (*)", str, "HEADERS", "*"),
+    Flag(("--cors-credentials",), "cors_credentials", "whether they may send cookies and keys (on)", default=True,
+         off=("--no-cors-credentials",)),
+]  # fmt: skip
+
+SLOTS: list[Row] = [
+    Flag(("-np", "--parallel"), "n_parallel", f"texts that are computed at once; -1: {AUTO_SLOTS}, which share the context (-1)", whole(-1, 256),
+         "N", -1),
+    Flag(("-kvu", "--kv-unified"), "kv_unified", "let all slots share the context, and each grow while there is room (on with -np -1)",
+         default=None, off=("-no-kvu", "--no-kv-unified")),
+    Flag(("--cache-prompt",), "cache_prompt", "do not compute what a slot has of a prompt (on)", default=True, off=("--no-cache-prompt",)),
+    Flag(("--warmup",), "warmup", "compute a token before listening, so that all kernels are there (on)", default=True, off=("--no-warmup",)),
+    Flag(("--spm-infill",), "spm_infill", "/infill: suffix, prefix, middle instead of prefix, suffix, middle", default=False),
+    Flag(("--lora-init-without-apply",), "lora_idle", "load LoRA adapters, but use them only once /lora-adapters says so", default=False),
+]  # fmt: skip
+
+CHAT: list[Row] = [
+    Flag(("--chat-template-kwargs",), "template_variables", "variables of the chat template, a JSON object", variables, "JSON", {}),
+    Flag(("--reasoning-format",), "reasoning_format", "none: what is thought is part of the text; deepseek, auto: it is told apart, as "
+         "reasoning_content; deepseek-legacy: both (auto)", choice("none", "auto", "deepseek", "deepseek-legacy"), "FORMAT", "auto"),
+    Flag(("-rea", "--reasoning"), "reasoning", "whether templates let the model think: sets enable_thinking (auto)",
+         completion_flags.on_off_auto, "on|off|auto", "auto"),
+    Flag(("--reasoning-effort",), "reasoning_effort", "the template's variable reasoning_effort", str, "EFFORT"),
+    Flag(("--skip-chat-parsing",), "skip_parsing", "leave answers as they are: no tools, no reasoning", default=False,
+         off=("--no-skip-chat-parsing",)),
+    Flag(("--prefill-assistant",), "prefill_assistant", "where the last message is the assistant's, go on with it (on)", default=True,
+         off=("--no-prefill-assistant",)),
+]  # fmt: skip
+
+_TEXT = (
+    "n_predict",
+    "context_shift",
+    "ctx_checkpoints",
+    "checkpoint_min_step",
+    "keep",
+    "reverse_prompt",
+    "ignore_eos",
+    "special",
+    "escape",
+)
+TEXT: list[Row] = [row for row in completion_flags.TEXT if isinstance(row, Flag) and row.dest in _TEXT]
+TEMPLATE: list[Row] = [
+    row
+    for row in completion_flags.CHAT
+    if isinstance(row, Flag) and row.dest in ("chat_template", "chat_template_file")
+]
+LISTS: list[Row] = [row for row in completion_flags.GENERAL if isinstance(row, Flag)]
+
+NO_DIFFERENCE: list[Row] = [
+    Ignored(("-cb", "--cont-batching"), off=("-nocb", "--no-cont-batching")),
+    Ignored(("--threads-http",), 1),
+    Ignored(("-sps", "--slot-prompt-similarity"), 1),
+    Ignored(("--kv-unified-per-slot",), 1),
+    Ignored(("--cache-idle-slots",), off=("--no-cache-idle-slots",)),
+    Ignored(("--reuse-port",)),
+    Ignored(("--perf", "--show-timings"), off=("--no-perf", "--no-show-timings")),
+    Ignored(("--mtmd-batch-max-tokens",), 1),
+    Ignored(("--models-autoload",), off=("--no-models-autoload",)),
+    Ignored(("--embd-normalize",), 1),
+    Ignored(("--attention",), 1),
+]
+
+_PAGE, _AGENT, _ZOO = (
+    "there is no page yet",
+    "there are no agents, and tools are the client's to run",
+    "one model is served, that of -m",
+)
+NOT_HERE: list[Row] = [
+    Refused(("--ui", "--webui"), why=_PAGE, off=("--no-ui", "--no-webui")),
+    *(Refused((name,), 1, why=_PAGE) for name in ("--ui-config", "--webui-config", "--ui-config-file", "--webui-config-file", "--path")),
+    Refused(("--ui-mcp-proxy", "--webui-mcp-proxy"), why=_AGENT, off=("--no-ui-mcp-proxy", "--no-webui-mcp-proxy")),
+    Refused(("-ag", "--agent"), why=_AGENT, off=("-no-ag", "--no-agent")),
+    *(Refused((name,), 1, why=_AGENT) for name in ("--tools", "--tools-runtime", "--mcp-servers-config", "--mcp-servers-json")),
+    *(Refused((name,), 1, why=_ZOO) for name in ("--models-dir", "--models-preset", "--models-max")),
+    Refused(("--rerank", "--reranking"), why="no model that ranks is read"),
+    Refused(("--embedding", "--embeddings"), why="texts are continued, not embedded"),
+    Refused(("--pooling",), 1, harmless=("none",), why="texts are continued, not embedded"),
+    Refused(("--media-path",), 1, why=other_flags.TEXT_ONLY),
+    Refused(("--slot-save-path",), 1, why="slots are not saved"),
+    Refused(("--cache-reuse",), 1, harmless=("0",), why="what is reused of a prompt is its beginning"),
+    Refused(("--props",), why="properties are set by flags"),
+    Refused(("--sleep-idle-seconds",), 1, harmless=("-1",), why="the model stays in memory; without requests it takes no time"),
+    *(Refused((f"--fim-qwen-{size}",), why=other_flags.DOWNLOADS) for size in (
+        "1.5b-default", "3b-default", "7b-default", "7b-spec", "14b-spec", "30b-default")),
+]  # fmt: skip
+
+GROUPS = {
+    "general": LISTS,
+    "server": SERVER,
+    "security": SECURITY,
+    "slots": SLOTS,
+    "model": completion_flags.MODEL,
+    "answers": TEXT,
+    "chat": TEMPLATE + CHAT,
+    "sampling, where a request does not say": completion_flags.SAMPLING,
+    "devices": completion_flags.DEVICES,
+    "positions": completion_flags.ROPE,
+}
+_OWN: list[Row] = [row for group in GROUPS.values() for row in group] + NO_DIFFERENCE + NOT_HERE
+_KNOWN = {name for row in _OWN for name in (*row.names, *row.off)}
+
+
+def _rest() -> list[Row]:
+    """The other flags of llama.cpp's tools, as pyggml-cli has them; its own ones are refused."""
+    others = [*other_flags.NO_DIFFERENCE, *other_flags.NOT_HERE, *other_flags.DRAFT, *other_flags.OTHER_TOOLS]
+    rows: list[Row] = [row for row in others if not _KNOWN & {*row.names, *row.off}]
+    known = _KNOWN | {name for row in rows for name in (*row.names, *row.off)}
+    for row in completion_flags.ROWS:
+        if isinstance(row, Flag) and not known & {*row.names, *row.off}:
+            why = "a flag of the completion tool, not of the server"
+            rows.append(Refused(row.names, row.count if row.parse else 0, why=why, off=row.off))
+    return rows
+
+
+REST = _rest()
+ROWS: list[Row] = _OWN + REST
+VARIABLES = {
+    **environment.VARIABLES,
+    "LLAMA_ARG_KV_UNIFIED": "--kv-unified",
+    "LLAMA_ARG_KV_UNIFIED_PER_SLOT": "--kv-unified-per-slot",
+    "LLAMA_ARG_CHECKPOINT_MIN_SPACING_NT": "--checkpoint-min-step",
+    "LLAMA_ARG_CACHE_IDLE_SLOTS": "--cache-idle-slots",
+    "LLAMA_ARG_POOLING": "--pooling",
+    "LLAMA_ARG_CONT_BATCHING": "--cont-batching",
+    "LLAMA_ARG_MTMD_BATCH_MAX_TOKENS": "--mtmd-batch-max-tokens",
+    "LLAMA_ARG_ALIAS": "--alias",
+    "LLAMA_ARG_TAGS": "--tags",
+    "LLAMA_ARG_HOST": "--host",
+    "LLAMA_ARG_PORT": "--port",
+    "LLAMA_ARG_REUSE_PORT": "--reuse-port",
+    "LLAMA_ARG_STATIC_PATH": "--path",
+    "LLAMA_ARG_CORS_ORIGINS": "--cors-origins",
+    "LLAMA_ARG_CORS_METHODS": "--cors-methods",
+    "LLAMA_ARG_CORS_HEADERS": "--cors-headers",
+    "LLAMA_ARG_CORS_CREDENTIALS": "--cors-credentials",
+    "LLAMA_ARG_API_PREFIX": "--api-prefix",
+    "LLAMA_ARG_UI": "--ui",
+    "LLAMA_ARG_UI_CONFIG": "--ui-config",
+    "LLAMA_ARG_UI_CONFIG_FILE": "--ui-config-file",
+    "LLAMA_ARG_UI_MCP_PROXY": "--ui-mcp-proxy",
+    "LLAMA_ARG_TOOLS": "--tools",
+    "LLAMA_ARG_TOOLS_RUNTIME": "--tools-runtime",
+    "LLAMA_ARG_MCP_SERVERS_CONFIG": "--mcp-servers-config",
+    "LLAMA_ARG_MCP_SERVERS_JSON": "--mcp-servers-json",
+    "LLAMA_ARG_AGENT": "--agent",
+    "LLAMA_ARG_EMBEDDINGS": "--embedding",
+    "LLAMA_ARG_RERANKING": "--rerank",
+    "LLAMA_API_KEY": "--api-key",
+    "LLAMA_ARG_API_KEY_FILE": "--api-key-file",
+    "LLAMA_ARG_SSL_KEY_FILE": "--ssl-key-file",
+    "LLAMA_ARG_SSL_CERT_FILE": "--ssl-cert-file",
+    "LLAMA_ARG_TIMEOUT": "--timeout",
+    "LLAMA_ARG_SSE_PING_INTERVAL": "--sse-ping-interval",
+    "LLAMA_ARG_THREADS_HTTP": "--threads-http",
+    "LLAMA_ARG_CACHE_PROMPT": "--cache-prompt",
+    "LLAMA_ARG_CACHE_REUSE": "--cache-reuse",
+    "LLAMA_ARG_ENDPOINT_METRICS": "--metrics",
+    "LLAMA_ARG_ENDPOINT_PROPS": "--props",
+    "LLAMA_ARG_ENDPOINT_SLOTS": "--slots",
+    "LLAMA_ARG_SLOT_SAVE_PATH": "--slot-save-path",
+    "LLAMA_ARG_MODELS_DIR": "--models-dir",
+    "LLAMA_ARG_MODELS_PRESET": "--models-preset",
+    "LLAMA_ARG_MODELS_MAX": "--models-max",
+    "LLAMA_ARG_MODELS_AUTOLOAD": "--models-autoload",
+    "LLAMA_ARG_PREFILL_ASSISTANT": "--prefill-assistant",
+}

@@ -1,0 +1,70 @@
+"""The routes, and what becomes of errors. Owns which path is whose."""
+
+import logging
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from pyggml_server import native, openai
+from pyggml_server.answers import ClientGone
+from pyggml_server.errors import RequestError
+from pyggml_server.guard import Guard
+from pyggml_server.served import Served
+from pyggml_server.streams import error_answer
+
+log = logging.getLogger("pyggml.server")
+
+GET, POST = ["GET"], ["POST"]
+ROUTES = [
+    Route("/health", native.health, methods=GET),
+    Route("/v1/health", native.health, methods=GET),
+    Route("/models", openai.models, methods=GET),
+    Route("/v1/models", openai.models, methods=GET),
+    Route("/v1/completions", openai.completions, methods=POST),
+    Route("/chat/completions", openai.chat_completions, methods=POST),
+    Route("/v1/chat/completions", openai.chat_completions, methods=POST),
+]
+
+
+def make_app(served: Served) -> Starlette:
+    """The ASGI application that serves it."""
+    prefix = served.settings.api_prefix
+    routes = [Route(prefix + route.path, route.endpoint, methods=list(route.methods or ())) for route in ROUTES]
+    app = Starlette(
+        routes=routes,
+        middleware=[Middleware(Guard, settings=served.settings)],
+        exception_handlers={
+            RequestError: _refused,
+            HTTPException: _no_route,
+            ClientGone: _gone,
+            Exception: _own_fault,
+        },
+    )
+    app.state.served = served
+    return app
+
+
+async def _refused(request: Request, reason: Exception) -> Response:
+    assert isinstance(reason, RequestError)
+    return error_answer(reason)
+
+
+async def _no_route(request: Request, reason: Exception) -> Response:
+    assert isinstance(reason, HTTPException)
+    path, method = request.url.path[:200], request.method
+    what = f"{path} does not take {method}" if reason.status_code == 405 else f"there is no {path}"
+    return error_answer(
+        RequestError(what if reason.status_code in (404, 405) else reason.detail, status=reason.status_code)
+    )
+
+
+async def _gone(request: Request, reason: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it
+
+
+async def _own_fault(request: Request, reason: Exception) -> Response:
+    return error_answer(RequestError("the server failed; its log says more", status=500))

@@ -1,0 +1,256 @@
+"""The one thread that computes: it owns the context and its batcher, takes texts from a queue and tells what became of them.
+
+Owns the queue, who is next, and the counters. Other threads hand in texts and calls; what came of them goes to `post`,
+once a step. Without work the thread sleeps.
+"""
+
+import logging
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+from pyggml.errors import PyggmlError
+from pyggml.runtime.batcher import Batcher
+from pyggml.runtime.logprobs import TokenLogprobs
+from pyggml.runtime.sequence import Finish, Piece
+from pyggml.runtime.sequence import Sequence as Text
+from pyggml.runtime.timings import clock
+from pyggml_server.errors import RequestError
+from pyggml_server.pace import Pace
+
+log = logging.getLogger("pyggml.server")
+T = TypeVar("T")
+
+
+class Update(NamedTuple):
+    """What a step brought to a text: bytes that can no longer change, tokens and their log-probabilities, why it ended."""
+
+    data: bytes
+    tokens: list[int]
+    logprobs: list[TokenLogprobs]
+    finish: Finish | None
+    error: Exception | None = None
+
+
+class Task:
+    """A text and who waits for it. `deliver` is called by whoever `post` hands the update to."""
+
+    def __init__(self, text: Text, deliver: Callable[[Update], None], client: str = "") -> None:
+        self.text, self.deliver, self.client = text, deliver, client
+        self.slot = -1
+        self._sent = self._sent_logprobs = 0
+
+    def update(self, piece: Piece | None) -> Update:
+        """What is new since the last one."""
+        text = self.text
+        settled = len(text.data) if piece is None or text.finish is not None else piece.settled
+        data = bytes(text.data[self._sent : settled])
+        self._sent = max(self._sent, settled)
+        logprobs = text.logprobs[self._sent_logprobs :]
+        self._sent_logprobs = len(text.logprobs)
+        tokens = [] if piece is None or text.finish is Finish.EOG else [piece.token]
+        return Update(data, tokens, logprobs, text.finish, text.error)
+
+
+Post = Callable[[list[tuple[Task, Update]]], None]
+
+
+@dataclass
+class Counters:
+    """Since the start; seconds are of work."""
+
+    prompt_tokens: int = 0
+    prompt_seconds: float = 0.0
+    reused_tokens: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    steps: int = 0
+    busy: int = 0  # slots, summed over the steps
+    largest_prompt: int = 0
+
+
+class Engine:
+    """`queue_limit`: texts that wait for a slot at most. Call `start` once `post` is set, and `close` at the end."""
+
+    def __init__(self, batcher: Batcher, queue_limit: int) -> None:
+        self.batcher = batcher
+        self.n_slots = len(batcher.places)
+        self.queue_limit = queue_limit
+        self.counters = Counters()
+        self.post: Post = lambda updates: None
+        self._pace = Pace(batcher.context.n_ubatch)
+        self._changed = threading.Condition()
+        self._queues: OrderedDict[str, deque[Task]] = OrderedDict()  # by client; who was served last comes last
+        self._calls: list[Callable[[], None]] = []
+        self._tasks: dict[Text, Task] = {}  # those that the batcher has
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    # ---- for other threads
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._thread.start()
+
+    def submit(self, tasks: Sequence[Task]) -> None:
+        """Compute these, all or none. Raises RequestError where too many wait."""
+        with self._changed:
+            if self._closing:
+                raise RequestError("the server is ending", status=503)
+            waiting = self.n_waiting
+            if waiting + len(tasks) > self.queue_limit + max(0, self.n_slots - len(self._tasks)):
+                raise RequestError(
+                    f"{waiting} requests are waiting, at most {self.queue_limit} may: come again later", status=503
+                )
+            for task in tasks:
+                self._queues.setdefault(task.client, deque()).append(task)
+            self._changed.notify()
+
+    def cancel(self, tasks: Sequence[Task]) -> None:
+        """Nobody wants the rest of these; their slots are free before the next token."""
+        with self._changed:
+            for task in tasks:
+                queue = self._queues.get(task.client)
+                if queue is not None and task in queue:
+                    queue.remove(task)
+                    if not queue:
+                        del self._queues[task.client]
+                task.text.cancel()
+
+    def call(self, function: Callable[[], T]) -> "Future[T]":
+        """Have a function run between two steps, where it may touch the batcher and its context."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(function())
+            except Exception as reason:
+                future.set_exception(reason)
+
+        with self._changed:
+            if self._closing:
+                raise RequestError("the server is ending", status=503)
+            self._calls.append(run)
+            self._changed.notify()
+        return future
+
+    @property
+    def n_waiting(self) -> int:
+        """Texts in the queue."""
+        return sum(map(len, self._queues.values()))
+
+    @property
+    def n_busy(self) -> int:
+        """Texts that have a slot."""
+        return len(self._tasks)
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self._tasks and not self._queues
+
+    def close(self) -> None:
+        """End the thread after its present step; texts that are not complete fail."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    # ---- the thread
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._closing or self._calls or self._queues or self._tasks):
+                    self._changed.wait()
+                if self._closing:
+                    break
+                calls, self._calls = self._calls, []
+                self._admit()
+            for call in calls:
+                call()
+            if self._tasks:
+                self._step()
+        left = [*self._tasks.values(), *(task for queue in self._queues.values() for task in queue)]
+        for task in left:
+            task.text.fail(RequestError("the server is ending", status=503))
+        self._tasks.clear()
+        self._queues.clear()
+        self.post([(task, task.update(None)) for task in left])
+
+    def _admit(self) -> None:
+        """Fill free slots, a text of each client in turn."""
+        while self._queues and len(self._tasks) < self.n_slots:
+            client, queue = self._queues.popitem(last=False)
+            task = queue.popleft()
+            if queue:
+                self._queues[client] = queue
+            try:
+                self.batcher.add(task.text)
+            except PyggmlError as reason:
+                task.text.fail(reason)
+                self.post([(task, task.update(None))])
+                continue
+            self._tasks[task.text] = task
+
+    def _step(self) -> None:
+        batcher, before = self.batcher, clock()
+        running = sum(len(text.pending) == 1 for text in batcher.active)
+        room = self._pace.room(running)
+        unified = (
+            batcher.context.kv_unified
+        )  # there all that is computed together is one graph's, whose sizes are to be few
+        batcher.n_batch = max(room, running + 1) if unified else room + running
+        n_prompt = self._prompt_tokens()
+        try:
+            said = batcher.step()
+        except Exception as reason:
+            if not isinstance(reason, PyggmlError):
+                log.exception("a step failed")
+            for text in (*batcher.active, *batcher.waiting):
+                text.fail(reason)
+            batcher.waiting.clear()
+            said = [*batcher.step(), *((text, None) for text in self._tasks if text not in batcher.active)]
+        n_prompt = self._prompt_tokens() - n_prompt
+        self._pace.took(clock() - before, running, n_prompt)
+        for place in batcher.places:
+            if place.sequence is not None:
+                self._tasks[place.sequence].slot = place.seq
+        self.counters.steps += 1
+        self.counters.busy += len(self._tasks)
+        updates = []
+        for text, piece in said:
+            task = self._tasks.get(text)
+            if task is not None:
+                updates.append((task, task.update(piece)))
+            if task is not None and text.finish is not None:
+                self._count(text)
+                with self._changed:
+                    del self._tasks[text]
+        if updates:
+            self.post(updates)
+
+    def _prompt_tokens(self) -> int:
+        return sum(text.timings.n_prompt for text in self._tasks)
+
+    def _count(self, text: Text) -> None:
+        c, t = self.counters, text.timings
+        c.prompt_tokens += t.n_prompt
+        c.prompt_seconds += t.prompt
+        c.reused_tokens += text.n_reused
+        c.tokens += len(text.ends)
+        c.seconds += t.eval + t.sample
+        c.largest_prompt = max(c.largest_prompt, text.n_prompt)
+
+    def state(self) -> list[dict[str, Any]]:
+        """Of each slot: its number, what it has and the text that is there. For `call`."""
+        return [
+            {"id": place.seq, "tokens": list(place.slot.tokens), "text": place.sequence}
+            for place in self.batcher.places
+        ]

@@ -1,0 +1,50 @@
+"""What a client is told when its request cannot be answered: a status and one line, in OpenAI's shape.
+
+Owns the shape and its names of errors (tools/server/server-common.cpp: format_error_response).
+"""
+
+from typing import Any
+
+from pyggml.errors import PyggmlError
+
+KINDS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "not_found_error",
+    408: "timeout_error",
+    413: "invalid_request_error",
+    415: "invalid_request_error",
+    500: "server_error",
+    501: "not_supported_error",
+    503: "unavailable_error",
+}
+
+
+class RequestError(PyggmlError):
+    """A request that is refused.
+
+    status  of HTTP
+    param   the field of the request that is wrong, as in `messages[0].content`
+    kind    OpenAI's type of error; None: the usual one of the status
+    extra   further fields of the error
+    """
+
+    def __init__(
+        self, message: str, *, status: int = 400, param: str | None = None, kind: str | None = None, **extra: Any
+    ) -> None:
+        super().__init__(message)
+        self.status, self.param = status, param
+        self.kind = kind or KINDS.get(status, "server_error")
+        self.extra = extra
+
+    def body(self) -> dict[str, Any]:
+        """The answer's JSON."""
+        error = {"code": self.status, "message": str(self), "type": self.kind, "param": self.param}
+        return {"error": {**error, **self.extra}}
+
+
+def unsupported(what: str, param: str | None = None) -> RequestError:
+    """Something that the protocol has and this server has not."""
+    return RequestError(what, status=501, param=param)

@@ -1,0 +1,98 @@
+"""Who is let in: API keys, and pages of other origins.
+
+Owns the check that comes before every route, and the headers of CORS.
+"""
+
+import hmac
+import re
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pyggml_server.errors import RequestError
+from pyggml_server.settings import Settings
+from pyggml_server.streams import error_answer
+
+PUBLIC = ("/health", "/v1/health")
+LOCAL = ("localhost", "127.0.0.1", "::1")
+
+
+class Guard:
+    """Before `app`: a request without a key that is right gets 401, one of a page that is not allowed 403."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app, self._settings = app, settings
+        self._keys = [key.encode() for key in settings.api_keys]
+        self._public = {settings.api_prefix + path for path in PUBLIC}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        origin = headers.get("origin")
+        if origin is not None and not self._allowed(origin):
+            refused = RequestError(
+                f"pages of {origin[:100]} may not use this server; --cors-origins says which may", status=403
+            )
+            await error_answer(refused)(scope, receive, send)
+            return
+        shared = self._shared(origin) if origin is not None else {}
+        if shared:
+            send = _with(send, shared)
+        if scope["method"] == "OPTIONS" and origin is not None:
+            await _empty(send)
+            return
+        if self._keys and scope["path"] not in self._public and not self._knows(headers):
+            await error_answer(RequestError("the API key is missing or wrong", status=401))(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _knows(self, headers: Headers) -> bool:
+        """All keys are compared, each in constant time."""
+        given = headers.get("authorization") or headers.get("x-api-key") or ""
+        given = re.sub("^Bearer +", "", given, flags=re.IGNORECASE)
+        data = given.encode("utf-8", "surrogateescape")
+        return any([hmac.compare_digest(data, key) for key in self._keys])  # noqa: C419, all are looked at
+
+    def _allowed(self, origin: str) -> bool:
+        if self._listed(origin):
+            return True
+        try:
+            host = urlsplit(origin).hostname
+        except ValueError:
+            return False
+        return host in LOCAL or (host is not None and host == self._settings.host)
+
+    def _listed(self, origin: str) -> bool:
+        return "*" in self._settings.cors_origins or origin in self._settings.cors_origins
+
+    def _shared(self, origin: str) -> dict[str, str]:
+        """Headers that let a page of another origin read the answer."""
+        if not self._listed(origin):
+            return {}
+        settings = self._settings
+        shared = {
+            "access-control-allow-origin": origin,
+            "access-control-allow-methods": settings.cors_methods,
+            "access-control-allow-headers": settings.cors_headers,
+            "vary": "origin",
+        }
+        return {**shared, "access-control-allow-credentials": "true"} if settings.cors_credentials else shared
+
+
+def _with(send: Send, shared: dict[str, str]) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in shared.items():
+                headers[name] = value
+        await send(message)
+
+    return sending
+
+
+async def _empty(send: Send) -> None:
+    await send({"type": "http.response.start", "status": 204, "headers": []})
+    await send({"type": "http.response.body", "body": b""})

@@ -1,0 +1,49 @@
+"""What every route asks of a request: its body, who sent it, and what serves it. Owns the body's limits."""
+
+import asyncio
+
+from starlette.requests import ClientDisconnect, Request
+
+from pyggml_server.answers import ClientGone
+from pyggml_server.errors import RequestError
+from pyggml_server.fields import Fields, read_body
+from pyggml_server.served import Served
+
+
+def served_by(request: Request) -> Served:
+    """Raises RequestError when the server is ending."""
+    served: Served = request.app.state.served
+    if served.ending:
+        raise RequestError("the server is ending", status=503)
+    return served
+
+
+def client_of(request: Request) -> str:
+    """Whose turn it is among those that wait: the address, or the key where one is asked for."""
+    key = request.headers.get("authorization") or request.headers.get("x-api-key") or ""
+    host = request.client.host if request.client else ""
+    return f"{host} {key}"
+
+
+async def body_of(request: Request) -> Fields:
+    """The request's JSON. Raises RequestError, ClientGone."""
+    settings = served_by(request).settings
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length) > settings.largest_body:
+        raise _too_large(length, settings.largest_body)
+    data = bytearray()
+    try:
+        async with asyncio.timeout(settings.body_timeout):
+            async for part in request.stream():
+                data += part
+                if len(data) > settings.largest_body:
+                    raise _too_large(f"more than {settings.largest_body}", settings.largest_body)
+    except TimeoutError:
+        raise RequestError(f"the body did not come within {settings.body_timeout:g} seconds", status=408) from None
+    except ClientDisconnect:
+        raise ClientGone from None
+    return read_body(bytes(data))
+
+
+def _too_large(size: str, largest: int) -> RequestError:
+    return RequestError(f"a body of {size} bytes, at most {largest} are taken", status=413)

@@ -1,0 +1,151 @@
+"""From a request's fields to texts for the engine: the prompt's tokens, what chooses further ones, and what ends them.
+
+Owns what completions of all protocols have in common; the grammar is checked and tokens are made here, on a thread of
+the request, not on the engine's.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from pyggml.errors import GrammarError, PyggmlError, SamplerError
+from pyggml.runtime.sequence import Sequence as Text
+from pyggml.runtime.stops import StopTexts
+from pyggml.sampler import LLAMA_DEFAULT_SEED, SamplerChain, SamplerParams
+from pyggml_server.errors import RequestError
+from pyggml_server.fields import Fields
+from pyggml_server.sampling import grammar_of, sampler_params
+from pyggml_server.served import Served
+
+MOST_STOPS = 64
+LONGEST_STOP = 4096  # characters
+MOST_CHOICES = 64
+MOST_LOGPROBS = 100
+
+
+@dataclass
+class Options:
+    """Of one request. `special`: names of control tokens are part of the text; `trigger`: what a lazy grammar waits for."""
+
+    params: SamplerParams
+    max_tokens: int
+    stops: list[str]
+    n: int = 1
+    n_logprobs: int | None = None
+    special: bool = False
+    reuses: bool = True
+    stream: bool = False
+    include_usage: bool = False
+    triggers: list[str] = field(default_factory=list)
+
+
+def options(fields: Fields, served: Served, grammar: str | None = None) -> Options:
+    """What a request says apart from its prompt; `grammar` instead of one of its own. Raises RequestError."""
+    settings = served.settings
+    params = sampler_params(
+        fields,
+        settings.sampling,
+        served.tokenizer,
+        served.n_ctx,
+        grammar_of(fields) if grammar is None else grammar,
+        settings.ignore_eos,
+    )
+    longest = fields.first("max_tokens", "max_completion_tokens", "n_predict", "max_output_tokens")
+    stops = [*settings.stops, *fields.texts("stop", MOST_STOPS)]
+    for text in stops:
+        if len(text) > LONGEST_STOP:
+            raise RequestError(
+                f"stop: a text of {len(text)} characters, at most {LONGEST_STOP} are taken", param="stop"
+            )
+    usage = fields.object("stream_options")
+    return Options(
+        params,
+        fields.integer(longest, settings.n_predict, low=-1),
+        [text for text in stops if text],
+        fields.integer(fields.first("n", "n_cmpl"), 1, 1, MOST_CHOICES),
+        special=settings.special,
+        reuses=fields.boolean("cache_prompt", settings.cache_prompt),
+        stream=fields.boolean("stream", False),
+        include_usage=usage is not None and usage.boolean("include_usage", False),
+    )
+
+
+def refuse_unknown(fields: Fields, names: Sequence[str], why: str) -> None:
+    """Raises RequestError where one of these fields asks for something."""
+    for name in names:
+        if fields.has(name) and fields.data[name] not in (False, [], "none", "", {}):
+            raise RequestError(f"{fields.name(name)}: {why}", status=400, param=fields.name(name))
+
+
+def texts(served: Served, prompt: list[int], options: Options, index: int = 0) -> list[Text]:
+    """A text for each choice of one prompt; `index` is what a fixed seed is counted on by. Raises RequestError."""
+    served.check_prompt(prompt)
+    made = []
+    for i in range(index, index + options.n):
+        params = options.params
+        if params.seed != LLAMA_DEFAULT_SEED:
+            params = replace(params, seed=(params.seed + i) & 0xFFFFFFFF)
+        made.append(
+            Text(
+                prompt,
+                chain(served, params, prompt),
+                served.tokenizer,
+                special=options.special,
+                max_tokens=options.max_tokens,
+                stops=StopTexts([text.encode() for text in options.stops]) if options.stops else None,
+                n_logprobs=options.n_logprobs,
+                reuses=options.reuses,
+            )
+        )
+    return made
+
+
+def chain(served: Served, params: SamplerParams, prompt: Sequence[int]) -> SamplerChain:
+    """What chooses tokens after `prompt`; the last of its tokens count for penalties. Raises RequestError."""
+    tokenizer = served.tokenizer
+    bias = [*params.logit_bias, *((token, float("-inf")) for token in tokenizer.suppressed)]
+    try:
+        made = SamplerChain(replace(params, logit_bias=bias), served.model.n_vocab, vocab=tokenizer)
+        if made.grammar is not None:
+            made.grammar.mask()  # what is slow about the first token is done here
+    except GrammarError as reason:
+        raise RequestError(str(reason), param="grammar") from None
+    except SamplerError as reason:
+        raise RequestError(str(reason).removeprefix("--")) from None
+    seen = max(params.penalty_last_n, params.dry_penalty_last_n)
+    for token in prompt[-seen:] if seen else ():
+        made.accept(token)
+    return made
+
+
+def prompt_tokens(served: Served, fields: Fields, name: str = "prompt") -> list[list[int]]:
+    """Prompts: a text, tokens, an array of both in one, or an array of several of these (tokenize_input_prompts)."""
+    value = fields.raw(name)
+    if isinstance(value, list) and value and any(isinstance(part, list) for part in value):
+        return [one_prompt(served, fields, name, part) for part in value]
+    if isinstance(value, list) and len(value) > 1 and all(isinstance(part, str) for part in value):
+        return [one_prompt(served, fields, name, part) for part in value]
+    return [one_prompt(served, fields, name, value)]
+
+
+def one_prompt(
+    served: Served, fields: Fields, name: str, value: object, special: bool = True, bos: bool = True
+) -> list[int]:
+    """The tokens of one prompt. Raises RequestError."""
+    tokenizer = served.tokenizer
+    if not isinstance(value, list | str):
+        raise fields.wrong(name, "must be a text, an array of tokens, or an array of these")
+    parts = value if isinstance(value, list) else [value]
+    tokens: list[int] = []
+    for i, part in enumerate(parts):
+        if isinstance(part, str):
+            try:
+                tokens += tokenizer.encode(part, add_special=bos and i == 0, parse_special=special)
+            except PyggmlError as reason:
+                raise RequestError(f"{fields.name(name)}: {reason}", param=fields.name(name)) from None
+        elif isinstance(part, int) and not isinstance(part, bool) and 0 <= part < served.model.n_vocab:
+            tokens.append(part)
+        else:
+            raise fields.wrong(name, f"must be a text, or tokens from 0 to {served.model.n_vocab - 1}")
+    if not tokens and tokenizer.bos is not None:
+        tokens = [tokenizer.bos]
+    return tokens

@@ -1,0 +1,155 @@
+"""A server from its first request to its last: listening, signals, an orderly end.
+
+Owns uvicorn's part of it. Without requests nothing wakes it.
+"""
+
+import asyncio
+import contextlib
+import signal
+import ssl
+import sys
+from collections.abc import Callable
+from functools import partial
+
+import uvicorn
+
+from pyggml.errors import PyggmlError
+from pyggml_server.answers import post_to
+from pyggml_server.app import make_app
+from pyggml_server.served import Served
+from pyggml_server.settings import Settings
+
+SWITCH = 0.0005  # seconds that a thread keeps the interpreter while others want it: the loop has little to do at a time
+LAST = 3  # seconds for what is written already to reach its reader
+
+
+class ServeError(PyggmlError):
+    """Why the server cannot listen."""
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's, which waits for `stop` instead of looking ten times a second whether it is to end."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.stop = asyncio.Event()
+
+    async def startup(self, sockets: object = None) -> None:
+        """Listen. Raises OSError."""
+        config = self.config
+        self.lifespan = config.lifespan_class(config)
+
+        def protocol() -> asyncio.Protocol:
+            made: asyncio.Protocol = config.http_protocol_class(config, self.server_state, {})  # type: ignore[call-arg]
+            return made
+
+        loop = asyncio.get_running_loop()
+        self.servers = [
+            await loop.create_server(protocol, config.host, config.port, ssl=config.ssl, backlog=config.backlog)
+        ]
+        self.started = True
+
+    async def main_loop(self) -> None:
+        await self.stop.wait()
+
+    @property
+    def port(self) -> int:
+        """The one that it listens on."""
+        return int(self.servers[0].sockets[0].getsockname()[1])
+
+
+def _config(served: Served) -> uvicorn.Config:
+    settings = served.settings
+    return uvicorn.Config(
+        make_app(served),
+        host=settings.host,
+        port=settings.port,
+        ssl_keyfile=settings.ssl_key,
+        ssl_certfile=settings.ssl_cert,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        lifespan="off",
+        ws="none",
+        loop="asyncio",
+        timeout_keep_alive=60,
+        timeout_graceful_shutdown=LAST,
+    )
+
+
+def address(settings: Settings, port: int) -> str:
+    """The server's, as a URL."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http{'s' if settings.ssl_cert else ''}://{host}:{port}{settings.api_prefix}"
+
+
+def serve(
+    served: Served, ready: Callable[[str], None], stopped: Callable[[Callable[[], None]], None] | None = None
+) -> None:
+    """Answer requests until SIGINT or SIGTERM: answers under way then get some seconds, at a second signal none.
+
+    ready    called with the server's address once it listens
+    stopped  called with what ends it, for who has no signals to send
+    Raises ServeError where it cannot listen.
+    """
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH)
+    try:
+        asyncio.run(_serve(served, ready, stopped))
+    finally:
+        sys.setswitchinterval(before)
+        served.engine.close()
+
+
+async def _serve(
+    served: Served, ready: Callable[[str], None], stopped: Callable[[Callable[[], None]], None] | None
+) -> None:
+    loop = asyncio.get_running_loop()
+    settings = served.settings
+    try:
+        server = _Server(_config(served))
+        server.config.load()
+    except (OSError, ssl.SSLError) as reason:
+        raise ServeError(f"{settings.ssl_key}, {settings.ssl_cert}: no key and certificate for TLS: {reason}") from None
+    hurry = asyncio.Event()
+
+    def end() -> None:
+        if server.stop.is_set():
+            hurry.set()
+        served.ending = True
+        server.stop.set()
+
+    if stopped is not None:
+        stopped(partial(_from_elsewhere, loop, end))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):  # not the main thread; not POSIX
+            loop.add_signal_handler(number, end)
+    served.engine.post = post_to(loop)
+    served.engine.start()
+    try:
+        await server.startup()
+    except OSError as reason:
+        raise ServeError(
+            f"{settings.host} port {settings.port}: cannot listen there: {reason.strerror or reason}"
+        ) from None
+    ready(address(settings, server.port))
+    await server.main_loop()
+    await _finish(served, hurry)
+    await asyncio.to_thread(served.engine.close)
+    await server.shutdown()
+
+
+async def _finish(served: Served, hurry: asyncio.Event) -> None:
+    """Wait for the answers under way, but not for ever."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(served.settings.grace):
+            while not served.engine.idle and not hurry.is_set():
+                await asyncio.sleep(0.05)
+
+
+def _from_elsewhere(loop: asyncio.AbstractEventLoop, end: Callable[[], None]) -> None:
+    """Call it on the loop's thread, if the loop still runs."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(end)

@@ -1,0 +1,80 @@
+"""What is served: a model with its tokenizer and template, the engine that computes it, and how the server is set up.
+
+Owns what all routes share.
+"""
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pyggml.chat import ChatTemplate
+from pyggml.model.lora import Adapter
+from pyggml.model.model import Model
+from pyggml.runtime.batcher import Batcher
+from pyggml.runtime.context import Context
+from pyggml.tokenizer import Tokenizer
+from pyggml_server.engine import Engine
+from pyggml_server.errors import RequestError
+from pyggml_server.settings import Settings
+
+
+class Served:
+    """`template`: a name or Jinja's text instead of the file's; `adapters`: LoRA files that were loaded, with their scales."""
+
+    def __init__(
+        self,
+        model: Model,
+        batcher: Batcher,
+        tokenizer: Tokenizer,
+        settings: Settings,
+        template: str | None = None,
+        adapters: list[tuple[Adapter, float]] | None = None,
+    ) -> None:
+        self.model, self.tokenizer, self.settings = model, tokenizer, settings
+        self.context: Context = batcher.context
+        self.engine = Engine(batcher, settings.queue_limit)
+        self.adapters = list(adapters or ())
+        self.started = int(time.time())
+        self.ending = False
+        self.path = Path(str(model.file.paths[0]))
+        self._wanted = template
+        self.plain_template = self.template()
+
+    @property
+    def name(self) -> str:
+        """What the model is called in answers."""
+        return self.settings.alias[0] if self.settings.alias else self.path.name
+
+    @property
+    def n_bytes(self) -> int:
+        """Of the model's files."""
+        return sum(os.path.getsize(path) for path in self.model.file.paths)
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens that one text can have, prompt and answer."""
+        return self.context.n_ctx_seq
+
+    def template(self, tools: bool = False) -> ChatTemplate:
+        """The chat template; with `tools` the one that the file has for them. Raises ChatError."""
+        return ChatTemplate.choose(self.model.file.metadata, self.tokenizer, self._wanted, tools)
+
+    def check_prompt(self, tokens: list[int]) -> None:
+        """Raises RequestError for a prompt that cannot be answered."""
+        if not tokens:
+            raise RequestError("the prompt is empty, and the model has no BOS token to begin with", param="prompt")
+        if len(tokens) > self.n_ctx - 1:
+            raise RequestError(
+                f"the prompt has {len(tokens)} tokens; a context of {self.n_ctx} has room for {self.n_ctx - 1} and an answer",
+                param="prompt",
+                kind="exceed_context_size_error",
+                n_prompt_tokens=len(tokens),
+                n_ctx=self.n_ctx,
+            )
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The file's."""
+        return self.model.file.metadata

@@ -1,0 +1,57 @@
+"""How a server is set up. Owns the names and defaults (llama-server's: common/common.h)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pyggml.sampler import SamplerParams
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Settings:
+    """host, port     address to listen on; port 0: any free one
+    alias          names of the model; without one its file's
+    api_keys       of which a request must bring one; none: everybody is served
+    api_prefix     what every path begins with
+    cors_origins   web pages that may use the server: "*" is any; none: no header is sent
+    n_predict      tokens of an answer at most, where a request does not say; -1: until the context is full
+    sampling       where a request does not say otherwise
+    queue_limit    requests that wait for a slot at most; further ones are told to come again
+    largest_body   bytes of a request
+    body_timeout   seconds for a whole body to arrive, and for a client to take what it is sent
+    ping           seconds without a token after which a stream gets a comment, so that nobody in between hangs up; 0: none
+    grace          seconds that answers under way get when the server is asked to end
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 9931
+    alias: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    api_keys: tuple[str, ...] = ()
+    api_prefix: str = ""
+    cors_origins: tuple[str, ...] = ()
+    cors_methods: str = "GET, POST, DELETE, OPTIONS"
+    cors_headers: str = "*"
+    cors_credentials: bool = True
+    ssl_key: str | None = None
+    ssl_cert: str | None = None
+    n_predict: int = -1
+    sampling: SamplerParams = field(default_factory=SamplerParams)
+    ignore_eos: bool = False
+    special: bool = False
+    cache_prompt: bool = True
+    stops: tuple[str, ...] = ()
+    spm_infill: bool = False
+    reasoning_format: str = "auto"
+    template_variables: Mapping[str, Any] = field(default_factory=dict)
+    skip_parsing: bool = False
+    prefill_assistant: bool = True
+    metrics: bool = False
+    slots: bool = True
+    queue_limit: int = 256
+    largest_body: int = 32 * MIB
+    body_timeout: float = 3600.0
+    ping: float = 30.0
+    grace: float = 10.0

@@ -1,0 +1,170 @@
+"""What is refused: requests that are wrong in any way, with 4xx and the field's name, while a running stream goes on; who has no
+key; pages of other origins."""
+
+import json
+import random
+from typing import Any
+
+import pytest
+from serving import Client, serving
+
+from pyggml.model.model import Model
+
+COMPLETION = {"prompt": "hello", "max_tokens": 4}
+CHAT = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
+
+WRONG: list[tuple[str, dict[str, Any], str]] = [
+    ("/v1/completions", {}, "prompt"),
+    ("/v1/completions", {"prompt": 5}, "prompt"),
+    ("/v1/completions", {"prompt": [1, "a", None]}, "prompt"),
+    ("/v1/completions", {"prompt": [999999]}, "prompt"),
+    ("/v1/completions", {"prompt": "x" * 5000}, "prompt"),
+    ("/v1/completions", {**COMPLETION, "max_tokens": "many"}, "max_tokens"),
+    ("/v1/completions", {**COMPLETION, "max_tokens": 1.5}, "max_tokens"),
+    ("/v1/completions", {**COMPLETION, "max_tokens": -2}, "max_tokens"),
+    ("/v1/completions", {**COMPLETION, "temperature": True}, "temperature"),
+    ("/v1/completions", {**COMPLETION, "temperature": 1e300}, "temperature"),
+    ("/v1/completions", {**COMPLETION, "repeat_penalty": 0}, "repeat_penalty"),
+    ("/v1/completions", {**COMPLETION, "top_k": 1 << 40}, "top_k"),
+    ("/v1/completions", {**COMPLETION, "n": 0}, "n"),
+    ("/v1/completions", {**COMPLETION, "n": 1000}, "n"),
+    ("/v1/completions", {**COMPLETION, "best_of": 3}, "best_of"),
+    ("/v1/completions", {**COMPLETION, "stop": [1]}, "stop"),
+    ("/v1/completions", {**COMPLETION, "stop": ["x"] * 1000}, "stop"),
+    ("/v1/completions", {**COMPLETION, "logit_bias": {"hello": "x"}}, "logit_bias"),
+    ("/v1/completions", {**COMPLETION, "logit_bias": [[1e9, 1]]}, "logit_bias"),
+    ("/v1/completions", {**COMPLETION, "samplers": ["nothing"]}, "samplers"),
+    ("/v1/completions", {**COMPLETION, "grammar": "root ::= ("}, "grammar"),
+    ("/v1/completions", {**COMPLETION, "grammar": "root ::= 'x'", "json_schema": {}}, "json_schema"),
+    ("/v1/completions", {**COMPLETION, "json_schema": {"type": "nothing"}}, "json_schema"),
+    ("/v1/completions", {**COMPLETION, "suffix": "end"}, "suffix"),
+    ("/v1/completions", {**COMPLETION, "stream": "yes"}, "stream"),
+    ("/v1/chat/completions", {}, "messages"),
+    ("/v1/chat/completions", {"messages": []}, "messages"),
+    ("/v1/chat/completions", {"messages": ["hi"]}, "messages[0]"),
+    ("/v1/chat/completions", {"messages": [{"role": "king", "content": "x"}]}, "messages[0].role"),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
+    ("/v1/chat/completions", {"messages": [{"role": "user"}]}, "messages[0].content"),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type"),
+    ("/v1/chat/completions", {**CHAT, "top_logprobs": 2}, "top_logprobs"),
+    ("/v1/chat/completions", {**CHAT, "response_format": {"type": "xml"}}, "response_format.type"),
+    ("/v1/chat/completions", {**CHAT, "response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+    ("/v1/chat/completions", {**CHAT, "chat_template_kwargs": []}, "chat_template_kwargs"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"), WRONG, ids=[f"{p.split('/')[2]} {q} {i}" for i, (p, _, q) in enumerate(WRONG)]
+)
+def test_a_wrong_field_is_named(client: Client, path: str, body: dict, param: str) -> None:
+    status, found = client.post(path, body)
+    assert status == 400, found
+    error = found["error"]
+    assert error["param"] == param and error["code"] == 400, error
+    assert "\n" not in error["message"] and "Traceback" not in error["message"] and error["message"]
+
+
+def test_a_prompt_that_is_too_long_is_told_with_its_numbers(client: Client) -> None:
+    error = client.post("/v1/completions", {"prompt": "x" * 5000})[1]["error"]
+    assert error["type"] == "exceed_context_size_error" and error["n_ctx"] == 512 and error["n_prompt_tokens"] == 5000
+
+
+def damaged(rng: random.Random) -> bytes:
+    """A body that cannot be right."""
+    _, body, _ = rng.choice(WRONG)
+    text = json.dumps(rng.choice([body, COMPLETION, CHAT])).encode()
+    kind = rng.randrange(9)
+    if kind == 0:
+        return text[: rng.randrange(len(text))]
+    if kind == 1:
+        return rng.randbytes(rng.randrange(1, 300)) + b"\xff"
+    if kind == 2:
+        return b'{"messages": ' + b"[" * rng.randrange(10, 100_000)
+    if kind == 3:
+        return b'{"prompt": "x", "max_tokens": ' + b"9" * rng.randrange(20, 10_000) + b"}"
+    if kind == 4:
+        return rng.choice([b"null", b"[]", b"3", b'"x"', b"", b"NaN", b'{"prompt": NaN}', b'{"prompt": Infinity}'])
+    if kind == 5:
+        return b'{"prompt": "\\ud800"}'
+    if kind == 6:
+        return b'{"prompt": {"a": ' * 500 + b"1" + b"}" * 1000
+    if kind == 7:
+        field = rng.choice(("temperature", "top_k", "seed", "stop", "n", "logit_bias", "samplers", "grammar", "stream"))
+        wrong = rng.choice(([[]], {"a": []}, {"b": {}}, [None, 1], [[1, 2, 3]]))
+        return json.dumps({"prompt": "x", "messages": [], field: wrong}).encode()
+    at = rng.randrange(len(text))
+    return text[:at] + bytes([rng.randrange(128, 256)]) + text[at:]
+
+
+def test_two_hundred_malformed_requests_leave_a_running_stream_unharmed(client: Client) -> None:
+    rng = random.Random(7)
+    body = {"prompt": "hello", "max_tokens": 400, "ignore_eos": True}
+    alone = client.ok("/v1/completions", {**body, "cache_prompt": False})["choices"][0]["text"]
+    said, sent = "", 0
+    with client.open_stream("/v1/completions", body) as events:
+        for event in events:
+            said += "".join(c["text"] for c in event["choices"])
+            while sent < 200 and sent < len(said):
+                path = rng.choice(("/v1/completions", "/v1/chat/completions"))
+                status, _, answer = client.raw("POST", path, damaged(rng), {"content-type": "application/json"})
+                assert 400 <= status < 500, (status, answer)
+                assert set(json.loads(answer)["error"]) >= {"code", "message", "type", "param"}
+                sent += 1
+    assert sent == 200 and said == alone
+
+
+def test_other_paths_and_methods(client: Client) -> None:
+    for method, path, wanted in (
+        ("GET", "/nowhere", 404), ("GET", "/../etc/passwd", 404), ("GET", "/v1/completions", 405), ("DELETE", "/v1/models", 405),
+        ("PUT", "/v1/chat/completions", 405),
+    ):  # fmt: skip
+        status, _, data = client.raw(method, path)
+        assert status == wanted and json.loads(data)["error"]["code"] == wanted
+
+
+def test_bodies_have_a_limit(model: Model) -> None:
+    with serving(model, largest_body=1000) as client:
+        assert client.post("/v1/completions", {"prompt": "x" * 2000})[0] == 413
+        connection = client.connection()
+        connection.request("POST", "/v1/completions", iter([b'{"prompt": "'] + [b"x" * 100] * 30), encode_chunked=True,
+                           headers={"transfer-encoding": "chunked"})  # fmt: skip
+        assert connection.getresponse().status == 413
+        connection.close()
+        assert client.ok("/v1/completions", COMPLETION)["choices"]
+
+
+def test_bodies_have_a_time(model: Model) -> None:
+    with serving(model, body_timeout=0.2) as client:
+        connection = client.connection()
+        connection.putrequest("POST", "/v1/completions")
+        connection.putheader("content-length", "50")
+        connection.endheaders(b'{"prompt":')
+        assert connection.getresponse().status == 408
+        connection.close()
+
+
+def test_keys(model: Model) -> None:
+    with serving(model, api_keys=("one", "tw\u00f6")) as client:
+        assert client.get("/health")[0] == 200
+        for path in ("/v1/models", "/slots", "/props", "/metrics", "/nowhere"):
+            assert client.get(path)[0] == 401, path
+        status, found = client.post("/v1/completions", COMPLETION, authorization="Bearer two")
+        assert status == 401 and found["error"]["type"] == "authentication_error"
+        assert client.post("/v1/completions", COMPLETION, authorization="Bearer on")[0] == 401
+        assert client.post("/v1/completions", COMPLETION, authorization="Bearer one")[0] == 200
+        assert client.post("/v1/completions", COMPLETION, **{"x-api-key": "one"})[0] == 200
+
+
+def test_pages_of_other_origins(model: Model, client: Client) -> None:
+    """Off unless asked; what no page sends has no origin and is served."""
+    other = {"origin": "https://elsewhere.example"}
+    status, headers, _ = client.raw("POST", "/v1/completions", json.dumps(COMPLETION).encode(), other)
+    assert status == 403 and "access-control-allow-origin" not in headers
+    assert client.raw("OPTIONS", "/v1/completions", None, other)[0] == 403
+    assert client.post("/v1/completions", COMPLETION, origin=f"http://localhost:{client.port}")[0] == 200
+    for allowed in (("*",), (other["origin"],)):
+        with serving(model, n_slots=1, cors_origins=allowed, api_keys=("k",)) as shared:
+            status, headers, _ = shared.raw("OPTIONS", "/v1/completions", None, other)
+            assert status == 204 and headers["access-control-allow-origin"] == other["origin"]
+            status, headers, _ = shared.raw("POST", "/v1/completions", json.dumps(COMPLETION).encode(), other)
+            assert status == 401 and headers["access-control-allow-origin"] == other["origin"]
