@@ -3,10 +3,12 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from arch_files import LIMIT
 from arch_mutants import Mutate, difference, each_block, of_model, on
-from peer_archs import ArchPeer
+from arch_variants import all_files
+from peer_archs import ArchPeer, Script, nmse
 from peer_programs import Programs
 from programs import Newest
 
@@ -14,7 +16,9 @@ from pyggml import ops
 from pyggml.model.experts import Experts, ExpertsAndShared
 from pyggml.model.gated_attention import AttentionAndGate, sigmoid, softplus
 from pyggml.model.mlp import GatedMLP
+from pyggml.model.model import Model
 from pyggml.model.per_layer import slice_of
+from pyggml.runtime.context import Context
 
 
 def none(g: Any, x: Any) -> Any:
@@ -158,6 +162,22 @@ MUTANTS: list[tuple[str, str, Mutate]] = [
 @pytest.fixture(scope="module")
 def peer(newest: Newest) -> ArchPeer:
     return ArchPeer(Programs(newest.bin, newest.source))
+
+
+def test_a_window_that_the_architecture_says(peer: ArchPeer) -> None:
+    """smallthinker's has 4096 tokens, whatever the file says."""
+    path, n = all_files(peer)["smallthinker-moe"], 4380
+    tokens = [int(token) for token in np.random.default_rng(1).integers(0, 128, n + 20)]
+    script = Script(n_ctx=4608, n_ubatch=512).decode(tokens[:n], outputs=False).decode(tokens[n:], n)
+    theirs = peer.rows(path, script)
+    for window in (4096, 4095):
+        model = Model.load(path)
+        if window != 4096:
+            on("attn", window=window)(model.modules)
+        context = Context(model, n_ctx=4608, n_ubatch=512, flash_attn=False)
+        context.decode(tokens[:n])
+        assert (nmse(theirs, context.decode(tokens[n:], logits="all")) < LIMIT) == (window == 4096)
+        context.close(), model.close()
 
 
 @pytest.mark.parametrize(("name", "wrong", "mutate"), MUTANTS, ids=[f"{name}: {wrong}" for name, wrong, _ in MUTANTS])

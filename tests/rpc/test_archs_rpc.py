@@ -3,6 +3,7 @@ back is what llama.cpp says by itself."""
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from arch_files import DENOISERS, LIMIT, LIMITS, NAMES, TOKENS, decode_in, known
 from arch_variants import all_files
@@ -69,3 +70,17 @@ def test_says_the_same_over_the_wire(peer: ArchPeer, ours: Listener, stock: Peer
     before = graphs(ours)
     assert nmse(theirs, peer.rows(path, Script(flash=True).decode(TOKENS), [ours.endpoint])) < LIMITS.get(name, LIMIT)
     assert graphs(ours) > before and ours.server.counters.refused == 0
+
+
+@pytest.mark.parametrize("n_gpu_layers", [3, 8])
+def test_layers_read_keys_that_another_device_keeps(peer: ArchPeer, ours: Listener, n_gpu_layers: int) -> None:
+    """Of a model whose last five layers share those of earlier ones: some layers here, some on a server; to the bit."""
+    path = all_files(peer)["gemma4-small"]
+    found = []
+    for devices in ([], devices_from_spec(ours.endpoint)):
+        model = Model.load(path, devices=devices, n_gpu_layers=n_gpu_layers)
+        assert len(set(model.layer_devices)) == 1 + len(devices)
+        context = Context(model, n_ctx=256, n_ubatch=256)
+        found.append(decode_in(context, PIECES))
+        context.close(), model.close()
+    np.testing.assert_array_equal(*found)
