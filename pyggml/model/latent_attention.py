@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 from pyggml import ops
 from pyggml.errors import ModelError
@@ -52,6 +53,9 @@ class Latent(Remembers):
     rope         how the turned parts are turned; None: there are none
     scale        of the products; default 1 / sqrt(length of a query)
     temperature  what queries are multiplied by, by position
+    window       tokens that a token sees, itself among them; None: all before it. Layers with a window have sizes of their own
+    norm_shared  whether the shared part of keys has a norm (attn_k_norm)
+    gated        whether what each head finds is multiplied by the sigmoid of a number (attn_gate)
     """
 
     def __init__(
@@ -62,17 +66,21 @@ class Latent(Remembers):
         rope: Rope | None,
         scale: float | None = None,
         temperature: Temperature | None = None,
+        window: int | None = None,
+        norm_shared: bool = False,
+        gated: bool = False,
     ) -> None:
-        self.rope, self.temperature = rope, temperature
+        self.rope, self.temperature, self.window = rope, temperature, window
         self.n_head, self.n_rot = hp.n_head(il), hp.n_rot
-        self.head_k = hp.u32("attention.key_length_mla", 0, least=0) or hp.head_k(il)
-        self.head_v = hp.u32("attention.value_length_mla", 0, least=0) or hp.head_v(il)
+        mine = "_swa" if window else ""
+        self.head_k = hp.u32(f"attention.key_length_mla{mine}", 0, least=0) or hp.head_k(il)
+        self.head_v = hp.u32(f"attention.value_length_mla{mine}", 0, least=0) or hp.head_v(il)
         if self.n_rot > self.head_k:
             full = hp.find("rope.dimension_count")[0]
             raise ModelError(f"key {full} is {self.n_rot}, at most {self.head_k}, the length of a query, is possible")
         self.n_plain = self.head_k - self.n_rot
         self.scale = 1.0 / math.sqrt(self.head_k) if scale is None else scale
-        self.rank = hp.u32("attention.kv_lora_rank")
+        self.rank = hp.u32(f"attention.kv_lora_rank{mine}")
         rank_q, n_q = hp.u32("attention.q_lora_rank", 0, least=0), self.n_head * self.head_k
         self.low_rank = rank_q > 0
         if self.low_rank:
@@ -83,6 +91,8 @@ class Latent(Remembers):
             self.attn_q = Linear(hp.n_embd, n_q)
         self.attn_kv_a_mqa = Linear(hp.n_embd, self.rank + self.n_rot)
         self.attn_kv_a_norm = RMSNorm.of(hp, self.rank)
+        self.attn_k_norm = RMSNorm.of(hp, self.n_rot) if norm_shared else None
+        self.attn_gate = Linear(hp.n_embd, self.n_head) if gated else None
         self.attn_output = Linear(self.n_head * self.head_v, hp.n_embd)
 
     def low_queries(self, g: GraphBuilder, x: Tensor) -> Tensor:
@@ -99,6 +109,8 @@ class Latent(Remembers):
         both = g.linear(self.attn_kv_a_mqa, x)
         row = ops.view(both, (self.rank, g.n_tokens), (both.nb[1],))
         shared = ops.view(both, (self.n_rot, 1, g.n_tokens), (both.nb[1], both.nb[1]), self.rank * both.nb[0])
+        if self.attn_k_norm is not None:
+            shared = self.attn_k_norm(g, shared)
         if self.rope is not None:
             shared = self.rope(g, shared)
         return self.attn_kv_a_norm(g, row), shared
@@ -106,27 +118,27 @@ class Latent(Remembers):
     def scaled(self, g: GraphBuilder, q: Tensor) -> Tensor:
         return q if self.temperature is None else ops.mul(q, self.temperature.of(g), name=f"q_scaled-{self.il}")
 
+    def back(self, g: GraphBuilder, x: Tensor, cur: Tensor) -> Tensor:
+        """What attention found (head_v * n_head, n_tokens) -> (n_embd, n_tokens); `x` is what attention began with."""
+        if self.attn_gate is not None:
+            gate = ops.unary(g.linear(self.attn_gate, x), ops.UnaryOp.SIGMOID)
+            each = ops.reshape(cur, self.head_v, self.n_head, g.n_tokens)
+            cur = ops.reshape(ops.mul(each, ops.reshape(gate, 1, self.n_head, g.n_tokens)), *cur.ne)
+        return g.linear(self.attn_output, cur)
+
 
 class LatentAttention(Latent):
     """The cache holds a latent row and the shared part of the key, which all heads use: queries are taken to the rows' space
     by the matrix that keys would come of, and results back by that of the values (absorption)."""
 
-    def __init__(
-        self,
-        hp: Hparams,
-        il: int,
-        *,
-        rope: Rope | None,
-        scale: float | None = None,
-        temperature: Temperature | None = None,
-    ) -> None:
-        super().__init__(hp, il, rope=rope, scale=scale, temperature=temperature)
+    def __init__(self, hp: Hparams, il: int, **more: Any) -> None:
+        super().__init__(hp, il, **more)
         self.attn_k_b = HeadLinear(self.n_plain, self.rank, self.n_head)
         self.attn_v_b = HeadLinear(self.rank, self.head_v, self.n_head)
 
     def need(self) -> Need:
         turn = None if self.rope is None else partial(self.rope.turn, offset=self.rank)
-        return Need(KVLayer(self.il, self.rank + self.n_rot, self.rank, 1, turn, v_in_k=True))
+        return Need(KVLayer(self.il, self.rank + self.n_rot, self.rank, 1, turn, v_in_k=True), self.window)
 
     def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:
         low = self.low_queries(g, x)
@@ -146,30 +158,18 @@ class LatentAttention(Latent):
         """The latent rows' sums (rank * n_head, n_tokens); `low` is what the queries came of."""
         return g.attend(self.il, q, k, None, scale=self.scale)
 
-    def back(self, g: GraphBuilder, x: Tensor, cur: Tensor) -> Tensor:
-        """What attention found (head_v * n_head, n_tokens) -> (n_embd, n_tokens); `x` is what attention began with."""
-        return g.linear(self.attn_output, cur)
-
 
 class ExpandedAttention(Latent):
     """The cache holds each head's keys and values, which are made of the latent row (files without attn_k_b)."""
 
-    def __init__(
-        self,
-        hp: Hparams,
-        il: int,
-        *,
-        rope: Rope,
-        scale: float | None = None,
-        temperature: Temperature | None = None,
-    ) -> None:
-        super().__init__(hp, il, rope=rope, scale=scale, temperature=temperature)
+    def __init__(self, hp: Hparams, il: int, **more: Any) -> None:
+        super().__init__(hp, il, **more)
         self.attn_kv_b = Linear(self.rank, self.n_head * (self.n_plain + self.head_v))
 
     def need(self) -> Need:
         assert self.rope is not None
         turn = partial(self.rope.turn, offset=self.n_plain)
-        return Need(KVLayer(self.il, self.head_k, self.head_v, self.n_head, turn))
+        return Need(KVLayer(self.il, self.head_k, self.head_v, self.n_head, turn), self.window)
 
     def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:
         assert self.rope is not None
@@ -182,4 +182,4 @@ class ExpandedAttention(Latent):
         if self.n_plain:
             k = ops.concat(ops.view(kv, (self.n_plain, self.n_head, g.n_tokens), strides), k, 0)
         q = self.scaled(g, self.rope(g, q, self.n_plain))
-        return g.linear(self.attn_output, g.attend(self.il, q, k, v, scale=self.scale))
+        return self.back(g, x, g.attend(self.il, q, k, v, scale=self.scale))

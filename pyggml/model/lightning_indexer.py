@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Iterator
 from dataclasses import replace
+from typing import Any
 
 from pyggml import ops
 from pyggml.dtypes import GGMLType
@@ -32,8 +33,8 @@ class SparseLatentAttention(LatentAttention):
     indexer  what chooses them; None: an earlier layer's has
     """
 
-    def __init__(self, hp: Hparams, il: int, *, rope: Rope, indexer: Indexer | None) -> None:
-        super().__init__(hp, il, rope=rope)
+    def __init__(self, hp: Hparams, il: int, *, indexer: Indexer | None, **more: Any) -> None:
+        super().__init__(hp, il, **more)
         self.indexer = indexer
 
     def passed_over(self, tensors: Container[str]) -> Iterator[str]:

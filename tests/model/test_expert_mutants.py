@@ -48,6 +48,11 @@ def second_reads_all(modules: Any) -> None:
     modules.blk[1].attn.__class__ = LatentAttention
 
 
+def windows_of_one_less(modules: Any) -> None:
+    for block in modules.blk:
+        block.attn.window = block.attn.window and block.attn.window - 1
+
+
 class Lacking:
     """A part that the file lacks."""
 
@@ -71,6 +76,10 @@ MUTANTS: list[tuple[str, str, Mutate]] = [
     ("deepseek32-sparse", "all of a head turned", on("attn.indexer.rope", n_rot=128)),
     ("glm-dsa-sparse", "the indexer's positions on halves", on("attn.indexer.rope", mode=2)),
     ("glm-dsa-sparse", "the second layer reads all", second_reads_all),
+    ("dots3note-sparse", "a window of one less", windows_of_one_less),
+    ("dots3note-sparse", "no gate", on("attn", attn_gate=None)),
+    ("dots3note-sparse", "no norm of the keys' shared part", on("attn", attn_k_norm=None)),
+    ("dots3note-sparse", "one token more is read", on("attn.indexer", top_k=12)),
     ("minicpm3-dense", "residuals as they are", on("", residual=1.0)),
     ("minicpm3-plain", "factors of long contexts", each_block(long_factors)),
     ("mistral3-yarn", "yarn changes over elsewhere", each_block(usual_betas)),

@@ -12,7 +12,7 @@ from programs import Newest
 
 from pyggml import ops
 from pyggml.model import delta_net, kimi_delta
-from pyggml.model.arch.bailingmoe3 import BoundedDelta, GatedLatentAttention
+from pyggml.model.arch.bailingmoe3 import BoundedDelta
 from pyggml.model.arch.minimax_01 import LinearAttention
 from pyggml.model.arch.nemotron_h import LatentExperts
 from pyggml.model.arch.qwen3next import GroupedDeltaNet
@@ -106,10 +106,6 @@ def neighbours(right: Any, self: Any, x: Any) -> Any:
     return GroupedDeltaNet.widened(self, x)
 
 
-def without_gate(right: Any, self: Any, g: Any, x: Any, cur: Any) -> Any:
-    return LatentAttention.back(self, g, x, cur)
-
-
 def no_bias(modules: Any, patch: pytest.MonkeyPatch) -> None:
     for module in modules.modules():
         if isinstance(module, Convolution):
@@ -180,7 +176,7 @@ MUTANTS: list[tuple[str, str, Mutate]] = [
     ("rwkv7-gated", "values of the first layer lost", method(TimeMix7, "mixed", first_values_lost)),
     ("arwkv7-plain", "keys as long as they are", method(ops, "l2_norm", same)),
     ("bailingmoe3-heads", "another bound", on(BoundedDelta, bound=-4.0)),
-    ("bailingmoe3-heads", "heads without a gate", method(GatedLatentAttention, "back", without_gate)),
+    ("bailingmoe3-heads", "heads without a gate", on(LatentAttention, attn_gate=None)),
 ]
 """(file, what is wrong, how)"""
 

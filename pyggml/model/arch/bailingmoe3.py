@@ -34,26 +34,12 @@ class BoundedDelta(KimiDelta):
         return ops.scale(ops.unary(ops.mul(steps, a), ops.UnaryOp.SIGMOID), self.bound)
 
 
-class GatedLatentAttention(LatentAttention):
-    """What each head finds is multiplied by the sigmoid of a number."""
-
-    def __init__(self, hp: Hparams, il: int, *, rope: Rope) -> None:
-        super().__init__(hp, il, rope=rope)
-        self.attn_gate = Linear(hp.n_embd, self.n_head)
-
-    def back(self, g: GraphBuilder, x: Tensor, cur: Tensor) -> Tensor:
-        gate = ops.unary(g.linear(self.attn_gate, x), ops.UnaryOp.SIGMOID)
-        each = ops.reshape(cur, self.head_v, self.n_head, g.n_tokens)
-        gated = ops.mul(each, ops.reshape(gate, 1, self.n_head, g.n_tokens))
-        return super().back(g, x, ops.reshape(gated, *cur.ne))
-
-
 class Block(PreNormBlock):
     def __init__(self, hp: Hparams, il: int) -> None:
         super().__init__(hp, il)
         if hp.has_attention(il):
             mode = ops.ROPE_MROPE if hp.has_sections else ops.ROPE_NORMAL
-            self.attn = GatedLatentAttention(hp, il, rope=Rope(hp, mode))
+            self.attn = LatentAttention(hp, il, rope=Rope(hp, mode), gated=True)
         else:
             self.attn = BoundedDelta(hp, il)
         keys = hp.expert
