@@ -89,6 +89,6 @@ class Convolution(Module):
         before = ops.reshape(g.state(self.il, self.state), self.d_conv - 1, self.n, g.n_seqs)
         line = ops.concat(before, ops.transpose(x), 0, name=self.label("_input"))
         last = ops.view(line, before.ne, line.nb[1:], x.ne[1] * line.nb[0])
-        g.set_state(self.il, self.state, ops.cont(last, self.size, g.n_seqs))
+        g.set_state(self.il, self.state, ops.reshape(ops.cont(last), self.size, g.n_seqs))
         y = ops.ssm_conv(line, kernel, name=self.label())
         return y if self.bias is None or self.bias.tensor is None else ops.add(y, self.bias.tensor)

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.jit import Spec, inline
-from pyggml.kernels.cpu import dequant_fallback
+from pyggml.kernels.cpu import dequant_fallback, rows_columns
 from pyggml.kernels.cpu.formats import DEQUANTISED_FIRST, DEQUANTIZABLE, QUANTIZABLE, work_bytes
 from pyggml.kernels.cpu.layout import FLOATS, SOURCES, layout_of, refuse_types
+from pyggml.kernels.cpu.windows import window
+from pyggml.tensor import contiguous_strides
 
 if TYPE_CHECKING:
     from pyggml.lowering.cpu import Builder
@@ -64,9 +66,25 @@ def put(builder: Builder, to: Tensor, a: Tensor) -> None:
 def move(builder: Builder, target: Tensor, source: Tensor) -> None:
     """A step that writes the elements of `source` to `target`, of the same type, in order and as they are."""
     assert source.type == target.type and source.nelements == target.nelements, (source, target)
+    alike = _in_one_shape(target, source)
+    if alike is not None and (found := rows_columns.kernel_for(*alike)) is not None:
+        spec, rows_args = found
+        builder.step(spec, alike[0], (alike[1],), args=rows_args)
+        return
     size, run = SIZES[target.type], _run(target, source)
     args = MoveArgs(run // size.block_size, target.nelements // run, size.type_size, size.block_size)
     builder.step(Spec("copy", "move_blocks"), target, (source,), args=args)
+
+
+def _in_one_shape(target: Tensor, source: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Both with the same shape, where one is dense and so can have any."""
+    if target.ne == source.ne:
+        return target, source
+    if target.is_contiguous:
+        return window(target, source.ne, contiguous_strides(target.type, source.ne), 0), source
+    if source.is_contiguous:
+        return target, window(source, target.ne, contiguous_strides(source.type, target.ne), 0)
+    return None
 
 
 def _dense_elements(t: Tensor) -> int:

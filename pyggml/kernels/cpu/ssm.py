@@ -18,8 +18,13 @@ if TYPE_CHECKING:
     from pyggml.tensor import Tensor
 
 
+FEW = 8
+"""Tokens below which channels are lanes."""
+TILE = 16 * 16 * 4
+
+
 def why_not(node: Tensor) -> str | None:
-    if node.op == Op.SSM_SCAN and not node.is_contiguous:
+    if not node.is_contiguous:
         return "the result is not contiguous"
     weights = node.src[1]
     assert weights is not None
@@ -30,36 +35,53 @@ def why_not(node: Tensor) -> str | None:
 
 def lower(builder: Builder, node: Tensor) -> None:
     if node.op == Op.SSM_CONV:
-        builder.step(Spec("ssm", "ssm_conv"), node, node.src[:2])
+        room = builder.thread_scratch(TILE)
+        builder.step(Spec("ssm", "ssm_conv"), node, node.src[:2], writes=(room,))
     else:
         s, x, dt, a, b, c, ids = node.src[:7]
         builder.step(Spec("ssm", "ssm_scan"), node, (s, ids, x, dt, a, b, c), args=NumberArgs())
 
 
 def ssm_conv():
-    """-> kernel: of each channel 16 tokens at once; the products of a window are added from its first column on."""
+    """-> kernel, 16 channels at a time; the products of a window are added from its first column on. For few tokens channels
+    are lanes; else tokens are, and 16 x 16 results become rows of the result in work memory, TILE bytes a thread."""
     from pyggml import simd as v
     from pyggml.kernels.cpu import convert, record
 
     U = v.U
-    load = convert.loader("f32")
+    load, apart = convert.loader("f32"), convert.loader("f32/")
+    full = v.loader("f32", 16)
     channels, n_tokens, n_seqs = (record.field("dst.ne", i) for i in range(3))
-    width, nb0, nb1 = record.field("src1.ne"), record.field("dst.nb"), record.field("dst.nb", 1)
-    d, a, w = record.element("dst"), record.element("src0"), record.element("src1")
+    width, nb1 = record.field("src1.ne"), record.field("dst.nb", 1)
+    row_a, row_w = record.field("src0.nb", 1), record.field("src1.nb", 1)
+    d, a, w, room = record.element("dst"), record.element("src0"), record.element("src1"), record.thread_room()
 
     def kernel(step, ith, nth, thread):
-        n, taps, stride = n_tokens(step), width(step), nb1(step)
-        count = channels(step) * n_seqs(step)
+        n, taps, stride, ra, rw = n_tokens(step), width(step), nb1(step), row_a(step), row_w(step)
+        blocks, tile = (channels(step) + 15) // 16, room(step, thread)
+        count = blocks * n_seqs(step)
         for item in range(count * ith // nth, count * (ith + 1) // nth):
-            channel, seq = item % channels(step), item // channels(step)
-            x, weights = a(step, 0, channel, seq, 0), w(step, 0, channel, 0, 0)
-            z = d(step, 0, 0, seq, 0) + U(channel * nb0(step))
+            first, seq = item % blocks * 16, item // blocks
+            some = min(16, channels(step) - first)
+            x, weights, z = a(step, 0, first, seq, 0), w(step, 0, first, 0, 0), d(step, first, 0, seq, 0)
+            if n < FEW:
+                for t in range(n):
+                    y = v.zero_f32()
+                    for j in range(taps):
+                        at = apart(x + U(4 * (t + j)), 0, some, ra)
+                        y = v.fma(at, apart(weights + U(4 * j), 0, some, rw), y)
+                    v.store_part(z + U(t * stride), y, some)
+                continue
             for t in range(0, n, 16):
                 part = min(16, n - t)
-                y = v.zero_f32()
-                for j in range(taps):
-                    y = v.fma(load(x, t + j, part, 4), v.broadcast_f32(weights + U(4 * j)), y)
-                v.store_strided(z + U(t * stride), y, stride, part)
+                for c in range(some):
+                    row, mine = x + U(c * ra), weights + U(c * rw)
+                    y = v.zero_f32()
+                    for j in range(taps):
+                        y = v.fma(load(row, t + j, part, 4), v.broadcast_f32(mine + U(4 * j)), y)
+                    v.store_strided(tile + U(4 * c), y, 64, 16)
+                for i in range(part):
+                    v.store_part(z + U((t + i) * stride), full(tile + U(64 * i)), some)
 
     return kernel
 

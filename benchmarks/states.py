@@ -1,0 +1,158 @@
+"""What share of a token's time layers with states take beside their products: `python benchmarks/states.py`.
+
+Owns synthetic models of usual shapes, cut to a few layers, with random weights and a small vocabulary, and the measurement:
+a plan is run whole and without the steps of one op, by turns; the difference of the medians is what the op costs. With one
+thread its time on the processor counts, so that other programs disturb less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyggml.backend.cpu import CPUPlan
+from pyggml.dtypes import GGMLType
+from pyggml.gguf.header import ValueType
+from pyggml.gguf.write import Pair, Planned, head, padding
+from pyggml.lowering.table import StepTable
+from pyggml.model import make_modules
+from pyggml.model.hparams import Hparams
+from pyggml.model.model import Model
+from pyggml.ops import Op
+from pyggml.quants import row_size
+from pyggml.runtime.context import Context
+
+N_VOCAB, N_CTX, ALIGNMENT = 2048, 2048, 32
+COMMON: dict[str, Any] = {"context_length": N_CTX, "attention.layer_norm_rms_epsilon": 1e-6}
+
+MODELS: dict[str, dict[str, Any]] = {
+    "qwen35": {  # Qwen3.5-4B: 32 layers
+        "block_count": 4, "embedding_length": 2560, "feed_forward_length": 9216, "attention.head_count": 16,
+        "attention.head_count_kv": 4, "attention.key_length": 256, "attention.value_length": 256,
+        "rope.dimension_count": 64, "rope.dimension_sections": [11, 11, 10, 0], "rope.freq_base": 1e7,
+        "ssm.conv_kernel": 4, "ssm.inner_size": 4096, "ssm.state_size": 128, "ssm.time_step_rank": 32,
+        "ssm.group_count": 16, "full_attention_interval": 4,
+    },
+    "mamba2": {  # Mamba2-2.7B: 64 layers
+        "block_count": 4, "embedding_length": 2560, "feed_forward_length": 0, "attention.head_count": 0,
+        "ssm.conv_kernel": 4, "ssm.inner_size": 5120, "ssm.state_size": 128, "ssm.time_step_rank": 80,
+        "ssm.group_count": 1,
+    },
+    "lfm2": {  # LFM2-1.2B: 16 layers
+        "block_count": 4, "embedding_length": 2048, "feed_forward_length": 8192, "attention.head_count": [0, 0, 32, 0],
+        "attention.head_count_kv": [0, 0, 8, 0], "shortconv.l_cache": 3, "rope.freq_base": 1e6,
+    },
+}  # fmt: skip
+TYPES = {int: ValueType.U32, float: ValueType.F32, str: ValueType.STRING, list: ValueType.ARRAY}
+
+
+def write(path: Path, arch: str, dtype: GGMLType) -> None:
+    """Matrices of `dtype`, all else F32, all random."""
+    keys = {f"{arch}.{key}": value for key, value in (COMMON | MODELS[arch]).items()}
+    keys |= {"general.architecture": arch, "tokenizer.ggml.model": "none", f"{arch}.vocab_size": N_VOCAB}
+    pairs = [
+        Pair(key, TYPES[type(value)], np.array(value, np.uint32) if isinstance(value, list) else value)
+        for key, value in keys.items()
+    ]
+    hp = Hparams({pair.key: pair.value for pair in pairs}, arch)
+    embedding = Planned("token_embd.weight", dtype, (hp.n_embd, N_VOCAB, 1, 1))
+    modules = make_modules(hp, {embedding.name: embedding})
+    wanted = {w.name: w for module in modules.modules() for w in module.wanted({embedding.name: embedding}) if w.required}
+    planned = [
+        Planned(name, dtype if len(w.ne) > 1 and not w.ne[0] % 256 else GGMLType.F32, (*w.ne, 1, 1, 1)[:4])
+        for name, w in wanted.items()
+    ]
+    rng = np.random.default_rng(1)
+    with path.open("wb") as out:
+        out.write(head(pairs, planned, ALIGNMENT))
+        for tensor in planned:
+            raw = _random(rng, tensor)
+            out.write(raw + bytes(padding(len(raw), ALIGNMENT)))
+
+
+def _random(rng: np.random.Generator, tensor: Planned) -> bytes:
+    """Small numbers; blocks of a type with an F16 scale in front. Decays fall."""
+    n = int(np.prod(tensor.ne))
+    if tensor.type == GGMLType.F32:
+        values = rng.normal(1.0 if tensor.ne[1] == 1 else 0.0, 0.1, n)
+        return (-abs(values) if tensor.name.endswith("ssm_a") else values).astype(np.float32).tobytes()
+    block = row_size(tensor.type, 32)
+    blocks = rng.integers(0, 256, (n // 32, block), np.uint8)
+    blocks[:, :2] = np.frombuffer(np.float16(0.003).tobytes(), np.uint8)
+    return blocks.tobytes()
+
+
+def without(plan: CPUPlan, left_out: NDArray[np.bool_], status: int) -> StepTable:
+    """A plan of the other steps, with the same barriers."""
+    steps, kept = plan.steps, ~left_out
+    table = StepTable(int(kept.sum()))
+    table.steps[:] = steps[kept]
+    table.steps["taken"] = table.steps["done"] = table.steps["sync"] = 0
+    group = np.cumsum(np.concatenate([[0], steps["sync"][:-1]]))[kept]
+    table.steps["sync"][:-1] = group[1:] != group[:-1]
+    return table.sealed(status)
+
+
+def shares(context: Context, n_tokens: int, rounds: int) -> tuple[float, dict[str, float]]:
+    """Milliseconds of a micro-batch, and of each op's steps."""
+    context.clear()
+    context.decode([5] * n_tokens)
+    _, schedule = context.schedule_for(n_tokens, context.n_past, 1)
+    (split,) = schedule.splits
+    plan, backend = split.plan, context.scheduler.backends[split.device]
+    assert isinstance(plan, CPUPlan)
+    kinds: dict[str, list[int]] = defaultdict(list)
+    for i in range(len(plan.steps)):
+        kinds[plan.name(i).split()[0]].append(i)
+    pool = backend.pool  # type: ignore[attr-defined]
+    tables = {"": plan.table}
+    for kind, numbers in kinds.items():
+        left_out = np.zeros(len(plan.steps), bool)
+        left_out[numbers] = True
+        tables[kind] = without(plan, left_out, pool.status_address)
+    clock = time.thread_time if backend.n_threads == 1 else time.perf_counter  # type: ignore[attr-defined]
+    times: dict[str, list[float]] = defaultdict(list)
+    for _ in range(rounds):
+        for kind, table in tables.items():
+            start = clock()
+            pool.run(table)
+            times[kind].append(1e3 * (clock() - start))
+    medians = {kind: statistics.median(some) for kind, some in times.items()}
+    whole = medians.pop("")
+    return whole, {kind: whole - one for kind, one in medians.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", default=list(MODELS), help=f"of {', '.join(MODELS)}")
+    parser.add_argument("-p", "--tokens", default="1,512", help="of a micro-batch (default %(default)s)")
+    parser.add_argument("-t", "--threads", type=int, default=None)
+    parser.add_argument("-r", "--rounds", type=int, default=30, help="(default %(default)s)")
+    parser.add_argument("--type", default="Q4_0", choices=("Q4_0", "Q8_0"))
+    args = parser.parse_args()
+    for arch in args.models:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"{arch}.gguf"
+            write(path, arch, GGMLType[args.type])
+            model = Model.load(path)
+            context = Context(model, n_ctx=N_CTX, n_threads=args.threads)
+            for n_tokens in map(int, args.tokens.split(",")):
+                whole, each = shares(context, n_tokens, args.rounds if n_tokens < 64 else max(1, args.rounds // 5))
+                print(f"{arch} {args.type}, {MODELS[arch]['block_count']} layers, {n_tokens} tokens: {whole:.3f} ms")
+                for kind, cost in sorted(each.items(), key=lambda item: -item[1]):
+                    if cost > 0.005 * whole or Op[kind] in (Op.GATED_DELTA_NET, Op.SSM_SCAN, Op.SSM_CONV):
+                        print(f"  {kind:18} {cost:8.3f} ms  {100 * cost / whole:5.1f} %")
+            context.close()
+            model.close()
+
+
+if __name__ == "__main__":
+    main()
