@@ -33,30 +33,37 @@ from pyggml.runtime.context import Context
 N_VOCAB, N_CTX, ALIGNMENT = 2048, 2048, 32
 COMMON: dict[str, Any] = {"context_length": N_CTX, "attention.layer_norm_rms_epsilon": 1e-6}
 
-MODELS: dict[str, dict[str, Any]] = {
-    "qwen35": {  # Qwen3.5-4B: 32 layers
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen35-4b": ("qwen35", {  # of 32 layers
         "block_count": 4, "embedding_length": 2560, "feed_forward_length": 9216, "attention.head_count": 16,
         "attention.head_count_kv": 4, "attention.key_length": 256, "attention.value_length": 256,
         "rope.dimension_count": 64, "rope.dimension_sections": [11, 11, 10, 0], "rope.freq_base": 1e7,
         "ssm.conv_kernel": 4, "ssm.inner_size": 4096, "ssm.state_size": 128, "ssm.time_step_rank": 32,
         "ssm.group_count": 16, "full_attention_interval": 4,
-    },
-    "mamba2": {  # Mamba2-2.7B: 64 layers
+    }),
+    "mamba2-2.7b": ("mamba2", {  # of 64 layers
         "block_count": 4, "embedding_length": 2560, "feed_forward_length": 0, "attention.head_count": 0,
         "ssm.conv_kernel": 4, "ssm.inner_size": 5120, "ssm.state_size": 128, "ssm.time_step_rank": 80,
         "ssm.group_count": 1,
-    },
-    "lfm2": {  # LFM2-1.2B: 16 layers
+    }),
+    "lfm2-1.2b": ("lfm2", {  # of 16 layers
         "block_count": 4, "embedding_length": 2048, "feed_forward_length": 8192, "attention.head_count": [0, 0, 32, 0],
         "attention.head_count_kv": [0, 0, 8, 0], "shortconv.l_cache": 3, "rope.freq_base": 1e6,
-    },
+    }),
+    "tiny": ("qwen35", {
+        "block_count": 4, "embedding_length": 256, "feed_forward_length": 256, "attention.head_count": 4,
+        "attention.head_count_kv": 2, "attention.key_length": 64, "attention.value_length": 64,
+        "rope.dimension_count": 64, "rope.dimension_sections": [11, 11, 10, 0], "ssm.conv_kernel": 4,
+        "ssm.inner_size": 256, "ssm.state_size": 64, "ssm.time_step_rank": 4, "ssm.group_count": 2,
+    }),
 }  # fmt: skip
 TYPES = {int: ValueType.U32, float: ValueType.F32, str: ValueType.STRING, list: ValueType.ARRAY}
 
 
-def write(path: Path, arch: str, dtype: GGMLType) -> None:
+def write(path: Path, name: str, dtype: GGMLType) -> None:
     """Matrices of `dtype`, all else F32, all random."""
-    keys = {f"{arch}.{key}": value for key, value in (COMMON | MODELS[arch]).items()}
+    arch, own = MODELS[name]
+    keys = {f"{arch}.{key}": value for key, value in (COMMON | own).items()}
     keys |= {"general.architecture": arch, "tokenizer.ggml.model": "none", f"{arch}.vocab_size": N_VOCAB}
     pairs = [
         Pair(key, TYPES[type(value)], np.array(value, np.uint32) if isinstance(value, list) else value)
@@ -65,7 +72,9 @@ def write(path: Path, arch: str, dtype: GGMLType) -> None:
     hp = Hparams({pair.key: pair.value for pair in pairs}, arch)
     embedding = Planned("token_embd.weight", dtype, (hp.n_embd, N_VOCAB, 1, 1))
     modules = make_modules(hp, {embedding.name: embedding})
-    wanted = {w.name: w for module in modules.modules() for w in module.wanted({embedding.name: embedding}) if w.required}
+    wanted = {
+        w.name: w for module in modules.modules() for w in module.wanted({embedding.name: embedding}) if w.required
+    }
     planned = [
         Planned(name, dtype if len(w.ne) > 1 and not w.ne[0] % 256 else GGMLType.F32, (*w.ne, 1, 1, 1)[:4])
         for name, w in wanted.items()
@@ -132,21 +141,23 @@ def shares(context: Context, n_tokens: int, rounds: int) -> tuple[float, dict[st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", default=list(MODELS), help=f"of {', '.join(MODELS)}")
+    parser.add_argument(
+        "models", nargs="*", default=[name for name in MODELS if name != "tiny"], help=f"of {', '.join(MODELS)}"
+    )
     parser.add_argument("-p", "--tokens", default="1,512", help="of a micro-batch (default %(default)s)")
     parser.add_argument("-t", "--threads", type=int, default=None)
     parser.add_argument("-r", "--rounds", type=int, default=30, help="(default %(default)s)")
     parser.add_argument("--type", default="Q4_0", choices=("Q4_0", "Q8_0"))
     args = parser.parse_args()
-    for arch in args.models:
+    for name in args.models:
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"{arch}.gguf"
-            write(path, arch, GGMLType[args.type])
+            path = Path(folder) / f"{name}.gguf"
+            write(path, name, GGMLType[args.type])
             model = Model.load(path)
             context = Context(model, n_ctx=N_CTX, n_threads=args.threads)
             for n_tokens in map(int, args.tokens.split(",")):
                 whole, each = shares(context, n_tokens, args.rounds if n_tokens < 64 else max(1, args.rounds // 5))
-                print(f"{arch} {args.type}, {MODELS[arch]['block_count']} layers, {n_tokens} tokens: {whole:.3f} ms")
+                print(f"{name} {args.type}, {MODELS[name][1]['block_count']} layers, {n_tokens} tokens: {whole:.3f} ms")
                 for kind, cost in sorted(each.items(), key=lambda item: -item[1]):
                     if cost > 0.005 * whole or Op[kind] in (Op.GATED_DELTA_NET, Op.SSM_SCAN, Op.SSM_CONV):
                         print(f"  {kind:18} {cost:8.3f} ms  {100 * cost / whole:5.1f} %")

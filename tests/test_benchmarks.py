@@ -54,6 +54,13 @@ def test_rpc_beside_local(tmp_path: Path) -> None:
         assert 0 < int(local) < int(rpc) and abs(int(rpc) - int(local) - int(more)) <= 1 and int(bursts) == 1
 
 
+def test_shares_of_states() -> None:
+    out = run("states.py", "tiny", "-r", 2, "-p", "1,20", "-t", 1)
+    heads = re.findall(r"^tiny Q4_0, 4 layers, (\d+) tokens: [\d.]+ ms$", out, re.M)
+    shares = re.findall(r"^  (\w+) +-?[\d.]+ ms +-?[\d.]+ %$", out, re.M)
+    assert heads == ["1", "20"] and shares.count("GATED_DELTA_NET") == shares.count("SSM_CONV") == 2
+
+
 @pytest.mark.usefixtures("peer")
 def test_single_kernels() -> None:
     out = run("kernels.py", "Q4_0", "F16", "-r", 1, "-k", 64, "--mib", 4, "--no-attention")

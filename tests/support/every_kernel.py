@@ -79,6 +79,9 @@ def reductions(make: Operands) -> Iterator[tuple[str, Tensor, float]]:
 
 def states(make: Operands) -> Iterator[tuple[str, Tensor, float]]:
     yield "ssm_conv", ops.ssm_conv(make.leaf(F32, (3 + 19, 5, 2)), make.leaf(F32, (4, 5))), 1e-7
+    yield "ssm_conv of a token", ops.ssm_conv(make.leaf(F32, (3 + 1, 21, 2)), make.leaf(F32, (4, 21))), 1e-7
+    turned = ops.transpose(make.leaf(F32, (21, 19)))
+    yield "columns", ops.concat(make.leaf(F32, (3, 21)), turned, 0), 0.0
     for d_state, head_dim, n_decay in ((33, 5, 1), (16, 1, 16)):
         s, x = make.leaf(F32, (d_state, head_dim, 4, 3)), make.leaf(F32, (head_dim, 4, 7, 2))
         decay = make.leaf(F32, (n_decay, 4), -make.rng.uniform(0.1, 1, 4 * n_decay))
