@@ -1,0 +1,247 @@
+"""Which model writes its replies how, found in the text of its chat template.
+
+Owns the table: a row a format. Reading stops at the first row whose texts are all in the template, so that narrow rows
+stand first; after common_chat_template_detect_params_init in llama.cpp's common/chat.cpp, whose other templates are
+told apart by comparing what they render.
+"""
+
+from dataclasses import dataclass, replace
+
+from pyggml.chat.reply.calls import Calls
+from pyggml.chat.reply.gemma_calls import GemmaCalls
+from pyggml.chat.reply.harmony import Harmony
+from pyggml.chat.reply.json_calls import JsonCalls
+from pyggml.chat.reply.marked import Marked
+from pyggml.chat.reply.named_calls import NamedCalls
+from pyggml.chat.reply.parser import Form
+from pyggml.chat.reply.python_calls import PythonCalls
+from pyggml.chat.reply.recipients import Recipients
+from pyggml.chat.reply.tagged_calls import TaggedCalls
+
+
+@dataclass(frozen=True)
+class Row:
+    """A format: its name, the texts that a template of it holds, and those that it does not."""
+
+    name: str
+    texts: tuple[str, ...]
+    form: Form
+    without: tuple[str, ...] = ()
+
+    def fits(self, source: str) -> bool:
+        return all(text in source for text in self.texts) and not any(text in source for text in self.without)
+
+
+def _tagged(section: str, end: str, call: str, key: str, valued: str, close: str, **more: object) -> TaggedCalls:
+    """XML with names in attributes, or after an equals sign."""
+    quoted = call.endswith('"')
+    return replace(
+        TaggedCalls(
+            section=(section,) if section else (),
+            section_end=end,
+            call=call,
+            named=('">',) if quoted else (">",),
+            key=key,
+            keyed=('">',) if quoted else (">",),
+            valued=(valued,),
+            close=close,
+        ),
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def _arguments_in_pairs(prefix: str, end: str) -> TaggedCalls:
+    """name<arg_key>key</arg_key><arg_value>value</arg_value>, as GLM has it."""
+    return TaggedCalls(
+        section=(f"<{prefix}tool_call>",),
+        section_end=end,
+        call="",
+        named=("\n",),
+        key=f"<{prefix}arg_key>",
+        keyed=(f"</{prefix}arg_key>",),
+        between=f"<{prefix}arg_value>",
+        valued=(f"</{prefix}arg_value>",),
+        newlines=False,
+    )
+
+
+def _dsml(block: str) -> TaggedCalls:
+    """DeepSeek V3.2 and V4."""
+    mark = "｜DSML｜"
+    return TaggedCalls(
+        section=(f"<{mark}{block}>",),
+        section_end=f"</{mark}{block}>",
+        call=f'<{mark}invoke name="',
+        named=('">',),
+        key=f'<{mark}parameter name="',
+        keyed=('" string="true">', '" string="false">', '">'),
+        valued=(f"</{mark}parameter>",),
+        close=f"</{mark}invoke>",
+        newlines=False,
+        typed=(('" string="true">', "string"), ('" string="false">', "other")),
+    )
+
+
+COHERE = JsonCalls(
+    ("<|START_ACTION|>",), "<|END_ACTION|>", name="tool_name", arguments="parameters", id="tool_call_id", in_list=True
+)
+COHERE_MARKS = (
+    "<|START_RESPONSE|>",
+    "<|END_RESPONSE|>",
+    "<|START_TEXT|>",
+    "<|END_TEXT|>",
+    "<|CHATBOT_TOKEN|>",
+    "<|END_OF_TURN_TOKEN|>",
+)
+COHERE_THINK = ("<|START_THINKING|>", "<|END_THINKING|>")
+CODE_BLOCK = JsonCalls(("Action:\n```json\n", "Action: ```json\n"), "```", "tool_name", "parameters", in_list=True)
+HERMES = JsonCalls(("<tool_call>",), "</tool_call>")
+QWEN_CODER = _tagged(
+    "<tool_call>", "</tool_call>", "<function=", "<parameter=", "</parameter>", "</function>", loose=True
+)
+SEED = _tagged("<seed:tool_call>", "</seed:tool_call>", "<function=", "<parameter=", "</parameter>", "</function>")
+MINIMAX = _tagged(
+    "<minimax:tool_call>",
+    "</minimax:tool_call>",
+    '<invoke name="',
+    '<parameter name="',
+    "</parameter>",
+    "</invoke>",
+    newlines=False,
+)
+MINICPM = _tagged("", "", '<function name="', '<param name="', "</param>", "</function>", newlines=False)
+DEEPSEEK = NamedCalls(
+    call="<｜tool▁call▁begin｜>",
+    named=("<｜tool▁sep｜>",),
+    close=("<｜tool▁call▁end｜>",),
+    section=("<｜tool▁calls▁begin｜>",),
+    section_end="<｜tool▁calls▁end｜>",
+)
+DEEPSEEK_R1 = replace(
+    DEEPSEEK,
+    named=("\n```json\n",),
+    close=("```<｜tool▁call▁end｜>", "\n```<｜tool▁call▁end｜>", "<｜tool▁call▁end｜>"),
+    header=r"\s*function<｜tool▁sep｜>(?P<name>.*?)\s*",
+)
+KIMI = NamedCalls(
+    call="<|tool_call_begin|>",
+    named=("<|tool_call_argument_begin|>",),
+    close=("<|tool_call_end|>",),
+    section=("<|tool_calls_section_begin|>",),
+    section_end="<|tool_calls_section_end|>",
+    header=r"\s*(?P<id>(?:functions\.)?(?P<name>.*?)(?::\d+)?)\s*",
+)
+MISTRAL = NamedCalls(
+    call="[TOOL_CALLS]", named=("[ARGS]",), header=r"\s*(?P<name>.*?)\s*(?:\[CALL_ID\]\s*(?P<id>.*?)\s*)?"
+)
+FUNCTIONARY = NamedCalls(call="<function=", named=(">",), close=("</function>",))
+
+ROWS = [
+    Row("ministral", ("[SYSTEM_PROMPT]", "[TOOL_CALLS]", "[ARGS]"), Marked(("[THINK]", "[/THINK]"), MISTRAL)),
+    Row("mistral", ("[TOOL_CALLS]", "[ARGS]"), Marked(("[THINK]", "[/THINK]"), MISTRAL)),
+    Row("mistral-nemo", ("[TOOL_CALLS]",), Marked(None, JsonCalls(("[TOOL_CALLS]",), id="id", in_list=True))),
+    Row("gpt-oss", ("<|channel|>",), Harmony()),
+    Row("functionary-3.2", (">>>all", ">>>${recipient}"), Recipients()),
+    Row("kimi-k2", ("<|tool_calls_section_begin|>", "<|tool_call_begin|>"), Marked(("<think>", "</think>"), KIMI)),
+    Row(
+        "k2-horizon",
+        ("<ifm|tool_calls>",),
+        Marked(
+            ("<ifm|think>", "</ifm|think>"), _arguments_in_pairs("ifm|", "</ifm|tool_call>"), ("</ifm|tool_calls>",)
+        ),
+    ),
+    Row("cohere2moe", ("<|START_TEXT|>", "<|START_ACTION|>"), Marked(COHERE_THINK, COHERE, COHERE_MARKS)),
+    Row("command-r7b", ("<|START_ACTION|>",), Marked(COHERE_THINK, COHERE, COHERE_MARKS)),
+    Row("command-r-plus", ("Action:", "tool_name", "<|CHATBOT_TOKEN|>"), Marked(None, CODE_BLOCK, COHERE_MARKS)),
+    Row(
+        "lfm2",
+        ("<|tool_call_start|>",),
+        Marked(("<think>", "</think>"), PythonCalls(("<|tool_call_start|>",), "<|tool_call_end|>")),
+    ),
+    Row(
+        "lfm2.5",
+        ("List of tools: [",),
+        Marked(("<think>", "</think>"), PythonCalls(("<|tool_call_start|>",), "<|tool_call_end|>")),
+    ),
+    Row(
+        "gigachat-3.1",
+        ("<|function_call|>", "<|role_sep|>"),
+        Marked(None, JsonCalls(("<|function_call|>",))),
+    ),
+    Row(
+        "gigachat-3",
+        ("<|role_sep|>", "<|message_sep|>"),
+        Marked(None, JsonCalls(("<|message_sep|>\n\nfunction call<|role_sep|>\n",))),
+    ),
+    Row("deepseek-v3.2", ("dsml_token", "function_calls"), Marked(("<think>", "</think>"), _dsml("function_calls"))),
+    Row("deepseek-v4", ("dsml_token", "tool_calls"), Marked(("<think>", "</think>"), _dsml("tool_calls"))),
+    Row("gemma4", ("<|tool_call>call:",), Marked(("<|channel>thought", "<channel|>"), GemmaCalls(), ("<|channel>",))),
+    Row("minicpm5", ('<function name="', '<param name="'), Marked(("<think>", "</think>"), MINICPM)),
+    Row("seed-oss", ("<seed:tool_call>",), Marked(("<seed:think>", "</seed:think>"), SEED)),
+    Row("minimax-m2", ("<minimax:tool_call>",), Marked(("<think>", "</think>"), MINIMAX)),
+    Row("qwen3-coder", ("<tool_call>", "<function=", "<parameter="), Marked(("<think>", "</think>"), QWEN_CODER)),
+    Row(
+        "glm-4.5",
+        ("<tool_call>", "<arg_key>", "<arg_value>"),
+        Marked(("<think>", "</think>"), _arguments_in_pairs("", "</tool_call>")),
+    ),
+    Row(
+        "deepseek-v3.1",
+        ("<｜tool▁calls▁begin｜>", "<｜tool▁sep｜>"),
+        Marked(("<think>", "</think>"), DEEPSEEK),
+        without=("```json",),
+    ),
+    Row("deepseek-r1", ("<｜tool▁calls▁begin｜>", "```json"), Marked(("<think>", "</think>"), DEEPSEEK_R1)),
+    Row("functionary-3.1", ("<function=", "</function>"), Marked(None, FUNCTIONARY)),
+    Row("firefunction-2", ("functools",), Marked(None, JsonCalls((" functools[", "functools["), "]"))),
+    Row(
+        "apertus",
+        ("<|tools_prefix|>",),
+        Marked(
+            ("<|inner_prefix|>", "<|inner_suffix|>"),
+            JsonCalls(("<|tools_prefix|>",), "<|tools_suffix|>", name="", in_list=True),
+        ),
+    ),
+    Row(
+        "nemotron-v2",
+        ("<TOOLCALL>",),
+        Marked(("<think>", "</think>"), JsonCalls(("<TOOLCALL>",), "</TOOLCALL>", in_list=True)),
+    ),
+    Row(
+        "apriel",
+        ("<tool_calls>", "[BEGIN FINAL RESPONSE]"),
+        Marked(
+            ("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]"),
+            JsonCalls(("<tool_calls>",), "</tool_calls>", in_list=True),
+            ("[END FINAL RESPONSE]",),
+        ),
+    ),
+    Row(
+        "tool-calls-list",
+        ("<tool_calls>",),
+        Marked(("<think>", "</think>"), JsonCalls(("<tool_calls>",), "</tool_calls>")),
+    ),
+    Row("hermes", ("<tool_call>",), Marked(("<think>", "</think>"), HERMES)),
+    Row(
+        "granite-3",
+        ("<|tool_call|>",),
+        Marked(("<think>", "</think>"), JsonCalls(("<|tool_call|>",), in_list=True)),
+    ),
+    Row(
+        "llama-3",
+        ("<|start_header_id|>", '"parameters"'),
+        Marked(None, JsonCalls(("<|python_tag|>",), arguments="parameters"), bare=True),
+    ),
+]
+GENERIC = Row("generic", (), Marked(("<think>", "</think>"), replace(HERMES), bare=True))
+"""Where no row fits: Hermes' markers, which most models know, and objects without markers."""
+
+
+def form_of(source: str) -> Row:
+    """The row of a template's text."""
+    return next((row for row in ROWS if row.fits(source)), GENERIC)
+
+
+def calls_of(form: Form) -> Calls | None:
+    """How a form's calls are written, if it has a shape of calls."""
+    return form.calls if isinstance(form, Marked) else None
