@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from edit_gguf import edit
+from made_folders import keep
 from peer_archs import ArchPeer
 from peer_build import locked
 from state_variants import STATE_VARIANTS
@@ -317,6 +318,7 @@ def variants(peer: ArchPeer) -> dict[str, Path]:
             for name, variant in VARIANTS.items():
                 _write(peer.files()[variant.base], fresh / f"{name}.gguf", variant)
             fresh.rename(folder)
+        keep(folder, "variants-*")
     return {name: folder / f"{name}.gguf" for name in VARIANTS}
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import edit_gguf
 import numpy as np
+from made_folders import keep
 from peer_build import PeerMissing, cpu_key, locked
 from peer_programs import Programs
 
@@ -80,7 +81,7 @@ def ensure_archs(programs: Programs) -> Path:
                 _sharpen(path, path.with_suffix(".new"))
                 path.with_suffix(".new").rename(path)
             fresh.rename(folder)
-    return folder
+        return keep(folder, 16 * "[0-9a-f]")
 
 
 def _left_out(arch: str, name: str) -> bool:

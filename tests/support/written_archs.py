@@ -12,6 +12,7 @@ from typing import Any
 
 import gguf
 import numpy as np
+from made_folders import keep
 from peer_build import locked
 from written import Shapes, Written, gated
 from written_rwkv import RWKV
@@ -173,6 +174,7 @@ def written(root: Path) -> dict[str, Path]:
             for name, make in WRITTEN.items():
                 _write(fresh / f"{name}.gguf", make())
             fresh.rename(folder)
+        keep(folder, "written-*")
     return {name: folder / f"{name}.gguf" for name in WRITTEN}
 
 
