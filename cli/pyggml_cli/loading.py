@@ -164,6 +164,7 @@ def embedder_arguments(values: Any, model: Model) -> dict[str, Any]:
     return {
         "adapters": adapters_of(values, model),
         "n_ubatch": max(values.n_batch, values.n_ctx),
+        "n_ctx": values.n_ctx,
         "pooling": values.pooling,
         "causal": None if values.attention is None else values.attention == "causal",
         "flash_attn": values.flash_attn != "off",

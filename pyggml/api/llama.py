@@ -209,6 +209,7 @@ class Llama(Embeddings):
             self._embedder = Embedder(
                 model,
                 n_ubatch=self.n_batch,
+                n_ctx=n_ctx,
                 pooling=POOLINGS[pooling_type],
                 causal=ATTENTIONS[attention_type],
                 flash_attn=flash_attn,

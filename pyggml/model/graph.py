@@ -41,11 +41,13 @@ class Wanted(NamedTuple):
     pooling  "": logits; else embeddings, by one of pooling.POOLINGS
     causal   a token sees those before it alone: where no keys are kept, which otherwise are of the tokens before
     fused    attention in one node, where no keys are kept
+    n_ctx    tokens that positions are scaled for; 0: as many as the cache holds
     """
 
     pooling: str = ""
     causal: bool = True
     fused: bool = True
+    n_ctx: int = 0
 
 
 LOGITS = Wanted()
@@ -104,7 +106,7 @@ class GraphBuilder:
 
     hp, memory   of the context
     n_tokens, n_seqs, n_outputs, n_pooled, wanted   of the micro-batch's shape
-    n_ctx        cells that a token can see at most
+    n_ctx        cells that a token can see at most, or what is wanted
     tokens       I32 (n_tokens)
     positions    I32 (n_tokens)
     handed_on    what one part of a model leaves for others, by name
@@ -117,7 +119,9 @@ class GraphBuilder:
         self.hp, self.memory, self.shape, self.adapters = hp, memory, shape, adapters
         self.n_tokens, self.n_outputs, self.n_seqs = shape.n_tokens, shape.n_outputs, shape.n_seqs
         self.wanted, self.n_pooled = shape.wanted, shape.n_pooled
-        self.n_ctx = max((part.n_ctx for part in memory.parts if isinstance(part, KVCache)), default=0)
+        self.n_ctx = shape.wanted.n_ctx or max(
+            (part.n_ctx for part in memory.parts if isinstance(part, KVCache)), default=0
+        )
         self._order: list[Tensor] = []  # nodes that must be computed in this order, each with all it needs
         self._inputs: list[Input] = []
         self._shared: dict[str, Tensor] = {}

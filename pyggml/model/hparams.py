@@ -288,6 +288,7 @@ class PoolingKeys:
     n_classes    its results
     causal    whether tokens see those before them alone
     n_types   kinds of tokens that the vocabulary tells apart
+    n_out     elements of an embedding that a matrix at the end makes
     """
 
     def __init__(self, hp: Hparams) -> None:
@@ -303,6 +304,7 @@ class PoolingKeys:
         if isinstance(n_types, bool) or not isinstance(n_types, int) or n_types < 0:
             raise ModelError(f"key {key} is {n_types!r:.60}, must be an integer from 0")
         self.n_types = n_types
+        self.n_out = hp.u32("embedding_length_out", 0, least=0) or hp.n_embd
 
     @staticmethod
     def _pooling(hp: Hparams, key: str) -> str:

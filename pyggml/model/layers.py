@@ -129,10 +129,14 @@ class CausalLM(Module):
         for il in range(len(self.blk)) if layers is None else layers:
             cur = g.steer(il, self.blk[il](g, cur))
             ends.append(cur)
+        return g.finish(self.outcome(g, cur), ends)
+
+    def outcome(self, g: GraphBuilder, x: Tensor) -> Tensor | None:
+        """What is wanted of the last layer's result: logits, embeddings, or nothing."""
         if not g.n_outputs:
-            return g.finish(None, ends)
-        cur = self.normed(g, cur)
-        return g.finish(self.head(g, cur) if g.wanted.pooling else self.logits(g, cur), ends)
+            return None
+        cur = self.normed(g, x)
+        return self.head(g, cur) if g.wanted.pooling else self.logits(g, cur)
 
 
 class Remembers(Module, ABC):

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from pyggml.backend.base import Backend
 from pyggml.backend.scheduler import Scheduler
 from pyggml.errors import ComputeError, ContextError, DeviceError, UnsupportedError
+from pyggml.graph import Graph
+from pyggml.memory import MemoryOptions, allocate, make_memory
+from pyggml.memory.kv_tensors import pad_cells
 from pyggml.memory.layered import Layered
 from pyggml.memory.ubatch import Ubatch
 from pyggml.model.encoder import Encoder
@@ -32,25 +35,26 @@ _PARENTS: list[object] = []
 
 
 class Embedder:
-    """`encode` computes texts; models that generate make embeddings too, if their layers need no more than keys and values.
+    """`encode` computes texts; models that generate make embeddings too. Those that need more than keys and values of their own,
+    such as states, get a memory and compute a text at a time.
 
     pooling    one of POOLINGS; None: as the file says, and "none" where it says nothing
     causal     whether tokens see those before them alone; None: as the file says. Encoders never let them
     n_ubatch   tokens that are computed at once: a text has no more
+    n_ctx      tokens that positions are scaled for, where that depends on their number (longrope); 0: as many as the model was
+               trained on
     n_threads  of the CPU, None: one a core
     adapters   LoRA adapters of the model, each with its scale
     n_out      numbers of a vector
     """
 
     def __init__(
-        self, model: Model, *, n_ubatch: int = 512, pooling: str | None = None, causal: bool | None = None,
+        self, model: Model, *, n_ubatch: int = 512, n_ctx: int = 0, pooling: str | None = None, causal: bool | None = None,
         flash_attn: bool = True, n_threads: int | None = None, adapters: Sequence[tuple[Adapter, float]] = (),
     ) -> None:  # fmt: skip
         """Raises ContextError, UnsupportedError, DeviceError."""
         if n_ubatch < 1:
             raise ContextError(f"n_ubatch {n_ubatch}: must not be negative or zero")
-        if why := why_no_embeddings(model):
-            raise UnsupportedError(f"no embeddings of {model.config.architecture}: {why}")
         modules, keys = model.modules, model.config.pooled
         self.pooling = pooling or keys.pooling or "none"
         if self.pooling not in POOLINGS:
@@ -61,9 +65,15 @@ class Embedder:
             causal = modules.causal()
         self.causal = keys.causal if causal is None else causal
         self.model, self.n_ubatch, self.n_threads = model, n_ubatch, n_threads
-        self._wanted = Wanted(self.pooling, self.causal, flash_attn)
+        self._why_kept = why_kept(model)
+        if self._why_kept is not None and not self.causal:
+            raise UnsupportedError(
+                f"attention to tokens behind: not in a {model.config.architecture} model: {self._why_kept}"
+            )
+        self._wanted = Wanted(self.pooling, self.causal, flash_attn, n_ctx or model.config.n_ctx_train)
         self._adapters = tuple(Applied(adapter, float(scale)) for adapter, scale in adapters if scale)
-        self._memory = Layered([], {})
+        options = MemoryOptions(pad_cells(n_ubatch), n_ubatch, transposed_v=not flash_attn)
+        self._memory = Layered([], {}) if self._why_kept is None else make_memory(modules.needs(), options)
         self._schedules = Schedules(model, MAX_TEXTS)
         self._backends: list[Backend] = []
         self._scheduler: Scheduler | None = None
@@ -72,6 +82,7 @@ class Embedder:
             for device in (*model.devices, model.cpu):
                 self._backends.append(device.open(n_threads))
             self._scheduler = Scheduler(self._backends)
+            allocate(self._memory, model.layer_devices[: model.config.n_layer], _no_moves)
             self._schedules.use(self._memory, self._scheduler)
         except BaseException:
             self.close()
@@ -109,8 +120,9 @@ class Embedder:
     def _together(self, sizes: list[int]) -> Iterator[tuple[int, int]]:
         """Ranges of texts that a micro-batch has room for."""
         first = tokens = 0
+        most = MAX_TEXTS if self._why_kept is None else 1
         for i, size in enumerate(sizes):
-            if i > first and (tokens + size > self.n_ubatch or i - first == MAX_TEXTS):
+            if i > first and (tokens + size > self.n_ubatch or i - first == most):
                 yield first, i
                 first, tokens = i, 0
             tokens += size
@@ -130,14 +142,18 @@ class Embedder:
         pos = np.concatenate([np.arange(text.size, dtype=np.int32) for text in texts])
         seq = np.repeat(np.arange(len(texts), dtype=np.int32), [text.size for text in texts])
         ub = Ubatch(tokens, pos, seq, np.ones(tokens.size, np.bool_))
+        self._memory.clear()
         placement: Any = self._memory.place(ub)
+        assert placement is not None, "the memory holds a micro-batch"
         shape: Any = self._memory.shape(placement)
         n_pooled = 0 if self.pooling == "none" else len(texts)
         wanted = UbatchShape(ub.n, ub.n, shape, wanted=self._wanted, n_pooled=n_pooled)
         built, schedule = self._schedules.ready(wanted, self._adapters)
         for tensor, values in built.values(ub, placement):
             schedule.set_input(tensor, values)
+        self._memory.prepare(placement)
         schedule.run()
+        self._memory.commit(placement)
         assert built.logits is not None
         rows: NDArray[np.float32] = schedule.get(built.logits).reshape(n_pooled or ub.n, -1)
         return rows
@@ -169,23 +185,28 @@ class Embedder:
         if self._process == os.getpid():
             if self._scheduler is not None:
                 self._scheduler.close()
+            self._memory.free()
             for backend in self._backends:
                 backend.close()
         else:  # what devices hold is the parent's to give back
-            _PARENTS.append((self._backends, self._scheduler))
+            _PARENTS.append((self._memory, self._backends, self._scheduler))
         self._scheduler, self._backends = None, []
 
 
-def why_no_embeddings(model: Model) -> str | None:
+def why_kept(model: Model) -> str | None:
     """Why a model's layers cannot do without a memory; None: they can."""
     for need in model.modules.needs():
         if need.states is not None:
             return "its layers have states"
         if need.shared is not None:
-            return "layers share keys and values"
+            return "its layers share keys and values"
         if need.kv is not None and need.kv.v_in_k:
             return "its values are a part of its keys"
     return None
+
+
+def _no_moves(graph: Graph, inputs: Any) -> None:
+    raise AssertionError("a text is computed once and forgotten: nothing of it is moved")
 
 
 def normalised(x: NDArray[np.float32], kind: int = 2) -> NDArray[np.float32]:

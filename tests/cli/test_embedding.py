@@ -202,5 +202,5 @@ def test_other_commands_refuse_encoders_in_one_line(call: Callable[..., Any], be
     text = "a cat a dog a cat a dog"
     for main, more in ((cli.main, ("-n", 2)), (perplexity.main, ("-c", 4))):
         outcome = call(main, "-m", bert, "-p", text, *more)
-        assert outcome.code == 1 and "a bert model makes embeddings and no text (pyggml-embedding)" in outcome.err
+        assert outcome.code == 1 and "a bert model makes embeddings (pyggml-embedding), it cannot go on" in outcome.err
         assert outcome.err.count("error:") == 1 and "Traceback" not in outcome.err

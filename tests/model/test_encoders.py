@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from arch_files import DENOISERS, LIMITS, NOT_THERE, known
+from arch_files import NAMES as ALL
 from edit_gguf import edit
 from peer_archs import ArchPeer, Script, nmse
 from peer_programs import Programs
@@ -198,7 +200,7 @@ def test_mutants(what: str, peer: ArchPeer, files: Mapping[str, Path], monkeypat
 
 def test_what_is_not_possible_is_said(files: Mapping[str, Path], tmp_path: Path) -> None:
     model = Model.load(files["bert"])
-    with pytest.raises(ContextError, match="a bert model makes embeddings and no text"):
+    with pytest.raises(ContextError, match=r"a bert model makes embeddings .pyggml-embedding., it cannot go on"):
         Context(model)
     for text, error, message in (
         ([], ContextError, "text 1 has no tokens"),
@@ -264,8 +266,40 @@ def test_normalised() -> None:
     assert not normalised(np.zeros(3, np.float32)).any()
 
 
-def test_states_have_no_embeddings(newest: Newest, peer: ArchPeer) -> None:
+def test_states_only_know_what_came_before(peer: ArchPeer) -> None:
     model = Model.load(peer.files()["mamba-dense"])
-    with pytest.raises(UnsupportedError, match="no embeddings of mamba: its layers have states"):
-        Embedder(model)
+    with pytest.raises(
+        UnsupportedError, match="attention to tokens behind: not in a mamba model: its layers have states"
+    ):
+        Embedder(model, causal=False)
     model.close()
+
+
+def test_positions_are_scaled_for_a_context(peer: ArchPeer) -> None:
+    """Where the file has short and long factors, the context's size says which count."""
+    model = Model.load(peer.files()["phi3-dense"])
+    assert nmse(ours(model, "last", TEXTS, n_ctx=512), ours(model, "last", TEXTS, n_ctx=16)) > 1e-4
+    model.close()
+
+
+def test_texts_leave_nothing_behind(peer: ArchPeer) -> None:
+    """Models that need a memory compute text after text: none sees another."""
+    for name in ("lfm2-dense", "deepseek2-moe", "qwen35-dense"):
+        model = Model.load(peer.files()[name])
+        embedder = Embedder(model, pooling="mean")
+        first, *_, again = embedder.encode([TEXTS[0], TEXTS[1], TEXTS[0]])
+        assert np.array_equal(first, again) and np.array_equal(first, embedder.encode(TEXTS[:1])[0])
+        embedder.close(), model.close()
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if known(name) and name not in (*NOT_THERE, *DENOISERS)])
+def test_models_that_generate(name: str, peer: ArchPeer) -> None:
+    """Each architecture's mean and last token, in one batch."""
+    path = peer.files()[name]
+    model = Model.load(path)
+    try:
+        for kind in ("mean", "last"):
+            expected = theirs(peer, path, kind, True)
+            assert nmse(expected, ours(model, kind, TEXTS, n_ctx=512)) < LIMITS.get(name, LIMIT), kind
+    finally:
+        model.close()

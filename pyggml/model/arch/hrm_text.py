@@ -61,6 +61,10 @@ class Model(CausalLM):
             block.number = il % self.n_each + (self.n_each if upper else 0)
         setattr(self, Z_L, Weight(hp.n_embd, bare=True))
 
+    def normed(self, g: GraphBuilder, x: Tensor) -> Tensor:
+        """As it is: each stack ends with a norm."""
+        return x
+
     def stack(self, g: GraphBuilder, x: Tensor, number: int, ends: list[Tensor]) -> Tensor:
         for block in self.blk[number * self.n_each : (number + 1) * self.n_each]:
             x = block(g, x)
@@ -75,4 +79,4 @@ class Model(CausalLM):
                 lower = self.stack(g, ops.add(upper, lower), first + j, ends)
             upper = self.stack(g, ops.add(upper, lower), first + self.lower, ends)
         (cur,) = g.select_outputs(self.hp.n_layer - 1, upper)
-        return g.finish(self.logits(g, cur) if g.n_outputs else None, ends)
+        return g.finish(self.outcome(g, cur), ends)

@@ -12,6 +12,7 @@ from pyggml.model.hparams import Hparams
 from pyggml.model.layers import CausalLM
 from pyggml.model.mlp import GatedMLP
 from pyggml.model.norms import NamedNorm, RMSNorm
+from pyggml.model.pooling import Head
 from pyggml.model.rope import Rope
 from pyggml.model.short_convolution import ShortConvolution
 
@@ -37,7 +38,9 @@ class Block(PreNormBlock):
 
 class Model(CausalLM):
     block = Block
-    ignored = ("dense_2.weight", "dense_2.bias")
+
+    def make_head(self, hp: Hparams) -> Head:
+        return Head(hp, projected=True, n_projected=hp.pooled.n_out)
 
     def __init__(self, hp: Hparams, tensors: Mapping[str, Any]) -> None:
         if not hp.boolean("attention.causal", True):

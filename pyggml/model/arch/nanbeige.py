@@ -42,4 +42,4 @@ class Model(CausalLM):
             ends.append(cur)
             if (il + 1) % self.n_each == 0 and il + 1 < len(self.blk) and self.norm_between:
                 cur = self.output_norm(g, cur)
-        return g.finish(self.logits(g, self.normed(g, cur)) if g.n_outputs else None, ends)
+        return g.finish(self.outcome(g, cur), ends)

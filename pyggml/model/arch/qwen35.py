@@ -9,6 +9,7 @@ from pyggml.model.hparams import Hparams
 from pyggml.model.layers import CausalLM
 from pyggml.model.mlp import GatedMLP
 from pyggml.model.norms import NamedNorm, RMSNorm
+from pyggml.model.pooling import Head
 from pyggml.model.rope import Rope
 from pyggml.model.states import is_recurrent
 
@@ -35,4 +36,6 @@ class Block(PreNormBlock):
 
 class Model(CausalLM):
     block = Block
-    ignored = ("cls.output.weight", "cls.output.bias")
+
+    def make_head(self, hp: Hparams) -> Head:
+        return Head(hp, of_tokens=True)

@@ -7,6 +7,7 @@ from pyggml.model.blocks import PreNormBlock
 from pyggml.model.hparams import Hparams
 from pyggml.model.layers import CausalLM
 from pyggml.model.mlp import GatedMLP
+from pyggml.model.pooling import Head
 from pyggml.model.rope import Rope
 
 
@@ -19,4 +20,7 @@ class Block(PreNormBlock):
 
 class Model(CausalLM):
     block = Block
-    ignored = ("cls.output.weight",)
+
+    def make_head(self, hp: Hparams) -> Head:
+        """As of qwen3."""
+        return Head(hp, out=True, soft_max=True)
