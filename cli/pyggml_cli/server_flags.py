@@ -88,7 +88,7 @@ SLOTS: list[Row] = [
 CHAT: list[Row] = [
     Flag(("--chat-template-kwargs",), "template_variables", "variables of the chat template, a JSON object", variables, "JSON", {}),
     Flag(("--reasoning-format",), "reasoning_format", "none: what is thought is part of the text; deepseek, auto: it is told apart, as "
-         "reasoning_content; deepseek-legacy: both (auto)", choice("none", "auto", "deepseek", "deepseek-legacy"), "FORMAT", "auto"),
+         "reasoning_content (auto)", choice("none", "auto", "deepseek"), "FORMAT", "auto"),
     Flag(("-rea", "--reasoning"), "reasoning", "whether templates let the model think: sets enable_thinking (auto)",
          completion_flags.on_off_auto, "on|off|auto", "auto"),
     Flag(("--reasoning-effort",), "reasoning_effort", "the template's variable reasoning_effort", str, "EFFORT"),

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from pyggml.errors import GrammarError, PyggmlError, SamplerError
+from pyggml.grammar.lazy import LazyGrammar
 from pyggml.runtime.sequence import Sequence as Text
 from pyggml.runtime.stops import StopTexts
 from pyggml.sampler import LLAMA_DEFAULT_SEED, SamplerChain, SamplerParams
@@ -24,7 +25,7 @@ MOST_LOGPROBS = 100
 
 @dataclass
 class Options:
-    """Of one request. `special`: names of control tokens are part of the text; `trigger`: what a lazy grammar waits for."""
+    """Of one request. `special`: names of control tokens are part of the text; `triggers`: what the grammar waits for."""
 
     params: SamplerParams
     max_tokens: int
@@ -87,7 +88,7 @@ def texts(served: Served, prompt: list[int], options: Options, index: int = 0) -
         made.append(
             Text(
                 prompt,
-                chain(served, params, prompt),
+                chain(served, params, prompt, options.triggers),
                 served.tokenizer,
                 special=options.special,
                 max_tokens=options.max_tokens,
@@ -99,13 +100,17 @@ def texts(served: Served, prompt: list[int], options: Options, index: int = 0) -
     return made
 
 
-def chain(served: Served, params: SamplerParams, prompt: Sequence[int]) -> SamplerChain:
-    """What chooses tokens after `prompt`; the last of its tokens count for penalties. Raises RequestError."""
+def chain(served: Served, params: SamplerParams, prompt: Sequence[int], triggers: Sequence[str] = ()) -> SamplerChain:
+    """What chooses tokens after `prompt`; the last of its tokens count for penalties. The grammar waits for `triggers`. Raises
+    RequestError."""
     tokenizer = served.tokenizer
     bias = [*params.logit_bias, *((token, float("-inf")) for token in tokenizer.suppressed)]
     try:
-        made = SamplerChain(replace(params, logit_bias=bias), served.model.n_vocab, vocab=tokenizer)
-        if made.grammar is not None:
+        now = replace(params, logit_bias=bias, grammar="" if triggers else params.grammar)
+        made = SamplerChain(now, served.model.n_vocab, vocab=tokenizer)
+        if triggers:
+            made.grammar = LazyGrammar(params.grammar, tokenizer, triggers)
+        elif made.grammar is not None:
             made.grammar.mask()  # what is slow about the first token is done here
     except GrammarError as reason:
         raise RequestError(str(reason), param="grammar") from None
