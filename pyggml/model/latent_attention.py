@@ -15,7 +15,7 @@ from pyggml import ops
 from pyggml.errors import ModelError
 from pyggml.memory import Need
 from pyggml.memory.kv_tensors import KVLayer
-from pyggml.model.attention import Temperature
+from pyggml.model.attention import Sinks, Temperature
 from pyggml.model.graph import GraphBuilder
 from pyggml.model.hparams import Hparams
 from pyggml.model.layers import Remembers
@@ -55,7 +55,8 @@ class Latent(Remembers):
     temperature  what queries are multiplied by, by position
     window       tokens that a token sees, itself among them; None: all before it. Layers with a window have sizes of their own
     norm_shared  whether the shared part of keys has a norm (attn_k_norm)
-    gated        whether what each head finds is multiplied by the sigmoid of a number (attn_gate)
+    gated        what is multiplied by the sigmoid of numbers (attn_gate): "heads", one for each, "elements", or None
+    sinks        whether there are attention sinks
     """
 
     def __init__(
@@ -68,7 +69,8 @@ class Latent(Remembers):
         temperature: Temperature | None = None,
         window: int | None = None,
         norm_shared: bool = False,
-        gated: bool = False,
+        gated: str | None = None,
+        sinks: bool = False,
     ) -> None:
         self.rope, self.temperature, self.window = rope, temperature, window
         self.n_head, self.n_rot = hp.n_head(il), hp.n_rot
@@ -92,7 +94,9 @@ class Latent(Remembers):
         self.attn_kv_a_mqa = Linear(hp.n_embd, self.rank + self.n_rot)
         self.attn_kv_a_norm = RMSNorm.of(hp, self.rank)
         self.attn_k_norm = RMSNorm.of(hp, self.n_rot) if norm_shared else None
-        self.attn_gate = Linear(hp.n_embd, self.n_head) if gated else None
+        self.n_gates = self.n_head * (self.head_v if gated == "elements" else 1)
+        self.attn_gate = Linear(hp.n_embd, self.n_gates) if gated else None
+        self.attn_sinks = Sinks(self.n_head) if sinks else None
         self.attn_output = Linear(self.n_head * self.head_v, hp.n_embd)
 
     def low_queries(self, g: GraphBuilder, x: Tensor) -> Tensor:
@@ -118,12 +122,16 @@ class Latent(Remembers):
     def scaled(self, g: GraphBuilder, q: Tensor) -> Tensor:
         return q if self.temperature is None else ops.mul(q, self.temperature.of(g), name=f"q_scaled-{self.il}")
 
+    @property
+    def sinks(self) -> Weight | None:
+        return None if self.attn_sinks is None else self.attn_sinks.weight
+
     def back(self, g: GraphBuilder, x: Tensor, cur: Tensor) -> Tensor:
         """What attention found (head_v * n_head, n_tokens) -> (n_embd, n_tokens); `x` is what attention began with."""
         if self.attn_gate is not None:
             gate = ops.unary(g.linear(self.attn_gate, x), ops.UnaryOp.SIGMOID)
-            each = ops.reshape(cur, self.head_v, self.n_head, g.n_tokens)
-            cur = ops.reshape(ops.mul(each, ops.reshape(gate, 1, self.n_head, g.n_tokens)), *cur.ne)
+            each = ops.reshape(cur, cur.ne[0] // self.n_gates, self.n_gates, g.n_tokens)
+            cur = ops.reshape(ops.mul(each, ops.reshape(gate, 1, self.n_gates, g.n_tokens)), *cur.ne)
         return g.linear(self.attn_output, cur)
 
 
@@ -156,7 +164,7 @@ class LatentAttention(Latent):
 
     def attended(self, g: GraphBuilder, x: Tensor, low: Tensor, q: Tensor, k: Tensor) -> Tensor:
         """The latent rows' sums (rank * n_head, n_tokens); `low` is what the queries came of."""
-        return g.attend(self.il, q, k, None, scale=self.scale)
+        return g.attend(self.il, q, k, None, scale=self.scale, sinks=self.sinks)
 
 
 class ExpandedAttention(Latent):
@@ -182,4 +190,4 @@ class ExpandedAttention(Latent):
         if self.n_plain:
             k = ops.concat(ops.view(kv, (self.n_plain, self.n_head, g.n_tokens), strides), k, 0)
         q = self.scaled(g, self.rope(g, q, self.n_plain))
-        return self.back(g, x, g.attend(self.il, q, k, v, scale=self.scale))
+        return self.back(g, x, g.attend(self.il, q, k, v, scale=self.scale, sinks=self.sinks))

@@ -49,7 +49,7 @@ class SparseLatentAttention(LatentAttention):
         if self.indexer is None:
             return need
         assert need.kv is not None
-        kv = need.kv._replace(beside=self.indexer.size, turn_beside=self.indexer.rope.turn)
+        kv = need.kv._replace(beside=self.indexer.size, turn_beside=self.indexer.turn)
         return replace(need, kv=kv)
 
     def attended(self, g: GraphBuilder, x: Tensor, low: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -60,26 +60,31 @@ class SparseLatentAttention(LatentAttention):
                 g.told[CHOSEN] = self.indexer.chosen(g, x, low, keys, mask)
             return masked(mask, g.told[CHOSEN])
 
-        return g.attend(self.il, q, k, None, scale=self.scale, beside=beside, choose=choose)
+        return g.attend(self.il, q, k, None, scale=self.scale, sinks=self.sinks, beside=beside, choose=choose)
 
 
 class Indexer(Module):
     """A key of `size` elements a token, and `n_head` queries with a weight each: a token's score is the weighted sum of its
     key's products with the queries, those below 0 left out. The `top_k` best are read.
 
-    mode  of the rotation of the first elements of keys and queries
-    eps   of the keys' norm
+    rope   how keys and queries are turned: the first elements, or with `last` the last
+    eps    of the keys' norm
     """
 
-    def __init__(self, hp: Hparams, rank_q: int, rope: Rope, *, eps: float) -> None:
+    def __init__(self, hp: Hparams, rank_q: int, rope: Rope, *, eps: float, last: bool = False) -> None:
         self.n_head = hp.u32("attention.indexer.head_count")
         self.size = hp.u32("attention.indexer.key_length")
         self.top_k = hp.u32("attention.indexer.top_k")
         self.rope = rope
+        self.offset = self.size - rope.n_rot if last else 0
         norm, proj = LayerNorm(self.size, eps), Linear(hp.n_embd, self.n_head)
         key, queries = Linear(hp.n_embd, self.size), Linear(rank_q, self.n_head * self.size)
         for name, part in zip(PARTS, (norm, proj, key, queries), strict=True):  # the file's names have a dot
             setattr(self, f"indexer.{name}", part)
+
+    def turn(self, keys: Tensor, positions: Tensor, n_ctx: int) -> Tensor:
+        """Keys as a cache holds them (size, 1, n), turned by further positions."""
+        return self.rope.turn(keys, positions, n_ctx, self.offset)
 
     def linear(self, g: GraphBuilder, name: str, x: Tensor) -> Tensor:
         part: Linear = getattr(self, f"indexer.{name}")
@@ -89,14 +94,15 @@ class Indexer(Module):
         """x (n_embd, n_tokens) -> what is kept of each token: (size, n_tokens)."""
         norm: LayerNorm = getattr(self, "indexer.k_norm")
         k = ops.reshape(norm(g, self.linear(g, "attn_k", x)), self.size, 1, g.n_tokens)
-        return ops.reshape(self.rope(g, k), self.size, g.n_tokens)
+        return ops.reshape(self.rope(g, k, self.offset), self.size, g.n_tokens)
 
     def chosen(self, g: GraphBuilder, x: Tensor, low: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
         """x (n_embd, n_tokens) and queries' row of low rank, all `keys` (size, n_kv, 1, n_streams) and the mask (n_kv,
         n_tokens of a stream, 1, n_streams) -> the numbers of the cells to be read, I32 (n, n_tokens of a stream, n_streams)."""
         streams = keys.ne[3]
         each = g.n_tokens // streams
-        q = self.rope(g, ops.reshape(self.linear(g, "attn_q_b", low), self.size, self.n_head, g.n_tokens))
+        q = ops.reshape(self.linear(g, "attn_q_b", low), self.size, self.n_head, g.n_tokens)
+        q = self.rope(g, q, self.offset)
         q = ops.permute(ops.reshape(q, self.size, self.n_head, each, streams), 0, 2, 1, 3)
         weights = ops.scale(self.linear(g, "proj", x), 1.0 / math.sqrt(self.size * self.n_head))
         scores = ops.mul_mat(keys, q, name=f"indexer_kq-{self.il}")  # (n_kv, each, n_head, streams)

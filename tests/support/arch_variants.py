@@ -118,6 +118,24 @@ VARIANTS = STATE_VARIANTS | {
         },
         factors={r"indexer\.(proj|attn)": 4.0},
     ),
+    "exaone-moe-groups": Variant(
+        "exaone-moe-moe", {"expert_group_count": 4, "expert_group_used_count": 2, "expert_weights_norm": True}
+    ),
+    "hy_v4-sparse": Variant(
+        "hy_v4-moe",
+        {
+            "attention.head_count": 4,
+            "attention.indexer.top_k": 11,
+            "hyper_connection.epsilon": 0.01,
+            "swiglu_clamp_exp": np.full(2, 0.1, np.float32),
+        },
+        {
+            **_latent(4, 128, 64, 128, 512, 128),
+            "blk.*.attn_gate.weight": (0.3, (4 * 128, 128)),
+            "blk.*.attn_sinks.weight": (0.5, (4,)),
+        },
+        factors={r"indexer\.(proj|attn)": 4.0, r"ffn_(gate|up)_exps": 12.0},
+    ),
     "mistral4-yarn": Variant("mistral4-moe", YARN, _latent(4, 128, 64, 128, 512, 128)),
     "deepseek2-lite": Variant(
         "deepseek2-moe",

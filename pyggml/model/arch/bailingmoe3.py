@@ -39,7 +39,7 @@ class Block(PreNormBlock):
         super().__init__(hp, il)
         if hp.has_attention(il):
             mode = ops.ROPE_MROPE if hp.has_sections else ops.ROPE_NORMAL
-            self.attn = LatentAttention(hp, il, rope=Rope(hp, mode), gated=True)
+            self.attn = LatentAttention(hp, il, rope=Rope(hp, mode), gated="heads")
         else:
             self.attn = BoundedDelta(hp, il)
         keys = hp.expert
@@ -47,7 +47,7 @@ class Block(PreNormBlock):
         if il < keys.n_dense:
             self.ffn = GatedMLP(hp.n_embd, hp.n_ff(il), limit=limit)
         else:
-            experts = Experts.of(hp, il, bias=True, groups=None, limit=keys.limits[il])
+            experts = Experts.of(hp, il, bias=True, limit=keys.limits[il])
             n_ff_shared = keys.n_ff_shared or keys.n_ff(il) * max(1, keys.n_shared)
             self.ffn = ExpertsAndShared(hp, experts, n_ff_shared, limit=limit)
 

@@ -31,7 +31,7 @@ class Block(ParallelBlock):
         if dense:
             self.ffn = GatedMLP(hp.n_embd, hp.n_ff(il))
             return
-        experts = Experts.of(hp, il, gating=hp.expert.gating or "sigmoid", groups=None)
+        experts = Experts.of(hp, il, gating=hp.expert.gating or "sigmoid")
         n_ff_shared = hp.expert.n_ff_shared or (hp.expert.n_ff(il) or hp.n_ff(il)) * hp.expert.n_shared
         self.ffn = Averaged(hp, experts, n_ff_shared) if hp.expert.n_shared else experts
 

@@ -1,6 +1,8 @@
 """dots3note: latent attention, in most layers within a window and of other sizes, else of what an indexer chooses; a norm of
 the keys' shared part, and a gate a head (llama.cpp: models/dots3note.cpp)."""
 
+from typing import Any
+
 from pyggml import ops
 from pyggml.model.blocks import PreNormBlock
 from pyggml.model.experts import Experts, ExpertsAndShared
@@ -16,7 +18,7 @@ class Block(PreNormBlock):
     def __init__(self, hp: Hparams, il: int) -> None:
         super().__init__(hp, il)
         window = hp.windows.of(il, 1)
-        parts = {"norm_shared": True, "gated": True}
+        parts: dict[str, Any] = {"norm_shared": True, "gated": "heads"}
         if window:
             rope = Rope(hp, ops.ROPE_NORMAL, freq_base=hp.windows.freq_base(), factors="none")
             self.attn = LatentAttention(hp, il, rope=rope, window=window, **parts)

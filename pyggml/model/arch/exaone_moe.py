@@ -19,7 +19,7 @@ class Block(PreNormBlock):
         if il < hp.expert.n_dense:
             self.ffn = GatedMLP(hp.n_embd, hp.n_ff(il))
         else:
-            experts = Experts.of(hp, il, bias=True, groups=None)
+            experts = Experts.of(hp, il, bias=True)
             self.ffn = ExpertsAndShared(hp, experts, hp.expert.n_ff_shared or hp.expert.n_ff(il))
 
 

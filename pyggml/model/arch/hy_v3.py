@@ -22,7 +22,7 @@ class Model(RoutedLM):
 
     def experts(self, hp: Hparams, il: int) -> Module:
         n_ff = hp.expert.n_ff(il) or hp.n_ff(il) // hp.n_expert_used
-        experts = Experts.of(hp, il, n_ff, bias=True, gating=hp.expert.gating or "sigmoid", groups=None)
+        experts = Experts.of(hp, il, n_ff, bias=True, gating=hp.expert.gating or "sigmoid")
         assert experts.exp_probs_b is not None
         experts.exp_probs_b.bias.alone = True
         return ExpertsAndShared(hp, experts, hp.expert.n_ff_shared or n_ff)

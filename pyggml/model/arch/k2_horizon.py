@@ -59,7 +59,7 @@ class Block(PreNormBlock):
         if not routed:
             self.ffn = GatedMLP(hp.n_embd, hp.n_ff(il))
             return
-        experts = Experts.of(hp, il, bias=True, gating=keys.gating or "sigmoid", groups=None)
+        experts = Experts.of(hp, il, bias=True, gating=keys.gating or "sigmoid")
         n_ff_shared = keys.n_ff_shared or keys.n_ff(il) * keys.n_shared
         self.ffn = ExpertsAndShared(hp, experts, n_ff_shared) if keys.n_shared else experts
 

@@ -18,7 +18,7 @@ class Block(PreNormBlock):
         if il < keys.n_dense:
             self.ffn = GatedMLP(hp.n_embd, hp.n_ff(il))
         else:
-            experts = Experts.of(hp, il, bias=True, renormalise=True, groups=None)
+            experts = Experts.of(hp, il, bias=True, renormalise=True)
             self.ffn = ExpertsAndShared(hp, experts, keys.n_ff(il) * max(1, keys.n_shared))
 
 

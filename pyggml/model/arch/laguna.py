@@ -20,7 +20,7 @@ class Block(PreNormBlock):
         if il < hp.expert.n_dense:
             self.ffn = GatedMLP(hp.n_embd, hp.n_ff(il))
             return
-        experts = Experts.of(hp, il, bias=True, gating=hp.expert.gating or "sigmoid", groups=None)
+        experts = Experts.of(hp, il, bias=True, gating=hp.expert.gating or "sigmoid")
         self.ffn = ExpertsAndShared(
             hp, experts, hp.expert.n_ff_shared or hp.expert.n_ff(il) * (hp.expert.n_shared or 1)
         )

@@ -18,9 +18,7 @@ class Block(PreNormBlock):
         self.attn = Attention(hp, il, rope=rope, qk_norm="head", window=window)
         limit = hp.expert.limits[il]
         kind = ops.GluOp.SWIGLU_CLAMP if limit else ops.GluOp.SWIGLU
-        self.ffn = Experts.of(
-            hp, il, gating="softmax", renormalise=True, scale=1.0, groups=None, kind=kind, limit=limit
-        )
+        self.ffn = Experts.of(hp, il, gating="softmax", renormalise=True, scale=1.0, kind=kind, limit=limit)
 
 
 class Model(CausalLM):

@@ -16,7 +16,7 @@ class Block(PreNormBlock):
         rope = Rope(hp, ops.ROPE_NEOX, freq_scale=1.0, scaled=False) if window else Rope(hp, ops.ROPE_NEOX)
         self.attn = Attention(hp, il, rope=rope, qk_norm="head", window=window)
         n_ff = hp.expert.n_ff(il) or hp.n_ff(il) // hp.n_expert_used
-        self.ffn = Experts.of(hp, il, n_ff, gating="softmax", renormalise=True, scale=1.0, groups=None)
+        self.ffn = Experts.of(hp, il, n_ff, gating="softmax", renormalise=True, scale=1.0)
 
 
 class Model(CausalLM):

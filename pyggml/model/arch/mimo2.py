@@ -36,4 +36,4 @@ class Model(RoutedLM):
     block = Block
 
     def experts(self, hp: Hparams, il: int) -> Module:
-        return Experts.of(hp, il, gating="sigmoid", bias=True, renormalise=True, scale=1.0, groups=None)
+        return Experts.of(hp, il, gating="sigmoid", bias=True, renormalise=True, scale=1.0)

@@ -24,7 +24,7 @@ class Block(Module):
         self.attn = Attention(hp, il, rope=Rope.windowed(hp, ops.ROPE_NEOX, window) if turned else None, window=window)
         self.ffn_norm = RMSNorm.of(hp)
         self.ffn = Experts.of(
-            hp, il, gating=hp.expert.gating or "softmax", kind=ops.GluOp.REGLU, renormalise=True, scale=1.0, groups=None
+            hp, il, gating=hp.expert.gating or "softmax", kind=ops.GluOp.REGLU, renormalise=True, scale=1.0
         )
 
     def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class Model(RoutedLM):
     def experts(self, hp: Hparams, il: int) -> Module:
         keys = hp.expert
         gating = keys.gating or "sigmoid"
-        experts = Experts.of(hp, il, bias=True, gating=gating, limit=keys.limits[il], groups=None)
+        experts = Experts.of(hp, il, bias=True, gating=gating, limit=keys.limits[il])
         return ExpertsAndShared(hp, experts, keys.n_ff_shared, limit=keys.limits_shared[il])
 
     def dense(self, hp: Hparams, il: int) -> Module:

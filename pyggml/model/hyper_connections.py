@@ -1,0 +1,77 @@
+"""Several streams of embeddings a token, in place of the residual: what a layer reads is a mix of them, and what it says is
+added to each with a weight of its own (hyper-connections; llama.cpp: models/hy-v4.cpp, build_hc_pre, build_hc_post).
+
+Owns the weights of both; knows no layer.
+"""
+
+from __future__ import annotations
+
+from pyggml import ops
+from pyggml.model.graph import GraphBuilder
+from pyggml.model.hparams import Hparams
+from pyggml.model.linear import Linear
+from pyggml.model.module import Module, Weight
+from pyggml.tensor import Tensor
+
+
+class Numbers(Module):
+    """A vector, as it is."""
+
+    def __init__(self, n: int) -> None:
+        self.weight = Weight(n)
+
+
+class Mix(Module):
+    """Weights of the streams, by token: sigmoid(scale * product of all streams, normed, + base) + eps; a second time for what is
+    added to them, times `magnitude`.
+
+    name     "hc_attn": weights are hc_attn_fn, hc_attn_base, hc_attn_scale
+    adds     whether there are weights for what is added too
+    """
+
+    def __init__(self, hp: Hparams, name: str, *, adds: bool = True) -> None:
+        self.n, self.adds, self.name = hp.u32("hyper_connection.count"), adds, name
+        self.eps = hp.f32("hyper_connection.epsilon")
+        self.magnitude = hp.f32("hyper_connection.magnitude")
+        self.norm_eps = hp.rms_eps
+        kinds = 2 if adds else 1
+        setattr(self, f"{name}_fn", Linear(self.n * hp.n_embd, kinds * self.n, plain=True))
+        setattr(self, f"{name}_base", Numbers(kinds * self.n))
+        setattr(self, f"{name}_scale", Numbers(kinds))
+
+    def __call__(self, g: GraphBuilder, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """x (n_embd, n, n_tokens) -> their mix (n_embd, n_tokens), and the weights of what is added (n, n_tokens)."""
+        n_embd, n, n_tokens = x.ne[:3]
+        matrix: Linear = getattr(self, f"{self.name}_fn")
+        mixes = g.linear(matrix, ops.rms_norm(ops.reshape(x, n_embd * n, n_tokens), self.norm_eps))
+        read = ops.scale(self._squashed(mixes, 0), 1.0, self.eps)
+        parts = [
+            ops.mul(
+                ops.view(x, (n_embd, n_tokens), (x.nb[2],), i * x.nb[1]),
+                ops.view(read, (1, n_tokens), (read.nb[1],), i * read.nb[0]),
+            )
+            for i in range(n)
+        ]
+        mixed = parts[0]
+        for part in parts[1:]:
+            mixed = ops.add(mixed, part)
+        if not self.adds:
+            return mixed, None
+        return mixed, ops.scale(ops.scale(self._squashed(mixes, 1), self.magnitude), 1.0, self.eps)
+
+    def _squashed(self, mixes: Tensor, kind: int) -> Tensor:
+        """(n, n_tokens)"""
+        base: Numbers = getattr(self, f"{self.name}_base")
+        scale: Numbers = getattr(self, f"{self.name}_scale")
+        size = mixes.nb[0]
+        part = ops.view(mixes, (self.n, mixes.ne[1]), (mixes.nb[1],), kind * self.n * size)
+        part = ops.mul(part, ops.view(scale.weight.value, (1,), (), kind * size))
+        part = ops.add(part, ops.view(base.weight.value, (self.n,), (), kind * self.n * size))
+        return ops.unary(part, ops.UnaryOp.SIGMOID)
+
+
+def added(x: Tensor, cur: Tensor, weights: Tensor) -> Tensor:
+    """x (n_embd, n, n_tokens) and cur (n_embd, n_tokens), with a weight a stream (n, n_tokens)."""
+    n_embd, n, n_tokens = x.ne[:3]
+    each = ops.repeat(ops.reshape(cur, n_embd, 1, n_tokens), n_embd, n, n_tokens)
+    return ops.add(x, ops.mul(each, ops.reshape(weights, 1, n, n_tokens)))
