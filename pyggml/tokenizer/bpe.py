@@ -57,10 +57,10 @@ class BPE(Tokenizer, models=("gemma4", "gpt2", "whitespace")):
         """`lowercase` counts where text is cut at white space."""
         super().__init__(vocab, add_bos, add_eos)
         self.add_sep = pre.add_sep
-        pairs = [(m[:at], m[at + 1 :]) for m in dict.fromkeys(merges) if (at := m.find(" ", 1)) > 0]
-        self._characters = CharacterMerges(vocab.ids, pairs, pre, lowercase) if pre.characters else None
+        self._characters = CharacterMerges(vocab.ids, merges, pre, lowercase) if pre.characters else None
         if self._characters is not None:
             return
+        pairs = [(m[:at], m[at + 1 :]) for m in dict.fromkeys(merges) if (at := m.find(" ", 1)) > 0]
         self._fallbacks = _fallbacks(vocab.ids, pairs)
         ids = vocab.ids
         if self._fallbacks:

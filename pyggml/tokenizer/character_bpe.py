@@ -1,53 +1,44 @@
 """BPE whose pieces are characters, as in Gemma 4: spaces are written U+2581, and a character that is no token is its bytes.
 
-Owns how text is cut before merging there, and the way to the `tokenizers` library.
+Owns how text is cut before merging there, and the merging; knows no file and no special tokens. The `tokenizers` library is not
+asked: it takes seconds to read Gemma's half a million merges, which a dictionary holds as they are.
 """
 
 from __future__ import annotations
 
+import heapq
 import re
+from collections.abc import Sequence
 from functools import lru_cache
-from itertools import chain
-from operator import add
-from typing import TYPE_CHECKING
 
-from pyggml.errors import TokenizerError
 from pyggml.tokenizer.pretokenizers import PreTokenizer
 from pyggml.tokenizer.spm import SPACE
 from pyggml.tokenizer.vocab import WHITE_SPACE, lower
 
-if TYPE_CHECKING:
-    import tokenizers
-
 _LINES = re.compile("\n+|[^\n]+")
 _WORDS = re.compile(f"{SPACE}[^{SPACE}]*")
+_SPACED = re.compile(f"{SPACE}*[^{SPACE}]+|{SPACE}+")
 _NO_SPACE = re.compile(f"[^{''.join(sorted(WHITE_SPACE))}]+")
-_CACHED_WORDS, _CACHED_LENGTH = 1 << 14, 256
+_CROSSING = re.compile(f"[^{SPACE} \n] ?{SPACE}")
+_CACHED_WORDS, _CACHED_LENGTH = 1 << 15, 64
 
 
 class CharacterMerges:
     """`encode(text)` after llm_tokenizer_bpe_session in llama-vocab.cpp where `byte_encode` is false.
 
+    merges           "left right" each, the one that is merged first at the front
     pre.characters   "lines": a line is merged as a whole; "words": each word with the space before it, and a line begins
                      with a space; "spaces": what stands between white space, which is left out
     lowercase        text is put into lower case first
     """
 
-    def __init__(
-        self, ids: dict[str, int], pairs: list[tuple[str, str]], pre: PreTokenizer, lowercase: bool = False
-    ) -> None:
-        """Raises TokenizerError."""
+    def __init__(self, ids: dict[str, int], merges: Sequence[str], pre: PreTokenizer, lowercase: bool = False) -> None:
         self.pre, self._lowercase, self._ids = pre, lowercase, ids
         self.escaped = pre.characters != "spaces"
-        bytes_, n = [f"<0x{byte:02X}>" for byte in range(256)], len(ids)
-        lefts, rights = zip(*pairs, strict=True) if pairs else ((), ())
-        pieces = chain(bytes_, lefts, rights, map(add, lefts, rights))
-        missing = {piece: n + i for i, piece in enumerate(dict.fromkeys(p for p in pieces if p not in ids))}
-        self._in_place = {
-            number: [] if piece in bytes_ else [ids[bytes_[b]] for b in piece.encode() if bytes_[b] in ids]
-            for piece, number in missing.items()
-        }
-        self._n, self._library = n, _library(ids | missing, pairs)
+        self._ranks = dict(zip(reversed(merges), range(len(merges) - 1, -1, -1), strict=True))  # the first one counts
+        # Lines may be cut before spaces unless a merge goes on beyond them; words come again, so they are remembered.
+        self._cut = _CROSSING.search("\n".join(merges)) is None
+        self._bytes = [ids.get(f"<0x{byte:02X}>") for byte in range(256)]
         self._remembered = lru_cache(_CACHED_WORDS)(self._merged)
 
     def encode(self, text: str) -> list[int]:
@@ -64,29 +55,53 @@ class CharacterMerges:
         if self.pre.characters == "spaces":
             return _NO_SPACE.findall("".join(lower(c) for c in text) if self._lowercase else text)
         lines: list[str] = _LINES.findall(text.replace(" ", SPACE))
-        if self.pre.characters == "lines":
-            return lines
         words: list[str] = []
         for line in lines:
-            words += [line] if line[0] == "\n" else _WORDS.findall(line if line[0] == SPACE else SPACE + line)
+            if line[0] == "\n":
+                words.append(line)
+            elif self.pre.characters == "words":
+                words += _WORDS.findall(line if line[0] == SPACE else SPACE + line)
+            else:
+                words += _SPACED.findall(line) if self._cut else (line,)
         return words
 
     def _merged(self, word: str) -> list[int]:
-        ids: list[int] = self._library.encode(word, add_special_tokens=False).ids
-        if self._in_place and max(ids, default=0) >= self._n:
-            return [j for i in ids for j in ([i] if i < self._n else self._in_place[i])]
-        return ids
+        found: list[int] = []
+        for piece in self._pieces(word):
+            token = self._ids.get(piece)
+            if token is not None:
+                found.append(token)
+            else:  # bytes that are no tokens are left out
+                found += (token for token in map(self._bytes.__getitem__, piece.encode()) if token is not None)
+        return found
+
+    def _pieces(self, word: str) -> list[str]:
+        """A heap of pairs by rank and place, and a linked list of what stands beside what."""
+        pieces, ranks = list(word), self._ranks
+        before, after = list(range(-1, len(word) - 1)), [*range(1, len(word)), -1]
+        heap: list[tuple[int, int, int, str]] = []
+
+        def consider(left: int, right: int) -> None:
+            if left >= 0 and right >= 0:
+                rank = ranks.get(f"{pieces[left]} {pieces[right]}")
+                if rank is not None:
+                    heapq.heappush(heap, (rank, left, right, pieces[left] + pieces[right]))
+
+        for right in range(1, len(pieces)):
+            consider(right - 1, right)
+        while heap:
+            _, left, right, joined = heapq.heappop(heap)
+            if not pieces[left] or not pieces[right] or pieces[left] + pieces[right] != joined:
+                continue  # one of the two has been merged meanwhile
+            pieces[left], pieces[right] = joined, ""
+            after[left] = after[right]
+            if after[left] >= 0:
+                before[after[left]] = left
+            consider(before[left], left)
+            consider(left, after[left])
+        return [piece for piece in pieces if piece]
 
     @staticmethod
     def bytes_of(text: str) -> bytes:
         """What a token stands for."""
         return text.replace(SPACE, " ").encode()
-
-
-def _library(ids: dict[str, int], pairs: list[tuple[str, str]]) -> tokenizers.Tokenizer:
-    from tokenizers import Tokenizer, models
-
-    try:
-        return Tokenizer(models.BPE(vocab=ids, merges=pairs, byte_fallback=True))
-    except Exception as e:  # the library raises plain Exception
-        raise TokenizerError(f"the vocabulary and its merges do not fit together: {e}") from None

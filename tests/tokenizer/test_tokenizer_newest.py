@@ -157,6 +157,17 @@ def test_every_pre_tokenizer_of_characters(pre: str, missing: int, stock: Newest
     compare(stock, path, random_texts(f"{pre}{missing}", 150, *HANDFUL))
 
 
+@pytest.mark.parametrize("crossing", [False, True])
+def test_lines_are_cut_only_where_no_merge_goes_on(crossing: bool, stock: NewestStock, tmp_path: Path) -> None:
+    """A merge that goes on behind a space joins words; merges stand twice, the first one counts."""
+    tokens, types = characters(*BYTES)
+    merges = [merge for merge in PAIRS if crossing or f" {SPACE}" not in merge[1:] or merge[0] == SPACE]
+    merges = [*merges, *reversed(merges)]
+    path = write(tmp_path / "v.gguf", "gemma4", tokens, types, merges=merges, bos_token_id=tokens.index("<s>"))
+    compare(stock, path, random_texts(f"crossing{crossing}", 300, *HANDFUL, "b ab", "ab ab ab"))
+    assert (len(load(path).encode("b ", add_special=False)) == 1) == crossing
+
+
 def test_lower_case_at_white_space(stock: NewestStock, tmp_path: Path) -> None:
     tokens, types = characters(*BYTES)
     keys = {"pre": "whitespace", "merges": PAIRS, "normalizer__lowercase": True}
