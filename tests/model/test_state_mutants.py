@@ -12,6 +12,7 @@ from programs import Newest
 
 from pyggml import ops
 from pyggml.model import delta_net, kimi_delta
+from pyggml.model.arch import kimi_k3
 from pyggml.model.arch.bailingmoe3 import BoundedDelta
 from pyggml.model.arch.minimax_01 import LinearAttention
 from pyggml.model.arch.nemotron_h import LatentExperts
@@ -136,6 +137,10 @@ def ungated(right: Any, self: Any, g: Any, x: Any) -> Any:
         ops.unary = unary
 
 
+def no_mixture(right: Any, self: Any, g: Any, x: Any) -> Any:
+    return x
+
+
 def first_values_lost(right: Any, self: Any, g: Any, x: Any, difference: Any) -> Any:
     y = right(self, g, x, difference)
     if self.il == 0:
@@ -176,6 +181,10 @@ MUTANTS: list[tuple[str, str, Mutate]] = [
     ("rwkv7-gated", "values of the first layer lost", method(TimeMix7, "mixed", first_values_lost)),
     ("arwkv7-plain", "keys as long as they are", method(ops, "l2_norm", same)),
     ("bailingmoe3-heads", "another bound", on(BoundedDelta, bound=-4.0)),
+    ("kimi-k3-sums", "another bound", on(kimi_k3.BoundedDelta, bound=-4.0)),
+    ("kimi-k3-sums", "earlier sums are not read", method(kimi_k3.Mixture, "__call__", no_mixture)),
+    ("kimi-k3-sums", "one sum for all layers", on(kimi_k3.Block, period=0)),
+    ("kimi-k3-sums", "what experts find is not normed", on(kimi_k3.LatentExperts, ffn_routed_norm=lambda g, x: x)),
     ("bailingmoe3-heads", "heads without a gate", on(LatentAttention, attn_gate=None)),
 ]
 """(file, what is wrong, how)"""

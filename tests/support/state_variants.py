@@ -167,4 +167,18 @@ STATE_VARIANTS = {
             "blk.1.ssm_g_a.weight": (0.1, (256, 128)),
         },
     ),
+    "kimi-k3-sums": Variant(
+        "kimi-k3-moe",
+        {"attention.head_count": np.array([2, 2], np.uint32), "attn_res.block_size": 1},
+        {
+            **_kimi(128, 2),
+            "blk.0.attn_q_b.weight": (0.2, (2 * 192, 512)),
+            "blk.0.attn_k_b.weight": (0.2, (2, 512, 128)),
+            "blk.0.attn_v_b.weight": (0.1, (2, 128, 512)),
+            "blk.0.attn_gate.weight": (0.3, (256, 128)),
+            "blk.1.ssm_a": (0.3, (2,), FALLS),
+            "blk.1.ssm_f_b.weight": (0.1, (256, 128)),
+            "blk.1.ssm_g.weight": (0.1, (256, 128)),
+        },
+    ),
 }

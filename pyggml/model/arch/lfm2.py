@@ -11,7 +11,6 @@ from pyggml.model.blocks import PreNormBlock
 from pyggml.model.hparams import Hparams
 from pyggml.model.layers import CausalLM
 from pyggml.model.mlp import GatedMLP
-from pyggml.model.norms import NamedNorm, RMSNorm
 from pyggml.model.pooling import Head
 from pyggml.model.rope import Rope
 from pyggml.model.short_convolution import ShortConvolution
@@ -38,6 +37,7 @@ class Block(PreNormBlock):
 
 class Model(CausalLM):
     block = Block
+    norm_name = "token_embd_norm"
 
     def make_head(self, hp: Hparams) -> Head:
         return Head(hp, projected=True, n_projected=hp.pooled.n_out)
@@ -46,4 +46,3 @@ class Model(CausalLM):
         if not hp.boolean("attention.causal", True):
             raise ModelError(f"key {hp.architecture}.attention.causal is false: only text that goes on is computed")
         super().__init__(hp, tensors)
-        self.output_norm = NamedNorm("token_embd_norm", RMSNorm.of(hp))
