@@ -8,7 +8,7 @@ context shift slot.py's. (llama.cpp does this in tools/server/server-context.cpp
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pyggml.errors import ContextError, GrammarError, SamplerError
 from pyggml.runtime.batch import Batch
@@ -22,6 +22,8 @@ from pyggml.runtime.timings import clock
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+Outputs = Literal["last", "all", "none"]
 
 
 class Place:
@@ -39,6 +41,19 @@ class Place:
     def would_keep(self, sequence: Sequence) -> int:
         """Tokens of a new text that need not be computed here; for one that reuses none, less where more is lost."""
         return self.slot.would_keep(sequence.tokens) if sequence.reuses else -len(self.slot.tokens)
+
+
+class Part(NamedTuple):
+    """What a step computes of a text: `tokens`, which may end with a `draft`; `whole`: they are all that it waits for."""
+
+    place: Place
+    tokens: list[int]
+    whole: bool
+    draft: list[int]
+
+    @property
+    def outputs(self) -> Outputs:
+        return "all" if self.draft else "last" if self.whole else "none"
 
 
 class Batcher:
@@ -146,12 +161,13 @@ class Batcher:
                 place.slot.go_back(0)
             sequence.reuse(place.slot.begin(sequence.tokens))
 
-    def _parts(self) -> list[tuple[Place, list[int], bool]]:
-        """What the next batch computes: of which place, which tokens, and whether these are all that it waits for."""
+    def _parts(self) -> list[Part]:
+        """What the next batch computes. Drafts have what room the last tokens of all texts leave."""
         busy = [(place, place.sequence) for place in self.places if place.sequence is not None]
         running = [(p, s) for p, s in busy if len(s.pending) == 1]
         prompts = sorted(((p, s) for p, s in busy if len(s.pending) > 1), key=lambda ps: ps[0].used)
-        left, parts = self.n_batch, []
+        left, parts = self.n_batch, list[Part]()
+        spare = left - len(running)
         for place, sequence in (*running, *prompts):
             tokens = sequence.pending[:left]
             if not tokens:
@@ -159,34 +175,33 @@ class Batcher:
             place.stop = place.slot.next_stop(len(sequence.pending), sequence.points)
             if place.stop:  # as Slot.prefill has it
                 tokens = sequence.pending[: -place.stop][:left]
-            parts.append((place, tokens, len(tokens) == len(sequence.pending)))
-            left -= len(tokens)
+            whole, draft = len(tokens) == len(sequence.pending), list[int]()
+            if sequence.drafter is not None and sequence.ends and whole and spare > 0 and place.slot.rewinds:
+                draft = sequence.draft(min(spare, place.slot.room - len(tokens)))
+                spare -= len(draft)
+            parts.append(Part(place, [*tokens, *draft], whole, draft))
+            left -= len(tokens) + len(draft)
         return parts
 
-    def _compute(self, parts: list[tuple[Place, list[int], bool]]) -> NDArray[np.float32]:
-        if all(
-            len(tokens) == 1 and whole for _, tokens, whole in parts
-        ):  # in the order of their numbers, as places are
-            ends = [place.slot.context.n_past for place, _, _ in parts]
-            batch = Batch.of_each([tokens[0] for _, tokens, _ in parts], ends, [place.seq for place, _, _ in parts])
+    def _compute(self, parts: list[Part]) -> NDArray[np.float32]:
+        if all(len(part.tokens) == 1 and part.whole for part in parts):  # in the order of their numbers, as places are
+            ends = [part.place.slot.context.n_past for part in parts]
+            batch = Batch.of_each([part.tokens[0] for part in parts], ends, [part.place.seq for part in parts])
         else:
             batch = Batch.join(
-                [
-                    Batch.of(tokens, place.slot.context.n_past, place.seq, "last" if whole else "none")
-                    for place, tokens, whole in parts
-                ]
+                [Batch.of(part.tokens, part.place.slot.context.n_past, part.place.seq, part.outputs) for part in parts]
             )
         start = clock()
         try:
             rows = self.context.decode(batch)
         except BaseException:
-            for place, tokens, whole in parts:
+            for place, tokens, whole, _ in parts:
                 self._advance(place, tokens, 0.0)
                 if whole and place.sequence is not None and not place.sequence.pending:
                     self._again(place, place.sequence)
             raise
         took = clock() - start
-        for place, tokens, _ in parts:
+        for place, tokens, _, _ in parts:
             self._advance(place, tokens, took * len(tokens) / batch.n)
         return rows
 
@@ -194,7 +209,8 @@ class Batcher:
     def _again(place: Place, sequence: Sequence) -> None:
         """The logits after the last token were lost: it is computed once more, or what memory cannot go back without."""
         slot = place.slot
-        sequence.pending = sequence.tokens[slot.go_back(len(slot.tokens) - 1) :]
+        there = min(len(slot.tokens), len(sequence.tokens))
+        sequence.pending = sequence.tokens[slot.go_back(there - 1) :]
 
     def _advance(self, place: Place, tokens: list[int], seconds: float) -> None:
         """The slot has what of these tokens was completed."""
@@ -213,23 +229,26 @@ class Batcher:
         if done and place.stop and len(sequence.pending) == place.stop:
             slot.checkpoints.mark()
 
-    def _push(
-        self, parts: list[tuple[Place, list[int], bool]], rows: NDArray[np.float32]
-    ) -> list[tuple[Sequence, Piece | None]]:
+    def _push(self, parts: list[Part], rows: NDArray[np.float32]) -> list[tuple[Sequence, Piece | None]]:
         said: list[tuple[Sequence, Piece | None]] = []
-        for (place, _, _), row in zip([part for part in parts if part[2]], rows, strict=True):
+        at = 0
+        for place, _, _, draft in [part for part in parts if part.whole]:
+            mine = rows[at : at + 1 + len(draft)]
+            at += len(mine)
             sequence = place.sequence
             assert sequence is not None
             if sequence.finish is not None:  # no token is wanted: the prompt was all
                 place.sequence = None
                 said.append((sequence, None))
                 continue
-            piece = None
             try:
-                piece = sequence.push(row)
+                for piece in sequence.check(draft, mine):
+                    said.append((sequence, piece))
             except (SamplerError, GrammarError) as reason:  # the others' rows are not to be lost
                 sequence.fail(reason)
-            said.append((sequence, piece))
+                said.append((sequence, None))
+            if draft:
+                place.slot.go_back(min(len(place.slot.tokens), len(sequence.tokens) - len(sequence.pending)))
             if sequence.finish is not None:
                 place.sequence = None
         return said

@@ -234,6 +234,10 @@ class Context:
             raise ComputeError(f"token {ids[bad[0]]} is outside the vocabulary of {self.model.n_vocab}")
         return self._decode_alone(ids, start, logits)
 
+    def decode_all(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """`decode`, with the logits of all tokens."""
+        return self.decode(tokens, logits="all")
+
     def _decode_alone(self, ids: NDArray[np.int32], start: int, logits: str) -> NDArray[np.float32]:
         """Tokens of sequence 0: what `_decode` does with a batch of them, with less ado."""
         self._begin()

@@ -28,7 +28,7 @@ def generate(
     cache  what a file holds of the prompt is taken from it, and the prompt, once computed, is kept there
     begin  the sequence's tokens replace what is in the slot, but for what both begin with; else they follow it
 
-    A token is computed when the next piece is asked for. The prompt is computed even if no token is wanted.
+    A token is computed when the next piece is asked for, or with a draft that it is in. The prompt is computed even if no token is wanted.
     Raises NoRoomError for a prompt that does not fit, and what devices and samplers raise.
     """
     timings = sequence.timings
@@ -50,14 +50,31 @@ def generate(
         if sequence.cancelled:
             sequence.finish = Finish.CANCELLED
             return
-        yield sequence.push(logits)
-        if sequence.finish is not None:
-            return
+        if logits is not None:
+            yield sequence.push(logits)
+            if sequence.finish is not None:
+                return
         if not slot.make_room(len(sequence.pending)):
             sequence.finish = Finish.FULL
             return
+        draft = sequence.draft(slot.room - 1) if slot.rewinds else []
         start = clock()
-        logits = slot.decode(sequence.pending)
+        if not draft:
+            logits = slot.decode(sequence.pending)
+            timings.eval += clock() - start
+            timings.n_eval += 1
+            assert logits is not None, "there was room"
+            continue
+        rows, logits = slot.verify([*sequence.pending, *draft]), None
         timings.eval += clock() - start
-        timings.n_eval += 1
-        assert logits is not None, "there was room"
+        try:
+            for piece in sequence.check(draft, rows):
+                timings.n_eval += 1
+                yield piece
+                if sequence.finish is not None:
+                    return
+                if sequence.cancelled:
+                    sequence.finish = Finish.CANCELLED
+                    return
+        finally:
+            slot.go_back(min(len(slot.tokens), len(sequence.tokens) - len(sequence.pending)))

@@ -5,7 +5,7 @@ Owns the step from a row of logits to a piece of text.
 
 import enum
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Items
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -16,6 +16,8 @@ from pyggml.runtime.timings import Timings, clock
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from pyggml.runtime.drafts import Drafter
 
     Row = NDArray[np.float32]
 
@@ -84,6 +86,7 @@ class Sequence:
     n_logprobs  also note each token's log-probability and those of so many of the most likely
     timings     to add to
     cancelled   an event that ends it before the next token; `cancel` sets it
+    drafter     makes guesses at the next tokens, which are computed together with the last one
     messages    which tokens of the prompt begin a message of a user, by number: places to go back to
     reuses      whether tokens that are computed already, of a text before, need not be computed again
     """
@@ -103,6 +106,7 @@ class Sequence:
         cancelled: threading.Event | None = None,
         messages: Items[int] = (),
         reuses: bool = True,
+        drafter: "Drafter | None" = None,
     ) -> None:
         self.tokens = list(prompt)
         self.n_prompt = len(self.tokens)
@@ -124,6 +128,8 @@ class Sequence:
         self._cancelled = cancelled or threading.Event()
         self._messages = list(messages)
         self.reuses = reuses
+        self.drafter = drafter
+        self.n_drafted = self.n_kept = 0  # tokens of drafts, and those of them that were chosen
 
     @property
     def points(self) -> list[int]:
@@ -164,6 +170,31 @@ class Sequence:
         """Somebody else's tokens after those there, which nobody chose."""
         self.tokens += tokens
         self.pending += tokens
+
+    def draft(self, room: int) -> list[int]:
+        """Guesses at the tokens after those there, at most so many as are wanted and have room."""
+        if self.drafter is None or self.finish is not None:
+            return []
+        left = self.max_tokens - len(self.ends) - 1 if self.max_tokens >= 0 else room
+        most = min(room, left)
+        return self.drafter.draft(self.tokens, most)[:most] if most > 0 else []
+
+    def check(self, draft: Items[int], rows: "Iterable[Row]") -> "Iterator[Piece]":
+        """The pieces of `rows`, which are those after the last token and after each of the draft's: until one is another
+        than was guessed, or ends the text. Then `pending` is the last token, which is not computed."""
+        kept = 0
+        for guess, row in zip((*draft, None), rows, strict=True):
+            piece = self.push(row)
+            going_on = self.finish is None and piece.token == guess
+            if going_on:
+                kept += 1
+                self.pending = []
+            elif self.drafter is not None and draft:
+                self.n_drafted, self.n_kept = self.n_drafted + len(draft), self.n_kept + kept
+                self.drafter.kept(len(draft), kept)
+            yield piece
+            if not going_on:
+                return
 
     def push(self, logits: "Row") -> Piece:
         """Choose a token. logits (n_vocab,): those after all of `pending`. Raises SamplerError, GrammarError."""

@@ -40,6 +40,9 @@ class Decoder(Protocol):
     def decode(self, tokens: Sequence[int]) -> "NDArray[np.float32]":
         """Compute these after those there; logits (1, n_vocab) of the last."""
 
+    def decode_all(self, tokens: Sequence[int]) -> "NDArray[np.float32]":
+        """As `decode`, with the logits (tokens, n_vocab) of each."""
+
     def prepare(self, n_tokens: int) -> "list[Job]":
         """Begin to compile what so many tokens need; the jobs to wait for."""
 
@@ -164,6 +167,25 @@ class Slot:
             self.forgotten += n_discard
             self.checkpoints.forget()  # their positions are others now
         return True
+
+    @property
+    def rewinds(self) -> bool:
+        """Whether the context can go back to any token: what drafts need, most of which are not kept."""
+        return self._memory is None or self._memory.rewinds
+
+    @property
+    def room(self) -> int:
+        """Further tokens that fit as they are."""
+        return self._room - self.context.n_past
+
+    def verify(self, tokens: Sequence[int]) -> "NDArray[np.float32]":
+        """Go on with these, for which there is room; the logits (tokens, n_vocab) after each. Raises ContextError,
+        ComputeError."""
+        before = self.context.n_past
+        try:
+            return self.context.decode_all(tokens)
+        finally:
+            self.tokens += tokens[: self.context.n_past - before]
 
     def prepare(self, n: int) -> None:
         """Wait until the kernels for so many further tokens, and for single ones after them, are compiled."""

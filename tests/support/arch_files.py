@@ -37,6 +37,9 @@ NAMES = [
 ]  # fmt: skip
 """All files that the reference writes, by architecture and whether it has experts."""
 
+NOT_THERE: dict[str, str] = {"refact-moe": "llama.cpp reads its experts and computes none of them"}
+"""Files of the reference that we do not compute yet, and why."""
+
 DENOISERS = ("dream-dense", "llada-dense", "llada-moe-moe", "rnd1-moe")
 """Those that see all tokens and keep none: tests/model/test_denoisers.py compares them."""
 

@@ -47,6 +47,11 @@ class FakeContext:
             self.tokens.append(token)
         return row(self.tokens)[None]
 
+    def decode_all(self, tokens: Sequence[int]) -> Any:
+        rows = [self.decode([token])[0] for token in tokens]
+        self.calls[len(self.calls) - len(rows) :] = [("decode", len(rows))]
+        return np.stack(rows)
+
     def prepare(self, n_tokens: int) -> list[Any]:
         self.calls.append(("prepare", n_tokens))
         return []
