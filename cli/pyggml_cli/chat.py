@@ -17,6 +17,7 @@ from pyggml_cli.interrupts import on_ctrl_c
 from pyggml_cli.line_editor import LineEditor
 from pyggml_cli.reverse_prompt import reverse_prompts
 from pyggml_cli.slots import full, prompt_cache, slot_for
+from pyggml_cli.speculation import drafter_for
 from pyggml_cli.terminal import text_for
 from pyggml_cli.text_files import read_text
 from pyggml_cli.verbose_prompt import show_prompt
@@ -24,6 +25,7 @@ from pyggml_cli.verbose_prompt import show_prompt
 if TYPE_CHECKING:
     from pyggml.chat import Conversation, PlainDialogue
     from pyggml.runtime.context import Context
+    from pyggml.runtime.drafts import Drafter
     from pyggml.runtime.prompt_cache import PromptCache
     from pyggml.runtime.sequence import Sequence
     from pyggml.runtime.slot import Slot
@@ -102,8 +104,9 @@ def chat(values: Values, first: str | None, make_chain: Callable[[Values, "Token
         try:
             cache = prompt_cache(values, context)
             context.prepare(USUAL_MESSAGE)
-            session = ChatSession(values, conversation, tokenizer, context, chain, timings, cache)
-            session.run(first)
+            with drafter_for(values, context) as drafter:
+                session = ChatSession(values, conversation, tokenizer, context, chain, timings, cache, drafter)
+                session.run(first)
             if session.slot is not None:
                 cache.keep_all(session.slot)
         finally:
@@ -145,8 +148,10 @@ class ChatSession:
         chain: "SamplerChain",
         timings: "RunTimings",
         cache: "PromptCache",
+        drafter: "Drafter | None",
     ) -> None:
         self.values = values
+        self.drafter = drafter
         self.cache = cache
         self.conversation = conversation
         self.tokenizer = tokenizer
@@ -351,6 +356,7 @@ class ChatSession:
             stops=stops,
             timings=self.timings,
             cancelled=interrupted,
+            drafter=self.drafter,
         )
         if stops.begin(tokens if self.plain else []) and asks_at_once:
             reply.finish = Finish.STOP

@@ -19,6 +19,7 @@ from pyggml_cli.flags import (
     whole,
 )
 from pyggml_cli.other_flags import DRAFT, NO_DIFFERENCE, NOT_HERE, OTHER_TOOLS
+from pyggml_cli.speculation import FLAGS as DRAFTS
 
 RANDOM_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED; not imported, because --help shall not wait for NumPy
 LOAD_MODES = ("auto", "none", "mmap", "mlock", "mmap+mlock", "dio")
@@ -387,6 +388,7 @@ GROUPS = {
     "sampling": SAMPLING,
     "devices": DEVICES,
     "positions": ROPE,
+    "drafts": DRAFTS,
 }
 ROWS: list[Row] = [row for group in GROUPS.values() for row in group] + NO_DIFFERENCE + NOT_HERE + DRAFT + OTHER_TOOLS
 

@@ -40,7 +40,7 @@ NO_DIFFERENCE: list[Row] = [
 
 DOWNLOADS = "models are not downloaded; give the file with -m"
 TEXT_ONLY = "text is all that models read here, no images, sound or video"
-SPECULATION = "nothing is drafted by a second model"
+SPECULATION = "of drafts, ngram-simple, ngram-map-k and a smaller model on the CPU are there"
 WHOLE = "devices are given whole layers"
 
 NOT_HERE: list[Row] = [
@@ -78,14 +78,14 @@ _DRAFT = """
     --spec-draft-cpu-strict-batch --cpu-strict-batch-draft; --spec-draft-prio-batch --prio-batch-draft;
     --spec-draft-poll-batch --poll-batch-draft; --spec-draft-type-k -ctkd --cache-type-k-draft;
     --spec-draft-type-v -ctvd --cache-type-v-draft; --spec-draft-override-tensor -otd --override-tensor-draft;
-    --spec-draft-n-cpu-moe --spec-draft-ncmoe -ncmoed --n-cpu-moe-draft; --spec-draft-n-max; --spec-draft-n-min;
-    --spec-draft-p-split --draft-p-split; --spec-draft-p-min --draft-p-min; --spec-draft-device -devd --device-draft;
-    --spec-draft-ngl -ngld --gpu-layers-draft --n-gpu-layers-draft; --spec-draft-model -md --model-draft; --spec-type;
+    --spec-draft-n-cpu-moe --spec-draft-ncmoe -ncmoed --n-cpu-moe-draft;
+    --spec-draft-p-split --draft-p-split;  --spec-draft-device -devd --device-draft;
+    --spec-draft-ngl -ngld --gpu-layers-draft --n-gpu-layers-draft;
     --spec-synth-len; --spec-synth-rates; --spec-ngram-mod-n-min; --spec-ngram-mod-n-max; --spec-ngram-mod-n-match;
-    --spec-ngram-simple-size-n; --spec-ngram-simple-size-m; --spec-ngram-simple-min-hits;
-    --spec-ngram-map-k-size-n; --spec-ngram-map-k-size-m; --spec-ngram-map-k-min-hits;
+      --spec-ngram-simple-min-hits;
+      --spec-ngram-map-k-min-hits;
     --spec-ngram-map-k4v-size-n; --spec-ngram-map-k4v-size-m; --spec-ngram-map-k4v-min-hits;
-    --draft --draft-n --draft-max; --draft-min --draft-n-min; -lcs --lookup-cache-static; -lcd --lookup-cache-dynamic;
+      -lcs --lookup-cache-static; -lcd --lookup-cache-dynamic;
     --spec-ngram-size-n; --spec-ngram-size-m; --spec-ngram-min-hits
 """
 DRAFT: list[Row] = [

@@ -1,6 +1,6 @@
 """Drafts: guesses at a text's next tokens, cheap to make, which the model then computes together with the token chosen last. Those that
-it would have chosen itself are kept, so the text is the one that would have come without (llama.cpp: common/speculative.cpp,
-ngram-map.cpp).
+are chosen are kept, so the text is the one that would have come without (llama.cpp: common/speculative.cpp, ngram-map.cpp). With
+weights in blocks several tokens at once are rounded otherwise than one: where two tokens are nearly as likely, either may come.
 
 Owns where guesses come from and how many are made; generate.py and batcher.py compare them with what is chosen.
 """

@@ -36,9 +36,9 @@ def biased(text: str) -> list[str]:
 
 
 def test_stdout_is_prompt_and_text_and_nothing_else(complete: Callable[..., Any]) -> None:
-    outcome = complete("-p", "hello world", "-n", 4, *biased("x"), "--swa-full")
+    outcome = complete("-p", "hello world", "-n", 4, *biased("x"), "--no-host")
     assert (outcome.code, outcome.out) == (0, "hello worldxxxx")
-    assert outcome.err.startswith("note: --swa-full makes no difference here\n")
+    assert outcome.err.startswith("note: --no-host makes no difference here\n")
     assert TIMINGS.search(outcome.err)
 
 

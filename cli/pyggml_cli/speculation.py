@@ -1,0 +1,117 @@
+"""Flags of speculative decoding, as llama.cpp's, and the drafter that they ask for (common/speculative.cpp).
+
+Owns which of pyggml.runtime.drafts is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from pyggml_cli.flags import Flag, Row, number, whole
+
+if TYPE_CHECKING:
+    from pyggml.runtime.context import Context
+    from pyggml.runtime.drafts import Drafter
+
+TYPES = ("none", "draft-simple", "ngram-simple", "ngram-map-k")
+
+
+def types(text: str) -> list[str]:
+    """`--spec-type`: one of TYPES, or several, of which the first that has a guess counts."""
+    found = text.split(",")
+    for name in found:
+        if name not in TYPES:
+            raise ValueError(f"{name!r} is not one of {', '.join(TYPES)}")
+    return [name for name in found if name != "none"]
+
+
+def probability(text: str) -> float:
+    value = number(text)
+    if not 0 <= value <= 1:
+        raise ValueError("must be from 0 to 1")
+    return value
+
+
+FLAGS: list[Row] = [
+    Flag(("--spec-type",), "spec_type", "guess tokens, and compute guesses together with the last token: none, "
+         "ngram-simple or ngram-map-k (what followed the same tokens before), draft-simple (a smaller model); what is "
+         "not chosen is thrown away", types, "TYPE,...", default=None),
+    Flag(("--spec-draft-model", "-md", "--model-draft"), "draft_model", "the smaller model that guesses", str, "FNAME",
+         default=None),
+    Flag(("--spec-draft-n-max", "--draft", "--draft-n", "--draft-max"), "draft_max", "tokens that it guesses at most",
+         whole(1), "N", default=3),
+    Flag(("--spec-draft-n-min", "--draft-min", "--draft-n-min"), "draft_min", "fewer guesses are not used", whole(0), "N",
+         default=0),
+    Flag(("--spec-draft-p-min", "--draft-p-min"), "draft_p_min", "how likely a guess must be", probability, "P",
+         default=0.0),
+    *(
+        Flag((f"--spec-{name}-size-{letter}",), f"{name.replace('-', '_')}_{letter}", f"of {name}: {what}", whole(1, 1024),
+             "N", default=default)
+        for name in ("ngram-simple", "ngram-map-k")
+        for letter, what, default in (("n", "tokens that must have stood there before", 12), ("m", "tokens of a guess", 48))
+    ),
+]  # fmt: skip
+
+
+class FirstOf:
+    """The guess of the first drafter that has one."""
+
+    def __init__(self, drafters: list[Drafter]) -> None:
+        self._drafters, self._used = drafters, drafters[0]
+
+    def draft(self, tokens: Any, most: int) -> list[int]:
+        for drafter in self._drafters:
+            if found := drafter.draft(tokens, most):
+                self._used = drafter
+                return found
+        return []
+
+    def kept(self, drafted: int, kept: int) -> None:
+        self._used.kept(drafted, kept)
+
+
+@contextlib.contextmanager
+def drafter_for(values: Any, context: Context) -> Iterator[Drafter | None]:
+    """What the flags ask for. Raises GGUFError, ModelError, DeviceError, ContextError, OSError, UsageError."""
+    from pyggml_cli.flags import UsageError
+
+    wanted = values.spec_type
+    if wanted is None:
+        wanted = ["draft-simple"] if values.draft_model else []
+    if "draft-simple" in wanted and values.draft_model is None:
+        raise UsageError("--spec-type draft-simple: name the smaller model with -md")
+    if not wanted:
+        yield None
+        return
+    from pyggml.runtime.drafts import NgramDrafter
+
+    with contextlib.ExitStack() as stack:
+        drafters: list[Drafter] = []
+        for name in wanted:
+            if name == "draft-simple":
+                drafters.append(stack.enter_context(_smaller_model(values, context)))
+            else:
+                n, m = (getattr(values, f"{name.replace('-', '_')}_{letter}") for letter in "nm")
+                drafters.append(NgramDrafter(n, m, per_key=name == "ngram-map-k"))
+        yield drafters[0] if len(drafters) == 1 else FirstOf(drafters)
+
+
+@contextlib.contextmanager
+def _smaller_model(values: Any, context: Context) -> Iterator[Drafter]:
+    """On the CPU, whatever the model is on."""
+    from pyggml.model.model import Model
+    from pyggml.runtime.context import Context
+    from pyggml.runtime.drafts import ModelDrafter, check_same_tokens
+
+    model = Model.load(values.draft_model)
+    try:
+        small = Context(model, context.n_ctx, n_threads=values.n_threads if values.n_threads > 0 else None)
+        try:
+            check_same_tokens(context, small)
+            yield ModelDrafter(small, values.draft_max, p_min=values.draft_p_min, least=values.draft_min)
+        finally:
+            small.close()
+    finally:
+        model.close()
