@@ -242,8 +242,7 @@ class Batcher:
                 said.append((sequence, None))
                 continue
             try:
-                for piece in sequence.check(draft, mine):
-                    said.append((sequence, piece))
+                said.extend((sequence, piece) for piece in sequence.check(draft, mine))
             except (SamplerError, GrammarError) as reason:  # the others' rows are not to be lost
                 sequence.fail(reason)
                 said.append((sequence, None))
