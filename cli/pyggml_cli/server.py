@@ -155,9 +155,10 @@ def _serve_model(values: Values, model: "Model", tokenizer: "Tokenizer", templat
     from pyggml_cli.loading import context_arguments
 
     arguments = context_arguments(values, model)
-    adapters = arguments["adapters"]
+    loras = arguments["adapters"][: len(_loras(values))]  # behind them control vectors
     if values.lora_idle:
-        arguments["adapters"] = adapters[len(_loras(values)) :]  # control vectors stay
+        loras = [(adapter, 0.0) for adapter, _ in loras]
+        arguments["adapters"] = [*loras, *arguments["adapters"][len(loras) :]]
     auto = values.n_parallel < 1
     context = Context(
         model,
@@ -175,7 +176,7 @@ def _serve_model(values: Values, model: "Model", tokenizer: "Tokenizer", templat
             n_keep=max(0, values.keep),
             rule=CheckpointRule(values.ctx_checkpoints, values.checkpoint_min_step),
         )
-        served = Served(model, batcher, tokenizer, settings, template)
+        served = Served(model, batcher, tokenizer, settings, template, loras)
         if values.warmup:
             _warm_up(context)
         serve(served, lambda address: _ready(served.name, context, address))

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from pyggml_server import native, openai
+from pyggml_server import native, native_completion, openai
 from pyggml_server.answers import ClientGone
 from pyggml_server.errors import RequestError
 from pyggml_server.guard import Guard
@@ -24,6 +24,19 @@ ROUTES = [
     Route("/v1/health", native.health, methods=GET),
     Route("/models", openai.models, methods=GET),
     Route("/v1/models", openai.models, methods=GET),
+    Route("/completion", native_completion.completion, methods=POST),
+    Route("/completions", native_completion.completion, methods=POST),
+    Route("/infill", native_completion.infill, methods=POST),
+    Route("/tokenize", native.tokenize, methods=POST),
+    Route("/detokenize", native.detokenize, methods=POST),
+    Route("/apply-template", native.apply_template, methods=POST),
+    Route("/props", native.props, methods=GET),
+    Route("/slots", native.slots, methods=GET),
+    Route("/slots/{slot:int}", native.slot_action, methods=POST),
+    Route("/metrics", native.metrics, methods=GET),
+    Route("/lora-adapters", native.lora_adapters, methods=["GET", "POST"]),
+    Route("/chat/completions/input_tokens", native.count_chat, methods=POST),
+    Route("/v1/chat/completions/input_tokens", native.count_chat, methods=POST),
     Route("/v1/completions", openai.completions, methods=POST),
     Route("/chat/completions", openai.chat_completions, methods=POST),
     Route("/v1/chat/completions", openai.chat_completions, methods=POST),

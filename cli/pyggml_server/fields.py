@@ -14,8 +14,8 @@ LARGEST = 3.4e38  # of single precision
 I32 = (1 << 31) - 1
 
 
-def read_body(data: bytes) -> "Fields":
-    """A body that is a JSON object. Raises RequestError."""
+def read_json(data: bytes) -> Any:
+    """A body's JSON. Raises RequestError."""
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as reason:
@@ -30,6 +30,11 @@ def read_body(data: bytes) -> "Fields":
         raise RequestError(f"the body is not JSON: {' '.join(str(reason).split())[:200]}") from None
     except RecursionError:
         raise RequestError("the body's JSON is nested too deeply") from None
+    return found
+
+
+def as_fields(found: Any) -> "Fields":
+    """A body that has to be an object. Raises RequestError."""
     if not isinstance(found, dict):
         raise RequestError(f"the body must be a JSON object, it is {_kind(found)}")
     return Fields(found)

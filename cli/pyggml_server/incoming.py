@@ -1,12 +1,13 @@
 """What every route asks of a request: its body, who sent it, and what serves it. Owns the body's limits."""
 
 import asyncio
+from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
 from pyggml_server.answers import ClientGone
 from pyggml_server.errors import RequestError
-from pyggml_server.fields import Fields, read_body
+from pyggml_server.fields import Fields, as_fields, read_json
 from pyggml_server.served import Served
 
 
@@ -26,6 +27,11 @@ def client_of(request: Request) -> str:
 
 
 async def body_of(request: Request) -> Fields:
+    """The request's JSON, which has to be an object. Raises RequestError, ClientGone."""
+    return as_fields(await json_of(request))
+
+
+async def json_of(request: Request) -> Any:
     """The request's JSON. Raises RequestError, ClientGone."""
     settings = served_by(request).settings
     length = request.headers.get("content-length", "")
@@ -42,7 +48,7 @@ async def body_of(request: Request) -> Fields:
         raise RequestError(f"the body did not come within {settings.body_timeout:g} seconds", status=408) from None
     except ClientDisconnect:
         raise ClientGone from None
-    return read_body(bytes(data))
+    return read_json(bytes(data))
 
 
 def _too_large(size: str, largest: int) -> RequestError:

@@ -133,9 +133,15 @@ def prompt_tokens(served: Served, fields: Fields, name: str = "prompt") -> list[
 
 
 def one_prompt(
-    served: Served, fields: Fields, name: str, value: object, special: bool = True, bos: bool = True
+    served: Served,
+    fields: Fields,
+    name: str,
+    value: object,
+    special: bool = True,
+    bos: bool = True,
+    empty: bool = False,
 ) -> list[int]:
-    """The tokens of one prompt. Raises RequestError."""
+    """The tokens of one prompt; of none BOS, unless it may be `empty`. Raises RequestError."""
     tokenizer = served.tokenizer
     if not isinstance(value, list | str):
         raise fields.wrong(name, "must be a text, an array of tokens, or an array of these")
@@ -151,6 +157,6 @@ def one_prompt(
             tokens.append(part)
         else:
             raise fields.wrong(name, f"must be a text, or tokens from 0 to {served.model.n_vocab - 1}")
-    if not tokens and tokenizer.bos is not None:
+    if not tokens and not empty and tokenizer.bos is not None:
         tokens = [tokenizer.bos]
     return tokens

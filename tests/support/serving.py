@@ -12,6 +12,7 @@ from pyggml_server.serve import serve
 from pyggml_server.served import Served
 from pyggml_server.settings import Settings
 
+from pyggml.model.lora import Adapter
 from pyggml.model.model import Model
 from pyggml.runtime.batcher import Batcher
 from pyggml.runtime.context import Context
@@ -92,13 +93,14 @@ def serving(
     kv_unified: bool = False,
     template: str | None = None,
     sampling: SamplerParams | None = None,
+    adapters: list[tuple[Adapter, float]] | None = None,
     **settings: Any,
 ) -> Iterator[Client]:
     """Greedy by default, on any free port."""
-    context = Context(model, n_ctx, n_seq_max=n_slots, kv_unified=kv_unified)
+    context = Context(model, n_ctx, n_seq_max=n_slots, kv_unified=kv_unified, adapters=adapters or ())
     tokenizer = Tokenizer.from_metadata(model.file.metadata)
     made = Settings(port=0, sampling=sampling or SamplerParams(temp=0.0), grace=1.0, **settings)
-    served = Served(model, Batcher(context, context.n_ubatch), tokenizer, made, template)
+    served = Served(model, Batcher(context, context.n_ubatch), tokenizer, made, template, adapters)
     listening = threading.Event()
     found: list[str] = []
     end: list[Callable[[], None]] = []

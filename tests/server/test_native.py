@@ -1,0 +1,133 @@
+"""llama-server's own routes: tokens, templates, completions with all that they tell, slots, metrics, adapters."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from serving import Client, serving
+
+from pyggml.model.model import Model
+
+
+def test_tokens_and_texts(client: Client) -> None:
+    tokens = client.ok("/tokenize", {"content": "hello world"})["tokens"]
+    assert tokens == client.served.tokenizer.encode("hello world", add_special=False)
+    assert client.ok("/detokenize", {"tokens": tokens}) == {"content": "hello world"}
+    pieces = client.ok("/tokenize", {"content": "h\u00e9", "with_pieces": True})["tokens"]
+    assert [p["piece"] for p in pieces] == ["h", [0xC3], [0xA9]]
+    assert client.ok("/tokenize", {}) == {"tokens": []} == client.ok("/tokenize", {"content": ""})
+    for wrong in ({"tokens": [-1]}, {"tokens": [10**9]}, {"tokens": ["a"]}, {"tokens": 5}):
+        assert client.post("/detokenize", wrong)[0] == 400
+    assert client.post("/tokenize", {"content": {}})[0] == 400
+
+
+def test_the_template(client: Client) -> None:
+    messages = [{"role": "user", "content": "hello"}]
+    assert client.ok("/apply-template", {"messages": messages}) == {"prompt": "[user]hello[assistant]"}
+    n = client.ok("/v1/chat/completions/input_tokens", {"messages": messages})["input_tokens"]
+    assert n == client.ok("/v1/chat/completions", {"messages": messages, "max_tokens": 1})["usage"]["prompt_tokens"]
+
+
+def test_completions_tell_all(client: Client) -> None:
+    body = {"prompt": "hello", "n_predict": 8, "n_probs": 2, "return_tokens": True}
+    whole = client.ok("/completion", body)
+    other = client.ok("/v1/completions", {"prompt": "hello", "max_tokens": 8})
+    assert whole["content"] == other["choices"][0]["text"]
+    assert whole["stop"] and whole["stop_type"] == "limit" and whole["tokens_predicted"] == 8 == len(whole["tokens"])
+    assert len(whole["completion_probabilities"]) == 8 and whole["generation_settings"]["temperature"] == 0.0
+    assert whole["prompt"] == "hello" and whole["timings"]["predicted_n"] == 8
+    events = client.stream("/completion", body)
+    assert "".join(e["content"] for e in events) == whole["content"]
+    assert [e["stop"] for e in events] == [False] * (len(events) - 1) + [True]
+    picked = client.ok("/completion", {**body, "response_fields": ["content", "timings/predicted_n", "none"]})
+    assert picked == {
+        "content": whole["content"],
+        "predicted_n": 8,
+        "completion_probabilities": picked["completion_probabilities"],
+    }
+    both = client.ok("/completion", {"prompt": ["hello", "world"], "n_predict": 3})
+    assert [one["index"] for one in both] == [0, 1]
+
+
+def test_the_word_that_ended_it(client: Client) -> None:
+    text = client.ok("/completion", {"prompt": "hello", "n_predict": 40})["content"]
+    at = next(i for i in range(4, len(text)) if "\ufffd" not in text[i : i + 2] and text.find(text[i : i + 2]) == i)
+    found = client.ok("/completion", {"prompt": "hello", "n_predict": 40, "stop": ["never", text[at : at + 2]]})
+    assert (found["stop_type"], found["stopping_word"], found["content"]) == ("word", text[at : at + 2], text[:at])
+
+
+def test_what_is_filled_in(client: Client) -> None:
+    body = {"input_prefix": "a(", "input_suffix": ")b", "n_predict": 4}
+    found = client.ok("/infill", body)
+    tokens = client.served.tokenizer.encode
+    assert found["tokens_evaluated"] == 3 + len(tokens("a(")) + len(tokens(")b"))
+    assert found["prompt"] == "\x01a(\x02)b\x03"
+    more = client.ok("/infill", {**body, "prompt": "x", "input_extra": [{"filename": "f", "text": "other"}]})
+    assert more["prompt"] == "--- snippet ---\n\nf\nother\x01a(\x02)b\x03x"
+    assert client.post("/infill", {"input_prefix": "a"})[1]["error"]["param"] == "input_suffix"
+    assert "".join(e["content"] for e in client.stream("/infill", body)) == found["content"]
+
+
+def test_slots(client: Client) -> None:
+    with client.open_stream(
+        "/v1/completions", {"prompt": "hello there", "max_tokens": 400, "ignore_eos": True}
+    ) as events:
+        next(events)
+        status, found = client.get("/slots")
+        assert status == 200 and [slot["id"] for slot in found] == [0, 1, 2, 3]
+        (busy,) = [slot for slot in found if slot["is_processing"]]
+        assert busy["prompt"] == "hello there" and busy["next_token"][0]["n_decoded"] > 0
+        assert client.post(f"/slots/{busy['id']}?action=erase", {})[0] in (200, 503)
+    for slot in range(4):
+        client.post(f"/slots/{slot}?action=erase", {})
+    assert client.post("/slots/0?action=erase", {}) == (200, {"id_slot": 0, "n_erased": 0})
+    for path, status in (("/slots/9?action=erase", 400), ("/slots/0?action=dance", 400), ("/slots/0?action=save", 501)):
+        assert client.post(path, {})[0] == status
+    assert client.raw("POST", "/slots/x?action=erase")[0] == 404
+
+
+def test_props_and_metrics(client: Client, model: Model) -> None:
+    status, props = client.get("/props")
+    assert status == 200 and props["total_slots"] == 4 and props["default_generation_settings"]["n_ctx"] == 512
+    assert "/" not in props["model_path"], "no path of this machine is told"
+    assert client.get("/metrics")[0] == 501
+    with serving(model, n_slots=1, metrics=True, slots=False) as other:
+        other.ok("/completion", {"prompt": "hello there", "n_predict": 5, "ignore_eos": True})
+        assert other.get("/slots")[0] == 501
+        status, headers, data = other.raw("GET", "/metrics")
+        values = dict(line.split() for line in data.decode().splitlines() if not line.startswith("#"))
+        assert status == 200 and headers["content-type"].startswith("text/plain; version=0.0.4")
+        assert values["llamacpp:tokens_predicted_total"] == "5" and values["llamacpp:requests_processing"] == "0"
+        kinds = [line.split()[2] for line in data.decode().splitlines() if line.startswith("# TYPE")]
+        assert kinds == list(values)
+
+
+@pytest.fixture
+def adapted(tmp_path: Path) -> Iterator[Client]:
+    from text_model import write_text_model
+    from tiny_lora import write_lora
+
+    from pyggml.backend.cpu import CPUDevice
+
+    model = Model.load(write_text_model(tmp_path / "m.gguf", n_ctx=256), cpu=CPUDevice())
+    adapter = model.load_adapter(write_lora(tmp_path / "a.gguf", ["blk.0.ffn_gate.weight", "blk.1.ffn_down.weight"]))
+    with serving(model, n_slots=1, adapters=[(adapter, 0.0)]) as client:
+        yield client
+    model.close()
+
+
+def test_adapters_and_their_scales(adapted: Client) -> None:
+    body = {"prompt": "hello", "n_predict": 12}
+    before = adapted.ok("/completion", body)["content"]
+    listed = adapted.get("/lora-adapters")[1]
+    assert [(a["id"], a["scale"]) for a in listed] == [(0, 0.0)]
+    assert adapted.post("/lora-adapters", [{"id": 0, "scale": 5.0}])[0] == 200
+    assert adapted.get("/lora-adapters")[1][0]["scale"] == 5.0
+    changed = adapted.ok("/completion", body)
+    assert changed["content"] != before and changed["timings"]["cache_n"] == 0
+    assert adapted.post("/lora-adapters", [])[0] == 200
+    assert adapted.ok("/completion", body)["content"] == before
+    for wrong in ([{"id": 1, "scale": 1}], [{"id": 0}], [{"id": 0, "scale": "x"}], {}, [3]):
+        status, found = adapted.post("/lora-adapters", wrong)
+        assert status == 400, (wrong, json.dumps(found))
