@@ -4,6 +4,7 @@ Owns its layout: an XOR-compressed double array of 32-bit words that maps sequen
 offsets, each ended by a zero byte (llm_tokenizer_ugm_session: xcda_array_view, normalize_prefix).
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +20,8 @@ class Charsmap:
 
     def __init__(self, nodes: list[int], texts: bytes) -> None:
         self._nodes, self._texts = nodes, texts
-        self._plain = [self._step(self._base(0), byte) is None for byte in range(256)]
+        safe = [byte for byte in range(1, 128) if self._is_safe(byte)]
+        self._run = re.compile(b"[%s]+(?![\x80-\xff])" % b"".join(b"\\x%02x" % byte for byte in safe)) if safe else None
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> "Charsmap | None":
@@ -37,9 +39,12 @@ class Charsmap:
 
     def replaced(self, text: str) -> str:
         data, at, out = text.encode(), 0, []
-        plain = self._plain
         while at < len(data):
-            length, offset = (0, 0) if plain[data[at]] else self._longest(data, at)
+            if self._run is not None and (run := self._run.match(data, at)) is not None:
+                out.append(run.group())
+                at = run.end()
+                continue
+            length, offset = self._longest(data, at)
             if length:
                 out.append(self._text(offset))
             else:
@@ -47,6 +52,11 @@ class Charsmap:
                 out.append(data[at : at + length])
             at += length
         return b"".join(out).decode("utf-8", "replace")
+
+    def _is_safe(self, byte: int) -> bool:
+        """Whether this character of ASCII stays as it is before any other of ASCII."""
+        step = self._step(self._base(0), byte)
+        return step is None or (not step[0] and all(self._step(step[1], other) is None for other in range(128)))
 
     def _longest(self, data: bytes, at: int) -> tuple[int, int]:
         """Bytes of the longest sequence of the table that stands here, 0: none does; and where its text is."""

@@ -3,7 +3,9 @@
 Owns the search; `charsmap.py` says which characters stand for others.
 """
 
+import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ from pyggml.tokenizer.charsmap import Charsmap
 from pyggml.tokenizer.spm import SPACE, scores_of
 from pyggml.tokenizer.vocab import Attr, Vocab, boolean
 
+_WORD = re.compile(f"{SPACE}*[^{SPACE}]+|{SPACE}+")
+_CACHED_WORDS, _CACHED_LENGTH = 1 << 15, 32
 UNKNOWN_PENALTY = 10.0
 """How much worse an unknown character is than the worst token."""
 
@@ -59,6 +63,10 @@ class Unigram(Tokenizer, models=("t5",)):
         if not all_normal:
             raise TokenizerError("a unigram vocabulary needs normal tokens, this one has none")
         self._unknown = float(np.float32(min(all_normal)) - np.float32(UNKNOWN_PENALTY))
+        # Text may be cut before spaces unless a token goes on beyond them. That changes no sum: scores are F32 numbers of like
+        # size, and doubles hold their sums exactly. Words come again, so they are remembered.
+        self._cut = not any(SPACE in text.lstrip(SPACE) for text in self._scored)
+        self._remembered = lru_cache(_CACHED_WORDS)(self._best)
         self._nl = self._first_of("\n")
 
     @property
@@ -76,7 +84,10 @@ class Unigram(Tokenizer, models=("t5",)):
             if isinstance(fragment, int):
                 ids.append(fragment)
             else:
-                ids += self._best(self.normalized(fragment))
+                text = self.normalized(fragment)
+                for word in _WORD.findall(text) if self._cut or not text else (text,):
+                    found = self._remembered(word) if len(word) <= _CACHED_LENGTH else self._best(word)
+                    ids += found[1:] if ids and ids[-1] == found[0] == self.unk else found
         return ids
 
     def normal_bytes(self, token: int) -> bytes:

@@ -210,12 +210,17 @@ UNIGRAMS = {"<pad>": 0.0, "</s>": 0.0, "<unk>": 0.0, "<s>": 0.0, "<u>": -9.0, SP
 
 @pytest.mark.parametrize("remove", [False, True])
 @pytest.mark.parametrize("prefix", [False, True])
-def test_unigrams_without_a_table(prefix: bool, remove: bool, stock: NewestStock, tmp_path: Path) -> None:
-    tokens = list(UNIGRAMS)
+@pytest.mark.parametrize("crossing", [True, False])
+def test_unigrams_without_a_table(
+    crossing: bool, prefix: bool, remove: bool, stock: NewestStock, tmp_path: Path
+) -> None:
+    """With a token that goes on behind a space, and without one: then words are cut each for itself."""
+    scores = {text: score for text, score in UNIGRAMS.items() if crossing or SPACE not in text.lstrip(SPACE)}
+    tokens = list(scores)
     kinds = {"<pad>": CONTROL, "</s>": CONTROL, "<unk>": UNKNOWN, "<s>": CONTROL, "<u>": USER_DEFINED}
     types = [kinds.get(t, UNUSED if t.startswith("unused") else NORMAL) for t in tokens]
     keys = {
-        "scores": [float(s) for s in UNIGRAMS.values()],
+        "scores": [float(s) for s in scores.values()],
         "add_space_prefix": prefix,
         "remove_extra_whitespaces": remove,
     }
