@@ -37,16 +37,12 @@ def test_a_table_tells_what_a_type_can_do() -> None:
 def test_the_page_of_models_is_made_from_the_code() -> None:
     """But for its numbers, which are measured: those are held to the limits of the tests that compare."""
     page = (ROOT / "docs/models.md").read_text(encoding="utf-8")
-    assert page.startswith(models_document.HEAD), (
-        "out of date: python tests/support/models_document.py > docs/models.md"
-    )
+    assert page.startswith(models_document.HEAD), "out of date: python tests/support/models_document.py"
     lines = page[len(models_document.HEAD) :].splitlines()
     assert [line.split(" | ")[0].lstrip("| ") for line in lines] == architectures(), "architectures are missing"
     for name, line in zip(architectures(), lines, strict=True):
         _, text, count, worst = line.strip("| ").split(" | ")
-        compared = len(models_document.names_of(name)) or len(
-            models_document.encoders().get(name.replace("_", "-"), [])
-        )
+        compared = len(models_document.names_of(name)) or len(models_document.encoders().get(name, []))
         assert (text, int(count)) == (models_document.text_of(name), compared), f"{name} is told otherwise"
         assert 0 <= float(worst) < max(LIMIT, *LIMITS.values() if name == "hrm-text" else ())
-    assert f"{len(architectures())} architectures" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(architectures()) > 130, "as the README says"

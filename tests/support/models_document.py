@@ -1,6 +1,6 @@
-"""docs/models.md: which architectures there are, and how close each is to llama.cpp. `python tests/support/models_document.py >
-docs/models.md` compares them all, minutes; tests/test_readme_tables.py holds the page's names and texts to the code, and its numbers
-to the limits.
+"""docs/models.md: which architectures there are, and how close each is to llama.cpp. `python tests/support/models_document.py`
+writes it anew, and compares those that it lacks or has with another number of files; with `--all` all, minutes.
+tests/test_readme_tables.py holds the page's names and texts to the code, and its numbers to the limits.
 
 Owns the page's form.
 """
@@ -28,6 +28,7 @@ from pyggml.model import architectures
 from pyggml.model.model import Model
 from pyggml.runtime.embedder import Embedder
 
+PAGE = Path(__file__).resolve().parents[2] / "docs/models.md"
 HEAD = f"""# Architectures
 
 Of each: what it is, how far our numbers are from llama.cpp's (build 11549) on tiny files with random weights in F32, and how many
@@ -49,7 +50,7 @@ def encoders() -> dict[str, list[str]]:
     """Files of models that make embeddings, by architecture."""
     found: dict[str, list[str]] = {}
     for name in tiny_encoders.NAMES:
-        found.setdefault(tiny_encoders.architecture(name), []).append(name)
+        found.setdefault(tiny_encoders.architecture(name).replace("_", "-"), []).append(name)
     return found
 
 
@@ -63,12 +64,21 @@ def text_of(architecture: str) -> str:
     )
 
 
-def rows(measure: Mapping[str, Callable[[], tuple[int, float]]]) -> str:
+def rows(measure: Mapping[str, Callable[[], float]], known_: Mapping[str, tuple[int, str]]) -> str:
     lines = []
     for name in architectures():
-        count, worst = measure[name]() if name in measure else (0, 0.0)
-        lines.append(f"| {name} | {text_of(name)} | {count} | {rounded(worst) if count else ''} |")
+        count = len(names_of(name)) or len(encoders().get(name, []))
+        before, worst = known_.get(name, (0, ""))
+        if before != count:
+            worst = rounded(measure[name]())
+        lines.append(f"| {name} | {text_of(name)} | {count} | {worst} |")
     return "\n".join(lines) + "\n"
+
+
+def page_rows(page: str) -> dict[str, tuple[int, str]]:
+    """By architecture: how many files, and the number."""
+    found = re.findall(r"^\| ([\w.-]+) \| .* \| (\d+) \| (\S+) \|$", page, re.MULTILINE)
+    return {name: (int(count), worst) for name, count, worst in found}
 
 
 def rounded(value: float) -> str:
@@ -94,25 +104,19 @@ def main() -> None:
     peer = ArchPeer(ensure_programs())
     files = all_files(peer)
 
-    def text_model(names: list[str]) -> tuple[int, float]:
-        worst = 0.0
-        for name in names:
-            print(name, file=sys.stderr)
-            found = _denoiser(peer, files[name]) if name in DENOISERS else max(differences(peer, files[name]).values())
-            worst = max(worst, found)
-        return len(names), worst
+    def text_model(name: str) -> float:
+        print(name, file=sys.stderr)
+        return _denoiser(peer, files[name]) if name in DENOISERS else max(differences(peer, files[name]).values())
 
-    def embedding_model(names: list[str]) -> tuple[int, float]:
-        made = tiny_encoders.ensure_encoders()
-        return len(names), max(_encoder(peer, made[name]) for name in names)
+    def embedding_model(name: str) -> float:
+        return _encoder(peer, tiny_encoders.ensure_encoders()[name])
 
-    measure: dict[str, Callable[[], tuple[int, float]]] = {}
+    measure: dict[str, Callable[[], float]] = {}
     for name in architectures():
-        if listed := names_of(name):
-            measure[name] = lambda listed=listed: text_model(listed)  # type: ignore[misc]
-    for name, listed in encoders().items():
-        measure.setdefault(name.replace("_", "-"), lambda listed=listed: embedding_model(listed))  # type: ignore[misc]
-    print(HEAD + rows(measure), end="")
+        one, names = (text_model, names_of(name)) if names_of(name) else (embedding_model, encoders()[name])
+        measure[name] = lambda one=one, names=names: max(map(one, names))  # type: ignore[misc]
+    before = {} if "--all" in sys.argv or not PAGE.exists() else page_rows(PAGE.read_text(encoding="utf-8"))
+    PAGE.write_text(HEAD + rows(measure, before), encoding="utf-8")
 
 
 def _denoiser(peer: ArchPeer, path: Path) -> float:
