@@ -309,7 +309,7 @@ class PoolingKeys:
     @staticmethod
     def _pooling(hp: Hparams, key: str) -> str:
         full, value = hp.find(key)
-        if value is None or value in (-1, 0xFFFFFFFF):  # unspecified
+        if value is None or (isinstance(value, int) and value in (-1, 0xFFFFFFFF)):  # unspecified
             return ""
         names = ("none", "mean", "cls", "last", "rank")  # enum llama_pooling_type
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(names):

@@ -180,7 +180,9 @@ class Model:
         metadata = self.file.metadata
         n_tokens, what = None, "the vocabulary has"
         if metadata.get("tokenizer.ggml.model") in NO_VOCABULARY:
-            n_tokens, what = metadata.get(f"{self.config.architecture}.vocab_size"), "vocab_size says"
+            what = "vocab_size says"
+            if self.config.find("vocab_size")[1] is not None:
+                n_tokens = self.config.u32("vocab_size", least=0)
         elif isinstance(tokens := metadata.get("tokenizer.ggml.tokens"), Sized):
             n_tokens = len(tokens)
         if n_tokens is not None and n_tokens != self.n_vocab:

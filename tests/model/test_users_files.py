@@ -19,6 +19,8 @@ from gguf_split import gguf_split
 from peer_archs import ArchPeer
 from peer_programs import Programs
 from programs import Newest
+from tiny_encoders import NAMES as ENCODERS
+from tiny_encoders import ensure_encoders
 from tiny_logits import run
 from tiny_model import write_llama
 from written_archs import WRITTEN
@@ -28,12 +30,12 @@ from pyggml.gguf import GGUFFile
 from pyggml.model.model import Model
 
 SHORT = [token % 90 for token in TOKENS[:9]]
-ALL = [*(name for name in NAMES if known(name) and name not in NOT_THERE), *WRITTEN, *VARIANTS]
+ALL = [*(name for name in NAMES if known(name) and name not in NOT_THERE), *WRITTEN, *VARIANTS, *ENCODERS]
 
 
 @pytest.fixture(scope="module")
 def files(newest: Newest) -> dict[str, Path]:
-    return all_files(ArchPeer(Programs(newest.bin, newest.source)))
+    return {**all_files(ArchPeer(Programs(newest.bin, newest.source))), **ensure_encoders()}
 
 
 @pytest.mark.parametrize("name", ["qwen3moe-moe", "deepseek2-groups"])
@@ -158,7 +160,7 @@ def test_wrong_numbers_load_or_end_in_a_line(files: dict[str, Path], name: str) 
     with GGUFFile.open(files[name]) as file:
         arch = str(file.metadata["general.architecture"])
         keys = [key for key in file.metadata if key.startswith(f"{arch}.")]
-    for _ in range(10):
+    for _ in range(40 if name in ENCODERS else 10):
         key, value = rng.choice(keys), rng.choice(VALUES)
 
         def set_key(file: GGUFFile, key: str = key, value: Any = value) -> None:

@@ -29,7 +29,7 @@ class JinaMLP(Module):
     def wanted(self, tensors: Mapping[str, Any]) -> Iterator[Weight]:
         up = tensors.get(self.ffn_up.weight.name)
         if up is not None and up.ne[1] == 2 * self.n_ff:
-            self.ffn_up.weight.ne = (up.ne[0], 2 * self.n_ff)
+            self.ffn_up.weight.ne = (self.ffn_up.weight.ne[0], 2 * self.n_ff)
             self.ffn_up.bias.ne = (2 * self.n_ff,)
         return super().wanted(tensors)
 
