@@ -33,7 +33,7 @@ HEAD = f"""# Architectures
 
 Of each: what it is, how far our numbers are from llama.cpp's (build 11549) on tiny files with random weights in F32, and how many
 files those were. The number is the worst NMSE, the sum of squares of the differences by the sum of squares of llama.cpp's, over
-fused and unfused attention, whole prompts and pieces over the window's edge, and three sequences at once beside each alone. Between its
+fused and unfused attention, whole prompts and pieces over the window's edge, and three sequences at once beside each alone; for models of embeddings of each token, unfused. Between its
 own fused and unfused attention llama.cpp shows up to 2e-7; a test fails above {LIMIT:g}. All that have logits are compared over the wire
 too, our client on our server and on a stock one, and a stock client on our server (`tests/rpc/test_archs_rpc.py`). For the special
 parts of each there are mutants that the comparison must catch (`tests/model/test_*_mutants.py`). Real files, beside llama.cpp by greedy
@@ -129,12 +129,12 @@ def _denoiser(peer: ArchPeer, path: Path) -> float:
 
 
 def _encoder(peer: ArchPeer, path: Path) -> float:
-    """Embeddings of each token, fused."""
+    """Embeddings of each token."""
     model = Model.load(path)
     tokens = [token % tiny_encoders.N_VOCAB for token in TOKENS[:40]]
-    embedder = Embedder(model, pooling="none")
+    embedder = Embedder(model, pooling="none", flash_attn=False)
     try:
-        script = Script(n_ctx=512, n_ubatch=512, flash=True, embeddings=True, pooling=0).decode(tokens)
+        script = Script(n_ctx=512, n_ubatch=512, embeddings=True, pooling=0).decode(tokens)
         return nmse(peer.rows(path, script), embedder.encode([tokens])[0])
     finally:
         embedder.close(), model.close()
