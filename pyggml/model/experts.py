@@ -205,14 +205,12 @@ class ExpertsAndShared(Module):
     """Experts that a token chooses, and one that every token uses (ffn_gate_shexp, ...), added.
 
     gated  the latter is multiplied by the sigmoid of a product (ffn_gate_inp_shexp)
-    limit  of the latter (GatedMLP)
+    more   of the latter: kind, limit, alpha (GatedMLP)
     """
 
-    def __init__(
-        self, hp: Hparams, experts: Experts, n_ff_shared: int, *, gated: bool = False, limit: float = 0.0
-    ) -> None:
+    def __init__(self, hp: Hparams, experts: Experts, n_ff_shared: int, *, gated: bool = False, **more: Any) -> None:
         self.experts = experts
-        self.shared = GatedMLP(hp.n_embd, n_ff_shared, suffix="_shexp", limit=limit)
+        self.shared = GatedMLP(hp.n_embd, n_ff_shared, suffix="_shexp", **more)
         self.ffn_gate_inp_shexp = VectorProduct(hp.n_embd) if gated else None
 
     def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:

@@ -125,8 +125,6 @@ class GraphBuilder:
         self._order: list[Tensor] = []  # nodes that must be computed in this order, each with all it needs
         self._inputs: list[Input] = []
         self._shared: dict[str, Tensor] = {}
-        self.told: dict[str, Tensor] = {}
-        """Nodes that layers leave for later ones, by name."""
         self.carried: dict[str, Tensor] = {}
         self.handed_on: dict[str, Tensor] = {}
         self._kv: dict[int, KVInputs] = {}

@@ -57,8 +57,8 @@ class SparseLatentAttention(LatentAttention):
 
         def choose(keys: Tensor, mask: Tensor) -> Tensor:
             if self.indexer is not None:
-                g.told[CHOSEN] = self.indexer.chosen(g, x, low, keys, mask)
-            return masked(mask, g.told[CHOSEN])
+                g.handed_on[CHOSEN] = self.indexer.chosen(g, x, low, keys, mask)
+            return masked(mask, g.handed_on[CHOSEN])
 
         return g.attend(self.il, q, k, None, scale=self.scale, sinks=self.sinks, beside=beside, choose=choose)
 

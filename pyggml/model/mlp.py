@@ -33,13 +33,20 @@ class GatedMLP(Module):
     """down(f(gate(x)) * up(x)), f as the GLU op's kind says.
 
     suffix  what the matrices' names end in: "_shexp" for experts that every token uses
-    limit   with a number, f(gate) is at most that, and up between minus that and that
+    limit   with a number, f(gate) is at most that, and up between minus that and that; of SWIGLU_OAI with its `alpha`
     """
 
     def __init__(
-        self, n_embd: int, n_ff: int, kind: ops.GluOp = ops.GluOp.SWIGLU, *, suffix: str = "", limit: float = 0.0
+        self,
+        n_embd: int,
+        n_ff: int,
+        kind: ops.GluOp = ops.GluOp.SWIGLU,
+        *,
+        suffix: str = "",
+        limit: float = 0.0,
+        alpha: float = 0.0,
     ) -> None:
-        self.suffix, self.kind, self.limit = suffix, kind, limit
+        self.suffix, self.kind, self.limit, self.alpha = suffix, kind, limit, alpha
         for name, n_in, n_out in (("gate", n_embd, n_ff), ("up", n_embd, n_ff), ("down", n_ff, n_embd)):
             setattr(self, f"ffn_{name}{suffix}", Linear(n_in, n_out, scale_last=True))
 
@@ -51,11 +58,12 @@ class GatedMLP(Module):
     def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:
         up = g.linear(self.matrix("up"), x)
         gate = g.linear(self.matrix("gate"), x)
-        if self.limit:
+        if self.limit and self.kind == ops.GluOp.SWIGLU:
             up = ops.clamp(up, -self.limit, self.limit)
             cur = ops.mul(ops.clamp(silu(gate), float("-inf"), self.limit), up)
         else:
-            cur = ops.glu(gate, up, self.kind, name=f"ffn_{self.kind.name.lower()}{self.suffix}-{self.il}")
+            name = f"ffn_{self.kind.name.lower()}{self.suffix}-{self.il}"
+            cur = ops.glu(gate, up, self.kind, alpha=self.alpha, limit=self.limit, name=name)
         return g.linear(self.matrix("down"), cur)
 
 

@@ -136,6 +136,11 @@ VARIANTS = STATE_VARIANTS | {
         },
         factors={r"indexer\.(proj|attn)": 4.0, r"ffn_(gate|up)_exps": 12.0},
     ),
+    "minimax-m3-sparse": Variant(
+        "minimax-m3-moe",
+        {"attention.indexer.top_k": 5, "attention.indexer.local_blocks": 2},
+        factors={r"indexer\.": 3.0},
+    ),
     "mistral4-yarn": Variant("mistral4-moe", YARN, _latent(4, 128, 64, 128, 512, 128)),
     "deepseek2-lite": Variant(
         "deepseek2-moe",
