@@ -11,7 +11,7 @@ if TYPE_CHECKING:
         LogitsProcessorList,
         StoppingCriteriaList,
     )
-    from pyggml.api.cache import LlamaCache, LlamaRAMCache
+    from pyggml.api.cache import LlamaCache, LlamaDiskCache, LlamaRAMCache
     from pyggml.api.llama import Llama
     from pyggml.api.state import LlamaState
     from pyggml.grammar import LlamaGrammar
@@ -23,6 +23,7 @@ _HOMES = {
     "LlamaGrammar": "grammar",
     "LlamaState": "api.state",
     "LlamaCache": "api.cache",
+    "LlamaDiskCache": "api.cache",
     "LlamaRAMCache": "api.cache",
     "LogitsProcessorList": "api.arguments",
     "StoppingCriteriaList": "api.arguments",
@@ -38,6 +39,7 @@ __all__ = [
     "LLAMA_SPLIT_MODE_ROW",
     "Llama",
     "LlamaCache",
+    "LlamaDiskCache",
     "LlamaGrammar",
     "LlamaRAMCache",
     "LlamaState",

@@ -31,6 +31,7 @@ LAYERS = (
     ("pyggml.model",),
     ("pyggml.runtime",),
     ("pyggml.api", "pyggml.perplexity"),
+    ("pyggml.compat",),
     ("pyggml", "pyggml.__main__"),
     ("pyggml_rpc",),
     ("pyggml_server",),

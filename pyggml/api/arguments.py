@@ -1,8 +1,9 @@
 """Parameters that users of llama-cpp-python know: which are carried out, and one line for every other.
 
-Owns the table of those that are not implemented and the step from sampling arguments to a SamplerChain.
+Owns the table of those that change nothing and the step from sampling arguments to a SamplerChain.
 """
 
+import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -53,31 +54,21 @@ OLD_PARAMETERS = frozenset(
 )
 """What older programs still hand to llama_cpp.Llama, which drops whatever it does not know."""
 
-CHAT_FORMATS = {
-    "llama-2": "llama2-sys",
-    "llama-3": "llama3",
-    "mistral-instruct": "mistral-v1",
-    "qwen": "chatml",
-    "chatml-function-calling": "chatml",
-}
-"""llama-cpp-python's names of formats that llama.cpp has under another."""
-
 
 class ParameterError(PyggmlError, ValueError):
-    """A parameter that is not implemented, or out of its range."""
+    """A parameter that is out of its range, or asks for what is not there."""
 
 
-NOT_IMPLEMENTED: dict[str, Any] = {  # name -> the one value that is accepted, which is also the default
-    "vocab_only": False,
-    "op_offload": None,
-    "numa": False,
-    "chat_handler": None,
-    "draft_model": None,
-    "tokenizer": None,
+WITHOUT_EFFECT: dict[str, tuple[Any, str]] = {
+    "op_offload": (None, "each operation is computed where its weights are"),
+    "numa": (False, "the system places memory"),
+    "draft_model": (None, "the model computes each token itself, and the text is the same"),
     # of sample, generate and create_completion
-    "tfs_z": 1.0,
-    "penalize_nl": True,
+    "tfs_z": (1.0, "llama.cpp has no tail-free sampling any more"),
+    "penalize_nl": (True, "a line feed counts as any other token"),
 }
+"""Parameters that are taken and change nothing: name -> default, and why. In llama-cpp-python 0.3.36 the last two have no
+effect either."""
 
 
 SAMPLING = (
@@ -87,14 +78,19 @@ SAMPLING = (
 """Parameters of `sampler_chain` that users give; a completion calls temp temperature."""
 
 
-def refuse(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Raise ParameterError for the first parameter that asks for something not implemented; unknown names pass.
+def without_effect(given: Mapping[str, Any]) -> dict[str, str]:
+    """What was asked for and changes nothing, and a line on each."""
+    return {
+        name: f"{name}={given[name]!r:.60} is without effect: {why}"
+        for name, (default, why) in WITHOUT_EFFECT.items()
+        if name in given and given[name] != default
+    }
 
-    Gives back what was given: `refuse(locals())` begins a method."""
-    for name, value in given.items():
-        if name in NOT_IMPLEMENTED and value != NOT_IMPLEMENTED[name]:
-            raise ParameterError(f"{name}={value!r} is not implemented; leave it at {NOT_IMPLEMENTED[name]!r}")
-    return given
+
+def unknown(name: str, known: Iterable[str]) -> str:
+    """A line on a keyword that nobody knows, with the one that may be meant."""
+    near = difflib.get_close_matches(name, list(known), 1, 0.85)
+    return f"Llama() has no parameter {name!r}, and passes over it" + (f": is it {near[0]!r}?" if near else "")
 
 
 def sampling(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,3 +179,18 @@ def should_stop(input_ids: I32, logits: F32, criteria: StoppingCriterion | Itera
         return False
     several: Iterable[StoppingCriterion] = [criteria] if callable(criteria) else criteria
     return any(bool(criterion(input_ids, logits)) for criterion in several)
+
+
+class MinTokensLogitsProcessor:
+    """Bans the token that ends a text until it is `min_tokens` longer than at the first call."""
+
+    def __init__(self, min_tokens: int, token_eos: int) -> None:
+        self.min_tokens, self.token_eos = min_tokens, token_eos
+        self.prompt_tokens: int | None = None
+
+    def __call__(self, input_ids: I32, scores: F32) -> F32:
+        if self.prompt_tokens is None:
+            self.prompt_tokens = len(input_ids)
+        if len(input_ids) - self.prompt_tokens < self.min_tokens:
+            scores[self.token_eos] = -np.inf
+        return scores

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pyggml.api.arguments import CHAT_FORMATS, LogitsProcessor, ParameterError
+from pyggml.api.arguments import LogitsProcessor, ParameterError
 from pyggml.api.completion import Completions
-from pyggml.chat import ChatTemplate, prompt_tokens
+from pyggml.chat import ChatTemplate, built_in_names, prompt_tokens
 from pyggml.grammar import LlamaGrammar
 
 
@@ -66,7 +66,7 @@ class ChatCompletions(Completions):
             grammar = LlamaGrammar.from_json_schema(asked.get("schema") or {"type": "object"})
         elif kind != "text":
             raise ParameterError(f"response_format of type {kind!r} is not known; there are 'text' and 'json_object'")
-        named = CHAT_FORMATS.get(self.chat_format or "", self.chat_format)
+        named = self.chat_format if self.chat_format in built_in_names() else None
         template = ChatTemplate.choose(self.model.file.metadata, self._tokenizer, named, tools=bool(tools or functions))
         prompt = template.render(
             messages, functions=functions, function_call=function_call, tools=tools, tool_choice=tool_choice

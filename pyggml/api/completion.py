@@ -12,13 +12,14 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from pyggml.api.arguments import LogitsProcessor, ParameterError, StoppingCriterion, refuse, sampling
+from pyggml.api.arguments import LogitsProcessor, ParameterError, StoppingCriterion, sampling
 from pyggml.api.evaluation import Evaluation
+from pyggml.api.tokenizers import LlamaTokenizer, Spoken
 from pyggml.errors import ContextError
 from pyggml.grammar import LlamaGrammar
 from pyggml.prefix import common_prefix
 from pyggml.runtime.logprobs import TokenLogprobs, token_logprobs
-from pyggml.runtime.sequence import Finish, Piece
+from pyggml.runtime.sequence import Finish, Piece, Vocabulary
 from pyggml.runtime.sequence import Sequence as Text
 from pyggml.runtime.stops import StopTexts
 
@@ -71,7 +72,7 @@ class Completions(Evaluation):
 
         Raises ParameterError and ContextError, which are also ValueErrors here.
         """
-        given = refuse(locals())
+        given = self._noting(locals())
         if logprobs is not None and not self._logits_all:
             raise ParameterError("logprobs needs a model made with logits_all=True")
         texts = [stop] if isinstance(stop, str) else list(stop or [])
@@ -95,7 +96,7 @@ class Completions(Evaluation):
             answer = Text(
                 tokens,
                 self._sampler(chain, logits_processor),
-                self._tokenizer,
+                self._vocabulary(tokens),
                 max_tokens=min(max_tokens, room) if max_tokens is not None and max_tokens > 0 else room,
                 stops=StopTexts([text.encode() for text in texts]),
                 stop_when=self._rule(stopping_criteria),
@@ -119,6 +120,11 @@ class Completions(Evaluation):
         return {**head, "choices": [choice], "usage": usage}
 
     __call__ = create_completion
+
+    def _vocabulary(self, prompt: list[int]) -> Vocabulary:
+        """What says which text an answer's tokens are."""
+        given = self.tokenizer_
+        return self._tokenizer if isinstance(given, LlamaTokenizer) else Spoken(given, self._tokenizer, prompt)
 
     def _prompt_tokens(self, prompt: str | list[int], suffix: str | None) -> tuple[list[int], str]:
         """Tokens to evaluate, and the text to put after the answer."""

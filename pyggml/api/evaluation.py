@@ -20,12 +20,12 @@ from pyggml.api.arguments import (
     ParameterError,
     StoppingCriterion,
     apply_logits_processors,
-    refuse,
     sampler_chain,
     sampling,
     should_stop,
+    without_effect,
 )
-from pyggml.api.cache import LlamaRAMCache
+from pyggml.api.cache import BaseLlamaCache
 from pyggml.api.facts import LlamaFacts
 from pyggml.api.scored_slot import ScoredSlot
 from pyggml.api.state import LlamaState
@@ -68,7 +68,8 @@ class Evaluation(LlamaFacts):
     verbose: bool
     last_n_tokens_size: int
     seed: int
-    cache: LlamaRAMCache | None
+    cache: BaseLlamaCache | None
+    _noted: set[str]
 
     def _start(self, n_batch: int, logits_all: bool) -> None:
         """Begin with nothing evaluated."""
@@ -86,6 +87,14 @@ class Evaluation(LlamaFacts):
     def _say(self, text: str) -> None:
         if self.verbose:
             told(text)
+
+    def _noting(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Say once of each parameter that has no effect so; gives back what was given."""
+        for name, line in without_effect(given).items():
+            if name not in self._noted:
+                self._noted.add(name)
+                self._say(line)
+        return given
 
     # ---- what is evaluated
 
@@ -205,7 +214,7 @@ class Evaluation(LlamaFacts):
         idx: int | None = None,
     ) -> int:
         """A token after the last one, or after token `idx`."""
-        given = refuse(locals())
+        given = self._noting(locals())
         if idx is None or idx == self.n_tokens - 1:
             logits = self.last_logits
         elif not self._logits_all or not 0 <= idx < self.n_tokens:
@@ -240,7 +249,7 @@ class Evaluation(LlamaFacts):
 
         With `reset` the tokens replace what was evaluated before, and their common prefix is not evaluated again.
         """
-        chain = self._new_chain(**sampling(refuse(locals())))
+        chain = self._new_chain(**sampling(self._noting(locals())))
         return self._generate(tokens, chain, reset, logits_processor, stopping_criteria)
 
     def _generate(
@@ -302,6 +311,6 @@ class Evaluation(LlamaFacts):
             self._slot.restore(saved.tokens[:n].tolist(), state.scores, saved.checkpoints(self.context, n))
             self.seed = state.seed
 
-    def set_cache(self, cache: LlamaRAMCache | None) -> None:
+    def set_cache(self, cache: BaseLlamaCache | None) -> None:
         """Completions keep their states in this cache, and begin with the one that has most of their prompt."""
         self.cache = cache

@@ -8,16 +8,24 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 
+from pyggml.api.tokenizers import BaseLlamaTokenizer, LlamaTokenizer
 from pyggml.model.model import Model
 from pyggml.runtime.context import Context
 from pyggml.tokenizer import Tokenizer
 
 
 class LlamaFacts:
-    """The part of `Llama` that needs a context's model and a tokenizer, no more."""
+    """The part of `Llama` that needs a context's model and a tokenizer, no more.
+
+    metadata    the file's numbers and texts, as texts
+    tokenizer_  what texts are cut by: the file's tokenizer, unless the constructor was given another
+    """
 
     _tokenizer: Tokenizer
     _n_ctx: int
+    metadata: dict[str, str]
+    tokenizer_: BaseLlamaTokenizer
+    vocab_only: bool
 
     @property
     @abstractmethod
@@ -29,17 +37,27 @@ class LlamaFacts:
     def context(self) -> Context:
         """The context; raises ContextError after `close`, and where the model makes embeddings and no text."""
 
+    @abstractmethod
+    def _check_open(self) -> None:
+        """Raises ContextError after `close`."""
+
     def n_ctx(self) -> int:
         """Tokens that the context holds."""
-        _ = self.model
+        self._check_open()
         return self._n_ctx
 
     def n_embd(self) -> int:
         """Width of the model."""
+        if self.vocab_only:
+            self._check_open()
+            return int(self.metadata.get(f"{self.metadata.get('general.architecture')}.embedding_length", 0))
         return self.model.config.n_embd
 
     def n_vocab(self) -> int:
         """Tokens that the model knows, with or without a vocabulary."""
+        if self.vocab_only:
+            self._check_open()
+            return self._tokenizer.n_vocab
         return self.model.n_vocab
 
     def token_eos(self) -> int:
@@ -67,7 +85,7 @@ class LlamaFacts:
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
         """Token ids of UTF-8 text. `add_bos`: BOS and EOS, where the file asks for them; `special`: read their names."""
-        return self._tokenizer.encode(text, add_special=add_bos, parse_special=special)
+        return self.tokenizer_.tokenize(text, add_bos, special)
 
     def detokenize(
         self, tokens: Iterable[int], prev_tokens: Sequence[int] | None = None, special: bool = False
@@ -76,9 +94,11 @@ class LlamaFacts:
 
         After BOS a space at the beginning is left out: SentencePiece's tokenizers have put it there.
         """
-        ids = [int(token) for token in tokens]
-        data = b"".join(self._tokenizer.token_bytes(token, special) for token in ids)
-        return data[1:] if ids and ids[0] == self._tokenizer.bos and data.startswith(b" ") else data
+        return self.tokenizer_.detokenize([int(token) for token in tokens], prev_tokens, special)
+
+    def tokenizer(self) -> LlamaTokenizer:
+        """The file's own tokenizer, which takes and gives text as well as bytes."""
+        return LlamaTokenizer(self)
 
 
 def _id(token: int | None) -> int:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import Any, Self
 
 from pyggml import jit
 from pyggml.api.arguments import (
     ATTENTIONS,
-    CHAT_FORMATS,
     LLAMA_SPLIT_MODE_LAYER,
     OLD_PARAMETERS,
     POOLINGS,
@@ -24,19 +24,23 @@ from pyggml.api.arguments import (
     SPLIT_MODES,
     UNSPECIFIED,
     ParameterError,
-    refuse,
+    unknown,
 )
-from pyggml.api.cache import LlamaRAMCache
-from pyggml.api.embedding import Embeddings
+from pyggml.api.cache import BaseLlamaCache
 from pyggml.api.evaluation import told
+from pyggml.api.handled_chats import HandledChats, chat_formats
+from pyggml.api.hub import download
+from pyggml.api.tokenizers import BaseLlamaTokenizer, LlamaTokenizer, cutting
 from pyggml.api.turns import Turns
 from pyggml.backend.base import Device, extra_devices
 from pyggml.backend.cuda import cuda_devices
-from pyggml.chat import built_in_names
+from pyggml.backend.host import default_threads
 from pyggml.default_model import default_model, is_default
 from pyggml.dtypes import GGMLType
 from pyggml.errors import ContextError
+from pyggml.gguf import GGUFFile
 from pyggml.model.model import Model
+from pyggml.model.overrides import override_metadata
 from pyggml.model.placement import chosen
 from pyggml.model.rope_options import RopeOptions
 from pyggml.runtime.context import Context
@@ -48,14 +52,21 @@ Progress = Callable[[int, int], None]
 """Called as `progress(bytes done, bytes in all)` while weights travel to their devices."""
 
 
-class Llama(Embeddings):
+OF_MODEL = (
+    *("n_gpu_layers", "split_mode", "main_gpu", "tensor_split", "vocab_only", "use_mmap", "use_mlock", "kv_overrides"),
+)
+OF_NEITHER = ("model_path", "chat_format", "chat_handler", "draft_model", "tokenizer", "verbose", "progress", "devices")
+
+
+class Llama(HandledChats):
     """A model loaded, with one context: calls from several threads take turns, a stream that another call has overtaken
     raises OvertakenError.
 
     >>> llm = Llama()  # the default model, or the path of another
     >>> llm("Hello, my name is", max_tokens=8, temperature=0)["choices"][0]["text"]
 
-    Parameters as in llama_cpp.Llama; one that is not implemented raises ParameterError when it asks for something.
+    Parameters as in llama_cpp.Llama. What has no effect is said once, with verbose; of a keyword that nobody knows there is
+    a warning.
     Besides those there are:
 
     model_path   None or "default": the default model, fetched once into the cache folder
@@ -67,7 +78,8 @@ class Llama(Embeddings):
     With embedding=True there are `embed`, `create_embedding` and, for models with a classifier, `rank`. Models that make
     embeddings and no text have nothing else.
 
-    Differences: `chat_format` is one of llama.cpp's names (chatml, llama3...), by default the file's template counts;
+    Differences: `chat_format` may also be one of llama.cpp's names (llama3, command-r...), by default the file's template
+    counts;
     `seed` is random unless given, also for completions; attention is fused unless flash_attn=False;
     without logits_all, `scores` holds one row, the logits of the last token.
 
@@ -118,7 +130,7 @@ class Llama(Embeddings):
         chat_format: str | None = None,
         chat_handler: Any = None,
         draft_model: Any = None,
-        tokenizer: Any = None,
+        tokenizer: BaseLlamaTokenizer | None = None,
         type_k: int | None = None,
         type_v: int | None = None,
         spm_infill: bool = False,
@@ -130,9 +142,9 @@ class Llama(Embeddings):
         **old: Any,
     ) -> None:
         self._given = {name: value for name, value in locals().items() if name not in ("self", "old")}
-        refuse(self._given)
-        if unknown := [name for name in old if name not in OLD_PARAMETERS]:
-            raise TypeError(f"Llama() has no parameter {unknown[0]!r}")
+        for name in old:
+            if name not in OLD_PARAMETERS:
+                warnings.warn(unknown(name, self._given), stacklevel=2)
         if rope_scaling_type not in ROPE_SCALINGS:
             raise ParameterError(f"rope_scaling_type={rope_scaling_type} is not implemented; known: {ROPE_SCALINGS}")
         kinds: tuple[tuple[str, int, Mapping[int, object]], ...] = (
@@ -151,8 +163,8 @@ class Llama(Embeddings):
         for name, value in (("n_ctx", n_ctx), ("n_batch", n_batch - 1), ("n_ubatch", n_ubatch - 1)):
             if value < 0:
                 raise ParameterError(f"{name} must be at least {0 if name == 'n_ctx' else 1}")
-        if chat_format is not None and CHAT_FORMATS.get(chat_format, chat_format) not in built_in_names():
-            known = ", ".join([*built_in_names(), *CHAT_FORMATS])
+        if chat_format is not None and chat_format not in chat_formats():
+            known = ", ".join(chat_formats())
             raise ParameterError(f"chat_format={chat_format!r:.40} is not known; known: {known}")
         start = time.perf_counter()
         self.model_path = os.fspath(default_model() if model_path is None or is_default(model_path) else model_path)
@@ -167,11 +179,28 @@ class Llama(Embeddings):
         self.set_seed(seed)
         jit.announce(told if verbose else None)
         self._turns = Turns()
-        self.cache: LlamaRAMCache | None = None
+        self.cache: BaseLlamaCache | None = None
+        self._closed = False
         self._context: Context | None = None
         self._model: Model | None = None
+        self._noted = set()
+        self.vocab_only = vocab_only
+        self.chat_handler, self.draft_model = chat_handler, draft_model
+        self.n_threads = n_threads or default_threads()
+        self.n_threads_batch = n_threads_batch or self.n_threads
         if not Path(self.model_path).exists():
             raise ParameterError(f"Model path does not exist: {self.model_path}")
+        self._noting(self._given)
+        for name in old:
+            if name in OLD_PARAMETERS:
+                self._say(f"{name}={old[name]!r:.60} is without effect: it is of older versions of llama-cpp-python")
+        if vocab_only:
+            with GGUFFile.open(self.model_path) as file:
+                override_metadata(file, kv_overrides or {})
+                self._read(file, tokenizer)
+            trained = self.metadata.get(f"{self.metadata.get('general.architecture')}.context_length", 0)
+            self._n_ctx, self.n_batch = n_ctx or int(trained), n_batch
+            return
         if devices is not None:
             offload = list(devices)
         else:
@@ -196,12 +225,7 @@ class Llama(Embeddings):
             use_mlock=use_mlock,
             progress=progress,
         )
-        self.metadata = {
-            key: str(value).lower() if isinstance(value, bool) else str(value)
-            for key, value in model.file.metadata.items()
-            if isinstance(value, str | int | float)
-        }
-        self._tokenizer = Tokenizer.from_metadata(model.file.metadata)
+        self._read(model.file, tokenizer)
         n_ctx = self._n_ctx = n_ctx or model.config.n_ctx_train
         self.n_batch = min(n_ctx, n_batch)
         adapters = [(model.load_adapter(lora_path), lora_scale)] if lora_path else []
@@ -231,16 +255,71 @@ class Llama(Embeddings):
                 swa_full=bool(swa_full),
                 adapters=adapters,
             )
-            self._start(self.n_batch, logits_all)
+            self._start(self.n_batch, logits_all or draft_model is not None)
         elif not embedding:
             raise ParameterError(
                 f"a {model.config.architecture} model makes embeddings and no text: give embedding=True"
             )
         if lora_base:
             self._say("lora_base is without effect, as in llama-cpp-python: an adapter is added to the model as it is")
-        if old:
-            self._say(f"of older versions of llama-cpp-python, and without effect: {', '.join(old)}")
+        needs = model.modules.needs() if model.modules.speaks else []
+        with_states = [need for need in needs if need.states is not None]
+        self._is_recurrent = bool(with_states) and all(need.kv is None for need in needs)
+        self._is_hybrid = bool(with_states) and not self._is_recurrent
         self._say(f"{self.model_path}: ready in {time.perf_counter() - start:.2f} s")
+
+    def _read(self, file: GGUFFile, tokenizer: BaseLlamaTokenizer | None) -> None:
+        """What the file says of texts, and in few words of itself."""
+        self.metadata = {
+            key: str(value).lower() if isinstance(value, bool) else str(value)
+            for key, value in file.metadata.items()
+            if isinstance(value, str | int | float)
+        }
+        self._tokenizer = Tokenizer.from_metadata(file.metadata)
+        self.tokenizer_ = tokenizer or LlamaTokenizer(self)
+        if tokenizer is not None:
+            self._tokenizer = cutting(self._tokenizer, tokenizer)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_id: str,
+        filename: str | None,
+        additional_files: list[str] | None = None,
+        local_dir: str | os.PathLike[str] | None = None,
+        local_dir_use_symlinks: bool | str = "auto",
+        cache_dir: str | os.PathLike[str] | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """A model of a repository of huggingface-hub, fetched once; the other parameters are the constructor's.
+
+        filename          a name or pattern that fits one file; None: the one GGUF file there is
+        additional_files  patterns of the further parts of a model in several files
+        """
+        path = download(repo_id, filename, additional_files, local_dir, cache_dir)
+        return cls(model_path=path, **kwargs)
+
+    @property
+    def model_params(self) -> SimpleNamespace:
+        """What was asked of the model, under the constructor's names; to read."""
+        return SimpleNamespace(**{name: self._given[name] for name in OF_MODEL})
+
+    @property
+    def context_params(self) -> SimpleNamespace:
+        """What was asked of the context, under the constructor's names, with sizes and threads as they are; to read."""
+        given = {name: value for name, value in self._given.items() if name not in (*OF_MODEL, *OF_NEITHER)}
+        given |= {"n_ctx": self._n_ctx, "n_batch": self.n_batch, "embeddings": self._given["embedding"]}
+        given |= {"n_ubatch": min(self.n_batch, self._given["n_ubatch"]), "n_seq_max": 1}
+        return SimpleNamespace(**{**given, "n_threads": self.n_threads, "n_threads_batch": self.n_threads_batch})
+
+    @property
+    def _ctx(self) -> SimpleNamespace:
+        """Programs for llama_cpp ask whether `_ctx.ctx` is None: whether it is closed."""
+        return SimpleNamespace(ctx=None if self._closed else self)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ContextError("this Llama is closed")
 
     @property
     def context(self) -> Context:
@@ -253,8 +332,9 @@ class Llama(Embeddings):
     @property
     def model(self) -> Model:
         """The model; raises ContextError after `close`."""
+        self._check_open()
         if self._model is None:
-            raise ContextError("this Llama is closed")
+            raise ContextError("vocab_only=True: this Llama has a vocabulary and no weights")
         return self._model
 
     # ---- the end
@@ -265,6 +345,7 @@ class Llama(Embeddings):
             return
         with self._turns as turns:
             turns.begin()
+            self._closed = True
             for part in (self._context, self._embedder, self._model):
                 if part is not None:
                     part.close()

@@ -37,3 +37,6 @@ class LlamaGrammar:
     def from_json_schema(cls, json_schema: str | dict[str, Any], verbose: bool = True) -> "LlamaGrammar":
         """From a JSON schema, as text or parsed."""
         return cls(json_schema_to_grammar(json_schema))
+
+    def reset(self) -> None:
+        """Nothing is kept from one answer to the next."""

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from text_model import BOS, EOT, N_VOCAB, write_text_model
 
 from pyggml import Llama
-from pyggml.api.arguments import NOT_IMPLEMENTED, ParameterError
+from pyggml.api.arguments import WITHOUT_EFFECT, ParameterError
 from pyggml.errors import ContextError, PyggmlError, SamplerError, StateError
 
 LLAMA = {"n_ctx": 64, "logits_all": True}
@@ -76,40 +76,33 @@ print(json.dumps({name: list(inspect.signature(getattr(llama_cpp.Llama, name)).p
         assert [p for p in ours if p in wanted] == wanted, name  # the same order, for positional use
 
 
-def test_table_of_the_unimplemented_holds_defaults() -> None:
+def test_table_of_parameters_without_effect_holds_defaults() -> None:
     methods = (Llama.__init__, Llama.sample, Llama.generate, Llama.create_completion)
     parameters = {name: p for method in methods for name, p in inspect.signature(method).parameters.items()}
-    for name, default in NOT_IMPLEMENTED.items():
+    for name, (default, _) in WITHOUT_EFFECT.items():
         assert parameters[name].default == default, name
 
 
-CONSTRUCTOR = [name for name in NOT_IMPLEMENTED if name in inspect.signature(Llama.__init__).parameters]
-SAMPLING = [name for name in NOT_IMPLEMENTED if name not in CONSTRUCTOR]
+def test_parameters_without_effect_are_said_once(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Llama(path, n_ctx=64, numa=True, op_offload=False) as llm:
+        plain = [
+            text_of(llm("a", max_tokens=4, temperature=0, **more)) for more in ({}, {"tfs_z": 0.5}, {"tfs_z": 0.5})
+        ]
+        llm.sample(penalize_nl=False)
+    assert plain[0] == plain[1] == plain[2]
+    said = capsys.readouterr().err
+    for name in ("numa=True", "op_offload=False", "tfs_z=0.5", "penalize_nl=False"):
+        assert said.count(f"{name} is without effect: ") == 1, name
+    with Llama(path, n_ctx=64, numa=True, verbose=False):
+        assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("name", CONSTRUCTOR)
-def test_constructor_names_what_is_not_implemented(path: Path, name: str) -> None:
-    default = NOT_IMPLEMENTED[name]
-    other = (not default) if isinstance(default, bool) else 7
-    with pytest.raises(ParameterError, match=f"{name}={other}"):
-        Llama(path, verbose=False, **{name: other})
-
-
-@pytest.mark.parametrize("name", SAMPLING)
-def test_sampling_names_what_is_not_implemented(llm: Llama, name: str) -> None:
-    other: Any = False if name == "penalize_nl" else 0.123
-    with pytest.raises(ParameterError, match=name):
-        llm.sample(**{name: other})
-    with pytest.raises(ParameterError, match=name):
-        next(llm.generate([1], **{name: other}))
-    if name != "penalize_nl":
-        with pytest.raises(ParameterError, match=name):
-            llm("a", **{name: other})
-
-
-def test_unknown_parameter(path: Path) -> None:
-    with pytest.raises(TypeError, match="n_gpu_layer"):
-        Llama(path, n_gpu_layer=3)  # type: ignore[call-arg]
+def test_unknown_parameters_are_passed_over_with_a_warning(path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"has no parameter 'n_gpu_layer', .*: is it 'n_gpu_layers'\?"):  # noqa: SIM117
+        with Llama(path, n_gpu_layer=3, verbose=False, n_ctx=32) as llm:
+            assert llm.n_ctx() == 32
+    with pytest.warns(UserWarning, match=r"no parameter 'whatever', and passes over it$"):
+        Llama(path, whatever=3, verbose=False).close()
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,8 @@ from text_model import write_text_model
 
 import pyggml
 from pyggml import Llama, LlamaRAMCache, LogitsProcessorList, StoppingCriteriaList
-from pyggml.api.arguments import CHAT_FORMATS, OLD_PARAMETERS, ParameterError
+from pyggml.api.arguments import OLD_PARAMETERS, ParameterError
 from pyggml.api.scored_slot import ScoredSlot
-from pyggml.chat import built_in_names
 
 
 @pytest.fixture
@@ -98,25 +97,13 @@ def test_a_cache_has_a_size(llm: Llama) -> None:
 def test_parameters_of_older_versions_are_taken_and_named(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Llama(path, n_ctx=64, n_parts=-1, f16_kv=True) as llm:
         assert llm.n_ctx() == 64
-    assert "without effect: n_parts, f16_kv" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.count("n_parts=-1 is without effect") == said.count("f16_kv=True is without effect") == 1
     assert {"n_parts", "f16_kv", "n_gqa", "mul_mat_q"} <= OLD_PARAMETERS
-    with pytest.raises(TypeError, match=r"Llama\(\) has no parameter 'n_gpu_layer'"):
-        Llama(path, n_gpu_layer=3)
-
-
-@pytest.mark.parametrize("name", CHAT_FORMATS)
-def test_formats_by_llama_cpp_pythons_names(name: str, path: Path, llm: Llama) -> None:
-    assert CHAT_FORMATS[name] in built_in_names() and name not in built_in_names()
-    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
-    answers = []
-    for known in (name, CHAT_FORMATS[name]):
-        with Llama(path, n_ctx=512, chat_format=known, verbose=False) as one:
-            answers.append(one.create_chat_completion(messages, max_tokens=8, temperature=0)["choices"][0]["message"])
-    assert answers[0] == answers[1]
 
 
 def test_an_unknown_format_names_both_kinds(path: Path) -> None:
-    with pytest.raises(ParameterError, match=r"chat_format='nonsense' is not known; known: .*chatml.*llama-2"):
+    with pytest.raises(ParameterError, match=r"chat_format='nonsense' is not known; known: .*chatml.*llama-2.*llama3"):
         Llama(path, chat_format="nonsense", verbose=False)
 
 

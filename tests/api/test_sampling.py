@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from pyggml import Llama, LlamaGrammar
-from pyggml.api.arguments import ParameterError
 from pyggml.errors import GrammarError, SamplerError
 
 
@@ -74,5 +73,3 @@ def test_mistakes_have_names(llm: Llama, tmp_path: Path) -> None:
         LlamaGrammar.from_file(tmp_path / "none.gbnf")
     with pytest.raises(GrammarError, match="'<nothing>' is not one token"):
         llm("hello", grammar=LlamaGrammar.from_string("root ::= <nothing>"))
-    with pytest.raises(ParameterError, match="tfs_z"):
-        llm("hello", tfs_z=0.5)
