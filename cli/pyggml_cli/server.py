@@ -7,7 +7,7 @@ says where the server listens.
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pyggml_cli.completion_flags import unescape
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pyggml_server.settings import Settings
 
     from pyggml.model.model import Model
+    from pyggml.runtime.drafts import Drafter
     from pyggml.tokenizer import Tokenizer
 
 ABOUT = (
@@ -176,7 +177,7 @@ def _serve_model(values: Values, model: "Model", tokenizer: "Tokenizer", templat
             n_keep=max(0, values.keep),
             rule=CheckpointRule(values.ctx_checkpoints, values.checkpoint_min_step),
         )
-        served = Served(model, batcher, tokenizer, settings, template, loras)
+        served = Served(model, batcher, tokenizer, settings, template, loras, _drafters(values))
         if values.warmup:
             _warm_up(context)
         serve(served, lambda address: _ready(served.name, context, address))
@@ -187,6 +188,16 @@ def _serve_model(values: Values, model: "Model", tokenizer: "Tokenizer", templat
 
 def _loras(values: Values) -> list[tuple[str, float]]:
     return [one for some in values.lora for one in some]
+
+
+def _drafters(values: Values) -> "Callable[[], Drafter | None]":
+    """What makes a drafter for each text: it remembers what was said in that one."""
+    if values.spec_type == "none":
+        return lambda: None
+    from pyggml.runtime.drafts import NgramDrafter
+
+    n, m = (getattr(values, f"{values.spec_type.replace('-', '_')}_{letter}") for letter in "nm")
+    return lambda: NgramDrafter(n, m, per_key=values.spec_type == "ngram-map-k")
 
 
 def _warm_up(context: Any) -> None:

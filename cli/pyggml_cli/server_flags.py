@@ -7,7 +7,7 @@ completion_flags.py that mean the same are taken from there.
 import json
 from typing import Any
 
-from pyggml_cli import completion_flags, environment, other_flags
+from pyggml_cli import completion_flags, environment, other_flags, speculation
 from pyggml_cli.flags import Flag, Ignored, Refused, Row, choice, comma_separated, seconds, whole
 
 AUTO_SLOTS = 4  # tools/server/server.cpp: of -np -1, over one KV memory
@@ -117,6 +117,13 @@ TEMPLATE: list[Row] = [
 ]
 LISTS: list[Row] = [row for row in completion_flags.GENERAL if isinstance(row, Flag)]
 
+_NGRAMS = ("ngram_simple_n", "ngram_simple_m", "ngram_map_k_n", "ngram_map_k_m")
+GUESSES: list[Row] = [
+    Flag(("--spec-type",), "spec_type", "guess tokens, and compute guesses together with the last token: none, or what followed the same "
+         "tokens before, ngram-simple or ngram-map-k", choice("none", "ngram-simple", "ngram-map-k"), "TYPE", "none"),
+    *(row for row in speculation.FLAGS if isinstance(row, Flag) and row.dest in _NGRAMS),
+]  # fmt: skip
+
 NO_DIFFERENCE: list[Row] = [
     Ignored(("-cb", "--cont-batching"), off=("-nocb", "--no-cont-batching")),
     Ignored(("--threads-http",), 1),
@@ -164,6 +171,7 @@ GROUPS = {
     "answers": TEXT,
     "chat": TEMPLATE + CHAT,
     "sampling, where a request does not say": completion_flags.SAMPLING,
+    "guesses": GUESSES,
     "devices": completion_flags.DEVICES,
     "positions": completion_flags.ROPE,
 }
@@ -178,7 +186,12 @@ def _rest() -> list[Row]:
     known = _KNOWN | {name for row in rows for name in (*row.names, *row.off)}
     for row in completion_flags.ROWS:
         if isinstance(row, Flag) and not known & {*row.names, *row.off}:
-            why = "a flag of the completion tool, not of the server"
+            small = row.dest.startswith("draft_")
+            why = (
+                "a smaller model guesses for one text at a time"
+                if small
+                else "a flag of the completion tool, not of the server"
+            )
             rows.append(Refused(row.names, row.count if row.parse else 0, why=why, off=row.off))
     return rows
 

@@ -3,23 +3,24 @@
 Owns the step from messages to a prompt by the template, and which parts an answer's text is read into.
 """
 
-import contextlib
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pyggml.chat import ChatError, ChatTemplate, prompt_tokens
-from pyggml.chat.answer import Parse, plain
-from pyggml.chat.reading import Reader
-from pyggml.chat.tool_formats import Generic
+from pyggml.chat import ChatError, Delta, Prepared, Reply, ReplyParser, prepare, prompt_tokens
+from pyggml.chat import Options as ChatOptions
+from pyggml.chat.call_grammar import after_reasoning, call_grammar
+from pyggml.chat.capabilities import capabilities
+from pyggml.chat.instruction import described
+from pyggml.chat.reply.formats import GENERIC
 from pyggml.errors import GrammarError
 from pyggml_server.errors import RequestError
 from pyggml_server.fields import Fields
 from pyggml_server.requests import Options, options, refuse_unknown
 from pyggml_server.served import Served
 
+REASONING_FORMATS = ("none", "auto", "deepseek")
 MOST_MESSAGES = 4096
 MOST_TOOLS = 256
 OWN_VARIABLES = ("messages", "bos_token", "eos_token", "add_generation_prompt", "tools")
@@ -28,12 +29,12 @@ ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 @dataclass
 class Chat:
-    """A conversation that is to be answered."""
+    """A conversation that is to be answered; `parser` makes what reads an answer."""
 
     prompt: list[int]
     text: str
     options: Options
-    parse: Parse
+    parser: "Callable[[], ReplyParser | _Plain]"
 
 
 def messages_of(fields: Fields, name: str = "messages") -> list[dict[str, Any]]:
@@ -97,7 +98,7 @@ def choice_of(fields: Fields, tools: Sequence[Mapping[str, Any]]) -> tuple[str, 
         kind = fields.choice("tool_choice", ("none", "auto", "required"), "auto")
         if kind == "required" and not tools:
             raise fields.wrong("tool_choice", "there are no tools")
-        return kind, [] if kind == "none" else list(tools)
+        return kind, [] if kind == "none" else list(tools)  # what is not to be called is not shown either
     asked = fields.object("tool_choice")
     function = asked and asked.object("function")
     if function is None:
@@ -111,71 +112,8 @@ def choice_of(fields: Fields, tools: Sequence[Mapping[str, Any]]) -> tuple[str, 
 def template_variables(fields: Fields, served: Served) -> dict[str, Any]:
     """`chat_template_kwargs`, over those of the command line. Raises RequestError."""
     given = fields.object("chat_template_kwargs")
-    return {**served.settings.template_variables, **(given.data if given is not None else {})}
-
-
-def render(
-    served: Served,
-    messages: Sequence[Mapping[str, Any]],
-    tools: Sequence[Any],
-    variables: Mapping[str, Any],
-    reader: Reader,
-) -> str:
-    """The prompt's text. Where the last message is the assistant's, the answer goes on with it. Raises RequestError."""
-    try:
-        template = served.template(bool(tools))
-        last = messages[-1]
-        goes_on = served.settings.prefill_assistant and last["role"] == "assistant" and not last.get("tool_calls")
-        given = {name: value for name, value in variables.items() if name not in OWN_VARIABLES}
-        shown = [_shown(message, reader) for message in (messages[:-1] if goes_on else messages)]
-        if reader.generic:
-            instruction = Generic.instruction(tools, parallel=False)
-            return _with_instruction(template, shown, instruction, given) + (str(last["content"]) if goes_on else "")
-        if tools:
-            given["tools"] = list(tools)
-        return template.render(shown, **given) + (str(last["content"]) if goes_on else "")
-    except ChatError as reason:
-        raise RequestError(str(reason), param="messages") from None
-
-
-def _with_instruction(
-    template: ChatTemplate, messages: list[dict[str, Any]], instruction: str, variables: Mapping[str, Any]
-) -> str:
-    """By the system's message, or, where a template has none, by the first one."""
-    first = messages[0] if messages else {"role": "user", "content": ""}
-    joined = [{**first, "content": f"{instruction}\n\n{first['content'] or ''}"}, *messages[1:]]
-    if first["role"] in ("system", "developer"):
-        return template.render(joined, **variables)
-    try:
-        return template.render([{"role": "system", "content": instruction}, *messages], **variables)
-    except ChatError:
-        return template.render(joined, **variables)
-
-
-def _shown(message: Mapping[str, Any], reader: Reader) -> dict[str, Any]:
-    """A message as the template wants it: arguments as text or as an object; calls as text where it knows none."""
-    calls = message.get("tool_calls") or ()
-    if not reader.knows_tools and message["role"] == "tool":
-        return {"role": "user", "content": json.dumps({"tool_response": message["content"]}, ensure_ascii=False)}
-    if not calls:
-        return dict(message)
-    made = [_call(call, reader.objects) for call in calls]
-    if not reader.knows_tools:
-        called = [{"name": call["function"]["name"], "arguments": call["function"]["arguments"]} for call in made]
-        key, value = ("tool_call", called[0]) if len(called) == 1 else ("tool_calls", called)
-        return {"role": "assistant", "content": json.dumps({key: value}, ensure_ascii=False)}
-    return {**message, "tool_calls": made}
-
-
-def _call(call: Mapping[str, Any], objects: bool) -> dict[str, Any]:
-    function = dict(call["function"])
-    arguments = function.get("arguments")
-    if objects and isinstance(arguments, str):
-        with contextlib.suppress(ValueError, RecursionError):
-            arguments = json.loads(arguments or "{}")
-    elif not objects and not isinstance(arguments, str):
-        arguments = json.dumps(arguments if arguments is not None else {}, ensure_ascii=False)
-    return {"type": "function", **call, "function": {**function, "arguments": arguments}}
+    found = {**served.settings.template_variables, **(given.data if given is not None else {})}
+    return {name: value for name, value in found.items() if name not in OWN_VARIABLES}
 
 
 def chat(fields: Fields, served: Served) -> Chat:
@@ -183,32 +121,67 @@ def chat(fields: Fields, served: Served) -> Chat:
     messages = messages_of(fields)
     tools = tools_of(fields)
     refuse_unknown(fields, ("functions", "function_call"), "tools and tool_choice have taken their place")
-    choice, callable_tools = choice_of(fields, tools)
+    choice, chosen = choice_of(fields, tools)
     settings = served.settings
-    form = fields.choice("reasoning_format", ("none", "auto", "deepseek"), settings.reasoning_format)
+    variables = template_variables(fields, served)
+    last = messages[-1]
     try:
-        source = served.template(bool(callable_tools)).source
+        template = served.template(bool(chosen))
+        knows = capabilities(template.source).tools
+        asked = ChatOptions(
+            tools=tuple(tools) if chosen else (),
+            tool_choice=choice,
+            reasoning_format=fields.choice("reasoning_format", REASONING_FORMATS, settings.reasoning_format),
+            enable_thinking=bool(variables.pop("enable_thinking", True)),
+            variables=variables,
+            go_on=settings.prefill_assistant and last["role"] == "assistant" and not last.get("tool_calls"),
+        )
+        prepared = prepare(template, messages if knows else described(messages, chosen), asked)
     except ChatError as reason:
-        raise RequestError(str(reason)) from None
-    reader = Reader(source, callable_tools, form != "none")
-    text = render(served, messages, tools if callable_tools else (), template_variables(fields, served), reader)
-    reader.prompt(text)
+        raise RequestError(str(reason), param="messages") from None
     wanted = options(fields, served)
-    if callable_tools:
-        if wanted.params.grammar:
-            raise RequestError("an answer is held to a grammar or calls tools, not both", param="tools")
-        parallel = fields.boolean("parallel_tool_calls", True) and not reader.generic
-        try:
-            grammar, wanted.triggers = reader.grammar(choice == "required", parallel)
-        except GrammarError as reason:
-            raise RequestError(f"tools: {reason}", param="tools") from None
-        wanted.params = replace(wanted.params, grammar=grammar)
+    if chosen:
+        _hold_calls(wanted, prepared, chosen, choice == "required", fields.boolean("parallel_tool_calls", True))
     elif wanted.params.grammar:
-        wanted.triggers = reader.after_thinking
+        wanted.triggers = after_reasoning(prepared.row, prepared.opened)
     if fields.boolean("logprobs", False):
         wanted.n_logprobs = fields.integer("top_logprobs", 0, 0, 20)
     elif fields.has("top_logprobs"):
         raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
-    wanted.special = wanted.special or reader.special
-    parse = plain if settings.skip_parsing else reader.read
-    return Chat(prompt_tokens(served.tokenizer, text), text, wanted, parse)
+    wanted.special = wanted.special or bool(chosen) or prepared.row is not GENERIC
+    parser = _Plain if settings.skip_parsing else prepared.parser
+    return Chat(prompt_tokens(served.tokenizer, prepared.prompt), prepared.prompt, wanted, parser)
+
+
+def _hold_calls(
+    wanted: Options, prepared: Prepared, chosen: Sequence[Mapping[str, Any]], required: bool, parallel: bool
+) -> None:
+    """Let the grammar of calls hold them. Raises RequestError."""
+    if wanted.params.grammar:
+        raise RequestError("an answer is held to a grammar or calls tools, not both", param="tools")
+    try:
+        made = call_grammar(prepared.row, chosen, parallel)
+    except GrammarError as reason:
+        raise RequestError(f"tools: {reason}", param="tools") from None
+    if made is None and required:
+        what = f"calls of this model's format ({prepared.row.name}) cannot be forced: tool_choice must be auto or none"
+        raise RequestError(what, param="tool_choice")
+    if made is not None:
+        wanted.params = replace(wanted.params, grammar=made.text)
+        wanted.triggers = after_reasoning(prepared.row, prepared.opened) if required else made.triggers
+
+
+class _Plain:
+    """Stands in for a ReplyParser where answers are left as they are."""
+
+    def __init__(self) -> None:
+        self.reply = Reply()
+
+    def feed(self, text: str) -> list[Delta]:
+        """All of it is said."""
+        self.reply.content += text
+        return [Delta(content=text)] if text else []
+
+    def finish(self) -> list[Delta]:
+        """Nothing is left."""
+        return []

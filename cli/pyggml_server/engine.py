@@ -43,15 +43,15 @@ class Task:
         self.slot = -1
         self._sent = self._sent_logprobs = 0
 
-    def update(self, piece: Piece | None) -> Update:
-        """What is new since the last one."""
+    def update(self, pieces: Sequence[Piece]) -> Update:
+        """What is new since the last one, with the pieces of a step: several where guesses were right."""
         text = self.text
-        settled = len(text.data) if piece is None or text.finish is not None else piece.settled
+        settled = len(text.data) if text.finish is not None else pieces[-1].settled if pieces else self._sent
         data = bytes(text.data[self._sent : settled])
         self._sent = max(self._sent, settled)
         logprobs = text.logprobs[self._sent_logprobs :]
         self._sent_logprobs = len(text.logprobs)
-        tokens = [] if piece is None or text.finish is Finish.EOG else [piece.token]
+        tokens = [piece.token for piece in pieces if piece.finish is not Finish.EOG]
         return Update(data, tokens, logprobs, text.finish, text.error)
 
 
@@ -182,7 +182,7 @@ class Engine:
             task.text.fail(RequestError("the server is ending", status=503))
         self._tasks.clear()
         self._queues.clear()
-        self.post([(task, task.update(None)) for task in left])
+        self.post([(task, task.update(())) for task in left])
 
     def _admit(self) -> None:
         """Fill free slots, a text of each client in turn."""
@@ -195,7 +195,7 @@ class Engine:
                 self.batcher.add(task.text)
             except PyggmlError as reason:
                 task.text.fail(reason)
-                self.post([(task, task.update(None))])
+                self.post([(task, task.update(()))])
                 continue
             self._tasks[task.text] = task
 
@@ -224,12 +224,14 @@ class Engine:
                 self._tasks[place.sequence].slot = place.seq
         self.counters.steps += 1
         self.counters.busy += len(self._tasks)
-        updates = []
+        pieces: dict[Text, list[Piece]] = {}
         for text, piece in said:
-            task = self._tasks.get(text)
-            if task is not None:
-                updates.append((task, task.update(piece)))
-            if task is not None and text.finish is not None:
+            pieces.setdefault(text, []).extend([] if piece is None else [piece])
+        updates = []
+        for text, its in pieces.items():
+            task = self._tasks[text]
+            updates.append((task, task.update(its)))
+            if text.finish is not None:
                 self._count(text)
                 with self._changed:
                     del self._tasks[text]

@@ -11,7 +11,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pyggml.chat.answer import AnswerParser, Delta
+from pyggml.chat import Delta, Reply
 from pyggml.runtime.logprobs import TokenLogprobs
 from pyggml.runtime.sequence import Finish
 from pyggml.runtime.sequence import Sequence as Text
@@ -200,13 +200,8 @@ def finish_reason(finish: Finish | None, calls: bool) -> str:
     return "tool_calls" if calls and reason == "stop" else reason
 
 
-def call_id() -> str:
-    """A new name of a call."""
-    return f"call_{uuid.uuid4().hex[:24]}"
-
-
 async def _chat_answer(served: Served, running: Answer, head: dict[str, Any], asked: Chat) -> dict[str, Any]:
-    parsers = [AnswerParser(asked.parse) for _ in running.texts]
+    parsers = [asked.parser() for _ in running.texts]
     whole = [""] * len(parsers)
     tokens: list[list[int]] = [[] for _ in parsers]
     async with running:
@@ -215,14 +210,14 @@ async def _chat_answer(served: Served, running: Answer, head: dict[str, Any], as
             tokens[i] += update.tokens
     choices = []
     for i, (text, parser) in enumerate(zip(running.texts, parsers, strict=True)):
-        parser.push(whole[i], final=True)
-        said = parser.message
+        new = [*parser.feed(whole[i]), *parser.finish()]  # without what the prompt had begun
+        said = Reply("".join(d.content for d in new), "".join(d.reasoning for d in new), parser.reply.calls)
         message: dict[str, Any] = {"role": "assistant", "content": said.content or (None if said.calls else "")}
         if said.reasoning:
             message["reasoning_content"] = said.reasoning
         if said.calls:
             message["tool_calls"] = [
-                {"id": call_id(), "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
                 for call in said.calls
             ]
         choices.append(
@@ -244,7 +239,7 @@ def _chat_logprobs(served: Served, asked: Chat, tokens: list[int], found: list[T
 
 
 async def _chat_chunks(served: Served, running: Answer, head: dict[str, Any], asked: Chat) -> AsyncIterator[bytes]:
-    parsers = [AnswerParser(asked.parse) for _ in running.texts]
+    parsers = [asked.parser() for _ in running.texts]
 
     def chunk(i: int, delta: dict[str, Any], found: Any = None, reason: str | None = None, **more: Any) -> bytes:
         return event(
@@ -261,7 +256,9 @@ async def _chat_chunks(served: Served, running: Answer, head: dict[str, Any], as
                 yield PING
                 continue
             i, update = got
-            new = parsers[i].push(update.data.decode("utf-8", "replace"), update.finish is not None)
+            new = parsers[i].feed(update.data.decode("utf-8", "replace"))
+            if update.finish is not None:
+                new += parsers[i].finish()
             found = _chat_logprobs(served, asked, update.tokens, update.logprobs) if update.tokens else None
             for delta in new:
                 yield chunk(i, _delta(delta), found)
@@ -270,7 +267,7 @@ async def _chat_chunks(served: Served, running: Answer, head: dict[str, Any], as
                 yield chunk(i, {"content": ""}, found)
             if update.finish is not None:
                 left -= 1
-                reason = finish_reason(update.finish, bool(parsers[i].message.calls))
+                reason = finish_reason(update.finish, bool(parsers[i].reply.calls))
                 yield chunk(i, {}, None, reason, timings=timings(running.texts[i]))
     if asked.options.include_usage:
         yield event({**head, "choices": [], "usage": usage(list(running.texts))})
@@ -282,5 +279,5 @@ def _delta(delta: Delta) -> dict[str, Any]:
         return {"reasoning_content": delta.reasoning} if delta.reasoning else {"content": delta.content}
     if delta.name:
         function = {"name": delta.name, "arguments": ""}
-        return {"tool_calls": [{"index": delta.call, "id": call_id(), "type": "function", "function": function}]}
+        return {"tool_calls": [{"index": delta.call, "id": delta.id, "type": "function", "function": function}]}
     return {"tool_calls": [{"index": delta.call, "function": {"arguments": delta.arguments}}]}

@@ -95,6 +95,7 @@ def texts(served: Served, prompt: list[int], options: Options, index: int = 0) -
                 stops=StopTexts([text.encode() for text in options.stops]) if options.stops else None,
                 n_logprobs=options.n_logprobs,
                 reuses=options.reuses,
+                drafter=served.make_drafter(),
             )
         )
     return made

@@ -5,7 +5,7 @@ Owns what all routes share.
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from pyggml.model.lora import Adapter
 from pyggml.model.model import Model
 from pyggml.runtime.batcher import Batcher
 from pyggml.runtime.context import Context
+from pyggml.runtime.drafts import Drafter
 from pyggml.tokenizer import Tokenizer
 from pyggml_server.engine import Engine
 from pyggml_server.errors import RequestError
@@ -21,7 +22,10 @@ from pyggml_server.settings import Settings
 
 
 class Served:
-    """`template`: a name or Jinja's text instead of the file's; `adapters`: LoRA files that were loaded, with their scales."""
+    """template      a name or Jinja's text instead of the file's
+    adapters      LoRA files that were loaded, with their scales
+    make_drafter  makes what guesses a text's next tokens, for each text one
+    """
 
     def __init__(
         self,
@@ -31,11 +35,13 @@ class Served:
         settings: Settings,
         template: str | None = None,
         adapters: list[tuple[Adapter, float]] | None = None,
+        make_drafter: Callable[[], Drafter | None] = lambda: None,
     ) -> None:
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
         self.context: Context = batcher.context
         self.engine = Engine(batcher, settings.queue_limit)
         self.adapters = list(adapters or ())
+        self.make_drafter = make_drafter
         self.started = int(time.time())
         self.ending = False
         self.path = Path(str(model.file.paths[0]))

@@ -64,7 +64,8 @@ def test_messages_are_answered_by_the_template(client: Client, model: Model) -> 
     assert joined(events, "content") == wanted
     assert events[0]["choices"][0]["delta"]["role"] == "assistant"
     going_on = [*messages, {"role": "assistant", "content": wanted[:1]}]
-    assert client.ok("/v1/chat/completions", {**body, "messages": going_on})["usage"]["prompt_tokens"] > 0
+    shown = client.ok("/apply-template", {"messages": going_on})["prompt"]
+    assert shown == f"[system]be[user]hello[assistant]{wanted[:1]}"
 
 
 def test_a_stop_text_ends_it_and_is_not_sent(client: Client, model: Model) -> None:

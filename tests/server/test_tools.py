@@ -27,8 +27,8 @@ WEATHER = {
 CLOCK = {"type": "function", "function": {"name": "clock", "parameters": {"type": "object", "properties": {}}}}
 HERMES = (
     "{% if tools %}<tool_call>{{ tools | tojson }}{% endif %}{% for m in messages %}[{{ m.role }}]{{ m.content }}"
-    "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}[assistant]"
-    "{% if enable_thinking %}<think>\n{% else %}{# </think> #}{% endif %}"
+    "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% if think %}<think>\n{% endif %}{# </think> #}{% endif %}"
 )
 ASK: dict[str, Any] = {
     "messages": [{"role": "user", "content": "weather"}],
@@ -88,7 +88,7 @@ def roomy(model: Model) -> Iterator[Client]:
 
 def test_a_template_that_knows_no_tools(roomy: Client) -> None:
     client = roomy
-    body = {**ASK, "tool_choice": "required"}
+    body = {**ASK, "tool_choice": "required", "parallel_tool_calls": False}
     choice = client.ok("/v1/chat/completions", body)["choices"][0]
     (call,) = choice["message"]["tool_calls"]
     assert call["function"]["name"] in ("get_weather", "clock")
@@ -98,7 +98,7 @@ def test_a_template_that_knows_no_tools(roomy: Client) -> None:
 
 
 def test_thoughts_are_told_apart(hermes: Client) -> None:
-    body = {"messages": ASK["messages"], "max_tokens": 12, "chat_template_kwargs": {"enable_thinking": True}}
+    body = {"messages": ASK["messages"], "max_tokens": 12, "chat_template_kwargs": {"think": True}}
     message = hermes.ok("/v1/chat/completions", body)["choices"][0]["message"]
     assert message["reasoning_content"] and message["content"] == ""
     deltas = [c["delta"] for e in hermes.stream("/v1/chat/completions", body) for c in e["choices"]]

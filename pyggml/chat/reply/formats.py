@@ -122,6 +122,7 @@ DEEPSEEK_R1 = replace(
     named=("\n```json\n",),
     close=("```<｜tool▁call▁end｜>", "\n```<｜tool▁call▁end｜>", "<｜tool▁call▁end｜>"),
     header=r"\s*function<｜tool▁sep｜>(?P<name>.*?)\s*",
+    written="function<｜tool▁sep｜>{name}",
 )
 KIMI = NamedCalls(
     call="<|tool_call_begin|>",
@@ -130,6 +131,7 @@ KIMI = NamedCalls(
     section=("<|tool_calls_section_begin|>",),
     section_end="<|tool_calls_section_end|>",
     header=r"\s*(?P<id>(?:functions\.)?(?P<name>.*?)(?::\d+)?)\s*",
+    written="functions.{name}:{number}",
 )
 MISTRAL = NamedCalls(
     call="[TOOL_CALLS]", named=("[ARGS]",), header=r"\s*(?P<name>.*?)\s*(?:\[CALL_ID\]\s*(?P<id>.*?)\s*)?"

@@ -17,6 +17,7 @@ class NamedCalls:
     """[section] (call name named {arguments} [close])+ [section_end].
 
     header   a pattern over what stands between `call` and `named`, with groups "name" and maybe "id"
+    written  that text of a call, for grammars: {name}, and {number} for any number
     """
 
     call: str
@@ -26,6 +27,7 @@ class NamedCalls:
     section_end: str = ""
     header: str = r"\s*(?P<name>.*?)\s*"
     ends_reasoning: bool = True
+    written: str = "{name}"
 
     @property
     def openings(self) -> tuple[str, ...]:
