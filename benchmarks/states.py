@@ -76,7 +76,11 @@ def write(path: Path, name: str, dtype: GGMLType) -> None:
         w.name: w for module in modules.modules() for w in module.wanted({embedding.name: embedding}) if w.required
     }
     planned = [
-        Planned(name, dtype if len(w.ne) > 1 and not w.ne[0] % 256 else GGMLType.F32, (*w.ne, 1, 1, 1)[:4])
+        Planned(
+            name,
+            dtype if len(w.ne) > 1 and not w.ne[0] % 256 and "norm" not in name else GGMLType.F32,
+            (*w.ne, 1, 1, 1)[:4],
+        )
         for name, w in wanted.items()
     ]
     rng = np.random.default_rng(1)

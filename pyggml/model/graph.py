@@ -111,7 +111,6 @@ class GraphBuilder:
     positions    I32 (n_tokens)
     handed_on    what one part of a model leaves for others, by name
     adapters     LoRA adapters in use, each with its scale
-    carried      tensors that a layer leaves for later ones, by names of theirs
     """
 
     def __init__(self, hp: Hparams, memory: Layered, shape: UbatchShape, adapters: tuple[Applied, ...] = ()) -> None:
@@ -125,7 +124,6 @@ class GraphBuilder:
         self._order: list[Tensor] = []  # nodes that must be computed in this order, each with all it needs
         self._inputs: list[Input] = []
         self._shared: dict[str, Tensor] = {}
-        self.carried: dict[str, Tensor] = {}
         self.handed_on: dict[str, Tensor] = {}
         self._kv: dict[int, KVInputs] = {}
         self._slots: dict[int, Tensor] = {}

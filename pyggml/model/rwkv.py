@@ -228,10 +228,10 @@ class TimeMix7(TimeMix):
         w = ops.unary(ops.scale(w, -0.606531), ops.UnaryOp.EXP)  # e^-0.5
         k, v = g.linear(self.time_mix_key, xk), g.linear(self.time_mix_value, xv)
         if self.il == 0:
-            g.carried["first_values"] = v
+            g.handed_on["first_values"] = v
         else:
             share = ops.unary(self._through(g, "v", xv), ops.UnaryOp.SIGMOID)
-            v = ops.add(v, ops.mul(ops.sub(g.carried["first_values"], v), share))
+            v = ops.add(v, ops.mul(ops.sub(g.handed_on["first_values"], v), share))
         a = ops.unary(self._through(g, "a", xa), ops.UnaryOp.SIGMOID)
         kk = ops.l2_norm(self.heads(ops.mul(k, self.time_mix_k_k.value)), 1e-12)
         ka = ops.mul(k, self.time_mix_k_a.value)

@@ -144,7 +144,7 @@ def no_mixture(right: Any, self: Any, g: Any, x: Any) -> Any:
 def first_values_lost(right: Any, self: Any, g: Any, x: Any, difference: Any) -> Any:
     y = right(self, g, x, difference)
     if self.il == 0:
-        g.carried["first_values"] = ops.fill(g.carried["first_values"], 0.0)
+        g.handed_on["first_values"] = ops.fill(g.handed_on["first_values"], 0.0)
     return y
 
 

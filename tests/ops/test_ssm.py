@@ -32,7 +32,7 @@ def conv_cases(draw: Callable) -> Case:
 @st.composite
 def scan_cases(draw: Callable, slots: tuple[int, ...] = (1, 1, 2, 5), n_seqs: tuple[int, ...] = (1, 2)) -> Case:
     make = draw(operands(specials=False))
-    d_state, head_dim = draw(st.sampled_from((1, 3, 16, 17, 33, 128))), draw(st.sampled_from((1, 2, 5)))
+    d_state, head_dim = draw(st.sampled_from((1, 3, 16, 17, 33, 128))), draw(st.sampled_from((1, 2, 4, 5, 11)))
     n_group, share, n_tokens = (draw(st.sampled_from(s)) for s in ((1, 2, 3), (1, 2), (1, 2, 4, 9)))
     n_head, seqs, kept = n_group * share, draw(st.sampled_from(n_seqs)), draw(st.sampled_from(slots))
     n_states = seqs + draw(st.integers(0, 2))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyggml.dtypes import GGMLType
-from pyggml.jit import Spec
+from pyggml.jit import Spec, inline
 from pyggml.kernels.cpu.indices import NumberArgs
 from pyggml.kernels.cpu.layout import refuse_types
 from pyggml.ops import Op
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 FEW = 8
 """Tokens below which channels are lanes."""
 TILE = 16 * 16 * 4
+BLOCK = 16
 
 
 def why_not(node: Tensor) -> str | None:
@@ -87,8 +88,8 @@ def ssm_conv():
 
 
 def ssm_scan():
-    """-> kernel. Sources: states, numbers of the states to begin with, x, dt, decay, B, C. A thread takes whole heads. Takes
-    NumberArgs."""
+    """-> kernel. Sources: states, numbers of the states to begin with, x, dt, decay, B, C. A thread takes whole heads, BLOCK
+    rows of a head's state at a time through all tokens, so that they stay in the nearest cache. Takes NumberArgs."""
     import numpy as np
 
     from pyggml import simd as v
@@ -105,6 +106,31 @@ def ssm_scan():
     state_at, number = record.element("src0"), record.element("src1")
     x_at, dt_at, a_at, b_at, c_at = (record.element(f"src{i}") for i in range(2, 7))
     data, aborted = record.field("dst.data"), record.aborted()
+    full = v.loader("f32", 16)
+
+    @inline
+    def four_rows(new, old, offset, n, dt, decay, x, b, c, y):
+        """Rows of whole vectors, from `offset` bytes on, with one decay: B and C are read once for all four."""
+        x0, x1 = dt * v.broadcast_f32(x), dt * v.broadcast_f32(x + U(4))
+        x2, x3 = dt * v.broadcast_f32(x + U(8)), dt * v.broadcast_f32(x + U(12))
+        t0, t1, t2, t3 = v.zero_f32(), v.zero_f32(), v.zero_f32(), v.zero_f32()
+        row = 4 * n
+        for i in range(0, n, 16):
+            at = offset + 4 * i
+            bi, ci = full(b + U(4 * i)), full(c + U(4 * i))
+            s0 = v.fma(bi, x0, full(old + U(at)) * decay)
+            s1 = v.fma(bi, x1, full(old + U(at + row)) * decay)
+            s2 = v.fma(bi, x2, full(old + U(at + 2 * row)) * decay)
+            s3 = v.fma(bi, x3, full(old + U(at + 3 * row)) * decay)
+            v.store(new + U(at), s0)
+            v.store(new + U(at + row), s1)
+            v.store(new + U(at + 2 * row), s2)
+            v.store(new + U(at + 3 * row), s3)
+            t0, t1, t2, t3 = v.fma(s0, ci, t0), v.fma(s1, ci, t1), v.fma(s2, ci, t2), v.fma(s3, ci, t3)
+        v.put_f32(y, v.hsum(t0))
+        v.put_f32(y + U(4), v.hsum(t1))
+        v.put_f32(y + U(8), v.hsum(t2))
+        v.put_f32(y + U(12), v.hsum(t3))
 
     def kernel(step, ith, nth, thread):
         if bad(step, limit(step), ith):
@@ -118,32 +144,40 @@ def ssm_scan():
             which = choose(step, number(step, seq, 0, 0, 0), False, limit(step))
             if which < 0:
                 return
-            old = state_at(step, 0, 0, head, which)
-            new = results + U((seq * heads + head) * size)
-            for t in range(tokens):
-                if aborted(step):
-                    return
-                dt = f.softplus(v.broadcast_f32(dt_at(step, head, t, seq, 0)))
-                decays = a_at(step, 0, head, 0, 0)
-                whole = f.exp(dt * v.broadcast_f32(decays))
-                x = x_at(step, 0, head, t, seq)
-                b, c = b_at(step, 0, head // share, t, seq), c_at(step, 0, head // share, t, seq)
-                y = data(step) + U(4 * dims * (heads * (seq * tokens + t) + head))
-                for i1 in range(dims):
-                    step_x = dt * v.broadcast_f32(x + U(4 * i1))
-                    total = v.zero_f32()
-                    for i in range(0, n, 16):
-                        k = min(16, n - i)
-                        decay = whole
-                        if per_element(step) != 1:
-                            decay = f.exp(dt * load(decays, i, k, 4))
-                        state = v.fma(load(b, i, k, 4), step_x, load(old, i1 * n + i, k, 4) * decay)
-                        total = v.fma(state, load(c, i, k, 4), total)
-                        store(new, i1 * n + i, state, k, 4)
-                    v.put_f32(y + U(4 * i1), v.hsum(total))
-                slot = tokens - 1 - t
-                if 0 < slot < kept:
-                    v.copy_bytes(new + U(slot * seqs * heads * size), new, size)
-                old = new
+            for low in range(0, dims, BLOCK):
+                high = min(dims, low + BLOCK)
+                old = state_at(step, 0, 0, head, which)
+                new = results + U((seq * heads + head) * size)
+                for t in range(tokens):
+                    if aborted(step):
+                        return
+                    dt = f.softplus(v.broadcast_f32(dt_at(step, head, t, seq, 0)))
+                    decays = a_at(step, 0, head, 0, 0)
+                    whole = f.exp(dt * v.broadcast_f32(decays))
+                    x = x_at(step, 0, head, t, seq)
+                    b, c = b_at(step, 0, head // share, t, seq), c_at(step, 0, head // share, t, seq)
+                    y = data(step) + U(4 * dims * (heads * (seq * tokens + t) + head))
+                    first = low
+                    if per_element(step) == 1 and n % 16 == 0:
+                        first = high - (high - low) % 4
+                        for i1 in range(low, first, 4):
+                            four_rows(new, old, 4 * i1 * n, n, dt, whole, x + U(4 * i1), b, c, y + U(4 * i1))
+                    for i1 in range(first, high):
+                        step_x = dt * v.broadcast_f32(x + U(4 * i1))
+                        total = v.zero_f32()
+                        for i in range(0, n, 16):
+                            k = min(16, n - i)
+                            decay = whole
+                            if per_element(step) != 1:
+                                decay = f.exp(dt * load(decays, i, k, 4))
+                            state = v.fma(load(b, i, k, 4), step_x, load(old, i1 * n + i, k, 4) * decay)
+                            total = v.fma(state, load(c, i, k, 4), total)
+                            store(new, i1 * n + i, state, k, 4)
+                        v.put_f32(y + U(4 * i1), v.hsum(total))
+                    slot = tokens - 1 - t
+                    if 0 < slot < kept:
+                        rows = new + U(4 * n * low)
+                        v.copy_bytes(rows + U(slot * seqs * heads * size), rows, 4 * n * (high - low))
+                    old = new
 
     return kernel

@@ -122,7 +122,7 @@ class Mixture(Module):
 
     def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:
         """(n_embd, n_tokens) -> the same."""
-        earlier = g.carried.get(SUMS)
+        earlier = g.handed_on.get(SUMS)
         if earlier is None:
             return x
         n_embd, n_tokens, n = *x.ne[:2], earlier.ne[1]
@@ -160,8 +160,8 @@ class Block(Module):
         mixed = x if self.attn_res_score is None else self.attn_res_score(g, x)
         begins = self.period > 0 and self.il % self.period == 0
         if begins:
-            one, earlier = ops.reshape(x, x.ne[0], 1, x.ne[1]), g.carried.get(SUMS)
-            g.carried[SUMS] = one if earlier is None else ops.concat(earlier, one, 1)
+            one, earlier = ops.reshape(x, x.ne[0], 1, x.ne[1]), g.handed_on.get(SUMS)
+            g.handed_on[SUMS] = one if earlier is None else ops.concat(earlier, one, 1)
         cur = self.attn(g, self.attn_norm(g, mixed))
         x = cur if begins else ops.add(x, cur, name=f"ffn_inp-{self.il}")
         mixed = x if self.ffn_res_score is None else self.ffn_res_score(g, x)
