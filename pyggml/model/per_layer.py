@@ -44,12 +44,14 @@ class PerLayerProjection(Module):
         for weight in (self.per_layer_model_proj.weight, self.per_layer_proj_norm.weight):
             weight.shared = True
 
-    def __call__(self, g: GraphBuilder, table: Tensor, x: Tensor) -> Tensor:
-        """The table's rows (n_layer * n, n_tokens), embeddings (n_embd, n_tokens) -> (n, n_tokens, n_layer)"""
+    def __call__(self, g: GraphBuilder, table: Tensor | None, x: Tensor) -> Tensor:
+        """The table's rows (n_layer * n, n_tokens), if there is one, embeddings (n_embd, n_tokens) -> (n, n_tokens, n_layer)"""
         shape = self.n, self.n_layer, g.n_tokens
-        selected = ops.reshape(ops.scale(table, math.sqrt(self.n)), *shape)
         projected = ops.reshape(ops.scale(g.linear(self.per_layer_model_proj, x), self.factor), *shape)
-        both = ops.scale(ops.add(self.per_layer_proj_norm(g, projected), selected), 1.0 / math.sqrt(2.0))
+        both = self.per_layer_proj_norm(g, projected)
+        if table is not None:
+            selected = ops.reshape(ops.scale(table, math.sqrt(self.n)), *shape)
+            both = ops.scale(ops.add(both, selected), 1.0 / math.sqrt(2.0))
         return ops.cont(ops.permute(both, 0, 2, 1, 3), name=NAME)
 
 

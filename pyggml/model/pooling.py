@@ -37,13 +37,13 @@ class Head(Module):
     ranked      and how rows are pooled for the classifier: "mean", or "": the first token's, in causal models the last one's
     projected   whether the file may have dense_2 and dense_3, which follow each other whatever the pooling
     n_projected elements of dense_2's result; None: as the file's key says
-    of_tokens   `cls.output` is no classifier: each row is multiplied with it before all else
+    of_tokens   the name of a matrix that each row is multiplied with before all else, where the file has it
     """
 
     def __init__(
         self, hp: Hparams, *, dense: bool = False, n_dense: int | None = None, out: bool = False, soft_max: bool = False,
         activation: str = "tanh", ranked: str = "", projected: bool = False, n_projected: int | None = None,
-        of_tokens: bool = False,
+        of_tokens: str = "",
     ) -> None:  # fmt: skip
         n, keys = hp.n_embd, hp.pooled
         self.soft_max, self.ranked = soft_max, keys.ranked or ranked
@@ -52,8 +52,10 @@ class Head(Module):
         if dense:
             self.cls = Linear(n, n_dense or n, required=False)
             setattr(self, "cls.norm", LayerNorm.of(hp, required=False) if n_dense is None else None)
-        if out or of_tokens:
-            setattr(self, "cls.output", Linear(n, keys.n_out if of_tokens else keys.n_classes, required=False))
+        if of_tokens:
+            setattr(self, of_tokens, Linear(n, keys.n_out, required=False))
+        if out:
+            setattr(self, "cls.output", Linear(n, keys.n_classes, required=False))
         if projected:
             n_mid = hp.u32("dense_2_feat_out", 0, least=0) if n_projected is None else n_projected
             n_in = hp.u32("dense_3_feat_in", 0, least=0)
@@ -63,11 +65,13 @@ class Head(Module):
     @property
     def ranks(self) -> bool:
         """Whether there is a classifier."""
-        return self._there("cls") is not None or (not self.of_tokens and self._there("cls.output") is not None)
+        return self._there("cls") is not None or (
+            self.of_tokens != "cls.output" and self._there("cls.output") is not None
+        )
 
     def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:
         pooling = g.wanted.pooling
-        if self.of_tokens and (matrix := self._there("cls.output")) is not None:
+        if (matrix := self._there(self.of_tokens)) is not None:
             x = g.linear(matrix, x)
         if pooling == "rank":
             cur = self._classified(g, self._pooled(g, x, self._for_ranks(g)))

@@ -17,7 +17,7 @@ from tiny_encoders import KEYS, N_CTX, N_VOCAB, NAMES, architecture, ensure_enco
 from pyggml import ops
 from pyggml.errors import ComputeError, ContextError, ModelError, UnsupportedError
 from pyggml.memory.window import Window
-from pyggml.model import encoder, graph, pooling, uncached
+from pyggml.model import encoder, graph, per_layer, pooling, uncached
 from pyggml.model.arch import jina_bert_v2, modern_bert, nomic_bert_moe
 from pyggml.model.model import Model
 from pyggml.model.pooling import POOLINGS
@@ -162,6 +162,7 @@ MUTANTS: dict[str, tuple[str, str, Patch]] = {
     "another activation": ("bert", "rank", patch(pooling, "ACTIVATIONS", dict.fromkeys(("gelu", "silu", "tanh"), ops.UnaryOp.SILU))),
     "mean for the first token": ("bert", "rank", patch(pooling.Head, "_for_ranks", lambda self, g: "mean")),
     "no dense layers": ("gemma-embedding", "mean", patch(pooling.Head, "_there", lambda self, name: None)),
+    "no embeddings of layers": ("gemma-embedding2", "mean", patch(per_layer.PerLayerInput, "__call__", lambda self, g, x: ops.scale(x, 0.0))),
     "silu in experts": ("nomic-bert-moe", "mean", patch(nomic_bert_moe, "gelu", lambda x: ops.unary(x, ops.UnaryOp.SILU))),
 }  # fmt: skip
 

@@ -72,6 +72,8 @@ def _tensors(name: str) -> dict[str, Shape]:
         norms = {f"{b}attn_q_norm.weight": (HEAD,), f"{b}attn_k_norm.weight": (HEAD,)}
         row_norms = _norm(f"{b}attn_q_norm") | _norm(f"{b}attn_k_norm") | _norm(f"{b}attn_norm_2")
         post = _norm(f"{b}post_attention_norm", bias=False) | _norm(f"{b}post_ffw_norm", bias=False)
+        per_layer = _linear(f"{b}inp_gate", N_EMBD, 16, bias=False) | _linear(f"{b}proj", 16, N_EMBD, bias=False)
+        per_layer |= _norm(f"{b}post_norm", bias=False) | {f"{b}layer_output_scale.weight": (1,)}
         wide = _mlp(b, bias=False, n_up=2 * N_FF)
         layer = {
             "bert": lambda b=b: _bert_layer(b, _mlp(b)),
@@ -86,6 +88,9 @@ def _tensors(name: str) -> dict[str, Shape]:
             "neo-bert": lambda b=b, wide=wide: _llama_layer(b, wide, n_kv=N_KV, fused=True),
             "eurobert": lambda b=b: _llama_layer(b, _mlp(b, gate=True, bias=False), n_kv=N_KV),
             "gemma-embedding": lambda b=b, more=norms | post: (
+                _llama_layer(b, _mlp(b, gate=True, bias=False), n_kv=N_KV) | more
+            ),
+            "gemma-embedding2": lambda b=b, more=norms | post | per_layer: (
                 _llama_layer(b, _mlp(b, gate=True, bias=False), n_kv=N_KV) | more
             ),
             "llama-embed": lambda b=b: _llama_layer(b, _mlp(b, gate=True, bias=False), n_kv=N_KV),
@@ -106,6 +111,10 @@ def _tensors(name: str) -> dict[str, Shape]:
         "neo-bert": token | _norm("enc.output_norm", bias=False) | _classifier(2),
         "eurobert": last,
         "gemma-embedding": last | dense,
+        "gemma-embedding2": last
+        | _linear("per_layer_model_proj", N_EMBD, 16 * N_LAYER, bias=False)
+        | {"per_layer_proj_norm.weight": (16,)}
+        | _linear("output", N_EMBD, 48, bias=False),
         "llama-embed": last,
         "llama-embed-causal": last,
         "qwen3": last | {"cls.output.weight": (N_EMBD, 2)},
@@ -141,6 +150,10 @@ KEYS: dict[str, dict[str, Any]] = {
     "gemma-embedding": _GROUPED | _WINDOWED | {"attention.key_length": HEAD, "attention.value_length": HEAD,
         "dense_2_feat_in": N_EMBD, "dense_2_feat_out": 80, "dense_3_feat_in": 80, "dense_3_feat_out": N_EMBD,
         "pooling_type": 1, "attention.sliding_window_pattern": 2},
+    "gemma-embedding2": _GROUPED | _WINDOWED | {"attention.key_length": HEAD, "attention.value_length": HEAD,
+        "attention.key_length_swa": HEAD, "attention.value_length_swa": HEAD, "rope.dimension_count_swa": HEAD,
+        "embedding_length_per_layer_input": 16, "embedding_length_out": 48, "pooling_type": 1,
+        "attention.sliding_window_pattern": 2},
     "llama-embed": _GROUPED | {"pooling_type": 1},
     "llama-embed-causal": _GROUPED | {"pooling_type": 3, "attention.causal": True},
     "qwen3": _GROUPED | {"attention.key_length": HEAD, "attention.value_length": HEAD, "pooling_type": 3,
@@ -213,6 +226,10 @@ def write(path: Path, name: str, *, vocabulary: bool = False, metadata: Mapping[
 
 def _values(rng: np.random.Generator, name: str, ne: Shape) -> np.ndarray:
     noise = rng.normal(0, 1, ne[::-1]).astype(np.float32)
+    if name.endswith("layer_output_scale.weight"):
+        return np.float32(0.9) + np.float32(0.1) * noise
+    if name.endswith((".post_norm.weight", "attn_q_norm.weight")) and (ne == (HEAD,) or ".post_norm" in name):
+        return np.float32(0.4) + np.float32(0.1) * noise
     if name.endswith("norm.weight") or name.endswith("norm_2.weight"):
         return 1 + np.float32(0.2) * noise
     if name.endswith(".bias") or name.startswith(("token_types", "position_embd")):

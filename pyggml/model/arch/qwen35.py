@@ -38,4 +38,4 @@ class Model(CausalLM):
     block = Block
 
     def make_head(self, hp: Hparams) -> Head:
-        return Head(hp, of_tokens=True)
+        return Head(hp, of_tokens="cls.output")
