@@ -23,6 +23,15 @@ from pyggml.runtime.context import Context
 
 STAYS_HERE: dict[str, str] = {"refact-moe": "is not computed (tests/model/test_archs.py)"}
 """Files that are not sent over the wire, and why."""
+NO_INDEXER = "llama.cpp computes an indexer's scores as one op (LIGHTNING_INDEXER), which our servers lack"
+HERE_ALONE: dict[str, str] = {
+    "deepseek32-moe": NO_INDEXER,
+    "dots3note-moe": NO_INDEXER,
+    "glm-dsa-moe": NO_INDEXER,
+    "hy_v4-moe": NO_INDEXER,
+    "minimax-m3-moe": "llama.cpp takes the best of blocks' scores by POOL_2D, which our servers lack",
+}
+"""Files that a stock client cannot have computed by our servers, and why."""
 FILES = [*(name for name in NAMES if known(name) and name not in (*STAYS_HERE, *DENOISERS)), *WRITTEN]
 PIECES = [TOKENS[:40], TOKENS[40:41], TOKENS[41:]]
 
@@ -67,6 +76,8 @@ def test_says_the_same_over_the_wire(peer: ArchPeer, ours: Listener, stock: Peer
             context.close(), model.close()
         assert graphs(ours) >= before + 3 if endpoint == ours.endpoint else stock.count("graph_compute") >= asked + 2
 
+    if name in HERE_ALONE:
+        return
     before = graphs(ours)
     assert nmse(theirs, peer.rows(path, Script(flash=True).decode(TOKENS), [ours.endpoint])) < LIMITS.get(name, LIMIT)
     assert graphs(ours) > before and ours.server.counters.refused == 0
