@@ -153,7 +153,7 @@ class LlamaDiskCache(BaseLlamaCache):
         for _, _, path in self._files():
             if path not in self._keys:
                 try:
-                    with np.load(path, allow_pickle=False) as archive:
+                    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                         self._keys[path] = tuple(archive["key"].tolist())
                 except UNREADABLE:
                     continue
@@ -168,7 +168,7 @@ def _nearest(keys: Iterable[Key], tokens: Sequence[int]) -> Key | None:
 
 
 def _read(path: Path) -> LlamaState:
-    with np.load(path, allow_pickle=False) as archive:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         data = archive["llama_state"].tobytes()
         n_tokens, seed = archive["numbers"].tolist()
         return LlamaState(archive["input_ids"], archive["scores"], n_tokens, data, len(data), seed)

@@ -25,6 +25,7 @@ class LlamaFacts:
     _n_ctx: int
     metadata: dict[str, str]
     tokenizer_: BaseLlamaTokenizer
+    _own_tokenizer: LlamaTokenizer
     vocab_only: bool
 
     @property
@@ -98,7 +99,7 @@ class LlamaFacts:
 
     def tokenizer(self) -> LlamaTokenizer:
         """The file's own tokenizer, which takes and gives text as well as bytes."""
-        return LlamaTokenizer(self)
+        return self._own_tokenizer
 
 
 def _id(token: int | None) -> int:

@@ -276,7 +276,8 @@ class Llama(HandledChats):
             if isinstance(value, str | int | float)
         }
         self._tokenizer = Tokenizer.from_metadata(file.metadata)
-        self.tokenizer_ = tokenizer or LlamaTokenizer(self)
+        self._own_tokenizer = LlamaTokenizer(self)
+        self.tokenizer_ = tokenizer or self._own_tokenizer
         if tokenizer is not None:
             self._tokenizer = cutting(self._tokenizer, tokenizer)
 
