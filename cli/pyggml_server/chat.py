@@ -8,12 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pyggml.chat import ChatError, Delta, Prepared, Reply, ReplyParser, prepare, prompt_tokens
+from pyggml.chat import ChatError, Delta, Reply, ReplyParser, prepare, prompt_tokens
 from pyggml.chat import Options as ChatOptions
-from pyggml.chat.call_grammar import after_reasoning, call_grammar
-from pyggml.chat.capabilities import capabilities
-from pyggml.chat.instruction import described
-from pyggml.chat.reply.formats import GENERIC
 from pyggml.errors import GrammarError
 from pyggml_server.errors import RequestError
 from pyggml_server.fields import Fields
@@ -91,22 +87,22 @@ def tools_of(fields: Fields) -> list[dict[str, Any]]:
     return found
 
 
-def choice_of(fields: Fields, tools: Sequence[Mapping[str, Any]]) -> tuple[str, list[Mapping[str, Any]]]:
-    """`tool_choice`: none, auto or required, and the tools that may be called. Raises RequestError."""
+def choice_of(fields: Fields, tools: Sequence[Mapping[str, Any]]) -> str:
+    """`tool_choice`: none, auto, required, or the name of a tool. Raises RequestError."""
     value = fields.data.get("tool_choice")
     if value is None or isinstance(value, str):
         kind = fields.choice("tool_choice", ("none", "auto", "required"), "auto")
         if kind == "required" and not tools:
             raise fields.wrong("tool_choice", "there are no tools")
-        return kind, [] if kind == "none" else list(tools)  # what is not to be called is not shown either
+        return str(kind)
     asked = fields.object("tool_choice")
     function = asked and asked.object("function")
     if function is None:
         raise fields.wrong("tool_choice", "must be none, auto, required, or an object with a function")
-    chosen = [tool for tool in tools if tool["function"]["name"] == function.text("name")]
-    if not chosen:
+    name = str(function.text("name"))
+    if not any(tool["function"]["name"] == name for tool in tools):
         raise function.wrong("name", "there is no such tool")
-    return "required", chosen
+    return name
 
 
 def template_variables(fields: Fields, served: Served) -> dict[str, Any]:
@@ -121,54 +117,40 @@ def chat(fields: Fields, served: Served) -> Chat:
     messages = messages_of(fields)
     tools = tools_of(fields)
     refuse_unknown(fields, ("functions", "function_call"), "tools and tool_choice have taken their place")
-    choice, chosen = choice_of(fields, tools)
+    choice = choice_of(fields, tools)
+    tools = [] if choice == "none" else tools  # what is not to be called is not shown either
     settings = served.settings
     variables = template_variables(fields, served)
     last = messages[-1]
     try:
-        template = served.template(bool(chosen))
-        knows = capabilities(template.source).tools
         asked = ChatOptions(
-            tools=tuple(tools) if chosen else (),
+            tools=tuple(tools),
             tool_choice=choice,
+            parallel_tool_calls=fields.boolean("parallel_tool_calls", True),
             reasoning_format=fields.choice("reasoning_format", REASONING_FORMATS, settings.reasoning_format),
             enable_thinking=bool(variables.pop("enable_thinking", True)),
             variables=variables,
             go_on=settings.prefill_assistant and last["role"] == "assistant" and not last.get("tool_calls"),
         )
-        prepared = prepare(template, messages if knows else described(messages, chosen), asked)
+        prepared = prepare(served.template(bool(tools)), messages, asked)
+    except GrammarError as reason:
+        raise RequestError(f"tools: {reason}", param="tools") from None
     except ChatError as reason:
         raise RequestError(str(reason), param="messages") from None
     wanted = options(fields, served)
-    if chosen:
-        _hold_calls(wanted, prepared, chosen, choice == "required", fields.boolean("parallel_tool_calls", True))
+    if prepared.grammar and wanted.params.grammar:
+        raise RequestError("an answer is held to a grammar or calls tools, not both", param="tools")
+    if prepared.grammar:
+        wanted.params = replace(wanted.params, grammar=prepared.grammar, grammar_trigger=prepared.trigger)
     elif wanted.params.grammar:
-        wanted.triggers = after_reasoning(prepared.row, prepared.opened)
+        wanted.params = replace(wanted.params, grammar_trigger=prepared.after_reasoning)
     if fields.boolean("logprobs", False):
         wanted.n_logprobs = fields.integer("top_logprobs", 0, 0, 20)
     elif fields.has("top_logprobs"):
         raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
-    wanted.special = wanted.special or bool(chosen) or prepared.row is not GENERIC
+    wanted.shown = prepared.shown(served.tokenizer)
     parser = _Plain if settings.skip_parsing else prepared.parser
     return Chat(prompt_tokens(served.tokenizer, prepared.prompt), prepared.prompt, wanted, parser)
-
-
-def _hold_calls(
-    wanted: Options, prepared: Prepared, chosen: Sequence[Mapping[str, Any]], required: bool, parallel: bool
-) -> None:
-    """Let the grammar of calls hold them. Raises RequestError."""
-    if wanted.params.grammar:
-        raise RequestError("an answer is held to a grammar or calls tools, not both", param="tools")
-    try:
-        made = call_grammar(prepared.row, chosen, parallel)
-    except GrammarError as reason:
-        raise RequestError(f"tools: {reason}", param="tools") from None
-    if made is None and required:
-        what = f"calls of this model's format ({prepared.row.name}) cannot be forced: tool_choice must be auto or none"
-        raise RequestError(what, param="tool_choice")
-    if made is not None:
-        wanted.params = replace(wanted.params, grammar=made.text)
-        wanted.triggers = after_reasoning(prepared.row, prepared.opened) if required else made.triggers
 
 
 class _Plain:

@@ -125,7 +125,7 @@ def _word(text: Text, wanted: Options) -> str:
     """The stop text that ended it: what was cut off is the beginning of one."""
     if text.finish is not Finish.STOP:
         return ""
-    data = b"".join(text.vocabulary.token_bytes(t, text.special) for t in text.answer) if text.vocabulary else b""
+    data = b"".join(text.vocabulary.token_bytes(t, text.shows(t)) for t in text.answer) if text.vocabulary else b""
     rest = data[len(text.data) :]
     return next((stop for stop in wanted.stops if rest.startswith(stop.encode())), "")
 

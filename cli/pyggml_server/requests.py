@@ -5,10 +5,9 @@ the request, not on the engine's.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from pyggml.errors import GrammarError, PyggmlError, SamplerError
-from pyggml.grammar.lazy import LazyGrammar
 from pyggml.runtime.sequence import Sequence as Text
 from pyggml.runtime.stops import StopTexts
 from pyggml.sampler import LLAMA_DEFAULT_SEED, SamplerChain, SamplerParams
@@ -25,7 +24,7 @@ MOST_LOGPROBS = 100
 
 @dataclass
 class Options:
-    """Of one request. `special`: names of control tokens are part of the text; `triggers`: what the grammar waits for."""
+    """Of one request. `special`: names of control tokens are part of the text; `shown`: those of these."""
 
     params: SamplerParams
     max_tokens: int
@@ -36,7 +35,7 @@ class Options:
     reuses: bool = True
     stream: bool = False
     include_usage: bool = False
-    triggers: list[str] = field(default_factory=list)
+    shown: frozenset[int] = frozenset()
 
 
 def options(fields: Fields, served: Served, grammar: str | None = None) -> Options:
@@ -88,9 +87,9 @@ def texts(served: Served, prompt: list[int], options: Options, index: int = 0) -
         made.append(
             Text(
                 prompt,
-                chain(served, params, prompt, options.triggers),
+                chain(served, params, prompt),
                 served.tokenizer,
-                special=options.special,
+                special=options.special or options.shown,
                 max_tokens=options.max_tokens,
                 stops=StopTexts([text.encode() for text in options.stops]) if options.stops else None,
                 n_logprobs=options.n_logprobs,
@@ -101,17 +100,13 @@ def texts(served: Served, prompt: list[int], options: Options, index: int = 0) -
     return made
 
 
-def chain(served: Served, params: SamplerParams, prompt: Sequence[int], triggers: Sequence[str] = ()) -> SamplerChain:
-    """What chooses tokens after `prompt`; the last of its tokens count for penalties. The grammar waits for `triggers`. Raises
-    RequestError."""
+def chain(served: Served, params: SamplerParams, prompt: Sequence[int]) -> SamplerChain:
+    """What chooses tokens after `prompt`; the last of its tokens count for penalties. Raises RequestError."""
     tokenizer = served.tokenizer
     bias = [*params.logit_bias, *((token, float("-inf")) for token in tokenizer.suppressed)]
     try:
-        now = replace(params, logit_bias=bias, grammar="" if triggers else params.grammar)
-        made = SamplerChain(now, served.model.n_vocab, vocab=tokenizer)
-        if triggers:
-            made.grammar = LazyGrammar(params.grammar, tokenizer, triggers)
-        elif made.grammar is not None:
+        made = SamplerChain(replace(params, logit_bias=bias), served.model.n_vocab, vocab=tokenizer)
+        if made.grammar is not None:
             made.grammar.mask()  # what is slow about the first token is done here
     except GrammarError as reason:
         raise RequestError(str(reason), param="grammar") from None

@@ -17,38 +17,37 @@ class Capabilities:
     """system: a message of the system is shown; tools: so are tools; calls: so are calls of them.
 
     object_arguments  calls have their arguments as objects; else as JSON in a text
-    typed             a content is shown only as a list of parts
+    parts, text       contents are shown that are lists of parts; that are texts
     """
 
     system: bool = True
     tools: bool = False
     calls: bool = False
     object_arguments: bool = False
-    typed: bool = False
+    parts: bool = True
+    text: bool = True
 
 
 @lru_cache(maxsize=32)
 def capabilities(source: str) -> Capabilities:
     """Of the template with this text; of formats that go by a name ("") only text is known to be shown."""
     if not source:
-        return Capabilities()
+        return Capabilities(parts=False)
     user = {"role": "user", "content": "User"}
     plain = _render(source, [{"role": "user", "content": _WORD}])
-    typed = False
-    if plain is None or _WORD not in plain:
-        parts = _render(source, [{"role": "user", "content": [{"type": "text", "text": _WORD}]}])
-        typed = parts is not None and _WORD in parts
+    parts = _render(source, [{"role": "user", "content": [{"type": "text", "text": _WORD}]}])
     with_system = _render(source, [{"role": "system", "content": _WORD}, user])
     tools = _render(source, [user], tools=[_tool(_WORD)])
     as_object = _render(source, _called({"arg": _WORD}), tools=[_tool("tool1")])
     as_text = _render(source, _called(f'{{"arg": "{_WORD}"}}'), tools=[_tool("tool1")])
-    objects = as_object is not None and _WORD in as_object and "{'arg'" not in as_object
+    objects = as_object is not None and _WORD in as_object
     return Capabilities(
         system=with_system is not None and _WORD in with_system,
         tools=tools is not None and _WORD in tools,
         calls=_WORD in (as_object or "") or _WORD in (as_text or ""),
         object_arguments=objects,
-        typed=typed,
+        parts=parts is not None and _WORD in parts and '"type"' not in parts and "'type'" not in parts,
+        text=plain is not None and _WORD in plain,
     )
 
 

@@ -5,17 +5,24 @@ common_chat_templates_apply_jinja in llama.cpp's common/chat.cpp.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyggml.chat.capabilities import Capabilities, capabilities
+from pyggml.chat.instruction import described
 from pyggml.chat.reply import ReplyParser, form_of
-from pyggml.chat.reply.formats import Row
+from pyggml.chat.reply.calls import Tools
+from pyggml.chat.reply.formats import GENERIC, Row
 from pyggml.chat.reply.marked import Marked
+from pyggml.chat.rewrites import rewritten
 from pyggml.chat.sandbox import ChatError
 from pyggml.chat.template import ChatTemplate
+from pyggml.grammar import ComposedGrammar, Trigger
+
+if TYPE_CHECKING:
+    from pyggml.tokenizer import Tokenizer
 
 Json = dict[str, Any]
 REASONING_FORMATS = ("none", "auto", "deepseek", "deepseek-legacy")
@@ -30,6 +37,9 @@ class Prepared:
     tools     those that may be called
     reasoning whether reasoning is told apart
     opened    the end of the prompt that belongs to the reply: reasoning that the template opened, a text to go on with
+    grammar   what the reply is held to so that calls are of the tools and by their schemas (SamplerParams.grammar); "":
+              nothing
+    trigger   when the grammar begins to hold (SamplerParams.grammar_trigger); None: at once
     """
 
     prompt: str
@@ -37,10 +47,36 @@ class Prepared:
     tools: tuple[Json, ...] = ()
     reasoning: bool = True
     opened: str = ""
+    grammar: str = ""
+    trigger: Trigger | None = None
 
     def parser(self) -> ReplyParser:
-        """What reads the reply; it is fed the text with the names of control tokens (`Sequence(special=True)`)."""
+        """What reads the reply; it is fed the text with the names of those control tokens that are `shown`."""
         return ReplyParser(self.row.form, self.tools, self.reasoning, self.opened)
+
+    @property
+    def after_reasoning(self) -> Trigger | None:
+        """When a grammar of the answer itself begins to hold: after reasoning that the prompt has opened; None: at once."""
+        think = self.row.form.think if isinstance(self.row.form, Marked) else None
+        return Trigger(after=think[1]) if think is not None and self.opened and think[1] not in self.opened else None
+
+    def shown(self, tokenizer: "Tokenizer") -> frozenset[int]:
+        """The control tokens that are markers, whose names the reply's text must have (`Sequence(special=...)`)."""
+        markers = "".join(_texts(self.row.form))
+        tokens = tokenizer.encode(markers, add_special=False, parse_special=True)
+        return frozenset(token for token in tokens if not tokenizer.token_bytes(token, special=False))
+
+
+def _texts(form: Any) -> Iterator[str]:
+    """All texts of a form and of what it is made of."""
+    if isinstance(form, str):
+        yield f"{form} "
+    elif isinstance(form, tuple):
+        for part in form:
+            yield from _texts(part)
+    elif is_dataclass(form):
+        for part in fields(form):
+            yield from _texts(getattr(form, part.name))
 
 
 @dataclass(frozen=True)
@@ -79,24 +115,31 @@ def prepare(template: ChatTemplate, messages: Sequence[Mapping[str, Any]], optio
     row = form_of(template.source)
     reasoning = options.reasoning_format != "none"
     able = capabilities(template.source)
+    if row.name == GENERIC.name and not able.tools:
+        messages = described(messages, tools)
     fitting = fit_messages(messages, template.source, able)
-    variables = _variables(options, tools if options.tool_choice != "none" or able.tools else ())
+    variables = _variables(options, tools)
+    if row.name == "firefunction-2":
+        variables.setdefault("functions", json.dumps(list(tools), indent=2, ensure_ascii=False) if tools else "")
     last: Mapping[str, Any] | None = None
     if options.go_on:
         if not fitting or fitting[-1]["role"] != "assistant":
             raise ChatError("to be continued, the last message must be the assistant's")
         last = fitting.pop()
     wanted = options.add_generation_prompt or options.go_on
-    prompt = template.render(fitting, add_generation_prompt=wanted, **variables)
+    fitting = rewritten(fitting, template.source, variables)
+    prompt = template.render(fitting, add_generation_prompt=wanted, parts=True, **variables)
     opened = ""
     if wanted:
-        without = template.render(fitting, add_generation_prompt=False, **variables)
-        opened = _reply_part(prompt[len(_common(prompt, without)) :], row)
+        without = template.render(fitting, add_generation_prompt=False, parts=True, **variables)
+        opened = row.form.begun(prompt[len(_common(prompt, without)) :])
     if last is not None:
-        addition = _continued(last, row, opened)
+        addition = _continued(last, row, opened, reasoning)
         prompt, opened = prompt + addition, opened + addition
-    callable_tools = () if options.tool_choice == "none" else tools
-    return Prepared(prompt, row, callable_tools, reasoning, opened)
+    if options.tool_choice == "none":
+        return Prepared(prompt, row, (), reasoning, opened)
+    grammar, trigger = _grammar(row, tools, options, opened)
+    return Prepared(prompt, row, tools, reasoning, opened, grammar, trigger)
 
 
 def checked_tools(tools: Sequence[Mapping[str, Any]]) -> tuple[Json, ...]:
@@ -138,7 +181,23 @@ def fit_messages(messages: Sequence[Mapping[str, Any]], source: str, able: Capab
         first = out.pop(0)
         if out and isinstance(out[0].get("content"), str) and isinstance(first.get("content"), str):
             out[0]["content"] = f"{first['content']}\n{out[0]['content']}"
+    for message in out:
+        if "content" in message:
+            message["content"] = _fit_content(message["content"], able)
     return out
+
+
+def _fit_content(content: Any, able: Capabilities) -> Any:
+    if isinstance(content, str) and able.parts and not able.text:
+        return [{"type": "text", "text": content}]
+    if isinstance(content, list):
+        kinds = [part.get("type") if isinstance(part, Mapping) else None for part in content]
+        odd = next((kind for kind in kinds if kind != "text"), "text")
+        if odd != "text":
+            raise ChatError(f"a content has a part of type {odd!r:.60}, only text is known here")
+        if not able.parts:
+            return "\n".join(str(part.get("text", "")) for part in content)
+    return content
 
 
 def _fit_call(call: Any, able: Capabilities) -> Json:
@@ -162,6 +221,7 @@ def _variables(options: Options, tools: tuple[Json, ...]) -> Json:
         "enable_thinking": options.enable_thinking,
         "datetime": now.strftime("%b %d %Y"),
         "date_string": now.strftime("%d %b %Y"),
+        "preserve_reasoning": True,  # as llama.cpp's commands have it
     }
     if tools:
         out["tools"] = list(tools)
@@ -175,29 +235,30 @@ def _variables(options: Options, tools: tuple[Json, ...]) -> Json:
     return out
 
 
+def _grammar(row: Row, tools: tuple[Json, ...], options: Options, opened: str) -> tuple[str, Trigger | None]:
+    """What holds the reply to calls of these tools; amid free text from their beginning on."""
+    if not tools:
+        return "", None
+    offered, out = Tools(tools), ComposedGrammar()
+    if options.tool_choice == "auto":
+        found = row.form.trigger(out, offered, options.parallel_tool_calls, opened)
+        return ("", None) if found is None else (out.text(found[0]), found[1])
+    if options.tool_choice != "required":
+        offered = offered.only(options.tool_choice)
+    several = options.parallel_tool_calls and options.tool_choice == "required"
+    return out.text(row.form.grammar(out, offered, several, opened)), None
+
+
 def _common(one: str, other: str) -> str:
     n = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
     return one[:n]
 
 
-def _reply_part(generation_prompt: str, row: Row) -> str:
-    """What of the prompt's end belongs to the reply: reasoning that is opened there."""
-    think = row.form.think if isinstance(row.form, Marked) else None
-    at = generation_prompt.rfind(think[0]) if think is not None else -1
-    return generation_prompt[at:] if at >= 0 else ""
-
-
-def _continued(last: Mapping[str, Any], row: Row, opened: str) -> str:
+def _continued(last: Mapping[str, Any], row: Row, opened: str, told_apart: bool) -> str:
     """The text that goes on from `opened` as the assistant's message does."""
-    think = row.form.think if isinstance(row.form, Marked) else None
     reasoning, content = last.get("reasoning_content") or "", last.get("content") or ""
-    if not isinstance(content, str):
+    if isinstance(content, list):
+        content = "\n\n".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))
+    if not isinstance(content, str) or not isinstance(reasoning, str):
         raise ChatError("the message to be continued must have a text as its content")
-    out = ""
-    if think is not None and (reasoning or opened):
-        out = reasoning if think[0] in opened and think[1] not in opened else f"{think[0]}\n{reasoning}"
-        if think[1] in opened:
-            out = ""
-        elif content or not reasoning:
-            out += f"\n{think[1]}\n\n"
-    return out + content
+    return row.form.going_on(reasoning if told_apart or not content else "", content, opened)

@@ -57,12 +57,15 @@ class ChatTemplate:
             raise ChatError(f"{KEY} must be a string, it is a {type(source).__name__}")
         return cls(source, bos, eos)
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any) -> str:
+    def render(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, parts: bool = False, **variables: Any
+    ) -> str:
         """The text of `messages`, by default up to where the reply begins; `variables` are for the file's template.
 
-        Each message is a mapping with "role" and "content"; contents in parts must be text. Raises ChatError.
+        Each message is a mapping with "role" and "content". `parts`: contents that are lists stay so, for templates that
+        take them; else they must be texts, and become one. Raises ChatError.
         """
-        plain = [_plain(i, message) for i, message in enumerate(messages)]
+        plain = [_plain(i, message, parts and not self._format) for i, message in enumerate(messages)]
         if self._format is not None:
             texts = [{"role": m["role"], "content": m.get("content") or ""} for m in plain]
             return self._format(texts, add_generation_prompt)
@@ -76,11 +79,13 @@ class ChatTemplate:
         return render(self.source, given)
 
 
-def _plain(i: int, message: Message) -> dict[str, Any]:
-    """The message with its content as one text."""
+def _plain(i: int, message: Message, parts: bool) -> dict[str, Any]:
+    """The message with its content as one text, or with `parts` as it is."""
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise ChatError(f"message {i} is not a dict with a role and a content")
     content = message.get("content")
+    if isinstance(content, list) and parts:
+        return dict(message)
     if isinstance(content, list):
         kinds = [part.get("type") if isinstance(part, Mapping) else None for part in content]
         odd = next((kind for kind in kinds if kind != "text"), "text")
@@ -91,7 +96,7 @@ def _plain(i: int, message: Message) -> dict[str, Any]:
         raise ChatError(f"message {i}: its content is a {type(content).__name__}, not a text")
     if content is None and not (message.get("tool_calls") or message.get("function_call")):
         raise ChatError(f"message {i} has no content")
-    return {**message, "content": content}
+    return {**message, "content": content} if "content" in message else dict(message)
 
 
 def prompt_tokens(tokenizer: "Tokenizer", text: str) -> list[int]:

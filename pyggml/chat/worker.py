@@ -8,6 +8,7 @@ import contextlib
 import json
 import signal
 import sys
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -16,7 +17,7 @@ import jinja2.debug  # Jinja imports it when something fails, which may be too l
 from jinja2.ext import Extension, loopcontrols
 from jinja2.nodes import Node
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.sandbox import SandboxedEnvironment
 
 MEMORY = 768 << 20  # bytes of address space; Python and Jinja take some 100 MiB of it
 CPU_SECONDS = 3.0
@@ -37,8 +38,21 @@ class Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-class Environment(ImmutableSandboxedEnvironment):
-    """What reaches for Python's insides ends the rendering; Jinja by itself would print nothing in its place."""
+class Missing(jinja2.ChainableUndefined):
+    """What is not defined: nothing in a text, and so are its parts, as in llama.cpp."""
+
+    def __add__(self, other: Any) -> Any:
+        return other if isinstance(other, str) else super().__add__(other)
+
+    def __radd__(self, other: Any) -> Any:
+        return other if isinstance(other, str) else super().__radd__(other)
+
+
+class Environment(SandboxedEnvironment):
+    """What reaches for Python's insides ends the rendering; Jinja by itself would print nothing in its place.
+
+    Lists may be appended to: they are of this rendering alone.
+    """
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
         raise jinja2.exceptions.SecurityError(
@@ -54,7 +68,18 @@ def tojson(
     sort_keys: bool = False,
 ) -> str:
     """As transformers has it: no escapes for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys, default=_plain
+    )
+
+
+def _plain(value: Any) -> Any:
+    """What is no JSON: a filter's lazy result is the list that it makes, and what is not defined is null."""
+    if isinstance(value, jinja2.Undefined):
+        return None
+    if isinstance(value, Iterator):
+        return list(value)
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
 
 def raise_exception(message: object) -> NoReturn:
@@ -67,8 +92,8 @@ def strftime_now(form: str) -> str:
 
 def environment() -> Environment:
     """Jinja as chat templates expect it (transformers, utils/chat_template_utils.py)."""
-    made = Environment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
-    made.filters["tojson"] = tojson
+    made = Environment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols], undefined=Missing)
+    made.filters.update(tojson=tojson, safe=str)  # nothing is escaped here, nor is what is added to it
     made.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
     return made
 

@@ -95,7 +95,7 @@ def json_schema_to_grammar(schema: str | dict[str, Any]) -> str:
             raise GrammarError("JSON schema: nested too deeply to be read") from None
         except ValueError as reason:
             raise GrammarError(f"JSON schema: not JSON: {reason}") from None
-    converter = _Converter()
+    converter = Converter()
     converter.visit(read_schema(schema), "", 0)
     rules = sorted(converter.rules.items())
     text = "".join(f"{name} ::= {text}\n" for name, text in rules)
@@ -121,10 +121,13 @@ def _dump(value: Any) -> str:
         raise GrammarError(f"JSON schema: a value that JSON cannot hold: {reason}") from None
 
 
-class _Converter:
+class Converter:
+    """Rules of one schema, or of several: each then with a `ref_prefix` of its own, as references have equal names."""
+
     def __init__(self) -> None:
         self.rules = {"space": _SPACE}
         self.resolving: set[str] = set()
+        self.ref_prefix = ""
 
     def add_rule(self, name: str, text: str) -> str:
         """Adds the rule, under another name if there is a different one of this name; returns the name."""
@@ -222,7 +225,9 @@ class _Converter:
 
     def _reference(self, node: RefNode, depth: int) -> str:
         words = node.ref[1:]
-        name = "ref" + "".join(c if c.isascii() and (c.isalnum() or c == "-") else "\0" for c in words)
+        name = f"{self.ref_prefix}ref" + "".join(
+            c if c.isascii() and (c.isalnum() or c == "-") else "\0" for c in words
+        )
         while "\0\0" in name:
             name = name.replace("\0\0", "\0")
         name = name.replace("\0", "-")

@@ -210,6 +210,16 @@ class GrammarState:
             raise GrammarError(f"grammar: token {token} ({text!r}) does not fit here")
         self._state, self._partial = state, partial
 
+    def accept_bytes(self, data: bytes) -> bool:
+        """A text has come, of whatever tokens; False, and nothing is changed, if it does not fit."""
+        code_points, partial = decode_utf8(data, self._partial)
+        self._matcher.begin(self._state)
+        state = self._walk(code_points)
+        if state is None or (partial != WHOLE and not _partial_fits(state, partial)):
+            return False
+        self._state, self._partial = state, partial
+        return True
+
     def _walk(self, code_points: list[int]) -> State | None:
         state: State | None = self._state
         for code_point in code_points:

@@ -5,7 +5,7 @@ Owns the step from a row of logits to a piece of text.
 
 import enum
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from collections.abc import Sequence as Items
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -79,7 +79,7 @@ class Sequence:
 
     tokens      prompt, answer and what `extend` brought; not a token that ended it
     vocabulary  None: tokens alone count, there is no text and none of them ends it
-    special     whether control tokens add their names to the text
+    special     whether control tokens add their names to the text; a set: those of these tokens
     max_tokens  below 0: without end
     stops       texts that end it
     stop_when   called with the sequence, a token longer, and the row that it was chosen from: whether that is enough
@@ -97,7 +97,7 @@ class Sequence:
         sampler: Sampler,
         vocabulary: Vocabulary | None = None,
         *,
-        special: bool = False,
+        special: bool | Set[int] = False,
         max_tokens: int = -1,
         stops: Stops | None = None,
         stop_when: "Callable[[Sequence, Row], bool] | None" = None,
@@ -196,6 +196,10 @@ class Sequence:
             if not going_on:
                 return
 
+    def shows(self, token: int) -> bool:
+        """Whether the name of this token, if it is a control token, is part of the text."""
+        return self.special if isinstance(self.special, bool) else token in self.special
+
     def push(self, logits: "Row") -> Piece:
         """Choose a token. logits (n_vocab,): those after all of `pending`. Raises SamplerError, GrammarError."""
         assert self.finish is None, self.finish
@@ -204,7 +208,7 @@ class Sequence:
         self.timings.sample += clock() - start
         self.timings.n_sample += 1
         vocabulary = self.vocabulary
-        data = b"" if vocabulary is None else vocabulary.token_bytes(token, self.special)
+        data = b"" if vocabulary is None else vocabulary.token_bytes(token, self.shows(token))
         if vocabulary is not None and vocabulary.is_eog(token):
             self.finish = Finish.EOG
             return Piece(token, data, len(self.data), self.finish)

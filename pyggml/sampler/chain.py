@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from pyggml.errors import GrammarError, SamplerError
-from pyggml.grammar import GrammarState
+from pyggml.grammar.lazy import LazyGrammar
+from pyggml.grammar.vocabulary import GrammarState
 from pyggml.sampler.adaptive import AdaptiveP, Mirostat, MirostatV2
 from pyggml.sampler.candidates import F32, I32, Candidates, softmax
 from pyggml.sampler.params import SamplerParams
@@ -44,11 +45,13 @@ class SamplerChain:
         self.candidates: Candidates | None = None  # what the last draw left; None before the first
         self.stages = list(stages) if stages is not None else self._build(vocab)
         self.grammar_first = grammar_first
-        self.grammar: GrammarState | None = None
+        self.grammar: GrammarState | LazyGrammar | None = None
         if params.grammar:
             if vocab is None:
                 raise SamplerError("a grammar needs the model's vocabulary: give SamplerChain a vocab")
-            self.grammar = GrammarState(params.grammar, vocab)
+            trigger = params.grammar_trigger
+            lazy = None if trigger is None else LazyGrammar(params.grammar, vocab, trigger)
+            self.grammar = lazy or GrammarState(params.grammar, vocab)
         self._ids: I32 = np.arange(n_vocab, dtype=np.int32)
         self._ids.flags.writeable = False
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from pyggml.errors import SamplerError
+from pyggml.grammar import Trigger
 
 LLAMA_DEFAULT_SEED = 0xFFFFFFFF  # stands for "a new random seed"
 
@@ -93,6 +94,7 @@ class SamplerParams:
     logit_bias: Mapping[int, float] | Iterable[tuple[int, float]] = ()  # kept as a tuple; -inf bans; biases add
     samplers: tuple[str, ...] = DEFAULT_SAMPLERS  # the stages between logit bias and draw
     grammar: str = ""  # GBNF; "": any text
+    grammar_trigger: Trigger | None = None  # the grammar holds once this was written; None: from the beginning
 
     def __post_init__(self) -> None:
         if self.seed == -1:

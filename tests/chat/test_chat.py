@@ -98,7 +98,6 @@ ATTACKS = {
     "{{ cycler.__init__.__globals__.os.popen('id').read() }}": "SecurityError",
     "{{ messages.__class__ }}": "SecurityError",
     "{{ messages|attr('__class__') }}": "SecurityError",
-    "{{ messages.append(1) }}": "SecurityError",
     "{{ '{0.__class__}'.format(1) }}": "SecurityError",
     "{% include '/etc/passwd' %}": "no loader",
     "{% import 'os' as os %}": "no loader",
@@ -111,7 +110,6 @@ ATTACKS = {
     "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}": "calls itself without end",
     "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}": "nested too deeply",
     "{% for x in %}": "line 1: Expected an expression",
-    "{{ undefined.x.y }}": "UndefinedError",
     "{{ 1 / 0 }}": "ZeroDivisionError",
     "x" * (1 << 20) + "x": "has 1048577 characters, more than 1048576",
 }
@@ -340,3 +338,13 @@ def test_a_turn_that_forgot_the_reply_is_noticed(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("pyggml.chat.conversation._after", lambda prompt, before, reply: prompt[len(before) :])
     with pytest.raises(AssertionError):
         test_turns_bring_only_what_is_new()
+
+
+def test_what_a_template_appends_to_is_its_own() -> None:
+    """Kimi K2's sorts messages into lists; the caller's stay as they are, and the next rendering begins anew."""
+    messages = [{"role": "user", "content": "a"}]
+    template = ChatTemplate(
+        "{%- set _ = messages.append({'content': 'b'}) -%}{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    assert [template.render(messages) for _ in range(2)] == ["ab", "ab"]
+    assert messages == [{"role": "user", "content": "a"}]

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyggml.errors import GrammarError, SamplerError
-from pyggml.grammar import GrammarState, Matcher, json_schema_to_grammar, matcher, parse
+from pyggml.grammar import Matcher, json_schema_to_grammar, matcher, parse
 from pyggml.grammar.rules import Chars
-from pyggml.grammar.vocabulary import decode_utf8
+from pyggml.grammar.vocabulary import GrammarState, decode_utf8
 from pyggml.sampler import SamplerChain, SamplerParams
 
 few = settings(deadline=None, max_examples=80)

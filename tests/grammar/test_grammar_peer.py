@@ -16,8 +16,9 @@ from peer import file_digest
 
 from pyggml.errors import GrammarError
 from pyggml.gguf import GGUFFile
-from pyggml.grammar import GrammarState, Matcher, json_schema_to_grammar, parse
+from pyggml.grammar import Matcher, json_schema_to_grammar, parse
 from pyggml.grammar.rules import Ref
+from pyggml.grammar.vocabulary import GrammarState
 from pyggml.sampler import SamplerChain, SamplerParams
 from pyggml.tokenizer import Tokenizer
 

@@ -34,7 +34,7 @@ ASK: dict[str, Any] = {
     "messages": [{"role": "user", "content": "weather"}],
     "tools": [WEATHER, CLOCK],
     "max_tokens": 400,
-    "logit_bias": [[c, -50] for c in " \n\t"],  # what a random model would fill it up with
+    "logit_bias": [[c, -50] for c in " \n\th"],  # what a random model would fill it up with, and <think>
 }
 
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from pyggml.chat.reply.deltas import Sink
 from pyggml.chat.reply.reader import Reader, Step
+from pyggml.grammar import ComposedGrammar
 
 
 class Calls(Protocol):
@@ -25,6 +26,9 @@ class Calls(Protocol):
     def read(self, reader: Reader, opening: str, sink: Sink, tools: "Tools") -> Step[None]:
         """Read what follows `opening`."""
 
+    def grammar(self, out: ComposedGrammar, tools: "Tools", several: bool) -> str:
+        """The rule of one call of any of the tools, or of several; what is put between tags is `out`'s."""
+
 
 class Tools:
     """The tools that a request offers, in OpenAI's form: {"type": "function", "function": {"name", "parameters"}}."""
@@ -37,6 +41,28 @@ class Tools:
 
     def __bool__(self) -> bool:
         return bool(self.schemas)
+
+    def only(self, name: str) -> "Tools":
+        """This one alone."""
+        out = Tools()
+        out.schemas = {name: self.schemas[name]}
+        return out
+
+    def arguments(self, name: str) -> list[tuple[str, Any, bool]]:
+        """Name, schema and whether it is required, of each argument that a tool declares."""
+        schema = resolved(self.schemas[name], self.schemas[name])
+        properties = schema.get("properties") if isinstance(schema, Mapping) else None
+        required = schema.get("required") if isinstance(schema, Mapping) else None
+        wanted = set(required) if isinstance(required, list) else set()
+        if not isinstance(properties, Mapping):
+            return []
+        return [(key, resolved(value, self.schemas[name]), key in wanted) for key, value in properties.items()]
+
+    def value_grammar(self, out: ComposedGrammar, i: int, name: str, key: str) -> str:
+        """The rule of an argument's JSON; references in it lead into the tool's schema."""
+        root, found = self.schemas[name], self.argument(name, key)
+        shared = {where: root[where] for where in ("$defs", "definitions") if where in root}
+        return out.schema(f"tool-{i}-{key}", {**shared, **found} if isinstance(found, Mapping) else found)
 
     def argument(self, name: str, key: str) -> Any:
         """The schema of one argument, None if there is none."""

@@ -27,6 +27,7 @@ class Row:
     texts: tuple[str, ...]
     form: Form
     without: tuple[str, ...] = ()
+    thinks: bool = False  # whatever the template says of it
 
     def fits(self, source: str) -> bool:
         return all(text in source for text in self.texts) and not any(text in source for text in self.without)
@@ -50,19 +51,29 @@ def _tagged(section: str, end: str, call: str, key: str, valued: str, close: str
     )
 
 
-def _arguments_in_pairs(prefix: str, end: str) -> TaggedCalls:
-    """name<arg_key>key</arg_key><arg_value>value</arg_value>, as GLM has it."""
-    return TaggedCalls(
-        section=(f"<{prefix}tool_call>",),
-        section_end=end,
-        call="",
-        named=("\n",),
-        key=f"<{prefix}arg_key>",
-        keyed=(f"</{prefix}arg_key>",),
-        between=f"<{prefix}arg_value>",
-        valued=(f"</{prefix}arg_value>",),
-        newlines=False,
-    )
+GLM = TaggedCalls(
+    section=("<tool_call>",),
+    section_end="</tool_call>",
+    call="",
+    named=("\n",),
+    key="<arg_key>",
+    keyed=("</arg_key>",),
+    between="<arg_value>",
+    valued=("</arg_value>",),
+    newlines=False,
+)
+HORIZON = TaggedCalls(
+    section=("<ifm|tool_calls>",),
+    section_end="</ifm|tool_calls>",
+    call="<ifm|tool_call>",
+    named=("\n",),
+    key="<ifm|arg_key>",
+    keyed=("</ifm|arg_key>",),
+    between="<ifm|arg_value>",
+    valued=("</ifm|arg_value>",),
+    close="</ifm|tool_call>",
+    newlines=False,
+)
 
 
 def _dsml(block: str) -> TaggedCalls:
@@ -76,6 +87,7 @@ def _dsml(block: str) -> TaggedCalls:
         key=f'<{mark}parameter name="',
         keyed=('" string="true">', '" string="false">', '">'),
         valued=(f"</{mark}parameter>",),
+        ends_reasoning=True,
         close=f"</{mark}invoke>",
         newlines=False,
         typed=(('" string="true">', "string"), ('" string="false">', "other")),
@@ -83,7 +95,14 @@ def _dsml(block: str) -> TaggedCalls:
 
 
 COHERE = JsonCalls(
-    ("<|START_ACTION|>",), "<|END_ACTION|>", name="tool_name", arguments="parameters", id="tool_call_id", in_list=True
+    ("<|START_ACTION|>",),
+    "<|END_ACTION|>",
+    name="tool_name",
+    arguments="parameters",
+    id="tool_call_id",
+    id_rule='"\\"" [0-9]{1,3} "\\""',
+    id_first=True,
+    in_list=True,
 )
 COHERE_MARKS = (
     "<|START_RESPONSE|>",
@@ -97,7 +116,14 @@ COHERE_THINK = ("<|START_THINKING|>", "<|END_THINKING|>")
 CODE_BLOCK = JsonCalls(("Action:\n```json\n", "Action: ```json\n"), "```", "tool_name", "parameters", in_list=True)
 HERMES = JsonCalls(("<tool_call>",), "</tool_call>")
 QWEN_CODER = _tagged(
-    "<tool_call>", "</tool_call>", "<function=", "<parameter=", "</parameter>", "</function>", loose=True
+    "<tool_call>",
+    "</tool_call>",
+    "<function=",
+    "<parameter=",
+    "</parameter>",
+    "</function>",
+    loose=True,
+    ends_reasoning=True,
 )
 SEED = _tagged("<seed:tool_call>", "</seed:tool_call>", "<function=", "<parameter=", "</parameter>", "</function>")
 MINIMAX = _tagged(
@@ -121,8 +147,8 @@ DEEPSEEK_R1 = replace(
     DEEPSEEK,
     named=("\n```json\n",),
     close=("```<｜tool▁call▁end｜>", "\n```<｜tool▁call▁end｜>", "<｜tool▁call▁end｜>"),
+    prefix="function<｜tool▁sep｜>",
     header=r"\s*function<｜tool▁sep｜>(?P<name>.*?)\s*",
-    written="function<｜tool▁sep｜>{name}",
 )
 KIMI = NamedCalls(
     call="<|tool_call_begin|>",
@@ -130,11 +156,16 @@ KIMI = NamedCalls(
     close=("<|tool_call_end|>",),
     section=("<|tool_calls_section_begin|>",),
     section_end="<|tool_calls_section_end|>",
+    ends_reasoning=True,
+    prefix="functions.",
+    suffix='":" [0-9]{1,3}',
     header=r"\s*(?P<id>(?:functions\.)?(?P<name>.*?)(?::\d+)?)\s*",
-    written="functions.{name}:{number}",
 )
 MISTRAL = NamedCalls(
-    call="[TOOL_CALLS]", named=("[ARGS]",), header=r"\s*(?P<name>.*?)\s*(?:\[CALL_ID\]\s*(?P<id>.*?)\s*)?"
+    suffix='("[CALL_ID]" [a-zA-Z0-9]{9})?',
+    call="[TOOL_CALLS]",
+    named=("[ARGS]",),
+    header=r"\s*(?P<name>.*?)\s*(?:\[CALL_ID\]\s*(?P<id>.*?)\s*)?",
 )
 FUNCTIONARY = NamedCalls(call="<function=", named=(">",), close=("</function>",))
 
@@ -144,20 +175,24 @@ ROWS = [
     Row("mistral-nemo", ("[TOOL_CALLS]",), Marked(None, JsonCalls(("[TOOL_CALLS]",), id="id", in_list=True))),
     Row("gpt-oss", ("<|channel|>",), Harmony()),
     Row("functionary-3.2", (">>>all", ">>>${recipient}"), Recipients()),
-    Row("kimi-k2", ("<|tool_calls_section_begin|>", "<|tool_call_begin|>"), Marked(("<think>", "</think>"), KIMI)),
     Row(
-        "k2-horizon",
-        ("<ifm|tool_calls>",),
-        Marked(
-            ("<ifm|think>", "</ifm|think>"), _arguments_in_pairs("ifm|", "</ifm|tool_call>"), ("</ifm|tool_calls>",)
-        ),
+        "kimi-k2",
+        ("<|tool_calls_section_begin|>", "<|tool_call_begin|>"),
+        Marked(("<think>", "</think>"), KIMI),
+        thinks=True,
+    ),
+    Row("k2-horizon", ("<ifm|tool_calls>",), Marked(("<ifm|think>", "</ifm|think>"), HORIZON)),
+    Row(
+        "ling-3",
+        ("<role>ASSISTANT</role>", "<arg_key>"),
+        Marked(("<think>", "</think>"), replace(GLM, ends_reasoning=True), ("<|role_end|>",)),
     ),
     Row("cohere2moe", ("<|START_TEXT|>", "<|START_ACTION|>"), Marked(COHERE_THINK, COHERE, COHERE_MARKS)),
     Row("command-r7b", ("<|START_ACTION|>",), Marked(COHERE_THINK, COHERE, COHERE_MARKS)),
     Row("command-r-plus", ("Action:", "tool_name", "<|CHATBOT_TOKEN|>"), Marked(None, CODE_BLOCK, COHERE_MARKS)),
     Row(
         "lfm2",
-        ("<|tool_call_start|>",),
+        ("<|tool_list_start|>",),
         Marked(("<think>", "</think>"), PythonCalls(("<|tool_call_start|>",), "<|tool_call_end|>")),
     ),
     Row(
@@ -182,11 +217,7 @@ ROWS = [
     Row("seed-oss", ("<seed:tool_call>",), Marked(("<seed:think>", "</seed:think>"), SEED)),
     Row("minimax-m2", ("<minimax:tool_call>",), Marked(("<think>", "</think>"), MINIMAX)),
     Row("qwen3-coder", ("<tool_call>", "<function=", "<parameter="), Marked(("<think>", "</think>"), QWEN_CODER)),
-    Row(
-        "glm-4.5",
-        ("<tool_call>", "<arg_key>", "<arg_value>"),
-        Marked(("<think>", "</think>"), _arguments_in_pairs("", "</tool_call>")),
-    ),
+    Row("glm-4.5", ("<tool_call>", "<arg_key>", "<arg_value>"), Marked(("<think>", "</think>"), GLM)),
     Row(
         "deepseek-v3.1",
         ("<｜tool▁calls▁begin｜>", "<｜tool▁sep｜>"),
@@ -240,8 +271,17 @@ GENERIC = Row("generic", (), Marked(("<think>", "</think>"), replace(HERMES), ba
 
 
 def form_of(source: str) -> Row:
-    """The row of a template's text."""
-    return next((row for row in ROWS if row.fits(source)), GENERIC)
+    """The row of a template's text; without reasoning where the template has no mark of it."""
+    row = next((row for row in ROWS if row.fits(source)), GENERIC)
+    form = row.form
+    if (
+        not row.thinks
+        and isinstance(form, Marked)
+        and form.think is not None
+        and not any(mark in source for mark in form.think)
+    ):
+        return replace(row, form=replace(form, think=None))
+    return row
 
 
 def calls_of(form: Form) -> Calls | None:

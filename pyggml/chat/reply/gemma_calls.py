@@ -3,12 +3,15 @@
 Owns that shape: JSON without quotes around keys, and with a token of its own around texts.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from pyggml.chat.reply.calls import Tools, bare_value, escaped
+from pyggml.chat.reply.calls import Tools, bare_value, escaped, resolved
 from pyggml.chat.reply.deltas import Sink
 from pyggml.chat.reply.json_text import dump
 from pyggml.chat.reply.reader import Reader, Step
+from pyggml.grammar.composed import ComposedGrammar, literal
 
 QUOTE = '<|"|>'
 
@@ -17,7 +20,8 @@ QUOTE = '<|"|>'
 class GemmaCalls:
     openings: tuple[str, ...] = ("<|tool_call>",)
     closing: str = "<tool_call|>"
-    ends_reasoning: bool = True
+    quote: str = QUOTE
+    ends_reasoning: bool = False
 
     def read(self, reader: Reader, opening: str, sink: Sink, tools: Tools) -> Step[None]:
         """One call."""
@@ -28,6 +32,79 @@ class GemmaCalls:
         yield from _value(reader, sink)
         yield from reader.space()
         yield from reader.take(self.closing)
+
+    def grammar(self, out: ComposedGrammar, tools: Tools, several: bool) -> str:
+        """Calls by the tools' schemas, as deep as these name properties and items."""
+        ways = []
+        for i, (name, schema) in enumerate(tools.schemas.items()):
+            value = _rule(out, f"tool-{i}", {"type": "object", **schema}, schema)
+            ways.append(
+                out.rule(f"tool-{i}", f"{literal(self.openings[0] + 'call:' + name)} {value} {literal(self.closing)}")
+            )
+        one = out.rule("tool", " | ".join(ways))
+        return out.rule("calls", f"{one}+" if several else one)
+
+
+_DEEPEST = 16  # schemas within schemas; below, any value is taken
+
+
+def _rule(out: ComposedGrammar, name: str, schema: Any, root: Any, depth: int = 0) -> str:
+    """The rule of a value of this schema."""
+    schema = resolved(schema, root)
+    if not isinstance(schema, Mapping) or depth > _DEEPEST:
+        return _any(out)
+    if "const" in schema or isinstance(schema.get("enum"), list):
+        values = schema.get("enum", [schema.get("const")])
+        texts = [QUOTE + v + QUOTE if isinstance(v, str) else dump(v) for v in values]
+        return out.rule(f"{name}-v", " | ".join(map(literal, texts)))
+    for several in ("anyOf", "oneOf"):
+        if isinstance(schema.get(several), list):
+            ways = [_rule(out, f"{name}-{j}", child, root, depth + 1) for j, child in enumerate(schema[several])]
+            return out.rule(f"{name}-v", " | ".join(ways))
+    kind = schema.get("type")
+    if isinstance(kind, list):
+        ways = [_rule(out, f"{name}-{j}", {**schema, "type": each}, root, depth + 1) for j, each in enumerate(kind)]
+        return out.rule(f"{name}-v", " | ".join(ways))
+    if kind == "string":
+        return _string(out)
+    if kind in ("integer", "number", "boolean", "null"):
+        return out.schema(f"{name}-v", schema)
+    if kind == "array":
+        item = _rule(out, f"{name}-i", schema.get("items"), root, depth + 1)
+        return out.rule(f"{name}-v", f'"[" ({item} ("," {item})*)? "]"')
+    properties = schema.get("properties")
+    if kind != "object":
+        return _any(out)
+    if not isinstance(properties, Mapping) or not properties:
+        inside = f'(gemma-key ":" {_any(out)} ("," gemma-key ":" {_any(out)})*)?'
+        return out.rule(f"{name}-v", '"{}"' if properties is not None and not depth else f'"{{" {inside} "}}"')
+    listed = schema.get("required")
+    required = set(listed) if isinstance(listed, list) else set()
+    pairs = {
+        key: out.rule(f"{name}-{key}-p", f'{literal(key)} ":" {_rule(out, f"{name}-{key}", child, root, depth + 1)}')
+        for key, child in properties.items()
+    }
+    needed = [pair for key, pair in pairs.items() if key in required]
+    others = [pair for key, pair in pairs.items() if key not in required]
+    inside = ' "," '.join(needed)
+    if others:
+        other = out.rule(f"{name}-o", " | ".join(others))
+        inside = f'{inside} ("," {other})*' if needed else f'({other} ("," {other})*)?'
+    return out.rule(f"{name}-v", f'"{{" {inside} "}}"')
+
+
+def _string(out: ComposedGrammar) -> str:
+    return out.rule("gemma-string", f"{literal(QUOTE)} {out.until(QUOTE)} {literal(QUOTE)}")
+
+
+def _any(out: ComposedGrammar) -> str:
+    scalars = " | ".join([_string(out), *(out.builtin(kind) for kind in ("number", "boolean", "null"))])
+    out.rule("gemma-key", "[a-zA-Z0-9_.$-]+")
+    return out.rule(
+        "gemma-value",
+        f'{scalars} | "[" (gemma-value ("," gemma-value)*)? "]"'
+        ' | "{" (gemma-key ":" gemma-value ("," gemma-key ":" gemma-value)*)? "}"',
+    )
 
 
 def _value(reader: Reader, sink: Sink) -> Step[None]:

@@ -8,14 +8,18 @@ from dataclasses import dataclass
 
 from pyggml.chat.reply.calls import Tools
 from pyggml.chat.reply.deltas import Sink
-from pyggml.chat.reply.reader import Reader, Step
+from pyggml.chat.reply.reader import Reader, Step, ignore
+from pyggml.grammar import ComposedGrammar, Trigger
+from pyggml.grammar.composed import literal
 
 ENDS = ("<|end|>", "<|call|>", "<|return|>", "<|start|>")
 
 
 @dataclass(frozen=True)
 class Harmony:
-    """`recipient`: a pattern for the function that a message's head addresses."""
+    """recipient: a pattern for the function that a message's head addresses; marks: the form's control tokens."""
+
+    marks: tuple[str, ...] = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>")
 
     recipient: str = r"to=\s*(?:functions\.)?(?P<name>[^\s<]+)"
 
@@ -31,18 +35,49 @@ class Harmony:
                 continue
             title = "".join(head)
             match = re.search(self.recipient, title)
-            channel = re.search(r"<\|channel\|>\s*(\w+)", title)
-            if match is not None and (tools or "functions." in title):
-                yield from self._call(reader, sink, match["name"])
+            channel = re.search(r"(?s:.*)<\|channel\|>\s*(\w+)", title)
+            if match is not None and match["name"] not in ("assistant", "user", "all"):
+                if tools:
+                    sink.call(match["name"])
+                yield from reader.trimmed(ENDS, sink.arguments if tools else ignore)
             elif channel is not None and channel[1] == "analysis":
                 if reasoning:
                     yield from reader.until(ENDS, sink.reasoning)
                 else:
-                    sink.content(f"{title[channel.start() :]}<|message|>")
+                    sink.content(f"{title[title.rfind('<|channel|>') :]}<|message|>")
                     sink.content((yield from reader.until(ENDS, sink.content)))
             else:
                 yield from reader.until(ENDS, sink.content)
 
-    def _call(self, reader: Reader, sink: Sink, name: str) -> Step[None]:
-        sink.call(name)
-        yield from reader.trimmed(ENDS, sink.arguments)
+    def begun(self, generation_prompt: str) -> str:
+        """Nothing: the channel comes with the reply."""
+        return ""
+
+    def grammar(self, out: ComposedGrammar, tools: Tools, several: bool, begun: str) -> str:
+        """Reasoning in its channel, and a message to a function."""
+        think = f'"<|channel|>analysis<|message|>" {out.until("<|end|>")} "<|end|><|start|>assistant"'
+        call = self._message(out, tools)
+        before = f'"<|channel|>commentary " {call} | " " {call}'
+        return f"({think})? ({before})"
+
+    def trigger(self, out: ComposedGrammar, tools: Tools, several: bool, begun: str) -> tuple[str, Trigger] | None:
+        """A message's head that addresses a function."""
+        return self._message(out, tools), Trigger(("to=functions.",), silent=("<|message|>", "<|end|>"))
+
+    def _message(self, out: ComposedGrammar, tools: Tools) -> str:
+        ways = []
+        for i, (name, schema) in enumerate(tools.schemas.items()):
+            channel = '(" "? "<|channel|>" " "? ("commentary" | "analysis"))?'
+            head = f"{literal('to=functions.' + name)} {channel}"
+            body = out.schema(f"tool-{i}-arguments", schema)
+            ways.append(
+                out.rule(f"tool-{i}", f'{head} (" "? "<|constrain|>"? " "{{0,2}} "json")? "<|message|>" space {body}')
+            )
+        return out.rule("tool", " | ".join(ways))
+
+    def going_on(self, reasoning: str, content: str, opened: str) -> str:
+        """How a reply begins that has said so much."""
+        begun = f"<|channel|>analysis<|message|>{reasoning}" if reasoning else ""
+        if content or not reasoning:
+            begun += ("<|end|><|start|>assistant" if begun else "") + f"<|channel|>final<|message|>{content}"
+        return begun

@@ -9,6 +9,7 @@ from pyggml.chat.reply import json_text
 from pyggml.chat.reply.calls import Tools
 from pyggml.chat.reply.deltas import Sink
 from pyggml.chat.reply.reader import Reader, Step
+from pyggml.grammar.composed import ComposedGrammar, literal
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,10 @@ class JsonCalls:
     name: str = "name"
     arguments: str = "arguments"
     id: str = ""
+    id_rule: str = '"\\"" [a-zA-Z0-9]{9} "\\""'  # GBNF
+    id_first: bool = False
     in_list: bool = False  # as it is written by the grammar; both are read
-    ends_reasoning: bool = True
+    ends_reasoning: bool = False
 
     def read(self, reader: Reader, opening: str, sink: Sink, tools: Tools) -> Step[None]:
         """What follows an opening marker."""
@@ -46,6 +49,31 @@ class JsonCalls:
             yield from reader.space()
         if self.closing:
             yield from reader.take(self.closing)
+
+    def grammar(self, out: ComposedGrammar, tools: Tools, several: bool) -> str:
+        """The opening marker, an object or a list of them, and what ends it."""
+        objects = []
+        for i, (name, schema) in enumerate(tools.schemas.items()):
+            value = out.schema(f"tool-{i}-arguments", schema)
+            said = literal(json_text.dump(name))
+            if not self.name:
+                members = [f'{said} space ":" space {value}']
+            else:
+                members = [_member(self.name, said), _member(self.arguments, value)]
+            if self.id:
+                known = _member(self.id, self.id_rule)
+                members = [known, *members] if self.id_first else [*members, known]
+            between = ' space "," space '
+            objects.append(out.rule(f"tool-{i}", f'"{{" space {between.join(members)} space "}}"'))
+        one = out.rule("tool", " | ".join(objects))
+        opening = literal(self.openings[0]) if self.openings else '""'
+        closing = f" space {literal(self.closing)}" if self.closing else ""
+        if self.openings and self.openings[0].endswith("["):
+            return out.rule("calls", f"{opening} space {_list(one, several)}{closing}")
+        if self.in_list:
+            return out.rule("calls", f'{opening} space "[" space {_list(one, several)} space "]"{closing}')
+        call = out.rule("call", f"{opening} space {one}{closing}")
+        return out.rule("calls", f"{call} (space {call})*" if several and self.openings else call)
 
     def one(self, reader: Reader, sink: Sink) -> Step[None]:
         """One object."""
@@ -90,3 +118,11 @@ class JsonCalls:
         if name and not begun:
             begin()
             sink.arguments(early)
+
+
+def _member(key: str, value: str) -> str:
+    return f'{literal(json_text.dump(key))} space ":" space {value}'
+
+
+def _list(one: str, several: bool) -> str:
+    return f'{one} (space "," space {one})*' if several else one

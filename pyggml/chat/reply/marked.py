@@ -10,6 +10,8 @@ from pyggml.chat.reply.calls import Calls, Tools
 from pyggml.chat.reply.deltas import Sink
 from pyggml.chat.reply.json_calls import JsonCalls
 from pyggml.chat.reply.reader import SPACE, Reader, Step
+from pyggml.grammar import ComposedGrammar, Trigger
+from pyggml.grammar.composed import literal
 
 _BARE = re.compile(r'\{\s*"(name|type|function)"\s*:')
 _MAY_BE_BARE = re.compile(r'(\{\s*("(n(a(me?)?)?|t(y(pe?)?)?|f(u(n(c(t(i(on?)?)?)?)?)?)?)?("\s*)?)?)?')
@@ -57,6 +59,48 @@ class Marked:
                     assert self.calls is not None
                     yield from self.calls.read(reader, found, sink, tools)
             trim = True
+
+    def begun(self, generation_prompt: str) -> str:
+        """Reasoning that the template opened, and maybe closed."""
+        at = generation_prompt.rfind(self.think[0]) if self.think is not None else -1
+        return generation_prompt[at:] if at >= 0 else ""
+
+    def grammar(self, out: ComposedGrammar, tools: Tools, several: bool, begun: str) -> str:
+        """Reasoning if the model has any, and calls."""
+        calls = self._calls.grammar(out, tools, several)
+        if self.think is None or self.think[1] in begun:
+            return f"space {calls} space"
+        start, end = self.think
+        if begun:
+            return f"{out.until(end)} {literal(end)} space {calls} space"
+        return f"space ({literal(start)} {out.until(end)} {literal(end)} space)? {calls} space"
+
+    def trigger(self, out: ComposedGrammar, tools: Tools, several: bool, begun: str) -> tuple[str, Trigger] | None:
+        """Calls from their opening marker on."""
+        rule = self._calls.grammar(out, tools, several)
+        starts = ('{"name":', '{"type":', '{"function":') if self.bare else ()
+        if self.bare:
+            rule = f"{JsonCalls((), arguments=self._bare_arguments).grammar(out, tools, False)} | {rule}"
+        silent = None if self._calls.ends_reasoning else self.think
+        return f"({rule}) space", Trigger(self._calls.openings, starts, silent=silent, written=begun)
+
+    @property
+    def _calls(self) -> Calls:
+        return self.calls if self.calls is not None else JsonCalls(())
+
+    @property
+    def _bare_arguments(self) -> str:
+        return self.calls.arguments if isinstance(self.calls, JsonCalls) else "arguments"
+
+    def going_on(self, reasoning: str, content: str, opened: str) -> str:
+        """How a reply goes on that has said so much, where the prompt has `opened` reasoning."""
+        if self.think is None or not (reasoning or opened):
+            return content
+        start, end = self.think
+        if end in opened:
+            return content
+        begun = reasoning if start in opened else f"{start}\n{reasoning}"
+        return f"{begun}\n{end}\n\n{content}" if content or not reasoning else begun
 
     def _bare(self, reader: Reader) -> Step[bool]:
         """Whether a call stands here as a bare object."""

@@ -10,14 +10,15 @@ from pyggml.chat.reply import json_text
 from pyggml.chat.reply.calls import Tools
 from pyggml.chat.reply.deltas import Sink
 from pyggml.chat.reply.reader import Reader, Step
+from pyggml.grammar.composed import ComposedGrammar, literal
 
 
 @dataclass(frozen=True)
 class NamedCalls:
     """[section] (call name named {arguments} [close])+ [section_end].
 
+    prefix, suffix  around the name: a text before it, a rule (GBNF) after it
     header   a pattern over what stands between `call` and `named`, with groups "name" and maybe "id"
-    written  that text of a call, for grammars: {name}, and {number} for any number
     """
 
     call: str
@@ -25,9 +26,10 @@ class NamedCalls:
     close: tuple[str, ...] = ()
     section: tuple[str, ...] = ()
     section_end: str = ""
+    prefix: str = ""
+    suffix: str = ""
     header: str = r"\s*(?P<name>.*?)\s*"
-    ends_reasoning: bool = True
-    written: str = "{name}"
+    ends_reasoning: bool = False
 
     @property
     def openings(self) -> tuple[str, ...]:
@@ -58,3 +60,16 @@ class NamedCalls:
                 yield from reader.space()
             if opening == self.call and not self.section:
                 return
+
+    def grammar(self, out: ComposedGrammar, tools: Tools, several: bool) -> str:
+        """A section of calls, or calls without one."""
+        ways = []
+        for i, (name, schema) in enumerate(tools.schemas.items()):
+            head = f"{literal(self.call + self.prefix + name)} {self.suffix} {literal(self.named[0])}"
+            close = f" space {literal(self.close[0])}" if self.close else ""
+            ways.append(out.rule(f"tool-{i}", f"{head} {out.schema(f'tool-{i}-arguments', schema)}{close}"))
+        one = out.rule("tool", " | ".join(ways))
+        calls = f"{one} (space {one})*" if several else one
+        if self.section:
+            calls = f"({literal(self.section[0])} space)? {calls} (space {literal(self.section_end)})?"
+        return out.rule("calls", calls)

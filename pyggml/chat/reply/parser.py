@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from pyggml.chat.reply.calls import Tools
 from pyggml.chat.reply.deltas import Delta, Reply, Sink, new_id
 from pyggml.chat.reply.reader import Reader, Step
+from pyggml.grammar import ComposedGrammar, Trigger
 
 
 class Form(Protocol):
@@ -16,6 +17,18 @@ class Form(Protocol):
 
     def read(self, reader: Reader, sink: Sink, tools: Tools, reasoning: bool) -> Step[None]:
         """Read a whole reply."""
+
+    def begun(self, generation_prompt: str) -> str:
+        """What of the prompt's end belongs to the reply: reasoning that the template opened."""
+
+    def grammar(self, out: ComposedGrammar, tools: Tools, several: bool, begun: str) -> str:
+        """The rule of a reply that calls: reasoning as the model likes, then one call or several."""
+
+    def trigger(self, out: ComposedGrammar, tools: Tools, several: bool, begun: str) -> tuple[str, Trigger] | None:
+        """The rule of calls amid free text, and what begins them; None where the form has no calls."""
+
+    def going_on(self, reasoning: str, content: str, opened: str) -> str:
+        """The text that a reply begins with which has said so much; `opened`: what the prompt has of it already."""
 
 
 class ReplyParser:

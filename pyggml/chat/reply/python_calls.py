@@ -4,6 +4,7 @@ Owns that shape. Each argument is read to its end and becomes JSON; a list of JS
 """
 
 import ast
+import re
 from dataclasses import dataclass
 
 from pyggml.chat.reply.calls import Tools
@@ -11,6 +12,11 @@ from pyggml.chat.reply.deltas import Sink
 from pyggml.chat.reply.json_calls import JsonCalls
 from pyggml.chat.reply.json_text import dump
 from pyggml.chat.reply.reader import Reader, Step
+from pyggml.grammar.composed import ComposedGrammar
+from pyggml.grammar.composed import literal as quoted
+
+_AS_PYTHON = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|\w+""", re.DOTALL)
+_WORDS = {"true": "True", "false": "False", "null": "None"}
 
 
 @dataclass(frozen=True)
@@ -19,7 +25,7 @@ class PythonCalls:
 
     openings: tuple[str, ...]
     closing: str
-    ends_reasoning: bool = True
+    ends_reasoning: bool = False
 
     def read(self, reader: Reader, opening: str, sink: Sink, tools: Tools) -> Step[None]:
         """The list after the opening marker."""
@@ -37,6 +43,29 @@ class PythonCalls:
             yield from reader.take("]")
         yield from reader.space()
         yield from reader.take(self.closing)
+
+    def grammar(self, out: ComposedGrammar, tools: Tools, several: bool) -> str:
+        """The list between the markers; values are JSON, and may have Python's words for true, false and null."""
+        ways = []
+        for i, name in enumerate(tools.schemas):
+            needed: list[str] = []
+            others: list[str] = []
+            for key, _, required in tools.arguments(name):
+                value = tools.value_grammar(out, i, name, key)
+                pair = out.rule(f"tool-{i}-{key}-pair", f'{quoted(key)} "=" {value}')
+                (needed if required else others).append(pair)
+            other = out.rule(f"tool-{i}-other", " | ".join(others)) if others else ""
+            inside = ' "," space '.join(needed)
+            if other and needed:
+                inside += f' ("," space {other})*'
+            elif other:
+                inside = f'({other} ("," space {other})*)?'
+            ways.append(out.rule(f"tool-{i}", f'{quoted(name)} "(" {inside} ")"'))
+        out.instead("boolean", '("true" | "false" | "True" | "False")')
+        out.instead("null", '("null" | "None")')
+        one = out.rule("tool", " | ".join(ways))
+        calls = f'{one} ("," space {one})*' if several else one
+        return out.rule("calls", f'{quoted(self.openings[0])} "[" {calls} "]" {quoted(self.closing)}')
 
 
 def python_call(reader: Reader, sink: Sink) -> Step[bool]:
@@ -67,12 +96,11 @@ def python_call(reader: Reader, sink: Sink) -> Step[bool]:
 
 def literal(text: str) -> str:
     """A Python value as JSON; JSON's own words are read too, and other text is a string."""
+    text = text.strip()
     try:
-        return dump(ast.literal_eval(text.strip()))
+        return dump(ast.literal_eval(_AS_PYTHON.sub(lambda m: _WORDS.get(m[0], m[0]), text)))
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        pass
-    word = {"true": "true", "false": "false", "null": "null"}.get(text.strip())
-    return word or dump(text.strip())
+        return dump(text)
 
 
 def _expression(reader: Reader) -> Step[str]:

@@ -9,6 +9,8 @@ from pyggml.chat.reply import json_text
 from pyggml.chat.reply.calls import Tools
 from pyggml.chat.reply.deltas import Sink
 from pyggml.chat.reply.reader import Reader, Step
+from pyggml.grammar import ComposedGrammar, Trigger
+from pyggml.grammar.composed import literal
 
 MARK = ">>>"
 
@@ -37,3 +39,30 @@ class Recipients:
             else:  # no recipient: text
                 sink.content(name + ("\n" if reader.text else ""))
                 yield from reader.until((MARK,) if tools else (), sink.content)
+
+    def begun(self, generation_prompt: str) -> str:
+        """The first mark."""
+        return MARK if generation_prompt.endswith(MARK) else ""
+
+    def grammar(self, out: ComposedGrammar, tools: Tools, several: bool, begun: str) -> str:
+        """Text for the user if the model likes, and calls."""
+        call = self._call(out, tools)
+        calls = f'{call} ("{MARK}" {call})*' if several else call
+        return f'("all\\n" {out.until(MARK)} "{MARK}")? {calls}'
+
+    def trigger(self, out: ComposedGrammar, tools: Tools, several: bool, begun: str) -> tuple[str, Trigger] | None:
+        """A mark with a tool's name after it."""
+        call = self._call(out, tools)
+        calls = f'("{MARK}" {call})+' if several else f'"{MARK}" {call}'
+        return calls, Trigger(tuple(f"{MARK}{name}\n" for name in tools.schemas), written=begun)
+
+    def _call(self, out: ComposedGrammar, tools: Tools) -> str:
+        ways = []
+        for i, (name, schema) in enumerate(tools.schemas.items()):
+            body = out.schema(f"tool-{i}-arguments", schema)
+            ways.append(out.rule(f"tool-{i}", f"{literal(name)} {literal(chr(10))} {body}"))
+        return out.rule("tool", " | ".join(ways))
+
+    def going_on(self, reasoning: str, content: str, opened: str) -> str:
+        """How a reply begins that has said so much."""
+        return f"all\n{content}"

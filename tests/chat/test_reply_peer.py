@@ -1,0 +1,140 @@
+"""The reference's own cases of replies (tests/test-chat.cpp, read when the test runs): parts, pieces, grammars."""
+
+import functools
+import json
+
+import pytest
+from byte_vocabulary import ByteVocabulary, refused_at
+from peer_chat_cases import Case, read_cases, tools_of
+from peer_programs import source
+
+from pyggml.cachedir import cache_dir
+from pyggml.chat import ChatTemplate, Options, Prepared, prepare
+from pyggml.grammar.lazy import LazyGrammar
+
+NOT_READ = {  # templates whose replies no row of formats.py describes, and what else differs
+    "MiniMax-M3": "arguments as nested tags of the namespace token",
+    "Kimi-K3": "sections in <|open|> and <|close|>",
+    "muse-glimmer": "recipients in <|start|>assistant to=",
+}
+OTHERWISE = {  # a text of a case -> why its parts are others here
+    '```json\n"42"\n```': "a fence around JSON that a schema asks for stays",
+    "[THINK]I need to output the invoice details in JSON": "the same",
+    'Let me calculate.</ifm|think>{"answer":42}': "reasoning that is not told apart stays before JSON too",
+    "I need to check the time first.\n<tool_call>get_time": "Ling: reasoning that is not told apart keeps its marker",
+    "I'm\nthinking\n[BEGIN FINAL RESPONSE]": "Apriel: its first words are the marker, no part of the reasoning",
+    '<function name="html"><param name="markup"><![CDATA[': "MiniCPM5: CDATA",
+}
+FREE = {  # texts that the grammar of their calls refuses here
+    "</tool_call>\nThe time has been checked.": "Ling: text after a call",
+    "</tool_call><|role_end|>": "Ling: the token that ends a reply, as text",
+    "<ifm|arg_type>": "K2 Horizon: types, which only a variable of its template asks for",
+    '<ifm|tool_call>{"name"': "K2 Horizon: JSON, which only a variable of its template asks for",
+    "<|end|><|start|> assistant to=": "LLM-jp: several calls",
+    '<|tool_call_begin|>functions.python:1<|tool_call_argument_begin|>{"code"': "Kimi: several calls where one may be",
+    "exllamav3": "Kimi: arguments that end too early",
+}
+FORMATS = {"COMMON_REASONING_FORMAT_AUTO": "auto", "COMMON_REASONING_FORMAT_DEEPSEEK": "deepseek"}
+CHOICES = {"COMMON_CHAT_TOOL_CHOICE_REQUIRED": "required", "COMMON_CHAT_TOOL_CHOICE_NONE": "none"}
+USER = {"role": "user", "content": "Hey there!"}
+
+
+@functools.lru_cache(maxsize=1)
+def _cases() -> list[Case]:
+    cases, failed = read_cases(source(cache_dir("peer")) / "tests/test-chat.cpp")
+    assert len(cases) > 400 and failed < 20, (len(cases), failed)
+    return [case for case in cases if not any(name in case.template for name in NOT_READ)]
+
+
+def _prepared(case: Case, **more: object) -> Prepared:
+    o = case.options
+    messages = []
+    for message in o.get("messages", [USER, {"role": "assistant", "content": "", "reasoning": "I'm"}]):
+        one = {"role": message["role"], "content": message["content"]}
+        messages.append(one | ({"reasoning_content": message["reasoning"]} if message.get("reasoning") else {}))
+    go_on = bool(o.get("continue_final_message"))
+    options = Options(
+        tools=tuple(tools_of(o.get("tools", []))),
+        tool_choice=CHOICES.get(o.get("tool_choice", ""), "auto"),
+        parallel_tool_calls=bool(o.get("parallel_tool_calls")),
+        reasoning_format=FORMATS.get(o.get("reasoning_format", ""), "none"),
+        enable_thinking=o.get("enable_thinking", True),
+        variables={key: json.loads(value) for key, value in o.get("chat_template_kwargs", [])},
+        go_on=go_on,
+    )
+    template = ChatTemplate((source(cache_dir("peer")) / case.template).read_text(encoding="utf-8"))
+    return prepare(template, messages if go_on or "messages" in o else [USER], options)
+
+
+def _json(text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _parts(case: Case, size: int) -> tuple[object, object]:
+    parser = _prepared(case).parser()
+    for i in range(0, len(case.text), size):
+        parser.feed(case.text[i : i + size])
+    partial = bool(case.options.get("is_partial"))
+    if not partial:
+        parser.finish()
+    reply = parser.reply
+    wanted = [(call[0], None if partial else _json(call[1])) for call in case.calls]
+    found = [(call.name, None if partial else _json(call.arguments)) for call in reply.calls]
+    ids = [(call.id, want[2]) for call, want in zip(reply.calls, case.calls, strict=False) if len(want) > 2 and want[2]]
+    return (
+        (reply.content.strip(), reply.reasoning.strip(), found, [one for one, _ in ids]),
+        (case.content.strip(), case.reasoning.strip(), wanted, [other for _, other in ids]),
+    )
+
+
+@pytest.mark.parametrize("size", [1, 5, 1_000_000])
+def test_parts_are_those_that_the_reference_expects(size):
+    wrong = []
+    for case in _cases():
+        if any(case.text.startswith(text) for text in OTHERWISE):
+            continue
+        found, wanted = _parts(case, size)
+        if found != wanted:
+            wrong.append((case.label, found, wanted))
+    assert wrong == []
+
+
+def test_what_is_said_to_differ_does():
+    for text in OTHERWISE:
+        cases = [case for case in _cases() if case.text.startswith(text)]
+        assert cases, text
+        assert any(found != wanted for found, wanted in (_parts(case, 1_000_000) for case in cases)), text
+
+
+def _called(text: str = "") -> list[Case]:
+    return [
+        case
+        for case in _cases()
+        if case.calls and not case.options.get("is_partial") and "tool_choice" not in case.options and text in case.text
+        if not any(case.text.startswith(other) for other in OTHERWISE)
+    ]
+
+
+def _refused(case: Case) -> int | None:
+    prepared = _prepared(case)
+    assert prepared.trigger is not None
+    state = LazyGrammar(prepared.grammar, ByteVocabulary(), prepared.trigger)
+    place = refused_at(state, case.text)
+    assert state.triggered, case.label
+    return place
+
+
+def test_grammars_let_the_references_calls_pass():
+    wrong = {}
+    for case in _called():
+        if not any(text in case.text for text in FREE) and (place := _refused(case)) is not None:
+            wrong[case.label] = case.text.encode()[:place][-60:]
+    assert wrong == {}
+
+
+def test_what_grammars_are_said_to_refuse_they_refuse():
+    for text in FREE:
+        assert any(_refused(case) is not None for case in _called(text)), text
