@@ -25,6 +25,7 @@ STAYS_HERE: dict[str, str] = {"refact-moe": "is not computed (tests/model/test_a
 """Files that are not sent over the wire, and why."""
 NO_INDEXER = "llama.cpp computes an indexer's scores as one op (LIGHTNING_INDEXER), which our servers lack"
 HERE_ALONE: dict[str, str] = {
+    "kimi-k3-moe": "llama.cpp mixes sums by one op (DSV4_HC_PRE), which our servers lack",
     "deepseek32-moe": NO_INDEXER,
     "dots3note-moe": NO_INDEXER,
     "glm-dsa-moe": NO_INDEXER,
