@@ -106,7 +106,15 @@ def test_two_hundred_malformed_requests_leave_a_running_stream_unharmed(client: 
             said += "".join(c["text"] for c in event["choices"])
             while sent < 200 and sent < len(said):
                 path = rng.choice(
-                    ("/v1/completions", "/v1/chat/completions", "/completion", "/infill", "/apply-template")
+                    (
+                        "/v1/completions",
+                        "/v1/chat/completions",
+                        "/completion",
+                        "/infill",
+                        "/apply-template",
+                        "/v1/messages",
+                        "/v1/responses",
+                    )
                 )
                 status, _, answer = client.raw("POST", path, damaged(rng), {"content-type": "application/json"})
                 assert 400 <= status < 500, (status, answer)
