@@ -149,6 +149,7 @@ def sampler_chain(
         mirostat_tau=mirostat_tau,
         mirostat_eta=mirostat_eta,
         grammar=grammar.grammar if isinstance(grammar, LlamaGrammar) else grammar or "",
+        grammar_trigger=grammar.trigger if isinstance(grammar, LlamaGrammar) else None,
     )
     chosen: list[Stage] | None = None
     if temp > 0 and mirostat_mode:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pyggml.api.arguments import LogitsProcessor, ParameterError
 from pyggml.api.completion import Completions
+from pyggml.api.tool_calls import as_tools, chunks_with_calls, grammar_of, parser_of, prepared_calls, with_calls
 from pyggml.chat import ChatTemplate, built_in_names, prompt_tokens
 from pyggml.grammar import LlamaGrammar
 
@@ -53,13 +54,11 @@ class ChatCompletions(Completions):
         """Answer `messages` (dicts with "role" and "content"); a dict, or with `stream` an iterator of dicts.
 
         The prompt is written by the file's chat template, or by the one that chat_format names; what it has in common with
-        the call before is not computed again. `tools` and `functions` are shown to the template; a particular one cannot be
-        demanded. response_format {"type": "json_object"}, maybe with a "schema", holds the answer to JSON. Other parameters
+        the call before is not computed again. `tools` (or `functions`) may be called as tool_choice says: "auto" (default),
+        "none", "required", or {"function": {"name": ...}}; arguments follow the tool's schema, and the answer has them as
+        `tool_calls`. response_format {"type": "json_object"}, maybe with a "schema", holds the answer to JSON. Other parameters
         as in create_completion. Raises ChatError, ParameterError and ContextError.
         """
-        for name, value in (("tool_choice", tool_choice), ("function_call", function_call)):
-            if value not in (None, "none", "auto"):
-                raise ParameterError(f"{name}={value!r:.60} is not implemented; leave it at None, 'none' or 'auto'")
         asked = response_format or {}
         kind = asked.get("type", "text")
         if kind == "json_object":
@@ -68,9 +67,17 @@ class ChatCompletions(Completions):
             raise ParameterError(f"response_format of type {kind!r} is not known; there are 'text' and 'json_object'")
         named = self.chat_format if self.chat_format in built_in_names() else None
         template = ChatTemplate.choose(self.model.file.metadata, self._tokenizer, named, tools=bool(tools or functions))
-        prompt = template.render(
-            messages, functions=functions, function_call=function_call, tools=tools, tool_choice=tool_choice
-        )
+        shown = {"functions": functions, "function_call": function_call, "tools": tools, "tool_choice": tool_choice}
+        tools, tool_choice = as_tools(functions, function_call, tools, tool_choice)
+        parser = None
+        if (tools and tool_choice != "none") or isinstance(tool_choice, Mapping):
+            prepared = prepared_calls(template, messages, tools or (), tool_choice)
+            if grammar is not None and prepared.grammar:
+                raise ParameterError("an answer is held to a grammar (or to JSON) or calls tools, not both")
+            grammar = grammar_of(prepared, prepared.shown(self._tokenizer))
+            prompt, parser = prepared.prompt, parser_of(prepared)
+        else:
+            prompt = template.render(messages, **shown)
         texts = [stop] if isinstance(stop, str) else list(stop or [])
         if template.eos:
             texts.append(template.eos)
@@ -98,7 +105,9 @@ class ChatCompletions(Completions):
             grammar=grammar,
             logit_bias=logit_bias,
         )
-        return _chunks(completion) if stream else _whole(completion)
+        if parser is None:
+            return _chunks(completion) if stream else _whole(completion)
+        return chunks_with_calls(_chunks(completion), parser) if stream else with_calls(_whole(completion), parser)
 
 
 def _whole(completion: dict[str, Any]) -> dict[str, Any]:

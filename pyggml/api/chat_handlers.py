@@ -12,6 +12,7 @@ from pyggml.api.arguments import ParameterError
 from pyggml.api.chat_completion import _chunks as chat_chunks
 from pyggml.api.chat_completion import _whole as whole_chat
 from pyggml.api.chat_formats import ChatFormatterResponse
+from pyggml.api.tool_calls import as_tools
 from pyggml.chat import ChatTemplate
 from pyggml.grammar import LlamaGrammar
 
@@ -162,22 +163,6 @@ OF_COMPLETIONS = (
 def texts(stop: str | list[str] | None) -> list[str]:
     """One text or several, as a list."""
     return [stop] if isinstance(stop, str) else list(stop or [])
-
-
-def as_tools(
-    functions: Sequence[Mapping[str, Any]] | None,
-    function_call: Any,
-    tools: Sequence[Mapping[str, Any]] | None,
-    choice: Any,
-) -> tuple[Sequence[Mapping[str, Any]] | None, Any]:
-    """(tools, tool_choice), where the older names for them may have been used."""
-    if functions is not None:
-        tools = [{"type": "function", "function": function} for function in functions]
-    if function_call in ("none", "auto"):
-        choice = function_call
-    elif isinstance(function_call, Mapping):
-        choice = {"type": "function", "function": {"name": function_call["name"]}}
-    return tools, choice
 
 
 def forced_tool(tools: Sequence[Mapping[str, Any]] | None, choice: Any) -> Mapping[str, Any] | None:

@@ -13,7 +13,8 @@ from typing import Any
 
 from pyggml.api.arguments import ParameterError
 from pyggml.api.chat_formats import text_of
-from pyggml.api.chat_handlers import OF_COMPLETIONS, as_chat, as_tools, called, forced_tool, grammar_for, texts
+from pyggml.api.chat_handlers import OF_COMPLETIONS, as_chat, called, forced_tool, grammar_for, texts
+from pyggml.api.tool_calls import as_tools
 
 END = "<|im_end|>"
 HOW = (

@@ -97,6 +97,7 @@ class Completions(Evaluation):
                 tokens,
                 self._sampler(chain, logits_processor),
                 self._vocabulary(tokens),
+                special=grammar.shown if isinstance(grammar, LlamaGrammar) else False,
                 max_tokens=min(max_tokens, room) if max_tokens is not None and max_tokens > 0 else room,
                 stops=StopTexts([text.encode() for text in texts]),
                 stop_when=self._rule(stopping_criteria),

@@ -7,6 +7,7 @@ from typing import Any
 from pyggml.errors import GrammarError
 from pyggml.grammar.json_schema import json_schema_to_grammar
 from pyggml.grammar.parser import parse
+from pyggml.grammar.trigger import Trigger
 
 
 class LlamaGrammar:
@@ -18,6 +19,8 @@ class LlamaGrammar:
     def __init__(self, grammar: str) -> None:
         parse(grammar, token_of=lambda text: [0])  # names of tokens are looked up once there is a vocabulary
         self.grammar = grammar
+        self.trigger: Trigger | None = None  # when it begins to hold; None: from the beginning
+        self.shown: frozenset[int] = frozenset()  # control tokens whose names are part of the text
 
     @classmethod
     def from_string(cls, grammar: str, verbose: bool = True) -> "LlamaGrammar":

@@ -20,6 +20,15 @@ TEMPLATE = (
 MODEL = {"n_ctx": 128, "template": TEMPLATE}
 LLAMA = {"n_ctx": 128, "logits_all": True}
 HELLO = [{"role": "user", "content": "hello"}]
+CLOCK = {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}}
+WEEK = {
+    "type": "function",
+    "function": {
+        "name": "week",
+        "parameters": {"type": "object", "properties": {"even": {"type": "boolean"}}, "required": ["even"]},
+    },
+}
+CALL = b'<tool_call>{"name":"week","arguments":{"even":true}}</tool_call>'
 
 
 class Script:
@@ -124,8 +133,11 @@ def test_formats_by_name(path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"tool_choice": {"function": {"name": "f"}}}, ParameterError, "tool_choice="),
-        ({"function_call": {"name": "f"}}, ParameterError, "function_call="),
+        ({"tool_choice": {"function": {"name": "f"}}}, ChatError, "tool_choice 'f': there is no such tool"),
+        ({"function_call": {"name": "f"}}, ChatError, "tool_choice 'f': there is no such tool"),
+        ({"tool_choice": {"name": "f"}, "tools": [CLOCK]}, ParameterError, "tool_choice must be"),
+        ({"tool_choice": "never", "tools": [CLOCK]}, ChatError, "tool_choice 'never'"),
+        ({"grammar": 'root ::= "a"', "tools": [CLOCK]}, ParameterError, "not both"),
         ({"response_format": {"type": "xml"}}, ParameterError, "response_format of type 'xml'"),
         ({"response_format": {"type": "json_object", "schema": {"type": "x"}}}, GrammarError, "unknown type 'x'"),
         ({"grammar": "root ::= b"}, GrammarError, "rule 'b'"),
@@ -143,3 +155,34 @@ def test_an_answer_held_to_json(llm: Llama) -> None:
     answer = llm.create_chat_completion(HELLO, response_format={"type": "json_object", "schema": schema}, seed=1)
     value = json.loads(answer["choices"][0]["message"]["content"])
     assert list(value) == ["yes"] and isinstance(value["yes"], bool)
+
+
+@pytest.mark.parametrize("choice", [None, "auto", "required", {"type": "function", "function": {"name": "week"}}])
+def test_calls_of_tools_are_read_whole_and_streamed(llm: Llama, choice: Any) -> None:
+    options = {"tools": [WEEK], "tool_choice": choice, "max_tokens": 90}
+    answer = say(llm, CALL, [{"role": "user", "content": ""}], **options)["choices"][0]
+    assert answer["finish_reason"] == "tool_calls" and answer["message"]["content"] is None
+    (call,) = answer["message"]["tool_calls"]
+    assert call["function"] == {"name": "week", "arguments": '{"even":true}'} == answer["message"]["function_call"]
+    chunks = [c["choices"][0] for c in say(llm, CALL, [{"role": "user", "content": ""}], stream=True, **options)]
+    parts = [part for chunk in chunks for part in chunk["delta"].get("tool_calls", [])]
+    assert parts[0]["function"]["name"] == "week" and parts[0]["id"] and not any(part["id"] for part in parts[1:])
+    assert "".join(part["function"]["arguments"] for part in parts) == '{"even":true}' and len(parts) > 3
+    assert chunks[-1] == {**chunks[-1], "delta": {}, "finish_reason": "tool_calls"}
+    assert chunks[0]["delta"]["role"] == "assistant"
+
+
+def test_an_answer_that_must_call_does(llm: Llama) -> None:
+    """The model would say something else; its text is held to the call, whose argument it chooses."""
+    options = {"tools": [WEEK, CLOCK], "tool_choice": {"function": {"name": "week"}}, "max_tokens": 100}
+    bias = dict.fromkeys(b" \n\t", -60.0)
+    answer = llm.create_chat_completion([{"role": "user", "content": ""}], seed=1, logit_bias=bias, **options)
+    (call,) = answer["choices"][0]["message"]["tool_calls"]
+    assert call["function"]["name"] == "week" and list(json.loads(call["function"]["arguments"])) == ["even"]
+
+
+def test_text_beside_calls_and_without_them(llm: Llama) -> None:
+    both = say(llm, b"So: " + CALL, [{"role": "user", "content": ""}], tools=[WEEK], max_tokens=90)["choices"][0]
+    assert both["message"]["content"] == "So:" and len(both["message"]["tool_calls"]) == 1
+    plain = say(llm, b"No <call>.", [{"role": "user", "content": ""}], tools=[WEEK])["choices"][0]
+    assert plain["message"] == {"role": "assistant", "content": "No <call>."} and plain["finish_reason"] == "stop"
