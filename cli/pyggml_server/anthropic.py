@@ -24,7 +24,11 @@ from pyggml_server.requests import texts
 from pyggml_server.served import Served
 from pyggml_server.streams import answer, begun, event, stream
 
-SAME = ("max_tokens", "temperature", "top_p", "top_k", "stream", "chat_template_kwargs", "seed", "min_p", "grammar")
+SAME = (
+    *("max_tokens", "temperature", "top_p", "stream", "chat_template_kwargs", "reasoning_format"),
+    *("cache_prompt", "grammar", "logit_bias", "ignore_eos", "seed", "top_k", "min_p", "samplers"),
+)
+"""Fields that are passed on as they are; those from `cache_prompt` on are llama-server's."""
 MOST = 4096  # tokens of an answer where a request does not say
 
 

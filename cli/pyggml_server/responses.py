@@ -26,17 +26,10 @@ from pyggml_server.served import Served
 from pyggml_server.streams import PING, answer, begun, event, stream
 
 SAME = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "seed",
-    "stop",
-    "stream",
-    "parallel_tool_calls",
-    "chat_template_kwargs",
-    "grammar",
+    *("parallel_tool_calls", "stop", "temperature", "top_p", "stream", "chat_template_kwargs", "reasoning_format"),
+    *("cache_prompt", "grammar", "logit_bias", "ignore_eos", "seed", "top_k", "min_p", "samplers"),
 )
+"""Fields that are passed on as they are; those from `cache_prompt` on are llama-server's."""
 
 
 def as_chat(fields: Fields) -> Fields:

@@ -17,6 +17,7 @@ TEMPLATE = (
 )
 SCHEMA = {"type": "object", "properties": {"city": {"enum": ["Rome", "Oslo"]}}, "required": ["city"]}
 ASK = [{"role": "user", "content": "weather"}]
+DENSE = {"logit_bias": [[c, -50] for c in " \n\th"]}  # what a random model would fill calls up with, and <think>
 THINK = {"chat_template_kwargs": {"think": True}}
 
 
@@ -59,7 +60,14 @@ def test_messages(server: Client, claude: anthropic.Anthropic) -> None:
 def test_messages_with_tools(claude: anthropic.Anthropic) -> None:
     tools = [{"name": "get_weather", "description": "", "input_schema": SCHEMA}]
     choice = {"type": "tool", "name": "get_weather", "disable_parallel_tool_use": True}
-    options = {"model": "x", "max_tokens": 300, "messages": ASK, "tools": tools, "tool_choice": choice}
+    options = {
+        "model": "x",
+        "max_tokens": 300,
+        "messages": ASK,
+        "tools": tools,
+        "tool_choice": choice,
+        "extra_body": DENSE,
+    }
     whole = claude.messages.create(**options)
     (call,) = [block for block in whole.content if block.type == "tool_use"]
     assert call.name == "get_weather" and call.input["city"] in ("Rome", "Oslo") and whole.stop_reason == "tool_use"
@@ -141,7 +149,7 @@ def test_responses_with_tools(server: Client, gpt: openai.OpenAI) -> None:
         "tools": tools,
         "tool_choice": {"type": "function", "name": "get_weather"},
     }
-    options |= {"max_output_tokens": 300, "parallel_tool_calls": False}
+    options |= {"max_output_tokens": 300, "parallel_tool_calls": False, "extra_body": DENSE}
     (call,) = [item for item in gpt.responses.create(**options).output if item.type == "function_call"]
     assert call.name == "get_weather" and json.loads(call.arguments)["city"] in ("Rome", "Oslo")
     events = list(gpt.responses.create(**options, stream=True))
