@@ -80,6 +80,7 @@ def chat(values: Values, first: str | None, make_chain: Callable[[Values, "Token
     from pyggml.runtime.context import Context
     from pyggml.tokenizer import Tokenizer
     from pyggml_cli.loading import compile_progress, context_arguments, model_for
+    from pyggml_cli.template_flags import template_variables
     from pyggml_cli.timings import RunTimings
 
     system, template = _text(values, "system", "-sys"), _text(values, "chat_template", "--chat-template")
@@ -94,7 +95,7 @@ def chat(values: Values, first: str | None, make_chain: Callable[[Values, "Token
             if template is None and KEY not in model.file.metadata:
                 print("note: the file has no chat template, chatml is used", file=sys.stderr)
             chosen = ChatTemplate.choose(model.file.metadata, tokenizer, template)
-            conversation = Conversation(chosen, tokenizer, system or "")
+            conversation = Conversation(chosen, tokenizer, system or "", template_variables(values))
         n_ctx = values.n_ctx or model.config.n_ctx_train
         chain = make_chain(values, tokenizer, n_ctx)
         if n_ctx > model.config.n_ctx_train:

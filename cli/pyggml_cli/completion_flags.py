@@ -20,6 +20,7 @@ from pyggml_cli.flags import (
 )
 from pyggml_cli.other_flags import DRAFT, NO_DIFFERENCE, NOT_HERE, OTHER_TOOLS
 from pyggml_cli.speculation import FLAGS as DRAFTS
+from pyggml_cli.template_flags import VARIABLES
 
 RANDOM_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED; not imported, because --help shall not wait for NumPy
 LOAD_MODES = ("auto", "none", "mmap", "mlock", "mmap+mlock", "dio")
@@ -385,6 +386,7 @@ GROUPS = {
     "model": MODEL,
     "text": TEXT,
     "conversation": CHAT,
+    "template": VARIABLES,
     "sampling": SAMPLING,
     "devices": DEVICES,
     "positions": ROPE,

@@ -34,8 +34,7 @@ NO_DIFFERENCE: list[Row] = [
     Ignored(("-hft", "--hf-token"), 1),
     *(Ignored((name,), 1) for name in ("--cpu-strict", "--prio", "--poll", "--cpu-strict-batch", "--prio-batch")),
     *(Ignored((name,), 1) for name in ("--poll-batch", "--numa", "--log-colors", "--reasoning-format")),
-    *(Ignored((name,), 1) for name in ("--reasoning-effort", "--reasoning-budget", "--reasoning-budget-message")),
-    Ignored(("-rea", "--reasoning"), 1),
+    *(Ignored((name,), 1) for name in ("--reasoning-budget", "--reasoning-budget-message")),
 ]
 
 DOWNLOADS = "models are not downloaded; give the file with -m"
@@ -64,7 +63,6 @@ NOT_HERE: list[Row] = [
     *(Refused((name,), why=DOWNLOADS) for name in ("--gpt-oss-20b-default", "--gpt-oss-120b-default")),
     *(Refused((name,), why=DOWNLOADS) for name in ("--vision-gemma-4b-default", "--vision-gemma-12b-default")),
     Refused(("--server-base",), 1, why="the model is computed by this process, or by servers of --rpc"),
-    Refused(("--chat-template-kwargs",), 1, why="templates are given messages alone"),
     Refused(("-o", "--output", "--output-file"), 1, why="the text goes to stdout, send it into a file there"),
 ]
 

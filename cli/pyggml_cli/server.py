@@ -90,12 +90,8 @@ def _settings(values: Values, tokenizer: "Tokenizer", n_ctx: int) -> "Settings":
     from pyggml_server.settings import MIB, Settings
 
     from pyggml_cli.sampling import sampler_params
+    from pyggml_cli.template_flags import template_variables
 
-    variables: dict[str, Any] = {**values.template_variables}
-    if values.reasoning != "auto":
-        variables["enable_thinking"] = values.reasoning == "on"
-    if values.reasoning_effort is not None:
-        variables["reasoning_effort"] = values.reasoning_effort
     return Settings(
         host=values.host,
         port=values.port,
@@ -116,7 +112,7 @@ def _settings(values: Values, tokenizer: "Tokenizer", n_ctx: int) -> "Settings":
         stops=tuple(unescape(text) if values.escape else text for text in values.reverse_prompt),
         spm_infill=values.spm_infill,
         reasoning_format=values.reasoning_format,
-        template_variables=variables,
+        template_variables=template_variables(values),
         skip_parsing=values.skip_parsing,
         prefill_assistant=values.prefill_assistant,
         metrics=values.metrics,

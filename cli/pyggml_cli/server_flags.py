@@ -4,24 +4,10 @@ Owns those that are carried out here and not in the completion tool, and what be
 completion_flags.py that mean the same are taken from there.
 """
 
-import json
-from typing import Any
-
-from pyggml_cli import completion_flags, environment, other_flags, speculation
+from pyggml_cli import completion_flags, environment, other_flags, speculation, template_flags
 from pyggml_cli.flags import Flag, Ignored, Refused, Row, choice, comma_separated, seconds, whole
 
 AUTO_SLOTS = 4  # tools/server/server.cpp: of -np -1, over one KV memory
-
-
-def variables(text: str) -> dict[str, Any]:
-    """`--chat-template-kwargs`: a JSON object."""
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise ValueError('must be a JSON object such as {"enable_thinking": false}')
-    return found
 
 
 def keys(text: str) -> list[str]:
@@ -86,12 +72,9 @@ SLOTS: list[Row] = [
 ]  # fmt: skip
 
 CHAT: list[Row] = [
-    Flag(("--chat-template-kwargs",), "template_variables", "variables of the chat template, a JSON object", variables, "JSON", {}),
+    *template_flags.VARIABLES,
     Flag(("--reasoning-format",), "reasoning_format", "none: what is thought is part of the text; deepseek, auto: it is told apart, as "
          "reasoning_content (auto)", choice("none", "auto", "deepseek"), "FORMAT", "auto"),
-    Flag(("-rea", "--reasoning"), "reasoning", "whether templates let the model think: sets enable_thinking (auto)",
-         completion_flags.on_off_auto, "on|off|auto", "auto"),
-    Flag(("--reasoning-effort",), "reasoning_effort", "the template's variable reasoning_effort", str, "EFFORT"),
     Flag(("--skip-chat-parsing",), "skip_parsing", "leave answers as they are: no tools, no reasoning", default=False,
          off=("--no-skip-chat-parsing",)),
     Flag(("--prefill-assistant",), "prefill_assistant", "where the last message is the assistant's, go on with it (on)", default=True,

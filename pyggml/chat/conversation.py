@@ -4,8 +4,9 @@ Owns messages and their tokens.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyggml.atomic_file import atomic_file
 from pyggml.chat.sandbox import ChatError
@@ -44,8 +45,16 @@ class Conversation:
     >>> conversation.add_assistant(tokens, text)          # what the model answered, without the token that ended it
     """
 
-    def __init__(self, template: ChatTemplate, tokenizer: "Tokenizer", system: str = "") -> None:
+    def __init__(
+        self,
+        template: ChatTemplate,
+        tokenizer: "Tokenizer",
+        system: str = "",
+        variables: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`variables`: what the template is told beside the messages."""
         self.template = template
+        self._variables = dict(variables or {})
         self._tokenizer = tokenizer
         self._system = system
         self.messages: list[dict[str, str]] = []
@@ -62,7 +71,7 @@ class Conversation:
     def add_user(self, text: str) -> Turn:
         """The user's turn. On an error (ChatError) nothing is changed."""
         messages = [*self.messages, {"role": "user", "content": text}]
-        prompt = self.template.render(messages)
+        prompt = self.template.render(messages, **self._variables)
         tokens, n_kept = self._continued(prompt)
         self._turns.append(_State(len(self.messages), self.tokens, self._prompt, self._reply))
         self.messages, self.tokens, self._prompt, self._reply = messages, tokens, prompt, None

@@ -423,3 +423,18 @@ def test_ctrl_c_without_a_terminal(spawn: Callable[..., Any], tmp_path: Path) ->
     process.stdin.write("/exit\n")
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0 and set(out) <= {"x", "\n"} and "[interrupted]\n" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ([], "[]"),
+        (["--chat-template-kwargs", '{"mood": "glad", "n": 2}'], "[glad2]"),
+        (["--reasoning", "off"], "[False]"),
+        (["-rea", "on", "--reasoning-effort", "low"], "[lowTrue]"),
+    ],
+)
+def test_what_templates_are_told(converse: Any, decoded: list[list[int]], flags: list[str], told: str) -> None:
+    template = "[{{ mood }}{{ n }}{{ reasoning_effort }}{{ enable_thinking }}]{{ messages[-1].content }}"
+    assert converse("q\n", "-cnv", "--chat-template", template, *flags, *X).code == 0
+    assert prompts(decoded) == [f"{told}q"]
