@@ -1,0 +1,147 @@
+"""Programs that are written for llama_cpp, installed from the index into folders of their own, run with pyggml in its place.
+
+Minutes and hundreds of megabytes, and so only when they are asked for: pytest -m programs tests/compat/test_programs.py
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from peer_build import ensure_smollm2
+from tiny_encoders import write
+
+from pyggml import Llama
+
+pytestmark = pytest.mark.programs
+
+
+@pytest.fixture(autouse=True)
+def asked_for(request: pytest.FixtureRequest) -> None:
+    if "programs" not in request.config.getoption("markexpr"):
+        pytest.skip("installs other projects: pytest -m programs")
+
+
+class Program(NamedTuple):
+    """`alone` are installed without what they require, as that names llama-cpp-python. The script gets the paths of a model and
+    of one for embeddings, and prints a JSON object."""
+
+    needs: tuple[str, ...]
+    alone: tuple[str, ...]
+    script: str
+
+
+PROMPT = "The capital of France is"
+PROGRAMS = {
+    "langchain": Program(
+        ("langchain-community",),
+        (),
+        """
+from langchain_community.llms import LlamaCpp
+from langchain_community.chat_models import ChatLlamaCpp
+from langchain_community.embeddings import LlamaCppEmbeddings
+llm = LlamaCpp(model_path=model, n_ctx=256, max_tokens=8, temperature=0, verbose=False, f16_kv=True)
+out["text"] = llm.invoke(PROMPT)
+out["stream"] = "".join(llm.stream(PROMPT))
+out["n_tokens"] = llm.get_num_tokens("hello world")
+chat = ChatLlamaCpp(model_path=model, n_ctx=256, max_tokens=8, temperature=0, verbose=False)
+out["chat"] = chat.invoke([("user", "Who are you?")]).content
+out["chat_stream"] = "".join(chunk.content for chunk in chat.stream([("user", "Who are you?")]))
+embed = LlamaCppEmbeddings(model_path=encoder, n_ctx=64, verbose=False)
+out["query"], out["documents"] = embed.embed_query("a cat"), embed.embed_documents(["a cat", "the dog"])
+""",
+    ),
+    "llama-index": Program(
+        ("llama-index-core",),
+        ("llama-index-llms-llama-cpp",),
+        """
+from llama_index.llms.llama_cpp import LlamaCPP
+llm = LlamaCPP(model_path=model, temperature=0.0, max_new_tokens=8, context_window=256, verbose=False,
+               messages_to_prompt=lambda m: m[-1].content, completion_to_prompt=lambda text: text)
+out["text"] = llm.complete(PROMPT).text
+out["stream"] = "".join(part.delta for part in llm.stream_complete(PROMPT))
+""",
+    ),
+    "llm-gguf": Program(
+        ("llm",),
+        ("llm-gguf",),
+        """
+import os, tempfile
+os.environ["LLM_USER_PATH"] = tempfile.mkdtemp()
+import llm, llm_gguf
+made = llm_gguf.GgufChatModel(model_id="m", model_path=model, n_ctx=256)
+out["chat"] = made.prompt("Who are you?", max_tokens=8, temperature=0).text() if False else None
+answer = made.prompt("Who are you?", stream=False).text()
+out["whole"] = answer
+""",
+    ),
+    "instructor": Program(
+        ("instructor",),
+        (),
+        """
+import instructor, llama_cpp
+from pydantic import BaseModel
+class Person(BaseModel):
+    name: str
+    age: int
+llama = llama_cpp.Llama(model, n_ctx=1024, chat_format="chatml", verbose=False)
+create = instructor.patch(create=llama.create_chat_completion_openai_v1, mode=instructor.Mode.JSON_SCHEMA)
+person = create(messages=[{"role": "user", "content": "Extract: Jason is 25 years old"}], response_model=Person, temperature=0)
+out["person"] = [type(person.name).__name__, type(person.age).__name__]
+""",
+    ),
+    "outlines": Program(
+        ("outlines",),
+        (),
+        """
+import llama_cpp, outlines
+from typing import Literal
+llama = llama_cpp.Llama(model, n_ctx=256, verbose=False)
+made = outlines.from_llamacpp(llama)
+out["text"] = made(PROMPT, max_tokens=8, temperature=0)
+out["choice"] = made("Is the sky blue? ", Literal["yes", "no"], max_tokens=8)
+""",
+    ),
+}
+HEAD = f"""
+import json, sys
+model, encoder = sys.argv[1:3]
+PROMPT = {PROMPT!r}
+out = {{}}
+"""
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_program(name: str, tmp_path: Path) -> None:
+    program, folder = PROGRAMS[name], tmp_path / "site"
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--target", str(folder)]
+    for more in ([*program.needs], ["--no-deps", *program.alone] if program.alone else []):
+        if more:
+            subprocess.run([*pip, *more], check=True, timeout=900)
+    model, encoder, script = ensure_smollm2(), tmp_path / "bert.gguf", tmp_path / "program.py"
+    write(encoder, "bert", vocabulary=True)
+    script.write_text(HEAD + program.script + "\nprint(json.dumps(out))\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "pyggml.compat", str(script), str(model), str(encoder)],
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = json.loads(done.stdout.splitlines()[-1])
+    with Llama(model, n_ctx=256, verbose=False) as llm:
+        text = llm(PROMPT, max_tokens=8, temperature=0)["choices"][0]["text"]
+        messages = [{"role": "user", "content": "Who are you?"}]
+        answer = llm.create_chat_completion(messages, max_tokens=8, temperature=0)
+        chat = answer["choices"][0]["message"]["content"]
+    expected = {"text": text, "stream": text, "chat": chat, "chat_stream": chat, "person": ["str", "int"]}
+    for key in said.keys() & expected.keys():
+        assert said[key] == expected[key], key
+    assert said.get("choice", "yes") in ("yes", "no") and said.get("whole", "x")
+    if "query" in said:
+        with Llama(encoder, n_ctx=64, embedding=True, verbose=False) as llm:
+            assert said["query"] == llm.embed("a cat") == said["documents"][0] != said["documents"][1]
