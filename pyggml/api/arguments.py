@@ -50,9 +50,9 @@ UNSPECIFIED = -1  # of llama.cpp's enums for rope scaling, pooling and attention
 
 
 OLD_PARAMETERS = frozenset(
-    ("n_parts", "f16_kv", "n_gqa", "rms_norm_eps", "mul_mat_q", "low_vram", "offload_kv", "ftype", "n_keep")
+    ("n_parts", "f16_kv", "n_gqa", "rms_norm_eps", "mul_mat_q", "low_vram", "offload_kv", "ftype", "n_keep", "device")
 )
-"""What older programs still hand to llama_cpp.Llama, which drops whatever it does not know."""
+"""What older programs, and LangChain, hand to llama_cpp.Llama, which drops whatever it does not know."""
 
 
 class ParameterError(PyggmlError, ValueError):

@@ -193,7 +193,7 @@ class Llama(HandledChats):
         self._noting(self._given)
         for name in old:
             if name in OLD_PARAMETERS:
-                self._say(f"{name}={old[name]!r:.60} is without effect: it is of older versions of llama-cpp-python")
+                self._say(f"{name}={old[name]!r:.60} is without effect, as in llama-cpp-python")
         if vocab_only:
             with GGUFFile.open(self.model_path) as file:
                 override_metadata(file, kv_overrides or {})

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import pytest
 from peer_build import ensure_smollm2
+from real_models import ensure_model
 from tiny_encoders import write
 
 from pyggml import Llama
@@ -26,8 +27,8 @@ def asked_for(request: pytest.FixtureRequest) -> None:
 
 
 class Program(NamedTuple):
-    """`alone` are installed without what they require, as that names llama-cpp-python. The script gets the paths of a model and
-    of one for embeddings, and prints a JSON object."""
+    """`alone` are installed without what they require, as that names llama-cpp-python. The script gets the paths of a model, of
+    one for embeddings, and of one that can fill in forms, and prints a JSON object."""
 
     needs: tuple[str, ...]
     alone: tuple[str, ...]
@@ -66,16 +67,16 @@ out["stream"] = "".join(part.delta for part in llm.stream_complete(PROMPT))
 """,
     ),
     "llm-gguf": Program(
-        ("llm",),
+        ("llm", "httpx"),
         ("llm-gguf",),
         """
 import os, tempfile
 os.environ["LLM_USER_PATH"] = tempfile.mkdtemp()
 import llm, llm_gguf
 made = llm_gguf.GgufChatModel(model_id="m", model_path=model, n_ctx=256)
-out["chat"] = made.prompt("Who are you?", max_tokens=8, temperature=0).text() if False else None
-answer = made.prompt("Who are you?", stream=False).text()
-out["whole"] = answer
+out["whole"] = made.prompt("Who are you?", stream=True).text()
+embed = llm_gguf.GgufEmbeddingModel("e", encoder)
+out["query"], out["documents"] = embed.embed("a cat"), [list(x) for x in embed.embed_batch(["a cat", "the dog"])]
 """,
     ),
     "instructor": Program(
@@ -87,7 +88,7 @@ from pydantic import BaseModel
 class Person(BaseModel):
     name: str
     age: int
-llama = llama_cpp.Llama(model, n_ctx=1024, chat_format="chatml", verbose=False)
+llama = llama_cpp.Llama(sys.argv[3], n_ctx=1024, chat_format="chatml", verbose=False)
 create = instructor.patch(create=llama.create_chat_completion_openai_v1, mode=instructor.Mode.JSON_SCHEMA)
 person = create(messages=[{"role": "user", "content": "Extract: Jason is 25 years old"}], response_model=Person, temperature=0)
 out["person"] = [type(person.name).__name__, type(person.age).__name__]
@@ -125,7 +126,7 @@ def test_program(name: str, tmp_path: Path) -> None:
     write(encoder, "bert", vocabulary=True)
     script.write_text(HEAD + program.script + "\nprint(json.dumps(out))\n")
     done = subprocess.run(
-        [sys.executable, "-m", "pyggml.compat", str(script), str(model), str(encoder)],
+        [sys.executable, "-m", "pyggml.compat", str(script), str(model), str(encoder), str(ensure_model("qwen2"))],
         env={**os.environ, "PYTHONPATH": str(folder)},
         capture_output=True,
         text=True,

@@ -1,4 +1,4 @@
-"""llama_cpp.llama_cpp: constants of llama.h and ggml.h, and the few functions that need no pointer.
+"""llama_cpp.llama_cpp: constants of llama.h and ggml.h, and the few functions that compute nothing.
 
 Owns their values, after llama_cpp.py of 0.3.36. The other functions and structures of the C API raise AttributeError.
 """
@@ -10,6 +10,16 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from pyggml.compat.llama_cpp._vocabulary import (
+    llama_model_get_vocab,
+    llama_token_to_piece,
+    llama_vocab_bos,
+    llama_vocab_eos,
+    llama_vocab_get_text,
+    llama_vocab_is_eog,
+    llama_vocab_n_tokens,
+    llama_vocab_nl,
+)
 from pyggml.dtypes import GGMLType
 from pyggml.sampler import LLAMA_DEFAULT_SEED
 
@@ -161,4 +171,15 @@ def __getattr__(name: str) -> object:
     raise AttributeError(f"llama_cpp.{name}: {NOT_HERE}" if name[:2] != "__" else name)
 
 
-__all__ = ["LLAMA_DEFAULT_SEED", *(name for name in globals() if name.startswith(("GGML_", "LLAMA_", "llama_")))]
+__all__ = [
+    "LLAMA_DEFAULT_SEED",
+    "llama_model_get_vocab",
+    "llama_token_to_piece",
+    "llama_vocab_bos",
+    "llama_vocab_eos",
+    "llama_vocab_get_text",
+    "llama_vocab_is_eog",
+    "llama_vocab_n_tokens",
+    "llama_vocab_nl",
+]
+__all__ += [name for name in globals() if name.startswith(("GGML_", "LLAMA_", "llama_")) and name not in __all__]
