@@ -59,12 +59,7 @@ class ChatCompletions(Completions):
         `tool_calls`. response_format {"type": "json_object"}, maybe with a "schema", holds the answer to JSON. Other parameters
         as in create_completion. Raises ChatError, ParameterError and ContextError.
         """
-        asked = response_format or {}
-        kind = asked.get("type", "text")
-        if kind == "json_object":
-            grammar = LlamaGrammar.from_json_schema(asked.get("schema") or {"type": "object"})
-        elif kind != "text":
-            raise ParameterError(f"response_format of type {kind!r} is not known; there are 'text' and 'json_object'")
+        grammar = answer_grammar(response_format, grammar)
         named = self.chat_format if self.chat_format in built_in_names() else None
         template = ChatTemplate.choose(self.model.file.metadata, self._tokenizer, named, tools=bool(tools or functions))
         shown = {"functions": functions, "function_call": function_call, "tools": tools, "tool_choice": tool_choice}
@@ -108,6 +103,24 @@ class ChatCompletions(Completions):
         if parser is None:
             return _chunks(completion) if stream else _whole(completion)
         return chunks_with_calls(_chunks(completion), parser) if stream else with_calls(_whole(completion), parser)
+
+
+def answer_grammar(response_format: Mapping[str, Any] | None, grammar: str | LlamaGrammar | None) -> Any:
+    """What holds the answer: JSON of response_format's schema, or the grammar given. Raises ParameterError, GrammarError."""
+    asked = response_format or {}
+    kind = asked.get("type", "text")
+    if kind == "json_object":
+        return LlamaGrammar.from_json_schema(asked.get("schema") or {"type": "object"})
+    if kind == "json_schema":
+        named = asked.get("json_schema")
+        if not isinstance(named, Mapping) or not isinstance(named.get("schema"), Mapping):
+            raise ParameterError('response_format of type "json_schema" needs {"json_schema": {"schema": {...}}}')
+        return LlamaGrammar.from_json_schema(dict(named["schema"]))
+    if kind != "text":
+        raise ParameterError(
+            f"response_format of type {kind!r} is not known; there are 'text', 'json_object' and 'json_schema'"
+        )
+    return grammar
 
 
 def _whole(completion: dict[str, Any]) -> dict[str, Any]:

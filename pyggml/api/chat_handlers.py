@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from pyggml.api.arguments import ParameterError
 from pyggml.api.chat_completion import _chunks as chat_chunks
 from pyggml.api.chat_completion import _whole as whole_chat
+from pyggml.api.chat_completion import answer_grammar
 from pyggml.api.chat_formats import ChatFormatterResponse
 from pyggml.api.tool_calls import as_tools
 from pyggml.chat import ChatTemplate
@@ -181,9 +182,7 @@ def grammar_for(tool: Mapping[str, Any] | None, response_format: Mapping[str, An
     """What holds the answer to a tool's parameters, to JSON, or to what was given."""
     if tool is not None:
         return LlamaGrammar.from_json_schema(tool["function"].get("parameters") or {"type": "object"})
-    if response_format is not None and response_format.get("type") == "json_object":
-        return LlamaGrammar.from_json_schema(response_format.get("schema") or {"type": "object"})
-    return grammar
+    return answer_grammar(response_format, grammar)
 
 
 def as_chat(completion: Any, stream: bool, tool: str | None = None) -> Any:

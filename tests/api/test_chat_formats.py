@@ -210,6 +210,23 @@ def test_forced_tools_are_held_to_their_parameters(path: Path) -> None:
         assert call["function"]["name"] == "clock" and json.loads(call["function"]["arguments"]) == {}
 
 
+def test_answers_are_held_to_openais_json_schema(path: Path) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "boolean"}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    for name in (None, "chatml", "chatml-function-calling", "llama3"):
+        with Llama(path, n_ctx=1024, chat_format=name, verbose=False) as llm:
+            wanted = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+            said = content(llm.create_chat_completion([DIALOGUE[1]], response_format=wanted, temperature=0))
+            assert json.loads(said)["a"] in (True, False)
+            for bad, words in (({"type": "json_schema"}, "needs"), ({"type": "xml"}, "type 'xml' is not known")):
+                with pytest.raises(ParameterError, match=words):
+                    llm.create_chat_completion([DIALOGUE[1]], response_format=bad)
+
+
 def test_handlers_and_formats_of_the_user(path: Path) -> None:
     registry = LlamaChatCompletionHandlerRegistry()
 

@@ -102,7 +102,7 @@ import llama_cpp, outlines
 from typing import Literal
 llama = llama_cpp.Llama(model, n_ctx=256, verbose=False)
 made = outlines.from_llamacpp(llama)
-out["text"] = made(PROMPT, max_tokens=8, temperature=0)
+out["asked"] = made(PROMPT, max_tokens=8, temperature=0)
 out["choice"] = made("Is the sky blue? ", Literal["yes", "no"], max_tokens=8)
 """,
     ),
@@ -139,7 +139,16 @@ def test_program(name: str, tmp_path: Path) -> None:
         messages = [{"role": "user", "content": "Who are you?"}]
         answer = llm.create_chat_completion(messages, max_tokens=8, temperature=0)
         chat = answer["choices"][0]["message"]["content"]
-    expected = {"text": text, "stream": text, "chat": chat, "chat_stream": chat, "person": ["str", "int"]}
+        answer = llm.create_chat_completion([{"role": "user", "content": PROMPT}], max_tokens=8, temperature=0)
+        asked = answer["choices"][0]["message"]["content"]
+    expected = {
+        "asked": asked,
+        "text": text,
+        "stream": text,
+        "chat": chat,
+        "chat_stream": chat,
+        "person": ["str", "int"],
+    }
     for key in said.keys() & expected.keys():
         assert said[key] == expected[key], key
     assert said.get("choice", "yes") in ("yes", "no") and said.get("whole", "x")
