@@ -122,6 +122,7 @@ def _settings(values: Values, tokenizer: "Tokenizer", n_ctx: int) -> "Settings":
         body_timeout=values.timeout,
         ping=values.ping,
         grace=values.grace,
+        normalize=values.normalize,
     )
 
 
@@ -139,7 +140,28 @@ def _serve(values: Values) -> int:
     template = _template(values)
     with compile_progress(), model_for(values) as model:
         tokenizer = Tokenizer.from_metadata(model.file.metadata)
+        if values.embedding or values.rerank:
+            return _serve_embeddings(values, model, tokenizer)
         return _serve_model(values, model, tokenizer, template)
+
+
+def _serve_embeddings(values: Values, model: "Model", tokenizer: "Tokenizer") -> int:
+    from pyggml_server.serve import serve
+    from pyggml_server.served import Served
+
+    from pyggml.runtime.embedder import Embedder
+    from pyggml_cli.loading import embedder_arguments
+
+    pooling = {"pooling": "rank"} if values.rerank else {}
+    embedder = Embedder(model, **{**embedder_arguments(values, model), **pooling})
+    try:
+        settings = _settings(values, tokenizer, embedder.n_ubatch)
+        served = Served(model, None, tokenizer, settings, embedder=embedder)
+        what = f"{served.name}: texts of up to {embedder.n_ubatch} tokens, pooling {embedder.pooling}"
+        serve(served, lambda address: _ready(what, address))
+    finally:
+        embedder.close()
+    return 0
 
 
 def _serve_model(values: Values, model: "Model", tokenizer: "Tokenizer", template: str | None) -> int:
@@ -176,7 +198,7 @@ def _serve_model(values: Values, model: "Model", tokenizer: "Tokenizer", templat
         served = Served(model, batcher, tokenizer, settings, template, loras, _drafters(values))
         if values.warmup:
             _warm_up(context)
-        serve(served, lambda address: _ready(served.name, context, address))
+        serve(served, lambda address: _ready(_slots(served.name, context), address))
     finally:
         context.close()
     return 0
@@ -205,10 +227,14 @@ def _warm_up(context: Any) -> None:
     context.clear()
 
 
-def _ready(name: str, context: Any, address: str) -> None:
+def _slots(name: str, context: Any) -> str:
     shared = "sharing" if context.kv_unified else "each with"
     n = context.n_ctx if context.kv_unified else context.n_ctx_seq
-    print(f"{name}: {context.n_seq_max} slots, {shared} a context of {n} tokens", file=sys.stderr)
+    return f"{name}: {context.n_seq_max} slots, {shared} a context of {n} tokens"
+
+
+def _ready(what: str, address: str) -> None:
+    print(what, file=sys.stderr)
     print(f"listening on {address}", flush=True)
 
 

@@ -4,7 +4,7 @@ Owns those that are carried out here and not in the completion tool, and what be
 completion_flags.py that mean the same are taken from there.
 """
 
-from pyggml_cli import completion_flags, environment, other_flags, speculation, template_flags
+from pyggml_cli import completion_flags, embedding, environment, other_flags, speculation, template_flags
 from pyggml_cli.flags import Flag, Ignored, Refused, Row, choice, comma_separated, seconds, whole
 
 AUTO_SLOTS = 4  # tools/server/server.cpp: of -np -1, over one KV memory
@@ -117,8 +117,6 @@ NO_DIFFERENCE: list[Row] = [
     Ignored(("--perf", "--show-timings"), off=("--no-perf", "--no-show-timings")),
     Ignored(("--mtmd-batch-max-tokens",), 1),
     Ignored(("--models-autoload",), off=("--no-models-autoload",)),
-    Ignored(("--embd-normalize",), 1),
-    Ignored(("--attention",), 1),
 ]
 
 _PAGE, _AGENT, _ZOO = (
@@ -133,9 +131,6 @@ NOT_HERE: list[Row] = [
     Refused(("-ag", "--agent"), why=_AGENT, off=("-no-ag", "--no-agent")),
     *(Refused((name,), 1, why=_AGENT) for name in ("--tools", "--tools-runtime", "--mcp-servers-config", "--mcp-servers-json")),
     *(Refused((name,), 1, why=_ZOO) for name in ("--models-dir", "--models-preset", "--models-max")),
-    Refused(("--rerank", "--reranking"), why="no model that ranks is read"),
-    Refused(("--embedding", "--embeddings"), why="texts are continued, not embedded"),
-    Refused(("--pooling",), 1, harmless=("none",), why="texts are continued, not embedded"),
     Refused(("--media-path",), 1, why=other_flags.TEXT_ONLY),
     Refused(("--slot-save-path",), 1, why="slots are not saved"),
     Refused(("--cache-reuse",), 1, harmless=("0",), why="what is reused of a prompt is its beginning"),
@@ -143,6 +138,12 @@ NOT_HERE: list[Row] = [
     Refused(("--sleep-idle-seconds",), 1, harmless=("-1",), why="the model stays in memory; without requests it takes no time"),
     *(Refused((f"--fim-qwen-{size}",), why=other_flags.DOWNLOADS) for size in (
         "1.5b-default", "3b-default", "7b-default", "7b-spec", "14b-spec", "30b-default")),
+]  # fmt: skip
+
+EMBEDDINGS: list[Row] = [
+    Flag(("--embedding", "--embeddings"), "embedding", "make embeddings (/v1/embeddings), and no text", default=False),
+    Flag(("--rerank", "--reranking"), "rerank", "the same, with --pooling rank, for /v1/rerank", default=False),
+    *(row for row in embedding.EMBEDDINGS if isinstance(row, Flag) and row.dest in ("pooling", "attention", "normalize")),
 ]  # fmt: skip
 
 GROUPS = {
@@ -155,6 +156,7 @@ GROUPS = {
     "chat": TEMPLATE + CHAT,
     "sampling, where a request does not say": completion_flags.SAMPLING,
     "guesses": GUESSES,
+    "embeddings": EMBEDDINGS,
     "devices": completion_flags.DEVICES,
     "positions": completion_flags.ROPE,
 }

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from pyggml_server import anthropic, native, native_completion, openai, responses
+from pyggml_server import anthropic, embeddings, native, native_completion, openai, responses
 from pyggml_server.answers import ClientGone
 from pyggml_server.errors import RequestError
 from pyggml_server.guard import Guard
@@ -39,6 +39,13 @@ ROUTES = [
     Route("/v1/chat/completions/input_tokens", native.count_chat, methods=POST),
     Route("/v1/completions", openai.completions, methods=POST),
     Route("/chat/completions", openai.chat_completions, methods=POST),
+    Route("/v1/embeddings", embeddings.openai, methods=POST),
+    Route("/embedding", embeddings.native, methods=POST),
+    Route("/embeddings", embeddings.native, methods=POST),
+    *(
+        Route(path, embeddings.rerank, methods=POST)
+        for path in ("/rerank", "/reranking", "/v1/rerank", "/v1/reranking")
+    ),
     Route("/responses", responses.responses, methods=POST),
     Route("/v1/responses", responses.responses, methods=POST),
     Route("/responses/input_tokens", responses.count, methods=POST),

@@ -10,7 +10,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from pyggml.errors import PyggmlError
 from pyggml.runtime.batcher import Batcher
@@ -73,15 +73,17 @@ class Counters:
 
 
 class Engine:
-    """`queue_limit`: texts that wait for a slot at most. Call `start` once `post` is set, and `close` at the end."""
+    """`queue_limit`: texts that wait for a slot at most. Call `start` once `post` is set, and `close` at the end. Without a batcher
+    no texts are taken, only calls."""
 
-    def __init__(self, batcher: Batcher, queue_limit: int) -> None:
+    def __init__(self, batcher: Batcher | None, queue_limit: int) -> None:
         self.batcher = batcher
-        self.n_slots = len(batcher.places)
+        self.places = [] if batcher is None else batcher.places
+        self.n_slots = len(self.places)
         self.queue_limit = queue_limit
         self.counters = Counters()
         self.post: Post = lambda updates: None
-        self._pace = Pace(batcher.context.n_ubatch)
+        self._pace = Pace(1 if batcher is None else batcher.context.n_ubatch)
         self._changed = threading.Condition()
         self._queues: OrderedDict[str, deque[Task]] = OrderedDict()  # by client; who was served last comes last
         self._calls: list[Callable[[], None]] = []
@@ -100,6 +102,8 @@ class Engine:
         with self._changed:
             if self._closing:
                 raise RequestError("the server is ending", status=503)
+            if self.batcher is None:
+                raise RequestError("this server makes embeddings, no text: start one without --embedding", status=501)
             waiting = self.n_waiting
             if waiting + len(tasks) > self.queue_limit + max(0, self.n_slots - len(self._tasks)):
                 raise RequestError(
@@ -187,6 +191,7 @@ class Engine:
     def _admit(self) -> None:
         """Fill free slots, a text of each client in turn."""
         while self._queues and len(self._tasks) < self.n_slots:
+            assert self.batcher is not None
             client, queue = self._queues.popitem(last=False)
             task = queue.popleft()
             if queue:
@@ -201,6 +206,7 @@ class Engine:
 
     def _step(self) -> None:
         batcher, before = self.batcher, clock()
+        assert batcher is not None
         running = sum(len(text.pending) == 1 for text in batcher.active)
         room = self._pace.room(running)
         unified = (
@@ -249,10 +255,3 @@ class Engine:
         c.tokens += len(text.ends)
         c.seconds += t.eval + t.sample
         c.largest_prompt = max(c.largest_prompt, text.n_prompt)
-
-    def state(self) -> list[dict[str, Any]]:
-        """Of each slot: its number, what it has and the text that is there. For `call`."""
-        return [
-            {"id": place.seq, "tokens": list(place.slot.tokens), "text": place.sequence}
-            for place in self.batcher.places
-        ]

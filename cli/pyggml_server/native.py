@@ -86,7 +86,7 @@ async def slots(request: Request) -> Response:
 
 def _slots(served: Served) -> list[dict[str, Any]]:
     found = []
-    for place in served.engine.batcher.places:
+    for place in served.engine.places:
         text = place.sequence
         made = {"id": place.seq, "n_ctx": served.n_ctx, "speculative": False, "is_processing": text is not None}
         made["n_prompt_tokens_cache"] = len(place.slot.tokens)
@@ -122,7 +122,7 @@ async def slot_action(request: Request) -> Response:
         raise RequestError(f"slot {number}: there are {served.engine.n_slots}, numbered from 0", param="id_slot")
 
     def erase() -> int:
-        place = served.engine.batcher.places[number]
+        place = served.engine.places[number]
         if place.sequence is not None:
             raise RequestError(f"slot {number} is computing an answer", status=503)
         n = len(place.slot.tokens)
@@ -219,6 +219,7 @@ async def lora_adapters(request: Request) -> Response:
     """GET /lora-adapters: those that were loaded, with their scales; POST: others for them, from the next step on."""
     served = served_by(request)
     if request.method == "POST":
+        assert served.context is not None  # a server of embeddings has none, and says so
         given = await json_of(request)
         fields = Fields({"adapters": given})
         scales: dict[int, float] = {}
@@ -244,7 +245,7 @@ async def _apply(served: Served, wanted: list[Any]) -> None:
             (a.adapter, a.scale) for a in served.context.adapters if a.adapter not in [x for x, _ in served.adapters]
         ]
         served.context.set_adapters([*wanted, *kept])
-        for place in served.engine.batcher.places:
+        for place in served.engine.places:
             if place.sequence is None:
                 place.slot.go_back(0)
 

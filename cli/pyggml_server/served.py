@@ -15,6 +15,7 @@ from pyggml.model.model import Model
 from pyggml.runtime.batcher import Batcher
 from pyggml.runtime.context import Context
 from pyggml.runtime.drafts import Drafter
+from pyggml.runtime.embedder import Embedder
 from pyggml.tokenizer import Tokenizer
 from pyggml_server.engine import Engine
 from pyggml_server.errors import RequestError
@@ -25,20 +26,23 @@ class Served:
     """template      a name or Jinja's text instead of the file's
     adapters      LoRA files that were loaded, with their scales
     make_drafter  makes what guesses a text's next tokens, for each text one
+    embedder      of a server without a batcher, which makes embeddings and no text
     """
 
     def __init__(
         self,
         model: Model,
-        batcher: Batcher,
+        batcher: Batcher | None,
         tokenizer: Tokenizer,
         settings: Settings,
         template: str | None = None,
         adapters: list[tuple[Adapter, float]] | None = None,
         make_drafter: Callable[[], Drafter | None] = lambda: None,
+        embedder: Embedder | None = None,
     ) -> None:
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
-        self.context: Context = batcher.context
+        self._context = None if batcher is None else batcher.context
+        self.embedder = embedder
         self.engine = Engine(batcher, settings.queue_limit)
         self.adapters = list(adapters or ())
         self.make_drafter = make_drafter
@@ -61,7 +65,16 @@ class Served:
     @property
     def n_ctx(self) -> int:
         """Tokens that one text can have, prompt and answer."""
-        return self.context.n_ctx_seq
+        if self._context is None:
+            return 0 if self.embedder is None else self.embedder.n_ubatch
+        return self._context.n_ctx_seq
+
+    @property
+    def context(self) -> Context:
+        """Raises RequestError where there is none."""
+        if self._context is None:
+            raise RequestError("this server makes embeddings, no text: start one without --embedding", status=501)
+        return self._context
 
     def template(self, tools: bool = False) -> ChatTemplate:
         """The chat template; with `tools` the one that the file has for them. Raises ChatError."""

@@ -22,6 +22,7 @@ class Settings:
     largest_body   bytes of a request
     body_timeout   seconds for a whole body to arrive, and for a client to take what it is sent
     ping           seconds without a token after which a stream gets a comment, so that nobody in between hangs up; 0: none
+    normalize      what makes embeddings comparable (embedder.normalised), where a request does not say
     grace          seconds that answers under way get when the server is asked to end
     """
 
@@ -55,3 +56,4 @@ class Settings:
     body_timeout: float = 3600.0
     ping: float = 30.0
     grace: float = 10.0
+    normalize: int = 2

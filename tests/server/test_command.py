@@ -95,7 +95,7 @@ def test_mistakes_end_in_a_line(tmp_path: Path, capfd: pytest.CaptureFixture[str
         (["-m", path, "--api-key-file", str(empty)], 2, "there is no key in it"),
         (["-m", path, "--host", "256.1.1.1"], 1, "256.1.1.1 port 9931: cannot listen there"),
         (["-m", path, "--ssl-key-file", path, "--ssl-cert-file", path], 1, "no key and certificate"),
-        (["-m", path, "--rerank"], 2, "no model that ranks is read"),
+        (["-m", path, "--rerank"], 1, "pooling rank needs a classifier"),
         (["-m", path, "-p", "x"], 2, "a flag of the completion tool"),
         (["--chat-template-kwargs", "[]"], 2, "must be a JSON object"),
         (["-m", str(tmp_path / "none.gguf")], 1, "No such file"),

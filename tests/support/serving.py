@@ -16,6 +16,7 @@ from pyggml.model.lora import Adapter
 from pyggml.model.model import Model
 from pyggml.runtime.batcher import Batcher
 from pyggml.runtime.context import Context
+from pyggml.runtime.embedder import Embedder
 from pyggml.sampler import SamplerParams
 from pyggml.tokenizer import Tokenizer
 
@@ -94,13 +95,26 @@ def serving(
     template: str | None = None,
     sampling: SamplerParams | None = None,
     adapters: list[tuple[Adapter, float]] | None = None,
+    pooling: str | None = None,
     **settings: Any,
 ) -> Iterator[Client]:
-    """Greedy by default, on any free port."""
-    context = Context(model, n_ctx, n_seq_max=n_slots, kv_unified=kv_unified, adapters=adapters or ())
+    """Greedy by default, on any free port; with `pooling` it makes embeddings."""
     tokenizer = Tokenizer.from_metadata(model.file.metadata)
     made = Settings(port=0, sampling=sampling or SamplerParams(temp=0.0), grace=1.0, **settings)
-    served = Served(model, Batcher(context, context.n_ubatch), tokenizer, made, template, adapters)
+    if pooling is not None:
+        embedder = Embedder(model, pooling=pooling)
+        with _serving(Served(model, None, tokenizer, made, embedder=embedder)) as client:
+            yield client
+        embedder.close()
+        return
+    context = Context(model, n_ctx, n_seq_max=n_slots, kv_unified=kv_unified, adapters=adapters or ())
+    with _serving(Served(model, Batcher(context, context.n_ubatch), tokenizer, made, template, adapters)) as client:
+        yield client
+    context.close()
+
+
+@contextlib.contextmanager
+def _serving(served: Served) -> Iterator[Client]:
     listening = threading.Event()
     found: list[str] = []
     end: list[Callable[[], None]] = []
@@ -117,5 +131,4 @@ def serving(
     finally:
         end[0]()
         thread.join(TIMEOUT)
-        context.close()
     assert not thread.is_alive()

@@ -1,0 +1,137 @@
+"""Texts as vectors, and what a reranker says of documents: /v1/embeddings, /embedding, /v1/rerank.
+
+Owns these routes; a request's texts are computed together, one request after another.
+"""
+
+import asyncio
+import base64
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pyggml.errors import ContextError, PyggmlError
+from pyggml.runtime.embedder import Embedder, normalised
+from pyggml.runtime.ranking import joined
+from pyggml_server.answers import in_thread
+from pyggml_server.errors import RequestError, unsupported
+from pyggml_server.fields import Fields
+from pyggml_server.incoming import body_of, served_by
+from pyggml_server.requests import prompt_tokens
+from pyggml_server.served import Served
+from pyggml_server.streams import answer
+
+MOST_TEXTS = 2048
+F32 = NDArray[np.float32]
+
+
+def _embedder(served: Served, rank: bool) -> Embedder:
+    if served.embedder is None:
+        raise unsupported("this server makes text, no embeddings: start one with --embedding")
+    if rank != (served.embedder.pooling == "rank"):
+        what = "ranks nothing: start one with --rerank" if rank else "ranks documents and makes no embeddings"
+        raise unsupported(f"this server {what}")
+    return served.embedder
+
+
+def _check(served: Served, name: str, texts: list[list[int]]) -> None:
+    if len(texts) > MOST_TEXTS:
+        raise RequestError(f"{name} has {len(texts)} texts, at most {MOST_TEXTS} are taken", param=name)
+    for i, tokens in enumerate(texts):
+        if not tokens:
+            raise RequestError(f"{name}[{i}] has no tokens", param=name)
+        if len(tokens) > served.n_ctx:
+            raise RequestError(
+                f"{name}[{i}] has {len(tokens)} tokens, at most {served.n_ctx} are computed at once (-b)",
+                param=name, kind="exceed_context_size_error", n_prompt_tokens=len(tokens), n_ctx=served.n_ctx,
+            )  # fmt: skip
+
+
+async def _encode(served: Served, embedder: Embedder, texts: list[list[int]]) -> list[F32]:
+    try:
+        return await asyncio.wrap_future(served.engine.call(lambda: embedder.encode(texts)))
+    except ContextError as reason:
+        raise RequestError(str(reason)) from None
+    except PyggmlError as reason:
+        raise RequestError(f"the model could not be computed: {reason}", status=500) from None
+
+
+async def _vectors(request: Request, name: str, served: Served, fields: Fields) -> tuple[list[F32], int]:
+    """An array of rows a text, and all tokens."""
+    embedder = _embedder(served, rank=False)
+    kind = fields.integer("embd_normalize", served.settings.normalize, -1)
+
+    def prepare() -> list[list[int]]:
+        if fields.raw(name) in ("", []) or (isinstance(fields.data[name], list) and "" in fields.data[name]):
+            raise fields.wrong(name, "must not be empty")
+        texts = prompt_tokens(served, fields, name)
+        _check(served, name, texts)
+        return texts
+
+    texts = await in_thread(prepare)
+    found = await _encode(served, embedder, texts)
+    rows = [np.stack([normalised(row, kind) for row in np.atleast_2d(text)]) for text in found]
+    return rows, sum(map(len, texts))
+
+
+async def openai(request: Request) -> Response:
+    """POST /v1/embeddings."""
+    served = served_by(request)
+    fields = await body_of(request)
+    form = fields.choice("encoding_format", ("float", "base64"), "float")
+    if fields.has("dimensions"):
+        raise RequestError("dimensions: vectors are as long as the model makes them", param="dimensions")
+    if _embedder(served, rank=False).pooling == "none":
+        raise RequestError("pooling is none here: /v1/embeddings has one vector a text, /embeddings one a token")
+    rows, n = await _vectors(request, "input", served, fields)
+
+    def shown(row: F32) -> Any:
+        if form == "base64":
+            return base64.b64encode(row.astype("<f4").tobytes()).decode()
+        return [float(value) for value in row]
+
+    data = [{"object": "embedding", "index": i, "embedding": shown(row[0])} for i, row in enumerate(rows)]
+    return answer(
+        {"object": "list", "model": served.name, "data": data, "usage": {"prompt_tokens": n, "total_tokens": n}}
+    )
+
+
+async def native(request: Request) -> Response:
+    """POST /embedding: of each text a list of vectors: one, or without pooling one a token."""
+    served = served_by(request)
+    fields = await body_of(request)
+    rows, _ = await _vectors(request, fields.first("content", "input"), served, fields)
+    return answer([{"index": i, "embedding": [[float(v) for v in row] for row in text]} for i, text in enumerate(rows)])
+
+
+async def rerank(request: Request) -> Response:
+    """POST /v1/rerank: documents, those first that answer a query best."""
+    served = served_by(request)
+    fields = await body_of(request)
+    embedder = _embedder(served, rank=True)
+    name = fields.first("documents", "texts")
+
+    def prepare() -> list[list[int]]:
+        query = fields.text("query")
+        documents = fields.items(name)
+        if not documents or not all(isinstance(document, str) for document in documents):
+            raise fields.wrong(name, "must be an array of texts, at least one")
+        whole = [
+            joined(served.tokenizer, served.metadata, [query, document]) for document in documents[: MOST_TEXTS + 1]
+        ]
+        texts = [served.tokenizer.encode(text, add_special=True, parse_special=True) for text in whole]
+        _check(served, name, texts)
+        return texts
+
+    texts = await in_thread(prepare)
+    scores = [float(found[0]) for found in await _encode(served, embedder, texts)]
+    most = fields.integer("top_n", len(texts), 1)
+    order = sorted(range(len(texts)), key=lambda i: -scores[i])[:most]
+    results: list[dict[str, Any]] = [{"index": i, "relevance_score": scores[i]} for i in order]
+    if fields.boolean("return_documents", False) or fields.boolean("return_text", False):
+        results = [{**one, "document": {"text": fields.data[name][one["index"]]}} for one in results]
+    n = sum(map(len, texts))
+    made = {"model": served.name, "object": "list", "usage": {"prompt_tokens": n, "total_tokens": n}}
+    return answer({**made, "results": results})
