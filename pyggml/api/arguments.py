@@ -62,7 +62,6 @@ class ParameterError(PyggmlError, ValueError):
 WITHOUT_EFFECT: dict[str, tuple[Any, str]] = {
     "op_offload": (None, "each operation is computed where its weights are"),
     "numa": (False, "the system places memory"),
-    "draft_model": (None, "the model computes each token itself, and the text is the same"),
     # of sample, generate and create_completion
     "tfs_z": (1.0, "llama.cpp has no tail-free sampling any more"),
     "penalize_nl": (True, "a line feed counts as any other token"),

@@ -12,7 +12,10 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from pyggml.api.arguments import LogitsProcessor, ParameterError, StoppingCriterion, sampling
+from pyggml.api.draft_model import Asked, DraftModel
 from pyggml.api.evaluation import Evaluation
 from pyggml.api.tokenizers import LlamaTokenizer, Spoken
 from pyggml.errors import ContextError
@@ -33,6 +36,7 @@ class Completions(Evaluation):
 
     model_path: str
     spm_infill: bool
+    draft_model: DraftModel | None
 
     def create_completion(
         self,
@@ -95,13 +99,14 @@ class Completions(Evaluation):
             chain = self._new_chain(self._next_seed(seed), **sampling(given))
             answer = Text(
                 tokens,
-                self._sampler(chain, logits_processor),
+                self._sampler(chain, logits_processor, lambda: np.array(answer.tokens, np.int32)),
                 self._vocabulary(tokens),
                 special=grammar.shown if isinstance(grammar, LlamaGrammar) else False,
                 max_tokens=min(max_tokens, room) if max_tokens is not None and max_tokens > 0 else room,
                 stops=StopTexts([text.encode() for text in texts]),
-                stop_when=self._rule(stopping_criteria),
+                stop_when=self._rule(stopping_criteria, whole=True),
                 n_logprobs=logprobs,
+                drafter=None if self.draft_model is None else Asked(self.draft_model, self.n_vocab()),
             )
             pieces = self._kept(answer, looks_up=stream)
             if stream:

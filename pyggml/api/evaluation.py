@@ -185,14 +185,23 @@ class Evaluation(LlamaFacts):
             **sampling,
         )
 
-    def _sampler(self, chain: SamplerChain, processors: Any) -> Sampler:
-        return chain if processors is None else _Processed(chain, processors, lambda: self._input_ids)
+    def _sampler(
+        self, chain: SamplerChain, processors: Any, ids: Callable[[], NDArray[np.int32]] | None = None
+    ) -> Sampler:
+        """`ids`: the tokens so far, for the user's functions; None: those evaluated."""
+        return chain if processors is None else _Processed(chain, processors, ids or (lambda: self._input_ids))
 
-    def _rule(self, criteria: Any) -> Callable[[Text, F32], bool] | None:
-        """The user's own functions as a sequence asks them: with all tokens so far, and the last row of logits."""
+    def _rule(self, criteria: Any, whole: bool = False) -> Callable[[Text, F32], bool] | None:
+        """The user's own functions as a sequence asks them: with all tokens so far, and the last row of logits. `whole`: the
+        sequence has all of them."""
         if criteria is None:
             return None
-        return lambda text, row: should_stop(np.array([*self._slot.tokens, text.tokens[-1]], np.int32), row, criteria)
+
+        def rule(text: Text, row: F32) -> bool:
+            ids = text.tokens if whole else [*self._slot.tokens, text.tokens[-1]]
+            return should_stop(np.array(ids, np.int32), row, criteria)
+
+        return rule
 
     def sample(
         self,

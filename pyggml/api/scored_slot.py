@@ -97,6 +97,22 @@ class ScoredSlot(Slot):
             self.scored = len(self.tokens) - 1
         return self.last_logits
 
+    def verify(self, tokens: Sequence[int]) -> F32:
+        """As Slot.verify; the rows are kept as `decode` keeps them."""
+        self.settle()
+        context, rows = self._context, np.empty((len(tokens), self.scores.shape[1]), np.float32)
+        for at in range(0, len(tokens), self._n_batch):
+            batch = list(tokens[at : at + self._n_batch])
+            rows[at : at + len(batch)] = context.decode(batch, logits="all")
+            self.tokens += batch
+        first, last = len(self.tokens) - len(tokens), len(self.tokens)
+        if self.logits_all:
+            self.scores[first:last] = rows
+        else:
+            self.scores[0] = rows[-1]
+        self.scored = last - 1
+        return rows
+
     def restore(self, tokens: Sequence[int], scores: F32, checkpoints: Sequence[Checkpoint] = ()) -> None:
         """Now the context has these tokens, and these are checkpoints of them; `scores` as `kept_scores` gave them, here or
         where fewer or more are kept."""

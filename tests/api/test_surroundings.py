@@ -230,3 +230,74 @@ def test_answers_in_openais_classes(path: Path, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setitem(sys.modules, "openai.types.chat", None)
         with pytest.raises(MissingPackageError, match="pip install openai"):
             llm.create_chat_completion_openai_v1(messages)
+
+
+# ---- draft models
+
+
+class Counted:
+    """Guesses, and how many were asked for; wrong ones too."""
+
+    def __init__(self, guess: Any) -> None:
+        self.guess, self.asked, self.given = guess, 0, 0
+
+    def __call__(self, input_ids: np.ndarray, /, **more: Any) -> np.ndarray:
+        self.asked += 1
+        found = np.array(self.guess(input_ids), np.intc)
+        self.given += len(found)
+        return found
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"temperature": 1.5, "seed": 7}])
+def test_a_draft_model_changes_no_text(options: dict[str, Any], path: Path) -> None:
+    seen: list[list[int]] = []
+
+    def watch(ids: np.ndarray, logits: np.ndarray) -> bool:
+        seen.append(ids.tolist())
+        return False
+
+    def penalise(ids: np.ndarray, logits: np.ndarray) -> np.ndarray:
+        logits[ids[-1]] -= 5
+        return logits
+
+    def all_of(llm: Llama) -> list[Any]:
+        seen.clear()
+        more = {"max_tokens": 24, **options}
+        texts = [said(llm("hello hello", **more)), "".join(said(c) for c in llm("hello", stream=True, **more))]
+        texts.append(said(llm("hello", stopping_criteria=watch, logits_processor=penalise, **more)))
+        numbers = llm("world", logprobs=2, **more)["choices"][0]["logprobs"]
+        return [
+            texts,
+            numbers["tokens"],
+            np.round(numbers["token_logprobs"], 4).tolist(),
+            [list(ids) for ids in seen],
+            llm.n_tokens,
+        ]
+
+    with Llama(path, n_ctx=64, logits_all=True, verbose=False) as llm:
+        expected = all_of(llm)
+        right = llm.tokenize(b"hello hello") + list(llm.tokenize(expected[0][0].encode(), add_bos=False))
+    guesses = {
+        "right": lambda ids: right[len(ids) : len(ids) + 6],
+        "half": lambda ids: [*right[len(ids) : len(ids) + 2], 5, 6],
+        "wrong": lambda ids: [1, 2, 3],
+        "none": lambda ids: [],
+        "odd": lambda ids: [int(ids[-1]), 10**6, 1],
+        "many": lambda ids: [65] * 500,
+    }
+    for name, guess in guesses.items():
+        counted = Counted(guess)
+        with Llama(path, n_ctx=64, draft_model=counted, verbose=False) as llm:
+            assert all_of(llm) == expected, name
+        assert counted.asked > 0 and (counted.given > 0) == (name != "none")
+
+
+def test_drafts_that_are_right_save_steps(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Llama(path, n_ctx=64, logits_all=True, verbose=False) as llm:
+        tokens = llm.tokenize(b"hello")
+        made = llm.generate(tokens, temp=0)
+        right = tokens + [next(made) for _ in range(20)]
+    counted = Counted(lambda ids: right[len(ids) : len(ids) + 8])
+    with Llama(path, n_ctx=64, draft_model=counted, verbose=False) as llm:
+        llm(tokens, max_tokens=20, temperature=0)
+    assert counted.asked <= 4

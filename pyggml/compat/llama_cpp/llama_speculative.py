@@ -1,6 +1,6 @@
 """llama_cpp.llama_speculative: guesses at the next tokens, for `Llama(draft_model=...)`.
 
-Owns the guess after an n-gram seen before. A `Llama` takes a draft model and does not ask it: the text is the same.
+Owns the guess after an n-gram seen before.
 """
 
 from abc import ABC, abstractmethod
