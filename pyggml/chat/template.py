@@ -73,7 +73,9 @@ class ChatTemplate:
             "messages": plain,
             "bos_token": self.bos,
             "eos_token": self.eos,
-            "add_generation_prompt": add_generation_prompt,
+            **(
+                {"add_generation_prompt": True} if add_generation_prompt else {}
+            ),  # as in llama.cpp, where it is not False
             **variables,
         }
         return render(self.source, given)
