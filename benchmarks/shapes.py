@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from peer_programs import ensure_programs
 
 from pyggml.cachedir import cache_dir
-from pyggml.dtypes import GGMLType
+from pyggml.dtypes import SIZES, GGMLType
 from pyggml.gguf.header import ValueType
 from pyggml.gguf.write import Pair, Planned, head, padding
 from pyggml.model import make_modules
@@ -69,6 +69,10 @@ MIXES = {
 """The type of matrices, and of those that llama-quantize gives more bits: the output, values, half of the last matrices."""
 
 
+FALLBACK = {GGMLType.Q4_K: GGMLType.Q5_0, GGMLType.Q6_K: GGMLType.Q8_0}
+"""For rows that are not a multiple of 256 (llama-quant.cpp: tensor_type_fallback)."""
+
+
 def metadata_of(shape: Mapping[str, Any]) -> dict[str, Any]:
     name = shape["general.architecture"]
     more = {"context_length": 32768, "attention.layer_norm_rms_epsilon": 1e-6}
@@ -79,11 +83,11 @@ def metadata_of(shape: Mapping[str, Any]) -> dict[str, Any]:
 def type_of(name: str, ne: Sequence[int], mix: str) -> GGMLType:
     """Vectors and small matrices stay F32, as in llama-quantize's files."""
     usual, better = MIXES[mix]
-    if len(ne) < 2 or ne[0] % 256 or "ffn_gate_inp" in name or "ssm_conv" in name:
+    if len(ne) < 2 or "ffn_gate_inp" in name or "ssm_conv" in name:
         return GGMLType.F32
-    if name in ("output.weight", "token_embd.weight") or (mix == "Q4_K_M" and more_bits(name)):
-        return better
-    return usual
+    more = name in ("output.weight", "token_embd.weight") or (mix == "Q4_K_M" and more_bits(name))
+    chosen = better if more else usual
+    return FALLBACK[chosen] if ne[0] % SIZES[chosen].block_size else chosen
 
 
 def more_bits(name: str) -> bool:
