@@ -14,7 +14,6 @@ from pyggml.grammar.lazy import LazyGrammar
 
 NOT_READ = {  # templates whose replies no row of formats.py describes, and what else differs
     "MiniMax-M3": "arguments as nested tags of the namespace token",
-    "Kimi-K3": "sections in <|open|> and <|close|>",
     "muse-glimmer": "recipients in <|start|>assistant to=",
 }
 OTHERWISE = {  # a text of a case -> why its parts are others here
@@ -23,11 +22,11 @@ OTHERWISE = {  # a text of a case -> why its parts are others here
     'Let me calculate.</ifm|think>{"answer":42}': "reasoning that is not told apart stays before JSON too",
     "I need to check the time first.\n<tool_call>get_time": "Ling: reasoning that is not told apart keeps its marker",
     "I'm\nthinking\n[BEGIN FINAL RESPONSE]": "Apriel: its first words are the marker, no part of the reasoning",
+    "<|open|>response<|sep|>": "Kimi K3: reasoning that is not told apart keeps the marker that the prompt opened it with",
     '<function name="html"><param name="markup"><![CDATA[': "MiniCPM5: CDATA",
 }
 FREE = {  # texts that the grammar of their calls refuses here
     "</tool_call>\nThe time has been checked.": "Ling: text after a call",
-    "</tool_call><|role_end|>": "Ling: the token that ends a reply, as text",
     "<ifm|arg_type>": "K2 Horizon: types, which only a variable of its template asks for",
     '<ifm|tool_call>{"name"': "K2 Horizon: JSON, which only a variable of its template asks for",
     "<|end|><|start|> assistant to=": "LLM-jp: several calls",

@@ -54,6 +54,21 @@ CASES = {  # format -> reasoning's marks, a call of find with ARGUMENTS, one of 
         f"{AS_JSON}<|tool_call_end|>",
         "<|tool_call_begin|>functions.stop:1<|tool_call_argument_begin|>{}<|tool_call_end|><|tool_calls_section_end|>",
     ),
+    "kimi-k3": (
+        ("<|open|>think<|sep|>", "<|close|>think<|sep|>"),
+        '<|open|>tools<|sep|><|open|>call tool="find" index="1"<|sep|>'
+        + "".join(
+            f'<|open|>argument key="{key}" type="{kind}"<|sep|>{value}<|close|>argument<|sep|>'
+            for key, kind, value in zip(
+                ARGUMENTS,
+                ("string", "number", "array"),
+                (ARGUMENTS["where"], "12", json.dumps(ARGUMENTS["tags"])),
+                strict=True,
+            )
+        )
+        + "<|close|>call<|sep|>",
+        '<|open|>call tool="stop" index="2"<|sep|><|close|>call<|sep|><|close|>tools<|sep|>',
+    ),
     "deepseek-v3.1": (
         ("<think>", "</think>"),
         f"<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>find<｜tool▁sep｜>{AS_JSON}<｜tool▁call▁end｜>",

@@ -94,6 +94,26 @@ def _dsml(block: str) -> TaggedCalls:
     )
 
 
+KIMI_K3 = TaggedCalls(
+    section=("<|open|>tools<|sep|>",),
+    section_end="<|close|>tools<|sep|>",
+    call='<|open|>call tool="',
+    named=('"',),
+    after_name="<|sep|>",
+    key='<|open|>argument key="',
+    keyed=('"',),
+    between="<|sep|>",
+    rules=('" type=\\"" [a-z]+ "\\""', '" index=\\"" [0-9]{1,3} "\\""'),
+    valued=("<|close|>argument<|sep|>",),
+    close="<|close|>call<|sep|>",
+    newlines=False,
+)
+KIMI_K3_MARKS = (
+    "<|open|>response<|sep|>",
+    "<|close|>response<|sep|>",
+    "<|close|>message<|sep|>",
+    "<|end_of_msg|>",
+)
 COHERE = JsonCalls(
     ("<|START_ACTION|>",),
     "<|END_ACTION|>",
@@ -182,6 +202,12 @@ ROWS = [
         thinks=True,
     ),
     Row("k2-horizon", ("<ifm|tool_calls>",), Marked(("<ifm|think>", "</ifm|think>"), HORIZON)),
+    Row(
+        "kimi-k3",
+        ("<|open|>", "<|close|>", "<|end_of_msg|>"),
+        Marked(("<|open|>think<|sep|>", "<|close|>think<|sep|>"), KIMI_K3, KIMI_K3_MARKS),
+        thinks=True,
+    ),
     Row(
         "ling-3",
         ("<role>ASSISTANT</role>", "<arg_key>"),

@@ -67,13 +67,13 @@ class Marked:
 
     def grammar(self, out: ComposedGrammar, tools: Tools, several: bool, begun: str) -> str:
         """Reasoning if the model has any, and calls."""
-        calls = self._calls.grammar(out, tools, several)
+        calls = self._calls.grammar(out, tools, several) + self._rest
         if self.think is None or self.think[1] in begun:
-            return f"space {calls} space"
+            return f"space {calls}"
         start, end = self.think
         if begun:
-            return f"{out.until(end)} {literal(end)} space {calls} space"
-        return f"space ({literal(start)} {out.until(end)} {literal(end)} space)? {calls} space"
+            return f"{out.until(end)} {literal(end)} space {calls}"
+        return f"space ({literal(start)} {out.until(end)} {literal(end)} space)? {calls}"
 
     def trigger(self, out: ComposedGrammar, tools: Tools, several: bool, begun: str) -> tuple[str, Trigger] | None:
         """Calls from their opening marker on."""
@@ -82,7 +82,12 @@ class Marked:
         if self.bare:
             rule = f"{JsonCalls((), arguments=self._bare_arguments).grammar(out, tools, False)} | {rule}"
         silent = None if self._calls.ends_reasoning else self.think
-        return f"({rule}) space", Trigger(self._calls.openings, starts, silent=silent, written=begun)
+        return f"({rule}){self._rest}", Trigger(self._calls.openings, starts, silent=silent, written=begun)
+
+    @property
+    def _rest(self) -> str:
+        """What may come after calls, as a rule."""
+        return f" space ({' | '.join(map(literal, self.dropped))})*" if self.dropped else " space"
 
     @property
     def _calls(self) -> Calls:

@@ -26,6 +26,8 @@ class TaggedCalls:
     named    what ends the name, the first of them
     key, keyed, valued  before and after an argument's name, and after its value
     between  before the value, at some distance from `keyed`: GLM's <arg_value>
+    after_name  as `between`, for the tool's name: what ends its tag, after attributes
+    rules    what stands before `between`, and before `after_name` (GBNF)
     newlines one line break on each side of a value belongs to the tags
     typed    endings of a name that say whether the value is a string, in place of the tool's schema
     """
@@ -41,6 +43,8 @@ class TaggedCalls:
     between: str = ""
     newlines: bool = True
     typed: tuple[tuple[str, str], ...] = ()
+    after_name: str = ""
+    rules: tuple[str, str] = ("space", "space")
     loose: bool = False  # a call may stand without a section
     ends_reasoning: bool = False
 
@@ -82,6 +86,8 @@ class TaggedCalls:
         name = "".join(parts).strip()
         if not found:
             return True
+        if self.after_name and found == self.named[0]:
+            yield from reader.until((self.after_name,), ignore)
         sink.call(name)
         sink.arguments("{")
         first = True
@@ -132,7 +138,8 @@ class TaggedCalls:
             for key, schema, required in tools.arguments(name):
                 (needed if required else others).append(self._pair(out, tools, i, name, key, schema))
             named = "space" if self.named[0].isspace() else literal(self.named[0])
-            body = f"{literal(self.call + name)} {named} space "
+            tail = f"{self.rules[1]} {literal(self.after_name)} " if self.after_name else ""
+            body = f"{literal(self.call + name)} {named} {tail}space "
             orders = permutations(needed) if len(needed) <= _FEW else [needed]
             if needed:
                 body += "(" + " | ".join(" space ".join(order) for order in orders) + ") space "
@@ -155,7 +162,7 @@ class TaggedCalls:
         if self.newlines and kind == "other":
             value = f'"\\n"? {value} "\\n"?'
         keyed = next((end for end, of in self.typed if of == kind), self.keyed[0])
-        between = f" space {literal(self.between)}" if self.between else ""
+        between = f" {self.rules[0]} {literal(self.between)}" if self.between else ""
         return out.rule(
             f"tool-{i}-{key}-pair", f"{literal(self.key + key + keyed)}{between} {value} {literal(self.valued[0])}"
         )
