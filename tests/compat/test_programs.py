@@ -1,4 +1,4 @@
-"""Programs that are written for llama_cpp, installed from the index into folders of their own, run with pyggml in its place.
+"""Programs that are written for llama_cpp, installed from the index into temporary folders, run with pyggml in its place.
 
 Minutes and hundreds of megabytes, and so only when they are asked for: pytest -m programs tests/compat/test_programs.py
 """
@@ -44,11 +44,11 @@ PROGRAMS = {
 from langchain_community.llms import LlamaCpp
 from langchain_community.chat_models import ChatLlamaCpp
 from langchain_community.embeddings import LlamaCppEmbeddings
-llm = LlamaCpp(model_path=model, n_ctx=256, max_tokens=8, temperature=0, verbose=False, f16_kv=True)
+llm = LlamaCpp(model_path=model, n_ctx=256, max_tokens=8, temperature=0, repeat_penalty=1, verbose=False, f16_kv=True)
 out["text"] = llm.invoke(PROMPT)
 out["stream"] = "".join(llm.stream(PROMPT))
 out["n_tokens"] = llm.get_num_tokens("hello world")
-chat = ChatLlamaCpp(model_path=model, n_ctx=256, max_tokens=8, temperature=0, verbose=False)
+chat = ChatLlamaCpp(model_path=model, n_ctx=256, max_tokens=8, temperature=0, repeat_penalty=1, verbose=False)
 out["chat"] = chat.invoke([("user", "Who are you?")]).content
 out["chat_stream"] = "".join(chunk.content for chunk in chat.stream([("user", "Who are you?")]))
 embed = LlamaCppEmbeddings(model_path=encoder, n_ctx=64, verbose=False)
@@ -117,17 +117,18 @@ out = {{}}
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_program(name: str, tmp_path: Path) -> None:
-    program, folder = PROGRAMS[name], tmp_path / "site"
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--target", str(folder)]
-    for more in ([*program.needs], ["--no-deps", *program.alone] if program.alone else []):
-        if more:
-            subprocess.run([*pip, *more], check=True, timeout=900)
+    program = PROGRAMS[name]
+    folders = [tmp_path / "needs", tmp_path / "alone"]
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--target"]
+    subprocess.run([*pip, str(folders[0]), *program.needs], check=True, timeout=900)
+    if program.alone:
+        subprocess.run([*pip, str(folders[1]), "--no-deps", *program.alone], check=True, timeout=900)
     model, encoder, script = ensure_smollm2(), tmp_path / "bert.gguf", tmp_path / "program.py"
     write(encoder, "bert", vocabulary=True)
     script.write_text(HEAD + program.script + "\nprint(json.dumps(out))\n")
     done = subprocess.run(
         [sys.executable, "-m", "pyggml.compat", str(script), str(model), str(encoder), str(ensure_model("qwen2"))],
-        env={**os.environ, "PYTHONPATH": str(folder)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))},
         capture_output=True,
         text=True,
         timeout=300,
