@@ -3,7 +3,8 @@
 Owns what the users do and how it is told. Both servers run at once, and answer in turn: in each round so many users at once each send one
 request after another, a prompt of their own that nothing is known of (`cache_prompt` is off), and read the stream of the answer. Rates are
 tokens of answers a second of all users together, from the first request to the last token; "first" is the 95th percentile of the times to
-a first token. A ratio is ours / llama-server's of one round; of times less than 1 is better. Without files: SmolLM2-135M in Q4_0.
+a first token. A ratio is ours / llama-server's of one round; of times less than 1 is better. "gap" is how many times longer than alone an answer waits for its next token
+while a long prompt comes in (medians; each server by itself). Without files: SmolLM2-135M in Q4_0.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from files import smollm2
 from limits import Limits
 from result_files import json_file
 from sides import stock, stock_env
-from vs_llamacpp import machine
+from vs_llamacpp import machine, numbers
 
 SUPPORT = Path(__file__).resolve().parent.parent / "tests" / "support"
 sys.path.insert(0, str(SUPPORT))
@@ -102,7 +103,7 @@ async def _ask(address: str, prompt: list[int], n: int) -> tuple[float, int]:
     body["return_tokens"] = True
     start = time.perf_counter()
     status, reader, writer = await _request(address, "POST", "/completion", json.dumps(body).encode())
-    assert status == 200, status
+    assert status == 200, (address, status, await reader.read())
     first, count = 0.0, 0
     async for line in reader:
         if line.startswith(b"data: "):
@@ -142,7 +143,7 @@ def measure(model: Path, options: argparse.Namespace, sides: Sequence[tuple[list
     results = []
     with ExitStack() as stack:
         addresses = [
-            stack.enter_context(serving([*command, *flags(model, options, options.port + i)], env))
+            stack.enter_context(serving([*command, *flags(model, options, options.ports[i])], env))
             for i, (command, env) in enumerate(sides)
         ]
         for users in options.users:
@@ -169,19 +170,67 @@ def measure(model: Path, options: argparse.Namespace, sides: Sequence[tuple[list
     return results
 
 
+async def _gaps(address: str, options: argparse.Namespace, seed: int) -> tuple[float, float]:
+    """Seconds between two tokens of an answer under way: alone, and while a long prompt comes in (medians)."""
+    rng = random.Random(seed)
+    long = [rng.randrange(min(1000, options.vocab // 2), options.vocab) for _ in range(options.gap)]
+    body = {"prompt": long[:16], "n_predict": 2000, "stream": True, "ignore_eos": True, "cache_prompt": False}
+    status, reader, writer = await _request(address, "POST", "/completion", json.dumps(body).encode())
+    assert status == 200, status
+    before, beside = [], []
+    other: asyncio.Task[tuple[float, int]] | None = None
+    last = time.perf_counter()
+    async for line in reader:
+        if not line.startswith(b"data: "):
+            continue
+        now = time.perf_counter()
+        (before if other is None else beside).append(now - last)
+        last = now
+        if other is None and len(before) == 24:
+            other = asyncio.ensure_future(_ask(address, long, 1))
+        if other is not None and other.done():
+            break
+    writer.close()
+    assert other is not None
+    await other
+    return statistics.median(before[4:]), max(statistics.median(beside), 0.0)
+
+
+def measure_gaps(
+    model: Path, options: argparse.Namespace, sides: Sequence[tuple[list[str], Any]]
+) -> list[dict[str, Any]]:
+    """How much longer a running answer waits for its next token while a prompt of `--gap` tokens comes in."""
+    found: list[list[tuple[float, float]]] = []
+    for (command, env), port in zip(sides, options.ports, strict=False):
+        c = 2 * (-(-(options.gap + 256) // 256) * 256)
+        given = ["-m", str(model), "-c", str(c), "-np", "2", "-t", str(options.threads), "--port", str(port)]
+        with serving([*command, *given, "--host", "127.0.0.1"], env) as address:
+            turns = range(options.rounds + options.warm_up)
+            found.append([asyncio.run(_gaps(address, options, turn)) for turn in turns][options.warm_up :])
+    made = {"model": model.name, "test": f"gap beside {options.gap}", "unit": "x"}
+    of = [[beside / alone for alone, beside in one] for one in found]
+    ratio = [a / b for a, b in zip(*of, strict=True)] if len(of) > 1 else []
+    return [{**made, "ours": of[0], "llama-server": of[-1], "ratio": ratio}]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("models", nargs="*", type=Path)
-    parser.add_argument(
-        "-u", "--users", type=lambda text: [int(n) for n in text.split(",")], default=[1, 4, 16], metavar="N,..."
-    )
+    parser.add_argument("-u", "--users", type=numbers, default="1,4,16", metavar="N,...")
     parser.add_argument("-p", "--prompt", type=int, default=128, help="tokens of a prompt (128)")
     parser.add_argument("-n", "--generate", type=int, default=64, help="tokens of an answer (64)")
     parser.add_argument("-q", "--requests", type=int, default=2, help="requests of a user in a round (2)")
     parser.add_argument("-r", "--rounds", type=int, default=3)
     parser.add_argument("-w", "--warm-up", type=int, default=1, help="rounds before them that do not count (1)")
     parser.add_argument("-t", "--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--port", type=int, default=18080, help="the first of two free ones (18080)")
+    parser.add_argument(
+        "-g",
+        "--gap",
+        type=int,
+        default=4000,
+        help="tokens of a prompt that comes in beside an answer; 0: none (%(default)s)",
+    )
+    parser.add_argument("--ports", type=numbers, default="18080,18081", help="two free ones (%(default)s)")
     parser.add_argument("--vocab", type=int, default=20000, help="prompts are random tokens below this (20000)")
     parser.add_argument("--alone", action="store_true", help="ours alone")
     parser.add_argument("--json", type=json_file, metavar="FILE", help="write the figures to a file")
@@ -201,7 +250,8 @@ def main() -> None:
     report: dict[str, Any] = {"machine": machine(options, Limits(options.threads)), "results": []}
     print(", ".join(f"{k} {v:.0f}" if isinstance(v, float) else f"{k} {v}" for k, v in report["machine"].items()))
     for model in models:
-        for result in measure(model, options, sides):
+        gaps = measure_gaps(model, options, sides) if options.gap else []
+        for result in (*gaps, *measure(model, options, sides)):
             report["results"].append(result)
             spread = [f"{statistics.median(result[side]):9.2f}" for side in ("ours", "llama-server")]
             ratio = (

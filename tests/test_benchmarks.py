@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -135,3 +136,40 @@ def test_what_is_missing_is_said_before_anything_is_built(tmp_path: Path) -> Non
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
         assert done.returncode == 1 and "the stock llama_cpp imports diskcache: pip install '.[test]'" in done.stderr
         assert "Traceback" not in done.stderr and not list((tmp_path / "cache").rglob("*.gz"))
+
+
+@pytest.mark.usefixtures("peer", "newest")
+def test_servers(tmp_path: Path) -> None:
+    model, report = write_text_model(tmp_path / "tiny.gguf", n_ctx=2304), tmp_path / "report.json"
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
+        ports = [one.getsockname()[1], two.getsockname()[1]]
+    args = (
+        "-u",
+        "1,2",
+        "-p",
+        8,
+        "-n",
+        3,
+        "-q",
+        2,
+        "-r",
+        2,
+        "-w",
+        0,
+        "-t",
+        1,
+        "--vocab",
+        200,
+        "-g",
+        64,
+        "--ports",
+        ",".join(map(str, ports)),
+    )
+    out = run("server.py", model, *args, "--json", report)
+    found = json.loads(report.read_text())
+    assert [r["test"] for r in found["results"]] == [
+        "gap beside 64", "answers x 1", "first x 1", "answers x 2", "first x 2",
+    ]  # fmt: skip
+    for result in found["results"]:
+        assert all(len(result[side]) == 2 and min(result[side]) > 0 for side in ("ours", "llama-server", "ratio"))
+        assert result["test"] in out

@@ -208,7 +208,7 @@ class Engine:
         batcher, before = self.batcher, clock()
         assert batcher is not None
         running = sum(len(text.pending) == 1 for text in batcher.active)
-        room = self._pace.room(running)
+        room = self._pace.room(running, len(self._tasks) - running)
         unified = (
             batcher.context.kv_unified
         )  # there all that is computed together is one graph's, whose sizes are to be few

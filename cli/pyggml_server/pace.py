@@ -1,9 +1,10 @@
 """How much of waiting prompts a step computes beside the texts that are under way, so that these keep talking.
 
-Owns the choice: as much as makes a step about twice as long as one without, measured on the steps so far.
+Owns the choice: as much as makes a step about twice as long as one without, measured on the steps so far; more
+where more texts wait for their first token than wait for the next one.
 """
 
-SMALLEST = 16  # tokens of a prompt in a step: below that the weights are read too often for it
+SMALLEST = 4  # tokens of a prompt in a step: with fewer it would take for ever
 LONGER = (
     1.5  # times a step without prompts that tokens of one may add; what is measured varies, and 3 times is the promise
 )
@@ -18,13 +19,14 @@ class Pace:
         self._plain: float | None = None  # seconds of a step of single tokens
         self._token: float | None = None  # seconds that a token of a prompt adds
 
-    def room(self, running: int) -> int:
-        """Tokens of prompts for the next step: a power of two, so that few graphs serve, or `largest`."""
+    def room(self, running: int, waiting: int) -> int:
+        """Tokens of prompts for the next step: a power of two, so that few graphs serve, or `largest`. `waiting`: texts whose prompts
+        are not computed yet."""
         if not running:
             return self.largest
         if not self._plain or not self._token:
             return min(self.largest, 4 * SMALLEST)
-        wanted = LONGER * self._plain / self._token
+        wanted = LONGER * max(1.0, waiting / running) * self._plain / self._token
         room = SMALLEST
         while 2 * room <= min(wanted, self.largest):
             room *= 2

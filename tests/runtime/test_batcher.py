@@ -14,7 +14,7 @@ from tiny_model import N_VOCAB, write_llama
 from pyggml.backend.cpu import CPUDevice
 from pyggml.backend.reference import ReferenceDevice
 from pyggml.dtypes import GGMLType
-from pyggml.errors import ComputeError, ContextError
+from pyggml.errors import ComputeError, ContextError, GrammarError
 from pyggml.memory.kv import KVCache
 from pyggml.model.model import Model
 from pyggml.runtime.batch import SIZES, Batch, split
@@ -331,4 +331,50 @@ def test_mutants_are_caught(models: dict[str, Model], name: str, monkeypatch: py
     monkeypatch.setattr(owner, method, wrong)
     context = Context(models["dense"], n_ctx=1024, n_seq_max=4)
     assert together(context, wanted, rng) != expected
+    context.close()
+
+
+class Failing(Greedy):
+    """After two tokens no token fits."""
+
+    n = 0
+
+    def sample(self, logits: np.ndarray) -> int:
+        self.n += 1
+        if self.n > 2:
+            raise GrammarError("none of the tokens fits here")
+        return super().sample(logits)
+
+
+def test_a_text_whose_sampler_fails_ends_alone(models: dict[str, Model]) -> None:
+    """The others' rows of that step are not lost, whichever of them comes before it."""
+    wanted = [([1, 2, 3], 6), ([4, 5], 6), ([6, 7, 8, 9], 6)]
+    right = alone(models["dense"], wanted)
+    context = Context(models["dense"], n_ctx=3 * 256, n_seq_max=3)
+    batcher = Batcher(context)
+    texts = [Sequence(prompt, Failing() if i == 1 else Greedy(), max_tokens=n) for i, (prompt, n) in enumerate(wanted)]
+    for text in texts:
+        batcher.add(text)
+    ends = []
+    while not batcher.idle:
+        ends += [(text, piece) for text, piece in batcher.step() if text.finish is not None]
+    assert texts[1].finish is Finish.FAILED and isinstance(texts[1].error, GrammarError) and (texts[1], None) in ends
+    assert texts[1].answer == right[1][:2]
+    assert [texts[0].answer, texts[2].answer] == [right[0], right[2]]
+    context.close()
+
+
+def test_a_text_that_reuses_nothing_goes_where_least_is_lost(models: dict[str, Model]) -> None:
+    context = Context(models["dense"], n_ctx=2 * 256, n_seq_max=2)
+    batcher = Batcher(context)
+    for prompt in ([1, 2, 3, 4, 5, 6], [7, 8]):
+        batcher.add(Sequence(prompt, Greedy(), max_tokens=1))
+    while not batcher.idle:
+        batcher.step()
+    text = Sequence([1, 2, 3, 4, 5, 6, 9], Greedy(), max_tokens=1, reuses=False)
+    batcher.add(text)
+    while not batcher.idle:
+        batcher.step()
+    assert text.n_reused == 0 and text.timings.n_prompt == 7
+    assert [place.slot.tokens[:2] for place in batcher.places] == [[1, 2], [1, 2]]
     context.close()

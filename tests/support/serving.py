@@ -16,6 +16,7 @@ from pyggml.model.lora import Adapter
 from pyggml.model.model import Model
 from pyggml.runtime.batcher import Batcher
 from pyggml.runtime.context import Context
+from pyggml.runtime.drafts import Drafter
 from pyggml.runtime.embedder import Embedder
 from pyggml.sampler import SamplerParams
 from pyggml.tokenizer import Tokenizer
@@ -96,6 +97,7 @@ def serving(
     sampling: SamplerParams | None = None,
     adapters: list[tuple[Adapter, float]] | None = None,
     pooling: str | None = None,
+    make_drafter: Callable[[], Drafter | None] = lambda: None,
     **settings: Any,
 ) -> Iterator[Client]:
     """Greedy by default, on any free port; with `pooling` it makes embeddings."""
@@ -108,7 +110,8 @@ def serving(
         embedder.close()
         return
     context = Context(model, n_ctx, n_seq_max=n_slots, kv_unified=kv_unified, adapters=adapters or ())
-    with _serving(Served(model, Batcher(context, context.n_ubatch), tokenizer, made, template, adapters)) as client:
+    batcher = Batcher(context, context.n_ubatch)
+    with _serving(Served(model, batcher, tokenizer, made, template, adapters, make_drafter)) as client:
         yield client
     context.close()
 
