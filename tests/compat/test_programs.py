@@ -44,11 +44,13 @@ PROGRAMS = {
 from langchain_community.llms import LlamaCpp
 from langchain_community.chat_models import ChatLlamaCpp
 from langchain_community.embeddings import LlamaCppEmbeddings
-llm = LlamaCpp(model_path=model, n_ctx=256, n_batch=256, max_tokens=8, temperature=0, repeat_penalty=1, verbose=False, f16_kv=True)
+usual = dict(n_ctx=256, n_batch=256, rope_freq_base=0, rope_freq_scale=0)  # LangChain would turn as Llama 1 does
+greedy = dict(max_tokens=8, temperature=0, repeat_penalty=1, verbose=False)
+llm = LlamaCpp(model_path=model, f16_kv=True, **usual, **greedy)
 out["text"] = llm.invoke(PROMPT)
 out["stream"] = "".join(llm.stream(PROMPT))
 out["n_tokens"] = llm.get_num_tokens("hello world")
-chat = ChatLlamaCpp(model_path=model, n_ctx=256, n_batch=256, max_tokens=8, temperature=0, repeat_penalty=1, verbose=False)
+chat = ChatLlamaCpp(model_path=model, **usual, **greedy)
 out["chat"] = chat.invoke([("user", "Who are you?")]).content
 out["chat_stream"] = "".join(chunk.content for chunk in chat.stream([("user", "Who are you?")]))
 embed = LlamaCppEmbeddings(model_path=encoder, n_ctx=64, verbose=False)
