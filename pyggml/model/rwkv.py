@@ -88,7 +88,9 @@ class TimeMix(Remembers):
 
     def normed(self, y: Tensor, norm: Numbers) -> Tensor:
         """Each head by itself, then weights and biases of all."""
-        assert norm.bias is not None and norm.bias.tensor is not None
+        assert norm.bias is not None
+        if norm.bias.tensor is None:
+            raise ModelError(f"tensor {norm.bias.name} is missing")
         y = ops.reshape(ops.norm(self.heads(y), HEAD_NORM_EPS), self.n, y.ne[1])
         return ops.add(ops.mul(y, norm.value), norm.bias.tensor)
 

@@ -202,6 +202,8 @@ def why_kept(model: Model) -> str | None:
             return "its layers share keys and values"
         if need.kv is not None and need.kv.v_in_k:
             return "its values are a part of its keys"
+        if need.kv is not None and need.kv.beside:
+            return "an indexer's keys lie beside its own"
     return None
 
 

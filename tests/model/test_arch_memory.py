@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from arch_files import LIMIT, NAMES, known
+from arch_files import DENOISERS, LIMIT, LIMITS, NAMES, NOT_THERE, known
 from arch_variants import all_files
 from peer_archs import ArchPeer, Script, nmse
 from peer_programs import Programs
@@ -29,7 +29,9 @@ is 1e-6 away from that after so many tokens; ours are 1e-12 apart."""
 SHIFTED = 1e-4
 """Of what follows a shift: keys are turned as they are kept, in F16, and rounded again; another expert may be chosen then."""
 
-TURNED_THERE = ("baichuan", "cohere2", "cohere2moe", "starcoder")
+TURNED_THERE = (
+    "baichuan", "cohere2", "cohere2moe", "exaone-moe", "maple", "muse-glimmer", "smallthinker", "starcoder",
+)  # fmt: skip
 """llama.cpp turns the keys of all layers (llama_kv_cache::build_graph_shift), those too that know no position."""
 
 
@@ -38,7 +40,9 @@ def peer(newest: Newest) -> ArchPeer:
     return ArchPeer(Programs(newest.bin, newest.source))
 
 
-FILES = [*(name for name in NAMES if known(name) and name != "refact-moe"), "gemma3-bases", "gemma4-small"]
+FILES = [
+    *(name for name in NAMES if known(name) and name not in (*NOT_THERE, *DENOISERS)), "gemma3-bases", "gemma4-small",
+]  # fmt: skip
 """Also one whose windows turn keys by a base of their own, and one whose layers read the cells of others."""
 
 
@@ -64,12 +68,13 @@ def test_over_the_end_of_the_cells(peer: ArchPeer, path: Path) -> None:
     """A long text in small micro-batches; windows begin to give up what no token sees."""
     with contextlib.closing(Model.load(path)) as model, contextlib.closing(Context(model, **LONG)) as context:
         cells = {p.window: p.n_cells for p in context.memory.parts if isinstance(p, KVCache)}
-        assert {n for window, n in cells.items() if window is not None} <= {256}
-        assert context.memory.rewinds == (not has_states(model) and not windows(model))
+        assert {n for window, n in cells.items() if window is not None and window.n <= 256} <= {256}
+        forgets = any(window is not None and window.n <= 256 for window in cells)
+        assert context.memory.rewinds == (not has_states(model) and not forgets)
         n = length(model)
         got = context.decode(TOKENS[:n], logits="all")[-40:]
     script = Script(**LONG).decode(TOKENS[: n - 40], outputs=False).decode(TOKENS[n - 40 : n], n - 40)
-    assert nmse(peer.rows(path, script), got) < LIMIT
+    assert nmse(peer.rows(path, script), got) < LIMITS.get(path.stem, LIMIT)
 
 
 def test_shifted(peer: ArchPeer, path: Path) -> None:
