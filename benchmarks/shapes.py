@@ -104,12 +104,8 @@ def write(path: Path, shape: Mapping[str, Any], mix: str) -> Path:
     hp = Hparams(metadata, shape["general.architecture"])
     embedding = Tensor(GGMLType.F32, (n_embd, n_vocab), name="token_embd.weight")
     modules = make_modules(hp, {"token_embd.weight": embedding})
-    weights = {
-        w.name: w
-        for module in modules.modules()
-        for w in module.own()
-        if w.name and (w.required or "ffn_gate_exps" in w.name) and not w.name.endswith(("scale", "bias"))
-    }
+    wanted = [w for module in modules.modules() for w in module.own() if w.name]
+    weights = {w.name: w for w in wanted if w.required or w.name.endswith("ffn_gate_exps.weight")}
     planned = [Planned(name, type_of(name, w.ne, mix), (*w.ne, 1, 1, 1)[:4]) for name, w in weights.items()]
     rng, rows = np.random.default_rng(5), dict[tuple[GGMLType, int], np.ndarray]()
     kinds = {bool: ValueType.BOOL, int: ValueType.U32, float: ValueType.F32, str: ValueType.STRING}
