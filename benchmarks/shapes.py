@@ -10,7 +10,8 @@ import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 from peer_programs import ensure_programs
+from random_models import write
 
 from pyggml.cachedir import cache_dir
 from pyggml.dtypes import SIZES, GGMLType
-from pyggml.gguf.header import ValueType
-from pyggml.gguf.write import Pair, Planned, head, padding
-from pyggml.model import make_modules
-from pyggml.model.hparams import Hparams
-from pyggml.quants import quantize_row
-from pyggml.tensor import Tensor
-
-ALIGNMENT = 32
-ROWS = 32
-"""Rows of random weights of each length and type; matrices repeat them."""
 
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen3-1.7b": {
@@ -73,14 +65,7 @@ FALLBACK = {GGMLType.Q4_K: GGMLType.Q5_0, GGMLType.Q6_K: GGMLType.Q8_0}
 """For rows that are not a multiple of 256 (llama-quant.cpp: tensor_type_fallback)."""
 
 
-def metadata_of(shape: Mapping[str, Any]) -> dict[str, Any]:
-    name = shape["general.architecture"]
-    more = {"context_length": 32768, "attention.layer_norm_rms_epsilon": 1e-6}
-    keys = {f"{name}.{key}": value for key, value in (more | dict(shape)).items() if key != "general.architecture"}
-    return {"general.architecture": name, "tokenizer.ggml.model": "none", **keys}
-
-
-def type_of(name: str, ne: Sequence[int], mix: str) -> GGMLType:
+def type_of(mix: str, name: str, ne: Sequence[int]) -> GGMLType:
     """Vectors and small matrices stay F32, as in llama-quantize's files."""
     usual, better = MIXES[mix]
     if len(ne) < 2 or "ffn_gate_inp" in name or "ssm_conv" in name:
@@ -93,44 +78,6 @@ def type_of(name: str, ne: Sequence[int], mix: str) -> GGMLType:
 def more_bits(name: str) -> bool:
     found = re.match(r"blk\.(\d+)\.(attn_v|ffn_down|ffn_down_exps)\.", name)
     return found is not None and int(found[1]) % 2 == 0
-
-
-def write(path: Path, shape: Mapping[str, Any], mix: str) -> Path:
-    """A file of this shape; written anew where it is missing."""
-    if path.exists():
-        return path
-    metadata = metadata_of(shape)
-    n_embd, n_vocab = shape["embedding_length"], shape["vocab_size"]
-    hp = Hparams(metadata, shape["general.architecture"])
-    embedding = Tensor(GGMLType.F32, (n_embd, n_vocab), name="token_embd.weight")
-    modules = make_modules(hp, {"token_embd.weight": embedding})
-    wanted = [w for module in modules.modules() for w in module.own() if w.name]
-    weights = {w.name: w for w in wanted if w.required or w.name.endswith("ffn_gate_exps.weight")}
-    planned = [Planned(name, type_of(name, w.ne, mix), (*w.ne, 1, 1, 1)[:4]) for name, w in weights.items()]
-    rng, rows = np.random.default_rng(5), dict[tuple[GGMLType, int], np.ndarray]()
-    kinds = {bool: ValueType.BOOL, int: ValueType.U32, float: ValueType.F32, str: ValueType.STRING}
-    pairs = [Pair(key, kinds.get(type(value), ValueType.ARRAY), value) for key, value in metadata.items()]
-    fresh = path.with_suffix(".part")
-    with fresh.open("wb") as out:
-        out.write(head(pairs, planned, ALIGNMENT))
-        for tensor in planned:
-            if tensor.ne[1] == 1:
-                data = rng.uniform(0.5, 1.5, tensor.ne[0]).astype(np.float32)
-                out.write((-data if "ssm_a" in tensor.name else data).tobytes())
-            else:
-                key = (tensor.type, tensor.ne[0])
-                if key not in rows:
-                    values = rng.normal(0, tensor.ne[0] ** -0.5, (ROWS, tensor.ne[0])).astype(np.float32)
-                    rows[key] = np.stack(
-                        [np.frombuffer(bytes(quantize_row(tensor.type, row)), np.uint8) for row in values]
-                    )
-                n = tensor.ne[1] * tensor.ne[2]
-                block = np.concatenate([rows[key]] * 16)
-                for i in range(0, n, len(block)):
-                    out.write(block[: n - i].tobytes())
-            out.write(bytes(padding(tensor.nbytes, ALIGNMENT)))
-    fresh.rename(path)
-    return path
 
 
 def rates(output: str) -> dict[str, float]:
@@ -154,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name not in SHAPES:
             parser.error(f"{name} is not one of {', '.join(SHAPES)}")
         for mix in options.types:
-            path = write(folder / f"{name}-{mix}.gguf", SHAPES[name], mix)
+            path = write(folder / f"{name}-{mix}.gguf", SHAPES[name], partial(type_of, mix))
             args = ["-m", str(path), "-p", "512", "-n", str(options.n), "-r", "1", "-t", str(options.threads)]
             ours, peer = list[dict[str, float]](), list[dict[str, float]]()
             for _ in range(options.rounds):

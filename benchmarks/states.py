@@ -1,6 +1,6 @@
 """What share of a token's time layers with states take beside their products: `python benchmarks/states.py`.
 
-Owns synthetic models of usual shapes, cut to a few layers, with random weights and a small vocabulary, and the measurement:
+Owns synthetic models of usual shapes, cut to a few layers, with a small vocabulary, and the measurement:
 a plan is run whole and without the steps of one op, by turns; the difference of the medians is what the op costs. With one
 thread its time on the processor counts, so that other programs disturb less.
 """
@@ -12,95 +12,60 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from random_models import write
 
-from pyggml.backend.cpu import CPUPlan
+from pyggml.backend.cpu import CPUBackend, CPUPlan
 from pyggml.dtypes import GGMLType
-from pyggml.gguf.header import ValueType
-from pyggml.gguf.write import Pair, Planned, head, padding
 from pyggml.lowering.table import StepTable
-from pyggml.model import make_modules
-from pyggml.model.hparams import Hparams
 from pyggml.model.model import Model
 from pyggml.ops import Op
-from pyggml.quants import row_size
 from pyggml.runtime.context import Context
 
-N_VOCAB, N_CTX, ALIGNMENT = 2048, 2048, 32
-COMMON: dict[str, Any] = {"context_length": N_CTX, "attention.layer_norm_rms_epsilon": 1e-6}
+N_CTX = 2048
+COMMON: dict[str, Any] = {"context_length": N_CTX, "vocab_size": 2048}
+SECTIONS = np.array([11, 11, 10, 0], np.int32)
 
-MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "qwen35-4b": ("qwen35", {  # of 32 layers
+MODELS: dict[str, dict[str, Any]] = {
+    "qwen35-4b": {  # of 32 layers
+        "general.architecture": "qwen35", **COMMON,
         "block_count": 4, "embedding_length": 2560, "feed_forward_length": 9216, "attention.head_count": 16,
         "attention.head_count_kv": 4, "attention.key_length": 256, "attention.value_length": 256,
-        "rope.dimension_count": 64, "rope.dimension_sections": [11, 11, 10, 0], "rope.freq_base": 1e7,
+        "rope.dimension_count": 64, "rope.dimension_sections": SECTIONS, "rope.freq_base": 1e7,
         "ssm.conv_kernel": 4, "ssm.inner_size": 4096, "ssm.state_size": 128, "ssm.time_step_rank": 32,
         "ssm.group_count": 16, "full_attention_interval": 4,
-    }),
-    "mamba2-2.7b": ("mamba2", {  # of 64 layers
+    },
+    "mamba2-2.7b": {  # of 64 layers
+        "general.architecture": "mamba2", **COMMON,
         "block_count": 4, "embedding_length": 2560, "feed_forward_length": 0, "attention.head_count": 0,
         "ssm.conv_kernel": 4, "ssm.inner_size": 5120, "ssm.state_size": 128, "ssm.time_step_rank": 80,
         "ssm.group_count": 1,
-    }),
-    "lfm2-1.2b": ("lfm2", {  # of 16 layers
-        "block_count": 4, "embedding_length": 2048, "feed_forward_length": 8192, "attention.head_count": [0, 0, 32, 0],
-        "attention.head_count_kv": [0, 0, 8, 0], "shortconv.l_cache": 3, "rope.freq_base": 1e6,
-    }),
-    "tiny": ("qwen35", {
+    },
+    "lfm2-1.2b": {  # of 16 layers
+        "general.architecture": "lfm2", **COMMON,
+        "block_count": 4, "embedding_length": 2048, "feed_forward_length": 8192,
+        "attention.head_count": np.array([0, 0, 32, 0], np.int32),
+        "attention.head_count_kv": np.array([0, 0, 8, 0], np.int32), "shortconv.l_cache": 3, "rope.freq_base": 1e6,
+    },
+    "tiny": {
+        "general.architecture": "qwen35", **COMMON,
         "block_count": 4, "embedding_length": 256, "feed_forward_length": 256, "attention.head_count": 4,
         "attention.head_count_kv": 2, "attention.key_length": 64, "attention.value_length": 64,
-        "rope.dimension_count": 64, "rope.dimension_sections": [11, 11, 10, 0], "ssm.conv_kernel": 4,
+        "rope.dimension_count": 64, "rope.dimension_sections": SECTIONS, "ssm.conv_kernel": 4,
         "ssm.inner_size": 256, "ssm.state_size": 64, "ssm.time_step_rank": 4, "ssm.group_count": 2,
-    }),
+    },
 }  # fmt: skip
-TYPES = {int: ValueType.U32, float: ValueType.F32, str: ValueType.STRING, list: ValueType.ARRAY}
 
 
-def write(path: Path, name: str, dtype: GGMLType) -> None:
-    """Matrices of `dtype`, all else F32, all random."""
-    arch, own = MODELS[name]
-    keys = {f"{arch}.{key}": value for key, value in (COMMON | own).items()}
-    keys |= {"general.architecture": arch, "tokenizer.ggml.model": "none", f"{arch}.vocab_size": N_VOCAB}
-    pairs = [
-        Pair(key, TYPES[type(value)], np.array(value, np.uint32) if isinstance(value, list) else value)
-        for key, value in keys.items()
-    ]
-    hp = Hparams({pair.key: pair.value for pair in pairs}, arch)
-    embedding = Planned("token_embd.weight", dtype, (hp.n_embd, N_VOCAB, 1, 1))
-    modules = make_modules(hp, {embedding.name: embedding})
-    wanted = {
-        w.name: w for module in modules.modules() for w in module.wanted({embedding.name: embedding}) if w.required
-    }
-    planned = [
-        Planned(
-            name,
-            dtype if len(w.ne) > 1 and not w.ne[0] % 256 and "norm" not in name else GGMLType.F32,
-            (*w.ne, 1, 1, 1)[:4],
-        )
-        for name, w in wanted.items()
-    ]
-    rng = np.random.default_rng(1)
-    with path.open("wb") as out:
-        out.write(head(pairs, planned, ALIGNMENT))
-        for tensor in planned:
-            raw = _random(rng, tensor)
-            out.write(raw + bytes(padding(len(raw), ALIGNMENT)))
-
-
-def _random(rng: np.random.Generator, tensor: Planned) -> bytes:
-    """Small numbers; blocks of a type with an F16 scale in front. Decays fall."""
-    n = int(np.prod(tensor.ne))
-    if tensor.type == GGMLType.F32:
-        values = rng.normal(1.0 if tensor.ne[1] == 1 else 0.0, 0.1, n)
-        return (-abs(values) if tensor.name.endswith("ssm_a") else values).astype(np.float32).tobytes()
-    block = row_size(tensor.type, 32)
-    blocks = rng.integers(0, 256, (n // 32, block), np.uint8)
-    blocks[:, :2] = np.frombuffer(np.float16(0.003).tobytes(), np.uint8)
-    return blocks.tobytes()
+def type_of(dtype: GGMLType, name: str, ne: Sequence[int]) -> GGMLType:
+    """Matrices of `dtype`, all else F32."""
+    return dtype if len(ne) > 1 and not ne[0] % 256 and "norm" not in name else GGMLType.F32
 
 
 def without(plan: CPUPlan, left_out: NDArray[np.bool_], status: int) -> StepTable:
@@ -121,17 +86,17 @@ def shares(context: Context, n_tokens: int, rounds: int) -> tuple[float, dict[st
     _, schedule = context.schedule_for(n_tokens, context.n_past, 1)
     (split,) = schedule.splits
     plan, backend = split.plan, context.scheduler.backends[split.device]
-    assert isinstance(plan, CPUPlan)
+    assert isinstance(plan, CPUPlan) and isinstance(backend, CPUBackend)
     kinds: dict[str, list[int]] = defaultdict(list)
     for i in range(len(plan.steps)):
         kinds[plan.name(i).split()[0]].append(i)
-    pool = backend.pool  # type: ignore[attr-defined]
+    pool = backend.pool
     tables = {"": plan.table}
     for kind, numbers in kinds.items():
         left_out = np.zeros(len(plan.steps), bool)
         left_out[numbers] = True
         tables[kind] = without(plan, left_out, pool.status_address)
-    clock = time.thread_time if backend.n_threads == 1 else time.perf_counter  # type: ignore[attr-defined]
+    clock = time.thread_time if backend.n_threads == 1 else time.perf_counter
     times: dict[str, list[float]] = defaultdict(list)
     for _ in range(rounds):
         for kind, table in tables.items():
@@ -156,12 +121,12 @@ def main() -> None:
     for name in args.models:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"{name}.gguf"
-            write(path, name, GGMLType[args.type])
+            write(path, MODELS[name], partial(type_of, GGMLType[args.type]))
             model = Model.load(path)
             context = Context(model, n_ctx=N_CTX, n_threads=args.threads)
             for n_tokens in map(int, args.tokens.split(",")):
                 whole, each = shares(context, n_tokens, args.rounds if n_tokens < 64 else max(1, args.rounds // 5))
-                print(f"{name} {args.type}, {MODELS[name][1]['block_count']} layers, {n_tokens} tokens: {whole:.3f} ms")
+                print(f"{name} {args.type}, {MODELS[name]['block_count']} layers, {n_tokens} tokens: {whole:.3f} ms")
                 for kind, cost in sorted(each.items(), key=lambda item: -item[1]):
                     if cost > 0.005 * whole or Op[kind] in (Op.GATED_DELTA_NET, Op.SSM_SCAN, Op.SSM_CONV):
                         print(f"  {kind:18} {cost:8.3f} ms  {100 * cost / whole:5.1f} %")
