@@ -74,10 +74,14 @@ class Answer:
 
     async def each(self) -> AsyncIterator[tuple[int, Update]]:
         """All updates of all texts."""
-        while self._left:
-            got = await self.next()
+        async for got in self.each_or_pause(0):
             assert got is not None
             yield got
+
+    async def each_or_pause(self, pause: float) -> AsyncIterator[tuple[int, Update] | None]:
+        """As `each`, and None after each `pause` seconds in which nothing comes; 0: never."""
+        while self._left:
+            yield await self.next(pause or None)
 
 
 def _failed(error: Exception | None) -> RequestError:

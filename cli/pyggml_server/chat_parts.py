@@ -16,8 +16,7 @@ async def parts(served: Served, running: Answer, asked: Chat) -> AsyncIterator[l
     """What is new, step by step; None where nothing came for the time of a ping."""
     parser = asked.parser()
     async with running:
-        while True:
-            got = await running.next(served.settings.ping or None)
+        async for got in running.each_or_pause(served.settings.ping):
             if got is None:
                 yield None
                 continue

@@ -163,11 +163,9 @@ async def _whole(
 async def _chunks(
     served: Served, running: Answer, wanted: Options, keep_tokens: bool, chosen: list[str]
 ) -> AsyncIterator[bytes]:
-    left = len(running.texts)
-    n = [0] * left
+    n = [0] * len(running.texts)
     async with running:
-        while left:
-            got = await running.next(served.settings.ping or None)
+        async for got in running.each_or_pause(served.settings.ping):
             if got is None:
                 yield PING
                 continue
@@ -176,7 +174,6 @@ async def _chunks(
             if update.data or update.logprobs:
                 yield event(_part(served, running, i, update, n[i]))
             if update.finish is not None:
-                left -= 1
                 yield event(_last(served, running, i, wanted, "", [], chosen))
 
 

@@ -148,10 +148,8 @@ async def _completion_chunks(
     served: Served, running: Answer, head: dict[str, Any], wanted: Options, shown: list[str]
 ) -> AsyncIterator[bytes]:
     offsets = [0] * len(shown)
-    left = len(shown)
     async with running:
-        while left:
-            got = await running.next(served.settings.ping or None)
+        async for got in running.each_or_pause(served.settings.ping):
             if got is None:
                 yield PING
                 continue
@@ -164,7 +162,6 @@ async def _completion_chunks(
                 text, shown[i] = shown[i] + text, ""
             offsets[i] += len(text)
             reason = None if update.finish is None else REASONS[update.finish]
-            left -= reason is not None
             if text or reason or found:
                 choice = {"text": text, "index": i, "logprobs": found, "finish_reason": reason}
                 more = {"timings": timings(running.texts[i])} if reason else {}
@@ -246,12 +243,10 @@ async def _chat_chunks(served: Served, running: Answer, head: dict[str, Any], as
             {**head, "choices": [{"index": i, "delta": delta, "logprobs": found, "finish_reason": reason}], **more}
         )
 
-    left = len(parsers)
     async with running:
-        for i in range(left):
+        for i in range(len(parsers)):
             yield chunk(i, {"role": "assistant", "content": None})
-        while left:
-            got = await running.next(served.settings.ping or None)
+        async for got in running.each_or_pause(served.settings.ping):
             if got is None:
                 yield PING
                 continue
@@ -266,7 +261,6 @@ async def _chat_chunks(served: Served, running: Answer, head: dict[str, Any], as
             if found:
                 yield chunk(i, {"content": ""}, found)
             if update.finish is not None:
-                left -= 1
                 reason = finish_reason(update.finish, bool(parsers[i].reply.calls))
                 yield chunk(i, {}, None, reason, timings=timings(running.texts[i]))
     if asked.options.include_usage:
