@@ -101,8 +101,10 @@ class ChatCompletions(Completions):
             logit_bias=logit_bias,
         )
         if parser is None:
-            return _chunks(completion) if stream else _whole(completion)
-        return chunks_with_calls(_chunks(completion), parser) if stream else with_calls(_whole(completion), parser)
+            return chat_chunks(completion) if stream else whole_chat(completion)
+        return (
+            chunks_with_calls(chat_chunks(completion), parser) if stream else with_calls(whole_chat(completion), parser)
+        )
 
 
 def answer_grammar(response_format: Mapping[str, Any] | None, grammar: str | LlamaGrammar | None) -> Any:
@@ -123,7 +125,8 @@ def answer_grammar(response_format: Mapping[str, Any] | None, grammar: str | Lla
     return grammar
 
 
-def _whole(completion: dict[str, Any]) -> dict[str, Any]:
+def whole_chat(completion: dict[str, Any]) -> dict[str, Any]:
+    """A completion's answer as a chat's."""
     choice = completion["choices"][0]
     answer = {
         "index": 0,
@@ -134,7 +137,7 @@ def _whole(completion: dict[str, Any]) -> dict[str, Any]:
     return {**_head(completion, "chat.completion"), "choices": [answer], "usage": completion["usage"]}
 
 
-def _chunks(chunks: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def chat_chunks(chunks: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """The role first, then the text piece by piece, then the reason why it ended."""
     begun = False
     for chunk in chunks:

@@ -9,9 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from pyggml.api.arguments import ParameterError
-from pyggml.api.chat_completion import _chunks as chat_chunks
-from pyggml.api.chat_completion import _whole as whole_chat
-from pyggml.api.chat_completion import answer_grammar
+from pyggml.api.chat_completion import answer_grammar, chat_chunks, whole_chat
 from pyggml.api.chat_formats import ChatFormatterResponse
 from pyggml.api.tool_calls import as_tools
 from pyggml.chat import ChatTemplate

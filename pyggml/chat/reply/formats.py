@@ -6,6 +6,7 @@ told apart by comparing what they render.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pyggml.chat.reply.calls import Calls
 from pyggml.chat.reply.gemma_calls import GemmaCalls
@@ -33,7 +34,7 @@ class Row:
         return all(text in source for text in self.texts) and not any(text in source for text in self.without)
 
 
-def _tagged(section: str, end: str, call: str, key: str, valued: str, close: str, **more: object) -> TaggedCalls:
+def _tagged(section: str, end: str, call: str, key: str, valued: str, close: str, **more: Any) -> TaggedCalls:
     """XML with names in attributes, or after an equals sign."""
     quoted = call.endswith('"')
     return replace(
@@ -47,7 +48,7 @@ def _tagged(section: str, end: str, call: str, key: str, valued: str, close: str
             valued=(valued,),
             close=close,
         ),
-        **more,  # type: ignore[arg-type]
+        **more,
     )
 
 
