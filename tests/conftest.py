@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, settings
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 from peer import Peer
+from peer_archs import ArchPeer
 from peer_build import PeerMissing, Say, ensure_peer, ensure_smollm2
-from peer_programs import ensure_programs
+from peer_programs import Programs, ensure_programs
 from programs import Newest
 
 if TYPE_CHECKING:
@@ -96,6 +97,12 @@ def newest(say: Say) -> Newest:
     """The programs of llama.cpp of RPC protocol 8.0.0; built on first use."""
     with or_skipped():
         return Newest(ensure_programs(say))
+
+
+@pytest.fixture(scope="session")
+def arch_peer(newest: Newest) -> ArchPeer:
+    """That llama.cpp, asked for the logits of its tiny models."""
+    return ArchPeer(Programs(newest.bin, newest.source))
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 from arch_files import LIMIT
 from peer_archs import ArchPeer, Script, nmse
-from peer_programs import Programs
-from programs import Newest
 from pyggml_cli import embedding
 from pyggml_cli.embedding_output import Printed, cosine
 from tiny_encoders import write
@@ -32,11 +30,6 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def peer(newest: Newest) -> ArchPeer:
-    return ArchPeer(Programs(newest.bin, newest.source))
-
-
 @pytest.fixture
 def run(call: Callable[..., Any], bert: Path) -> Callable[..., Any]:
     return lambda *args: call(embedding.main, "-m", bert, *args)
@@ -47,7 +40,7 @@ def tokenizer_of(path: Path) -> Tokenizer:
         return Tokenizer.from_metadata(file.metadata)
 
 
-def theirs(peer: ArchPeer, path: Path, kind: str, texts: list[str]) -> list[np.ndarray]:
+def theirs(arch_peer: ArchPeer, path: Path, kind: str, texts: list[str]) -> list[np.ndarray]:
     """Of each text, or of each token."""
     ids = [tokenizer_of(path).encode(text, parse_special=True) for text in texts]
     options = {"n_ctx": 512, "n_ubatch": 512, "n_seq_max": 8, "unified": True, "flash": True, "embeddings": True}
@@ -55,11 +48,11 @@ def theirs(peer: ArchPeer, path: Path, kind: str, texts: list[str]) -> list[np.n
     script.batch([(token, i, seq, True) for seq, text in enumerate(ids) for i, token in enumerate(text)])
     for seq in range(len(texts) if kind != "none" else 0):
         script.do("pooled", seq)
-    return list(peer.rows(path, script))
+    return list(arch_peer.rows(path, script))
 
 
 @pytest.mark.parametrize("kind", ["none", "mean", "cls", "last"])
-def test_numbers_are_the_peers(kind: str, run: Callable[..., Any], bert: Path, peer: ArchPeer) -> None:
+def test_numbers_are_the_peers(kind: str, run: Callable[..., Any], bert: Path, arch_peer: ArchPeer) -> None:
     for normalise in (-1, 2, 3):
         outcome = run(
             "-p", "\n".join(TEXTS), "--pooling", kind, "--embd-output-format", "raw", "--embd-normalize", normalise
@@ -67,7 +60,7 @@ def test_numbers_are_the_peers(kind: str, run: Callable[..., Any], bert: Path, p
         assert outcome.code == 0
         lines = outcome.out.split("\n")
         assert lines[-2:] == ["", ""]
-        expected = [normalised(row, normalise) for row in theirs(peer, bert, kind, TEXTS)]
+        expected = [normalised(row, normalise) for row in theirs(arch_peer, bert, kind, TEXTS)]
         assert len(lines) - 2 == len(expected)
         assert nmse(np.array(expected), np.array([[float(x) for x in line.split(" ")] for line in lines[:-2]])) < LIMIT
 
@@ -80,11 +73,11 @@ def test_the_files_pooling_counts_and_the_variable(run: Callable[..., Any], monk
     assert said != as_file and len(json.loads(said)[0]) == len(json.loads(as_file)[0]) == 64
 
 
-def test_ranks(run: Callable[..., Any], bert: Path, peer: ArchPeer) -> None:
+def test_ranks(run: Callable[..., Any], bert: Path, arch_peer: ArchPeer) -> None:
     """Query and document stand on both sides of a tab, and SEP goes between them; scores are not normalised unless asked."""
     outcome = run("-p", "a cat\tthe dog\na cat\ta cat", "--pooling", "rank")
     found = re.findall(r"^rerank score (\d): +(-?\d+\.\d{3}) \[([abc])\]$", outcome.out, re.MULTILINE)
-    expected = theirs(peer, bert, "rank", ["a cat[SEP]the dog", "a cat[SEP]a cat"])
+    expected = theirs(arch_peer, bert, "rank", ["a cat[SEP]the dog", "a cat[SEP]a cat"])
     assert [(int(i), label) for i, _, label in found] == [(i, label) for i in (0, 1) for label in "abc"]
     assert np.allclose([float(x) for _, x, _ in found], np.concatenate(expected), atol=5e-3)
     assert (

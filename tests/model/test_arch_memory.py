@@ -10,8 +10,6 @@ import pytest
 from arch_files import DENOISERS, LIMIT, LIMITS, NAMES, NOT_THERE, known
 from arch_variants import all_files
 from peer_archs import ArchPeer, Script, nmse
-from peer_programs import Programs
-from programs import Newest
 
 from pyggml.errors import ContextError
 from pyggml.memory.kv import KVCache
@@ -35,11 +33,6 @@ TURNED_THERE = (
 """llama.cpp turns the keys of all layers (llama_kv_cache::build_graph_shift), those too that know no position."""
 
 
-@pytest.fixture(scope="module")
-def peer(newest: Newest) -> ArchPeer:
-    return ArchPeer(Programs(newest.bin, newest.source))
-
-
 FILES = [
     *(name for name in NAMES if known(name) and name not in (*NOT_THERE, *DENOISERS)), "gemma3-bases", "gemma4-small",
 ]  # fmt: skip
@@ -47,8 +40,8 @@ FILES = [
 
 
 @pytest.fixture(params=FILES)
-def path(request: pytest.FixtureRequest, peer: ArchPeer) -> Path:
-    return all_files(peer)[request.param]
+def path(request: pytest.FixtureRequest, arch_peer: ArchPeer) -> Path:
+    return all_files(arch_peer)[request.param]
 
 
 def windows(model: Model) -> bool:
@@ -64,7 +57,7 @@ def length(model: Model) -> int:
     return 400 if "position_embd.weight" not in model.file.tensors else 250
 
 
-def test_over_the_end_of_the_cells(peer: ArchPeer, path: Path) -> None:
+def test_over_the_end_of_the_cells(arch_peer: ArchPeer, path: Path) -> None:
     """A long text in small micro-batches; windows begin to give up what no token sees."""
     with contextlib.closing(Model.load(path)) as model, contextlib.closing(Context(model, **LONG)) as context:
         cells = {p.window: p.n_cells for p in context.memory.parts if isinstance(p, KVCache)}
@@ -74,10 +67,10 @@ def test_over_the_end_of_the_cells(peer: ArchPeer, path: Path) -> None:
         n = length(model)
         got = context.decode(TOKENS[:n], logits="all")[-40:]
     script = Script(**LONG).decode(TOKENS[: n - 40], outputs=False).decode(TOKENS[n - 40 : n], n - 40)
-    assert nmse(peer.rows(path, script), got) < LIMITS.get(path.stem, LIMIT)
+    assert nmse(arch_peer.rows(path, script), got) < LIMITS.get(path.stem, LIMIT)
 
 
-def test_shifted(peer: ArchPeer, path: Path) -> None:
+def test_shifted(arch_peer: ArchPeer, path: Path) -> None:
     """Half of a context forgotten, and on: as the peer, where it allows that."""
     with contextlib.closing(Model.load(path)) as model:
         for full in (True, False) if windows(model) else (False,):
@@ -96,7 +89,7 @@ def test_shifted(peer: ArchPeer, path: Path) -> None:
                 continue
             script = Script(n_ctx=256, n_ubatch=64, swa_full=True).decode(TOKENS[:200], outputs=False)
             script.do("remove", 0, 4, 100).do("add", 0, 100, 200, -96)
-            assert nmse(peer.rows(path, script.decode(TOKENS[200:240], 104)), got) < SHIFTED
+            assert nmse(arch_peer.rows(path, script.decode(TOKENS[200:240], 104)), got) < SHIFTED
 
 
 def test_saved_and_restored(path: Path) -> None:

@@ -6,20 +6,13 @@ import tiny_encoders
 from arch_files import DENOISERS, LIMIT, LIMITS, NAMES, NOT_THERE, architecture, differences, known
 from arch_variants import VARIANTS, all_files
 from peer_archs import ArchPeer
-from peer_programs import Programs
-from programs import Newest
 from written_archs import WRITTEN
 
 from pyggml.model import architectures
 
 
-@pytest.fixture(scope="module")
-def peer(newest: Newest) -> ArchPeer:
-    return ArchPeer(Programs(newest.bin, newest.source))
-
-
-def test_the_list_is_whole(peer: ArchPeer) -> None:
-    assert sorted(NAMES) == sorted(peer.files())
+def test_the_list_is_whole(arch_peer: ArchPeer) -> None:
+    assert sorted(NAMES) == sorted(arch_peer.files())
 
 
 def test_every_architecture_is_compared() -> None:
@@ -32,6 +25,6 @@ def test_every_architecture_is_compared() -> None:
 @pytest.mark.parametrize(
     "name", [*(name for name in NAMES if known(name) and name not in (*NOT_THERE, *DENOISERS)), *WRITTEN, *VARIANTS]
 )
-def test_says_what_the_peer_says(peer: ArchPeer, name: str) -> None:
-    found = differences(peer, all_files(peer)[name])
+def test_says_what_the_peer_says(arch_peer: ArchPeer, name: str) -> None:
+    found = differences(arch_peer, all_files(arch_peer)[name])
     assert all(value < LIMITS.get(name, LIMIT) for value in found.values()), found

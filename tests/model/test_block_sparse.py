@@ -7,8 +7,6 @@ import pytest
 from arch_files import LIMIT, TOKENS, decode_in, pieces_of
 from arch_variants import all_files
 from peer_archs import ArchPeer, Script, nmse
-from peer_programs import Programs
-from programs import Newest
 
 from pyggml.model.model import Model
 from pyggml.runtime.context import Context
@@ -16,14 +14,9 @@ from pyggml.runtime.context import Context
 NAME = "minimax-m3-sparse"
 
 
-@pytest.fixture(scope="module")
-def peer(newest: Newest) -> ArchPeer:
-    return ArchPeer(Programs(newest.bin, newest.source))
-
-
-def difference(peer: ArchPeer, change: Callable[[Any], None]) -> float:
+def difference(arch_peer: ArchPeer, change: Callable[[Any], None]) -> float:
     """NMSE, of single tokens too, when the attention of layers that choose is changed."""
-    path = all_files(peer)[NAME]
+    path = all_files(arch_peer)[NAME]
     model = Model.load(path)
     try:
         for block in model.modules.blk:
@@ -31,7 +24,7 @@ def difference(peer: ArchPeer, change: Callable[[Any], None]) -> float:
                 change(block.attn)
         context = Context(model, n_ctx=256, n_ubatch=256)
         try:
-            return nmse(peer.rows(path, Script(flash=True).decode(TOKENS)), decode_in(context, pieces_of(TOKENS)))
+            return nmse(arch_peer.rows(path, Script(flash=True).decode(TOKENS)), decode_in(context, pieces_of(TOKENS)))
         finally:
             context.close()
     finally:
@@ -62,12 +55,12 @@ def positions_on_neighbours(attn: Any) -> None:
     attn.indexer.rope.mode = 0
 
 
-def test_says_what_the_peer_says(peer: ArchPeer) -> None:
-    assert difference(peer, as_it_is) < LIMIT
+def test_says_what_the_peer_says(arch_peer: ArchPeer) -> None:
+    assert difference(arch_peer, as_it_is) < LIMIT
 
 
 @pytest.mark.parametrize(
     "wrong", [one_block_more, one_local_block_less, smaller_blocks, all_tokens, positions_on_neighbours]
 )
-def test_what_is_wrong_is_caught(peer: ArchPeer, wrong: Callable[[Any], None]) -> None:
-    assert difference(peer, wrong) > 2 * LIMIT
+def test_what_is_wrong_is_caught(arch_peer: ArchPeer, wrong: Callable[[Any], None]) -> None:
+    assert difference(arch_peer, wrong) > 2 * LIMIT

@@ -9,8 +9,6 @@ import pytest
 from arch_files import TOKENS
 from arch_variants import all_files
 from peer_archs import ArchPeer, Script, nmse
-from peer_programs import Programs
-from programs import Newest
 
 from pyggml.model.attention import Attention
 from pyggml.model.model import Model
@@ -26,11 +24,10 @@ Case = tuple[Path, np.ndarray]
 
 
 @pytest.fixture(scope="module")
-def case(newest: Newest) -> Case:
-    peer = ArchPeer(Programs(newest.bin, newest.source))
-    path = all_files(peer)["llama4-far"]
+def case(arch_peer: ArchPeer) -> Case:
+    path = all_files(arch_peer)["llama4-far"]
     script = Script(n_ctx=CHUNK + 256, n_ubatch=512, flash=True)
-    return path, peer.rows(path, script.decode(BEFORE, outputs=False).decode(TOKENS, len(BEFORE)))
+    return path, arch_peer.rows(path, script.decode(BEFORE, outputs=False).decode(TOKENS, len(BEFORE)))
 
 
 def difference(case: Case, change: Callable[[Any], None]) -> float:

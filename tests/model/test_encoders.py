@@ -10,8 +10,6 @@ from arch_files import DENOISERS, LIMITS, NOT_THERE, known
 from arch_files import NAMES as ALL
 from edit_gguf import edit
 from peer_archs import ArchPeer, Script, nmse
-from peer_programs import Programs
-from programs import Newest
 from tiny_encoders import KEYS, N_CTX, N_VOCAB, NAMES, architecture, ensure_encoders
 
 from pyggml import ops
@@ -34,24 +32,19 @@ EXACT, EXACT_LIMIT = ("nomic-bert", "modern-bert", "neo-bert", "eurobert", "llam
 """Those without either, where attention is not fused."""
 
 
-@pytest.fixture(scope="module")
-def peer(newest: Newest) -> ArchPeer:
-    return ArchPeer(Programs(newest.bin, newest.source))
-
-
 @pytest.fixture(scope="session")
 def files() -> Mapping[str, Path]:
     return ensure_encoders()
 
 
-def theirs(peer: ArchPeer, path: Path, kind: str, flash: bool, texts: list[list[int]] = TEXTS) -> np.ndarray:
+def theirs(arch_peer: ArchPeer, path: Path, kind: str, flash: bool, texts: list[list[int]] = TEXTS) -> np.ndarray:
     script = Script(
         n_ctx=512, n_ubatch=512, n_seq_max=4, unified=True, flash=flash, embeddings=True, pooling=POOLINGS.index(kind)
     )
     script.batch([(token, i, seq, True) for seq, text in enumerate(texts) for i, token in enumerate(text)])
     for seq in range(len(texts) if kind != "none" else 0):
         script.do("pooled", seq)
-    return peer.rows(path, script)
+    return arch_peer.rows(path, script)
 
 
 def ours(model: Model, kind: str | None, texts: list[list[int]], **options: Any) -> np.ndarray:
@@ -72,12 +65,12 @@ def kinds(model: Model) -> list[str]:
 
 @pytest.mark.parametrize("flash", [True, False], ids=["fused", "unfused"])
 @pytest.mark.parametrize("name", NAMES)
-def test_says_what_the_peer_says(name: str, flash: bool, peer: ArchPeer, files: Mapping[str, Path]) -> None:
+def test_says_what_the_peer_says(name: str, flash: bool, arch_peer: ArchPeer, files: Mapping[str, Path]) -> None:
     model = Model.load(files[name])
     try:
         assert architecture(name) == model.config.architecture
         for kind in kinds(model):
-            expected = theirs(peer, files[name], kind, flash)
+            expected = theirs(arch_peer, files[name], kind, flash)
             assert nmse(expected, ours(model, kind, TEXTS, flash_attn=flash)) < limit(name, flash), kind
             alone = np.concatenate([ours(model, kind, [text], flash_attn=flash) for text in TEXTS])
             assert nmse(expected, alone) < limit(name, flash), f"{kind}, each text alone"
@@ -96,12 +89,12 @@ def test_micro_batches_hold_whole_texts(name: str, files: Mapping[str, Path]) ->
         model.close()
 
 
-def test_a_classifier_without_labels_has_one(peer: ArchPeer) -> None:
+def test_a_classifier_without_labels_has_one(arch_peer: ArchPeer) -> None:
     """The reference's own files have an empty array of labels, and a pooling that is not specified."""
-    path = peer.files()["qwen3-dense"]
+    path = arch_peer.files()["qwen3-dense"]
     model = Model.load(path)
-    assert nmse(theirs(peer, path, "rank", True), ours(model, "rank", TEXTS)) == 0
-    assert nmse(theirs(peer, path, "last", True), ours(model, "last", TEXTS)) < LIMIT
+    assert nmse(theirs(arch_peer, path, "rank", True), ours(model, "rank", TEXTS)) == 0
+    assert nmse(theirs(arch_peer, path, "last", True), ours(model, "last", TEXTS)) < LIMIT
     model.close()
 
 
@@ -114,11 +107,13 @@ def test_pooling_and_direction_are_the_files(files: Mapping[str, Path]) -> None:
         embedder.close(), model.close()
 
 
-def test_a_model_that_generates_may_see_all_tokens(peer: ArchPeer, files: Mapping[str, Path], tmp_path: Path) -> None:
+def test_a_model_that_generates_may_see_all_tokens(
+    arch_peer: ArchPeer, files: Mapping[str, Path], tmp_path: Path
+) -> None:
     """`causal` takes the place of what the file says."""
     path = edit(files["qwen3"], tmp_path / "q.gguf", metadata={"qwen3.attention.causal": False})
     given, said = Model.load(files["qwen3"]), Model.load(path)
-    expected = theirs(peer, path, "mean", True)
+    expected = theirs(arch_peer, path, "mean", True)
     assert nmse(expected, ours(said, "mean", TEXTS)) < LIMIT
     assert nmse(expected, ours(given, "mean", TEXTS, causal=False)) < LIMIT
     assert nmse(expected, ours(given, "mean", TEXTS)) > 1e-3
@@ -185,12 +180,12 @@ MUTANTS["one norm of attention"] = ("jina-bert-v2", "mean", _once_normed)
 
 
 @pytest.mark.parametrize("what", MUTANTS)
-def test_mutants(what: str, peer: ArchPeer, files: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mutants(what: str, arch_peer: ArchPeer, files: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     name, kind, wrong = MUTANTS[what]
     wrong(monkeypatch)
     model = Model.load(files[name])
     try:
-        found = nmse(theirs(peer, files[name], kind, False), ours(model, kind, TEXTS, flash_attn=False))
+        found = nmse(theirs(arch_peer, files[name], kind, False), ours(model, kind, TEXTS, flash_attn=False))
         assert found > 2 * limit(name, False)
     finally:
         model.close()
@@ -249,12 +244,12 @@ def test_bad_files_are_named(
     assert "\n" not in str(e.value)
 
 
-def test_a_missing_classifier_and_missing_kinds(peer: ArchPeer, files: Mapping[str, Path], tmp_path: Path) -> None:
+def test_a_missing_classifier_and_missing_kinds(arch_peer: ArchPeer, files: Mapping[str, Path], tmp_path: Path) -> None:
     """What files may lack."""
     path = edit(files["bert"], tmp_path / "b.gguf", leave_out=lambda n: n.startswith("cls") or "token_types" in n)
     model = Model.load(path)
     assert kinds(model) == ["none", "mean", "cls", "last"]
-    assert nmse(theirs(peer, path, "mean", True), ours(model, "mean", TEXTS)) < LIMIT
+    assert nmse(theirs(arch_peer, path, "mean", True), ours(model, "mean", TEXTS)) < LIMIT
     model.close()
 
 
@@ -267,8 +262,8 @@ def test_normalised() -> None:
     assert not normalised(np.zeros(3, np.float32)).any()
 
 
-def test_states_only_know_what_came_before(peer: ArchPeer) -> None:
-    model = Model.load(peer.files()["mamba-dense"])
+def test_states_only_know_what_came_before(arch_peer: ArchPeer) -> None:
+    model = Model.load(arch_peer.files()["mamba-dense"])
     with pytest.raises(
         UnsupportedError, match="attention to tokens behind: not in a mamba model: its layers have states"
     ):
@@ -276,17 +271,17 @@ def test_states_only_know_what_came_before(peer: ArchPeer) -> None:
     model.close()
 
 
-def test_positions_are_scaled_for_a_context(peer: ArchPeer) -> None:
+def test_positions_are_scaled_for_a_context(arch_peer: ArchPeer) -> None:
     """Where the file has short and long factors, the context's size says which count."""
-    model = Model.load(peer.files()["phi3-dense"])
+    model = Model.load(arch_peer.files()["phi3-dense"])
     assert nmse(ours(model, "last", TEXTS, n_ctx=512), ours(model, "last", TEXTS, n_ctx=16)) > 1e-4
     model.close()
 
 
-def test_texts_leave_nothing_behind(peer: ArchPeer) -> None:
+def test_texts_leave_nothing_behind(arch_peer: ArchPeer) -> None:
     """Models that need a memory compute text after text: none sees another."""
     for name in ("lfm2-dense", "deepseek2-moe", "qwen35-dense"):
-        model = Model.load(peer.files()[name])
+        model = Model.load(arch_peer.files()[name])
         embedder = Embedder(model, pooling="mean")
         first, *_, again = embedder.encode([TEXTS[0], TEXTS[1], TEXTS[0]])
         assert np.array_equal(first, again) and np.array_equal(first, embedder.encode(TEXTS[:1])[0])
@@ -294,13 +289,13 @@ def test_texts_leave_nothing_behind(peer: ArchPeer) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if known(name) and name not in (*NOT_THERE, *DENOISERS)])
-def test_models_that_generate(name: str, peer: ArchPeer) -> None:
+def test_models_that_generate(name: str, arch_peer: ArchPeer) -> None:
     """Each architecture's mean and last token, in one batch."""
-    path = peer.files()[name]
+    path = arch_peer.files()[name]
     model = Model.load(path)
     try:
         for kind in ("mean", "last"):
-            expected = theirs(peer, path, kind, True)
+            expected = theirs(arch_peer, path, kind, True)
             assert nmse(expected, ours(model, kind, TEXTS, n_ctx=512)) < LIMITS.get(name, LIMIT), kind
     finally:
         model.close()

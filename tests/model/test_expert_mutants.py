@@ -9,8 +9,6 @@ import pytest
 from arch_files import LIMIT
 from arch_mutants import Mutate, difference, each_block, of_model, on
 from peer_archs import ArchPeer
-from peer_programs import Programs
-from programs import Newest
 
 from pyggml import ops
 from pyggml.model.latent_attention import LatentAttention
@@ -116,11 +114,6 @@ MUTANTS: list[tuple[str, str, Mutate]] = [
 """(file, what is wrong, how)"""
 
 
-@pytest.fixture(scope="module")
-def peer(newest: Newest) -> ArchPeer:
-    return ArchPeer(Programs(newest.bin, newest.source))
-
-
 @pytest.mark.parametrize(("name", "wrong", "mutate"), MUTANTS, ids=[f"{name}: {wrong}" for name, wrong, _ in MUTANTS])
-def test_is_caught(peer: ArchPeer, name: str, wrong: str, mutate: Mutate) -> None:
-    assert not difference(peer, name, mutate) < 2 * LIMIT, wrong
+def test_is_caught(arch_peer: ArchPeer, name: str, wrong: str, mutate: Mutate) -> None:
+    assert not difference(arch_peer, name, mutate) < 2 * LIMIT, wrong

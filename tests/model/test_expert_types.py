@@ -8,8 +8,6 @@ from arch_files import TOKENS, ours
 from arch_variants import all_files
 from edit_gguf import edit
 from peer_archs import ArchPeer, Script, nmse
-from peer_programs import Programs
-from programs import Newest
 
 from pyggml.dtypes import GGMLType
 from pyggml.gguf import GGUFFile
@@ -24,15 +22,10 @@ def apart(theirs: np.ndarray, ours: np.ndarray) -> float:
     return float(np.median([nmse(a, b) for a, b in zip(theirs, ours, strict=True)]))
 
 
-@pytest.fixture(scope="module")
-def peer(newest: Newest) -> ArchPeer:
-    return ArchPeer(Programs(newest.bin, newest.source))
-
-
 @pytest.mark.parametrize("dtype", [GGMLType.MXFP4, GGMLType.Q8_0, GGMLType.Q4_0], ids=lambda dtype: dtype.name)
 @pytest.mark.parametrize("name", ["gpt-oss-moe", "gemma4-experts"])
-def test_experts_of_a_type(peer: ArchPeer, tmp_path: Path, name: str, dtype: GGMLType) -> None:
-    source = all_files(peer)[name]
+def test_experts_of_a_type(arch_peer: ArchPeer, tmp_path: Path, name: str, dtype: GGMLType) -> None:
+    source = all_files(arch_peer)[name]
 
     def types(tensor: str) -> GGMLType:
         return dtype if tensor.endswith("_exps.weight") else GGMLType.F32
@@ -48,6 +41,6 @@ def test_experts_of_a_type(peer: ArchPeer, tmp_path: Path, name: str, dtype: GGM
     same = edit(source, tmp_path / "rounded.gguf", replace=rounded)
     for flash in (True, False):
         found = ours(path, flash_attn=flash)
-        assert apart(peer.rows(path, Script(flash=flash).decode(TOKENS)), found) < LIMIT
+        assert apart(arch_peer.rows(path, Script(flash=flash).decode(TOKENS)), found) < LIMIT
         assert apart(ours(same, flash_attn=flash), found) < LIMIT
     assert dtype == GGMLType.Q8_0 or apart(ours(source, flash_attn=False), found) > 10 * LIMIT

@@ -9,8 +9,6 @@ import pytest
 from arch_files import TOKENS
 from arch_variants import all_files
 from peer_archs import ArchPeer, Script, nmse
-from peer_programs import Programs
-from programs import Newest
 
 from pyggml.memory import shift
 from pyggml.memory.kv_tensors import KVLayer
@@ -26,11 +24,6 @@ LIMIT = 5e-5
 """Keys are rounded to F16 once more, and a token may choose another expert then."""
 
 
-@pytest.fixture(scope="module")
-def peer(newest: Newest) -> ArchPeer:
-    return ArchPeer(Programs(newest.bin, newest.source))
-
-
 def after_a_shift(path: Path, flash: bool) -> np.ndarray:
     model = Model.load(path)
     context = Context(model, n_ctx=256, n_ubatch=256, flash_attn=flash)
@@ -44,11 +37,11 @@ def after_a_shift(path: Path, flash: bool) -> np.ndarray:
 
 @pytest.mark.parametrize("flash", [True, False], ids=["fused", "unfused"])
 @pytest.mark.parametrize("name", BESIDE_PEER)
-def test_says_what_the_peer_says(peer: ArchPeer, name: str, flash: bool) -> None:
-    path = all_files(peer)[name]
+def test_says_what_the_peer_says(arch_peer: ArchPeer, name: str, flash: bool) -> None:
+    path = all_files(arch_peer)[name]
     script = Script(flash=flash).decode(TOKENS[:START], outputs=False)
     script.do("remove", 0, KEEP, KEEP + GONE).do("add", 0, KEEP + GONE, START, -GONE)
-    theirs = peer.rows(path, script.decode(TOKENS[START:], START - GONE))
+    theirs = arch_peer.rows(path, script.decode(TOKENS[START:], START - GONE))
     assert nmse(theirs, after_a_shift(path, flash)) < LIMIT
 
 
@@ -74,8 +67,8 @@ def difference(path: Path) -> float:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_keys_are_those_of_the_new_positions(peer: ArchPeer, name: str) -> None:
-    assert difference(all_files(peer)[name]) < 1e-6
+def test_keys_are_those_of_the_new_positions(arch_peer: ArchPeer, name: str) -> None:
+    assert difference(all_files(arch_peer)[name]) < 1e-6
 
 
 def turned_from_the_first_element(layer: KVLayer) -> KVLayer:
@@ -88,7 +81,7 @@ def what_lies_beside_stays(layer: KVLayer) -> KVLayer:
 
 
 @pytest.mark.parametrize("wrong", [turned_from_the_first_element, what_lies_beside_stays])
-def test_what_is_wrong_is_caught(peer: ArchPeer, wrong, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_wrong_is_caught(arch_peer: ArchPeer, wrong, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = shift._parts
     monkeypatch.setattr(shift, "_parts", lambda layer: parts(wrong(layer)))
-    assert difference(all_files(peer)["deepseek32-sparse"]) > 1e-4
+    assert difference(all_files(arch_peer)["deepseek32-sparse"]) > 1e-4

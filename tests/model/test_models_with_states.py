@@ -11,8 +11,6 @@ from arch_files import LIMIT, TOKENS
 from arch_variants import all_files
 from fake_context import Greedy
 from peer_archs import ArchPeer, nmse
-from peer_programs import Programs
-from programs import Newest
 
 from pyggml.model.model import Model
 from pyggml.runtime import state
@@ -27,9 +25,8 @@ NAMES = ("qwen35-heads", "mamba2-heads", "falcon-h1-dense", "lfm2-dense", "kimi-
 
 
 @pytest.fixture(scope="module", params=NAMES)
-def model(request: pytest.FixtureRequest, newest: Newest) -> Iterator[Model]:
-    peer = ArchPeer(Programs(newest.bin, newest.source))
-    model = Model.load(all_files(peer)[request.param])
+def model(request: pytest.FixtureRequest, arch_peer: ArchPeer) -> Iterator[Model]:
+    model = Model.load(all_files(arch_peer)[request.param])
     yield model
     model.close()
 

@@ -7,8 +7,6 @@ import pytest
 from arch_files import LIMIT, TOKENS, decode_in, pieces_of
 from arch_variants import all_files
 from peer_archs import ArchPeer, Script, nmse
-from peer_programs import Programs
-from programs import Newest
 
 from pyggml import ops
 from pyggml.model import delta_net, kimi_delta
@@ -190,20 +188,15 @@ MUTANTS: list[tuple[str, str, Mutate]] = [
 """(file, what is wrong, how)"""
 
 
-@pytest.fixture(scope="module")
-def peer(newest: Newest) -> ArchPeer:
-    return ArchPeer(Programs(newest.bin, newest.source))
-
-
 @pytest.mark.parametrize(("name", "wrong", "mutate"), MUTANTS, ids=[f"{name}: {wrong}" for name, wrong, _ in MUTANTS])
-def test_is_caught(peer: ArchPeer, name: str, wrong: str, mutate: Mutate, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = all_files(peer)[name]
+def test_is_caught(arch_peer: ArchPeer, name: str, wrong: str, mutate: Mutate, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = all_files(arch_peer)[name]
     model = Model.load(path)
     try:
         mutate(model.modules, monkeypatch)
         context = Context(model, n_ctx=256, n_ubatch=256, flash_attn=False)
         try:
-            theirs = peer.rows(path, Script().decode(TOKENS))
+            theirs = arch_peer.rows(path, Script().decode(TOKENS))
             assert not nmse(theirs, decode_in(context, pieces_of(TOKENS))) < 2 * LIMIT, wrong
         finally:
             context.close()

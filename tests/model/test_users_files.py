@@ -17,8 +17,6 @@ from edit_gguf import edit
 from fake_devices import FakeDevice
 from gguf_split import gguf_split
 from peer_archs import ArchPeer
-from peer_programs import Programs
-from programs import Newest
 from tiny_encoders import NAMES as ENCODERS
 from tiny_encoders import ensure_encoders
 from tiny_logits import run
@@ -34,8 +32,8 @@ ALL = [*(name for name in NAMES if known(name) and name not in NOT_THERE), *WRIT
 
 
 @pytest.fixture(scope="module")
-def files(newest: Newest) -> dict[str, Path]:
-    return {**all_files(ArchPeer(Programs(newest.bin, newest.source))), **ensure_encoders()}
+def files(arch_peer: ArchPeer) -> dict[str, Path]:
+    return {**all_files(arch_peer), **ensure_encoders()}
 
 
 @pytest.mark.parametrize("name", ["qwen3moe-moe", "deepseek2-groups"])

@@ -9,8 +9,6 @@ from arch_files import LIMIT
 from arch_mutants import Mutate, difference, each_block, of_model, on
 from arch_variants import all_files
 from peer_archs import ArchPeer, Script, nmse
-from peer_programs import Programs
-from programs import Newest
 
 from pyggml import ops
 from pyggml.model.experts import Experts, ExpertsAndShared
@@ -159,17 +157,12 @@ MUTANTS: list[tuple[str, str, Mutate]] = [
 """(file, what is wrong, how)"""
 
 
-@pytest.fixture(scope="module")
-def peer(newest: Newest) -> ArchPeer:
-    return ArchPeer(Programs(newest.bin, newest.source))
-
-
-def test_a_window_that_the_architecture_says(peer: ArchPeer) -> None:
+def test_a_window_that_the_architecture_says(arch_peer: ArchPeer) -> None:
     """smallthinker's has 4096 tokens, whatever the file says."""
-    path, n = all_files(peer)["smallthinker-moe"], 4380
+    path, n = all_files(arch_peer)["smallthinker-moe"], 4380
     tokens = [int(token) for token in np.random.default_rng(1).integers(0, 128, n + 20)]
     script = Script(n_ctx=4608, n_ubatch=512).decode(tokens[:n], outputs=False).decode(tokens[n:], n)
-    theirs = peer.rows(path, script)
+    theirs = arch_peer.rows(path, script)
     for window in (4096, 4095):
         model = Model.load(path)
         if window != 4096:
@@ -181,5 +174,5 @@ def test_a_window_that_the_architecture_says(peer: ArchPeer) -> None:
 
 
 @pytest.mark.parametrize(("name", "wrong", "mutate"), MUTANTS, ids=[f"{name}: {wrong}" for name, wrong, _ in MUTANTS])
-def test_is_caught(peer: ArchPeer, name: str, wrong: str, mutate: Mutate) -> None:
-    assert not difference(peer, name, mutate) < 2 * LIMIT, wrong
+def test_is_caught(arch_peer: ArchPeer, name: str, wrong: str, mutate: Mutate) -> None:
+    assert not difference(arch_peer, name, mutate) < 2 * LIMIT, wrong

@@ -9,13 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from peer import PeerServer
+from programs import Newest
 from pyggml_rpc.connection import ClientConnection, Reply, ServerConnection
 from pyggml_rpc.server import Server
 from pyggml_rpc.session import Session
 from pyggml_rpc.transport import Listener
-from pyggml_rpc.wire import NEWEST, PROTOCOLS, TENSOR, Command, Protocol, Record
+from pyggml_rpc.wire import NEWEST, PROTOCOLS, TENSOR, V8, Command, Protocol, Record
 
 from pyggml.backend.base import Backend, Buffer, Bytes, Device, Kind, Plan, Usage
+from pyggml.backend.cpu import CPUDevice
 from pyggml.backend.host import HostBuffer
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.errors import ComputeError
@@ -298,6 +301,19 @@ class Kit:
 @pytest.fixture(scope="session")
 def kit() -> type[Kit]:
     return Kit
+
+
+@pytest.fixture(scope="module")
+def our_server() -> Iterator[Listener]:
+    """With the CPU, for whole models."""
+    with Listener(Server([CPUDevice()], n_threads=1, protocol=V8), port=0) as listener:
+        yield listener
+
+
+@pytest.fixture(scope="module")
+def stock_server(newest: Newest) -> Iterator[PeerServer]:
+    with newest.rpc_server() as server:
+        yield server
 
 
 @pytest.fixture

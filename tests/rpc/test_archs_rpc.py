@@ -1,23 +1,17 @@
 """Every architecture over the wire: our client on one of our servers and on a stock one, a stock client on our server. What comes
 back is what llama.cpp says by itself."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 from arch_files import DENOISERS, LIMIT, LIMITS, NAMES, TOKENS, decode_in, known
 from arch_variants import all_files
 from peer import PeerServer
 from peer_archs import ArchPeer, Script, nmse
-from peer_programs import Programs
-from programs import Newest
 from pyggml_rpc.backend import devices_from_spec
-from pyggml_rpc.server import Server
 from pyggml_rpc.transport import Listener
-from pyggml_rpc.wire import V8, Command
+from two_servers import graphs
 from written_archs import WRITTEN
 
-from pyggml.backend.cpu import CPUDevice
 from pyggml.model.model import Model
 from pyggml.runtime.context import Context
 
@@ -37,59 +31,47 @@ FILES = [*(name for name in NAMES if known(name) and name not in (*STAYS_HERE, *
 PIECES = [TOKENS[:40], TOKENS[40:41], TOKENS[41:]]
 
 
-@pytest.fixture(scope="module")
-def peer(newest: Newest) -> ArchPeer:
-    return ArchPeer(Programs(newest.bin, newest.source))
-
-
-@pytest.fixture(scope="module")
-def ours() -> Iterator[Listener]:
-    with Listener(Server([CPUDevice()], n_threads=1, protocol=V8), port=0) as listener:
-        yield listener
-
-
-@pytest.fixture(scope="module")
-def stock(newest: Newest) -> Iterator[PeerServer]:
-    with newest.rpc_server() as server:
-        yield server
-
-
-def graphs(listener: Listener) -> int:
-    counters = listener.server.counters
-    return counters.requests[Command.GRAPH_COMPUTE] + counters.requests[Command.GRAPH_RECOMPUTE]
-
-
 @pytest.mark.parametrize("name", FILES)
-def test_says_the_same_over_the_wire(peer: ArchPeer, ours: Listener, stock: PeerServer, name: str) -> None:
-    path = all_files(peer)[name]
-    theirs = peer.rows(path, Script(flash=True).decode(TOKENS))
+def test_says_the_same_over_the_wire(
+    arch_peer: ArchPeer, our_server: Listener, stock_server: PeerServer, name: str
+) -> None:
+    path = all_files(arch_peer)[name]
+    theirs = arch_peer.rows(path, Script(flash=True).decode(TOKENS))
     script, at = Script(flash=True), 0
     for piece in PIECES:  # where a token stands alone, llama.cpp sums up attention in F16
         script, at = script.decode(piece, at), at + len(piece)
-    in_pieces = peer.rows(path, script)
-    for endpoint, wanted in ((ours.endpoint, theirs), (stock.endpoint, in_pieces)):
-        before, asked = graphs(ours), stock.count("graph_compute")
+    in_pieces = arch_peer.rows(path, script)
+    for endpoint, wanted in ((our_server.endpoint, theirs), (stock_server.endpoint, in_pieces)):
+        before, asked = graphs(our_server), stock_server.count("graph_compute")
         model = Model.load(path, devices=devices_from_spec(endpoint))
         context = Context(model, n_ctx=256, n_ubatch=256, flash_attn=True)
         try:
             assert nmse(wanted, decode_in(context, PIECES)) < LIMITS.get(name, LIMIT), endpoint
         finally:
             context.close(), model.close()
-        assert graphs(ours) >= before + 3 if endpoint == ours.endpoint else stock.count("graph_compute") >= asked + 2
+        assert (
+            graphs(our_server) >= before + 3
+            if endpoint == our_server.endpoint
+            else stock_server.count("graph_compute") >= asked + 2
+        )
 
     if name in HERE_ALONE:
         return
-    before = graphs(ours)
-    assert nmse(theirs, peer.rows(path, Script(flash=True).decode(TOKENS), [ours.endpoint])) < LIMITS.get(name, LIMIT)
-    assert graphs(ours) > before and ours.server.counters.refused == 0
+    before = graphs(our_server)
+    assert nmse(theirs, arch_peer.rows(path, Script(flash=True).decode(TOKENS), [our_server.endpoint])) < LIMITS.get(
+        name, LIMIT
+    )
+    assert graphs(our_server) > before and our_server.server.counters.refused == 0
 
 
 @pytest.mark.parametrize("n_gpu_layers", [3, 8])
-def test_layers_read_keys_that_another_device_keeps(peer: ArchPeer, ours: Listener, n_gpu_layers: int) -> None:
+def test_layers_read_keys_that_another_device_keeps(
+    arch_peer: ArchPeer, our_server: Listener, n_gpu_layers: int
+) -> None:
     """Of a model whose last five layers share those of earlier ones: some layers here, some on a server; to the bit."""
-    path = all_files(peer)["gemma4-small"]
+    path = all_files(arch_peer)["gemma4-small"]
     found = []
-    for devices in ([], devices_from_spec(ours.endpoint)):
+    for devices in ([], devices_from_spec(our_server.endpoint)):
         model = Model.load(path, devices=devices, n_gpu_layers=n_gpu_layers)
         assert len(set(model.layer_devices)) == 1 + len(devices)
         context = Context(model, n_ctx=256, n_ubatch=256)
