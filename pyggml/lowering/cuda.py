@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pyggml.kernels.cuda.launch_args import LaunchArgs, Word, words
 from pyggml.kernels.cuda.spec import DeviceAddress, Scratch, Spec
 from pyggml.lowering.hazards import Memo, Span
 from pyggml.lowering.spans import first_fit
@@ -31,7 +32,7 @@ class Launch:
     grid: Grid
     threads: int
     shared: int
-    args: tuple[int | float | DeviceAddress, ...]
+    args: tuple[Word, ...]
 
 
 @dataclass
@@ -56,19 +57,20 @@ class Builder:
         spec: Spec,
         grid: Sequence[int],
         threads: int,
-        args: Sequence[int | float | DeviceAddress],
+        args: LaunchArgs,
         shared: int = 0,
     ) -> None:
-        """Add a kernel: `grid` has one to three dimensions, `args` are its parameters in order."""
+        """Add a kernel: `grid` has one to three dimensions, `args` is of the class that stands beside the kernel."""
         x, y, z = (*grid, 1, 1)[:3]
         assert x > 0 and y > 0 and z > 0 and threads % 32 == 0 and y < 65536 and z < 65536, (spec, grid, threads)
         assert shared <= self.shared_limit, (spec, shared)
-        for arg in args:
+        given = words(args)
+        for arg in given:
             if isinstance(arg, DeviceAddress) and arg.scratch is not self._base:
                 scratch = arg.scratch
                 scratch.first = len(self.launches) if scratch.first < 0 else scratch.first
                 scratch.last = len(self.launches)
-        self.launches.append(Launch(spec, (x, y, z), threads, shared, tuple(args)))
+        self.launches.append(Launch(spec, (x, y, z), threads, shared, given))
 
     def scratch(self, size: int) -> Scratch:
         """Work memory from the first launch that names it to the last."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from pyggml.kernels.cuda.launch_args import Extents, Place, entry, extents, place
 from pyggml.kernels.cuda.layout import blocks
 from pyggml.kernels.cuda.spec import Spec, i32, i64
 
@@ -41,20 +42,27 @@ def quantized(builder: Builder, b: Tensor) -> Activations:
     n_bytes = step * b.nrows
     scratch = builder.scratch(n_bytes + n_bytes // 4)
     made = Activations(scratch.at(), scratch.at(n_bytes), step)
-    args = (made.bytes, made.scales, step, b.data, *b.nb, *b.ne[:3])
+    args = QuantizeArgs(q=made.bytes, scales=made.scales, step=step, b=place(b), n=extents(b.ne))
     grid = (b.nrows, min(65535, step // GROUP))
     builder.launch(Spec("activations", "quantize"), grid, THREADS, args)
     builder.remember(key, made, b)
     return made
 
 
+class QuantizeArgs(NamedTuple):
+    q: i64
+    scales: i64
+    step: i32
+    b: Place
+    n: Extents
+
+
 def quantize():
     """A warp takes 32 values."""
     from pyggml.kernels.cuda import device as d
 
-    def kernel(
-        q: i64, scales: i64, step: i32, b: i64, b0: i64, b1: i64, b2: i64, b3: i64, n0: i32, n1: i32, n2: i32,
-    ):  # fmt: skip
+    @entry(QuantizeArgs, THREADS)
+    def kernel(q, scales, step, b, b0, b1, b2, b3, n0, n1, n2):
         row = d.block_x()
         above = d.udiv(row, n1)
         i1 = d.i32(row - above * n1)
@@ -77,5 +85,4 @@ def quantize():
                 d.st_f32x2(scales + (row * d.i64(step) + i) // 4, by, by * total)
             i = d.i32(i + d.blocks_y() * THREADS)
 
-    kernel.threads = THREADS
     return kernel

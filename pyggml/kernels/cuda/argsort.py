@@ -7,8 +7,9 @@ memory (bitonic).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from pyggml.kernels.cuda.launch_args import Place, entry, place
 from pyggml.kernels.cuda.layout import F32, I32, blocks, refuse_types, source
 from pyggml.kernels.cuda.spec import Spec, i32, i64
 from pyggml.ops import Op, SortOrder
@@ -33,13 +34,15 @@ def why_not(node: Tensor) -> str | None:
 def lower(builder: Builder, node: Tensor) -> None:
     a = source(node, 0)
     down = int(node.op == Op.TOP_K or node.param_i32(0) == SortOrder.DESC)
-    places = (node.data, *node.nb, a.data, *a.nb, a.ne[0], *a.ne[1:3], node.ne[0], down)
+    args = RanksArgs(
+        y=place(node), a=place(a), n=a.ne[0], n1=a.ne[1], n2=a.ne[2], wanted=node.ne[0], down=down,
+    )  # fmt: skip
     if a.ne[0] <= SHORT:
-        builder.launch(Spec("argsort", "ranks"), (a.nrows, blocks(a.ne[0], THREADS)), THREADS, places)
+        builder.launch(Spec("argsort", "ranks"), (a.nrows, blocks(a.ne[0], THREADS)), THREADS, args)
         return
     room = 1 << (a.ne[0] - 1).bit_length()
     work = builder.scratch(8 * room * a.nrows)
-    builder.launch(Spec("argsort", "sort"), (a.nrows,), SORTERS, (*places, work.at(), room))
+    builder.launch(Spec("argsort", "sort"), (a.nrows,), SORTERS, SortArgs(args, work=work.at(), room=room))
 
 
 def _order():
@@ -61,15 +64,23 @@ def _order():
     return order
 
 
+class RanksArgs(NamedTuple):
+    y: Place
+    a: Place
+    n: i32
+    n1: i32
+    n2: i32
+    wanted: i32
+    down: i32
+
+
 def ranks():
     from pyggml.kernels.cuda import device as d
 
     order = _order()
 
-    def kernel(
-        y: i64, y0: i64, y1: i64, y2: i64, y3: i64, a: i64, a0: i64, a1: i64, a2: i64, a3: i64, n: i32, n1: i32, n2: i32,
-        wanted: i32, down: i32,
-    ):  # fmt: skip
+    @entry(RanksArgs, THREADS)
+    def kernel(y, y0, y1, y2, y3, a, a0, a1, a2, a3, n, n1, n2, wanted, down):
         row = d.block_x()
         above = d.udiv(row, n1)
         i1 = d.i32(row - above * n1)
@@ -87,8 +98,13 @@ def ranks():
             if rank < wanted:
                 d.st_i32(y + rank * y0 + i1 * y1 + i2 * y2 + i3 * y3, i)
 
-    kernel.threads = THREADS
     return kernel
+
+
+class SortArgs(NamedTuple):
+    ranks: RanksArgs
+    work: i64
+    room: i32
 
 
 def sort():
@@ -96,10 +112,8 @@ def sort():
 
     order = _order()
 
-    def kernel(
-        y: i64, y0: i64, y1: i64, y2: i64, y3: i64, a: i64, a0: i64, a1: i64, a2: i64, a3: i64, n: i32, n1: i32, n2: i32,
-        wanted: i32, down: i32, work: i64, room: i32,
-    ):  # fmt: skip
+    @entry(SortArgs, SORTERS)
+    def kernel(y, y0, y1, y2, y3, a, a0, a1, a2, a3, n, n1, n2, wanted, down, work, room):
         row = d.block_x()
         above = d.udiv(row, n1)
         i1 = d.i32(row - above * n1)
@@ -133,5 +147,4 @@ def sort():
             d.st_i32(y + i * y0 + i1 * y1 + i2 * y2 + i3 * y3, d.i32(d.ld_i64(own + i * 8)))
             i = d.i32(i + SORTERS)
 
-    kernel.threads = SORTERS
     return kernel

@@ -6,13 +6,14 @@ that the mask hides are not looked at, whatever they and their values hold.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyggml.kernels.cuda import attention_tile
-from pyggml.kernels.cuda.attention_operands import Operands
+from pyggml.kernels.cuda.attention_operands import Operands, Shared
 from pyggml.kernels.cuda.blocks import SIMPLE
+from pyggml.kernels.cuda.launch_args import entry
 from pyggml.kernels.cuda.layout import F32, FLOATS, option, refuse, refuse_types, source
-from pyggml.kernels.cuda.spec import Spec, f32, i32, i64
+from pyggml.kernels.cuda.spec import Spec, i32
 
 if TYPE_CHECKING:
     from pyggml.lowering.cuda import Builder
@@ -42,10 +43,16 @@ def lower(builder: Builder, node: Tensor) -> None:
         attention_tile.lower(builder, node, x)
         return
 
-    args = (*x.tensors, *x.shapes, *x.numbers, TYPES.index(k.type), TYPES.index(v.type))
+    args = PlainArgs(x.args, kk=TYPES.index(k.type), kv=TYPES.index(v.type))
     shared = 2 * AREA + 4 * THREADS + 4 * x.q.ne[0]
     grid = (x.q.ne[2], x.q.ne[1], x.q.ne[3])
     builder.launch(Spec("attention", "plain"), grid, THREADS, args, shared)
+
+
+class PlainArgs(NamedTuple):
+    shared: Shared
+    kk: i32
+    kv: i32
 
 
 def plain():
@@ -64,11 +71,11 @@ def plain():
             return of_floats(row, i, step, kind, 0)
         return of_blocks(row, i, step, kind - count_floats, 0)
 
+    @entry(PlainArgs, THREADS)
     def kernel(
-        y: i64, y0: i64, y1: i64, y2: i64, y3: i64, q: i64, q0: i64, q1: i64, q2: i64, q3: i64, k: i64, k0: i64,
-        k1: i64, k2: i64, k3: i64, v: i64, v0: i64, v1: i64, v2: i64, v3: i64, mask: i64, m0: i64, m1: i64, m2: i64,
-        m3: i64, head: i32, head_v: i32, n_kv: i32, n_tokens: i32, n_head: i32, ratio_k: i32, ratio_v: i32, mask2: i32,
-        mask3: i32, slopes: i64, sinks: i64, sink_step: i64, scale: f32, softcap: f32, kk: i32, kv: i32,
+        y, y0, y1, y2, y3, q, q0, q1, q2, q3, k, k0, k1, k2, k3, v, v0, v1, v2, v3, mask, mask0, mask1, mask2,
+        mask3, key_size, value_size, n_kv, n_tokens, n_head, ratio_k, ratio_v, mask_heads, mask_batches, slopes, sinks, sink_step,
+        scale, softcap, kk, kv,
     ):  # fmt: skip
         lowest = d.bits_float(-8388608)  # -inf
         me = d.i32(d.thread())
@@ -77,12 +84,12 @@ def plain():
         weights = d.i32(areas + 2 * AREA)
         query = d.i32(weights + 4 * THREADS)
         i = d.i32(me)
-        while i < head:
+        while i < key_size:
             d.sst_f32(query + 4 * i, d.ld_f32(q + i * q0 + t * q1 + h * q2 + z * q3))
             i = d.i32(i + THREADS)
         keys = k + d.udiv(h, ratio_k) * k2 + z * k3
         values = v + d.udiv(h, ratio_v) * v2 + z * v3
-        biases = mask + t * m1 + d.urem(h, mask2) * m2 + d.urem(z, mask3) * m3
+        biases = mask + t * mask1 + d.urem(h, mask_heads) * mask2 + d.urem(z, mask_batches) * mask3
         slope = d.f32(1)
         if slopes != 0:
             slope = d.ld_f32(slopes + 4 * h)
@@ -98,11 +105,11 @@ def plain():
             if j < n_kv:
                 bias = d.f32(0)
                 if mask != 0:
-                    bias = slope * d.ld_f16(biases + j * m0)
+                    bias = slope * d.ld_f16(biases + j * mask0)
                 if bias != lowest:
                     s = d.f32(0)
                     i = d.i32(0)
-                    while i < head:
+                    while i < key_size:
                         s = d.fma(d.sld_f32(query + 4 * i), value(keys + j * k1, i, k0, kk), s)
                         i = d.i32(i + 1)
                     s = s * scale
@@ -121,7 +128,7 @@ def plain():
             count = min(n_kv - first, THREADS)
             for e in range(parts):
                 i = d.i32(me + e * THREADS)
-                if i < head_v:
+                if i < value_size:
                     x = result[e] * keep
                     n = d.i32(0)
                     while n < count:
@@ -141,11 +148,10 @@ def plain():
                 result[e] = result[e] * keep
         for e in range(parts):
             i = d.i32(me + e * THREADS)
-            if i < head_v:
+            if i < value_size:
                 x = d.f32(0)
                 if total != d.f32(0):
                     x = result[e] / total
                 d.st_f32(y + i * y0 + h * y1 + t * y2 + z * y3, x)
 
-    kernel.threads = THREADS
     return kernel

@@ -12,12 +12,14 @@ Owns tiles and fragments.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyggml.dtypes import SIZES, GGMLType
+from pyggml.kernels.cuda.attention_operands import Shared
 from pyggml.kernels.cuda.blocks import SIMPLE
+from pyggml.kernels.cuda.launch_args import Place, entry
 from pyggml.kernels.cuda.layout import F16, blocks
-from pyggml.kernels.cuda.spec import Spec, f32, i32, i64
+from pyggml.kernels.cuda.spec import Spec, i32, i64
 from pyggml.kernels.cuda.unpack import ALIGNMENT
 
 if TYPE_CHECKING:
@@ -45,10 +47,11 @@ def is_packed(x: Operands) -> bool:
     return x.k.type != F16 or x.v.type != F16
 
 
-def layout_of(t: Tensor) -> tuple[int, int, int]:
-    """Number of the type, bytes of a block, where its quants begin."""
+def layout_of(of: str, t: Tensor) -> dict[str, int]:
+    """Number of the type, bytes of a block, where its quants begin, as arguments of keys ("k") or values ("v")."""
     size = SIZES[t.type]
-    return TYPES.index(t.type), size.type_size, size.type_size - (32 if t.type == T.Q8_0 else 16)
+    start = size.type_size - (32 if t.type == T.Q8_0 else 16)
+    return {f"kind_{of}": TYPES.index(t.type), f"size_{of}": size.type_size, f"start_{of}": start}
 
 
 def takes(cc: tuple[int, int], node: Tensor, x: Operands) -> bool:
@@ -72,7 +75,7 @@ def lower(builder: Builder, node: Tensor, x: Operands) -> None:
     heads = x.k.ne[2]
     rows = n_tokens * (n_head // heads)
     row_bytes = 2 * head + 16
-    packed, kinds = int(is_packed(x)), (*layout_of(x.k), *layout_of(x.v))
+    packed, kinds = int(is_packed(x)), {**layout_of("k", x.k), **layout_of("v", x.v)}
     if rows > SPLIT_ROWS:
         shared = FLAGS + 2 * KEYS_TILED * row_bytes
         grid = (blocks(rows, 16 * WARPS), heads * n_batch)
@@ -80,7 +83,7 @@ def lower(builder: Builder, node: Tensor, x: Operands) -> None:
             Spec("attention_tile", "attend", (head, 0, packed)),
             grid,
             THREADS,
-            (*x.tensors, *x.shapes, *x.numbers, 0, 0, 1, 0, *kinds),
+            AttendArgs(x.args, sums=0, meta=0, splits=1, steps=0, **kinds),
             shared,
         )
         return
@@ -91,12 +94,14 @@ def lower(builder: Builder, node: Tensor, x: Operands) -> None:
     parts = splits * WARPS
     sums = builder.scratch(heads * n_batch * rows * parts * 4 * (head + 2))
     meta = sums.at(heads * n_batch * rows * parts * 4 * head)
-    args = (*x.tensors, *x.shapes, *x.numbers, sums.at(), meta, splits, blocks(steps, splits), *kinds)
+    args = AttendArgs(x.args, sums=sums.at(), meta=meta, splits=splits, steps=blocks(steps, splits), **kinds)
     shared = FLAGS + (16 + 2 * KEYS_SPLIT * WARPS) * row_bytes
     grid = (row_blocks, heads * n_batch, splits)  # type: ignore[assignment]
     builder.launch(Spec("attention_tile", "attend", (head, 1, packed)), grid, THREADS, args, shared)
-    scale = (*x.numbers[1:3],)
-    combined = (node.data, *node.nb, sums.at(), meta, head, n_tokens, n_head, n_head // heads, parts, *scale)
+    combined = CombineArgs(
+        y=x.args.y, sums=sums.at(), meta=meta, head=head, n_tokens=n_tokens, n_head=n_head, ratio=n_head // heads,
+        parts=parts, sinks=x.args.sinks, sink_step=x.args.sink_step,
+    )  # fmt: skip
     builder.launch(Spec("attention_tile", "combine"), (n_head, n_tokens, n_batch), THREADS, combined)
 
 
@@ -151,6 +156,22 @@ def _halves():
     return halves
 
 
+class AttendArgs(NamedTuple):
+    """sums, meta: work memory of split_kv, and how many blocks share the keys, `steps` of KEYS_SPLIT x WARPS keys each."""
+
+    shared: Shared
+    sums: i64
+    meta: i64
+    splits: i32
+    steps: i32
+    kind_k: i32
+    size_k: i32
+    start_k: i32
+    kind_v: i32
+    size_v: i32
+    start_v: i32
+
+
 def attend(head, split_kv, packed):
     from pyggml.kernels.cuda import device as d
 
@@ -170,32 +191,31 @@ def attend(head, split_kv, packed):
     tile_bytes = keys * row_bytes
     shared_rows = WARPS * tile_bytes if split_kv else tile_bytes
 
+    @entry(AttendArgs, THREADS)
     def kernel(
-        y: i64, y0: i64, y1: i64, y2: i64, y3: i64, q: i64, q0: i64, q1: i64, q2: i64, q3: i64, k: i64, k0: i64,
-        k1: i64, k2: i64, k3: i64, v: i64, v0: i64, v1: i64, v2: i64, v3: i64, mask: i64, m0: i64, m1: i64, m2: i64,
-        m3: i64, n0: i32, n0_v: i32, n_kv: i32, n_tokens: i32, n_head: i32, ratio: i32, ratio_v: i32, mask2: i32,
-        mask3: i32, slopes: i64, sinks: i64, sink_step: i64, scale: f32, softcap: f32, sums: i64, meta: i64, splits: i32,
-        steps: i32, kind_k: i32, size_k: i32, start_k: i32, kind_v: i32, size_v: i32, start_v: i32,
+        y, y0, y1, y2, y3, q, q0, q1, q2, q3, k, k0, k1, k2, k3, v, v0, v1, v2, v3, mask, mask0, mask1, mask2,
+        mask3, key_size, value_size, n_kv, n_tokens, n_head, ratio_k, ratio_v, mask_heads, mask_batches, slopes, sinks, sink_step, scale,
+        softcap, sums, meta, splits, steps, kind_k, size_k, start_k, kind_v, size_v, start_v,
     ):  # fmt: skip
         lowest = d.bits_float(-8388608)  # -inf
         me = d.i32(d.thread())
         lane, warp = d.i32(me & 31), d.i32(me >> 5)
         g, t = d.i32(lane >> 2), d.i32(lane & 3)
-        heads = d.udiv(n_head, ratio)
+        heads = d.udiv(n_head, ratio_k)
         z = d.udiv(d.block_y(), heads)
         key_head = d.i32(d.block_y() - z * heads)
-        rows = d.i32(n_tokens * ratio)
+        rows = d.i32(n_tokens * ratio_k)
         row0 = d.i32(d.block_x() * 16) if split_kv else d.i32(d.block_x() * (16 * WARPS) + warp * 16)
         # the two rows of this lane
         biases, slope = d.cuda.local.array(2, d.i64), d.cuda.local.array(2, d.f32)
         query, valid = d.cuda.local.array(2, d.i64), d.cuda.local.array(2, d.i32)
         for r in range(2):
             row = d.i32(row0 + g + 8 * r)
-            token = d.udiv(min(row, rows - 1), ratio)
-            h = key_head * ratio + d.urem(min(row, rows - 1), ratio)
+            token = d.udiv(min(row, rows - 1), ratio_k)
+            h = key_head * ratio_k + d.urem(min(row, rows - 1), ratio_k)
             valid[r] = row < rows
             query[r] = q + token * q1 + h * q2 + z * q3
-            biases[r] = mask + token * m1 + d.urem(h, mask2) * m2 + d.urem(z, mask3) * m3
+            biases[r] = mask + token * mask1 + d.urem(h, mask_heads) * mask2 + d.urem(z, mask_batches) * mask3
             slope[r] = d.f32(LOG2E)
             if slopes != 0:
                 slope[r] = d.ld_f32(slopes + 4 * h) * d.f32(LOG2E)
@@ -211,8 +231,8 @@ def attend(head, split_kv, packed):
                 row = d.i32(row0 + r)
                 x0, x1 = d.f32(0), d.f32(0)
                 if row < rows:
-                    token = d.udiv(row, ratio)
-                    h = key_head * ratio + d.urem(row, ratio)
+                    token = d.udiv(row, ratio_k)
+                    h = key_head * ratio_k + d.urem(row, ratio_k)
                     x0, x1 = d.ld_f32x2(q + token * q1 + h * q2 + z * q3 + part * 8)
                 d.sst_i32(key_rows + r * row_bytes + part * 4, d.pack_f16(x0, x1))
                 i = d.i32(i + THREADS)
@@ -251,7 +271,7 @@ def attend(head, split_kv, packed):
                     if key < n_kv:
                         bias = d.f32(0)
                         if mask != 0:
-                            bias = slope[e >> 1] * d.ld_f16(biases[e >> 1] + key * m0)
+                            bias = slope[e >> 1] * d.ld_f16(biases[e >> 1] + key * mask0)
                         if bias != lowest:
                             seen = d.f32(1)
                     s[4 * j + e] = bias
@@ -361,8 +381,8 @@ def attend(head, split_kv, packed):
                             sums + (at * head + 8 * i + 2 * t) * 4, result[4 * i + 2 * r], result[4 * i + 2 * r + 1]
                         )
             elif row < rows:
-                token = d.udiv(row, ratio)
-                h = key_head * ratio + d.urem(row, ratio)
+                token = d.udiv(row, ratio_k)
+                h = key_head * ratio_k + d.urem(row, ratio_k)
                 less = d.f32(1)
                 if sinks != 0:
                     sink = d.ld_f32(sinks + h * sink_step) * d.f32(LOG2E)
@@ -377,18 +397,28 @@ def attend(head, split_kv, packed):
                     at = to + (8 * i + 2 * t) * 4
                     d.st_f32x2(at, result[4 * i + 2 * r] * share, result[4 * i + 2 * r + 1] * share)
 
-    kernel.threads = THREADS
     return kernel
+
+
+class CombineArgs(NamedTuple):
+    y: Place
+    sums: i64
+    meta: i64
+    head: i32
+    n_tokens: i32
+    n_head: i32
+    ratio: i32
+    parts: i32
+    sinks: i64
+    sink_step: i64
 
 
 def combine():
     """What the warps of `split_kv` found, weighted by their maxima: one block of threads a query of a head."""
     from pyggml.kernels.cuda import device as d
 
-    def kernel(
-        y: i64, y0: i64, y1: i64, y2: i64, y3: i64, sums: i64, meta: i64, head: i32, n_tokens: i32, n_head: i32,
-        ratio: i32, parts: i32, sinks: i64, sink_step: i64,
-    ):  # fmt: skip
+    @entry(CombineArgs, THREADS)
+    def kernel(y, y0, y1, y2, y3, sums, meta, head, n_tokens, n_head, ratio, parts, sinks, sink_step):
         lowest = d.bits_float(-8388608)  # -inf
         h, token, z = d.block_x(), d.block_y(), d.block_z()
         key_head = d.udiv(h, ratio)
@@ -421,5 +451,4 @@ def combine():
             d.st_f32(y + i * y0 + h * y1 + token * y2 + z * y3, x)
             i = d.i32(i + THREADS)
 
-    kernel.threads = THREADS
     return kernel

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from math import gcd
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyggml.dtypes import SIZES
 from pyggml.kernels.cuda import encoders
 from pyggml.kernels.cuda.blocks import READ, reader
+from pyggml.kernels.cuda.launch_args import Extents, Place, entry, extents, place
 from pyggml.kernels.cuda.layout import F32, FLOATS, I32, KINDS, THREADS, blocks, refuse, source
 from pyggml.kernels.cuda.spec import Spec, i32, i64
 from pyggml.quants import QUANTS
@@ -40,20 +41,20 @@ def lower(builder: Builder, node: Tensor) -> None:
         move(builder, node, a)
         return
     n = node.nelements
-    shapes = (node.data, *node.nb, *node.ne[:3], a.data, *a.nb, *a.ne[:3], n)
+    y, x, m = place(node), place(a), extents(a.ne)
     if node.type in encoders.KINDS:
-        made = (node.data, *node.nb, node.ne[0] // 32, *node.ne[1:3], a.data, *a.nb, *a.ne[:3], n // 32)
-        spec = Spec("copy", "quantize")
-        builder.launch(
-            spec, (blocks(n // 32, THREADS // 32),), THREADS, (*made, encoders.KINDS[node.type], KINDS[a.type])
-        )
+        made = Extents(node.ne[0] // 32, node.ne[1], node.ne[2])
+        args = ConvertArgs(y=y, n=made, a=x, m=m, total=n // 32, ky=encoders.KINDS[node.type], ka=KINDS[a.type])
+        builder.launch(Spec("copy", "quantize"), (blocks(n // 32, THREADS // 32),), THREADS, args)
     elif SIZES[a.type].block_size > 1:
-        family, which = reader(builder, a.type)
-        builder.launch(
-            Spec("copy", "dequantize", (family,)), (blocks(n),), THREADS, (*shapes, KINDS[node.type], *which)
-        )
+        family, (kind, table) = reader(builder, a.type)
+        read = DequantizeArgs(
+            y=y, n=extents(node.ne), a=x, m=m, total=n, ky=KINDS[node.type], ka=kind, table=table,
+        )  # fmt: skip
+        builder.launch(Spec("copy", "dequantize", (family,)), (blocks(n),), THREADS, read)
     else:
-        builder.launch(Spec("copy", "convert"), (blocks(n),), THREADS, (*shapes, KINDS[node.type], KINDS[a.type]))
+        args = ConvertArgs(y=y, n=extents(node.ne), a=x, m=m, total=n, ky=KINDS[node.type], ka=KINDS[a.type])
+        builder.launch(Spec("copy", "convert"), (blocks(n),), THREADS, args)
 
 
 def unit_of(dtype: GGMLType, *tensors: Tensor) -> int:
@@ -70,10 +71,20 @@ def move(builder: Builder, node: Tensor, a: Tensor) -> None:
     size = SIZES[a.type]
     unit = unit_of(a.type, node, a)
     per = size.type_size // unit
-    ne, me = ([t.ne[0] // size.block_size, *t.ne[1:3]] for t in (node, a))
+    ne, me = (Extents(t.ne[0] // size.block_size, t.ne[1], t.ne[2]) for t in (node, a))
     n = node.nelements // size.block_size * per
-    args = (node.data, *node.nb, *ne, a.data, *a.nb, *me, n, per, unit)
+    args = MoveKernelArgs(y=place(node), n=ne, a=place(a), m=me, total=n, per=per, unit=unit)
     builder.launch(Spec("copy", "move_kernel"), (blocks(n),), THREADS, args)
+
+
+class MoveKernelArgs(NamedTuple):
+    y: Place
+    n: Extents
+    a: Place
+    m: Extents
+    total: i32
+    per: i32
+    unit: i32
 
 
 def move_kernel():
@@ -82,12 +93,10 @@ def move_kernel():
 
     place = places()
 
-    def kernel(
-        y: i64, y0: i64, y1: i64, y2: i64, y3: i64, n0: i32, n1: i32, n2: i32, a: i64, a0: i64, a1: i64, a2: i64,
-        a3: i64, m0: i32, m1: i32, m2: i32, n: i32, per: i32, unit: i32,
-    ):  # fmt: skip
+    @entry(MoveKernelArgs, THREADS)
+    def kernel(y, y0, y1, y2, y3, n0, n1, n2, a, a0, a1, a2, a3, m0, m1, m2, total, per, unit):
         i = d.i32(d.block_x() * d.threads() + d.thread())
-        if i < n:
+        if i < total:
             block = d.udiv(i, per)
             inside = (i - block * per) * unit
             i0, i1, i2, i3 = place(block, n0, n1, n2)
@@ -103,8 +112,17 @@ def move_kernel():
             else:
                 d.st_u8(to, d.ld_u8(at))
 
-    kernel.threads = THREADS
     return kernel
+
+
+class ConvertArgs(NamedTuple):
+    y: Place
+    n: Extents
+    a: Place
+    m: Extents
+    total: i32
+    ky: i32
+    ka: i32
 
 
 def convert():
@@ -114,12 +132,10 @@ def convert():
     load, store = access()
     place = places()
 
-    def kernel(
-        y: i64, y0: i64, y1: i64, y2: i64, y3: i64, n0: i32, n1: i32, n2: i32, a: i64, a0: i64, a1: i64, a2: i64,
-        a3: i64, m0: i32, m1: i32, m2: i32, n: i32, ky: i32, ka: i32,
-    ):  # fmt: skip
+    @entry(ConvertArgs, THREADS)
+    def kernel(y, y0, y1, y2, y3, n0, n1, n2, a, a0, a1, a2, a3, m0, m1, m2, total, ky, ka):
         i = d.i32(d.block_x() * d.threads() + d.thread())
-        if i < n:
+        if i < total:
             i0, i1, i2, i3 = place(i, n0, n1, n2)
             j0, j1, j2, j3 = place(i, m0, m1, m2)
             to = y + i0 * y0 + i1 * y1 + i2 * y2 + i3 * y3
@@ -133,8 +149,18 @@ def convert():
             else:
                 store(to, ky, load(at, ka))
 
-    kernel.threads = THREADS
     return kernel
+
+
+class DequantizeArgs(NamedTuple):
+    y: Place
+    n: Extents
+    a: Place
+    m: Extents
+    total: i32
+    ky: i32
+    ka: i32
+    table: i64
 
 
 def dequantize(family):
@@ -146,19 +172,15 @@ def dequantize(family):
     place = places()
     value = element(family)
 
-    def kernel(
-        y: i64, y0: i64, y1: i64, y2: i64, y3: i64, n0: i32, n1: i32, n2: i32, a: i64, a0: i64, a1: i64, a2: i64,
-        a3: i64, m0: i32, m1: i32, m2: i32, n: i32, ky: i32, ka: i32,
-        table: i64,
-    ):  # fmt: skip
+    @entry(DequantizeArgs, THREADS)
+    def kernel(y, y0, y1, y2, y3, n0, n1, n2, a, a0, a1, a2, a3, m0, m1, m2, total, ky, ka, table):
         i = d.i32(d.block_x() * d.threads() + d.thread())
-        if i < n:
+        if i < total:
             i0, i1, i2, i3 = place(i, n0, n1, n2)
             j0, j1, j2, j3 = place(i, m0, m1, m2)
             x = value(a + j1 * a1 + j2 * a2 + j3 * a3, j0, a0, ka, table)
             store(y + i0 * y0 + i1 * y1 + i2 * y2 + i3 * y3, ky, x)
 
-    kernel.threads = THREADS
     return kernel
 
 
@@ -171,18 +193,15 @@ def quantize():
     load, _ = access()
     place, encode = places(), encoder()
 
-    def kernel(
-        y: i64, y0: i64, y1: i64, y2: i64, y3: i64, n0: i32, n1: i32, n2: i32, a: i64, a0: i64, a1: i64, a2: i64,
-        a3: i64, m0: i32, m1: i32, m2: i32, n: i32, ky: i32, ka: i32,
-    ):  # fmt: skip
+    @entry(ConvertArgs, THREADS)
+    def kernel(y, y0, y1, y2, y3, n0, n1, n2, a, a0, a1, a2, a3, m0, m1, m2, total, ky, ka):
         warps = d.threads() >> 5
         block = d.i32(d.block_x() * warps + (d.thread() >> 5))
-        while block < n:
+        while block < total:
             i0, i1, i2, i3 = place(block, n0, n1, n2)
             j0, j1, j2, j3 = place(d.i32(block * 32 + (d.thread() & 31)), m0, m1, m2)
             x = load(a + j0 * a0 + j1 * a1 + j2 * a2 + j3 * a3, ka)
             encode(y + i0 * y0 + i1 * y1 + i2 * y2 + i3 * y3, x, ky)
             block = d.i32(block + d.blocks_x() * warps)
 
-    kernel.threads = THREADS
     return kernel

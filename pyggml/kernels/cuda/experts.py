@@ -8,23 +8,35 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from pyggml.kernels.cuda.launch_args import entry
 from pyggml.kernels.cuda.layout import source
 from pyggml.kernels.cuda.spec import Spec, i32, i64
 from pyggml.ops import Op
 
 if TYPE_CHECKING:
-    from pyggml.kernels.cuda.spec import DeviceAddress
     from pyggml.lowering.cuda import Builder
     from pyggml.tensor import Tensor
 
 
-def lists(builder: Builder, node: Tensor) -> tuple[int | DeviceAddress, ...]:
-    """Arguments: the lists' address (0: there are none) and strides, numbers a list, rows of b that they share, how many
-    matrices there are, and where a number out of range is told."""
+class Lists(NamedTuple):
+    """The lists' address (0: there are none) and strides, numbers a list, rows of b that they share, how many matrices there
+    are, and where a number out of range is told."""
+
+    ids: i64 = 0
+    ids0: i64 = 0
+    ids1: i64 = 0
+    used: i32 = 0
+    shared_rows: i32 = 0
+    limit: i32 = 0
+    number: i32 = 0
+    status: i64 = 0
+
+
+def lists(builder: Builder, node: Tensor) -> Lists:
     if node.op != Op.MUL_MAT_ID:
-        return (0,) * 8
+        return Lists()
     a, b, ids = (source(node, i) for i in range(3))
-    return (ids.data, *ids.nb[:2], ids.ne[0], b.ne[1], a.ne[2], builder.number + 1, builder.status())
+    return Lists(ids.data, *ids.nb[:2], ids.ne[0], b.ne[1], a.ne[2], builder.number + 1, builder.status())
 
 
 def batches(node: Tensor) -> int:
@@ -67,10 +79,10 @@ class Table(NamedTuple):
     matrix' places; the order: numbers of entries (list x used + slot).
     """
 
-    at: DeviceAddress | int = 0
-    tiles: int = 0
-    used: int = 0
-    shared_rows: int = 1
+    table: i64 = 0
+    tiles: i32 = 0
+    used: i32 = 0
+    shared_rows: i32 = 1
 
 
 def entries(node: Tensor) -> int:
@@ -89,30 +101,34 @@ def sorted_entries(builder: Builder, node: Tensor, columns: int) -> Table:
     tiles = n // columns + a.ne[2]
     work = builder.scratch(4 * (1 + 3 * tiles + n))
     made = Table(work.at(), tiles, ids.ne[0], b.ne[1])
-    args = (
-        ids.data,
-        *ids.nb[:2],
-        ids.ne[0],
-        n,
-        a.ne[2],
-        tiles,
-        columns,
-        work.at(),
-        builder.number + 1,
-        builder.status(),
-    )
+    args = TableArgs(
+        ids=ids.data, ids0=ids.nb[0], ids1=ids.nb[1], used=ids.ne[0], n=n, limit=a.ne[2], tiles=tiles, columns=columns,
+        to=work.at(), number=builder.number + 1, status=builder.status(),
+    )  # fmt: skip
     builder.launch(Spec("experts", "table"), (1,), -(-a.ne[2] // 32) * 32, args, 4 * MOST)
     builder.remember(key, made, ids)
     return made
 
 
+class TableArgs(NamedTuple):
+    ids: i64
+    ids0: i64
+    ids1: i64
+    used: i32
+    n: i32
+    limit: i32
+    tiles: i32
+    columns: i32
+    to: i64
+    number: i32
+    status: i64
+
+
 def table():
     from pyggml.kernels.cuda import device as d
 
-    def kernel(
-        ids: i64, ids0: i64, ids1: i64, used: i32, n: i32, limit: i32, tiles: i32, columns: i32, to: i64, number: i32,
-        status: i64,
-    ):  # fmt: skip
+    @entry(TableArgs, MOST)
+    def kernel(ids, ids0, ids1, used, n, limit, tiles, columns, to, number, status):
         me = d.i32(d.thread())
         count, z = d.i32(0), d.i32(0)
         while z < n:
@@ -150,7 +166,6 @@ def table():
                     place = place + 4
                 z = d.i32(z + 1)
 
-    kernel.threads = MOST
     return kernel
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from pyggml.kernels.cuda.launch_args import Extents, Place, entry, extents, place
 from pyggml.kernels.cuda.layout import FLOATS, KINDS, THREADS, blocks, option, refuse_types, source
-from pyggml.kernels.cuda.spec import Spec, f32, i32, i64
+from pyggml.kernels.cuda.spec import Spec, f32, i32
 
 if TYPE_CHECKING:
     from pyggml.lowering.cuda import Builder
@@ -20,18 +21,29 @@ def why_not(node: Tensor) -> str | None:
 def lower(builder: Builder, node: Tensor) -> None:
     a, b = source(node, 0), option(node, 1)
     n = node.nelements
-    x, gate = a.data, 0 if b is None else b.data
-    nb = a.nb
+    x, gate = place(a), place(b)
     if b is None:
-        half = a.nb[0] * node.ne[0]
-        x, gate = (a.data + half, a.data) if node.param_i32(1) else (a.data, a.data + half)
-    else:
-        nb = b.nb
-    args = (
-        node.data, *node.nb, KINDS[node.type], x, *a.nb, gate, *nb, KINDS[a.type], *node.ne[:3], n,
-        node.param_i32(0), node.param_f32(2), node.param_f32(3),
+        x, gate = place(a), place(a)._replace(at=a.data + a.nb[0] * node.ne[0])
+        if node.param_i32(1):
+            x, gate = gate, x
+    args = GluArgs(
+        y=place(node), ky=KINDS[node.type], a=x, b=gate, kind=KINDS[a.type], n=extents(node.ne), total=n,
+        op=node.param_i32(0), alpha=node.param_f32(2), limit=node.param_f32(3),
     )  # fmt: skip
     builder.launch(Spec("glu", "glu"), (blocks(n),), THREADS, args)
+
+
+class GluArgs(NamedTuple):
+    y: Place
+    ky: i32
+    a: Place
+    b: Place
+    kind: i32
+    n: Extents
+    total: i32
+    op: i32
+    alpha: f32
+    limit: f32
 
 
 def glu():
@@ -48,13 +60,12 @@ def glu():
         """The smaller one; NaNs stay."""
         return limit if x > limit else x
 
+    @entry(GluArgs, THREADS)
     def kernel(
-        y: i64, y0: i64, y1: i64, y2: i64, y3: i64, ky: i32, a: i64, a0: i64, a1: i64, a2: i64, a3: i64,
-        b: i64, b0: i64, b1: i64, b2: i64, b3: i64, kind: i32, n0: i32, n1: i32, n2: i32, n: i32,
-        op: i32, alpha: f32, limit: f32,
+        y, y0, y1, y2, y3, ky, a, a0, a1, a2, a3, b, b0, b1, b2, b3, kind, n0, n1, n2, total, op, alpha, limit,
     ):  # fmt: skip
         i = d.i32(d.block_x() * d.threads() + d.thread())
-        if i < n:
+        if i < total:
             i0, i1, i2, i3 = place(i, n0, n1, n2)
             x = load(a + i0 * a0 + i1 * a1 + i2 * a2 + i3 * a3, kind)
             g = load(b + i0 * b0 + i1 * b1 + i2 * b2 + i3 * b3, kind)
@@ -78,5 +89,4 @@ def glu():
                 r = silu(least(x, limit)) * g
             store(y + i0 * y0 + i1 * y1 + i2 * y2 + i3 * y3, ky, r)
 
-    kernel.threads = THREADS
     return kernel

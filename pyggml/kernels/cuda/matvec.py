@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pyggml.dtypes import SIZES
 from pyggml.kernels.cuda import experts
 from pyggml.kernels.cuda.activations import quantized
+from pyggml.kernels.cuda.launch_args import Rows, entry, rows
 from pyggml.kernels.cuda.layout import FLOATS, blocks
 from pyggml.kernels.cuda.spec import Spec, i32, i64
 from pyggml.kernels.cuda.unpack import ALIGNMENT, HALVES, UNPACKED
@@ -51,17 +52,29 @@ def warps_a_row(n_rows: int, groups: int) -> int:
     return share
 
 
+class Product(NamedTuple):
+    """Where the results and the matrices lie, rows of a matrix, columns, and which matrix a batch has."""
+
+    y: Rows
+    a: Rows
+    n_rows: i32
+    m: i32
+    batch: i32
+    ratio2: i32
+    ratio3: i32
+
+
 class Ending(NamedTuple):
     """What is done with the sums before they are stored: something added, or they are gates for another matrix's sums.
 
     added: its address, and from column to column. up: the second matrix, and from row to row; glu: the function's number.
     """
 
-    added: int = 0
-    added1: int = 0
-    up: int = 0
-    up1: int = 0
-    glu: int = 0
+    added: i64 = 0
+    added1: i64 = 0
+    up: i64 = 0
+    up1: i64 = 0
+    glu: i32 = 0
 
 
 PLAIN = Ending()
@@ -70,23 +83,27 @@ PLAIN = Ending()
 def lower(builder: Builder, node: Tensor, a: Tensor, b: Tensor, result: Tensor, ending: Ending = PLAIN) -> None:
     """The product `node`, which lands in `result`."""
     columns = experts.columns(node)
-    places = (
-        result.data, *result.nb[1:], a.data, *a.nb[1:], a.ne[1], columns, b.ne[2], max(1, b.ne[2] // a.ne[2]), b.ne[3] // a.ne[3],
-    )  # fmt: skip
-    lists = experts.lists(builder, node)
     variant = 1 if columns == 1 else MOST_COLUMNS
     groups = a.ne[0] // 32 if a.type not in FLOATS else a.ne[0] // 8
     share = warps_a_row(a.ne[1], groups)
     grid = (blocks(a.ne[1], (1 if ending.up else ROWS) * (WARPS // share)), 1, experts.batches(node))
     shared = 4 * WARPS * ROWS * variant
+    product = Product(
+        y=rows(result), a=rows(a), n_rows=a.ne[1], m=columns, batch=b.ne[2], ratio2=max(1, b.ne[2] // a.ne[2]),
+        ratio3=b.ne[3] // a.ne[3],
+    )  # fmt: skip
+    lists = experts.lists(builder, node)
     if a.type in FLOATS:
         spec = Spec("matvec", "floats", (a.type.name, variant))
-        args = (*places, b.data, *b.nb[1:], groups, share, *lists, *ending)
+        args = FloatsArgs(product, b=rows(b), groups=groups, share=share, lists=lists, ending=ending)
+        builder.launch(spec, grid, 32 * WARPS, args, shared)
     else:
         spec = Spec("matvec", "integers", (a.type.name, variant))
         x = quantized(builder, b)
-        args = (*places, x.bytes, x.scales, x.step, groups, share, *lists, *ending)
-    builder.launch(spec, grid, 32 * WARPS, args, shared)
+        packed = IntegersArgs(
+            product, x=x.bytes, scales=x.scales, step=x.step, groups=groups, share=share, lists=lists, ending=ending
+        )
+        builder.launch(spec, grid, 32 * WARPS, packed, shared)
 
 
 def _finish(columns):
@@ -134,6 +151,17 @@ def _finish(columns):
     return finish
 
 
+class IntegersArgs(NamedTuple):
+    product: Product
+    x: i64
+    scales: i64
+    step: i32
+    groups: i32
+    share: i32
+    lists: experts.Lists
+    ending: Ending
+
+
 def integers(name, columns):
     """Blocks of integers with activations of bytes."""
     from pyggml.dtypes import GGMLType
@@ -147,10 +175,10 @@ def integers(name, columns):
     ones = 0x01010101
     sums, eights, fours = ROWS * columns, ROWS * 8, ROWS * 4
 
+    @entry(IntegersArgs, 32 * WARPS)
     def kernel(
-        y: i64, y1: i64, y2: i64, y3: i64, a: i64, a1: i64, a2: i64, a3: i64, n_rows: i32, m: i32, batch: i32,
-        ratio2: i32, ratio3: i32, x: i64, scales: i64, step: i32, groups: i32, share: i32, ids: i64, ids0: i64, ids1: i64, used: i32, shared_rows: i32, limit: i32, number: i32,
-        status: i64, added: i64, added1: i64, up: i64, up1: i64, glu: i32,
+        y, y1, y2, y3, a, a1, a2, a3, n_rows, m, batch, ratio2, ratio3, x, scales, step, groups, share, ids, ids0,
+        ids1, used, shared_rows, limit, number, status, added, added1, up, up1, glu,
     ):  # fmt: skip
         lane = d.i32(d.thread() & 31)
         warp = d.i32(d.thread() >> 5)
@@ -226,8 +254,16 @@ def integers(name, columns):
             j = d.i32(j + share * 32)
         finish(total, to, y1, first, n_rows, m, share, added, added1, up, glu)
 
-    kernel.threads = 32 * WARPS
     return kernel
+
+
+class FloatsArgs(NamedTuple):
+    product: Product
+    b: Rows
+    groups: i32
+    share: i32
+    lists: experts.Lists
+    ending: Ending
 
 
 def floats(name, columns):
@@ -257,10 +293,10 @@ def floats(name, columns):
         w0, w1, w2, w3 = d.ld_i32x4(at)
         return low(w0), high(w0), low(w1), high(w1), low(w2), high(w2), low(w3), high(w3)
 
+    @entry(FloatsArgs, 32 * WARPS)
     def kernel(
-        y: i64, y1: i64, y2: i64, y3: i64, a: i64, a1: i64, a2: i64, a3: i64, n_rows: i32, m: i32, batch: i32,
-        ratio2: i32, ratio3: i32, b: i64, b1: i64, b2: i64, b3: i64, groups: i32, share: i32, ids: i64, ids0: i64, ids1: i64, used: i32, shared_rows: i32, limit: i32, number: i32,
-        status: i64, added: i64, added1: i64, up: i64, up1: i64, glu: i32,
+        y, y1, y2, y3, a, a1, a2, a3, n_rows, m, batch, ratio2, ratio3, b, b1, b2, b3, groups, share, ids, ids0,
+        ids1, used, shared_rows, limit, number, status, added, added1, up, up1, glu,
     ):  # fmt: skip
         lane = d.i32(d.thread() & 31)
         warp = d.i32(d.thread() >> 5)
@@ -310,5 +346,4 @@ def floats(name, columns):
             j = d.i32(j + share * 32)
         finish(total, to, y1, first, n_rows, m, share, added, added1, up, glu)
 
-    kernel.threads = 32 * WARPS
     return kernel

@@ -7,10 +7,11 @@ F16 and BF16 meet activations rounded to their type. Owns tiles and fragments.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyggml.kernels.cuda import experts
 from pyggml.kernels.cuda.activations import quantized
+from pyggml.kernels.cuda.launch_args import Rows, entry, rows
 from pyggml.kernels.cuda.layout import BF16, F16, THREADS, blocks
 from pyggml.kernels.cuda.spec import Spec, i32, i64
 from pyggml.kernels.cuda.unpack import ALIGNMENT, HALVES, NO_MINIMUM, UNPACKED
@@ -31,6 +32,18 @@ LISTS = 8 * COLUMNS
 """Bytes for what the columns are: row of b, number."""
 MANY_FOR_EACH = 2
 LEFT, RIGHT = ROWS * STRIDE, COLUMNS * STRIDE
+
+
+class Product(NamedTuple):
+    """Where the results and the matrices lie, rows of a matrix, columns, and which matrix a batch has."""
+
+    y: Rows
+    a: Rows
+    n: i32
+    m: i32
+    batch: i32
+    ratio2: i32
+    ratio3: i32
 
 
 def takes(cc: tuple[int, int], node: Tensor, a: Tensor, b: Tensor) -> bool:
@@ -57,15 +70,15 @@ def lower(builder: Builder, node: Tensor, a: Tensor, b: Tensor) -> None:
     if node.op == Op.MUL_MAT_ID:
         table, ratios = experts.sorted_entries(builder, node, COLUMNS), (1, 1)
         grid = (grid[0], table.tiles, 1)
-    places = (node.data, *node.nb[1:], a.data, *a.nb[1:], a.ne[1], b.ne[1], b.ne[2], *ratios)
+    product = Product(rows(node), rows(a), a.ne[1], b.ne[1], b.ne[2], *ratios)
     if x is None:
-        args = (*places, b.data, *b.nb[1:], a.ne[0], *table)
+        args = FloatsArgs(product, b=rows(b), k=a.ne[0], table=table)
         builder.launch(Spec("mma", "floats", (a.type.name,)), grid, THREADS, args, LISTS + 2 * (LEFT + RIGHT))
         return
     halves = 2 if a.type in HALVES else 1
     shared = LISTS + LEFT + RIGHT + 8 * GROUPS * (ROWS + COLUMNS) * halves
-    args = (*places, x.bytes, x.scales, x.step, a.ne[0] // 32, *table)  # type: ignore[assignment]
-    builder.launch(Spec("mma", "integers", (a.type.name,)), grid, THREADS, args, shared)
+    packed = IntegersArgs(product, x=x.bytes, scales=x.scales, step=x.step, groups=a.ne[0] // 32, table=table)
+    builder.launch(Spec("mma", "integers", (a.type.name,)), grid, THREADS, packed, shared)
 
 
 def _columns():
@@ -107,6 +120,15 @@ def _columns():
     return columns
 
 
+class IntegersArgs(NamedTuple):
+    product: Product
+    x: i64
+    scales: i64
+    step: i32
+    groups: i32
+    table: experts.Table
+
+
 def integers(name):
     """Blocks of integers with activations of bytes."""
     from pyggml.dtypes import GGMLType
@@ -144,9 +166,10 @@ def integers(name):
         q0, q1, q2, q3, q4, q5, q6, q7, d0, m0 = group(row, j)
         return q0, q1, q2, q3, q4, q5, q6, q7, d0, m0, d0, m0
 
+    @entry(IntegersArgs, THREADS)
     def kernel(
-        y: i64, y1: i64, y2: i64, y3: i64, a: i64, a1: i64, a2: i64, a3: i64, n: i32, m: i32, batch: i32, ratio2: i32,
-        ratio3: i32, x: i64, scales: i64, step: i32, groups: i32, table: i64, tiles: i32, used: i32, shared_rows: i32,
+        y, y1, y2, y3, a, a1, a2, a3, n, m, batch, ratio2, ratio3, x, scales, step, groups, table, tiles, used,
+        shared_rows,
     ):  # fmt: skip
         me = d.i32(d.thread())
         lane, warp = d.i32(me & 31), d.i32(me >> 5)
@@ -249,7 +272,6 @@ def integers(name):
             j0 = d.i32(j0 + GROUPS)
         store(total, y, y1, y2, y3, batch, table, used, row0 + wm, wn, n, width, lane)
 
-    kernel.threads = THREADS
     return kernel
 
 
@@ -279,6 +301,13 @@ def _storing():
     return store
 
 
+class FloatsArgs(NamedTuple):
+    product: Product
+    b: Rows
+    k: i32
+    table: experts.Table
+
+
 def floats(name):
     """F16 or BF16 with F32, which is rounded to the same type."""
     from pyggml.kernels.cuda import device as d
@@ -296,9 +325,10 @@ def floats(name):
             return d.mma_bf16(a0, a1, a2, a3, b0, b1, c0, c1, c2, c3)
         return d.mma_f16(a0, a1, a2, a3, b0, b1, c0, c1, c2, c3)
 
+    @entry(FloatsArgs, THREADS)
     def kernel(
-        y: i64, y1: i64, y2: i64, y3: i64, a: i64, a1: i64, a2: i64, a3: i64, n: i32, m: i32, batch: i32, ratio2: i32,
-        ratio3: i32, b: i64, b1: i64, b2: i64, b3: i64, k: i32, table: i64, tiles: i32, used: i32, shared_rows: i32,
+        y, y1, y2, y3, a, a1, a2, a3, n, m, batch, ratio2, ratio3, b, b1, b2, b3, k, table, tiles, used,
+        shared_rows,
     ):  # fmt: skip
         me = d.i32(d.thread())
         lane, warp = d.i32(me & 31), d.i32(me >> 5)
@@ -369,5 +399,4 @@ def floats(name):
             k0 = d.i32(k0 + 64)
         store(total, y, y1, y2, y3, batch, table, used, row0 + wm, wn, n, width, lane)
 
-    kernel.threads = THREADS
     return kernel

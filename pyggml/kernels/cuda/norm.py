@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from pyggml.kernels.cuda.launch_args import NOWHERE, Extents, Place, entry, extents, place
 from pyggml.kernels.cuda.layout import F32, apart, refuse_types, source
-from pyggml.kernels.cuda.spec import Spec, f32, i32, i64
+from pyggml.kernels.cuda.spec import Spec, f32, i32
 
 if TYPE_CHECKING:
     from pyggml.lowering.cuda import Builder
@@ -25,7 +26,7 @@ def threads_for(n: int) -> int:
 
 def lower(builder: Builder, node: Tensor) -> None:
     a = source(node, 0)
-    args = (node.data, *node.nb, a.data, *a.nb, *a.ne[:3], node.param_f32(0), 0, 0, 0, 0, 0, 1, 1, 1)
+    args = RmsNormArgs(y=place(node), a=place(a), n=extents(a.ne), eps=node.param_f32(0), w=NOWHERE, m1=1, m2=1, m3=1)
     builder.launch(Spec("norm", "rms_norm", (0,)), (a.nrows,), threads_for(a.ne[0]), args, SUMS)
 
 
@@ -37,11 +38,22 @@ def lower_fused(builder: Builder, nodes: list[Tensor]) -> bool:
         return False
     if not apart(product, a) or (product.data < w.data + w.nbytes and w.data < product.data + product.nbytes):
         return False  # the place of `a` may have been given away once the norm is done
-    args = (
-        product.data, *product.nb, a.data, *a.nb, *a.ne[:3], norm.param_f32(0), w.data, *w.nb, *w.ne[1:],
+    args = RmsNormArgs(
+        y=place(product), a=place(a), n=extents(a.ne), eps=norm.param_f32(0), w=place(w), m1=w.ne[1], m2=w.ne[2], m3=w.ne[3],
     )  # fmt: skip
     builder.launch(Spec("norm", "rms_norm", (1,)), (a.nrows,), threads_for(a.ne[0]), args, SUMS)
     return True
+
+
+class RmsNormArgs(NamedTuple):
+    y: Place
+    a: Place
+    n: Extents
+    eps: f32
+    w: Place
+    m1: i32
+    m2: i32
+    m3: i32
 
 
 def rms_norm(weighted):
@@ -49,10 +61,8 @@ def rms_norm(weighted):
 
     from pyggml.kernels.cuda import device as d
 
-    def kernel(
-        y: i64, y0: i64, y1: i64, y2: i64, y3: i64, a: i64, a0: i64, a1: i64, a2: i64, a3: i64, n0: i32, n1: i32,
-        n2: i32, eps: f32, w: i64, w0: i64, w1: i64, w2: i64, w3: i64, m1: i32, m2: i32, m3: i32,
-    ):  # fmt: skip
+    @entry(RmsNormArgs)
+    def kernel(y, y0, y1, y2, y3, a, a0, a1, a2, a3, n0, n1, n2, eps, w, w0, w1, w2, w3, m1, m2, m3):
         row = d.block_x()
         above = d.udiv(row, n1)
         i1 = d.i32(row - above * n1)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from pyggml.kernels.cuda.launch_args import entry
 from pyggml.kernels.cuda.layout import F32, I32, refuse_types, source
 from pyggml.kernels.cuda.norm import threads_for
 from pyggml.kernels.cuda.spec import Spec, i32, i64
@@ -22,8 +23,17 @@ def why_not(node: Tensor) -> str | None:
 
 def lower(builder: Builder, node: Tensor) -> None:
     a = source(node, 0)
-    args = (node.data, node.nb[0], a.data, *a.nb[:2], a.ne[0])
+    args = ArgmaxArgs(y=node.data, y0=node.nb[0], a=a.data, a0=a.nb[0], a1=a.nb[1], n=a.ne[0])
     builder.launch(Spec("reduce", "argmax"), (a.ne[1],), threads_for(a.ne[0]), args, 4 * AREA)
+
+
+class ArgmaxArgs(NamedTuple):
+    y: i64
+    y0: i64
+    a: i64
+    a0: i64
+    a1: i64
+    n: i32
 
 
 def argmax():
@@ -49,7 +59,8 @@ def argmax():
                 found = max(found, d.sld_i32(area + 4 * i))
         return found
 
-    def kernel(y: i64, y0: i64, a: i64, a0: i64, a1: i64, n: i32):
+    @entry(ArgmaxArgs)
+    def kernel(y, y0, a, a0, a1, n):
         x = a + d.block_x() * a1
         end, lost, best = d.i32(-1), d.i32(-1), d.i32(-1)
         i = d.i32(d.thread())

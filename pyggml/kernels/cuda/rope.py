@@ -8,11 +8,12 @@ ggml_rope_yarn_corr_dims.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pyggml.kernels.cuda.launch_args import Extents, Place, entry, extents, place
 from pyggml.kernels.cuda.layout import F16, F32, KINDS, THREADS, blocks, option, refuse, refuse_types, source
 from pyggml.kernels.cuda.spec import Spec, f32, i32, i64
 from pyggml.ops import ROPE_IMROPE, ROPE_MROPE, ROPE_NORMAL, ROPE_VISION, Op, rope_pairs
@@ -96,13 +97,34 @@ def lower(builder: Builder, node: Tensor) -> None:
     n0, pairs = a.ne[0], len(turns)
     per_row = pairs + (n0 - 2 * pairs + 1) // 2
     n = per_row * a.nrows
-    args = (
-        node.data, *node.nb, KINDS[node.type], a.data, *a.nb, KINDS[a.type], *a.ne[:3], per_row, n, positions.data,
-        positions.nb[0], constant, 0 if factors is None else factors.data, 0 if factors is None else factors.nb[0],
-        pairs, node.param_i32(15), int(node.param_i32(2) != ROPE_NORMAL), float(magnitude),
-        -1.0 if node.op == Op.ROPE_BACK else 1.0,
+    args = RopeArgs(
+        y=place(node), ky=KINDS[node.type], a=place(a), ka=KINDS[a.type], n=extents(a.ne), per_row=per_row, total=n,
+        positions=positions.data, position_step=positions.nb[0], rates=constant,
+        factors=0 if factors is None else factors.data, factor_step=0 if factors is None else factors.nb[0],
+        pairs=pairs, offset=node.param_i32(15), halves=int(node.param_i32(2) != ROPE_NORMAL),
+        magnitude=float(magnitude), way=-1.0 if node.op == Op.ROPE_BACK else 1.0,
     )  # fmt: skip
     builder.launch(Spec("rope", "rope"), (blocks(n),), THREADS, args)
+
+
+class RopeArgs(NamedTuple):
+    y: Place
+    ky: i32
+    a: Place
+    ka: i32
+    n: Extents
+    per_row: i32
+    total: i32
+    positions: i64
+    position_step: i64
+    rates: i64
+    factors: i64
+    factor_step: i64
+    pairs: i32
+    offset: i32
+    halves: i32
+    magnitude: f32
+    way: f32
 
 
 def rope():
@@ -112,13 +134,13 @@ def rope():
     load, store = access()
     place = places()
 
+    @entry(RopeArgs, THREADS)
     def kernel(
-        y: i64, y0: i64, y1: i64, y2: i64, y3: i64, ky: i32, a: i64, a0: i64, a1: i64, a2: i64, a3: i64, ka: i32,
-        n0: i32, n1: i32, n2: i32, per_row: i32, n: i32, positions: i64, position_step: i64, rates: i64,
-        factors: i64, factor_step: i64, pairs: i32, offset: i32, halves: i32, magnitude: f32, way: f32,
+        y, y0, y1, y2, y3, ky, a, a0, a1, a2, a3, ka, n0, n1, n2, per_row, total, positions, position_step, rates,
+        factors, factor_step, pairs, offset, halves, magnitude, way,
     ):  # fmt: skip
         i = d.i32(d.block_x() * d.threads() + d.thread())
-        if i < n:
+        if i < total:
             p, i1, i2, i3 = place(i, per_row, n1, n2)
             x = a + i1 * a1 + i2 * a2 + i3 * a3
             z = y + i1 * y1 + i2 * y2 + i3 * y3
@@ -148,5 +170,4 @@ def rope():
                     if e < n0:
                         store(z + e * y0, ky, load(x + e * a0, ka))
 
-    kernel.threads = THREADS
     return kernel

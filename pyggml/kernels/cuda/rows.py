@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyggml.dtypes import GGMLType
 from pyggml.kernels.cuda import encoders
 from pyggml.kernels.cuda.blocks import READ, SIMPLE, reader
+from pyggml.kernels.cuda.launch_args import Extents, Place, entry, extents, place
 from pyggml.kernels.cuda.layout import F16, F32, FLOATS, I32, KINDS, blocks, refuse, refuse_types, source
 from pyggml.kernels.cuda.spec import Spec, i32, i64
 from pyggml.ops import Op
@@ -35,13 +36,13 @@ def lower(builder: Builder, node: Tensor) -> None:
 
 def get(builder: Builder, node: Tensor) -> None:
     a, rows = source(node, 0), source(node, 1)
-    places = (
-        node.data, *node.nb, a.data, *a.nb, rows.data, *rows.nb[:3], *node.ne[:3], a.ne[1], builder.number + 1,
-        builder.status(),
+    family, (kind, table) = ("floats", (KINDS[I32], 0)) if a.type == I32 else reader(builder, a.type)
+    args = GetRowsArgs(
+        y=place(node), a=place(a), rows=Chosen(rows.data, *rows.nb[:3]), n=extents(node.ne), limit=a.ne[1],
+        number=builder.number + 1, status=builder.status(), kind=kind, table=table,
     )  # fmt: skip
-    family, which = ("floats", (KINDS[I32], 0)) if a.type == I32 else reader(builder, a.type)
     spec = Spec("rows", "get_rows", (family,))
-    builder.launch(spec, (node.nrows, min(blocks(node.ne[0], THREADS), 64)), THREADS, (*places, *which))
+    builder.launch(spec, (node.nrows, min(blocks(node.ne[0], THREADS), 64)), THREADS, args)
 
 
 def put(builder: Builder, node: Tensor) -> None:
@@ -51,15 +52,37 @@ def put(builder: Builder, node: Tensor) -> None:
     single = b.ne[0] == 1  # a transposed cache: one thread a row
     made = node.type in encoders.KINDS
     kind = encoders.KINDS[node.type] if made else KINDS[node.type]
-    places = (
-        node.data, *node.nb, b.data, *b.nb, rows.data, *rows.nb[:3], b.nrows if single else b.ne[0], *b.ne[1:3], rows.ne[1], rows.ne[2], node.ne[1],
-        builder.number + 1, builder.status(), kind, KINDS[b.type], int(rows.type == GGMLType.I64),
+    args = SetRowsArgs(
+        y=place(node), b=place(b), rows=Chosen(rows.data, *rows.nb[:3]), n=Extents(b.nrows if single else b.ne[0], *b.ne[1:3]),
+        m1=rows.ne[1], m2=rows.ne[2], limit=node.ne[1], number=builder.number + 1, status=builder.status(), ky=kind,
+        kb=KINDS[b.type], wide=int(rows.type == GGMLType.I64),
     )  # fmt: skip
     if single and not made:
-        builder.launch(Spec("rows", "set_elements"), (blocks(b.nrows, THREADS),), THREADS, places)
+        builder.launch(Spec("rows", "set_elements"), (blocks(b.nrows, THREADS),), THREADS, args)
     else:
         grid = (b.nrows, min(blocks(b.ne[0], THREADS), 64))
-        builder.launch(Spec("rows", "set_rows", (int(made),)), grid, THREADS, places)
+        builder.launch(Spec("rows", "set_rows", (int(made),)), grid, THREADS, args)
+
+
+class Chosen(NamedTuple):
+    """Where the numbers of rows lie, and what is between them."""
+
+    rows: i64
+    rows0: i64
+    rows1: i64
+    rows2: i64
+
+
+class GetRowsArgs(NamedTuple):
+    y: Place
+    a: Place
+    rows: Chosen
+    n: Extents
+    limit: i32
+    number: i32
+    status: i64
+    kind: i32
+    table: i64
 
 
 def get_rows(family):
@@ -69,17 +92,17 @@ def get_rows(family):
     value = element(family)
     plain = family == "floats"
 
+    @entry(GetRowsArgs, THREADS)
     def kernel(
-        y: i64, y0: i64, y1: i64, y2: i64, y3: i64, a: i64, a0: i64, a1: i64, a2: i64, a3: i64, rows: i64, r0: i64,
-        r1: i64, r2: i64, n0: i32, n1: i32, n2: i32, limit: i32, number: i32, status: i64, kind: i32,
-        table: i64,
+        y, y0, y1, y2, y3, a, a0, a1, a2, a3, rows, rows0, rows1, rows2, n0, n1, n2, limit, number, status, kind,
+        table,
     ):  # fmt: skip
         row = d.block_x()
         above = d.udiv(row, n1)
         i1 = d.i32(row - above * n1)
         i3 = d.udiv(above, n2)
         i2 = d.i32(above - i3 * n2)
-        which = d.ld_i32(rows + i1 * r0 + i2 * r1 + i3 * r2)
+        which = d.ld_i32(rows + i1 * rows0 + i2 * rows1 + i3 * rows2)
         z = y + i1 * y1 + i2 * y2 + i3 * y3
         x = a + which * a1 + i2 * a2 + i3 * a3
         if which < 0 or which >= limit:
@@ -94,8 +117,22 @@ def get_rows(family):
                     d.st_f32(z + i * y0, value(x, i, a0, kind, table))
                 i = d.i32(i + d.blocks_y() * d.threads())
 
-    kernel.threads = THREADS
     return kernel
+
+
+class SetRowsArgs(NamedTuple):
+    y: Place
+    b: Place
+    rows: Chosen
+    n: Extents
+    m1: i32
+    m2: i32
+    limit: i32
+    number: i32
+    status: i64
+    ky: i32
+    kb: i32
+    wide: i32
 
 
 def set_rows(made):
@@ -125,13 +162,13 @@ def set_rows(made):
 
     write = blocks if made else elements
 
+    @entry(SetRowsArgs, THREADS)
     def kernel(
-        y: i64, y0: i64, y1: i64, y2: i64, y3: i64, b: i64, b0: i64, b1: i64, b2: i64, b3: i64, rows: i64, r0: i64,
-        r1: i64, r2: i64, n0: i32, n1: i32, n2: i32, m1: i32, m2: i32, limit: i32, number: i32, status: i64, ky: i32,
-        kb: i32, wide: i32,
+        y, y0, y1, y2, y3, b, b0, b1, b2, b3, rows, rows0, rows1, rows2, n0, n1, n2, m1, m2, limit, number, status,
+        ky, kb, wide,
     ):  # fmt: skip
         _, i1, i2, i3 = place(d.i32(d.block_x()), 1, n1, n2)
-        at = rows + i1 * r0 + d.urem(i2, m1) * r1 + d.urem(i3, m2) * r2
+        at = rows + i1 * rows0 + d.urem(i2, m1) * rows1 + d.urem(i3, m2) * rows2
         which = d.ld_i64(at) if wide else d.i64(d.ld_i32(at))
         if which < 0 or which >= limit:
             if d.thread() == 0:
@@ -139,7 +176,6 @@ def set_rows(made):
         else:
             write(y + which * y1 + i2 * y2 + i3 * y3, y0, ky, b + i1 * b1 + i2 * b2 + i3 * b3, b0, kb, n0)
 
-    kernel.threads = THREADS
     return kernel
 
 
@@ -151,20 +187,19 @@ def set_elements():
     load, store = access()
     place = places()
 
+    @entry(SetRowsArgs, THREADS)
     def kernel(
-        y: i64, y0: i64, y1: i64, y2: i64, y3: i64, b: i64, b0: i64, b1: i64, b2: i64, b3: i64, rows: i64, r0: i64,
-        r1: i64, r2: i64, n: i32, n1: i32, n2: i32, m1: i32, m2: i32, limit: i32, number: i32, status: i64, ky: i32,
-        kb: i32, wide: i32,
+        y, y0, y1, y2, y3, b, b0, b1, b2, b3, rows, rows0, rows1, rows2, n0, n1, n2, m1, m2, limit, number,
+        status, ky, kb, wide,
     ):  # fmt: skip
         row = d.i32(d.block_x() * d.threads() + d.thread())
         _, i1, i2, i3 = place(row, 1, n1, n2)
-        if row < n:
-            at = rows + i1 * r0 + d.urem(i2, m1) * r1 + d.urem(i3, m2) * r2
+        if row < n0:
+            at = rows + i1 * rows0 + d.urem(i2, m1) * rows1 + d.urem(i3, m2) * rows2
             which = d.ld_i64(at) if wide else d.i64(d.ld_i32(at))
             if which < 0 or which >= limit:
                 d.st_i32x4(status, number, which, which >> 32, limit)
             else:
                 store(y + which * y1 + i2 * y2 + i3 * y3, ky, load(b + i1 * b1 + i2 * b2 + i3 * b3, kb))
 
-    kernel.threads = THREADS
     return kernel

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from pyggml.kernels.cuda.launch_args import Extents, Place, entry, extents, place
 from pyggml.kernels.cuda.layout import F32, KINDS, option, refuse, refuse_types, source
 from pyggml.kernels.cuda.norm import SUMS, threads_for
 from pyggml.kernels.cuda.spec import Spec, f32, i32, i64
@@ -33,15 +34,27 @@ def slopes(builder: Builder, n_head: int, max_bias: float) -> DeviceAddress | in
 
 def lower(builder: Builder, node: Tensor) -> None:
     a, mask, sinks = source(node, 0), option(node, 1), option(node, 2)
-    m, nb, ne, kind = (
-        (0, (0, 0, 0, 0), (1, 1, 1, 1), 0) if mask is None else (mask.data, mask.nb, mask.ne, KINDS[mask.type])
-    )
-    args = (
-        node.data, *node.nb, a.data, *a.nb, *a.ne[:3], m, *nb, ne[2], ne[3], kind,
-        slopes(builder, a.ne[2], node.param_f32(1)), 0 if sinks is None else sinks.data,
-        0 if sinks is None else sinks.nb[0], node.param_f32(0),
+    ne, kind = ((1, 1, 1, 1), 0) if mask is None else (mask.ne, KINDS[mask.type])
+    args = SoftMaxArgs(
+        y=place(node), a=place(a), n=extents(a.ne), mask=place(mask), k2=ne[2], k3=ne[3], kind=kind,
+        slopes=slopes(builder, a.ne[2], node.param_f32(1)), sinks=0 if sinks is None else sinks.data,
+        sink_step=0 if sinks is None else sinks.nb[0], by=node.param_f32(0),
     )  # fmt: skip
     builder.launch(Spec("soft_max", "soft_max"), (a.nrows,), threads_for(a.ne[0]), args, 2 * SUMS)
+
+
+class SoftMaxArgs(NamedTuple):
+    y: Place
+    a: Place
+    n: Extents
+    mask: Place
+    k2: i32
+    k3: i32
+    kind: i32
+    slopes: i64
+    sinks: i64
+    sink_step: i64
+    by: f32
 
 
 def soft_max():
@@ -53,10 +66,10 @@ def soft_max():
     load, _ = access()
     lowest = d.bits_float
 
+    @entry(SoftMaxArgs)
     def kernel(
-        y: i64, y0: i64, y1: i64, y2: i64, y3: i64, a: i64, a0: i64, a1: i64, a2: i64, a3: i64, n0: i32, n1: i32,
-        n2: i32, mask: i64, m0: i64, m1: i64, m2: i64, m3: i64, k2: i32, k3: i32, kind: i32, slopes: i64, sinks: i64,
-        sink_step: i64, by: f32,
+        y, y0, y1, y2, y3, a, a0, a1, a2, a3, n0, n1, n2, mask, mask0, mask1, mask2, mask3, k2, k3, kind, slopes,
+        sinks, sink_step, by,
     ):  # fmt: skip
         row = d.block_x()
         above = d.udiv(row, n1)
@@ -65,7 +78,7 @@ def soft_max():
         i2 = d.i32(above - i3 * n2)
         x = a + i1 * a1 + i2 * a2 + i3 * a3
         z = y + i1 * y1 + i2 * y2 + i3 * y3
-        bias = mask + i1 * m1 + d.urem(i2, k2) * m2 + d.urem(i3, k3) * m3
+        bias = mask + i1 * mask1 + d.urem(i2, k2) * mask2 + d.urem(i3, k3) * mask3
         slope = d.f32(1)
         if slopes != 0:
             slope = d.ld_f32(slopes + 4 * i2)
@@ -75,7 +88,7 @@ def soft_max():
         while i < n0:
             value = d.ld_f32(x + i * a0) * by
             if mask != 0:
-                value = value + slope * load(bias + i * m0, kind)
+                value = value + slope * load(bias + i * mask0, kind)
             top = d.fmaximum(top, value)
             if value != value:
                 nan = value

@@ -1,8 +1,9 @@
 """Names of CUDA kernels and of the types of their parameters. Owns what a plan may say of a kernel; must not know a
 compiler: plans are made without one where all kernels are in the cache.
 
-A kernel is a plain function made by a factory of `pyggml.kernels.cuda.<module>`. Its parameters bear one of the types
-below as annotation; addresses are i64, as all arithmetic of Python integers is.
+A kernel is a plain function made by a factory of `pyggml.kernels.cuda.<module>`. Its parameters are the fields of the class
+that it is launched with (launch_args.py) and have one of the types below; addresses are i64, as all arithmetic of Python
+integers is.
 """
 
 from __future__ import annotations
@@ -11,11 +12,8 @@ import importlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, NewType
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
-i64 = NewType("i64", int)
-i32 = NewType("i32", int)
-f32 = NewType("f32", float)
 KINDS = ("i64", "i32", "f32")
 
 
@@ -43,12 +41,11 @@ def make(spec: Spec) -> Callable[..., Any]:
     return function
 
 
-def parameters(function: Callable[..., Any]) -> tuple[str, ...]:
-    """The types of a kernel's parameters, as words of KINDS."""
-    names = function.__code__.co_varnames[: function.__code__.co_argcount]
-    kinds = tuple(str(getattr(kind := function.__annotations__[name], "__name__", kind)) for name in names)
-    assert all(kind in KINDS for kind in kinds), (function.__name__, kinds)
-    return kinds
+def kind_of(hint: Any) -> str:
+    """The word of KINDS that a type means."""
+    kind: str = hint.__metadata__[0]
+    assert kind in KINDS, hint
+    return kind
 
 
 @dataclass(eq=False)
@@ -70,3 +67,8 @@ class DeviceAddress(NamedTuple):
 
     scratch: Scratch
     offset: int
+
+
+i64: TypeAlias = Annotated[int | DeviceAddress, "i64"]
+i32: TypeAlias = Annotated[int, "i32"]
+f32: TypeAlias = Annotated[float, "f32"]

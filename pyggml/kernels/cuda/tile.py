@@ -5,10 +5,11 @@ The path for strides, addresses and GPUs that the faster kernels do not take.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyggml.kernels.cuda import experts
 from pyggml.kernels.cuda.blocks import reader
+from pyggml.kernels.cuda.launch_args import Place, entry, place
 from pyggml.kernels.cuda.layout import KINDS, THREADS, blocks
 from pyggml.kernels.cuda.spec import Spec, i32, i64
 
@@ -23,15 +24,33 @@ STEP = TILE + 1
 
 
 def lower(builder: Builder, node: Tensor, a: Tensor, b: Tensor) -> None:
-    family, which = reader(builder, a.type)
+    family, (kind, table) = reader(builder, a.type)
     batches, columns = experts.batches(node), experts.columns(node)
     spec = Spec("tile", "tile", (family,))
-    args = (
-        node.data, *node.nb, a.data, *a.nb, *which, b.data, *b.nb, KINDS[b.type], a.ne[1], columns,
-        a.ne[0], b.ne[2], max(1, b.ne[2] // a.ne[2]), b.ne[3] // a.ne[3], batches, *experts.lists(builder, node),
+    args = TileArgs(
+        y=place(node), a=place(a), ka=kind, table=table, b=place(b), kb=KINDS[b.type], n=a.ne[1], m=columns, k=a.ne[0],
+        batch=b.ne[2], ratio2=max(1, b.ne[2] // a.ne[2]), ratio3=b.ne[3] // a.ne[3], batches=batches,
+        lists=experts.lists(builder, node),
     )  # fmt: skip
     grid = (blocks(a.ne[1], TILE), min(blocks(columns, TILE), 65535), min(batches, 65535))
     builder.launch(spec, grid, THREADS, args, 2 * 4 * DEEP * STEP)
+
+
+class TileArgs(NamedTuple):
+    y: Place
+    a: Place
+    ka: i32
+    table: i64
+    b: Place
+    kb: i32
+    n: i32
+    m: i32
+    k: i32
+    batch: i32
+    ratio2: i32
+    ratio3: i32
+    batches: i32
+    lists: experts.Lists
 
 
 def tile(family):
@@ -44,10 +63,10 @@ def tile(family):
     value = element(family)
     choose = chosen()
 
+    @entry(TileArgs, THREADS)
     def kernel(
-        y: i64, y0: i64, y1: i64, y2: i64, y3: i64, a: i64, a0: i64, a1: i64, a2: i64, a3: i64, ka: i32, table: i64, b: i64,
-        b0: i64, b1: i64, b2: i64, b3: i64, kb: i32, n: i32, m: i32, k: i32, batch: i32, ratio2: i32, ratio3: i32,
-        batches: i32, ids: i64, ids0: i64, ids1: i64, used: i32, shared_rows: i32, limit: i32, number: i32, status: i64,
+        y, y0, y1, y2, y3, a, a0, a1, a2, a3, ka, table, b, b0, b1, b2, b3, kb, n, m, k, batch, ratio2, ratio3,
+        batches, ids, ids0, ids1, used, shared_rows, limit, number, status,
     ):  # fmt: skip
         me = d.i32(d.thread())
         left = d.shared()
@@ -106,5 +125,4 @@ def tile(family):
                 c0 = d.i32(c0 + d.blocks_y() * TILE)
             z = d.i32(z + d.blocks_z())
 
-    kernel.threads = THREADS
     return kernel

@@ -6,10 +6,11 @@ takes the time.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from pyggml.kernels.cuda.launch_args import Extents, Place, entry, extents, place
 from pyggml.kernels.cuda.layout import FLOATS, KINDS, THREADS, blocks, refuse_types, source
-from pyggml.kernels.cuda.spec import Spec, f32, i32, i64
+from pyggml.kernels.cuda.spec import Spec, f32, i32
 from pyggml.ops import Op
 
 if TYPE_CHECKING:
@@ -23,13 +24,31 @@ def why_not(node: Tensor) -> str | None:
 
 def lower(builder: Builder, node: Tensor) -> None:
     a, n = source(node, 0), node.nelements
-    places = (node.data, *node.nb, KINDS[node.type], a.data, *a.nb, KINDS[a.type], *node.ne[:3], n)
+    each = Each(y=place(node), ky=KINDS[node.type], a=place(a), ka=KINDS[a.type], n=extents(node.ne), total=n)
     if node.op == Op.SCALE:
-        args = (*places, node.param_f32(0), node.param_f32(1))
-        builder.launch(Spec("unary", "scale"), (blocks(n),), THREADS, args)
+        scaled = ScaleArgs(each, by=node.param_f32(0), bias=node.param_f32(1))
+        builder.launch(Spec("unary", "scale"), (blocks(n),), THREADS, scaled)
     else:
-        params = (node.param_i32(0), *(node.param_f32(i) for i in range(1, 5)))
-        builder.launch(Spec("unary", "unary"), (blocks(n),), THREADS, (*places, *params))
+        alpha_n, alpha_p, beta, eps = (node.param_f32(i) for i in range(1, 5))
+        args = UnaryArgs(each, kind=node.param_i32(0), alpha_n=alpha_n, alpha_p=alpha_p, beta=beta, eps=eps)
+        builder.launch(Spec("unary", "unary"), (blocks(n),), THREADS, args)
+
+
+class Each(NamedTuple):
+    """Elements and their results."""
+
+    y: Place
+    ky: i32
+    a: Place
+    ka: i32
+    n: Extents
+    total: i32
+
+
+class ScaleArgs(NamedTuple):
+    each: Each
+    by: f32
+    bias: f32
 
 
 def scale():
@@ -39,18 +58,24 @@ def scale():
     load, store = access()
     place = places()
 
-    def kernel(
-        y: i64, y0: i64, y1: i64, y2: i64, y3: i64, ky: i32, a: i64, a0: i64, a1: i64, a2: i64, a3: i64, ka: i32,
-        n0: i32, n1: i32, n2: i32, n: i32, by: f32, bias: f32,
-    ):  # fmt: skip
+    @entry(ScaleArgs, THREADS)
+    def kernel(y, y0, y1, y2, y3, ky, a, a0, a1, a2, a3, ka, n0, n1, n2, total, by, bias):
         i = d.i32(d.block_x() * d.threads() + d.thread())
-        if i < n:
+        if i < total:
             i0, i1, i2, i3 = place(i, n0, n1, n2)
             x = load(a + i0 * a0 + i1 * a1 + i2 * a2 + i3 * a3, ka)
             store(y + i0 * y0 + i1 * y1 + i2 * y2 + i3 * y3, ky, x * by + bias)
 
-    kernel.threads = THREADS
     return kernel
+
+
+class UnaryArgs(NamedTuple):
+    each: Each
+    kind: i32
+    alpha_n: f32
+    alpha_p: f32
+    beta: f32
+    eps: f32
 
 
 def unary():
@@ -74,12 +99,10 @@ def unary():
             return d.f32(1)
         return z
 
-    def kernel(
-        y: i64, y0: i64, y1: i64, y2: i64, y3: i64, ky: i32, a: i64, a0: i64, a1: i64, a2: i64, a3: i64, ka: i32,
-        n0: i32, n1: i32, n2: i32, n: i32, kind: i32, alpha_n: f32, alpha_p: f32, beta: f32, eps: f32,
-    ):  # fmt: skip
+    @entry(UnaryArgs, THREADS)
+    def kernel(y, y0, y1, y2, y3, ky, a, a0, a1, a2, a3, ka, n0, n1, n2, total, kind, alpha_n, alpha_p, beta, eps):
         i = d.i32(d.block_x() * d.threads() + d.thread())
-        if i < n:
+        if i < total:
             i0, i1, i2, i3 = place(i, n0, n1, n2)
             x = load(a + i0 * a0 + i1 * a1 + i2 * a2 + i3 * a3, ka)
             zero, one = d.f32(0), d.f32(1)
@@ -136,5 +159,4 @@ def unary():
                 r = d.sign_of(d.round_down(abs(x)), x)
             store(y + i0 * y0 + i1 * y1 + i2 * y2 + i3 * y3, ky, r)
 
-    kernel.threads = THREADS
     return kernel

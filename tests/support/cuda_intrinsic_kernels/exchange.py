@@ -1,13 +1,22 @@
 """Kernels of the intrinsics for threads and memory."""
 
+from typing import NamedTuple
+
+from pyggml.kernels.cuda.launch_args import entry
 from pyggml.kernels.cuda.spec import i64
+
+
+class WarpsArgs(NamedTuple):
+    y: i64
+    a: i64
 
 
 def warps():
     """One block: for each thread its neighbours' values, and sums and maxima of its warp and its block."""
     from pyggml.kernels.cuda import device as d
 
-    def kernel(y: i64, a: i64):
+    @entry(WarpsArgs, 1024)
+    def kernel(y, a):
         me, n = d.thread(), d.threads()
         x = d.ld_f32(a + 4 * me)
         at, step = y + 4 * me, 4 * n
@@ -20,15 +29,20 @@ def warps():
         d.st_f32(at + 6 * step, d.block_sum(x, d.shared()))
         d.st_f32(at + 7 * step, d.block_max(x, d.shared() + 128))
 
-    kernel.threads = 1024
     return kernel
+
+
+class MovesArgs(NamedTuple):
+    y: i64
+    a: i64
 
 
 def moves():
     """One warp: each load and store of either memory; lane i has 64 bytes of a, 128 of y and 128 of shared memory."""
     from pyggml.kernels.cuda import device as d
 
-    def kernel(y: i64, a: i64):
+    @entry(MovesArgs, 32)
+    def kernel(y, a):
         at, to = a + 64 * d.thread(), y + 128 * d.thread()
         s = d.shared() + 128 * d.thread()
         d.st_u8(to, d.ld_u8(at))
@@ -77,5 +91,4 @@ def moves():
         v0, v1, v2, v3 = d.sld_f32x4(other + 48)
         d.st_f32x4(to + 112, v0, v1, v2, v3)
 
-    kernel.threads = 32
     return kernel

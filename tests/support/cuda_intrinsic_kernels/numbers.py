@@ -1,12 +1,24 @@
 """Kernels of the intrinsics for numbers: one thread an input, results in planes of n."""
 
+from typing import NamedTuple
+
+from pyggml.kernels.cuda.launch_args import entry
 from pyggml.kernels.cuda.spec import i32, i64
+
+
+class IntegersArgs(NamedTuple):
+    y: i64
+    a: i64
+    b: i64
+    c: i64
+    n: i32
 
 
 def integers():
     from pyggml.kernels.cuda import device as d
 
-    def kernel(y: i64, a: i64, b: i64, c: i64, n: i32):
+    @entry(IntegersArgs, 64)
+    def kernel(y, a, b, c, n):
         i = d.block_x() * d.threads() + d.thread()
         if i < n:
             p, q, r = d.ld_i32(a + 4 * i), d.ld_i32(b + 4 * i), d.ld_i32(c + 4 * i)
@@ -17,14 +29,22 @@ def integers():
             d.st_i32(at + 12 * n, d.udiv(p & 0x7FFFFFFF, (q & 0xFFFF) + 1))
             d.st_i32(at + 16 * n, d.urem(p & 0x7FFFFFFF, (q & 0xFFFF) + 1))
 
-    kernel.threads = 64
     return kernel
+
+
+class FloatsArgs(NamedTuple):
+    y: i64
+    a: i64
+    b: i64
+    c: i64
+    n: i32
 
 
 def floats():
     from pyggml.kernels.cuda import device as d
 
-    def kernel(y: i64, a: i64, b: i64, c: i64, n: i32):
+    @entry(FloatsArgs, 64)
+    def kernel(y, a, b, c, n):
         i = d.block_x() * d.threads() + d.thread()
         if i < n:
             p, q, r = d.ld_f32(a + 4 * i), d.ld_f32(b + 4 * i), d.ld_f32(c + 4 * i)
@@ -42,34 +62,46 @@ def floats():
             d.st_f32(at + 10 * step, d.b2f(d.f2b(p)))
             d.st_f32(at + 11 * step, d.bits_float(d.float_bits(p)))
 
-    kernel.threads = 64
     return kernel
+
+
+class AnglesArgs(NamedTuple):
+    y: i64
+    a: i64
+    n: i32
 
 
 def angles():
     from pyggml.kernels.cuda import device as d
 
-    def kernel(y: i64, a: i64, n: i32):
+    @entry(AnglesArgs, 64)
+    def kernel(y, a, n):
         i = d.block_x() * d.threads() + d.thread()
         if i < n:
             x = d.ld_f32(a + 4 * i)
             d.st_f32(y + 4 * i, d.sin_turn(x))
             d.st_f32(y + 4 * (n + i), d.cos_turn(x))
 
-    kernel.threads = 64
     return kernel
+
+
+class PacksArgs(NamedTuple):
+    y: i64
+    a: i64
+    b: i64
+    n: i32
 
 
 def packs():
     """Compute capability 8.0."""
     from pyggml.kernels.cuda import device as d
 
-    def kernel(y: i64, a: i64, b: i64, n: i32):
+    @entry(PacksArgs, 64)
+    def kernel(y, a, b, n):
         i = d.block_x() * d.threads() + d.thread()
         if i < n:
             p, q = d.ld_f32(a + 4 * i), d.ld_f32(b + 4 * i)
             d.st_i32(y + 4 * i, d.pack_f16(p, q))
             d.st_i32(y + 4 * (n + i), d.pack_bf16(p, q))
 
-    kernel.threads = 64
     return kernel

@@ -1,13 +1,23 @@
 """Kernels of the intrinsics of tensor cores: one warp, matrices as rows in memory."""
 
+from typing import NamedTuple
+
+from pyggml.kernels.cuda.launch_args import entry
 from pyggml.kernels.cuda.spec import i64
+
+
+class Bytes32Args(NamedTuple):
+    y: i64
+    a: i64
+    b: i64
 
 
 def bytes_32():
     """C (16 x 8) += A (16 x 32) B^T, B as 8 rows of 32."""
     from pyggml.kernels.cuda import device as d
 
-    def kernel(y: i64, a: i64, b: i64):
+    @entry(Bytes32Args, 32)
+    def kernel(y, a, b):
         g, t = d.thread() >> 2, d.thread() & 3
         row, column = a + g * 32 + 4 * t, b + g * 32 + 4 * t
         c0, c1, c2, c3 = d.mma_s8(
@@ -17,29 +27,41 @@ def bytes_32():
         d.st_i32x2(y + g * 32 + 8 * t, c0, c1)
         d.st_i32x2(y + (g + 8) * 32 + 8 * t, c2, c3)
 
-    kernel.threads = 32
     return kernel
+
+
+class Bytes16Args(NamedTuple):
+    y: i64
+    a: i64
+    b: i64
 
 
 def bytes_16():
     from pyggml.kernels.cuda import device as d
 
-    def kernel(y: i64, a: i64, b: i64):
+    @entry(Bytes16Args, 32)
+    def kernel(y, a, b):
         g, t = d.thread() >> 2, d.thread() & 3
         row, column = a + g * 16 + 4 * t, b + g * 16 + 4 * t
         c0, c1, c2, c3 = d.mma_s8_k16(d.ld_i32(row), d.ld_i32(row + 128), d.ld_i32(column), 1, 2, 3, 4)
         d.st_i32x2(y + g * 32 + 8 * t, c0, c1)
         d.st_i32x2(y + (g + 8) * 32 + 8 * t, c2, c3)
 
-    kernel.threads = 32
     return kernel
+
+
+class HalvesArgs(NamedTuple):
+    y: i64
+    a: i64
+    b: i64
 
 
 def halves(brain):
     """The same over 16 F16 or BF16."""
     from pyggml.kernels.cuda import device as d
 
-    def kernel(y: i64, a: i64, b: i64):
+    @entry(HalvesArgs, 32)
+    def kernel(y, a, b):
         g, t = d.thread() >> 2, d.thread() & 3
         row, column = a + g * 32 + 4 * t, b + g * 32 + 4 * t
         a0, a1, a2, a3 = d.ld_i32(row), d.ld_i32(row + 256), d.ld_i32(row + 16), d.ld_i32(row + 272)
@@ -52,15 +74,20 @@ def halves(brain):
         d.st_f32x2(y + g * 32 + 8 * t, c0, c1)
         d.st_f32x2(y + (g + 8) * 32 + 8 * t, c2, c3)
 
-    kernel.threads = 32
     return kernel
+
+
+class LoadsArgs(NamedTuple):
+    y: i64
+    a: i64
 
 
 def loads(transposed):
     """32 rows of 16 bytes by asynchronous copies; then each lane's four registers."""
     from pyggml.kernels.cuda import device as d
 
-    def kernel(y: i64, a: i64):
+    @entry(LoadsArgs, 32)
+    def kernel(y, a):
         at = d.shared() + 16 * d.thread()
         d.cp_async16(at, a + 16 * d.thread())
         d.cp_async_commit()
@@ -72,5 +99,4 @@ def loads(transposed):
             r0, r1, r2, r3 = d.ldmatrix_x4(at)
         d.st_i32x4(y + 16 * d.thread(), r0, r1, r2, r3)
 
-    kernel.threads = 32
     return kernel

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +16,8 @@ from numba.cuda import types
 from numba.cuda.compiler import _compile_pyfunc_with_fixup
 
 from pyggml.kernels.cuda.device.intrinsic import INTRINSICS, PREFIX, Intrinsic
-from pyggml.kernels.cuda.spec import Spec, make, parameters
+from pyggml.kernels.cuda.launch_args import fields
+from pyggml.kernels.cuda.spec import Spec, make
 
 ENTRY = "pyggml_kernel"
 NEWEST = (9, 0)
@@ -41,9 +41,9 @@ class Kernel(NamedTuple):
     threads: int
 
 
-def front_end(function: Callable[..., Any]) -> Kernel:
-    """Type and lower a kernel. `function.threads`, if it is there, is the most threads that a block of it has."""
-    kinds = parameters(function)
+def front_end(function: Any) -> Kernel:
+    """Type and lower a function that `launch_args.entry` has made a kernel."""
+    kinds = tuple(kind for _, kind in fields(function.args))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         library, _ = _compile_pyfunc_with_fixup(
@@ -54,7 +54,7 @@ def front_end(function: Callable[..., Any]) -> Kernel:
     ir = re.sub(r"^@\S*NumbaEnv.*\n", "", ir, flags=re.MULTILINE)
     called = re.findall(rf'^declare .*@"?{PREFIX}(\w+)"?\(.*\n', ir, flags=re.MULTILINE)
     intrinsics = tuple(INTRINSICS[name] for name in sorted(set(called)))
-    return Kernel(ir, kinds, intrinsics, getattr(function, "threads", 1024))
+    return Kernel(ir, kinds, intrinsics, function.threads)
 
 
 def with_words(kernel: Kernel) -> str:
