@@ -173,7 +173,8 @@ class Usage(Enum):
 
 
 class Buffer(ABC):
-    """`size` bytes of a device's memory. `base` is the address of its first byte in the device's own space."""
+    """`size` bytes of a device's memory, all zero in the beginning: what another program or another client of a server left
+    there is never seen. `base` is the address of its first byte in the device's own space."""
 
     device: Any
     """The Device (backend/base.py) whose memory it is."""

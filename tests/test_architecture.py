@@ -43,7 +43,7 @@ RANK = {unit: i for i, layer in enumerate(LAYERS) for unit in layer}
 ALLOWED_IMPORTERS = {
     "numba": ("pyggml.jit", "pyggml.simd", "pyggml.kernels.cuda.device"),
     "llvmlite": ("pyggml.jit", "pyggml.simd", "pyggml.kernels.cuda.device"),
-    "cuda": ("pyggml.backend.cuda.driver", "pyggml.kernels.cuda.device"),
+    "cuda": ("pyggml.backend.cuda.driver", "pyggml.backend.cuda.toolkit", "pyggml.kernels.cuda.device"),
     "socket": (
         "pyggml_rpc.transport",
         "pyggml_rpc.link",

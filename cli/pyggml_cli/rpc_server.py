@@ -142,25 +142,26 @@ def _command(argv: Sequence[str]) -> int:
 
         print(version())
         return 0
-    with _held_back() as wait:
-        return _serve(values, wait)
+    with _held_back() as (wait, end):
+        return _serve(values, wait, end)
 
 
 @contextlib.contextmanager
-def _held_back() -> Iterator[Callable[[], object]]:
-    """Hold SIGTERM and Ctrl-C back from all threads begun meanwhile; what it gives waits for one of them.
+def _held_back() -> Iterator[tuple[Callable[[], object], Callable[[], object]]]:
+    """Hold SIGTERM and Ctrl-C back from all threads begun meanwhile -> (waits for one of them, ends that wait).
 
     So there is neither a handler, which may raise anywhere, nor a question which thread a signal interrupts. Importing
     NumPy starts threads: this comes before.
     """
     ends = {signal.SIGTERM, signal.SIGINT}
     if not hasattr(signal, "sigwait"):  # not POSIX
+        over = threading.Event()
         with contextlib.suppress(KeyboardInterrupt):
-            yield threading.Event().wait
+            yield over.wait, over.set
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ends)
     try:
-        yield lambda: signal.sigwait(ends)
+        yield lambda: signal.sigwait(ends), lambda: os.kill(os.getpid(), signal.SIGTERM)
     finally:
         while signal.sigpending() & ends:  # asked again while it was ending
             signal.sigwait(ends)
@@ -199,7 +200,9 @@ def _compile_kernels(device: "Device") -> bool:
     return True
 
 
-def _serve(values: Values, wait: Callable[[], object]) -> int:
+def _serve(values: Values, wait: Callable[[], object], end: Callable[[], object] = lambda: None) -> int:
+    """Until `wait` returns, which `end` makes it do: when all devices are lost, so that whoever watches this program may
+    start it again."""
     from pyggml_rpc.addresses import bare_host, is_local
     from pyggml_rpc.cache import WeightCache
     from pyggml_rpc.memory import return_early
@@ -210,6 +213,7 @@ def _serve(values: Values, wait: Callable[[], object]) -> int:
 
     from pyggml.backend.base import Kind
     from pyggml.cachedir import cache_dir
+    from pyggml.errors import DeviceError
     from pyggml_cli.devices import gpu_devices, local_devices, pick
 
     return_early()
@@ -244,7 +248,7 @@ def _serve(values: Values, wait: Callable[[], object]) -> int:
         idle_timeout=values.idle or None,
     )
     sys.setswitchinterval(SWITCH)
-    with Listener(server, values.host, values.port, limits=limits, comm=values.comm) as listener:
+    with Listener(server, values.host, values.port, limits=limits, comm=values.comm, when_lost=end) as listener:
         if not is_local(listener.address[0]):
             print(
                 f"warning: {bare_host(values.host)} is open to other machines, and the protocol has neither passwords nor encryption: "
@@ -264,6 +268,9 @@ def _serve(values: Values, wait: Callable[[], object]) -> int:
             print(f"  {served.device.name}: {served.device.description} ({total // MIB} MiB, {free // MIB} MiB free)")
         sys.stdout.flush()
         wait()
+        lost = server.lost
+    if lost is not None:
+        raise DeviceError(lost)
     return 0
 
 

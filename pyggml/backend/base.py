@@ -116,9 +116,15 @@ class Device(ABC):
     def why_not(self, node: Tensor) -> str | None:
         """Why this well-formed node cannot be computed here; None = it can. Called after ops.check passed."""
 
+    @property
+    def lost(self) -> str | None:
+        """Why nothing can be computed there any more in this process; None = all is well. Then buffers can be freed and
+        no memory is free; all else raises DeviceError."""
+        return None
+
     @abstractmethod
     def alloc_buffer(self, size: int, usage: Usage = Usage.ANY) -> Buffer:
-        """Raises DeviceError when the memory is not there."""
+        """All bytes are zero. Raises DeviceError when the memory is not there."""
 
     @abstractmethod
     def open(self, n_threads: int | None = None) -> Backend:

@@ -4,6 +4,7 @@ A handle is random and a base address synthetic: neither says where anything lie
 """
 
 import collections
+import contextlib
 import logging
 import secrets
 from collections.abc import Callable
@@ -49,8 +50,10 @@ class Buffers:
         return len(self.devices) - (device in self.devices) == 0
 
     def close(self) -> None:
-        for handle in list(self.by_handle):
-            self._release(handle)
+        """Each is released, whatever becomes of the others."""
+        with contextlib.ExitStack() as stack:
+            for handle in self.by_handle:
+                stack.callback(self._release, handle)
 
     def _alloc(self, request: Record) -> list[Piece]:
         """0/0 when the memory is not there: a stock client dies of a closed connection, but not of that."""
@@ -84,6 +87,8 @@ class Buffers:
         account, host, cost = client.account(served), client.host, self._cost(len(self.by_handle))
         before = account.held, host.held
         try:
+            if served.lost is not None:
+                raise DeviceError(served.lost)
             account.take(size)
             host.take(cost)
             return served.device.alloc_buffer(size)
@@ -120,7 +125,9 @@ class Buffers:
         self.devices[one.device] -= 1
         if not self.devices[one.device]:
             del self.devices[one.device]
-        one.buffer.free()
-        client.server.count_buffers(-1)
-        client.account(client.server.devices[one.device]).give(one.size)
-        client.host.give(self._cost(len(self.by_handle)))
+        try:
+            one.buffer.free()
+        finally:
+            client.server.count_buffers(-1)
+            client.account(client.server.devices[one.device]).give(one.size)
+            client.host.give(self._cost(len(self.by_handle)))

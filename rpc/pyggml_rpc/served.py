@@ -1,5 +1,6 @@
 """A device that a server offers: whose turn it is, on which of its backends, and how much of its memory is taken."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Hashable
@@ -11,6 +12,8 @@ from pyggml.backend.base import Backend, Device, Kind, Plan
 from pyggml.errors import ComputeError
 from pyggml_rpc.memory import Ledger
 from pyggml_rpc.turns import Turns
+
+log = logging.getLogger("pyggml.rpc")
 
 CLOSE_TIMEOUT = 2.0  # seconds
 PATIENCE = 1.0  # seconds that others wait for one client's graph before they compute beside it
@@ -58,9 +61,21 @@ class ServedDevice:
         self._n_threads = n_threads
         self._graph_timeout = graph_timeout
         self._state = threading.Lock()
+        self._told = False  # that it is lost
         self._communicating: Client | None = None
         self._backends: list[Backend] = []
         self._running: dict[Client, _Run] = {}
+
+    @property
+    def lost(self) -> str | None:
+        """Why it is not offered any more; None = it is. Told in the log once."""
+        reason = self.device.lost
+        if reason is not None:
+            with self._state:
+                told, self._told = self._told, True
+            if not told:
+                log.error("%s is not offered any more: %s", self.device.name, reason)
+        return reason
 
     @property
     def backend(self) -> Backend:
@@ -150,6 +165,8 @@ class ServedDevice:
 
     def memory(self) -> tuple[int, int]:
         """Bytes (free, total) on offer, to all clients together."""
+        if self.lost is not None:
+            return self.device.memory()
         _, total = self.ledger.offer(None)
         return max(0, total - self.ledger.held), total
 

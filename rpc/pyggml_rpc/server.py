@@ -87,6 +87,12 @@ class Server:
             self._buffers += more
             return True
 
+    @property
+    def lost(self) -> str | None:
+        """Why nothing can be computed here any more, when every device is lost; each one's loss is told in the log once."""
+        reasons = [served.lost for served in self.devices]
+        return None if None in reasons else "; ".join(filter(None, reasons))
+
     def close(self) -> None:
         for served in self.devices:
             served.close()

@@ -6,6 +6,7 @@ protocol has no error frame: whoever owns the connection closes it). Facts: ggml
 stricter or kinder is said at the method.
 """
 
+import contextlib
 from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import numpy as np
@@ -148,15 +149,16 @@ class Session(ClientState):
             served.abort(self)
 
     def close(self) -> None:
-        """Free all that the client left behind."""
+        """Free all that the client left behind, and its accounts whatever fails meanwhile."""
         self.gone = True
-        self.running.close(self.abort)
-        self._comm.close()
-        self.graphs.clear()
-        self.tensors.clear()
-        self.buffers.close()
-        for account in self._accounts.values():
-            account.close()
+        with contextlib.ExitStack() as stack:  # the last first
+            for account in self._accounts.values():
+                stack.callback(account.close)
+            stack.callback(self.buffers.close)
+            stack.callback(self.tensors.clear)
+            stack.callback(self.graphs.clear)
+            stack.callback(self._comm.close)
+            self.running.close(self.abort)
         self._arriving = self._staged = 0
 
     # ---- memory
@@ -200,7 +202,9 @@ class Session(ClientState):
         return [self.answer(Command.GET_MAX_SIZE, max_size=self.served_for(request).device.max_size)]
 
     def _get_device_memory(self, request: Record) -> list[Piece]:
-        free, total = self.account(self.served_for(request)).offer()
+        served = self.served_for(request)
+        # of a lost device none is free; 0 of 0 would mean that it does not tell, as clients read it
+        free, total = self.account(served).offer() if served.lost is None else served.memory()
         return [self.answer(Command.GET_DEVICE_MEMORY, free=free, total=total)]
 
     def _get_alloc_size(self, request: Record) -> list[Piece]:

@@ -168,7 +168,8 @@ class Listener:
     """A server on a port: accepting from `__init__` on, until `close`.
 
     `port` 0 takes a free one; `address` says which. Connections beyond `limits` are closed at once. `comm`: the servers
-    that it may add up tensors with (comm.py). Raises DeviceError when the port cannot be had, or `comm` is wrong.
+    that it may add up tensors with (comm.py). `when_lost` is called when no device is left that computes (`Server.lost`),
+    again and again. Raises DeviceError when the port cannot be had, or `comm` is wrong.
     """
 
     def __init__(
@@ -179,8 +180,10 @@ class Listener:
         *,
         limits: Limits | None = None,
         comm: Sequence[str] | None = None,
+        when_lost: Callable[[], object] = lambda: None,
     ) -> None:
         self.server = server
+        self._when_lost = when_lost
         self.limits = limits or Limits()
         self._lock = threading.Lock()
         self._clients: dict[int, _Client] = {}  # by file descriptor
@@ -377,9 +380,12 @@ class Listener:
         log.debug("%s: disconnected", client.peer)
 
     def _tick(self) -> None:
-        """End graphs that compute for longer than they may; after heavy clients, give their memory back."""
+        """End graphs that compute for longer than they may; tell when no device is left; after heavy clients, give their
+        memory back."""
         timeout = self.server.graph_timeout
         while not self._closing.wait(TICK if timeout is None else min(TICK, timeout / 4)):
+            if self.server.lost is not None:
+                self._when_lost()
             if timeout is not None:
                 for served in self.server.devices:
                     served.end_overdue()

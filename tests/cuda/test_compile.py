@@ -11,14 +11,13 @@ import pytest
 
 pytest.importorskip("numba_cuda", reason="numba-cuda is not installed: pip install '.[cuda]'")
 
-import cuda_cubins
 import cuda_machine_code
 from cuda_emulator import kernel_of
 from cuda_kernels import AMPERE, HOPPER, KERNELS, OLD, Expected
 
 from pyggml.backend.cuda import compiled
 from pyggml.kernels.cuda.device import build
-from pyggml.kernels.cuda.spec import Spec, make
+from pyggml.kernels.cuda.spec import Spec
 
 
 def holds(expected: Expected, cc: tuple[int, int]) -> None:
@@ -124,21 +123,6 @@ def test_a_kernel_is_compiled_once_for_each_generation(folder):
     assert compiled.cubin(SCALE, HOPPER) == first and counts() == (1, 1)
     assert compiled.cubin(SCALE, OLD) != first and counts() == (2, 1)
     assert len(list(folder.rglob("*.cubin"))) == 2
-
-
-def test_kernels_made_elsewhere_are_found_under_the_names_of_the_versions_here(folder, tmp_path, monkeypatch):
-    specs, carried = [SCALE, Spec("activations", "quantize")], tmp_path / "carried"
-    assert cuda_cubins.make(carried, HOPPER, specs) > 1000
-    monkeypatch.setattr(compiled, "_versions", lambda: ("another machine's",))
-    assert cuda_cubins.place(carried, HOPPER) == 2
-    assert [compiled.cubin(spec, HOPPER)[:4] for spec in specs] == [b"\x7fELF"] * 2
-    assert counts() == (2, 2)
-
-
-def test_kernels_to_carry_are_those_that_tests_ask_for():
-    assert {e.spec for e in KERNELS} < set(cuda_cubins.every_spec())
-    for spec in cuda_cubins.every_spec():
-        make(spec)
 
 
 def test_a_damaged_file_is_made_anew(folder):

@@ -4,14 +4,16 @@ notes and fails on demand, so no GPU is needed."""
 import sys
 import threading
 import types
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from cuda_fake_driver import CUresult, FakeDriver
+from cuda_fake_driver import CUresult
 from cuda_recording import place
+from mutants import Mutant, assert_caught
 from op_cases import F32
 
-import pyggml.backend.cuda
 from pyggml import ops
 from pyggml.backend.cuda import compiled, cuda_devices, driver, why_no_cuda
 from pyggml.backend.cuda.device import CudaDevice
@@ -21,16 +23,6 @@ from pyggml.errors import DeviceError
 from pyggml.graph import build_forward
 from pyggml.kernels.cuda.spec import Spec
 from pyggml.tensor import Tensor
-
-
-@pytest.fixture
-def fake(monkeypatch):
-    """A machine with two GPUs and nothing wrong."""
-    found = FakeDriver(2)
-    monkeypatch.setattr(driver, "_driver", lambda: found)
-    monkeypatch.setattr(pyggml.backend.cuda, "missing", lambda: None)
-    monkeypatch.setattr(compiled, "cubin", lambda spec, cc: b"machine code")
-    return found
 
 
 def use(gpu: CudaGPU) -> None:
@@ -69,22 +61,85 @@ def test_each_call_finds_its_own_gpu_current(fake):
             before = len(fake.calls)
             use(gpus[number])
             mine = [c for c in fake.calls[before:] if not c.name.startswith(PER_DEVICE)]
+            mine = [c for c in mine if c.thread == threading.get_ident()]
             assert len(mine) > 15 and {c.context for c in mine} == {f"context {number}"}, mine
             fake.cuCtxSetCurrent("a context of PyTorch")
 
-    rounds((0, 1, 0, 1, 1, 0))
-    thread = threading.Thread(target=rounds, args=((1, 0),))
-    thread.start()
-    thread.join()
+    with ThreadPoolExecutor(2) as pool:
+        others = [pool.submit(rounds, order * 20) for order in ((1, 0), (0, 1, 1))]
+        rounds((0, 1, 0, 1, 1, 0))
+        for other in others:
+            other.result()
     assert len(fake.named("cuDevicePrimaryCtxRetain")) == len(fake.named("cuStreamCreate")) == 2
     assert not fake.memory
+
+
+SET = 'self._ok(d.cuCtxSetCurrent(self._context), "context")'
+MUTANTS: dict[str, tuple[Mutant, Callable[..., None]]] = {
+    "the context is made current once": ((CudaGPU, "_d", SET, "pass"), test_each_call_finds_its_own_gpu_current),
+    "each GPU remembers what it made current": (
+        (CudaGPU, "_d", SET, "seen = self.__dict__.setdefault('seen', set()); me = threading.get_ident()\n    if me not in seen:\n        seen.add(me); " + SET),
+        test_each_call_finds_its_own_gpu_current,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_mutants_are_caught(monkeypatch: pytest.MonkeyPatch, mutant: str, fake) -> None:
+    assert_caught(monkeypatch, *MUTANTS[mutant], fake=fake)
+    assert fake.wrong, "the fake driver was content"
+    fake.wrong.clear()
+
+
+def test_the_fake_driver_refuses_what_is_not_of_the_current_context(fake):
+    a, b = CudaGPU(0), CudaGPU(1)
+    mine, event, kernel = a.alloc(64), a.event(), a.load(Spec("unary", "scale"))
+    parameters = np.zeros(1, np.int64).ctypes.data
+    for step in (
+        lambda: b.fill(mine, 0, 64),
+        lambda: b.copy(b.alloc(64), mine, 64),
+        lambda: b.free(mine),
+        lambda: b.record(event),
+        lambda: b.launch(kernel, (1, 1, 1), 32, 0, parameters),
+        lambda: a.fill(mine, 0, 65),
+        lambda: a.upload(mine, np.zeros(64, np.uint8).ctypes.data, 64),
+    ):
+        before = len(fake.wrong)
+        with pytest.raises(DeviceError, match="CUDA_ERROR_INVALID"):
+            step()
+        assert len(fake.wrong) == before + 1
+    a.begin_capture()
+    graph = a.end_capture()
+    a.drop(graph)
+    with pytest.raises(DeviceError, match="launching a graph: CUDA_ERROR_INVALID_HANDLE"):
+        a.replay(graph)
+    a.begin_capture()
+    with pytest.raises(DeviceError, match="CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"):
+        a.alloc(64)
+    assert fake.wrong.pop() == "cuMemAlloc while a graph is captured"
+    fake.wrong.clear()
+
+
+def test_a_call_fails_so_many_times_and_a_lost_context_for_ever(fake):
+    a, b = CudaGPU(0), CudaGPU(1)
+    fake.fail("cuMemAlloc", "OUT_OF_MEMORY", times=1)
+    with pytest.raises(DeviceError, match="cannot allocate"):
+        a.alloc(1)
+    a.alloc(1)
+    fake.fail("cuMemAlloc", "ECC_UNCORRECTABLE", times=1)
+    with pytest.raises(DeviceError, match="CUDA_ERROR_ECC_UNCORRECTABLE"):
+        a.alloc(1)
+    b.alloc(1)
+    assert int(fake.cuMemGetInfo()[0]) == 0, "of the other GPU"
+    fake.cuCtxSetCurrent("context 0")
+    assert fake.cuMemGetInfo()[0].name == "CUDA_ERROR_ECC_UNCORRECTABLE"
 
 
 def test_the_real_interface_has_the_names_that_the_fake_one_has():
     real = pytest.importorskip("cuda.bindings.driver")
     for result in CUresult:
         assert real.CUresult(result).name == result.name
-    assert not [name for name in driver._STICKY if not hasattr(real.CUresult, name)]
+    assert not [name for name in driver.STICKY if not hasattr(real.CUresult, name)]
 
 
 @pytest.mark.parametrize("status", ["SYSTEM_DRIVER_MISMATCH", "STUB_LIBRARY", "UNKNOWN"])
@@ -111,9 +166,21 @@ def test_an_interface_that_does_not_load_leaves_the_cpu(fake, monkeypatch):
 def test_an_old_driver_is_named_before_a_model_is_loaded(fake):
     fake.version = 12040
     assert cuda_devices() == []
-    assert why_no_cuda() == "CUDA: the NVIDIA driver supports CUDA 12.4; 13.0 is needed, which driver 580 brings"
+    needed = "CUDA: the NVIDIA driver supports CUDA 12.4; 13.0 is needed, which driver 580 brings"
+    assert why_no_cuda() == f"{needed}; pip install 'pyggml[cuda12]' makes kernels for CUDA 12"
+    fake.version = 11080
+    assert why_no_cuda() == needed.replace("12.4", "11.8")
     fake.version = 13010
     assert [d.name for d in cuda_devices()] == ["CUDA0", "CUDA1"] and why_no_cuda() is None
+
+
+def test_drivers_of_cuda_12_take_what_its_toolkit_makes(fake, monkeypatch):
+    monkeypatch.setattr(driver, "toolkit", lambda: 12)
+    for version in (12000, 12040, 12090, 13000):
+        fake.version = version
+        assert len(cuda_devices()) == 2
+    fake.version = 11080
+    assert why_no_cuda() == "CUDA: the NVIDIA driver supports CUDA 11.8; 12.0 is needed, which driver 525 brings"
 
 
 def test_a_machine_without_a_gpu_is_no_warning(fake, capsys):
@@ -148,7 +215,8 @@ def test_after_an_illegal_address_memory_is_given_back_and_all_else_is_refused(f
     del plan
     buffer.free()
     backend.close()
-    for again in (lambda: device.alloc_buffer(64), device.memory, backend.synchronize):
+    assert device.memory() == (0, 1 << 30)
+    for again in (lambda: device.alloc_buffer(64), backend.synchronize):
         with pytest.raises(DeviceError, match="Fake 0 cannot be used any more after CUDA_ERROR_ILLEGAL_ADDRESS: start"):
             again()
     assert len(fake.calls) == asked

@@ -50,12 +50,14 @@ def cuda_kernels() -> None:
         import numba_cuda  # noqa: F401
     except ImportError:
         return
-    from cuda_cubins import every_spec
     from cuda_emulator import kernel_of
+    from cuda_test_kernels import SPECS
+
+    from pyggml.kernels.cuda.every import every
 
     start = time.monotonic()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        made = list(pool.map(kernel_of, every_spec()))
+        made = list(pool.map(kernel_of, [*every(), *SPECS]))
     print(f"IR of {len(made)} CUDA kernels: {time.monotonic() - start:.0f} s", flush=True)
 
 

@@ -9,15 +9,22 @@ import contextlib
 import functools
 import hashlib
 import importlib.metadata
+import os
 
 from pyggml import sources
+from pyggml.backend.cuda.toolkit import find_library
 from pyggml.cachedir import PrivateFolder, warn_not_kept
 from pyggml.errors import CacheError, DeviceError
 from pyggml.kernels.cuda.spec import Spec, full_name
 
 ENTRY = b"pyggml_kernel"
 _MAGIC = b"PYGGMLC1"
-_PACKAGES = ("numba", "numba-cuda", "llvmlite", "nvidia-nvvm", "nvidia-nvjitlink")
+_FRONT_END = ("numba", "numba-cuda", "llvmlite")
+_COMPILER = {
+    "nvvm": ("nvidia-nvvm", "nvidia-cuda-nvcc-cu12"),
+    "nvJitLink": ("nvidia-nvjitlink", "nvidia-nvjitlink-cu12"),
+}
+"""The packages that bring each library, of CUDA 13 and of CUDA 12."""
 
 
 class Counts:
@@ -29,12 +36,28 @@ class Counts:
 
 @functools.cache
 def _versions() -> tuple[str, ...]:
-    """Of all that machine code depends on; a toolkit that is not a Python package counts as none."""
+    """Of all that machine code depends on."""
+    found = _installed(*_FRONT_END)
+    for library, packages in _COMPILER.items():
+        found += _installed(*packages) or _of_a_toolkit(library)
+    return tuple(found)
+
+
+def _installed(*packages: str) -> list[str]:
     found = []
-    for name in _PACKAGES:
+    for name in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found.append(f"{name} {importlib.metadata.version(name)}")
-    return tuple(found)
+    return found
+
+
+def _of_a_toolkit(library: str) -> list[str]:
+    """A library of a toolkit that is no Python package (CUDA_HOME): the file that is loaded, which an update replaces."""
+    path = find_library(library)
+    if path is None:  # then nothing is compiled either
+        return []
+    status = os.stat(path)
+    return [f"{path} {status.st_size} {status.st_mtime_ns}"]
 
 
 _COMMON = ("kernels/cuda/device", "kernels/cuda/spec.py", "dtypes.py")
@@ -44,6 +67,11 @@ _COMMON = ("kernels/cuda/device", "kernels/cuda/spec.py", "dtypes.py")
 def _sources(module: str) -> str:
     """Of all texts that a module's kernels are made of."""
     return sources.digest(full_name(module), _COMMON)
+
+
+def sources_of(spec: Spec) -> str:
+    """A digest of all texts that a kernel is made of."""
+    return _sources(spec.module)
 
 
 def key(spec: Spec, cc: tuple[int, int]) -> str:

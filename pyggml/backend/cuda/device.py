@@ -63,6 +63,10 @@ class CudaDevice(Device):
         with self.lock:
             return self.gpu.memory()
 
+    @property
+    def lost(self) -> str | None:
+        return self.gpu.lost
+
     def alloc_buffer(self, size: int, usage: Usage = Usage.ANY) -> CudaBuffer:
         return CudaBuffer(self, size, usage)
 
@@ -112,8 +116,12 @@ class CudaBuffer(Buffer):
         self.device, self.size, self.usage = device, size, usage
         with device.lock:
             self.base = device.take(size)
-            if size:  # the driver gives out memory as it came back, with what another client of a server left there
-                device.gpu.fill(self.base, 0, size)
+            try:
+                if size:  # the driver gives out memory as it came back, with what another client of a server left there
+                    device.gpu.fill(self.base, 0, size)
+            except DeviceError:
+                device.gpu.free(self.base)
+                raise
 
     def _at(self, tensor: Tensor, offset: int, size: int) -> int:
         start = tensor.data - self.base + offset

@@ -1,4 +1,4 @@
-"""The CUDA driver through `cuda.bindings`: devices, memory, one stream, launches, graphs. The only file that imports it.
+"""The CUDA driver through `cuda.bindings`: devices, memory, one stream, launches, graphs. The only file that calls it.
 
 Owns every call of the driver and the errors they end in; must not know tensors, kernels or plans. `GPU` is also the
 interface that the emulated driver of the tests has.
@@ -9,12 +9,14 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+import sys
 import threading
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pyggml.backend.cuda.toolkit import DRIVERS, toolkit
 from pyggml.errors import DeviceError
 from pyggml.kernels.cuda.spec import Spec
 
@@ -38,7 +40,7 @@ class GPU(Protocol):
     lost: str | None
 
     def memory(self) -> tuple[int, int]:
-        """Bytes (free, total)."""
+        """Bytes (free, total); none are free where all is lost."""
 
     def alloc(self, size: int) -> int:
         """Address of `size` bytes, a multiple of 256. Raises DeviceError."""
@@ -99,13 +101,14 @@ class GPU(Protocol):
 
 
 HINT = "pip install 'pyggml[cuda]'"
-NO_DRIVER = "there is no NVIDIA driver (libcuda.so.1)"
+LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+NO_DRIVER = f"there is no NVIDIA driver ({LIBRARY})"
 
 
 def missing() -> str | None:
     """Why there is no CUDA here, None = there may be. Looks for the driver's library before it imports anything."""
     try:
-        ctypes.CDLL("libcuda.so.1")
+        ctypes.CDLL(LIBRARY)
     except OSError:
         return NO_DRIVER
     if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.bindings") is None:
@@ -128,10 +131,6 @@ def _checked(result: Any, what: str) -> Any:
     return values[0] if len(values) == 1 else values
 
 
-OLDEST_DRIVER = 13000
-"""The CUDA version that machine code is made with; a driver of an earlier one refuses all of it."""
-
-
 def start() -> int:
     """GPUs that CUDA_VISIBLE_DEVICES leaves. Raises DeviceError when the driver does not start or cannot run our kernels."""
     try:
@@ -143,14 +142,17 @@ def start() -> int:
     if status == driver.CUresult.CUDA_ERROR_NO_DEVICE:
         return 0
     _checked((status,), "the driver does not start")
-    version = int(_checked(driver.cuDriverGetVersion(), "version"))
-    if version < OLDEST_DRIVER:
-        has, needs = (f"{v // 1000}.{v % 1000 // 10}" for v in (version, OLDEST_DRIVER))
-        raise DeviceError(f"CUDA: the NVIDIA driver supports CUDA {has}; {needs} is needed, which driver 580 brings")
+    version, needed = int(_checked(driver.cuDriverGetVersion(), "version")), toolkit()
+    if version < 1000 * needed:
+        has, first = f"{version // 1000}.{version % 1000 // 10}", DRIVERS.get(needed, "a newer driver")
+        other = "; pip install 'pyggml[cuda12]' makes kernels for CUDA 12" if needed > 12 and version >= 12000 else ""
+        raise DeviceError(
+            f"CUDA: the NVIDIA driver supports CUDA {has}; {needed}.0 is needed, which {first} brings{other}"
+        )
     return int(_checked(driver.cuDeviceGetCount(), "counting devices"))
 
 
-_STICKY = {
+STICKY = {
     f"CUDA_ERROR_{name}"
     for name in (
         *("DEINITIALIZED", "DEVICE_UNAVAILABLE", "ECC_UNCORRECTABLE", "NVLINK_UNCORRECTABLE", "CONTAINED"),
@@ -180,6 +182,7 @@ class CudaGPU:
         self.cc = self._attribute(_CC_MAJOR), self._attribute(_CC_MINOR)
         self.multiprocessors = self._attribute(_MULTIPROCESSORS)
         self.shared_limit = self._attribute(_SHARED_OPTIN)
+        self._total = int(_checked(d.cuDeviceTotalMem(self.device), "total memory"))
         self.lost: str | None = None
         self._context: Any = None
         self._stream: Any = None
@@ -195,7 +198,7 @@ class CudaGPU:
         """_checked for calls of this GPU's context, which learns here that it is lost."""
         if int(result[0]) == 0:
             return _checked(result, what)
-        if result[0].name in _STICKY and self.lost is None:
+        if result[0].name in STICKY and self.lost is None:
             self.lost = f"{self.name} cannot be used any more after {result[0].name}: start this program again"
         return _checked(result, what)
 
@@ -219,6 +222,8 @@ class CudaGPU:
         return d
 
     def memory(self) -> tuple[int, int]:
+        if self.lost is not None:
+            return 0, self._total
         free, total = self._ok(self._d().cuMemGetInfo(), "memory")
         return int(free), int(total)
 
