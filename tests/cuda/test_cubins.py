@@ -17,8 +17,9 @@ import cuda_machine_code
 import cuda_test_kernels
 from cuda_kernels import AMPERE, HOPPER, KERNELS, OLD
 from peer_build import PeerMissing, locked
+from pyggml_cli import cubins
 
-from pyggml.backend.cuda import compiled, cubins
+from pyggml.backend.cuda import compiled
 from pyggml.cachedir import cache_dir
 from pyggml.kernels.cuda.device import build
 from pyggml.kernels.cuda.every import every
@@ -48,8 +49,7 @@ def test_the_list_of_all_has_what_tests_ask_for_and_each_is_there():
 
 
 def test_kernels_made_elsewhere_are_found_under_the_names_of_the_versions_here(folder, monkeypatch, capsys):
-    words = ["unary-scale", "activations"]
-    assert cubins.main(["make", str(folder), "--sm", "9.0", "--only", *words]) == 0
+    assert cubins.main(["make", str(folder), "--sm", "9.0", "--only", "unary-scale,activations"]) == 0
     assert sorted(p.name for p in folder.iterdir()) == [
         "activations-quantize.cubin", "kernels.json", "unary-scale.cubin",
     ]  # fmt: skip
@@ -68,7 +68,7 @@ def test_kernels_of_other_sources_are_not_placed(folder, monkeypatch, capsys):
     assert cubins.main(["place", str(folder)]) == 1
     said = capsys.readouterr().err
     assert said == (
-        f"cubins: {folder}: 1 of 1 kernels, such as unary-scale, were made of other sources than those here\n"
+        f"error: {folder}: 1 of 1 kernels, such as unary-scale, were made of other sources than those here\n"
     )
 
 
@@ -85,7 +85,7 @@ def test_kernels_of_other_sources_are_not_placed(folder, monkeypatch, capsys):
 def test_a_mistake_is_one_line(folder, capsys, arguments, why):
     assert cubins.main([argument.format(folder) for argument in arguments]) == 1
     said = capsys.readouterr().err
-    assert why in said and said.startswith("cubins: ") and said.count("\n") == 1
+    assert why in said and said.startswith("error: ") and said.count("\n") == 1
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"kernels": []}', '{"compute capability": [9, 0], "kernels": [1]}'])
@@ -102,9 +102,15 @@ def test_compute_capabilities(text, cc, capsys):
     if cc is not None:
         assert cubins.capability(text) == cc
         return
-    with pytest.raises(SystemExit):
-        cubins.main(["make", "/tmp/x", "--sm", text])
-    assert "is no compute capability" in capsys.readouterr().err
+    assert cubins.main(["make", "/tmp/x", "--sm", text]) == 2
+    assert "must be a compute capability" in capsys.readouterr().err
+
+
+def test_usage_is_said(capsys):
+    for arguments in ([], ["make"], ["carry", "x"], ["make", "x", "y"]):
+        assert cubins.main(arguments) == 2
+        assert "usage: python -m pyggml_cli.cubins make|place FOLDER" in capsys.readouterr().err
+    assert cubins.main(["--help"]) == 0 and "needs no GPU" in capsys.readouterr().out
 
 
 def test_a_toolkit_that_is_no_package_is_part_of_the_names(monkeypatch, tmp_path):
@@ -171,18 +177,19 @@ def test_the_toolkit_of_cuda_12_makes_the_same_kernels(cuda12, tmp_path, cc):
     """Fit for its drivers, with the instructions that tests of CUDA 13's ask for; its names are no others'."""
     expected = [e for e in KERNELS if e.spec.label in CHECKED and e.oldest <= cc]
     assert len(expected) > 2
-    env = {"PYTHONPATH": str(ROOT), "PYGGML_CACHE": str(tmp_path / "cache"), "PATH": os.environ["PATH"]}
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "cli")))
+    env = {"PYTHONPATH": path, "PYGGML_CACHE": str(tmp_path / "cache"), "PATH": os.environ["PATH"]}
     command = [
         cuda12,
         "-m",
-        "pyggml.backend.cuda.cubins",
+        "pyggml_cli.cubins",
         "make",
         tmp_path / "made",
         "--sm",
         f"{cc[0]}.{cc[1]}",
         "--only",
     ]
-    done = subprocess.run([*command, *(e.spec.label for e in expected)], env=env, capture_output=True, text=True)
+    done = subprocess.run([*command, ",".join(e.spec.label for e in expected)], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     kept = {path.name for path in (tmp_path / "cache").rglob("*.cubin")}
     for e in expected:

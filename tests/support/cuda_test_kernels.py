@@ -1,4 +1,4 @@
-"""Kernels that tests alone ask for, for `python -m pyggml.backend.cuda.cubins make FOLDER --also cuda_test_kernels`."""
+"""Kernels that tests alone ask for, for `python -m pyggml_cli.cubins make FOLDER --also cuda_test_kernels`."""
 
 from pyggml.kernels.cuda.spec import Spec
 
