@@ -12,7 +12,8 @@ OLD, AMPERE, HOPPER = (7, 5), (8, 0), (9, 0)
 
 class Expected(NamedTuple):
     """has: instructions of SASS that must be there. hot: nothing is spilled. oldest: compute capability. tight: takes so many
-    registers that 8.0 is always tried. often: made in every run of the tests, not only where all are asked for."""
+    registers that 8.0 is always tried. often: made in every run of the tests, not only where all are asked for. doubles: computes in f64 now and then,
+    as libdevice's sine does of numbers beyond 10^5."""
 
     spec: Spec
     has: tuple[str, ...] = ()
@@ -20,6 +21,7 @@ class Expected(NamedTuple):
     oldest: tuple[int, int] = OLD
     tight: bool = False
     often: bool = True
+    doubles: bool = False
 
 
 ONE_OF_EACH = (T.Q4_0, T.Q5_1, T.Q8_0, T.Q3_K, T.Q4_K, T.IQ4_XS)
@@ -47,17 +49,45 @@ def floats(name: str) -> list[Expected]:
 
 ATTENTION = ("LDGSTS.E.BYPASS.128", "HMMA.16816.F32", "LDSM.16.M88.4", "LDSM.16.MT88.4", "MUFU.EX2")
 
+PARTS = (1, 2, 4, 8)
+STATES = (
+    ("gated_delta_net", "gated_delta_net"),
+    ("linear_attention", "wkv6"),
+    ("linear_attention", "wkv7"),
+)
+
 KERNELS: list[Expected] = [
     Expected(Spec("activations", "quantize"), ("SHFL.BFLY",), hot=True),
     Expected(Spec("norm", "rms_norm", (0,)), ("SHFL.BFLY",), hot=True),
     Expected(Spec("norm", "rms_norm", (1,)), ("SHFL.BFLY",), hot=True),
     Expected(Spec("soft_max", "soft_max"), ("SHFL.BFLY",), hot=True),
     Expected(Spec("rope", "rope"), ("MUFU.SIN", "MUFU.COS"), hot=True),
+    Expected(Spec("norm", "norm"), ("SHFL.BFLY",), hot=True),
+    Expected(Spec("norm", "l2_norm"), ("SHFL.BFLY",), hot=True),
+    Expected(Spec("norm", "group_norm"), hot=True),
+    Expected(Spec("reduce", "sum_rows"), ("SHFL.BFLY",), hot=True),
+    Expected(Spec("reduce", "sum_all"), hot=True),
+    Expected(Spec("reduce", "cumsum"), ("SHFL",), hot=True),
+    Expected(Spec("add_id", "add_id"), hot=True),
+    Expected(Spec("concat", "concat"), hot=True),
+    Expected(Spec("repeat", "repeat"), hot=True),
+    Expected(Spec("pad", "pad"), hot=True),
+    Expected(Spec("fill", "sequence"), hot=True),
+    Expected(Spec("fill", "part"), hot=True),
+    Expected(Spec("solve_tri", "solve_tri"), hot=True),
+    Expected(Spec("ssm", "ssm_conv"), hot=True),
+    *(Expected(Spec("ssm", "ssm_scan", (n,)), ("MUFU.EX2", "SHFL.BFLY"), hot=True, often=n in (1, 4)) for n in PARTS),
+    *(
+        Expected(Spec(module, factory, (n,)), ("SHFL.BFLY",), hot=True, often=n == 4)
+        for module, factory in STATES
+        for n in PARTS
+    ),
     Expected(Spec("elementwise", "binary"), hot=True),
     Expected(Spec("reduce", "argmax"), ("SHFL",)),
     Expected(Spec("argsort", "ranks"), hot=True),
     Expected(Spec("argsort", "sort")),
     Expected(Spec("unary", "unary")),
+    Expected(Spec("unary", "functions"), doubles=True),
     Expected(Spec("unary", "scale"), hot=True),
     Expected(Spec("glu", "glu"), ("MUFU.EX2",), hot=True),
     Expected(Spec("rows", "set_rows", (0,)), hot=True),

@@ -28,6 +28,42 @@ def access():
     return load, store
 
 
+def moves():
+    """-> move(to, at, unit): so many bytes, 1, 2, 4 or 8."""
+    from pyggml.kernels.cuda import device as d
+
+    @d.inline
+    def move(to, at, unit):
+        if unit == 4:
+            d.st_i32(to, d.ld_i32(at))
+        elif unit == 8:
+            d.st_i64(to, d.ld_i64(at))
+        elif unit == 2:
+            d.st_u16(to, d.ld_u16(at))
+        else:
+            d.st_u8(to, d.ld_u8(at))
+
+    return move
+
+
+def zeros():
+    """-> clear(to, unit): so many bytes become 0."""
+    from pyggml.kernels.cuda import device as d
+
+    @d.inline
+    def clear(to, unit):
+        if unit == 4:
+            d.st_i32(to, 0)
+        elif unit == 8:
+            d.st_i64(to, 0)
+        elif unit == 2:
+            d.st_u16(to, 0)
+        else:
+            d.st_u8(to, 0)
+
+    return clear
+
+
 def places():
     """-> place(i, n0, n1, n2): the four coordinates of element i, dimension 0 running fastest."""
     from pyggml.kernels.cuda import device as d

@@ -89,9 +89,9 @@ class MoveKernelArgs(NamedTuple):
 
 def move_kernel():
     from pyggml.kernels.cuda import device as d
-    from pyggml.kernels.cuda.convert import places
+    from pyggml.kernels.cuda.convert import moves, places
 
-    place = places()
+    place, move = places(), moves()
 
     @entry(MoveKernelArgs, THREADS)
     def kernel(y, y0, y1, y2, y3, n0, n1, n2, a, a0, a1, a2, a3, m0, m1, m2, total, per, unit):
@@ -103,14 +103,7 @@ def move_kernel():
             j0, j1, j2, j3 = place(block, m0, m1, m2)
             to = y + i0 * y0 + i1 * y1 + i2 * y2 + i3 * y3 + inside
             at = a + j0 * a0 + j1 * a1 + j2 * a2 + j3 * a3 + inside
-            if unit == 4:
-                d.st_i32(to, d.ld_i32(at))
-            elif unit == 8:
-                d.st_i64(to, d.ld_i64(at))
-            elif unit == 2:
-                d.st_u16(to, d.ld_u16(at))
-            else:
-                d.st_u8(to, d.ld_u8(at))
+            move(to, at, unit)
 
     return kernel
 

@@ -17,6 +17,8 @@ F32, F16, BF16, I32 = GGMLType.F32, GGMLType.F16, GGMLType.BF16, GGMLType.I32
 KINDS = {F32: 0, F16: 1, BF16: 2, I32: 3}
 """Numbers by which kernels know the types that they tell apart while they run."""
 FLOATS = (F32, F16, BF16)
+SINGLE = tuple(t for t in SIZES if SIZES[t].block_size == 1)
+"""Types whose elements are no blocks."""
 MOST = 2**31 - 1024
 """Kernels count elements in 32 bits."""
 THREADS = 256

@@ -1,6 +1,6 @@
-"""UNARY and SCALE: one thread an element.
+"""UNARY, SCALE and the functions that have an op of their own: one thread an element.
 
-Which of the 22 functions it is a kernel learns when it runs: the branch is the same for all threads, and memory is what
+Which of the functions it is a kernel learns when it runs: the branch is the same for all threads, and memory is what
 takes the time.
 """
 
@@ -22,12 +22,19 @@ def why_not(node: Tensor) -> str | None:
     return refuse_types(FLOATS, node, source(node, 0))
 
 
+FUNCTIONS = (Op.SQR, Op.SQRT, Op.LOG, Op.SIN, Op.COS, Op.CLAMP, Op.LEAKY_RELU)
+"""The functions that have an op of their own, by the numbers that the kernel knows them by."""
+
+
 def lower(builder: Builder, node: Tensor) -> None:
     a, n = source(node, 0), node.nelements
     each = Each(y=place(node), ky=KINDS[node.type], a=place(a), ka=KINDS[a.type], n=extents(node.ne), total=n)
     if node.op == Op.SCALE:
         scaled = ScaleArgs(each, by=node.param_f32(0), bias=node.param_f32(1))
         builder.launch(Spec("unary", "scale"), (blocks(n),), THREADS, scaled)
+    elif node.op in FUNCTIONS:
+        named = FunctionsArgs(each, kind=FUNCTIONS.index(Op(node.op)), low=node.param_f32(0), high=node.param_f32(1))
+        builder.launch(Spec("unary", "functions"), (blocks(n),), THREADS, named)
     else:
         alpha_n, alpha_p, beta, eps = (node.param_f32(i) for i in range(1, 5))
         args = UnaryArgs(each, kind=node.param_i32(0), alpha_n=alpha_n, alpha_p=alpha_p, beta=beta, eps=eps)
@@ -157,6 +164,51 @@ def unary():
                 r = d.sign_of(whole + d.f32(1) if abs(x) - whole >= d.f32(0.5) else whole, x)
             else:
                 r = d.sign_of(d.round_down(abs(x)), x)
+            store(y + i0 * y0 + i1 * y1 + i2 * y2 + i3 * y3, ky, r)
+
+    return kernel
+
+
+class FunctionsArgs(NamedTuple):
+    """low: the lower bound of CLAMP, the slope of LEAKY_RELU."""
+
+    each: Each
+    kind: i32
+    low: f32
+    high: f32
+
+
+def functions():
+    import math
+
+    from pyggml.kernels.cuda import device as d
+    from pyggml.kernels.cuda.convert import access, places
+
+    load, store = access()
+    place = places()
+
+    @entry(FunctionsArgs, THREADS)
+    def kernel(y, y0, y1, y2, y3, ky, a, a0, a1, a2, a3, ka, n0, n1, n2, total, kind, low, high):
+        i = d.i32(d.block_x() * d.threads() + d.thread())
+        if i < total:
+            i0, i1, i2, i3 = place(i, n0, n1, n2)
+            x = load(a + i0 * a0 + i1 * a1 + i2 * a2 + i3 * a3, ka)
+            zero = d.f32(0)
+            if kind == 0:
+                r = x * x
+            elif kind == 1:
+                r = math.sqrt(x)
+            elif kind == 2:
+                r = math.log(x)
+            elif kind == 3:
+                r = math.sin(x)
+            elif kind == 4:
+                r = math.cos(x)
+            elif kind == 5:  # a NaN becomes the upper bound
+                r = x if x < high else high
+                r = r if r > low else low
+            else:
+                r = (x if x > zero else zero) + low * (x if x < zero else zero)
             store(y + i0 * y0 + i1 * y1 + i2 * y2 + i3 * y3, ky, r)
 
     return kernel

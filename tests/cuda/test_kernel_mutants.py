@@ -1,0 +1,153 @@
+"""Kernels with one place of their source replaced, on the emulated GPU: an op held against the reference tells each from the
+right one."""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba_cuda", reason="numba-cuda is not installed: pip install '.[cuda]'")
+
+import cuda_emulator
+from cuda_device import EmulatedDevice
+from cuda_emulator import EmulatedGPU, EmulatorError
+from op_cases import F16, F32, I32, Case, Operands
+from op_check import check
+
+from pyggml import ops
+from pyggml.kernels.cuda.spec import Spec, full_name
+from pyggml.tensor import Tensor
+
+PACKAGE = "cuda_mutants"
+"""Of the files with wrong kernels."""
+
+
+class WrongGPU(EmulatedGPU):
+    """One whose kernels of a family are those of another file."""
+
+    def __init__(self, module: str, number: int) -> None:
+        super().__init__()
+        self.module, self.wrong = module, f"{PACKAGE}.{module}_{number}"
+
+    def load(self, spec: Spec) -> Spec:
+        return super().load(spec._replace(module=self.wrong) if spec.module == self.module else spec)
+
+
+class Wrong(NamedTuple):
+    """In a file of kernels `old`, which stands there once, becomes `new`; `node` shows it."""
+
+    module: str
+    old: str
+    new: str
+    node: Callable[[Operands], Tensor]
+
+
+def scan(make: Operands, decays: int, slots: int) -> Tensor:
+    ids = make.leaf(I32, (2,), np.array([1, 0]))
+    s, x, dt = make.leaf(F32, (33, 2, 4, 3)), make.leaf(F32, (2, 4, 5, 2)), make.leaf(F32, (4, 5, 2))
+    decay = make.leaf(F32, (decays, 4), -make.rng.uniform(0.1, 1.0, decays * 4))
+    b, c = (make.leaf(F32, (33, 2, 5, 2)) for _ in range(2))
+    return ops.ssm_scan(s, x, dt, decay, b, c, ids, slots)
+
+
+def delta(make: Operands) -> Tensor:
+    q, k, v = make.leaf(F32, (33, 2, 3, 1)), make.leaf(F32, (33, 2, 3, 1)), make.leaf(F32, (33, 4, 3, 1))
+    g, beta = make.leaf(F32, (33, 4, 3), -make.rng.random(33 * 12)), make.leaf(F32, (1, 4, 3), make.rng.random(12))
+    return ops.gated_delta_net(q, k, v, g, beta, make.leaf(F32, (33, 33, 4)))
+
+
+def linear(make: Operands, name: str) -> Tensor:
+    def leaf() -> Tensor:
+        return make.leaf(F32, (33, 2, 4), scale=0.2)
+
+    state = make.leaf(F32, (33 * 33 * 2, 2))
+    if name == "wkv7":
+        return ops.rwkv_wkv7(leaf(), leaf(), leaf(), leaf(), leaf(), leaf(), state)
+    if name == "wkv6":
+        return ops.rwkv_wkv6(leaf(), leaf(), leaf(), make.leaf(F32, (33, 2)), leaf(), state)
+    return ops.gated_linear_attn(leaf(), leaf(), leaf(), leaf(), state, 0.5)
+
+
+def triangle(make: Operands) -> Tensor:
+    return ops.solve_tri(make.leaf(F32, (4, 4), np.eye(4) * 2 + make.rng.random((4, 4))), make.leaf(F32, (3, 4)))
+
+
+MUTANTS: dict[str, Wrong] = {
+    "a norm without its epsilon": Wrong(
+        "norm", "SUMS) / d.f32(n0) + eps)", "SUMS) / d.f32(n0))", lambda m: ops.norm(m.leaf(F32, (70, 3)), 0.5)),
+    "a length that may be 0": Wrong(
+        "norm", "fmaximum(eps, math", "fmaximum(d.f32(0), math", lambda m: ops.l2_norm(m.leaf(F32, (9,), np.zeros(9)), 1e-5)),
+    "a last group as large as the others": Wrong(
+        "norm", "min(each, d.i32(n2 - first))", "each", lambda m: ops.group_norm(m.leaf(F32, (9, 2, 7)), 3, 1e-5)),
+    "a mean that is a sum": Wrong("reduce", "total / over", "total", lambda m: ops.mean(m.leaf(F32, (40, 3)))),
+    "sums that begin anew": Wrong(
+        "reduce", "before = d.shuffle_f32(total, 31)", "before = d.f32(0)", lambda m: ops.cumsum(m.leaf(F32, (70, 5)))),
+    "a sum in F32 of F16": Wrong(
+        "reduce", "store(y, kind, found)", "store(y, 0, found)", lambda m: ops.sum_all(m.leaf(F16, (70,)))),
+    "the second from its end": Wrong(
+        "concat", " - end * step", "", lambda m: ops.concat(m.leaf(F32, (5, 3)), m.leaf(F32, (5, 2)), 1)),
+    "rows that are not repeated": Wrong(
+        "repeat", "d.urem(i1, m1) * a1", "i1 * a1", lambda m: ops.repeat(m.leaf(F32, (5, 3)), 5, 6)),
+    "the row of the slot": Wrong(
+        "add_id", "b + which * b1", "b + slot * b1",
+        lambda m: ops.add_id(m.leaf(F32, (8, 2, 3)), m.leaf(F32, (8, 5)), m.leaf(I32, (2, 3), np.array([4, 3, 2, 2, 1, 0])))),
+    "the outermost element doubled": Wrong(
+        "pad", "2 * (m - 1) - j", "2 * m - 1 - j", lambda m: ops.pad_reflect_1d(m.leaf(F32, (7, 2)), 3, 4)),
+    "nothing comes round": Wrong(
+        "pad", "return d.urem(d.i32(j + m), m)", "return j", lambda m: ops.roll(m.leaf(F32, (7, 2)), 3)),
+    "no diagonal": Wrong(
+        "fill", "kept == 0 or kept == 2", "kept == 0", lambda m: ops.tri(m.leaf(F32, (5, 5)), ops.TriType.LOWER_DIAG)),
+    "a sequence of one number": Wrong("fill", "d.mul_rn(step, d.f32(i))", "d.f32(0)", lambda m: ops.arange(1.0, 9.0, 0.5)),
+    "weights reversed": Wrong(
+        "ssm", "d.ld_f32(by + 4 * k), found", "d.ld_f32(by + 4 * (width - 1 - k)), found",
+        lambda m: ops.ssm_conv(m.leaf(F32, (9, 5, 2)), m.leaf(F32, (4, 5)))),
+    "the oldest state first": Wrong("ssm", "slot = d.i32(tokens - 1 - t)", "slot = t", lambda m: scan(m, 1, 2)),
+    "one decay for all": Wrong("ssm", "(i if decays > 1 else 0)", "0", lambda m: scan(m, 33, 1)),
+    "one state for all": Wrong("ssm", "(which * every + row)", "(sequence * every + row)", lambda m: scan(m, 1, 1)),
+    "steps that may be negative": Wrong("ssm", "math.log1p(math.exp(step))", "step", lambda m: scan(m, 1, 1)),
+    "neighbours share keys": Wrong("gated_delta_net", "d.urem(head, k_heads)", "d.udiv(head, 2)", delta),
+    "a gate a head": Wrong("gated_delta_net", "(token * size + i) * 4", "token * size * 4", delta),
+    "what is there is not taken away": Wrong("gated_delta_net", " - d.warp_sum(found))", ")", delta),
+    "no bonus": Wrong("linear_attention", "d.fma(both, extra[p], state[p])", "state[p]", lambda m: linear(m, "wkv6")),
+    "outputs before the change": Wrong("linear_attention", "if bonus == 0:", "if bonus == 1:", lambda m: linear(m, "gla")),
+    "a for b": Wrong("linear_attention", "found * d.ld_f32(b + at)", "found * d.ld_f32(a + at)", lambda m: linear(m, "wkv7")),
+    "a diagonal of ones": Wrong("solve_tri", "rest / d.ld_f32(at + row * 4)", "rest", triangle),
+    "NaNs that are kept": Wrong(
+        "unary", "r = x if x < high else high", "r = high if x > high else x",
+        lambda m: ops.clamp(m.leaf(F32, (4,), np.array([np.nan, 1, 5, -5])), -2.0, 2.0)),
+}  # fmt: skip
+
+
+def computed(gpu: EmulatedGPU, wrong: Wrong) -> None:
+    make = Operands(np.random.default_rng(0))
+    node = wrong.node(make)
+    check(Case(node, make.contents, 1e-6, atol=1e-6), EmulatedDevice(gpu))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the wrong kernels, each a copy of its family's file."""
+    root = tmp_path_factory.mktemp("mutants")
+    made = root / PACKAGE
+    made.mkdir()
+    for number, wrong in enumerate(MUTANTS.values()):
+        text = inspect.getsource(importlib.import_module(full_name(wrong.module)))
+        assert text.count(wrong.old) == 1, f"{wrong.module}: {wrong.old!r} stands there {text.count(wrong.old)} times"
+        (made / f"{wrong.module}_{number}.py").write_text(text.replace(wrong.old, wrong.new))
+    return root
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutants_are_caught(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str) -> None:
+    wrong = MUTANTS[name]
+    computed(EmulatedGPU(), wrong)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(folder)])
+    monkeypatch.setattr(cuda_emulator, "_builder", lambda: ThreadPoolExecutor(1))
+    with pytest.raises((AssertionError, EmulatorError)):
+        computed(WrongGPU(wrong.module, list(MUTANTS).index(name)), wrong)
