@@ -20,7 +20,18 @@ def every() -> list[Spec]:
         Spec("elementwise", "binary"), Spec("reduce", "argmax"), Spec("argsort", "ranks"), Spec("argsort", "sort"),
         Spec("unary", "unary"), Spec("unary", "scale"), Spec("glu", "glu"), Spec("rows", "set_elements"),
         Spec("copy", "move_kernel"), Spec("copy", "convert"), Spec("copy", "quantize"), Spec("attention", "plain"),
-        Spec("attention_tile", "combine"), Spec("experts", "table"),
+        Spec("attention_tile", "combine"), Spec("experts", "table"), Spec("norm", "norm"), Spec("norm", "group_norm"),
+        Spec("norm", "l2_norm"), Spec("reduce", "sum_rows"), Spec("reduce", "sum_all"), Spec("reduce", "cumsum"),
+        Spec("concat", "concat"), Spec("repeat", "repeat"), Spec("pad", "pad"), Spec("fill", "part"),
+        Spec("fill", "sequence"), Spec("add_id", "add_id"), Spec("solve_tri", "solve_tri"), Spec("ssm", "ssm_conv"),
+        Spec("unary", "functions"),
+    ]  # fmt: skip
+    found += [
+        Spec(module, factory, (n,))
+        for module, factory in (
+            ("ssm", "ssm_scan"), ("linear_attention", "wkv6"), ("linear_attention", "wkv7"), ("gated_delta_net", "gated_delta_net"),
+        )
+        for n in (1, 2, 4, 8)
     ]  # fmt: skip
     found += [Spec("norm", "rms_norm", (i,)) for i in (0, 1)]
     found += [Spec("rows", "set_rows", (i,)) for i in (0, 1)]
