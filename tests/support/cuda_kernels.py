@@ -3,8 +3,10 @@
 from typing import NamedTuple
 
 from pyggml.dtypes import GGMLType
-from pyggml.kernels.cuda.blocks import BLOCKS, FAMILIES
+from pyggml.kernels.cuda.blocks import FAMILIES
+from pyggml.kernels.cuda.recurrence import PARTS
 from pyggml.kernels.cuda.spec import Spec
+from pyggml.kernels.cuda.unpack import UNPACKED
 
 T = GGMLType
 OLD, AMPERE, HOPPER = (7, 5), (8, 0), (9, 0)
@@ -24,17 +26,23 @@ class Expected(NamedTuple):
     doubles: bool = False
 
 
-ONE_OF_EACH = (T.Q4_0, T.Q5_1, T.Q8_0, T.Q3_K, T.Q4_K, T.IQ4_XS)
+ONE_OF_EACH = (T.Q4_0, T.Q5_1, T.Q8_0, T.Q3_K, T.Q4_K, T.IQ4_XS, T.MXFP4, T.IQ2_XS)
 """Types whose unpacking differs most: with one column, where registers are plenty, these stand for the others."""
+FEW_FILES = (T.NVFP4, T.Q1_0, T.Q2_0, T.TQ2_0, T.IQ1_S, T.IQ1_M, T.IQ2_XXS, T.IQ2_S, T.IQ3_XXS)
+"""Types whose kernels are made only where all are asked for: MXFP4, IQ2_XS and IQ3_S stand for them."""
 
 
 def products(t: GGMLType) -> list[Expected]:
     wide = ("LDG.E.128",)
     return [
         Expected(Spec("matvec", "integers", (t.name, 1)), ("IDP.4A.S8.S8", *wide), hot=True, often=t in ONE_OF_EACH),
-        Expected(Spec("matvec", "integers", (t.name, 8)), ("IDP.4A.S8.S8", *wide), hot=True),
+        Expected(Spec("matvec", "integers", (t.name, 8)), ("IDP.4A.S8.S8", *wide), hot=True, often=t not in FEW_FILES),
         Expected(
-            Spec("mma", "integers", (t.name,)), ("IMMA.168", "LDSM.16.M88.4", "LDGSTS.E.BYPASS.128"), True, AMPERE
+            Spec("mma", "integers", (t.name,)),
+            ("IMMA.168", "LDSM.16.M88.4", "LDGSTS.E.BYPASS.128"),
+            True,
+            AMPERE,
+            often=t not in FEW_FILES,
         ),
     ]
 
@@ -49,7 +57,6 @@ def floats(name: str) -> list[Expected]:
 
 ATTENTION = ("LDGSTS.E.BYPASS.128", "HMMA.16816.F32", "LDSM.16.M88.4", "LDSM.16.MT88.4", "MUFU.EX2")
 
-PARTS = (1, 2, 4, 8)
 STATES = (
     ("gated_delta_net", "gated_delta_net"),
     ("linear_attention", "wkv6"),
@@ -110,6 +117,6 @@ KERNELS: list[Expected] = [
     ),
     Expected(Spec("attention_tile", "combine"), hot=True),
     Expected(Spec("experts", "table"), hot=True),
-    *(e for t in BLOCKS for e in products(t)),
+    *(e for t in UNPACKED for e in products(t)),
     *(e for name in ("F32", "F16", "BF16") for e in floats(name)),
 ]

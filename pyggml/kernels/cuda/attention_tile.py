@@ -111,9 +111,10 @@ def _halves():
     size: bytes of a block; start: where its quants begin, behind scale, minimum and fifth bits. Other types: F16.
     """
     from pyggml.kernels.cuda import device as d
-    from pyggml.kernels.cuda.unpack import LOW, fifths, levels
+    from pyggml.kernels.cuda.unpack_words import LOW, fifths, levels
+    from pyggml.quants.iq4_nl import LEVELS
 
-    fifth, look_up = fifths(), levels()
+    fifth, look_up = fifths(), levels(LEVELS)
     q4_0, q5_0, q8_0, iq4_nl, f16 = (TYPES.index(t) for t in (T.Q4_0, T.Q5_0, T.Q8_0, T.IQ4_NL, F16))
 
     @d.inline

@@ -16,6 +16,7 @@ from pyggml.kernels.cuda.launch_args import Rows, entry, rows
 from pyggml.kernels.cuda.layout import FLOATS, blocks
 from pyggml.kernels.cuda.spec import Spec, i32, i64
 from pyggml.kernels.cuda.unpack import ALIGNMENT, HALVES, UNPACKED
+from pyggml.kernels.cuda.unpack_codebook import codebook_of
 
 if TYPE_CHECKING:
     from pyggml.lowering.cuda import Builder
@@ -101,7 +102,15 @@ def lower(builder: Builder, node: Tensor, a: Tensor, b: Tensor, result: Tensor, 
         spec = Spec("matvec", "integers", (a.type.name, variant))
         x = quantized(builder, b)
         packed = IntegersArgs(
-            product, x=x.bytes, scales=x.scales, step=x.step, groups=groups, share=share, lists=lists, ending=ending
+            product,
+            x=x.bytes,
+            scales=x.scales,
+            step=x.step,
+            codebook=codebook_of(builder, a.type),
+            groups=groups,
+            share=share,
+            lists=lists,
+            ending=ending,
         )
         builder.launch(spec, grid, 32 * WARPS, packed, shared)
 
@@ -156,6 +165,7 @@ class IntegersArgs(NamedTuple):
     x: i64
     scales: i64
     step: i32
+    codebook: i64
     groups: i32
     share: i32
     lists: experts.Lists
@@ -177,7 +187,7 @@ def integers(name, columns):
 
     @entry(IntegersArgs, 32 * WARPS)
     def kernel(
-        y, y1, y2, y3, a, a1, a2, a3, n_rows, m, batch, ratio2, ratio3, x, scales, step, groups, share, ids, ids0,
+        y, y1, y2, y3, a, a1, a2, a3, n_rows, m, batch, ratio2, ratio3, x, scales, step, codebook, groups, share, ids, ids0,
         ids1, used, shared_rows, limit, number, status, added, added1, up, up1, glu,
     ):  # fmt: skip
         lane = d.i32(d.thread() & 31)
@@ -212,10 +222,10 @@ def integers(name, columns):
             for r in range(ROWS):
                 if halves:
                     (q[8 * r], q[8 * r + 1], q[8 * r + 2], q[8 * r + 3], q[8 * r + 4], q[8 * r + 5], q[8 * r + 6],
-                     q[8 * r + 7], by[4 * r], by[4 * r + 1], by[4 * r + 2], by[4 * r + 3]) = group(rows[r], j)  # fmt: skip
+                     q[8 * r + 7], by[4 * r], by[4 * r + 1], by[4 * r + 2], by[4 * r + 3]) = group(rows[r], j, codebook)  # fmt: skip
                 else:
                     (q[8 * r], q[8 * r + 1], q[8 * r + 2], q[8 * r + 3], q[8 * r + 4], q[8 * r + 5], q[8 * r + 6],
-                     q[8 * r + 7], by[4 * r], by[4 * r + 1]) = group(rows[r], j)  # fmt: skip
+                     q[8 * r + 7], by[4 * r], by[4 * r + 1]) = group(rows[r], j, codebook)  # fmt: skip
             for c in range(columns):
                 if c < m:
                     at = x + (column0 + c) * d.i64(step) + j * 32

@@ -15,6 +15,7 @@ from pyggml.kernels.cuda.launch_args import Rows, entry, rows
 from pyggml.kernels.cuda.layout import BF16, F16, THREADS, blocks
 from pyggml.kernels.cuda.spec import Spec, i32, i64
 from pyggml.kernels.cuda.unpack import ALIGNMENT, HALVES, NO_MINIMUM, UNPACKED
+from pyggml.kernels.cuda.unpack_codebook import codebook_of
 from pyggml.ops import Op
 
 if TYPE_CHECKING:
@@ -77,7 +78,15 @@ def lower(builder: Builder, node: Tensor, a: Tensor, b: Tensor) -> None:
         return
     halves = 2 if a.type in HALVES else 1
     shared = LISTS + LEFT + RIGHT + 8 * GROUPS * (ROWS + COLUMNS) * halves
-    packed = IntegersArgs(product, x=x.bytes, scales=x.scales, step=x.step, groups=a.ne[0] // 32, table=table)
+    packed = IntegersArgs(
+        product,
+        x=x.bytes,
+        scales=x.scales,
+        step=x.step,
+        codebook=codebook_of(builder, a.type),
+        groups=a.ne[0] // 32,
+        table=table,
+    )
     builder.launch(Spec("mma", "integers", (a.type.name,)), grid, THREADS, packed, shared)
 
 
@@ -125,6 +134,7 @@ class IntegersArgs(NamedTuple):
     x: i64
     scales: i64
     step: i32
+    codebook: i64
     groups: i32
     table: experts.Table
 
@@ -160,15 +170,15 @@ def integers(name):
                 d.sst_f32x2(scales, zero, zero)
 
     @d.inline
-    def twelve(row, j):
+    def twelve(row, j, codebook):
         if halves:
-            return group(row, j)
-        q0, q1, q2, q3, q4, q5, q6, q7, d0, m0 = group(row, j)
+            return group(row, j, codebook)
+        q0, q1, q2, q3, q4, q5, q6, q7, d0, m0 = group(row, j, codebook)
         return q0, q1, q2, q3, q4, q5, q6, q7, d0, m0, d0, m0
 
     @entry(IntegersArgs, THREADS)
     def kernel(
-        y, y1, y2, y3, a, a1, a2, a3, n, m, batch, ratio2, ratio3, x, scales, step, groups, table, tiles, used,
+        y, y1, y2, y3, a, a1, a2, a3, n, m, batch, ratio2, ratio3, x, scales, step, codebook, groups, table, tiles, used,
         shared_rows,
     ):  # fmt: skip
         me = d.i32(d.thread())
@@ -198,8 +208,12 @@ def integers(name):
             scale, total_of = d.ld_f32x2(scales + column * d.i64(step >> 2) + (j0 + part) * 8)
             # both groups of this thread are asked for before either is waited for
             r, last = d.i32(me >> 2), d.i32(min(j0 + part, groups - 1))
-            g0, g1, g2, g3, g4, g5, g6, g7, g8, g9, g10, g11 = twelve(matrix + min(row0 + r, n - 1) * a1, last)
-            h0, h1, h2, h3, h4, h5, h6, h7, h8, h9, h10, h11 = twelve(matrix + min(row0 + r + 64, n - 1) * a1, last)
+            g0, g1, g2, g3, g4, g5, g6, g7, g8, g9, g10, g11 = twelve(
+                matrix + min(row0 + r, n - 1) * a1, last, codebook
+            )
+            h0, h1, h2, h3, h4, h5, h6, h7, h8, h9, h10, h11 = twelve(
+                matrix + min(row0 + r + 64, n - 1) * a1, last, codebook
+            )
             inside = j0 + part < groups
             if halves:
                 at = x + column * d.i64(step) + (j0 + part) * 32

@@ -6,7 +6,10 @@ WARPS = 4
 MOST = 256
 """Numbers of a row."""
 
+PARTS = (1, 2, 4, 8)
+"""How many of them a lane may have: a few kernels serve all sizes."""
+
 
 def parts_of(size: int) -> int:
-    """How many numbers a lane has, rounded up so that a few kernels serve all sizes."""
-    return 1 << max(0, (-(-size // 32) - 1).bit_length())
+    """The least of PARTS that is enough."""
+    return next(n for n in PARTS if 32 * n >= size)

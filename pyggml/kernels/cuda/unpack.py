@@ -9,30 +9,44 @@ Rows of types that ALIGNMENT does not name begin at any even address: aligned wo
 from __future__ import annotations
 
 from pyggml.dtypes import GGMLType
-from pyggml.kernels.cuda.blocks import BLOCKS
+from pyggml.kernels.cuda.blocks import BLOCKS, CODEBOOK, SMALL
+from pyggml.kernels.cuda.unpack_words import LOW, ONE_BIT, TWO_BITS, eight_words, fifths, levels
+from pyggml.quants.iq4_nl import LEVELS
 
 T = GGMLType
-ALIGNMENT = {T.Q4_1: 4, T.Q5_1: 4, T.Q2_K: 4, T.IQ4_XS: 4, T.Q4_K: 16, T.Q5_K: 16}
+ALIGNMENT = {T.Q4_1: 4, T.Q5_1: 4, T.Q2_K: 4, T.IQ4_XS: 4, T.Q4_K: 16, T.Q5_K: 16, T.NVFP4: 4, T.MXFP4: 1}
 """What rows must be aligned to; 2 where nothing is said."""
-HALVES = frozenset({T.Q2_K, T.Q3_K, T.Q6_K})
+HALVES = frozenset({T.Q2_K, T.Q3_K, T.Q6_K, T.NVFP4, T.IQ1_M, T.IQ2_XS, T.IQ2_S})
 """Types with a scale for each 16 values."""
-NO_MINIMUM = frozenset({T.Q8_0, T.IQ4_NL, T.IQ4_XS, T.Q3_K, T.Q6_K})
+NO_MINIMUM = frozenset({T.Q8_0, T.IQ4_NL, T.IQ4_XS, T.Q3_K, T.Q6_K, T.MXFP4, T.NVFP4, T.Q1_0, *CODEBOOK})
 """Types whose m is always 0."""
-UNPACKED = BLOCKS
+UNPACKED = (*BLOCKS, *(t for t in SMALL if t != T.TQ1_0), *CODEBOOK)
+"""Of the block types with values of their own only TQ1_0 is left out, whose digits are of base 3."""
 
 
 def unpack(name: str):
-    """-> f(row, j): group j of 32 values: q0 ... q7, d, m, and for HALVES d and m of the second half."""
+    """-> f(row, j, codebook): group j of 32 values: q0 ... q7, d, m, and for HALVES d and m of the second half.
+
+    codebook: address of the runs of values that blocks of a CODEBOOK type number (unpack_codebook.py)."""
     from pyggml.kernels.cuda import device as d
 
-    make = {
+    if GGMLType[name] in CODEBOOK:
+        from pyggml.kernels.cuda.unpack_codebook import MAKERS
+
+        return d.inline(MAKERS[name](d))
+    from pyggml.kernels.cuda import unpack_small
+
+    makers = {
         "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q8_0": _q8_0, "IQ4_NL": _iq4_nl, "Q2_K": _q2_k,
-        "Q3_K": _q3_k, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k, "IQ4_XS": _iq4_xs,
-    }[name]  # fmt: skip
-    return d.inline(make(d))
+        "Q3_K": _q3_k, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k, "IQ4_XS": _iq4_xs, **unpack_small.MAKERS,
+    }  # fmt: skip
+    one = d.inline(makers[name](d))
 
+    @d.inline
+    def group(row, j, codebook):
+        return one(row, j)
 
-LOW = 0x0F0F0F0F
+    return group
 
 
 def _q4_0(d):
@@ -64,18 +78,6 @@ def _q4_1(d):
         )  # fmt: skip
 
     return unpack_q4_1
-
-
-def fifths():
-    """-> f(bits, shift), see there."""
-    from pyggml.kernels.cuda import device as d
-
-    @d.inline
-    def fifth(bits, shift):
-        """Bits shift ... shift + 3 as bit 4 of each of four bytes."""
-        return d.i32(((((bits >> shift) & 15) * 0x00204081) & 0x01010101) << 4)
-
-    return fifth
 
 
 def _q5_0(d):
@@ -137,28 +139,8 @@ def _q8_0(d):
     return unpack_q8_0
 
 
-def levels():
-    """-> f(v): four numbers of levels, one a byte -> the levels of IQ4_NL."""
-    import numpy as np
-
-    from pyggml.kernels.cuda import device as d
-    from pyggml.quants.iq4_nl import LEVELS
-
-    t0, t1, t2, t3 = (int(x) for x in np.ascontiguousarray(LEVELS).view(np.int32))
-
-    @d.inline
-    def look_up(v):
-        pairs = v | (v >> 4)
-        select = ((pairs & 255) | ((pairs >> 8) & 0xFF00)) & 0x7777
-        low, high = d.permute(t0, t1, select), d.permute(t2, t3, select)
-        mask = ((v >> 3) & 0x01010101) * 255
-        return d.i32(low ^ ((low ^ high) & mask))
-
-    return look_up
-
-
 def _iq4_nl(d):
-    look_up = levels()
+    look_up = levels(LEVELS)
 
     def unpack_iq4_nl(row, j):
         b = row + j * 18
@@ -179,28 +161,6 @@ def _iq4_nl(d):
 
 
 # ---- blocks of 256: group j is sub-block j % 8
-
-
-def _eight(d):
-    """-> f(at): 32 bytes from an even address as eight words."""
-
-    @d.inline
-    def eight(b):
-        odd = b & 2
-        at = b - odd
-        select = 0x5432 if odd else 0x3210
-        w0, w1, w2, w3, w4 = d.ld_i32(at), d.ld_i32(at + 4), d.ld_i32(at + 8), d.ld_i32(at + 12), d.ld_i32(at + 16)
-        w5, w6, w7, w8 = d.ld_i32(at + 20), d.ld_i32(at + 24), d.ld_i32(at + 28), d.ld_i32(at + 28 + 2 * odd)
-        return (
-            d.permute(w0, w1, select), d.permute(w1, w2, select), d.permute(w2, w3, select), d.permute(w3, w4, select),
-            d.permute(w4, w5, select), d.permute(w5, w6, select), d.permute(w6, w7, select), d.permute(w7, w8, select),
-        )  # fmt: skip
-
-    return eight
-
-
-TWO_BITS = 0x03030303
-ONE_BIT = 0x01010101
 
 
 def _q2_k(d):
@@ -224,7 +184,7 @@ def _q2_k(d):
 
 
 def _q3_k(d):
-    eight = _eight(d)
+    eight = eight_words(d)
 
     @d.inline
     def scale_of(b, s):
@@ -317,7 +277,7 @@ def _q5_k(d):
 
 
 def _q6_k(d):
-    eight = _eight(d)
+    eight = eight_words(d)
 
     @d.inline
     def six(low, high, shift, pair):
@@ -342,7 +302,7 @@ def _q6_k(d):
 
 
 def _iq4_xs(d):
-    look_up = levels()
+    look_up = levels(LEVELS)
 
     def unpack_iq4_xs(row, j):
         sub = j & 7
