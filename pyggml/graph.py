@@ -117,6 +117,7 @@ class LeafSpans:
         ordered = sorted((t.data, t.data + t.nbytes, number) for number, t in enumerate(leafs) if t.nbytes)
         self._lows = [low for low, _, _ in ordered]
         self._rest = [(high, number) for _, high, number in ordered]
+        self._arrays: NDArray[np.int64] | None = None
 
     def find(self, t: Tensor) -> int | None:
         """The number of the leaf in which a tensor lies."""
@@ -125,6 +126,19 @@ class LeafSpans:
             return None
         high, number = self._rest[at]
         return number if t.data < high else None
+
+    def numbers(self, words: NDArray[np.int64], lowest: int) -> NDArray[np.int64]:
+        """The number of the leaf in which each of these addresses lies; -1 of those that lie in none, and of other words.
+        Raises IrregularError where leafs lie below `lowest`, so that other words might be taken for addresses."""
+        if self._arrays is None:
+            self._arrays = np.array([(low, *rest) for low, rest in zip(self._lows, self._rest, strict=True)], np.int64)
+        if not len(self._arrays):
+            return np.full(len(words), -1, np.int64)
+        lows, highs, numbers = self._arrays.T
+        if lows[0] < lowest:
+            raise IrregularError(f"addresses such as {lows[0]:#x} could be sizes")
+        at = np.searchsorted(lows, words, "right") - 1
+        return np.where((at >= 0) & (words < highs[at]), numbers[at], -1)
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ class Split:
     copies: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # (original, its copy here)
     plan: Plan | None = None
     begun: Begun | None = None
+    repeats: Repeats | None = None  # of the split that has the layers, where they stand for more
 
 
 class Scheduler:
@@ -117,7 +118,6 @@ class Schedule:
         device_of = assign(graph, scheduler.devices)
         steps = self._cut(graph, device_of)
         arenas = [Arena(device.alignment) for device in scheduler.devices]
-        self._repeats = graph.repeats
         watch = self._watch(graph.repeats, steps, arenas) if graph.repeats is not None else None
         places = place_tensors(
             steps,
@@ -133,10 +133,18 @@ class Schedule:
         self._collect(steps, places)
 
     def _watch(self, repeats: Repeats, steps: list[Step], arenas: list[Arena]) -> PlaceWatch:
-        devices = {split.device for split in self.splits}
-        if len(devices) != 1 or not all(self.scheduler.backends[i].repeats for i in devices):
-            raise IrregularError("layers are repeated where one device computes all, and is able to")
-        return PlaceWatch(repeats, steps, arenas[devices.pop()])
+        """Raises IrregularError unless all layers end, and what stands for others lies, in one split of a device that is able
+        to repeat them; before and behind others may compute."""
+        ends = {id(end) for end in repeats.ends}
+        found = [split for split in self.splits if any(id(node) in ends for node in split.nodes)]
+        last = repeats.pattern.last == len(repeats.pattern.layers) > len(repeats.ends)  # repeated, without an end
+        if len(found) != 1 or (last and found[0] is not self.splits[-1]):
+            raise IrregularError("layers are repeated where one device computes all of them")
+        (split,) = found
+        if not self.scheduler.backends[split.device].repeats:
+            raise IrregularError(f"{self.scheduler.devices[split.device].name} does not repeat layers")
+        split.repeats = repeats
+        return PlaceWatch(repeats, steps, arenas[split.device])
 
     def _cut(self, graph: Graph, device_of: dict[int, int]) -> list[Step]:
         """Fill `splits`, point nodes at copies where a source is elsewhere, and tell the steps of the whole run."""
@@ -216,7 +224,7 @@ class Schedule:
             uses = self._uses()
             for split in self.splits:
                 split.plan = None
-                split.begun = scheduler.backends[split.device].begin(_graph_of(split.nodes, uses, self._repeats))
+                split.begun = scheduler.backends[split.device].begin(_graph_of(split.nodes, uses, split.repeats))
             self._generation = scheduler.generation
         return [job for split in self.splits if split.begun is not None for job in split.begun.jobs]
 

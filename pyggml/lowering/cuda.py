@@ -5,14 +5,15 @@ Knows no single op (each family in kernels/cuda lowers its own) and no driver.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pyggml.kernels.cuda.launch_args import LaunchArgs, Word, words
+from pyggml.kernels.cuda.launch_args import LaunchArgs, Word, words, words_of
 from pyggml.kernels.cuda.spec import DeviceAddress, Scratch, Spec
 from pyggml.lowering.hazards import Memo, Span
 from pyggml.lowering.spans import first_fit
@@ -26,13 +27,37 @@ STATUS_BYTES = 16
 ALIGNMENT = 256
 
 
-@dataclass
-class Launch:
+class Head(NamedTuple):
+    """What a launch runs."""
+
     spec: Spec
     grid: Grid
     threads: int
     shared: int
+
+
+@dataclass(slots=True)
+class Launch:
+    """`args`: its words, `of`: the class that they are of."""
+
+    head: Head
     args: tuple[Word, ...]
+    of: type
+
+
+class Packed(NamedTuple):
+    """All launches of a plan, their words in one array.
+
+    heads     of each launch
+    first     number of each launch's first word
+    values    the words, floats by their bits
+    relative  numbers of the words that are offsets in the plan's memory
+    """
+
+    heads: list[Head]
+    first: NDArray[np.int64]
+    values: NDArray[np.int64]
+    relative: NDArray[np.int64]
 
 
 @dataclass
@@ -52,6 +77,14 @@ class Builder:
     _memo: Memo = field(default_factory=Memo)
     _base: Scratch = field(default_factory=lambda: Scratch(0))
 
+    def begin_group(self, nodes: Sequence[Tensor], number: int) -> None:
+        """These nodes, the first of which has this number, are about to be lowered together."""
+        self.node, self.number = nodes[-1], number + len(nodes) - 1
+
+    def end_group(self, nodes: Sequence[Tensor]) -> None:
+        """They are lowered; of all their results the last alone is there."""
+        self.wrote(nodes[-1])
+
     def launch(
         self,
         spec: Spec,
@@ -70,7 +103,7 @@ class Builder:
                 scratch = arg.scratch
                 scratch.first = len(self.launches) if scratch.first < 0 else scratch.first
                 scratch.last = len(self.launches)
-        self.launches.append(Launch(spec, (x, y, z), threads, shared, given))
+        self.launches.append(Launch(Head(spec, (x, y, z), threads, shared), given, type(args)))
 
     def scratch(self, size: int) -> Scratch:
         """Work memory from the first launch that names it to the last."""
@@ -116,6 +149,39 @@ class Builder:
         for piece, offset in zip(pieces, offsets, strict=True):
             piece.offset = start + offset
         return start + size
+
+    def check(self) -> None:
+        """Asked when all nodes are lowered."""
+
+    def pack(self) -> Packed:
+        """The launches, when work memory has its places."""
+        values, floats, first = array("q"), array("f"), array("q")
+        float_at, relative = array("q"), array("q")
+        for launch in self.launches:
+            at, args, kinds = len(values), list(launch.args), words_of(launch.of)
+            first.append(at)
+            for i in kinds.floats:
+                float_at.append(at + i)
+                floats.append(args[i])  # type: ignore[arg-type]
+                args[i] = 0
+            for i in kinds.longs:
+                arg = args[i]
+                if arg.__class__ is DeviceAddress:
+                    relative.append(at + i)
+                    args[i] = arg.scratch.offset + arg.offset
+            values.extend(args)  # type: ignore[arg-type]
+        packed = np.array(values, np.int64)
+        packed.view(np.float32)[2 * np.array(float_at, np.int64)] = floats
+        heads = [launch.head for launch in self.launches]
+        return Packed(heads, np.array(first, np.int64), packed, np.array(relative, np.int64))
+
+    def where(self) -> Callable[[int], tuple[int, str]]:
+        """-> f(number of a node, as kernels report it): its number among those that were lowered, and what to add to its name."""
+        return lambda number: (number, "")
+
+    def buffers(self, nodes: Sequence[Tensor]) -> list[Any]:
+        """All that operands of these nodes lie in."""
+        return list({id(t.buffer): t.buffer for n in nodes for t in (n, *n.src) if t is not None}.values())
 
     def constants(self) -> NDArray[np.uint8]:
         """The first bytes of the plan's memory: status, constants."""

@@ -3,7 +3,6 @@
 Owns that narrowing.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 from cuda_emulator import EmulatedGPU
@@ -12,6 +11,8 @@ from pyggml.backend.base import Plan
 from pyggml.backend.cuda.device import CudaBackend, CudaDevice
 from pyggml.backend.cuda.plan import CudaPlan
 from pyggml.graph import Graph
+from pyggml.lowering.cuda import Builder
+from pyggml.tensor import Tensor
 
 
 class EmulatedDevice(CudaDevice):
@@ -28,10 +29,12 @@ class EmulatedDevice(CudaDevice):
 class EmulatedBackend(CudaBackend):
     device: EmulatedDevice
 
-    def plan(self, graph: Graph, *, cancelled: Callable[[], bool] | None = None, max_work: int | None = None) -> Plan:
-        plan = super().plan(graph, cancelled=cancelled, max_work=max_work)
+    def _finish(self, builder: Builder, nodes: list[Tensor], graph: Graph, max_work: int | None = None) -> Plan:
+        plan = super()._finish(builder, nodes, graph, max_work)
         assert isinstance(plan, CudaPlan)
         tensors = {id(t): t for n in plan.nodes for t in (n, *n.src) if t is not None and t.nbytes}
+        if graph.repeats is not None:  # the layers that others stand for have operands too
+            tensors |= {id(t): t for of_layer in graph.repeats.leafs.tensors for t in of_layer if t.nbytes}
         gpu = self.device.gpu
         memory = (plan.memory, plan.memory + gpu.allocations[plan.memory].size - 256)
         plan.allowed = [memory, *{(t.data, t.data + t.nbytes) for t in tensors.values()}]  # type: ignore[attr-defined]

@@ -1,11 +1,16 @@
 """A context's graphs of some of its model's layers: what `pyggml.backend.few_layers` asks for."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
+from pyggml.backend.base import Device
 from pyggml.backend.few_layers import FewLayers, LayeredGraph
 from pyggml.backend.scheduler import Schedule
 from pyggml.memory.kv import KVCache
 from pyggml.model.graph import BuiltGraph, GraphBuilder, UbatchShape
+from pyggml.model.model import Model
 from pyggml.runtime.context import Context
 from pyggml.tensor import Tensor
 
@@ -38,7 +43,10 @@ class FewModel:
         return self.context._shape(n_tokens, n_kv, n_outputs)
 
     def whole(self, n_tokens: int, n_kv: int, n_outputs: int) -> tuple[BuiltGraph, Schedule]:
-        built = self.build(range(len(self.leafs)), self.shape(n_tokens, n_kv, n_outputs)).built
+        return self.whole_of(self.shape(n_tokens, n_kv, n_outputs))
+
+    def whole_of(self, shape: UbatchShape) -> tuple[BuiltGraph, Schedule]:
+        built = self.build(range(len(self.leafs)), shape).built
         return built, self.context.scheduler.schedule(built.graph)
 
     def schedule(self, n_tokens: int, n_kv: int, n_outputs: int) -> tuple[BuiltGraph, Schedule]:
@@ -49,3 +57,13 @@ class FewModel:
 
     def schedule_of(self, shape: UbatchShape) -> tuple[BuiltGraph, Schedule]:
         return self.few.schedule(self.form(shape), lambda layers: self.build(layers, shape))
+
+
+@contextlib.contextmanager
+def opened(path: Path, devices: Sequence[Device] = (), **options: Any) -> Iterator[FewModel]:
+    """Of a model whose layers are on the last of these devices, if there are any."""
+    model = Model.load(path, devices=devices, n_gpu_layers=99)
+    context = Context(model, n_ctx=512, n_ubatch=8, n_threads=2, **options)
+    yield FewModel(context)
+    context.close()
+    model.close()

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pyggml.backend.base import Backend, Buffer, Bytes, Device, Kind, Plan, Usage, while_wanted
+from pyggml.backend.base import Backend, Begun, Buffer, Bytes, Device, Kind, Plan, Usage, while_wanted
 from pyggml.backend.cuda.driver import GPU
 from pyggml.backend.cuda.plan import CudaPlan
 from pyggml.backend.cuda.staging import Staging
@@ -26,7 +26,9 @@ from pyggml.graph import Graph
 from pyggml.kernels.cuda import FAMILIES, FUSIONS
 from pyggml.kernels.cuda.layout import alignment
 from pyggml.lowering.cuda import STATUS_BYTES, Builder
+from pyggml.lowering.cuda_layers import LayerBuilder
 from pyggml.ops import VIEW_OPS, Forms, Op, check, form_of
+from pyggml.ops.overlap import check_overlap
 from pyggml.tensor import Flag, Tensor
 
 
@@ -170,6 +172,7 @@ class CudaBuffer(Buffer):
 
 class CudaBackend(Backend):
     device: CudaDevice
+    repeats = True
 
     def __init__(self, device: CudaDevice) -> None:
         self.device = device
@@ -177,24 +180,45 @@ class CudaBackend(Backend):
         self._events: list[Any] = []  # two, that mark the ends of slices by turns
 
     def plan(self, graph: Graph, *, cancelled: Callable[[], bool] | None = None, max_work: int | None = None) -> Plan:
+        return self._finish(*self._lower(graph, cancelled), graph, max_work)
+
+    def begin(self, graph: Graph) -> Begun:
+        lowered = self._lower(graph, None, asked=True)
+        return Begun([], lambda: self._finish(*lowered, graph))
+
+    def _lower(
+        self, graph: Graph, cancelled: Callable[[], bool] | None, asked: bool = False
+    ) -> tuple[Builder, list[Tensor]]:
+        """The launches of a graph, and its nodes in the order of their numbers. `asked`: whether the device supports each
+        node, which leaves the addresses to be checked."""
         nodes = [n for n in graph.nodes if n.op not in VIEW_OPS and n.flags & Flag.COMPUTE and 0 not in n.ne]
         for node in while_wanted(nodes, cancelled):
-            check(node)
-            reason = self.device.why_not(node)
-            if reason is not None:
-                raise UnsupportedError(f"{self.device.name}: cannot compute {node.name!r}: {reason}")
+            if asked:
+                check_overlap(node)
+            else:
+                check(node)
+                reason = self.device.why_not(node)
+                if reason is not None:
+                    raise UnsupportedError(f"{self.device.name}: cannot compute {node.name!r}: {reason}")
             for t in (node, *node.src):
                 if t is not None and t.data % alignment(t.type):
                     raise UnsupportedError(
                         f"{self.device.name}: {t.name!r} lies at {t.data:#x}, not a multiple of {alignment(t.type)}"
                     )
         gpu = self.device.gpu
-        builder = Builder(gpu.cc, gpu.multiprocessors, gpu.shared_limit)
+        card = gpu.cc, gpu.multiprocessors, gpu.shared_limit
+        builder = Builder(*card) if graph.repeats is None else LayerBuilder(*card, graph, nodes)
         self.lower(builder, graph, nodes, cancelled)
+        builder.check()
+        return builder, nodes
+
+    def _finish(self, builder: Builder, nodes: list[Tensor], graph: Graph, max_work: int | None = None) -> Plan:
+        """Raises WorkMemoryError, DeviceError."""
+        gpu = self.device.gpu
         size = builder.place_scratch()
         if max_work is not None and size > max_work:
             raise WorkMemoryError(size, max_work)
-        for spec in dict.fromkeys(step.spec for step in builder.launches):
+        for spec in dict.fromkeys(launch.head.spec for launch in builder.launches):
             gpu.load(spec)  # may compile for seconds, while others use the GPU
         with self.device.lock:
             self.device.free_retired()
@@ -216,20 +240,19 @@ class CudaBackend(Backend):
         for i in while_wanted(range(len(nodes)), cancelled):
             if i < end:
                 continue
-            taken = 0
-            for fusion in FUSIONS.get(Op(nodes[i].op), ()):
-                group = nodes[i : i + len(fusion.ops)]
-                if tuple(Op(n.op) for n in group) == fusion.ops and only_inside(graph, group):
-                    builder.node, builder.number = group[-1], i + len(group) - 1
-                    if _module(fusion.module).lower_fused(builder, group):
-                        taken = len(group)
+            group = nodes[i : i + 1]
+            for fusion in FUSIONS.get(nodes[i].op, ()):  # type: ignore[call-overload]  # an Op's hash is its number's
+                some = nodes[i : i + len(fusion.ops)]
+                if tuple([n.op for n in some]) == fusion.ops and only_inside(graph, some):
+                    builder.begin_group(some, i)
+                    if _module(fusion.module).lower_fused(builder, some):
+                        group = some
                         break
-            if not taken:
-                builder.node, builder.number = nodes[i], i
+            else:
+                builder.begin_group(group, i)
                 _module(FAMILIES[Op(nodes[i].op)]).lower(builder, nodes[i])
-                taken = 1
-            builder.wrote(nodes[i + taken - 1])
-            end = i + taken
+            builder.end_group(group)
+            end = i + len(group)
 
     def compute(self, plan: Plan) -> None:
         assert isinstance(plan, CudaPlan)
@@ -255,8 +278,7 @@ class CudaBackend(Backend):
         if self.aborted:
             raise ComputeError("aborted")
         if number:
-            node = plan.nodes[number - 1]
-            raise ComputeError(f"{Op(node.op).name} {node.name!r}: row index {row}, there are {limit} rows")
+            raise ComputeError(f"{plan.name(number - 1)}: row index {row}, there are {limit} rows")
 
     def _launch_by_slices(self, plan: CudaPlan) -> None:
         """Two slices at most are under way, so that the GPU always has the next one and nobody else waits for long: the

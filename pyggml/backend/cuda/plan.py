@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from pyggml.backend.base import Buffer, Plan
+from pyggml.backend.base import Plan
 from pyggml.backend.cuda.driver import GPU, Grid
 from pyggml.errors import DeviceError
-from pyggml.kernels.cuda.spec import DeviceAddress
-from pyggml.lowering.cuda import Builder
+from pyggml.lowering.cuda import Builder, Head
+from pyggml.ops import Op
 from pyggml.tensor import Tensor
 
 REPLAY_FROM = 2
@@ -37,30 +37,28 @@ class CudaPlan(Plan):
         self.slice = FIRST_SLICE  # launches of the next slice
         self.graph: Any = None
         self.unnoted: str | None = None  # why no graph can be made of it: then it is launched each time
-        self.buffers: list[Buffer] = list(
-            {
-                id(t.buffer): t.buffer for n in nodes for t in (n, *n.src) if t is not None and t.buffer is not None
-            }.values()
-        )
-        total = sum(len(step.args) for step in builder.launches)
-        self.values = np.zeros(max(total, 1), np.int64)
-        self.pointers = self.values.ctypes.data + 8 * np.arange(max(total, 1), dtype=np.int64)
-        self.steps: list[tuple[Any, Grid, int, int, int]] = []
-        at = 0
-        for step in builder.launches:
-            kernel = gpu.load(step.spec)
-            gpu.prepare(kernel, step.shared)
-            self.steps.append(
-                (kernel, step.grid, step.threads, step.shared, int(self.pointers[at : at + 1].ctypes.data))
-            )
-            for arg in step.args:
-                if isinstance(arg, float):
-                    self.values[at : at + 1].view(np.float32)[0] = arg
-                elif isinstance(arg, DeviceAddress):
-                    self.values[at] = memory + arg.scratch.offset + arg.offset
-                else:
-                    self.values[at] = arg
-                at += 1
+        self._where = builder.where()
+        self.keep: list[Any] = builder.buffers(nodes)
+        packed = builder.pack()
+        self.values = packed.values
+        self.values[packed.relative] += memory
+        # an array of addresses, one a word: a launch is given that of its first word's
+        self.pointers = self.values.ctypes.data + 8 * np.arange(len(self.values), dtype=np.int64)
+        ready: dict[Head, tuple[Any, Grid, int, int]] = {}
+        for head in packed.heads:
+            if head not in ready:
+                kernel = gpu.load(head.spec)
+                gpu.prepare(kernel, head.shared)
+                ready[head] = kernel, *head[1:]
+        parameters = (self.pointers.ctypes.data + 8 * packed.first).tolist()
+        self.steps: list[tuple[Any, Grid, int, int, int]] = [
+            (*ready[head], at) for head, at in zip(packed.heads, parameters, strict=True)
+        ]
+
+    def name(self, number: int) -> str:
+        """Of the node that a kernel reports by this number."""
+        number, where = self._where(number)
+        return f"{Op(self.nodes[number].op).name} {self.nodes[number].name!r}{where}"
 
     def replay(self) -> bool:
         """Hand everything to the GPU as a graph, if it is noted, or is worth it by now. False: it is to be launched."""

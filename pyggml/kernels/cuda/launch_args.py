@@ -122,6 +122,29 @@ def words(args: LaunchArgs) -> tuple[Word, ...]:
     return tuple(found)
 
 
+class Words(NamedTuple):
+    """Numbers of a launch's words: those of each kind that is not just a number, and those that say of which node they are."""
+
+    floats: tuple[int, ...]
+    longs: tuple[int, ...]
+    node_numbers: tuple[int, ...]
+
+
+NODE_NUMBER = "number"
+"""A parameter of this name is 1 + the number of a node, or 0."""
+
+
+@functools.cache
+def words_of(of: type) -> Words:
+    """Of a kernel that is launched with this class."""
+    found = list(enumerate(fields(of)))
+    return Words(
+        tuple(i for i, (_, kind) in found if kind == "f32"),
+        tuple(i for i, (_, kind) in found if kind == "i64"),
+        tuple(i for i, (name, _) in found if name == NODE_NUMBER),
+    )
+
+
 def entry(args: type, threads: int = 1024) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Makes a function a kernel that is launched with `args` and at most so many threads a block, which bounds its registers."""
     expected = tuple(name for name, _ in fields(args))
@@ -137,6 +160,6 @@ def entry(args: type, threads: int = 1024) -> Callable[[Callable[..., None]], Ca
 
 
 __all__ = [
-    "NOWHERE", "AllExtents", "Extents", "LaunchArgs", "Place", "Rows", "Word", "entry", "extents", "f32", "fields", "i32", "i64",
-    "place", "rows", "words",
+    "NOWHERE", "AllExtents", "Extents", "LaunchArgs", "Place", "Rows", "Word", "Words", "entry", "extents", "f32", "fields", "i32", "i64",
+    "place", "rows", "words", "words_of",
 ]  # fmt: skip

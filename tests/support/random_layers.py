@@ -1,0 +1,140 @@
+"""Random graphs of layers of up to three kinds, which share things in all the ways that a model may.
+
+Owns the layers, and the comparison of what a few of them make with what all make.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hypothesis import strategies as st
+
+from pyggml import ops
+from pyggml.backend.base import Usage
+from pyggml.backend.few_layers import FewLayers, LayeredGraph
+from pyggml.backend.pack import pack
+from pyggml.backend.scheduler import Schedule, Scheduler
+from pyggml.dtypes import GGMLType
+from pyggml.graph import build_forward
+from pyggml.tensor import Flag, Tensor
+
+F32, F16, Q8_0, I32, I64 = GGMLType.F32, GGMLType.F16, GGMLType.Q8_0, GGMLType.I32, GGMLType.I64
+
+EMBD, TOKENS, CELLS = 32, 3, 8
+Layer = list[tuple[Any, ...]]
+INSTRUCTION = st.one_of(
+    st.tuples(st.just("product"), st.integers(0, 9), st.sampled_from([F32, F16, Q8_0])),
+    st.tuples(st.just("norm"), st.integers(0, 9)),
+    st.tuples(st.just("add"), st.integers(0, 9), st.integers(0, 9)),
+    st.tuples(st.just("rope"), st.integers(0, 9), st.integers(0, 1)),
+    st.tuples(st.just("shared"), st.integers(0, 9), st.integers(0, 1)),
+    st.tuples(st.just("as half"), st.integers(0, 9), st.integers(0, 1)),
+    st.tuples(st.just("store"), st.integers(0, 9)),
+    st.tuples(st.just("cached"), st.integers(0, 9)),
+    st.tuples(st.just("wider"), st.integers(0, 9)),
+    st.tuples(st.just("common"), st.integers(0, 9)),
+    st.tuples(st.just("alias"), st.integers(0, 9)),
+    st.tuples(st.just("store common"), st.integers(0, 9)),
+    st.tuples(st.just("product of shared"), st.integers(0, 1), st.sampled_from([F32, F16, Q8_0])),
+    st.tuples(st.just("store shared"), st.integers(0, 9)),
+)
+KINDS = st.lists(st.lists(INSTRUCTION, max_size=6), min_size=1, max_size=3)
+SOME = st.lists(st.integers(0, 2), max_size=2)
+ORDER = st.tuples(SOME, st.lists(st.integers(0, 2), min_size=1, max_size=3), st.integers(3, 10), SOME).map(
+    lambda drawn: drawn[0] + (drawn[1] * 10)[: drawn[2]] + drawn[3]
+)  # mostly they come again
+
+
+class Layers:
+    """A model of layers of these kinds, in this order, with weights of their own."""
+
+    def __init__(self, scheduler: Scheduler, kinds: list[Layer], order: list[int]) -> None:
+        self.scheduler = scheduler
+        self.layers = [kinds[i % len(kinds)] for i in order]
+        self.leafs: list[list[Tensor]] = []
+        self.common = Tensor(F16, (EMBD, CELLS))  # all layers read it, and some write it
+        for layer in self.layers:
+            types = [instruction[2] if instruction[0].startswith("product") else F32 for instruction in layer]
+            weights = [Tensor(dtype, (EMBD, EMBD)) for dtype in types]
+            self.leafs.append(
+                [*weights, Tensor(F16, (EMBD, CELLS)), Tensor(F32, (EMBD,)), self.common, Tensor(F16, (EMBD, CELLS))]
+            )
+        self.buffers = pack(
+            scheduler.devices[0], [self.common, *(t for leafs in self.leafs for t in leafs[:-2])], Usage.WEIGHTS
+        )
+        for leafs in self.leafs:  # another name of the same memory
+            leafs[-1].buffer, leafs[-1].data = self.common.buffer, self.common.data
+        self.asked: list[int] = []
+        self.few: FewLayers[None] = FewLayers(scheduler, self.leafs)
+
+    def build(self, layers: Sequence[int]) -> LayeredGraph[None]:
+        self.asked.append(len(layers))
+        x = Tensor(F32, (EMBD, TOKENS), flags=Flag.INPUT)
+        inputs = Tensor(I32, (TOKENS,), flags=Flag.INPUT), Tensor(I64, (TOKENS,), flags=Flag.INPUT)
+        bias = Tensor(F32, (EMBD, TOKENS), flags=Flag.INPUT)
+        shared = [ops.sqr(bias), ops.scale(bias, 2.0)]
+        x = ops.scale(x, 3.0)
+        order, ends = [x], []
+        for number in layers:
+            x = self.layer(number, x, shared, inputs, order)
+            order.append(x)
+            ends.append(x)
+        x = ops.rms_norm(x, 1e-5)
+        x.flags |= Flag.OUTPUT
+        return LayeredGraph(None, build_forward([*order, x]), ends)
+
+    def layer(
+        self, number: int, x: Tensor, shared: list[Tensor], inputs: tuple[Tensor, Tensor], order: list[Tensor]
+    ) -> Tensor:
+        *weights, cache, norm, common, alias = self.leafs[number]
+        positions, rows = inputs
+        values = [x]
+        for weight, (what, first, *more) in zip(weights, self.layers[number], strict=True):
+            a = values[first % len(values)]
+            if what == "product":
+                a = ops.mul_mat(weight, a)
+            elif what == "product of shared":
+                a = ops.add(a, ops.mul_mat(weight, shared[first % 2]))
+            elif what == "norm":
+                a = ops.mul(ops.rms_norm(a, 1e-5), norm)
+            elif what == "add":
+                a = ops.add(a, values[more[0] % len(values)])
+            elif what == "rope":
+                a = ops.rope(ops.reshape(a, EMBD, 1, TOKENS), positions, 16, freq_base=(1e4, 1e5)[more[0]])
+                a = ops.reshape(a, EMBD, TOKENS)
+            elif what == "shared":
+                a = ops.mul(a, shared[more[0]])
+            elif what == "as half":  # activations that are no F32 are copied for a product, once for all
+                half = ops.cpy(a if more[0] else shared[0], Tensor(F16, (EMBD, TOKENS)))
+                a = ops.add(a, ops.mul_mat(weight, half))
+            elif what.startswith("store"):
+                to = {"store common": common, "store shared": shared[0]}.get(what, cache)
+                order.append(ops.set_rows(to, a, rows))
+                continue
+            elif what in ("common", "alias"):
+                read = common if what == "common" else alias
+                a = ops.add(a, ops.mul_mat(weight, ops.view(read, (EMBD, TOKENS), common.nb[1:])))
+            elif what == "cached":
+                seen = ops.mul_mat(ops.view(cache, (EMBD, TOKENS), cache.nb[1:]), a)
+                a = ops.mul_mat(weight, ops.add(a, ops.repeat(ops.view(seen, (1, TOKENS), seen.nb[1:]), EMBD, TOKENS)))
+            else:
+                wide = ops.concat(a, a, 0)
+                a = ops.view(wide, (EMBD, TOKENS), wide.nb[1:], 4 * EMBD)
+                a = ops.scale(ops.cont(a), 0.5)
+            values.append(a)
+        return ops.add(values[-1], x)
+
+
+def compare(
+    scheduler: Scheduler, kinds: list[Layer], order: list[int], assert_same: Callable[[Schedule, Schedule], None]
+) -> bool:
+    """-> whether a few layers were enough."""
+    model = Layers(scheduler, kinds, order)
+    try:
+        model.few.schedule(0, model.build)
+        found = model.few.schedule(0, model.build)[1]
+        enough = model.asked[-1] < len(order)
+        assert_same(found, scheduler.schedule(model.build(range(len(order))).graph))
+        return enough
+    finally:
+        for buffer in model.buffers:
+            buffer.free()
