@@ -98,13 +98,15 @@ class Backend(ABC):
 
 class Device(ABC):
     """`backend_name`: what computes there, in the word that servers print; "" = the kind's. `shares_plans`: several of its
-    backends compute beside each other, and each computes what any of them has planned."""
+    backends compute beside each other, and each computes what any of them has planned. `few_shapes`: to look at some cells
+    of a cache too many costs less there than a graph of another shape does."""
 
     name: str
     description: str
     kind: Kind
     backend_name: str = ""
     shares_plans: bool = False
+    few_shapes: bool = False
     alignment: int = 64
     max_size: int = 2**64 - 1
 

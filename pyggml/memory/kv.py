@@ -80,7 +80,8 @@ class KVCache(KVTensors, Memory):
 
     def n_kv(self, n_used: int) -> int:
         """Cells that a graph looks at when the last token lies in cell n_used - 1 (llama_kv_cache::get_n_kv)."""
-        return min(self.n_cells, max(CELL_STEP, pad_cells(n_used)))
+        few_shapes = all(t.buffer is not None and t.buffer.device.few_shapes for t in self.k)
+        return min(self.n_cells, max(CELL_STEP, pad_cells(n_used, few_shapes)))
 
     # ---- inputs
 

@@ -33,8 +33,13 @@ Turn = Callable[[Tensor, Tensor, int], Tensor]
 """(keys (head, n_head_kv, n) F32, positions I32 (n,), n_ctx of the cache) -> the keys turned by these positions."""
 
 
-def pad_cells(n: int) -> int:
-    return -(-n // CELL_STEP) * CELL_STEP
+def pad_cells(n: int, few_shapes: bool = False) -> int:
+    """The multiple of CELL_STEP that holds n cells; with `few_shapes` one of the four between a power of two and the next, so
+    that a text that grows has few of them, and at most a quarter of the cells hold nothing."""
+    step = CELL_STEP
+    if few_shapes:
+        step = max(step, 1 << max((n - 1).bit_length() - 3, 0))
+    return -(-n // step) * step
 
 
 class KVLayer(NamedTuple):

@@ -48,6 +48,7 @@ class CudaDevice(Device):
     kind = Kind.GPU
     backend_name = "CUDA"
     shares_plans = True
+    few_shapes = True
     alignment = 256
 
     def __init__(self, gpu: GPU) -> None:
