@@ -5,6 +5,7 @@ threads get the interpreter in between, and it ends when its client has left.
 """
 
 import contextlib
+import hashlib
 import logging
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from pyggml_rpc.buffers import Buffers
 from pyggml_rpc.client_state import ClientState
 from pyggml_rpc.connection import Piece, Request
 from pyggml_rpc.errors import RefusedError
-from pyggml_rpc.kept import KeptGraphs, Lowered
+from pyggml_rpc.kept import Content, KeptGraphs, Lowered
 from pyggml_rpc.records import ForeignGraph, link, prune, read_graph, read_tensors
 from pyggml_rpc.served import ServedDevice
 from pyggml_rpc.wire import Command, Record
@@ -48,7 +49,8 @@ class Graphs:
         device, uid = int(request.record["device"][0]), self._protocol.uid_in(request.record)
         self._client.running.wait(device)
         self._kept.make_room(device, uid)
-        plan = self._kept.keep(device, uid, request.body, lambda: self._in_turn(served, request.body))
+        content = _content(request, device)
+        plan = self._kept.keep(device, uid, content, request.body, lambda: self._in_turn(served, request.body))
         self._run(served, device, plan, request.body)
 
     def recompute(self, served: ServedDevice, request: Record) -> None:
@@ -148,3 +150,10 @@ class Graphs:
             time.sleep(YIELD)
             self._yielded = time.monotonic()
         return self._client.gone
+
+
+def _content(request: Request, device: int) -> Content:
+    """Of a GRAPH_COMPUTE: all but its uid."""
+    digest = hashlib.blake2b(request.record["n_nodes"].tobytes(), digest_size=32)
+    digest.update(memoryview(request.body)[request.layout.itemsize :])
+    return device, digest.digest()

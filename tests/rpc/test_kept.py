@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 from mutants import Mutant, assert_caught
-from pyggml_rpc import kept
+from pyggml_rpc import graphs, kept
+from pyggml_rpc.connection import Request
 from pyggml_rpc.errors import RefusedError
-from pyggml_rpc.graphs import RECORD_COST
+from pyggml_rpc.graphs import RECORD_COST, Graphs
 from pyggml_rpc.kept import KeptGraphs, Lowered, SentGraphs
 from pyggml_rpc.memory import Account, Ledger, NoRoomError
 from pyggml_rpc.server import Server
-from pyggml_rpc.wire import V7, V8, Command
+from pyggml_rpc.wire import NEWEST, V7, V8, Command
 
 from pyggml.backend.base import Plan
 
@@ -152,9 +153,10 @@ class Some:
         self.kept = KeptGraphs(1024, self.account, [self.account] * devices)
         self.made: list[int] = []
 
-    def keep(self, device: int, uid: int, body: bytes, objects: int = 5000) -> None:
+    def keep(self, device: int, uid: int, body: bytes, objects: int = 5000, content: bytes | None = None) -> None:
         self.kept.make_room(device, uid)
-        self.kept.keep(device, uid, body, lambda: self.lower(body, objects))
+        found = device, f"{device} {uid}".encode() if content is None else content
+        self.kept.keep(device, uid, found, body, lambda: self.lower(body, objects))
 
     def plan(self, device: int, uid: int) -> None:
         self.kept.plan(device, uid, self.lower)
@@ -230,6 +232,90 @@ def test_an_honest_client_does_not_meet_the_limit(kit: Any) -> None:
     assert 1024 * some.kept.resting < kept.RESTING_BYTES // 2
 
 
+def test_graphs_that_come_by_turns_are_lowered_once_each() -> None:
+    some = Some()
+    for _ in range(3):
+        for body in (b"prompt", b"token", b"other"):
+            some.keep(0, 1, body, content=body)
+            some.plan(0, 1)
+    assert some.made == [6, 5, 5]
+    some.keep(0, 2, b"token", content=b"token")
+    assert some.made == [6, 5, 5], "another uid"
+
+
+def test_spare_plans_are_few_and_paid_for() -> None:
+    some, each = Some(), 8 + 5000 + 1000
+    for number in range(10):
+        some.keep(0, 1, b"%08d" % number, content=b"%d" % number)
+        assert some.account.held == min(number + 1, kept.SPARE + 1) * each
+    some.keep(0, 1, b"00000004", content=b"4")
+    assert len(some.made) == 11, "it was the oldest"
+    some.keep(0, 1, b"00000007", content=b"7")
+    assert len(some.made) == 11
+    some.kept.buffer_freed(2)
+    assert some.account.held == kept.SPARE * each
+    some.kept.buffer_freed(1)
+    assert some.account.held == 0
+    some.keep(0, 1, b"00000007", content=b"7")
+    assert len(some.made) == 12, "its buffer was freed"
+    some.keep(0, 1, b"00000008", content=b"8")
+    some.kept.clear()
+    assert some.account.held == 0
+
+
+def test_spare_plans_are_no_more_than_so_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "SPARE_BYTES", 13_000)
+    some = Some()
+    for number in range(5):
+        some.keep(0, 1, bytes(1000), content=b"%d" % number)
+    assert some.account.held == 2 * 7000, "one spare plan of 7,000 bytes, and the one that is kept"
+
+
+def test_spare_plans_make_room_first() -> None:
+    some = Some(limit=20_000)
+    for number in range(3):
+        some.keep(0, 1, bytes(1000), content=b"%d" % number)
+    some.keep(0, 1, bytes(1000), 12_000, content=b"large")
+    assert some.account.held == 14_000
+
+
+def test_a_client_that_sends_two_graphs_by_turns(
+    kit: Any, client: Any, toy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one of 7.0.0 does, whose server keeps the last one: each is read and lowered once, and computed each time."""
+    c, read = kit.sum_of(client), []
+    lowered = Graphs._lowered
+    monkeypatch.setattr(Graphs, "_lowered", lambda self, *args: read.append(1) or lowered(self, *args))
+    double = kit.record(buffer=c.handle, data=c.base + 32, id=4, op=2, flags=16, src=[1, 1, *[0] * 8])
+    for i in (0, 1):
+        client.set(c.records[i], np.full(4, [3, 4][i], "<f4").tobytes())
+    for uid in (5, 5, 5, 5):
+        client.compute([3], c.records, uid=uid)
+        assert np.frombuffer(client.get(c.records[2], 16), "<f4").tolist() == [7] * 4
+        client.compute([4], [*c.records, double], uid=uid)
+        assert np.frombuffer(client.get(c.records[2], 16), "<f4").tolist() == [6] * 4
+    assert toy.computed == 8 and len(read) == 2
+    client.compute([3], c.records, uid=6)
+    assert len(read) == 2, "another uid"
+    client.compute([3, 4], [*c.records, double], uid=6)
+    assert len(read) == 3, "other nodes of the same tensors"
+
+
+def test_graphs_differ_by_all_but_their_uid() -> None:
+    def content(n_nodes: int, rest: bytes, uid: int = 1, device: int = 0) -> Any:
+        body = NEWEST.pack(C.GRAPH_COMPUTE, device=device, uid=uid, n_nodes=n_nodes) + rest
+        return graphs._content(Request(C.GRAPH_COMPUTE, body, NEWEST[C.GRAPH_COMPUTE].request), device)
+
+    assert content(1, bytes(300)) == content(1, bytes(300), uid=2)
+    others = [
+        content(2, bytes(300)),
+        content(1, bytes(299) + b"1"),
+        content(1, bytes(301)),
+        content(1, bytes(300), 1, 3),
+    ]
+    assert len({content(1, bytes(300)), *others}) == 5
+
+
 def test_what_the_client_believes() -> None:
     eight, seven = SentGraphs(V8), SentGraphs(V7)
     for sent in (eight, seven):
@@ -269,7 +355,7 @@ MUTANTS: dict[str, tuple[Mutant, Callable[..., Any]]] = {
         test_a_known_uid_empties_a_full_set_too,
     ),
     "a refused graph leaves the one before": (
-        (*FULL, "self._forget(device, uid)\n    of_device[uid] = None", "of_device.setdefault(uid)"),
+        (*FULL, "self._forget(device, uid, spare=True)\n    of_device[uid] = None", "of_device.setdefault(uid)"),
         test_a_refused_graph_is_not_kept,
     ),
     "a free makes room": (
@@ -286,6 +372,28 @@ MUTANTS: dict[str, tuple[Mutant, Callable[..., Any]]] = {
     "a device's last plan rests": ((*REST, "lasts.get(device) == uid", "False"), test_each_devices_last_plan_is_ready),
     "noise is compressed": ((*REST, "len(body) >= host", "False"), test_noise_that_does_not_shrink_is_left),
     "what is forgotten rests on": ((KeptGraphs, "_forget", "self.resting -= len(kept.body)", "pass"), LIMIT),
+    "a spare plan outlives its buffer": (
+        (*FREED, "handle in spare.handles", "False"),
+        test_spare_plans_are_few_and_paid_for,
+    ),
+    "spare plans are kept without end": (
+        (KeptGraphs, "_drop_spare", "len(self._spare) > SPARE", "False"),
+        test_spare_plans_are_few_and_paid_for,
+    ),
+    "the bytes of spare plans do not count": (
+        (KeptGraphs, "_drop_spare", "size > most", "False"),
+        test_spare_plans_are_no_more_than_so_many_bytes,
+    ),
+    "spare plans stand in the way": ((*KEEP, "self._drop_spare(0)", "pass"), test_spare_plans_make_room_first),
+    "nothing is spare": ((*FULL, "spare=True", "spare=False"), test_graphs_that_come_by_turns_are_lowered_once_each),
+    "nodes are not looked at": (
+        (graphs, "_content", 'request.record["n_nodes"].tobytes()', "b''"),
+        test_graphs_differ_by_all_but_their_uid,
+    ),
+    "the uid counts": (
+        (graphs, "_content", "[request.layout.itemsize :]", ""),
+        test_a_client_that_sends_two_graphs_by_turns,
+    ),
     "the client forgets what a free took": (
         (*SENT, "for uid in of_device:\n            of_device[uid] = 0", "of_device.clear()"),
         test_what_the_client_believes,
