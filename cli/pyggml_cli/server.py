@@ -117,6 +117,7 @@ def _settings(values: Values, tokenizer: "Tokenizer", n_ctx: int) -> "Settings":
         prefill_assistant=values.prefill_assistant,
         metrics=values.metrics,
         slots=values.slots,
+        ui=values.ui,
         queue_limit=values.queue_limit,
         largest_body=values.max_body * MIB,
         body_timeout=values.timeout,

@@ -43,6 +43,7 @@ SERVER: list[Row] = [
     Flag(("--max-body",), "max_body", "MiB of a request at most (32)", whole(1, 4096), "MIB", 32),
     Flag(("--grace",), "grace", "seconds that answers under way get when the server is asked to end (10)", seconds(), "SECONDS", 10.0),
     Flag(("--metrics",), "metrics", "offer /metrics", default=False),
+    Flag(("--ui", "--webui"), "ui", "offer a page for browsers at / (on)", default=True, off=("--no-ui", "--no-webui")),
     Flag(("--slots",), "slots", "offer /slots (on)", default=True, off=("--no-slots",)),
 ]  # fmt: skip
 
@@ -120,12 +121,11 @@ NO_DIFFERENCE: list[Row] = [
 ]
 
 _PAGE, _AGENT, _ZOO = (
-    "there is no page yet",
+    "the page is part of the package, and has its settings in the browser",
     "there are no agents, and tools are the client's to run",
     "one model is served, that of -m",
 )
 NOT_HERE: list[Row] = [
-    Refused(("--ui", "--webui"), why=_PAGE, off=("--no-ui", "--no-webui")),
     *(Refused((name,), 1, why=_PAGE) for name in ("--ui-config", "--webui-config", "--ui-config-file", "--webui-config-file", "--path")),
     Refused(("--ui-mcp-proxy", "--webui-mcp-proxy"), why=_AGENT, off=("--no-ui-mcp-proxy", "--no-webui-mcp-proxy")),
     Refused(("-ag", "--agent"), why=_AGENT, off=("-no-ag", "--no-agent")),

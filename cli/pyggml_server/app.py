@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from pyggml_server import anthropic, embeddings, native, native_completion, openai, responses
+from pyggml_server import anthropic, embeddings, native, native_completion, openai, page, responses
 from pyggml_server.answers import ClientGone
 from pyggml_server.errors import RequestError
 from pyggml_server.guard import Guard
@@ -60,6 +60,8 @@ def make_app(served: Served) -> Starlette:
     """The ASGI application that serves it."""
     prefix = served.settings.api_prefix
     routes = [Route(prefix + route.path, route.endpoint, methods=list(route.methods or ())) for route in ROUTES]
+    if served.settings.ui:
+        routes += page.routes(prefix)
     app = Starlette(
         routes=routes,
         middleware=[Middleware(Guard, settings=served.settings)],

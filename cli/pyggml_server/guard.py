@@ -5,11 +5,13 @@ Owns the check that comes before every route, and the headers of CORS.
 
 import hmac
 import re
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pyggml_server import page
 from pyggml_server.errors import RequestError
 from pyggml_server.settings import Settings
 from pyggml_server.streams import error_answer
@@ -24,7 +26,8 @@ class Guard:
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app, self._settings = app, settings
         self._keys = [key.encode() for key in settings.api_keys]
-        self._public = {settings.api_prefix + path for path in PUBLIC}
+        public = (*PUBLIC, "", *page.PATHS) if settings.ui else PUBLIC
+        self._public = {settings.api_prefix + path for path in public}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -32,7 +35,7 @@ class Guard:
             return
         headers = Headers(scope=scope)
         origin = headers.get("origin")
-        if origin is not None and not self._allowed(origin):
+        if origin is not None and not self._allowed(origin) and not _own(origin, headers.get("host", "")):
             refused = RequestError(
                 f"pages of {origin[:100]} may not use this server; --cors-origins says which may", status=403
             )
@@ -80,6 +83,16 @@ class Guard:
             "vary": "origin",
         }
         return {**shared, "access-control-allow-credentials": "true"} if settings.cors_credentials else shared
+
+
+def _own(origin: str, host: str) -> bool:
+    """Whether it is our own page, called by the server's address. A name proves nothing: whoever owns one can have it lead here."""
+    try:
+        parts = urlsplit(origin)
+        ip_address(parts.hostname or "")
+    except ValueError:
+        return False
+    return parts.netloc == host
 
 
 def _with(send: Send, shared: dict[str, str]) -> Send:

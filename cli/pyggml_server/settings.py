@@ -18,6 +18,7 @@ class Settings:
     cors_origins   web pages that may use the server: "*" is any; none: no header is sent
     n_predict      tokens of an answer at most, where a request does not say; -1: until the context is full
     sampling       where a request does not say otherwise
+    ui             whether there is a page for browsers at /
     queue_limit    requests that wait for a slot at most; further ones are told to come again
     largest_body   bytes of a request
     body_timeout   seconds for a whole body to arrive, and for a client to take what it is sent
@@ -51,6 +52,7 @@ class Settings:
     prefill_assistant: bool = True
     metrics: bool = False
     slots: bool = True
+    ui: bool = True
     queue_limit: int = 256
     largest_body: int = 32 * MIB
     body_timeout: float = 3600.0

@@ -1,0 +1,82 @@
+// What the browser keeps: conversations in IndexedDB, settings and drafts in localStorage. A browser that keeps nothing
+// has them until the page is closed. Nothing of it is sent anywhere.
+
+import { checked } from "./conversation.js";
+
+const NAME = "pyggml";
+const TABLE = "conversations";
+const PREFIX = "pyggml.";
+
+/** Conversations by id. `kept` says whether they outlive the page. */
+export class Conversations {
+  static async open() {
+    try {
+      const request = indexedDB.open(NAME, 1);
+      request.onupgradeneeded = () => request.result.createObjectStore(TABLE, { keyPath: "id" });
+      return new Conversations(await result(request));
+    } catch {
+      return new Conversations(null);
+    }
+  }
+
+  constructor(database) {
+    this.database = database;
+    this.memory = new Map();
+    this.kept = database !== null;
+  }
+
+  table(mode) {
+    return this.database.transaction(TABLE, mode).objectStore(TABLE);
+  }
+
+  /** All that are sound, the newest first. */
+  async all() {
+    const found = this.database ? await result(this.table("readonly").getAll()) : [...this.memory.values()];
+    return found
+      .map(checked)
+      .filter((one) => one !== null)
+      .sort((a, b) => b.updated - a.updated);
+  }
+
+  async get(id) {
+    return checked(this.database ? await result(this.table("readonly").get(id)) : this.memory.get(id));
+  }
+
+  /** Rejects where there is no room. */
+  async put(conversation) {
+    if (this.database) await result(this.table("readwrite").put(conversation));
+    else this.memory.set(conversation.id, structuredClone(conversation));
+  }
+
+  async remove(id) {
+    if (this.database) await result(this.table("readwrite").delete(id));
+    else this.memory.delete(id);
+  }
+}
+
+function result(request) {
+  return new Promise((resolve, reject) => {
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error);
+    request.onblocked = () => reject(new Error("another page holds the database"));
+  });
+}
+
+/** A value that was put away, or `otherwise`. */
+export function load(name, otherwise) {
+  try {
+    return JSON.parse(localStorage.getItem(PREFIX + name)) ?? otherwise;
+  } catch {
+    return otherwise;
+  }
+}
+
+/** Put a value away; null removes it. */
+export function save(name, value) {
+  try {
+    if (value === null) localStorage.removeItem(PREFIX + name);
+    else localStorage.setItem(PREFIX + name, JSON.stringify(value));
+  } catch {
+    // it is forgotten with the page
+  }
+}

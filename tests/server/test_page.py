@@ -1,0 +1,531 @@
+"""The server's page in a real browser: answers as they come, stopping, asking again, history, settings, keys, a phone."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browsing import Tab, browser, events
+from serving import Client, serving
+
+from pyggml.model.model import Model
+
+STEP = 0.02  # seconds that a token takes at least, so that an answer can be watched
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with browser() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def slow(model: Model) -> Iterator[Client]:
+    """Answers that go on until the context is full, slowly."""
+    with serving(model, n_ctx=2 * 2048, n_slots=2, ignore_eos=True) as client:
+        batcher = client.served.engine.batcher
+        step = batcher.step
+
+        def slower() -> Any:
+            time.sleep(STEP)
+            return step()
+
+        batcher.step = slower
+        yield client
+
+
+@pytest.fixture
+def tab(chromium: Any, slow: Client) -> Iterator[Tab]:
+    made = Tab(chromium, slow.address).open()
+    yield made
+    made.close()
+    made.check()
+
+
+@pytest.fixture
+def told(tab: Tab) -> Tab:
+    """The page of a server whose answers are made up: tab.answers says which."""
+    tab.answers(events("An answer."))
+    return tab
+
+
+def set_up(tab: Tab, **values: str) -> None:
+    tab.page.click("#open-settings")
+    for name, value in values.items():
+        tab.page.fill(f"#settings [name={name}]", value)
+    tab.page.click("#settings [value=save]")
+
+
+# ---- answers of the server
+
+
+def test_an_answer_is_shown_as_it_comes_and_stopping_frees_its_slot(tab: Tab, slow: Client) -> None:
+    tab.send("hello")
+    text = tab.find("article.assistant .text")
+    first = tab.until(lambda: len(text.text_content() or "") if text.count() else 0, "the answer begins")
+    tab.until(lambda: len(text.text_content() or "") > first, "it goes on")
+    assert slow.served.engine.n_busy == 1
+    tab.expect(tab.find("#stop")).to_be_visible()
+    tab.page.keyboard.press("Escape")
+    tab.expect(tab.find("#send")).to_be_visible()
+    tab.until(lambda: slow.served.engine.n_busy == 0, "the slot is free")
+    tab.expect(tab.find("article.assistant .stats")).to_contain_text("stopped · ")
+    tab.expect(tab.find("article.assistant .stats")).to_contain_text("tokens/s")
+    stopped = text.text_content()
+    assert stopped
+    tab.page.get_by_label("Go on with this answer").click()
+    tab.until(lambda: len(text.text_content() or "") > len(stopped), "it goes on")
+    tab.page.click("#stop")
+    tab.until(lambda: slow.served.engine.n_busy == 0, "the slot is free")
+    assert str(text.text_content()).startswith(stopped[: len(stopped) // 2])
+
+
+def test_the_text_is_that_of_the_route_and_asking_again_makes_a_version(tab: Tab, slow: Client) -> None:
+    set_up(tab, max_tokens="12", temperature="0", system="Be brief.")
+    body = {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}]}
+    said = slow.ok("/v1/chat/completions", {**body, "max_tokens": 12, "temperature": 0})
+    tab.send("hello")
+    tab.answered()
+    stored = conversation(tab)["messages"]
+    assert [m["content"] for m in stored] == ["hello", said["choices"][0]["message"]["content"]]
+    assert (stored[1]["stats"]["tokens"], stored[1]["end"]) == (12, "length")
+    tab.expect(tab.find("article.assistant .stats")).to_contain_text("cut off: no more tokens allowed · 12 tokens · ")
+    tab.page.get_by_label("Answer again").click()
+    tab.expect(tab.find(".count")).to_have_text("2/2")
+    tab.answered()
+    again = conversation(tab)["messages"]
+    assert [m["content"] for m in again] == [stored[0]["content"], stored[1]["content"], stored[1]["content"]]
+    tab.page.get_by_label("The version before").click()
+    tab.expect(tab.find(".count")).to_have_text("1/2")
+
+
+def conversation(tab: Tab) -> Any:
+    """The only one that the browser keeps."""
+    found = tab.module("store.js", "return (await m.Conversations.open()).all();")
+    assert len(found) == 1
+    return found[0]
+
+
+def test_an_answer_goes_on_while_another_conversation_is_shown(tab: Tab, slow: Client) -> None:
+    tab.send("first")
+    tab.until(lambda: slow.served.engine.n_busy == 1, "the answer begins")
+    tab.page.click("#new")
+    tab.expect(tab.find("article")).to_have_count(0)
+    tab.send("second")
+    tab.until(lambda: slow.served.engine.n_busy == 2, "both are under way")
+    tab.page.get_by_role("button", name="first", exact=True).click()
+    tab.expect(tab.find("article.user .text")).to_have_text("first")
+    tab.page.get_by_label("Delete: first").click()
+    tab.page.get_by_role("button", name="Delete", exact=True).click()
+    tab.until(lambda: slow.served.engine.n_busy == 1, "who deletes a conversation wants no answer")
+    tab.page.get_by_role("button", name="second", exact=True).click()
+    tab.page.keyboard.press("Escape")
+    tab.until(lambda: slow.served.engine.n_busy == 0, "the slot is free")
+
+
+def test_a_page_that_is_closed_frees_its_slot(chromium: Any, slow: Client) -> None:
+    tab = Tab(chromium, slow.address).open()
+    tab.send("hello")
+    tab.until(lambda: slow.served.engine.n_busy == 1, "the answer begins")
+    tab.close()
+    end = time.monotonic() + 60
+    while slow.served.engine.n_busy:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_server_with_a_key(chromium: Any, model: Model) -> None:
+    with serving(model, api_keys=("the-key",), n_ctx=4 * 512) as client:
+        tab = Tab(chromium, client.address).open()
+        key = tab.find("#settings [name=key]")
+        tab.expect(tab.find("#settings-note")).to_have_text("This server asks for an API key.")
+        tab.expect(key).to_be_focused()
+        key.fill("wrong")
+        tab.page.keyboard.press("Enter")
+        tab.expect(tab.find("#settings-note")).to_have_text("The server does not know this API key.")
+        key.fill("the-key")
+        tab.page.keyboard.press("Enter")
+        tab.expect(tab.find("#model-name")).to_have_text("text.gguf")
+        set_up(tab, max_tokens="8")
+        tab.send("hello")
+        tab.answered()
+        tab.expect(tab.find(".error:visible")).to_have_count(0)
+        tab.page.reload()
+        tab.expect(tab.find("#model-name")).to_have_text("text.gguf")
+        tab.close()
+        tab.check()
+
+
+def test_a_server_behind_a_prefix(chromium: Any, model: Model) -> None:
+    with serving(model, api_prefix="/llm", n_ctx=4 * 512) as client:
+        tab = Tab(chromium, client.address).open()
+        tab.expect(tab.find("#model-name")).to_have_text("text.gguf")
+        set_up(tab, max_tokens="8")
+        tab.send("hello")
+        tab.answered()
+        tab.expect(tab.find(".error:visible")).to_have_count(0)
+        tab.close()
+        tab.check()
+
+
+# ---- made-up answers
+
+
+def test_what_settings_ask_for(told: Tab) -> None:
+    asked = told.answers(events("ok"))
+    told.send("one")
+    told.answered()
+    assert asked[-1] == {"stream": True, "messages": [{"role": "user", "content": "one"}]}
+    numbers = {
+        "temperature": 0.5,
+        "top_k": 7,
+        "top_p": 0.9,
+        "min_p": 0.1,
+        "max_tokens": 33,
+        "repeat_penalty": 1.2,
+        "seed": 4,
+    }
+    set_up(told, system="Be kind.", **{name: str(value) for name, value in numbers.items()})
+    told.page.click("#open-settings")
+    told.page.uncheck("#settings [name=thinking]")
+    told.page.click("#settings [value=save]")
+    told.page.reload()
+    told.answers_again = told.answers(events("ok"))
+    told.send("two")
+    told.answered(2)
+    messages = [("system", "Be kind."), ("user", "one"), ("assistant", "ok"), ("user", "two")]
+    assert told.answers_again[-1] == {
+        "stream": True,
+        "messages": [{"role": role, "content": content} for role, content in messages],
+        **numbers,
+        "chat_template_kwargs": {"enable_thinking": False},
+    }
+    told.page.click("#open-settings")
+    told.page.fill("#settings [name=top_p]", "1.5")
+    told.page.click("#settings [value=save]")  # refused by the browser: the dialog stays
+    told.expect(told.find("#settings")).to_be_visible()
+    told.page.click("#reset-settings")
+    told.page.click("#settings [value=save]")
+    asked = told.answers(events("ok"))
+    told.send("three")
+    told.answered(3)
+    assert set(asked[-1]) == {"stream", "messages"}
+
+
+def test_what_was_thought_is_folded(told: Tab) -> None:
+    told.answers(events("The **answer**.", reasoning="First I *think*."))
+    told.send("x")
+    told.answered()
+    told.expect(told.find(".assistant .reasoning summary")).to_have_text("What was thought")
+    told.expect(told.find(".assistant .reasoning em")).not_to_be_visible()
+    told.page.click(".assistant .reasoning summary")
+    told.expect(told.find(".assistant .reasoning em")).to_be_visible()
+    told.expect(told.find(".assistant .stats")).to_have_text("40 tokens · 12.3 tokens/s · told")
+    assert told.find("article.assistant .text strong").inner_text() == "answer"
+
+
+def test_editing_a_message_asks_again_and_loses_nothing(told: Tab) -> None:
+    asked = told.answers(events("A1"), events("A2"), events("B1"))
+    told.send("q1")
+    told.answered()
+    told.send("q2")
+    told.answered(2)
+    told.page.get_by_label("Edit and ask again").first.click()
+    box = told.page.get_by_label("Edit your message")
+    told.expect(box).to_be_focused()
+    box.fill("not this")
+    told.page.keyboard.press("Escape")
+    assert told.texts() == ["q1", "A1", "q2", "A2"]
+    told.page.get_by_label("Edit and ask again").first.click()
+    box.fill("q1 edited")
+    told.page.keyboard.press("Enter")
+    told.expect(told.find(".count")).to_have_text("2/2")
+    told.answered()
+    assert told.texts() == ["q1 edited", "B1"]
+    assert asked[-1]["messages"] == [{"role": "user", "content": "q1 edited"}]
+    told.page.get_by_label("The version before").click()
+    told.expect(told.find("article")).to_have_count(4)
+    assert told.texts() == ["q1", "A1", "q2", "A2"]
+    told.page.get_by_label("Edit answer").last.click()
+    told.page.get_by_label("Edit the answer").fill("A2 by hand")
+    told.page.get_by_role("button", name="Save").click()
+    told.expect(told.find("article.assistant .text").last).to_have_text("A2 by hand")
+
+
+def test_history_outlives_the_page(told: Tab, tmp_path: Path) -> None:
+    told.send("First question")
+    told.answered()
+    told.page.click("#new")
+    told.send("Second question")
+    told.answered()
+    told.page.fill("#prompt", "half a thought")
+    told.page.reload()
+    told.expect(told.find("#history .title")).to_have_text(["Second question", "First question"])
+    assert told.texts() == ["Second question", "An answer."]
+    told.expect(told.find("#prompt")).to_have_value("half a thought")
+    told.find("#history .title").nth(1).click()
+    told.expect(told.find("#title")).to_have_text("First question")
+    told.expect(told.find("#prompt")).to_have_value("")
+    told.page.get_by_label("Rename: First question").click()
+    told.page.fill("#ask-text", "Other name")
+    told.page.keyboard.press("Enter")
+    told.expect(told.find("#title")).to_have_text("Other name")
+    with told.page.expect_download() as download:
+        told.page.click("#export-all")
+    path = tmp_path / "all.json"
+    download.value.save_as(path)
+    exported = json.loads(path.read_text())["conversations"]
+    assert {one["title"] for one in exported} == {"Other name", "Second question"}
+    assert "key" not in path.read_text()
+    for name in ("Other name", "Second question"):
+        told.page.get_by_role("button", name=name, exact=True).hover()
+        told.page.get_by_label(f"Delete: {name}").click()
+        told.page.get_by_role("button", name="Cancel").click()
+        told.expect(told.page.get_by_label(f"Delete: {name}")).to_have_count(1)
+        told.page.get_by_role("button", name=name, exact=True).hover()
+        told.page.get_by_label(f"Delete: {name}").click()
+        told.page.get_by_role("button", name="Delete", exact=True).click()
+        told.expect(told.page.get_by_label(f"Delete: {name}")).to_have_count(0)
+    told.page.reload()
+    told.expect(told.find("#history li")).to_have_count(0)
+    for _ in range(2):  # what is there already is not written over
+        told.find("#import-file").set_input_files(path)
+        told.until(lambda: told.find("#import-file").input_value() == "", "the file is read")
+    told.expect(told.find("#history li")).to_have_count(4)
+
+
+def test_two_pages_show_the_same_history(told: Tab) -> None:
+    other = told.context.new_page()
+    told.watch(other)
+    other.goto(told.address + "/")
+    told.send("From the first page")
+    told.answered()
+    told.expect(other.locator("#history .title")).to_have_text("From the first page")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "shown"),
+    [
+        (b'{"error": {"message": "the prompt has 9 tokens;\\n too many"}}', 400, "the prompt has 9 tokens; too many"),
+        (b"<html>", 502, "The server answered with status 502"),
+        (events("Half", done=False), 200, "The connection ended before the answer was complete."),
+        (events("Half", done=False) + b'data: {"error": {"code": 500, "message": "it failed"}}\n\n', 200, "it failed"),
+        (b"data: {\n\n", 200, "The server sent an event that is not JSON."),
+    ],
+)
+def test_errors_are_one_line_and_what_was_typed_stays(told: Tab, body: bytes, status: int, shown: str) -> None:
+    told.answers(body, status=status)
+    told.send("My long question")
+    told.answered()
+    error = told.find("article .error:visible")
+    told.expect(error).to_have_text(f"{shown} Try again")
+    assert error.get_attribute("role") == "alert"
+    assert told.texts() == ["My long question", "Half" if b"Half" in body else ""]
+    told.page.fill("#prompt", "the next one")
+    asked = told.answers(events("Now it works."))
+    told.page.get_by_role("button", name="Try again").click()
+    told.expect(told.find("article.assistant .text")).to_have_text("Now it works.")
+    told.expect(told.find("#prompt")).to_have_value("the next one")
+    assert asked[-1]["messages"] == [{"role": "user", "content": "My long question"}]
+    told.expect(told.find("article .error:visible")).to_have_count(0)
+
+
+def test_a_server_that_is_gone(told: Tab) -> None:
+    told.page.unroute("**/v1/chat/completions")
+    told.page.route("**/v1/chat/completions", lambda route: route.abort())
+    told.send("one")
+    told.answered()
+    told.expect(told.find("article .error:visible")).to_have_text(
+        "The server cannot be reached. Is it running? Try again"
+    )
+    asked = told.answers(events("ok"))
+    told.send("two")  # both have waited for an answer
+    told.answered(2)
+    assert asked[-1]["messages"] == [{"role": "user", "content": "one\n\ntwo"}]
+    told.page.route("**/props", lambda route: route.abort())
+    told.page.reload()
+    told.expect(told.find("#notice")).to_have_text("The server cannot be reached. Is it running?")
+    told.expect(told.find("article.user .text")).to_have_text(["one", "two"])
+
+
+# ---- keys, colours, a phone
+
+
+def test_keys(told: Tab) -> None:
+    keyboard = told.page.keyboard
+    told.expect(told.find("#prompt")).to_be_focused()
+    keyboard.type("one")
+    keyboard.press("Shift+Enter")
+    keyboard.type("two")
+    told.expect(told.find("article")).to_have_count(0)
+    keyboard.press("Enter")
+    told.answered()
+    assert told.texts()[0] == "one\ntwo"
+    told.expect(told.find("#prompt")).to_be_focused()
+    keyboard.press("Enter")
+    keyboard.type("  ")
+    keyboard.press("Enter")  # nothing is nothing to send
+    told.expect(told.find("article.user")).to_have_count(1)
+    told.page.evaluate("document.activeElement.blur()")
+    reached, unseen = [], []
+    for _ in range(40):
+        keyboard.press("Tab")
+        name, outline = told.page.evaluate(
+            "(() => { const e = document.activeElement, s = getComputedStyle(e); const r = e.closest('#composer') ?? e;"
+            "return [e.getAttribute('aria-label') || e.textContent.trim(), s.outlineStyle !== 'none' || getComputedStyle(r).boxShadow !== 'none']; })()"
+        )
+        if reached and name == reached[0]:
+            break
+        reached.append(name)
+        if not outline and told.page.evaluate("document.activeElement !== document.body"):
+            unseen.append(name)
+    wanted = {
+        "Skip to your message",
+        "New chat",
+        "one two",
+        "Rename: one two",
+        "Delete: one two",
+        "Settings",
+        "Your message",
+        "Send",
+    }
+    assert wanted | {"Copy message", "Edit and ask again", "Answer again"} <= set(reached)
+    assert unseen == []
+    told.find("#open-settings").focus()
+    keyboard.press("Enter")
+    told.expect(told.find("#settings")).to_be_visible()
+    keyboard.press("Escape")
+    told.expect(told.find("#settings")).not_to_be_visible()
+    told.expect(told.find("#open-settings")).to_be_focused()
+
+
+def test_everything_that_can_be_pressed_has_a_name(told: Tab) -> None:
+    told.answers(events("```js\nx\n```\n\n|a|\n|-|\n|b|", reasoning="r"))
+    told.send("x")
+    told.answered()
+    told.page.click("#open-settings")
+    nameless = told.page.evaluate(
+        "[...document.querySelectorAll('button, input, select, textarea, a, [tabindex], dialog, nav, section, article')]"
+        ".filter((e) => !(e.getAttribute('aria-label') || e.getAttribute('aria-labelledby') || e.labels?.length || e.textContent.trim()))"
+        ".map((e) => e.outerHTML)"
+    )
+    assert [one for one in nameless if 'id="ask-yes"' not in one] == []  # that one is named when it is asked
+    assert told.page.evaluate("document.documentElement.lang") == "en"
+    assert told.find("#status").get_attribute("role") == "status"
+    told.expect(told.find("#status")).to_have_text("The answer is complete")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_colours_have_contrast_and_are_the_systems_or_chosen(told: Tab, scheme: str) -> None:
+    told.page.emulate_media(color_scheme=scheme)
+    told.answers(b'{"error": {"message": "wrong"}}', status=400)
+    told.send("x")
+    told.answered()
+    assert ground(told) == scheme
+    low = told.page.evaluate(CONTRAST)
+    assert low == []
+    other = "dark" if scheme == "light" else "light"
+    for _ in range(3):
+        told.page.click("#theme")
+        if told.page.evaluate("document.documentElement.dataset.theme") == other:
+            break
+    assert ground(told) == other
+    assert told.page.evaluate(CONTRAST) == []
+    told.page.reload()
+    assert ground(told) == other
+
+
+def ground(tab: Tab) -> str:
+    red = tab.page.evaluate("getComputedStyle(document.body).backgroundColor.match(/[0-9]+/)[0]")
+    return "light" if int(red) > 127 else "dark"
+
+
+CONTRAST = """
+(() => {
+  const rgb = (text) => text.match(/[0-9.]+/g).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = (e) => { for (; e; e = e.parentElement) { const c = rgb(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] > 0) return c; } };
+  const low = [];
+  for (const e of document.querySelectorAll("body *")) {
+    const own = [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
+    if (!own || !e.checkVisibility() || e.closest(":disabled")) continue;
+    const [a, b] = [light(rgb(getComputedStyle(e).color)), light(behind(e))].sort((x, y) => y - x);
+    const ratio = (a + 0.05) / (b + 0.05);
+    if (ratio < 4.5) low.push([e.textContent.trim().slice(0, 40), ratio]);
+  }
+  return low;
+})()
+"""
+
+
+def test_a_phone_of_360_pixels(chromium: Any, slow: Client) -> None:
+    options = {
+        "viewport": {"width": 360, "height": 640},
+        "has_touch": True,
+        "is_mobile": True,
+        "device_scale_factor": 2,
+    }
+    tab = Tab(chromium, slow.address, **options).open()
+    wide = (
+        "```\n"
+        + "x" * 300
+        + "\n```\n\n|"
+        + "wide cell|" * 12
+        + "\n|"
+        + "-|" * 12
+        + "\n|a|\n\n"
+        + "y" * 300
+        + "\n\n$$"
+        + "z" * 300
+        + "$$"
+    )
+    tab.answers(events(wide + " https://b.example/" + "w" * 300, reasoning="v" * 300))
+    tab.page.fill("#prompt", "u" * 300)
+    tab.page.tap("#send")
+    tab.answered()
+    tab.page.evaluate("document.querySelectorAll('details').forEach((one) => one.open = true)")
+    assert overflow(tab) == []
+    tab.expect(tab.find("#sidebar")).not_to_be_visible()
+    tab.page.tap("#open-sidebar")
+    tab.expect(tab.find("#sidebar")).to_be_visible()
+    assert tab.find("#open-sidebar").get_attribute("aria-expanded") == "true"
+    assert overflow(tab) == []
+    tab.page.tap("#new")
+    tab.expect(tab.find("#sidebar")).not_to_be_visible()
+    tab.expect(tab.find("article")).to_have_count(0)
+    tab.page.tap("#open-settings")
+    tab.expect(tab.find("#settings")).to_be_visible()
+    assert overflow(tab) == []
+    small = tab.page.evaluate(
+        "[...document.querySelectorAll('dialog[open] button, dialog[open] input:not([type=checkbox])')].filter((e) => e.checkVisibility() && e.getBoundingClientRect().height < 24).length"
+    )
+    assert small == 0
+    tab.close()
+    tab.check()
+
+
+def overflow(tab: Tab) -> Any:
+    """What is wider than the screen, and does not scroll by itself."""
+    return tab.page.evaluate(
+        "[...document.querySelectorAll('html, body, main, #scroller, #thread, article, article .text, dialog[open]')]"
+        ".filter((e) => e.scrollWidth > e.clientWidth + 1 || e.getBoundingClientRect().right > 361)"
+        ".map((e) => [e.localName, e.id, e.className, e.scrollWidth, e.clientWidth])"
+    )
+
+
+def test_the_view_follows_an_answer_unless_one_reads_above(told: Tab) -> None:
+    told.page.set_viewport_size({"width": 800, "height": 400})
+    told.answers(events("\n\n".join(f"Line {i}" for i in range(60))))
+    told.send("x")
+    told.answered()
+    scroller = told.find("#scroller")
+    at_end = "(e) => e.scrollHeight - e.scrollTop - e.clientHeight < 2"
+    told.until(lambda: scroller.evaluate(at_end), "the end is shown")
+    scroller.evaluate("(e) => { e.scrollTop = 0; }")
+    told.expect(told.find("#to-end")).to_be_visible()
+    told.page.click("#to-end")
+    told.until(lambda: scroller.evaluate(at_end), "the end is shown")
+    told.expect(told.find("#to-end")).not_to_be_visible()
