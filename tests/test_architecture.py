@@ -51,7 +51,7 @@ ALLOWED_IMPORTERS = {
     ),  # the latter: a pair through which a signal wakes it
     "argparse": ("pyggml_cli",),
     "starlette": ("pyggml_server", "pyggml_cli.server"),  # the latter: asks whether they are there
-    "uvicorn": ("pyggml_server.serve", "pyggml_cli.server"),
+    "uvicorn": ("pyggml_server.serve", "pyggml_server.connections", "pyggml_cli.server"),
 }
 
 # Modules that must stay apart although their layers would allow it: the specification knows no kernel, kernels for

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyggml_cli.bench_output import PRINTERS, Result
-from pyggml_cli.completion_flags import CACHE_TYPES, layers
+from pyggml_cli.completion_flags import layers
 from pyggml_cli.entry import run
 from pyggml_cli.flags import (
     Flag,
@@ -30,6 +30,7 @@ from pyggml_cli.flags import (
 )
 from pyggml_cli.interrupts import on_ctrl_c
 from pyggml_cli.other_flags import DOWNLOADS
+from pyggml_cli.speculation import CACHE_TYPES
 
 if TYPE_CHECKING:
     from pyggml.backend.base import Device

@@ -19,12 +19,12 @@ from pyggml_cli.flags import (
     whole,
 )
 from pyggml_cli.other_flags import DRAFT, NO_DIFFERENCE, NOT_HERE, OTHER_TOOLS
+from pyggml_cli.speculation import CACHE_TYPES
 from pyggml_cli.speculation import FLAGS as DRAFTS
 from pyggml_cli.template_flags import VARIABLES
 
 RANDOM_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED; not imported, because --help shall not wait for NumPy
 LOAD_MODES = ("auto", "none", "mmap", "mlock", "mmap+mlock", "dio")
-CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
 
 
 def layers(text: str) -> int:

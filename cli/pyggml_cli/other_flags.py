@@ -7,6 +7,7 @@ that none of them is taken for a mistake.
 from pyggml_cli.flags import Ignored, Refused, Row
 
 NO_DIFFERENCE: list[Row] = [
+    Ignored(("-bs", "--backend-sampling")),  # the same tokens are chosen here
     *(Ignored((name,)) for name in ("--no-host", "--log-disable")),
     Ignored(("--jinja",), off=("--no-jinja",)),
     Ignored(("--warmup",), off=("--no-warmup",)),
@@ -46,7 +47,6 @@ NOT_HERE: list[Row] = [
     Refused(("--log-jsonl",), why="there is no log", off=("--no-log-jsonl",)),
     Refused(("--log-file",), 1, why="there is no log; what is not text goes to stderr"),
     Refused(("--log-prompts-dir",), 1, why="prompts are not kept; --verbose-prompt shows one"),
-    Refused(("-bs", "--backend-sampling"), why="tokens are chosen on this machine"),
     Refused(("-np", "--parallel"), 1, harmless=("1", "-1"), why="one sequence at a time"),
     Refused(("-gan", "--grp-attn-n"), 1, harmless=("1",), why="positions are not grouped"),
     Refused(("-gaw", "--grp-attn-w"), 1, harmless=("512",), why="positions are not grouped"),
@@ -68,14 +68,14 @@ NOT_HERE: list[Row] = [
 
 _DRAFT_SWITCHES = (("--spec-draft-cpu-moe", "-cmoed", "--cpu-moe-draft"), ("--spec-default",))
 _DRAFT = """
-    --spec-draft-hf -hfd -hfrd --hf-repo-draft; --spec-draft-threads -td --threads-draft;
+    --spec-draft-hf -hfd -hfrd --hf-repo-draft;
     --spec-draft-threads-batch -tbd --threads-batch-draft; --spec-draft-cpu-mask -Cd --cpu-mask-draft;
     --spec-draft-cpu-range -Crd --cpu-range-draft; --spec-draft-cpu-strict --cpu-strict-draft;
     --spec-draft-prio --prio-draft; --spec-draft-poll --poll-draft;
     --spec-draft-cpu-mask-batch -Cbd --cpu-mask-batch-draft; --spec-draft-cpu-range-batch -Crbd --cpu-range-batch-draft;
     --spec-draft-cpu-strict-batch --cpu-strict-batch-draft; --spec-draft-prio-batch --prio-batch-draft;
-    --spec-draft-poll-batch --poll-batch-draft; --spec-draft-type-k -ctkd --cache-type-k-draft;
-    --spec-draft-type-v -ctvd --cache-type-v-draft; --spec-draft-override-tensor -otd --override-tensor-draft;
+    --spec-draft-poll-batch --poll-batch-draft;
+    --spec-draft-override-tensor -otd --override-tensor-draft;
     --spec-draft-n-cpu-moe --spec-draft-ncmoe -ncmoed --n-cpu-moe-draft;
     --spec-draft-p-split --draft-p-split;  --spec-draft-device -devd --device-draft;
     --spec-draft-ngl -ngld --gpu-layers-draft --n-gpu-layers-draft;

@@ -7,20 +7,20 @@ says where the server listens.
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pyggml_cli.completion_flags import unescape
 from pyggml_cli.entry import run
 from pyggml_cli.flags import UsageError, Values, help_text, parse, show_notes
 from pyggml_cli.server_flags import AUTO_SLOTS, GROUPS, ROWS, VARIABLES
+from pyggml_cli.speculation import drafters_for, wanted_types
 from pyggml_cli.text_files import read_text
 
 if TYPE_CHECKING:
     from pyggml_server.settings import Settings
 
     from pyggml.model.model import Model
-    from pyggml.runtime.drafts import Drafter
     from pyggml.tokenizer import Tokenizer
 
 ABOUT = (
@@ -74,6 +74,9 @@ def _check(values: Values) -> None:
         raise UsageError(f"{reason.name} is missing: pip install 'pyggml[server]'") from None
     if (values.ssl_key is None) != (values.ssl_cert is None):
         raise UsageError("--ssl-key-file and --ssl-cert-file: TLS needs both")
+    if values.slot_folder is not None and not os.path.isdir(values.slot_folder):
+        raise UsageError(f"--slot-save-path {values.slot_folder}: not a folder")
+    wanted_types(values)
 
 
 def _keys(values: Values) -> tuple[str, ...]:
@@ -124,6 +127,10 @@ def _settings(values: Values, tokenizer: "Tokenizer", n_ctx: int) -> "Settings":
         ping=values.ping,
         grace=values.grace,
         normalize=values.normalize,
+        verbose=values.verbose,
+        slot_folder=values.slot_folder,
+        most_connections=values.max_connections,
+        header_timeout=values.header_timeout,
     )
 
 
@@ -168,10 +175,12 @@ def _serve_embeddings(values: Values, model: "Model", tokenizer: "Tokenizer") ->
 def _serve_model(values: Values, model: "Model", tokenizer: "Tokenizer", template: str | None) -> int:
     from pyggml_server.serve import serve
     from pyggml_server.served import Served
+    from pyggml_server.settings import MIB
 
     from pyggml.runtime.batcher import Batcher
     from pyggml.runtime.checkpoints import CheckpointRule
     from pyggml.runtime.context import Context
+    from pyggml.runtime.idle_prompts import IdlePrompts
     from pyggml_cli.loading import context_arguments
 
     arguments = context_arguments(values, model)
@@ -189,17 +198,28 @@ def _serve_model(values: Values, model: "Model", tokenizer: "Tokenizer", templat
     )
     try:
         settings = _settings(values, tokenizer, context.n_ctx_seq)
+        idle = None if not values.cache_ram else IdlePrompts(None if values.cache_ram < 0 else values.cache_ram * MIB)
         batcher = Batcher(
             context,
             context.n_ubatch,
             shifts=bool(values.context_shift),
             n_keep=max(0, values.keep),
             rule=CheckpointRule(values.ctx_checkpoints, values.checkpoint_min_step),
+            similarity=values.similarity,
+            idle=idle,
+            clears=context.kv_unified and values.cache_idle,
         )
-        served = Served(model, batcher, tokenizer, settings, template, loras, _drafters(values))
-        if values.warmup:
-            _warm_up(context)
-        serve(served, lambda address: _ready(_slots(served.name, context), address))
+        if values.verbose:
+            batcher.stored.on_idle = _tell
+            if batcher.stored.clears:
+                _tell("prompts of idle slots are kept outside the context: __TEST_TAG_CACHE_IDLE_SLOTS_ENABLED__")
+        with drafters_for(values, context) as make_drafter:
+            for place in batcher.places:
+                place.drafter = make_drafter(place.seq)
+            served = Served(model, batcher, tokenizer, settings, template, loras)
+            if values.warmup:
+                _warm_up(context)
+            serve(served, lambda address: _ready(_slots(served.name, context), address))
     finally:
         context.close()
     return 0
@@ -209,14 +229,8 @@ def _loras(values: Values) -> list[tuple[str, float]]:
     return [one for some in values.lora for one in some]
 
 
-def _drafters(values: Values) -> "Callable[[], Drafter | None]":
-    """What makes a drafter for each text: it remembers what was said in that one."""
-    if values.spec_type == "none":
-        return lambda: None
-    from pyggml.runtime.drafts import NgramDrafter
-
-    n, m = (getattr(values, f"{values.spec_type.replace('-', '_')}_{letter}") for letter in "nm")
-    return lambda: NgramDrafter(n, m, per_key=values.spec_type == "ngram-map-k")
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _warm_up(context: Any) -> None:

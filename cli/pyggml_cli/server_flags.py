@@ -5,7 +5,7 @@ completion_flags.py that mean the same are taken from there.
 """
 
 from pyggml_cli import completion_flags, embedding, environment, other_flags, speculation, template_flags
-from pyggml_cli.flags import Flag, Ignored, Refused, Row, choice, comma_separated, seconds, whole
+from pyggml_cli.flags import Flag, Ignored, Refused, Row, choice, comma_separated, number, seconds, whole
 
 AUTO_SLOTS = 4  # tools/server/server.cpp: of -np -1, over one KV memory
 
@@ -16,6 +16,21 @@ def keys(text: str) -> list[str]:
     if not all(found):
         raise ValueError("must be keys, comma-separated, none of them empty")
     return found
+
+
+def hosts(text: str) -> str:
+    """`--host`: one or several."""
+    if not all(host.strip() for host in text.split(",")):
+        raise ValueError("must be addresses, comma-separated, none of them empty")
+    return text
+
+
+def share(text: str) -> float:
+    """`--slot-prompt-similarity`: a share."""
+    value = number(text)
+    if not 0 <= value <= 1:
+        raise ValueError("must be from 0 to 1")
+    return value
 
 
 def prefix(text: str) -> str:
@@ -31,7 +46,7 @@ def ping(text: str) -> float:
 
 
 SERVER: list[Row] = [
-    Flag(("--host",), "host", "address to listen on (127.0.0.1)", str, "HOST", "127.0.0.1"),
+    Flag(("--host",), "host", "addresses to listen on, comma-separated (127.0.0.1)", hosts, "HOST,...", "127.0.0.1"),
     Flag(("--port",), "port", "port to listen on; 0: any free one (9931)", whole(0, 65535), "PORT", 9931),
     Flag(("--api-prefix",), "api_prefix", "path that all routes begin with (none)", prefix, "PREFIX", ""),
     Flag(("-a", "--alias"), "alias", "names of the model, comma-separated (its file's)", comma_separated, "NAME,..."),
@@ -41,6 +56,10 @@ SERVER: list[Row] = [
          "SECONDS", 30.0),
     Flag(("--queue-limit",), "queue_limit", "requests that wait for a slot at most; further ones get 503 (256)", whole(0), "N", 256),
     Flag(("--max-body",), "max_body", "MiB of a request at most (32)", whole(1, 4096), "MIB", 32),
+    Flag(("--max-connections",), "max_connections", "connections at once; further ones get 503 (1024)", whole(1), "N", 1024),
+    Flag(("--header-timeout",), "header_timeout", "seconds for the head of a request to arrive (10)", seconds(0.1), "SECONDS", 10.0),
+    Flag(("-v", "--verbose", "--log-verbose"), "verbose", "answers tell what they were made of (__verbose), and what becomes of prompts goes "
+         "to stderr", default=False),
     Flag(("--grace",), "grace", "seconds that answers under way get when the server is asked to end (10)", seconds(), "SECONDS", 10.0),
     Flag(("--metrics",), "metrics", "offer /metrics", default=False),
     Flag(("--ui", "--webui"), "ui", "offer a page for browsers at / (on)", default=True, off=("--no-ui", "--no-webui")),
@@ -67,6 +86,13 @@ SLOTS: list[Row] = [
     Flag(("-kvu", "--kv-unified"), "kv_unified", "let all slots share the context, and each grow while there is room (on with -np -1)",
          default=None, off=("-no-kvu", "--no-kv-unified")),
     Flag(("--cache-prompt",), "cache_prompt", "do not compute what a slot has of a prompt (on)", default=True, off=("--no-cache-prompt",)),
+    Flag(("-sps", "--slot-prompt-similarity"), "similarity", "what share of a prompt a free slot must have to be taken for that; else the one "
+         "that was free longest is (0.1)", share, "SHARE", 0.1),
+    Flag(("-cram", "--cache-ram"), "cache_ram", "MiB of prompts of ended answers that are kept when their slots are taken; -1: any; 0: none (8192)",
+         whole(-1), "MIB", 8192),
+    Flag(("--cache-idle-slots",), "cache_idle", "with --kv-unified: put what idle slots have there when an answer begins, so that it has room (on)",
+         default=True, off=("--no-cache-idle-slots",)),
+    Flag(("--slot-save-path",), "slot_folder", "folder of files that /slots/N?action=save and restore write and read", str, "FOLDER"),
     Flag(("--warmup",), "warmup", "compute a token before listening, so that all kernels are there (on)", default=True, off=("--no-warmup",)),
     Flag(("--spm-infill",), "spm_infill", "/infill: suffix, prefix, middle instead of prefix, suffix, middle", default=False),
     Flag(("--lora-init-without-apply",), "lora_idle", "load LoRA adapters, but use them only once /lora-adapters says so", default=False),
@@ -101,19 +127,12 @@ TEMPLATE: list[Row] = [
 ]
 LISTS: list[Row] = [row for row in completion_flags.GENERAL if isinstance(row, Flag)]
 
-_NGRAMS = ("ngram_simple_n", "ngram_simple_m", "ngram_map_k_n", "ngram_map_k_m")
-GUESSES: list[Row] = [
-    Flag(("--spec-type",), "spec_type", "guess tokens, and compute guesses together with the last token: none, or what followed the same "
-         "tokens before, ngram-simple or ngram-map-k", choice("none", "ngram-simple", "ngram-map-k"), "TYPE", "none"),
-    *(row for row in speculation.FLAGS if isinstance(row, Flag) and row.dest in _NGRAMS),
-]  # fmt: skip
+GUESSES: list[Row] = [row for row in speculation.FLAGS if isinstance(row, Flag)]
 
 NO_DIFFERENCE: list[Row] = [
     Ignored(("-cb", "--cont-batching"), off=("-nocb", "--no-cont-batching")),
     Ignored(("--threads-http",), 1),
-    Ignored(("-sps", "--slot-prompt-similarity"), 1),
     Ignored(("--kv-unified-per-slot",), 1),
-    Ignored(("--cache-idle-slots",), off=("--no-cache-idle-slots",)),
     Ignored(("--reuse-port",)),
     Ignored(("--perf", "--show-timings"), off=("--no-perf", "--no-show-timings")),
     Ignored(("--mtmd-batch-max-tokens",), 1),
@@ -132,7 +151,6 @@ NOT_HERE: list[Row] = [
     *(Refused((name,), 1, why=_AGENT) for name in ("--tools", "--tools-runtime", "--mcp-servers-config", "--mcp-servers-json")),
     *(Refused((name,), 1, why=_ZOO) for name in ("--models-dir", "--models-preset", "--models-max")),
     Refused(("--media-path",), 1, why=other_flags.TEXT_ONLY),
-    Refused(("--slot-save-path",), 1, why="slots are not saved"),
     Refused(("--cache-reuse",), 1, harmless=("0",), why="what is reused of a prompt is its beginning"),
     Refused(("--props",), why="properties are set by flags"),
     Refused(("--sleep-idle-seconds",), 1, harmless=("-1",), why="the model stays in memory; without requests it takes no time"),
@@ -171,12 +189,7 @@ def _rest() -> list[Row]:
     known = _KNOWN | {name for row in rows for name in (*row.names, *row.off)}
     for row in completion_flags.ROWS:
         if isinstance(row, Flag) and not known & {*row.names, *row.off}:
-            small = row.dest.startswith("draft_")
-            why = (
-                "a smaller model guesses for one text at a time"
-                if small
-                else "a flag of the completion tool, not of the server"
-            )
+            why = "a flag of the completion tool, not of the server"
             rows.append(Refused(row.names, row.count if row.parse else 0, why=why, off=row.off))
     return rows
 
@@ -190,6 +203,7 @@ VARIABLES = {
     "LLAMA_ARG_CHECKPOINT_MIN_SPACING_NT": "--checkpoint-min-step",
     "LLAMA_ARG_CACHE_IDLE_SLOTS": "--cache-idle-slots",
     "LLAMA_ARG_POOLING": "--pooling",
+    "LLAMA_ARG_CACHE_RAM": "--cache-ram",
     "LLAMA_ARG_CONT_BATCHING": "--cont-batching",
     "LLAMA_ARG_MTMD_BATCH_MAX_TOKENS": "--mtmd-batch-max-tokens",
     "LLAMA_ARG_ALIAS": "--alias",

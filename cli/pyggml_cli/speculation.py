@@ -6,15 +6,17 @@ Owns which of pyggml.runtime.drafts is used.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from pyggml_cli.flags import Flag, Row, number, whole
+from pyggml_cli.flags import Flag, Row, choice, number, whole
 
 if TYPE_CHECKING:
     from pyggml.runtime.context import Context
     from pyggml.runtime.drafts import Drafter
 
+CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
+"""Of keys and values, the model's and the smaller one's."""
 TYPES = ("none", "draft-simple", "ngram-simple", "ngram-map-k")
 
 
@@ -46,6 +48,12 @@ FLAGS: list[Row] = [
          default=0),
     Flag(("--spec-draft-p-min", "--draft-p-min"), "draft_p_min", "how likely a guess must be", probability, "P",
          default=0.0),
+    Flag(("--spec-draft-type-k", "-ctkd", "--cache-type-k-draft"), "draft_type_k", "type of its cached keys", choice(*CACHE_TYPES),
+         "TYPE", default="f16"),
+    Flag(("--spec-draft-type-v", "-ctvd", "--cache-type-v-draft"), "draft_type_v", "type of its cached values", choice(*CACHE_TYPES),
+         "TYPE", default="f16"),
+    Flag(("--spec-draft-threads", "-td", "--threads-draft"), "draft_threads", "CPU threads for it (as -t)", whole(1), "N",
+         default=None),
     *(
         Flag((f"--spec-{name}-size-{letter}",), f"{name.replace('-', '_')}_{letter}", f"of {name}: {what}", whole(1, 1024),
              "N", default=default)
@@ -72,45 +80,71 @@ class FirstOf:
         self._used.kept(drafted, kept)
 
 
-@contextlib.contextmanager
-def drafter_for(values: Any, context: Context) -> Iterator[Drafter | None]:
-    """What the flags ask for. Raises GGUFError, ModelError, DeviceError, ContextError, OSError, UsageError."""
+def wanted_types(values: Any) -> list[str]:
+    """What --spec-type says, or a smaller model where one is named. Raises UsageError."""
     from pyggml_cli.flags import UsageError
 
-    wanted = values.spec_type
+    wanted: list[str] | None = values.spec_type
     if wanted is None:
         wanted = ["draft-simple"] if values.draft_model else []
     if "draft-simple" in wanted and values.draft_model is None:
         raise UsageError("--spec-type draft-simple: name the smaller model with -md")
-    if not wanted:
-        yield None
-        return
-    from pyggml.runtime.drafts import NgramDrafter
-
-    with contextlib.ExitStack() as stack:
-        drafters: list[Drafter] = []
-        for name in wanted:
-            if name == "draft-simple":
-                drafters.append(stack.enter_context(_smaller_model(values, context)))
-            else:
-                n, m = (getattr(values, f"{name.replace('-', '_')}_{letter}") for letter in "nm")
-                drafters.append(NgramDrafter(n, m, per_key=name == "ngram-map-k"))
-        yield drafters[0] if len(drafters) == 1 else FirstOf(drafters)
+    return wanted
 
 
 @contextlib.contextmanager
-def _smaller_model(values: Any, context: Context) -> Iterator[Drafter]:
-    """On the CPU, whatever the model is on."""
+def drafter_for(values: Any, context: Context) -> Iterator[Drafter | None]:
+    """What the flags ask for, for one text after the other. Raises GGUFError, ModelError, DeviceError, ContextError, OSError,
+    UsageError."""
+    with drafters_for(values, context) as make:
+        yield make(0)
+
+
+@contextlib.contextmanager
+def drafters_for(values: Any, context: Context) -> Iterator[Callable[[int], Drafter | None]]:
+    """What makes a drafter for one of a context's sequences. Raises as `drafter_for`."""
+    from pyggml.runtime.drafts import ModelDrafter, NgramDrafter
+
+    wanted = wanted_types(values)
+    with contextlib.ExitStack() as stack:
+        small = stack.enter_context(_smaller_model(values, context)) if "draft-simple" in wanted else None
+
+        def one(name: str, seq: int) -> Drafter:
+            if name == "draft-simple":
+                assert small is not None
+                return ModelDrafter(small, values.draft_max, p_min=values.draft_p_min, least=values.draft_min, seq=seq)
+            n, m = (getattr(values, f"{name.replace('-', '_')}_{letter}") for letter in "nm")
+            return NgramDrafter(n, m, per_key=name == "ngram-map-k")
+
+        def make(seq: int) -> Drafter | None:
+            drafters = [one(name, seq) for name in wanted]
+            return FirstOf(drafters) if len(drafters) > 1 else drafters[0] if drafters else None
+
+        yield make
+
+
+@contextlib.contextmanager
+def _smaller_model(values: Any, context: Context) -> Iterator[Context]:
+    """Its context, of as many sequences; on the CPU, whatever the model is on."""
+    from pyggml.dtypes import GGMLType
     from pyggml.model.model import Model
     from pyggml.runtime.context import Context
-    from pyggml.runtime.drafts import ModelDrafter, check_same_tokens
+    from pyggml.runtime.drafts import check_same_tokens
 
     model = Model.load(values.draft_model)
     try:
-        small = Context(model, context.n_ctx, n_threads=values.n_threads if values.n_threads > 0 else None)
+        small = Context(
+            model,
+            context.n_ctx,
+            n_threads=values.draft_threads or (values.n_threads if values.n_threads > 0 else None),
+            n_seq_max=context.n_seq_max,
+            kv_unified=context.kv_unified,
+            type_k=GGMLType[values.draft_type_k.upper()],
+            type_v=GGMLType[values.draft_type_v.upper()],
+        )
         try:
             check_same_tokens(context, small)
-            yield ModelDrafter(small, values.draft_max, p_min=values.draft_p_min, least=values.draft_min)
+            yield small
         finally:
             small.close()
     finally:

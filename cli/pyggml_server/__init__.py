@@ -3,4 +3,5 @@
 Owns the routes and what is between them and the runtime; must not know flags, terminals or how a model is loaded.
 """
 
-FINGERPRINT = "pyggml"
+FINGERPRINT = "b0-pyggml"
+"""What programs take for a build of llama-server: its number and commit."""

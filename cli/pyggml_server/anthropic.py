@@ -17,6 +17,7 @@ from pyggml.runtime.sequence import Sequence as Text
 from pyggml_server.answers import Answer, in_thread, unless_gone
 from pyggml_server.chat import Chat, chat
 from pyggml_server.chat_parts import all_parts, cached, parts
+from pyggml_server.engine import Progress
 from pyggml_server.errors import RequestError
 from pyggml_server.fields import Fields
 from pyggml_server.incoming import body_of, client_of, served_by
@@ -26,7 +27,7 @@ from pyggml_server.streams import answer, begun, event, stream
 
 SAME = (
     *("max_tokens", "temperature", "top_p", "stream", "chat_template_kwargs", "reasoning_format"),
-    *("cache_prompt", "grammar", "logit_bias", "ignore_eos", "seed", "top_k", "min_p", "samplers"),
+    *("cache_prompt", "grammar", "logit_bias", "ignore_eos", "seed", "top_k", "min_p", "samplers", "id_slot", "lora"),
 )
 """Fields that are passed on as they are; those from `cache_prompt` on are llama-server's."""
 MOST = 4096  # tokens of an answer where a request does not say
@@ -178,9 +179,10 @@ async def _events(served: Served, running: Answer, asked: Chat, head: dict[str, 
         if begins:
             begins = False
             yield opening()
-        if new is None:
+        if new is None or isinstance(new, Progress):
             yield event({"type": "ping"}, "ping")
-        for delta in new or ():
+            continue
+        for delta in new:
             its = ("thinking" if delta.reasoning else "text", None) if delta.call is None else ("tool_use", delta.call)
             if its != kind:
                 if kind is not None:

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from pyggml_server import anthropic, embeddings, native, native_completion, openai, page, responses
+from pyggml_server import anthropic, embeddings, native, native_completion, openai, page, predict, responses, slots
 from pyggml_server.answers import ClientGone
 from pyggml_server.errors import RequestError
 from pyggml_server.guard import Guard
@@ -31,8 +31,8 @@ ROUTES = [
     Route("/detokenize", native.detokenize, methods=POST),
     Route("/apply-template", native.apply_template, methods=POST),
     Route("/props", native.props, methods=GET),
-    Route("/slots", native.slots, methods=GET),
-    Route("/slots/{slot:int}", native.slot_action, methods=POST),
+    Route("/slots", slots.slots, methods=GET),
+    Route("/slots/{slot:int}", slots.slot_action, methods=POST),
     Route("/metrics", native.metrics, methods=GET),
     Route("/lora-adapters", native.lora_adapters, methods=["GET", "POST"]),
     Route("/chat/completions/input_tokens", native.count_chat, methods=POST),
@@ -59,7 +59,8 @@ ROUTES = [
 def make_app(served: Served) -> Starlette:
     """The ASGI application that serves it."""
     prefix = served.settings.api_prefix
-    routes = [Route(prefix + route.path, route.endpoint, methods=list(route.methods or ())) for route in ROUTES]
+    offered = [*ROUTES, *predict.extra_routes(ROUTES)]
+    routes = [Route(prefix + route.path, route.endpoint, methods=list(route.methods or ())) for route in offered]
     if served.settings.ui:
         routes += page.routes(prefix)
     app = Starlette(

@@ -37,7 +37,7 @@ def messages_of(fields: Fields, name: str = "messages") -> list[dict[str, Any]]:
     """OpenAI's messages, checked. Raises RequestError."""
     if not fields.items(name):
         raise fields.wrong(name, "must have at least one message")
-    found = []
+    found: list[dict[str, Any]] = []
     for message in fields.objects(name):
         message.choice("role", ROLES)
         content = message.data.get("content")
@@ -51,7 +51,8 @@ def messages_of(fields: Fields, name: str = "messages") -> list[dict[str, Any]]:
                         f"{part.name('type')}: text is all that this model reads", param=part.name("type")
                     )
                 part.text("text" if part.data["type"] == "text" else "refusal")
-            content = "\n".join(str(part.get("text", part.get("refusal"))) for part in content)
+            last = message.data["role"] == "assistant" and len(found) == len(fields.data[name]) - 1
+            content = ("\n\n" if last else "\n").join(str(part.get("text", part.get("refusal"))) for part in content)
         elif content is not None and not isinstance(content, str):
             raise message.wrong("content", "must be a string, or an array of parts")
         for call in message.objects("tool_calls"):
@@ -112,6 +113,29 @@ def template_variables(fields: Fields, served: Served) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name not in OWN_VARIABLES}
 
 
+def _goes_on(fields: Fields, messages: Sequence[Mapping[str, Any]], prefills: bool) -> bool:
+    """Whether the last message is to be continued: as `continue_final_message` says, or where it is the assistant's
+    (tools/server/server-common.cpp: oaicompat_chat_params_parse). Raises RequestError."""
+    last, given = messages[-1], fields.data.get("continue_final_message")
+    if isinstance(given, str):
+        fields.choice("continue_final_message", ("content", "reasoning_content"))
+    elif given is not None:
+        fields.boolean("continue_final_message", False)
+    if given:
+        if fields.boolean("add_generation_prompt", True):
+            raise fields.wrong("continue_final_message", "must not be set together with add_generation_prompt")
+        if last["role"] != "assistant":
+            raise fields.wrong("continue_final_message", "the last message must be the assistant's")
+        if last.get("tool_calls"):
+            raise fields.wrong("continue_final_message", "a message that calls tools cannot be continued")
+        return True
+    if not prefills or last["role"] != "assistant" or last.get("tool_calls"):
+        return False
+    if len(messages) > 1 and messages[-2]["role"] == "assistant":
+        raise RequestError("messages must not end with two of the assistant", param="messages")
+    return True
+
+
 def chat(fields: Fields, served: Served) -> Chat:
     """A chat completion as OpenAI's protocol asks for it. Raises RequestError."""
     messages = messages_of(fields)
@@ -121,7 +145,8 @@ def chat(fields: Fields, served: Served) -> Chat:
     tools = [] if choice == "none" else tools  # what is not to be called is not shown either
     settings = served.settings
     variables = template_variables(fields, served)
-    last = messages[-1]
+    generates = fields.boolean("add_generation_prompt", True)
+    goes_on = _goes_on(fields, messages, settings.prefill_assistant)
     try:
         asked = ChatOptions(
             tools=tuple(tools),
@@ -130,7 +155,8 @@ def chat(fields: Fields, served: Served) -> Chat:
             reasoning_format=fields.choice("reasoning_format", REASONING_FORMATS, settings.reasoning_format),
             enable_thinking=bool(variables.pop("enable_thinking", True)),
             variables=variables,
-            go_on=settings.prefill_assistant and last["role"] == "assistant" and not last.get("tool_calls"),
+            add_generation_prompt=generates,
+            go_on=goes_on,
         )
         prepared = prepare(served.template(bool(tools)), messages, asked)
     except GrammarError as reason:

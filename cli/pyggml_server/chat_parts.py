@@ -9,11 +9,12 @@ from pyggml.chat import Delta
 from pyggml.runtime.sequence import Sequence as Text
 from pyggml_server.answers import Answer
 from pyggml_server.chat import Chat
+from pyggml_server.engine import Progress
 from pyggml_server.served import Served
 
 
-async def parts(served: Served, running: Answer, asked: Chat) -> AsyncIterator[list[Delta] | None]:
-    """What is new, step by step; None where nothing came for the time of a ping."""
+async def parts(served: Served, running: Answer, asked: Chat) -> AsyncIterator[list[Delta] | Progress | None]:
+    """What is new, step by step, or how far the prompt is; None where nothing came for the time of a ping."""
     parser = asked.parser()
     async with running:
         async for got in running.each_or_pause(served.settings.ping):
@@ -21,6 +22,9 @@ async def parts(served: Served, running: Answer, asked: Chat) -> AsyncIterator[l
                 yield None
                 continue
             _, update = got
+            if update.progress is not None:
+                yield update.progress
+                continue
             new = parser.feed(update.data.decode("utf-8", "replace"))
             if update.finish is not None:
                 yield [*new, *parser.finish()]
@@ -33,6 +37,7 @@ async def all_parts(served: Served, running: Answer, asked: Chat) -> list[Delta]
     """The whole answer, pieces of one part joined."""
     joined: list[Delta] = []
     async for new in parts(served, running, asked):
+        assert not isinstance(new, Progress), "of a stream"
         for delta in new or ():
             last = joined[-1] if joined else None
             if last is not None and _alike(last, delta):

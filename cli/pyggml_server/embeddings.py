@@ -44,7 +44,7 @@ def _check(served: Served, name: str, texts: list[list[int]]) -> None:
             raise RequestError(f"{name}[{i}] has no tokens", param=name)
         if len(tokens) > served.n_ctx:
             raise RequestError(
-                f"{name}[{i}] has {len(tokens)} tokens, at most {served.n_ctx} are computed at once (-b)",
+                f"{name}[{i}] is too large: it has {len(tokens)} tokens, at most {served.n_ctx} are computed at once (-b)",
                 param=name, kind="exceed_context_size_error", n_prompt_tokens=len(tokens), n_ctx=served.n_ctx,
             )  # fmt: skip
 
@@ -62,9 +62,11 @@ async def _vectors(request: Request, name: str, served: Served, fields: Fields) 
     """An array of rows a text, and all tokens."""
     embedder = _embedder(served, rank=False)
     kind = fields.integer("embd_normalize", served.settings.normalize, -1)
+    if embedder.pooling == "none":  # the model's own rows
+        kind = -1
 
     def prepare() -> list[list[int]]:
-        if fields.raw(name) in ("", []) or (isinstance(fields.data[name], list) and "" in fields.data[name]):
+        if fields.raw(name) == []:
             raise fields.wrong(name, "must not be empty")
         texts = prompt_tokens(served, fields, name)
         _check(served, name, texts)
@@ -129,9 +131,15 @@ async def rerank(request: Request) -> Response:
     scores = [float(found[0]) for found in await _encode(served, embedder, texts)]
     most = fields.integer("top_n", len(texts), 1)
     order = sorted(range(len(texts)), key=lambda i: -scores[i])[:most]
-    results: list[dict[str, Any]] = [{"index": i, "relevance_score": scores[i]} for i in order]
-    if fields.boolean("return_documents", False) or fields.boolean("return_text", False):
-        results = [{**one, "document": {"text": fields.data[name][one["index"]]}} for one in results]
     n = sum(map(len, texts))
+    served.engine.counters.prompt_tokens += n
+    shown = fields.boolean("return_documents", False) or fields.boolean("return_text", False)
+    if name == "texts":  # the form of text-embeddings-inference
+        return answer(
+            [{"index": i, "score": scores[i], **({"text": fields.data[name][i]} if shown else {})} for i in order]
+        )
+    results: list[dict[str, Any]] = [{"index": i, "relevance_score": scores[i]} for i in order]
+    if shown:
+        results = [{**one, "document": {"text": fields.data[name][one["index"]]}} for one in results]
     made = {"model": served.name, "object": "list", "usage": {"prompt_tokens": n, "total_tokens": n}}
     return answer({**made, "results": results})

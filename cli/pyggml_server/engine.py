@@ -25,22 +25,35 @@ log = logging.getLogger("pyggml.server")
 T = TypeVar("T")
 
 
+class Progress(NamedTuple):
+    """How far a prompt of `total` tokens is: `cached` were there, `processed` are there now, `seconds` of computing."""
+
+    total: int
+    cached: int
+    processed: int
+    seconds: float
+
+
 class Update(NamedTuple):
-    """What a step brought to a text: bytes that can no longer change, tokens and their log-probabilities, why it ended."""
+    """What a step brought to a text: bytes that can no longer change, tokens and their log-probabilities, why it ended; or how far
+    its prompt is."""
 
     data: bytes
     tokens: list[int]
     logprobs: list[TokenLogprobs]
     finish: Finish | None
     error: Exception | None = None
+    progress: Progress | None = None
 
 
 class Task:
-    """A text and who waits for it. `deliver` is called by whoever `post` hands the update to."""
+    """A text and who waits for it. `deliver` is called by whoever `post` hands the update to; `tells`: it is told how far the
+    prompt is."""
 
-    def __init__(self, text: Text, deliver: Callable[[Update], None], client: str = "") -> None:
+    def __init__(self, text: Text, deliver: Callable[[Update], None], client: str = "", tells: bool = False) -> None:
         self.text, self.deliver, self.client = text, deliver, client
         self.slot = -1
+        self._told = -1 if tells else len(text.tokens)  # tokens of the prompt
         self._sent = self._sent_logprobs = 0
 
     def update(self, pieces: Sequence[Piece]) -> Update:
@@ -53,6 +66,20 @@ class Task:
         self._sent_logprobs = len(text.logprobs)
         tokens = [piece.token for piece in pieces if piece.finish is not Finish.EOG]
         return Update(data, tokens, logprobs, text.finish, text.error)
+
+    def prompt_updates(self) -> list[Update]:
+        """How far the prompt is, if that is to be told and has changed: first what was there before anything was computed."""
+        text = self.text
+        found: list[Update] = []
+        if self._told >= text.n_prompt or self.slot < 0 or text.finish is Finish.FAILED:
+            return found
+        done = text.n_prompt if text.ends or text.finish else text.n_prompt - len(text.pending)
+        for n, seconds in ((text.n_reused, 0.0), (done, text.timings.prompt)):
+            if n > self._told:
+                self._told = n
+                progress = Progress(text.n_prompt, text.n_reused, n, seconds)
+                found.append(Update(b"", [], [], None, None, progress))
+        return found
 
 
 Post = Callable[[list[tuple[Task, Update]]], None]
@@ -70,6 +97,9 @@ class Counters:
     steps: int = 0
     busy: int = 0  # slots, summed over the steps
     largest_prompt: int = 0
+    drafts: int = 0
+    drafted: int = 0
+    draft_kept: int = 0
 
 
 class Engine:
@@ -189,20 +219,33 @@ class Engine:
         self.post([(task, task.update(())) for task in left])
 
     def _admit(self) -> None:
-        """Fill free slots, a text of each client in turn."""
+        """Fill free slots, a text of each client in turn; one that wants a certain slot waits for that."""
+        assert self.batcher is not None or not self._queues
         while self._queues and len(self._tasks) < self.n_slots:
-            assert self.batcher is not None
-            client, queue = self._queues.popitem(last=False)
-            task = queue.popleft()
-            if queue:
-                self._queues[client] = queue
+            task = self._next()
+            if task is None:
+                return
             try:
-                self.batcher.add(task.text)
+                self.batcher.add(task.text)  # type: ignore[union-attr]
             except PyggmlError as reason:
                 task.text.fail(reason)
                 self.post([(task, task.update(()))])
                 continue
             self._tasks[task.text] = task
+
+    def _next(self) -> Task | None:
+        """The first task, of the client who was served longest ago, whose slot is free."""
+        taken = {text.wants for text in self._tasks if text.wants is not None}
+        taken |= {place.seq for place in self.places if place.sequence is not None}
+        for client, queue in self._queues.items():
+            task = next((one for one in queue if one.text.wants is None or one.text.wants not in taken), None)
+            if task is not None:
+                queue.remove(task)
+                del self._queues[client]
+                if queue:
+                    self._queues[client] = queue
+                return task
+        return None
 
     def _step(self) -> None:
         batcher, before = self.batcher, clock()
@@ -219,9 +262,8 @@ class Engine:
         except Exception as reason:
             if not isinstance(reason, PyggmlError):
                 log.exception("a step failed")
-            for text in (*batcher.active, *batcher.waiting):
+            for text in (*batcher.active, *batcher.drop()):
                 text.fail(reason)
-            batcher.waiting.clear()
             said = [*batcher.step(), *((text, None) for text in self._tasks if text not in batcher.active)]
         n_prompt = self._prompt_tokens() - n_prompt
         self._pace.took(clock() - before, running, n_prompt)
@@ -233,7 +275,7 @@ class Engine:
         pieces: dict[Text, list[Piece]] = {}
         for text, piece in said:
             pieces.setdefault(text, []).extend([] if piece is None else [piece])
-        updates = []
+        updates = [(task, update) for task in self._tasks.values() for update in task.prompt_updates()]
         for text, its in pieces.items():
             task = self._tasks[text]
             updates.append((task, task.update(its)))
@@ -255,3 +297,6 @@ class Engine:
         c.tokens += len(text.ends)
         c.seconds += t.eval + t.sample
         c.largest_prompt = max(c.largest_prompt, text.n_prompt)
+        c.drafts += text.n_drafts
+        c.drafted += text.n_drafted
+        c.draft_kept += text.n_kept

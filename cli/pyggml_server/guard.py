@@ -35,6 +35,10 @@ class Guard:
             return
         headers = Headers(scope=scope)
         origin = headers.get("origin")
+        if scope["method"] == "OPTIONS" and origin is not None:  # a browser asks: without headers the answer is no
+            shared = self._shared(origin)
+            await _empty(_with(send, shared) if shared else send)
+            return
         if origin is not None and not self._allowed(origin) and not _own(origin, headers.get("host", "")):
             refused = RequestError(
                 f"pages of {origin[:100]} may not use this server; --cors-origins says which may", status=403
@@ -44,9 +48,6 @@ class Guard:
         shared = self._shared(origin) if origin is not None else {}
         if shared:
             send = _with(send, shared)
-        if scope["method"] == "OPTIONS" and origin is not None:
-            await _empty(send)
-            return
         if self._keys and scope["path"] not in self._public and not self._knows(headers):
             await error_answer(RequestError("the API key is missing or wrong", status=401))(scope, receive, send)
             return
@@ -60,16 +61,13 @@ class Guard:
         return any([hmac.compare_digest(data, key) for key in self._keys])  # noqa: C419, all are looked at
 
     def _allowed(self, origin: str) -> bool:
-        if self._listed(origin):
-            return True
-        try:
-            host = urlsplit(origin).hostname
-        except ValueError:
-            return False
-        return host in LOCAL or (host is not None and host == self._settings.host)
+        host = _host(origin)
+        return self._listed(origin) or host in LOCAL or (host is not None and host in self._settings.hosts)
 
     def _listed(self, origin: str) -> bool:
-        return "*" in self._settings.cors_origins or origin in self._settings.cors_origins
+        """`localhost` stands for pages of this machine, whatever their port."""
+        listed = self._settings.cors_origins
+        return "*" in listed or origin in listed or ("localhost" in listed and _host(origin) in LOCAL)
 
     def _shared(self, origin: str) -> dict[str, str]:
         """Headers that let a page of another origin read the answer."""
@@ -95,6 +93,13 @@ def _own(origin: str, host: str) -> bool:
     return parts.netloc == host
 
 
+def _host(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).hostname
+    except ValueError:
+        return None
+
+
 def _with(send: Send, shared: dict[str, str]) -> Send:
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -107,5 +112,5 @@ def _with(send: Send, shared: dict[str, str]) -> Send:
 
 
 async def _empty(send: Send) -> None:
-    await send({"type": "http.response.start", "status": 204, "headers": []})
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
     await send({"type": "http.response.body", "body": b""})

@@ -1,5 +1,6 @@
 """Log-probabilities of tokens in the shapes of OpenAI's two APIs. Owns these."""
 
+import math
 from typing import Any
 
 from pyggml.runtime.logprobs import TokenLogprobs
@@ -22,6 +23,21 @@ def content(tokenizer: Tokenizer, tokens: list[int], found: list[TokenLogprobs])
             "top_logprobs": [_one(tokenizer, other, value) for other, value in logprobs.top],
         }
         for token, logprobs in zip(tokens, found, strict=True)
+    ]
+
+
+def probabilities(tokenizer: Tokenizer, tokens: list[int], found: list[TokenLogprobs]) -> list[dict[str, Any]]:
+    """As `content`, with probabilities in place of their logarithms: of llama-server's post_sampling_probs."""
+
+    def plain(entry: dict[str, Any]) -> dict[str, Any]:
+        return {
+            **{k: v for k, v in entry.items() if k not in ("logprob", "top_logprobs")},
+            "prob": math.exp(entry["logprob"]),
+        }
+
+    return [
+        {**plain(entry), "top_probs": [plain(top) for top in entry["top_logprobs"]]}
+        for entry in content(tokenizer, tokens, found)
     ]
 
 

@@ -23,6 +23,7 @@ from pyggml_server.incoming import body_of, client_of, served_by
 from pyggml_server.requests import MOST_LOGPROBS, Options, options, prompt_tokens, refuse_unknown, texts
 from pyggml_server.served import Served
 from pyggml_server.streams import DONE, PING, answer, begun, event, stream
+from pyggml_server.telling import progress, timings, verbose
 
 REASONS = {
     Finish.EOG: "stop",
@@ -47,24 +48,6 @@ def usage(made: list[Text]) -> dict[str, Any]:
     }
 
 
-def timings(text: Text) -> dict[str, Any]:
-    """llama-server's timings of an answer, in ms and tokens (tools/server/server-task.cpp: result_timings::to_json)."""
-    t = text.timings
-    n = len(text.ends)
-    seconds = t.eval + t.sample
-    return {
-        "cache_n": text.n_reused,
-        "prompt_n": t.n_prompt,
-        "prompt_ms": t.prompt * 1e3,
-        "prompt_per_token_ms": t.prompt * 1e3 / t.n_prompt if t.n_prompt else 0.0,
-        "prompt_per_second": t.n_prompt / t.prompt if t.prompt else 0.0,
-        "predicted_n": n,
-        "predicted_ms": seconds * 1e3,
-        "predicted_per_token_ms": seconds * 1e3 / n if n else 0.0,
-        "predicted_per_second": n / seconds if seconds else 0.0,
-    }
-
-
 def _head(prefix: str, kind: str, served: Served) -> dict[str, Any]:
     from pyggml_server import FINGERPRINT
 
@@ -84,9 +67,8 @@ async def models(request: Request) -> Response:
         "size": served.n_bytes,
     }
     made = {"object": "model", "created": served.started, "owned_by": "pyggml", "meta": meta}
-    names = served.settings.alias or (served.name,)
-    data = [{"id": name, **made, "aliases": list(names), "tags": list(served.settings.tags)} for name in names]
-    return answer({"object": "list", "data": data})
+    one = {"id": served.name, **made, "aliases": sorted(served.settings.alias), "tags": sorted(served.settings.tags)}
+    return answer({"object": "list", "data": [one]})
 
 
 # ---- completions
@@ -114,7 +96,7 @@ async def completions(request: Request) -> Response:
 
     wanted, made, shown = await in_thread(prepare)
     head = _head("cmpl", "text_completion", served)
-    running = Answer(served.engine, made, client_of(request))
+    running = Answer(served.engine, made, client_of(request), wanted.progress)
     if wanted.stream:
         return stream(await begun(_completion_chunks(served, running, head, wanted, shown)))
     return answer(await unless_gone(request, _completion(served, running, head, wanted, shown)))
@@ -141,7 +123,8 @@ async def _completion(
         for i, text in enumerate(running.texts)
     ]
     made = list(running.texts)
-    return {**head, "choices": choices, "usage": usage(made), "timings": timings(made[0])}
+    more = verbose(served, running, 0, wanted, "".join(parts[0]), tokens[0])
+    return {**head, "choices": choices, "usage": usage(made), "timings": timings(made[0]), **more}
 
 
 async def _completion_chunks(
@@ -154,6 +137,10 @@ async def _completion_chunks(
                 yield PING
                 continue
             i, update = got
+            if update.progress is not None:
+                choice = {"text": "", "index": i, "logprobs": None, "finish_reason": None}
+                yield event({**head, "choices": [choice], **progress(update.progress, wanted.timings_per_token)})
+                continue
             text = update.data.decode("utf-8", "replace")
             found = None
             if wanted.n_logprobs is not None and update.tokens:
@@ -162,12 +149,18 @@ async def _completion_chunks(
                 text, shown[i] = shown[i] + text, ""
             offsets[i] += len(text)
             reason = None if update.finish is None else REASONS[update.finish]
-            if text or reason or found:
-                choice = {"text": text, "index": i, "logprobs": found, "finish_reason": reason}
-                more = {"timings": timings(running.texts[i])} if reason else {}
+            if text or found:
+                choice = {"text": text, "index": i, "logprobs": found, "finish_reason": None}
+                more = {"timings": timings(running.texts[i])} if wanted.timings_per_token else {}
+                yield event({**head, "choices": [choice], **more})
+            if reason:  # in an event of its own: clients stop reading there
+                choice = {"text": "", "index": i, "logprobs": None, "finish_reason": reason}
+                more = {} if wanted.include_usage else {"timings": timings(running.texts[i])}
+                more |= verbose(served, running, i, wanted, "", [])
                 yield event({**head, "choices": [choice], **more})
     if wanted.include_usage:
-        yield event({**head, "choices": [], "usage": usage(list(running.texts))})
+        made = list(running.texts)
+        yield event({**head, "choices": [], "usage": usage(made), "timings": timings(made[0])})
     yield DONE
 
 
@@ -180,7 +173,7 @@ async def chat_completions(request: Request) -> Response:
     fields = await body_of(request)
     asked, made = await in_thread(lambda: _prepared_chat(fields, served))
     head = _head("chatcmpl", "chat.completion.chunk" if asked.options.stream else "chat.completion", served)
-    running = Answer(served.engine, made, client_of(request))
+    running = Answer(served.engine, made, client_of(request), asked.options.progress)
     if asked.options.stream:
         return stream(await begun(_chat_chunks(served, running, head, asked)))
     return answer(await unless_gone(request, _chat_answer(served, running, head, asked)))
@@ -226,7 +219,8 @@ async def _chat_answer(served: Served, running: Answer, head: dict[str, Any], as
             }
         )
     made = list(running.texts)
-    return {**head, "choices": choices, "usage": usage(made), "timings": timings(made[0])}
+    more = verbose(served, running, 0, asked.options, whole[0], tokens[0])
+    return {**head, "choices": choices, "usage": usage(made), "timings": timings(made[0]), **more}
 
 
 def _chat_logprobs(served: Served, asked: Chat, tokens: list[int], found: list[TokenLogprobs]) -> dict[str, Any] | None:
@@ -243,28 +237,37 @@ async def _chat_chunks(served: Served, running: Answer, head: dict[str, Any], as
             {**head, "choices": [{"index": i, "delta": delta, "logprobs": found, "finish_reason": reason}], **more}
         )
 
+    wanted = asked.options
+    first: dict[int, dict[str, Any]] = {i: {"role": "assistant", "content": None} for i in range(len(parsers))}
     async with running:
-        for i in range(len(parsers)):
-            yield chunk(i, {"role": "assistant", "content": None})
         async for got in running.each_or_pause(served.settings.ping):
             if got is None:
                 yield PING
                 continue
             i, update = got
+            if update.progress is not None:
+                yield chunk(i, first.pop(i, {}), **progress(update.progress, wanted.timings_per_token))
+                continue
+            if i in first:
+                yield chunk(i, first.pop(i))
             new = parsers[i].feed(update.data.decode("utf-8", "replace"))
             if update.finish is not None:
                 new += parsers[i].finish()
             found = _chat_logprobs(served, asked, update.tokens, update.logprobs) if update.tokens else None
+            more: dict[str, Any] = {"timings": timings(running.texts[i])} if wanted.timings_per_token else {}
             for delta in new:
-                yield chunk(i, _delta(delta), found)
+                yield chunk(i, _delta(delta), found, **more)
                 found = None
             if found:
-                yield chunk(i, {"content": ""}, found)
+                yield chunk(i, {"content": ""}, found, **more)
             if update.finish is not None:
                 reason = finish_reason(update.finish, bool(parsers[i].reply.calls))
-                yield chunk(i, {}, None, reason, timings=timings(running.texts[i]))
-    if asked.options.include_usage:
-        yield event({**head, "choices": [], "usage": usage(list(running.texts))})
+                more = {} if wanted.include_usage else {"timings": timings(running.texts[i])}
+                more |= verbose(served, running, i, wanted, "", [])
+                yield chunk(i, {}, None, reason, **more)
+    if wanted.include_usage:
+        made = list(running.texts)
+        yield event({**head, "choices": [], "usage": usage(made), "timings": timings(made[0])})
     yield DONE
 
 

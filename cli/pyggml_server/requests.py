@@ -4,17 +4,27 @@ Owns what completions of all protocols have in common; the grammar is checked an
 the request, not on the engine's.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
 
 from pyggml.errors import GrammarError, PyggmlError, SamplerError
 from pyggml.runtime.sequence import Sequence as Text
 from pyggml.runtime.stops import StopTexts
 from pyggml.sampler import LLAMA_DEFAULT_SEED, SamplerChain, SamplerParams
-from pyggml_server.errors import RequestError
+from pyggml_server.errors import RequestError, unsupported
 from pyggml_server.fields import Fields
 from pyggml_server.sampling import grammar_of, sampler_params
 from pyggml_server.served import Served
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pyggml.model.lora import Applied
 
 MOST_STOPS = 64
 LONGEST_STOP = 4096  # characters
@@ -24,7 +34,14 @@ MOST_LOGPROBS = 100
 
 @dataclass
 class Options:
-    """Of one request. `special`: names of control tokens are part of the text; `shown`: those of these."""
+    """Of one request.
+
+    special     names of control tokens are part of the text; shown  those of these
+    post_probs  log-probabilities are those of the sampler's candidates
+    slot        the one that it wants
+    progress, timings_per_token, verbose  what is told besides the answer
+    adapters    LoRA adapters and scales; None: those of the server
+    """
 
     params: SamplerParams
     max_tokens: int
@@ -36,6 +53,12 @@ class Options:
     stream: bool = False
     include_usage: bool = False
     shown: frozenset[int] = frozenset()
+    post_probs: bool = False
+    slot: int | None = None
+    progress: bool = False
+    timings_per_token: bool = False
+    verbose: bool = False
+    adapters: tuple[Applied, ...] | None = None
 
 
 def options(fields: Fields, served: Served, grammar: str | None = None) -> Options:
@@ -57,16 +80,39 @@ def options(fields: Fields, served: Served, grammar: str | None = None) -> Optio
                 f"stop: a text of {len(text)} characters, at most {LONGEST_STOP} are taken", param="stop"
             )
     usage = fields.object("stream_options")
+    wanted = fields.integer(longest, settings.n_predict, low=-1)
+    stream = fields.boolean("stream", False)
+    slot = fields.integer("id_slot", -1, -1, max(0, served.engine.n_slots - 1))
     return Options(
         params,
-        fields.integer(longest, settings.n_predict, low=-1),
+        wanted,
         [text for text in stops if text],
         fields.integer(fields.first("n", "n_cmpl"), 1, 1, MOST_CHOICES),
         special=settings.special,
         reuses=fields.boolean("cache_prompt", settings.cache_prompt),
-        stream=fields.boolean("stream", False),
+        stream=stream,
         include_usage=usage is not None and usage.boolean("include_usage", False),
+        post_probs=fields.boolean("post_sampling_probs", False),
+        slot=None if slot < 0 else slot,
+        progress=stream and fields.boolean("return_progress", False),
+        timings_per_token=stream and fields.boolean("timings_per_token", False),
+        verbose=fields.boolean("verbose", settings.verbose),
+        adapters=served.applied(_scales(fields, served)),
     )
+
+
+def _scales(fields: Fields, served: Served) -> dict[int, float] | None:
+    """`lora`: scales of this request, by the adapter's number; None: those of the server."""
+    if not fields.has("lora"):
+        return None
+    return {entry.integer("id", low=0): scale_of(entry, served) for entry in fields.objects("lora")}
+
+
+def scale_of(entry: Fields, served: Served) -> float:
+    """The scale that an entry of `lora` gives its adapter. Raises RequestError."""
+    if entry.integer("id", low=0) >= len(served.adapters):
+        raise entry.wrong("id", f"there are {len(served.adapters)} adapters, numbered from 0")
+    return float(entry.number("scale"))
 
 
 def refuse_unknown(fields: Fields, names: Sequence[str], why: str) -> None:
@@ -79,25 +125,34 @@ def refuse_unknown(fields: Fields, names: Sequence[str], why: str) -> None:
 def texts(served: Served, prompt: list[int], options: Options, index: int = 0) -> list[Text]:
     """A text for each choice of one prompt; `index` is what a fixed seed is counted on by. Raises RequestError."""
     served.check_prompt(prompt)
-    made = []
+    made: list[Text] = []
     for i in range(index, index + options.n):
         params = options.params
         if params.seed != LLAMA_DEFAULT_SEED:
             params = replace(params, seed=(params.seed + i) & 0xFFFFFFFF)
+        sampler = chain(served, params, prompt)
         made.append(
             Text(
                 prompt,
-                chain(served, params, prompt),
+                sampler,
                 served.tokenizer,
                 special=options.special or options.shown,
                 max_tokens=options.max_tokens,
                 stops=StopTexts([text.encode() for text in options.stops]) if options.stops else None,
                 n_logprobs=options.n_logprobs,
+                candidates=partial(_candidates, sampler) if options.post_probs else None,
                 reuses=options.reuses,
                 drafter=served.make_drafter(),
+                wants=options.slot,
+                after=made[0] if made and options.reuses else None,
+                adapters=options.adapters,
             )
         )
     return made
+
+
+def _candidates(sampler: SamplerChain) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    return sampler.probs
 
 
 def chain(served: Served, params: SamplerParams, prompt: Sequence[int]) -> SamplerChain:
@@ -119,13 +174,35 @@ def chain(served: Served, params: SamplerParams, prompt: Sequence[int]) -> Sampl
 
 
 def prompt_tokens(served: Served, fields: Fields, name: str = "prompt") -> list[list[int]]:
-    """Prompts: a text, tokens, an array of both in one, or an array of several of these (tokenize_input_prompts)."""
+    """Prompts: a text, tokens, an array of both in one, an object with a text, or an array of several of these
+    (tokenize_input_prompts)."""
     value = fields.raw(name)
+    if isinstance(value, list) and any(isinstance(part, dict) for part in value):
+        return [one_prompt(served, fields, name, part) for part in value]
     if isinstance(value, list) and value and any(isinstance(part, list) for part in value):
         return [one_prompt(served, fields, name, part) for part in value]
     if isinstance(value, list) and len(value) > 1 and all(isinstance(part, str) for part in value):
         return [one_prompt(served, fields, name, part) for part in value]
     return [one_prompt(served, fields, name, value)]
+
+
+def object_text(prompt: Fields) -> str:
+    """The text of a prompt that is an object: {"prompt_string": text} or {"content": [{"type": "text", "text": text}]}.
+    Raises RequestError where there is more than text."""
+    if prompt.has("multimodal_data") and prompt.data["multimodal_data"] != []:
+        raise unsupported(
+            f"{prompt.name('multimodal_data')}: text is all that this model reads", prompt.name("multimodal_data")
+        )
+    if prompt.has("prompt_string"):
+        return str(prompt.text("prompt_string"))
+    if not prompt.has("content"):
+        raise RequestError(f"{prompt.path} must have prompt_string or content", param=prompt.path)
+    said = []
+    for part in prompt.objects("content"):
+        if part.text("type") != "text":
+            raise RequestError(f"{part.name('type')}: text is all that this model reads", param=part.name("type"))
+        said.append(str(part.text("text")))
+    return "".join(said)
 
 
 def one_prompt(
@@ -139,6 +216,8 @@ def one_prompt(
 ) -> list[int]:
     """The tokens of one prompt; of none BOS, unless it may be `empty`. Raises RequestError."""
     tokenizer = served.tokenizer
+    if isinstance(value, dict):
+        value = object_text(Fields(value, fields.name(name)))
     if not isinstance(value, list | str):
         raise fields.wrong(name, "must be a text, an array of tokens, or an array of these")
     parts = value if isinstance(value, list) else [value]

@@ -18,16 +18,19 @@ from pyggml.runtime.sequence import Sequence as Text
 from pyggml_server.answers import Answer, in_thread, unless_gone
 from pyggml_server.chat import Chat, chat
 from pyggml_server.chat_parts import all_parts, parts
+from pyggml_server.engine import Progress
 from pyggml_server.errors import RequestError
 from pyggml_server.fields import Fields
 from pyggml_server.incoming import body_of, client_of, served_by
 from pyggml_server.requests import refuse_unknown, texts
 from pyggml_server.served import Served
 from pyggml_server.streams import PING, answer, begun, event, stream
+from pyggml_server.telling import progress, timings
 
 SAME = (
     *("parallel_tool_calls", "stop", "temperature", "top_p", "stream", "chat_template_kwargs", "reasoning_format"),
-    *("cache_prompt", "grammar", "logit_bias", "ignore_eos", "seed", "top_k", "min_p", "samplers"),
+    *("cache_prompt", "grammar", "logit_bias", "ignore_eos", "seed", "top_k", "min_p", "samplers", "id_slot", "lora"),
+    *("return_progress", "timings_per_token"),
 )
 """Fields that are passed on as they are; those from `cache_prompt` on are llama-server's."""
 
@@ -111,7 +114,7 @@ async def responses(request: Request) -> Response:
         return asked, texts(served, asked.prompt, asked.options)
 
     asked, made = await in_thread(prepare)
-    running = Answer(served.engine, made, client_of(request))
+    running = Answer(served.engine, made, client_of(request), asked.options.progress)
     head = {
         "id": f"resp_{uuid.uuid4().hex}",
         "object": "response",
@@ -189,6 +192,7 @@ class _Writer:
         self._n = -1
         self._kind: tuple[str, int | None] | None = None
         self._said = ""
+        self.more: dict[str, Any] = {}  # what deltas tell besides
 
     def event(self, kind: str, **fields: Any) -> bytes:
         self._n += 1
@@ -216,7 +220,11 @@ class _Writer:
         self._said += new
         if new:
             more = {} if its[0] == "call" else {"content_index": 0}
-            made.append(self.event(f"response.{self._name}.delta", **self._where, **more, delta=new, **self._logprobs))
+            made.append(
+                self.event(
+                    f"response.{self._name}.delta", **self._where, **more, delta=new, **self._logprobs, **self.more
+                )
+            )
         return made
 
     @property
@@ -269,10 +277,18 @@ async def _events(served: Served, running: Answer, asked: Chat, head: dict[str, 
                 yield writer.event(name, response={**head, "status": "in_progress", "output": []})
         if new is None:
             yield PING
-        for delta in new or ():
+            continue
+        if isinstance(new, Progress):
+            response = {**head, "status": "in_progress", "output": []}
+            told = progress(new, asked.options.timings_per_token)
+            yield writer.event("response.in_progress", response=response, **told)
+            continue
+        writer.more = {"timings": timings(running.texts[0])} if asked.options.timings_per_token else {}
+        for delta in new:
             for part in writer.add(delta):
                 yield part
     for part in writer.close():
         yield part
     done = _done(head, writer.items, running.texts[0])
-    yield writer.event("response.incomplete" if done["status"] == "incomplete" else "response.completed", response=done)
+    name = "response.incomplete" if done["status"] == "incomplete" else "response.completed"
+    yield writer.event(name, response=done, timings=timings(running.texts[0]))

@@ -16,6 +16,7 @@ import uvicorn
 from pyggml.errors import PyggmlError
 from pyggml_server.answers import post_to
 from pyggml_server.app import make_app
+from pyggml_server.connections import protocol_of
 from pyggml_server.served import Served
 from pyggml_server.settings import Settings
 
@@ -30,23 +31,25 @@ class ServeError(PyggmlError):
 class _Server(uvicorn.Server):
     """uvicorn's, which waits for `stop` instead of looking ten times a second whether it is to end."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, settings: Settings) -> None:
         super().__init__(config)
+        self.settings = settings
+        self.servers: list[asyncio.Server] = []
         self.stop = asyncio.Event()
 
     async def startup(self, sockets: object = None) -> None:
-        """Listen. Raises OSError."""
+        """Listen. Raises ServeError."""
         config = self.config
         self.lifespan = config.lifespan_class(config)
-
-        def protocol() -> asyncio.Protocol:
-            made: asyncio.Protocol = config.http_protocol_class(config, self.server_state, {})  # type: ignore[call-arg]
-            return made
-
-        loop = asyncio.get_running_loop()
-        self.servers = [
-            await loop.create_server(protocol, config.host, config.port, ssl=config.ssl, backlog=config.backlog)
-        ]
+        protocol = protocol_of(config, self.server_state, self.settings)
+        loop, port = asyncio.get_running_loop(), config.port
+        for host in self.settings.hosts:
+            try:
+                made = await loop.create_server(protocol, host, port, ssl=config.ssl, backlog=config.backlog)
+            except OSError as reason:
+                raise ServeError(f"{host} port {port}: cannot listen there: {reason.strerror or reason}") from None
+            self.servers.append(made)
+            port = self.port  # the others have the one that was free at the first address
         self.started = True
 
     async def main_loop(self) -> None:
@@ -62,7 +65,7 @@ def _config(served: Served) -> uvicorn.Config:
     settings = served.settings
     return uvicorn.Config(
         make_app(served),
-        host=settings.host,
+        host=settings.hosts[0],
         port=settings.port,
         ssl_keyfile=settings.ssl_key,
         ssl_certfile=settings.ssl_cert,
@@ -81,7 +84,8 @@ def _config(served: Served) -> uvicorn.Config:
 
 def address(settings: Settings, port: int) -> str:
     """The server's, as a URL."""
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    first = settings.hosts[0]
+    host = f"[{first}]" if ":" in first else first
     return f"http{'s' if settings.ssl_cert else ''}://{host}:{port}{settings.api_prefix}"
 
 
@@ -109,7 +113,7 @@ async def _serve(
     loop = asyncio.get_running_loop()
     settings = served.settings
     try:
-        server = _Server(_config(served))
+        server = _Server(_config(served), settings)
         server.config.load()
     except (OSError, ssl.SSLError) as reason:
         raise ServeError(f"{settings.ssl_key}, {settings.ssl_cert}: no key and certificate for TLS: {reason}") from None
@@ -128,12 +132,7 @@ async def _serve(
             loop.add_signal_handler(number, end)
     served.engine.post = post_to(loop)
     served.engine.start()
-    try:
-        await server.startup()
-    except OSError as reason:
-        raise ServeError(
-            f"{settings.host} port {settings.port}: cannot listen there: {reason.strerror or reason}"
-        ) from None
+    await server.startup()
     ready(address(settings, server.port))
     await server.main_loop()
     await _finish(served, hurry)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pyggml.chat import ChatTemplate
-from pyggml.model.lora import Adapter
+from pyggml.model.lora import Adapter, Applied
 from pyggml.model.model import Model
 from pyggml.runtime.batcher import Batcher
 from pyggml.runtime.context import Context
@@ -54,8 +54,8 @@ class Served:
 
     @property
     def name(self) -> str:
-        """What the model is called in answers."""
-        return self.settings.alias[0] if self.settings.alias else self.path.name
+        """What the model is called in answers: of several names the first of the alphabet, as llama-server has it."""
+        return min(self.settings.alias) if self.settings.alias else self.path.name
 
     @property
     def n_bytes(self) -> int:
@@ -76,6 +76,16 @@ class Served:
             raise RequestError("this server makes embeddings, no text: start one without --embedding", status=501)
         return self._context
 
+    def applied(self, scales: Mapping[int, float] | None = None) -> tuple[Applied, ...] | None:
+        """Adapters that a text is computed with: with these scales, by number, and 0 for the others; None: with the server's own.
+        None where there are none."""
+        if self._context is None or not self.adapters:
+            return None
+        own = [adapter for adapter, _ in self.adapters]
+        others = [one for one in self._context.adapters if one.adapter not in own]  # control vectors
+        wanted = [scale if scales is None else scales.get(i, 0.0) for i, (_, scale) in enumerate(self.adapters)]
+        return (*(Applied(adapter, float(scale)) for adapter, scale in zip(own, wanted, strict=True) if scale), *others)
+
     def template(self, tools: bool = False) -> ChatTemplate:
         """The chat template; with `tools` the one that the file has for them. Raises ChatError."""
         return ChatTemplate.choose(self.model.file.metadata, self.tokenizer, self._wanted, tools)
@@ -86,7 +96,8 @@ class Served:
             raise RequestError("the prompt is empty, and the model has no BOS token to begin with", param="prompt")
         if len(tokens) > self.n_ctx - 1:
             raise RequestError(
-                f"the prompt has {len(tokens)} tokens; a context of {self.n_ctx} has room for {self.n_ctx - 1} and an answer",
+                f"the prompt has {len(tokens)} tokens, which exceeds the available context size of {self.n_ctx} tokens, one of "
+                "them for the answer",
                 param="prompt",
                 kind="exceed_context_size_error",
                 n_prompt_tokens=len(tokens),

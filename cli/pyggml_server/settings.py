@@ -11,7 +11,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Settings:
-    """host, port     address to listen on; port 0: any free one
+    """host, port     addresses to listen on, comma-separated; port 0: any free one
     alias          names of the model; without one its file's
     api_keys       of which a request must bring one; none: everybody is served
     api_prefix     what every path begins with
@@ -24,6 +24,9 @@ class Settings:
     body_timeout   seconds for a whole body to arrive, and for a client to take what it is sent
     ping           seconds without a token after which a stream gets a comment, so that nobody in between hangs up; 0: none
     normalize      what makes embeddings comparable (embedder.normalised), where a request does not say
+    slot_folder    where what slots have is saved to files; None: it is not
+    most_connections, header_timeout  connections at once, and seconds for the head of a request to arrive
+    verbose        answers tell what they were made of (`__verbose`), where a request does not say
     grace          seconds that answers under way get when the server is asked to end
     """
 
@@ -59,3 +62,12 @@ class Settings:
     ping: float = 30.0
     grace: float = 10.0
     normalize: int = 2
+    verbose: bool = False
+    slot_folder: str | None = None
+    most_connections: int = 1024
+    header_timeout: float = 10.0
+
+    @property
+    def hosts(self) -> list[str]:
+        """The addresses, one by one."""
+        return [host.strip() for host in self.host.split(",") if host.strip()]

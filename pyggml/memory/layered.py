@@ -102,6 +102,19 @@ class Layered(Memory):
     def why_not_copy(self, src: int, p0: int = 0, p1: int | None = None) -> str:
         return next((why for part in self.parts if (why := part.why_not_copy(src, p0, p1))), "")
 
+    def branch(self, src: int, dst: int, checkpoint: Checkpoint) -> None:
+        """Let `dst`, which is empty, be what `src` was at a checkpoint. Raises ContextError where there is no room; `dst` has
+        nothing then."""
+        try:
+            for part, one in zip(self.parts, checkpoint.data, strict=True):
+                if one is None:
+                    part.copy(src, dst, 0, checkpoint.end)
+                else:
+                    part.load(dst, one.data)
+        except BaseException:
+            self._forget(dst)
+            raise
+
     def _forget(self, seq: int) -> None:
         """In all parts: none goes on without the others."""
         for part in self.parts:

@@ -14,9 +14,9 @@ from pyggml.errors import ContextError, GrammarError, SamplerError
 from pyggml.runtime.batch import Batch
 from pyggml.runtime.checkpoints import CheckpointRule
 from pyggml.runtime.context import Context
-from pyggml.runtime.context_sequence import ContextSequence
+from pyggml.runtime.idle_prompts import IdlePrompts
+from pyggml.runtime.places import Place, Places
 from pyggml.runtime.sequence import Finish, Piece, Sequence
-from pyggml.runtime.slot import Slot
 from pyggml.runtime.timings import clock
 
 if TYPE_CHECKING:
@@ -24,23 +24,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Outputs = Literal["last", "all", "none"]
-
-
-class Place:
-    """One of the context's sequences: the slot that its tokens are in, and the text that has it now."""
-
-    def __init__(self, context: Context, seq: int, shifts: bool, n_keep: int, rule: CheckpointRule) -> None:
-        self.seq = seq
-        self.slot = Slot(
-            ContextSequence(context, seq), shifts=shifts, n_keep=n_keep, memory=context.memory, seq=seq, rule=rule
-        )
-        self.sequence: Sequence | None = None
-        self.used = 0  # the step in which a text last had it
-        self.stop = 0  # tokens of a prompt that are to come when a checkpoint is made
-
-    def would_keep(self, sequence: Sequence) -> int:
-        """Tokens of a new text that need not be computed here; for one that reuses none, less where more is lost."""
-        return self.slot.would_keep(sequence.tokens) if sequence.reuses else -len(self.slot.tokens)
 
 
 class Part(NamedTuple):
@@ -62,6 +45,7 @@ class Batcher:
     n_batch  tokens that a step computes at most
     shifts   whether a text whose sequence is full goes on without its oldest tokens behind the first `n_keep`
     rule     checkpoints of each sequence, where the context cannot go back to any token
+    similarity, idle, clears  as Places has them
     """
 
     def __init__(
@@ -72,13 +56,20 @@ class Batcher:
         shifts: bool = False,
         n_keep: int = 0,
         rule: CheckpointRule = CheckpointRule(),  # noqa: B008, it is frozen
+        similarity: float = 0.0,
+        idle: IdlePrompts | None = None,
+        clears: bool = False,
     ) -> None:
         """Raises ContextError where texts are to shift in a context that cannot."""
         assert n_batch >= 1, n_batch
         self.context = context
         self.n_batch = n_batch
-        self.places = [Place(context, seq, shifts, n_keep, rule) for seq in range(context.n_seq_max)]
+        self._places = Places(context, shifts, n_keep, rule, similarity, idle, clears)
+        self.places = self._places.all
         self.waiting: deque[Sequence] = deque()
+        self._held: list[Sequence] = []  # that had to leave their place, until another text ends
+        self._ended = False  # one has since the last step
+        self._turn = 0  # of sets of adapters
         self.steps = 0
 
     def add(self, sequence: Sequence) -> None:
@@ -98,7 +89,12 @@ class Batcher:
 
     @property
     def idle(self) -> bool:
-        return not self.waiting and not self.active
+        return not self.waiting and not self.active and not self._held
+
+    @property
+    def stored(self) -> Places:
+        """What decides which place a text gets, and what it finds there."""
+        return self._places
 
     def step(self) -> list[tuple[Sequence, Piece | None]]:
         """Compute once; the tokens that were chosen. A text that ends without another token (no room, cancelled, none
@@ -123,14 +119,23 @@ class Batcher:
             return said + self._push(parts, rows)
 
     def _make_room(self) -> None:
-        """Forget what an ended text has left behind, the oldest first; where there is none, the longest text ends."""
+        """Forget what an ended text has left behind, the oldest first; where there is none, the text that came last waits until
+        another ends, and one that is alone ends."""
         left = [place for place in self.places if place.sequence is None and place.slot.tokens]
         if left:
             min(left, key=lambda p: p.used).slot.go_back(0)
             return
-        place = max(self.places, key=lambda p: len(p.slot.tokens))
-        assert place.sequence is not None, "no text is under way"
-        place.sequence.finish = Finish.FULL
+        busy = [place for place in self.places if place.sequence is not None]
+        place = max(busy, key=lambda p: (not p.slot.forgotten, p.used, p.seq))
+        sequence = place.sequence
+        assert sequence is not None, "no text is under way"
+        if len(busy) == 1 or place.slot.forgotten:
+            sequence.finish = Finish.FULL
+            return
+        place.sequence = None
+        place.slot.go_back(0)
+        sequence.pending = list(sequence.tokens)
+        self._held.append(sequence)
 
     def _leave(self) -> list[tuple[Sequence, Piece | None]]:
         """Texts that are to end before their next token give their places back."""
@@ -143,27 +148,48 @@ class Batcher:
                 sequence.finish = Finish.CANCELLED
             if sequence.finish is None and not place.slot.make_room(1):
                 sequence.finish = Finish.FULL
+            sequence.n_shifted = place.slot.forgotten
             if sequence.finish is not None:
-                place.sequence = None
+                self._end(place)
+                said.append((sequence, None))
+        for group in (self._held, self.waiting):
+            for sequence in [one for one in group if one.cancelled]:
+                group.remove(sequence)
+                sequence.finish = sequence.finish or Finish.CANCELLED
                 said.append((sequence, None))
         return said
 
+    def _end(self, place: Place) -> None:
+        place.sequence, self._ended = None, True
+
+    def drop(self) -> list[Sequence]:
+        """Texts that have no place: none of them is computed any more."""
+        left = [*self._held, *self.waiting]
+        self._held.clear()
+        self.waiting.clear()
+        return left
+
     def _join(self) -> None:
-        """Waiting texts take the free place that has most of their prompt, else the one that was free longest."""
+        """Waiting texts take places that are free."""
+        if self._held and (self._ended or not self.active):
+            self.waiting.extendleft(reversed(self._held))
+            self._held.clear()
+        self._ended = False
+        left: deque[Sequence] = deque()
         while self.waiting:
-            free = [place for place in self.places if place.sequence is None]
-            if not free:
-                return
             sequence = self.waiting.popleft()
-            place = max(free, key=lambda p: (p.would_keep(sequence), -p.used, -p.seq))
-            place.sequence, place.used = sequence, self.steps
-            if not sequence.reuses:
-                place.slot.go_back(0)
-            sequence.reuse(place.slot.begin(sequence.tokens))
+            place = self._places.free_for(sequence)
+            if place is None:
+                left.append(sequence)
+                continue
+            self._places.give(place, sequence, self.steps)
+            if place.drafter is not None and sequence.drafter is None:
+                sequence.drafter = place.drafter
+        self.waiting = left
 
     def _parts(self) -> list[Part]:
         """What the next batch computes. Drafts have what room the last tokens of all texts leave."""
-        busy = [(place, place.sequence) for place in self.places if place.sequence is not None]
+        busy = self._of_one_set([(place, place.sequence) for place in self.places if place.sequence is not None])
         running = [(p, s) for p, s in busy if len(s.pending) == 1]
         prompts = sorted(((p, s) for p, s in busy if len(s.pending) > 1), key=lambda ps: ps[0].used)
         left, parts = self.n_batch, list[Part]()
@@ -182,6 +208,17 @@ class Batcher:
             parts.append(Part(place, [*tokens, *draft], whole, draft))
             left -= len(tokens) + len(draft)
         return parts
+
+    def _of_one_set(self, busy: list[tuple[Place, Sequence]]) -> list[tuple[Place, Sequence]]:
+        """Texts that the same adapters compute; another set of them the next time."""
+        sets = list(dict.fromkeys(sequence.adapters for _, sequence in busy))
+        if not sets or sets == [None]:
+            return busy
+        self._turn = (self._turn + 1) % len(sets)
+        wanted = sets[self._turn]
+        if wanted is not None:
+            self.context.set_adapters([(applied.adapter, applied.scale) for applied in wanted])
+        return [(place, sequence) for place, sequence in busy if sequence.adapters == wanted]
 
     def _compute(self, parts: list[Part]) -> NDArray[np.float32]:
         if all(len(part.tokens) == 1 and part.whole for part in parts):  # in the order of their numbers, as places are
@@ -238,7 +275,7 @@ class Batcher:
             sequence = place.sequence
             assert sequence is not None
             if sequence.finish is not None:  # no token is wanted: the prompt was all
-                place.sequence = None
+                self._end(place)
                 said.append((sequence, None))
                 continue
             try:
@@ -249,5 +286,5 @@ class Batcher:
             if draft:
                 place.slot.go_back(min(len(place.slot.tokens), len(sequence.tokens) - len(sequence.pending)))
             if sequence.finish is not None:
-                place.sequence = None
+                self._end(place)
         return said

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from pyggml.errors import ModelError
+from pyggml.runtime.context_sequence import ContextSequence
 from pyggml.runtime.slot import Slot
 
 if TYPE_CHECKING:
@@ -94,15 +95,16 @@ class NgramDrafter(Adaptive):
 class ModelDrafter(Adaptive):
     """The tokens that a smaller model finds most likely, as long as it is sure enough.
 
-    context  of the smaller model, alone in it
+    context  of the smaller model, of which it has sequence `seq`
     p_min    how likely a token must be; least  drafts of fewer tokens are not worth it
     """
 
-    def __init__(self, context: Context, most: int = 3, *, p_min: float = 0.0, least: int = 0) -> None:
+    def __init__(self, context: Context, most: int = 3, *, p_min: float = 0.0, least: int = 0, seq: int = 0) -> None:
         super().__init__(most)
         self.most = most
         self.p_min, self.least = p_min, least
-        self.slot = Slot(context, memory=context.memory)
+        alone = ContextSequence(context, seq) if context.n_seq_max > 1 else context
+        self.slot = Slot(alone, memory=context.memory, seq=seq)
 
     def kept(self, drafted: int, kept: int) -> None:
         """As many the next time: the model says itself how sure it is."""

@@ -34,3 +34,13 @@ def token_logprobs(logits: "NDArray[np.float32]", token: int, n: int) -> TokenLo
     top = np.argpartition(-row, n)[:n] if n < len(row) else np.arange(len(row))
     ranked = [int(i) for i in top[np.argsort(-row[top], kind="stable")]]
     return TokenLogprobs(float(row[token]), [(i, float(row[i])) for i in ranked])
+
+
+def candidate_logprobs(ids: "NDArray[np.int32]", p: "NDArray[np.float32]", token: int, n: int) -> TokenLogprobs:
+    """ids, p (candidates,), the most likely first: of `token`, and of at most n that have a chance at all."""
+    import numpy as np
+
+    with np.errstate(divide="ignore"):
+        row = np.log(p.astype(np.float64))
+    mine = float(row[ids == token][0]) if (ids == token).any() else float("-inf")
+    return TokenLogprobs(mine, [(int(ids[i]), float(row[i])) for i in range(min(n, len(ids))) if p[i] > 0])

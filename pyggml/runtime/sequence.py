@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Set
 from collections.abc import Sequence as Items
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from pyggml.runtime.logprobs import TokenLogprobs, token_logprobs
+from pyggml.runtime.logprobs import TokenLogprobs, candidate_logprobs, token_logprobs
 from pyggml.runtime.stops import Stops, partial_character
 from pyggml.runtime.timings import Timings, clock
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from pyggml.model.lora import Applied
     from pyggml.runtime.drafts import Drafter
 
     Row = NDArray[np.float32]
@@ -89,6 +90,11 @@ class Sequence:
     drafter     makes guesses at the next tokens, which are computed together with the last one
     messages    which tokens of the prompt begin a message of a user, by number: places to go back to
     reuses      whether tokens that are computed already, of a text before, need not be computed again
+    candidates  gives tokens that could have been chosen last and their probabilities, the most likely first: log-probabilities
+                are of these then, not the model's
+    wants       the number of the context's sequence that it is to have; None: any
+    after       a text with the same prompt, which is computed once, for that one
+    adapters    LoRA adapters with their scales that a batcher computes it with; None: those that the context has
     """
 
     def __init__(
@@ -107,6 +113,10 @@ class Sequence:
         messages: Items[int] = (),
         reuses: bool = True,
         drafter: "Drafter | None" = None,
+        candidates: "Callable[[], tuple[NDArray[np.int32], Row]] | None" = None,
+        wants: int | None = None,
+        after: "Sequence | None" = None,
+        adapters: "tuple[Applied, ...] | None" = None,
     ) -> None:
         self.tokens = list(prompt)
         self.n_prompt = len(self.tokens)
@@ -129,6 +139,8 @@ class Sequence:
         self._messages = list(messages)
         self.reuses = reuses
         self.drafter = drafter
+        self.candidates, self.wants, self.after, self.adapters = candidates, wants, after, adapters
+        self.n_drafts = self.n_shifted = 0  # drafts that were computed, and tokens that a context shift has forgotten
         self.n_drafted = self.n_kept = 0  # tokens of drafts, and those of them that were chosen
 
     @property
@@ -162,8 +174,9 @@ class Sequence:
         self.finish, self.error = Finish.FAILED, error
 
     def reuse(self, n: int) -> None:
-        """The first `n` tokens of the prompt need not be computed."""
-        self.n_reused = n
+        """The first `n` tokens need not be computed."""
+        if not self.ends:
+            self.n_reused = n
         del self.pending[:n]
 
     def extend(self, tokens: Items[int]) -> None:
@@ -190,11 +203,17 @@ class Sequence:
                 kept += 1
                 self.pending = []
             elif self.drafter is not None and draft:
+                self.n_drafts += 1
                 self.n_drafted, self.n_kept = self.n_drafted + len(draft), self.n_kept + kept
                 self.drafter.kept(len(draft), kept)
             yield piece
             if not going_on:
                 return
+
+    def _logprobs(self, logits: "Row", token: int, n: int) -> TokenLogprobs:
+        if self.candidates is None:
+            return token_logprobs(logits, token, n)
+        return candidate_logprobs(*self.candidates(), token, n)
 
     def shows(self, token: int) -> bool:
         """Whether the name of this token, if it is a control token, is part of the text."""
@@ -213,7 +232,7 @@ class Sequence:
             self.finish = Finish.EOG
             return Piece(token, data, len(self.data), self.finish)
         if self.n_logprobs is not None:
-            self.logprobs.append(token_logprobs(logits, token, self.n_logprobs))
+            self.logprobs.append(self._logprobs(logits, token, self.n_logprobs))
         self.tokens.append(token)
         self.pending = [token]
         self.data += data

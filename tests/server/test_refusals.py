@@ -170,11 +170,11 @@ def test_pages_of_other_origins(model: Model, client: Client) -> None:
     other = {"origin": "https://elsewhere.example"}
     status, headers, _ = client.raw("POST", "/v1/completions", json.dumps(COMPLETION).encode(), other)
     assert status == 403 and "access-control-allow-origin" not in headers
-    assert client.raw("OPTIONS", "/v1/completions", None, other)[0] == 403
+    assert "access-control-allow-origin" not in client.raw("OPTIONS", "/v1/completions", None, other)[1]
     assert client.post("/v1/completions", COMPLETION, origin=f"http://localhost:{client.port}")[0] == 200
     for allowed in (("*",), (other["origin"],)):
         with serving(model, n_slots=1, cors_origins=allowed, api_keys=("k",)) as shared:
             status, headers, _ = shared.raw("OPTIONS", "/v1/completions", None, other)
-            assert status == 204 and headers["access-control-allow-origin"] == other["origin"]
+            assert status == 200 and headers["access-control-allow-origin"] == other["origin"]
             status, headers, _ = shared.raw("POST", "/v1/completions", json.dumps(COMPLETION).encode(), other)
             assert status == 401 and headers["access-control-allow-origin"] == other["origin"]

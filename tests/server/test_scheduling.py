@@ -5,10 +5,12 @@ import time
 from typing import Any
 
 import pytest
+from fake_context import Greedy
 from pyggml_server.engine import Engine, Task
 from serving import Client, serving
 
 from pyggml.model.model import Model
+from pyggml.runtime.sequence import Sequence as Text
 
 
 def ask(client: Client, prompt: str, n: int, said: dict[str, str]) -> None:
@@ -87,8 +89,11 @@ def test_a_full_queue_is_told_to_come_again(model: Model) -> None:
 def test_clients_take_turns() -> None:
     """Of two clients of whom one has sent much the other need not wait for all of it."""
 
+    class Place:
+        seq, sequence = 0, None
+
     class Places:
-        places = (None,)
+        places = (Place(),)
 
         class context:
             n_ubatch, kv_unified = 16, False
@@ -101,7 +106,7 @@ def test_clients_take_turns() -> None:
 
     places: Any = Places()
     engine = Engine(places, 100)
-    texts: list[Any] = [object() for _ in range(6)]
+    texts: list[Any] = [Text([1], Greedy()) for _ in range(6)]
     engine.submit([Task(text, print, "a") for text in texts[:4]])
     engine.submit([Task(text, print, "b") for text in texts[4:]])
     for _ in range(6):

@@ -120,7 +120,7 @@ class ForgetfulSequences:
 
     def __init__(self, n_ctx: int, n_seq_max: int, slack: int = 0) -> None:
         self.n_ctx = self.n_ctx_seq = n_ctx
-        self.n_seq_max, self.n_ubatch = n_seq_max, 8
+        self.n_seq_max, self.n_ubatch, self.kv_unified = n_seq_max, 8, False
         self.each = [ForgetfulContext(n_ctx, slack) for _ in range(n_seq_max)]
         self.memory = self
         self.why_no_shift, self.rewinds = "", False

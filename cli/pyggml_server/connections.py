@@ -1,0 +1,90 @@
+"""Connections, of which there are at most so many, and each of which must send a request's head soon and keep it short.
+
+Owns these limits, around uvicorn's HTTP protocol; what a body may be is incoming.py's business.
+"""
+
+import asyncio
+from typing import Any, cast
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from pyggml_server.errors import RequestError
+from pyggml_server.settings import Settings
+from pyggml_server.streams import dump
+
+LARGEST_HEAD = 1 << 16  # bytes of a request line and its headers
+WORDS = {408: "Request Timeout", 431: "Request Header Fields Too Large", 503: "Service Unavailable"}
+
+
+class Connection(HttpToolsProtocol):
+    """One of them."""
+
+    def __init__(self, config: uvicorn.Config, state: ServerState, settings: Settings) -> None:
+        super().__init__(config, state, {})
+        self._settings = settings
+        self._timer: asyncio.TimerHandle | None = None  # set as long as the head of a request is awaited
+        self._head = 0  # bytes of it so far
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """The first request's head is awaited."""
+        if len(self.connections) >= self._settings.most_connections:
+            self.transport = transport
+            n = len(self.connections)
+            self._refuse(503, f"{n} connections are open, at most {n} may be: come again later")
+            return
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing is awaited any more."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """A head that grows too long is refused."""
+        if self._timer is not None:
+            self._head += len(data)
+            if self._head > LARGEST_HEAD + (1 << 18 if b"\r\n\r\n" in data else 0):  # a body may follow in one piece
+                self._refuse(431, f"the head of a request must have at most {LARGEST_HEAD} bytes")
+                return
+        if not self.transport.is_closing():
+            super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        """A further request on the same connection."""
+        super().on_message_begin()
+        if self._timer is None:
+            self._await_head()
+
+    def on_headers_complete(self) -> None:
+        """The head is there."""
+        self._stop_waiting()
+        super().on_headers_complete()
+
+    def _await_head(self) -> None:
+        self._head = 0
+        self._timer = self.loop.call_later(self._settings.header_timeout, self._late)
+
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _late(self) -> None:
+        self._timer = None
+        seconds = self._settings.header_timeout
+        self._refuse(408, f"the head of a request did not come within {seconds:g} seconds")
+
+    def _refuse(self, status: int, why: str) -> None:
+        body = dump(RequestError(why, status=status).body())
+        head = f"HTTP/1.1 {status} {WORDS[status]}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+        more = "retry-after: 1\r\n" if status == 503 else ""
+        self.transport.write(f"{head}{more}connection: close\r\n\r\n".encode() + body)
+        self.transport.close()
+
+
+def protocol_of(config: uvicorn.Config, state: ServerState, settings: Settings) -> Any:
+    """Makes a connection's protocol."""
+    return lambda: cast(asyncio.Protocol, Connection(config, state, settings))

@@ -1,0 +1,94 @@
+"""pyggml-server in processes that are forked from one which has imported all of it: a start then takes a tenth of a second.
+
+`python forked_servers.py SOCKET` waits there. A client (CLIENT, a program of its own that imports little) sends its arguments, its
+environment and its folder, with its stdout and stderr; it ends as the server ends, and passes signals on.
+"""
+
+import array
+import json
+import os
+import signal
+import socket
+import sys
+
+CLIENT = """#!{python} -IS
+import array, json, os, signal, socket, sys
+def forward(number, frame):
+    if child:
+        os.kill(child, number)
+child = 0
+signal.signal(signal.SIGTERM, forward)
+signal.signal(signal.SIGINT, forward)
+argv = sys.argv[1:]
+{change}
+with socket.socket(socket.AF_UNIX) as link:
+    link.connect({path!r})
+    data = json.dumps([argv, dict(os.environ), os.getcwd()]).encode()
+    fds = array.array("i", [1, 2])
+    link.sendmsg([len(data).to_bytes(8, "little")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
+    link.sendall(data)
+    answers = link.makefile()
+    child = int(answers.readline())
+    sys.exit(int(answers.readline() or 1))
+"""
+
+
+def serve(path: str) -> None:
+    """Fork for each client until standard input ends."""
+    import starlette.middleware  # noqa: F401
+    import uvicorn.protocols.http.httptools_impl  # noqa: F401
+    from pyggml_cli import devices, loading, sampling, server  # noqa: F401
+    from pyggml_server import serve, served  # noqa: F401
+
+    from pyggml.runtime import batcher, context, drafts, embedder  # noqa: F401
+    from pyggml.tokenizer import Tokenizer  # noqa: F401
+
+    if os.fork() == 0:  # who waits for the end of whoever has started this
+        sys.stdin.read()
+        os.kill(os.getppid(), signal.SIGTERM)
+        os._exit(0)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(16)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        while True:
+            link, _ = listener.accept()
+            if os.fork() == 0:
+                listener.close()
+                _attend(link)
+            link.close()
+
+
+def _attend(link: socket.socket) -> None:
+    """Run a server for a client, and tell it how that ends."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    head, ancillary, _, _ = link.recvmsg(8, 64)
+    fds = array.array("i")
+    for _, _, data in ancillary:
+        fds.frombytes(data)
+    with link.makefile("rb") as body:
+        argv, environment, folder = json.loads(body.read(int.from_bytes(head, "little")))
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.dup2(fds[0], 1)
+            os.dup2(fds[1], 2)
+            os.environ.clear()
+            os.environ.update(environment)
+            os.chdir(folder)
+            sys.argv = ["pyggml-server", *argv]
+            from pyggml_cli.server import main
+
+            code = main(argv)
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    link.sendall(f"{child}\n".encode())
+    _, status = os.waitpid(child, 0)
+    link.sendall(f"{abs(os.waitstatus_to_exitcode(status))}\n".encode())
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])
