@@ -4,7 +4,8 @@ Owns the measurement; must not know how graphs are lowered. Schedules are made f
 tokens decoded, by turns; medians in milliseconds:
   build   the graph, by the model's modules      place    devices, splits, places in the compute buffer
   lower   addresses, steps, work memory          records  the plan in memory, kernels found
-The last column holds the sum against a decoded token: below 1, a new shape costs less than a token.
+The last column holds the sum against a decoded token: below 1, a new shape costs less than a token. With --gpu all layers are
+on a GPU that runs no kernel and takes notes, so that Python's time is measured alone: no token takes any then.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "suppo
 
 from few_model import FewModel
 
+from pyggml.backend.base import Device
 from pyggml.errors import PyggmlError
 from pyggml.graph import Repeats
 from pyggml.model.model import Model
@@ -59,8 +61,16 @@ def decoded(context: Context) -> list[float]:
     return [1e3 * (b - a) for a, b in itertools.pairwise(times)][2:]
 
 
-def measure(path: str, n_threads: int | None, rounds: int) -> None:
-    model = Model.load(path)
+def gpu_that_takes_notes() -> Device:
+    from cuda_recording import RecordingGPU
+
+    from pyggml.backend.cuda.device import CudaDevice
+
+    return CudaDevice(RecordingGPU())
+
+
+def measure(path: str, n_threads: int | None, rounds: int, gpu: bool = False) -> None:
+    model = Model.load(path, devices=[gpu_that_takes_notes()] if gpu else [], n_gpu_layers=99)
     context = Context(model, n_ctx=1024, n_threads=n_threads)
     few = FewModel(context)
     context.decode([1, 2, 3, 4, 5, 6, 7, 8])
@@ -75,12 +85,12 @@ def measure(path: str, n_threads: int | None, rounds: int) -> None:
         for way in ways:
             times, built[way] = phases(few, *way)
             found[way].append(times)
-            tokens += decoded(context)
-    token = statistics.median(tokens)
-    print(f"{Path(path).name}: {len(few.leafs)} layers, a token takes {token:.2f} ms")
+            tokens += [] if gpu else decoded(context)
+    token = statistics.median(tokens) if tokens else None
+    print(f"{Path(path).name}: {len(few.leafs)} layers" + (f", a token takes {token:.2f} ms" if token else ""))
     print(
         f"{'tokens':>7}{'cells':>7}{'outputs':>9}{'layers':>8}"
-        + "".join(f"{p:>9}" for p in (*PHASES, "sum", "/ token"))
+        + "".join(f"{p:>9}" for p in (*PHASES, "sum", *(["/ token"] if token else [])))
     )
     for way in ways:
         medians = [statistics.median(column) for column in zip(*found[way], strict=True)]
@@ -88,7 +98,7 @@ def measure(path: str, n_threads: int | None, rounds: int) -> None:
         total = statistics.median([sum(times) for times in found[way]])
         print(
             f"{n_tokens:7}{n_kv:7}{n_outputs:9}{built[way]:8}"
-            + "".join(f"{t:9.2f}" for t in (*medians, total, total / token))
+            + "".join(f"{t:9.2f}" for t in (*medians, total, *([total / token] if token else [])))
         )
     context.close()
     model.close()
@@ -99,12 +109,13 @@ def main() -> int:
     parser.add_argument("models", nargs="+", metavar="FILE.gguf")
     parser.add_argument("-t", "--threads", type=int, help="of the CPU (default: one a core)")
     parser.add_argument("-r", "--rounds", type=int, default=20, help="of all shapes (default %(default)s)")
+    parser.add_argument("--gpu", action="store_true", help="all layers on a GPU that takes notes")
     args = parser.parse_args()
     if args.rounds < 1 or (args.threads is not None and args.threads < 1):
         parser.error("rounds and threads must be at least 1")
     try:
         for path in args.models:
-            measure(path, args.threads, args.rounds)
+            measure(path, args.threads, args.rounds, args.gpu)
     except (PyggmlError, OSError) as error:
         print(f"miss.py: {error}", file=sys.stderr)
         return 1

@@ -93,6 +93,14 @@ def test_what_a_new_shape_costs(tmp_path: Path) -> None:
     assert len(rows) == 12 and all(float(row.split()[-1]) > 0 for row in rows)
 
 
+def test_what_a_new_shape_costs_on_a_gpu(tmp_path: Path) -> None:
+    pytest.importorskip("numba_cuda", reason="numba-cuda is not installed: pip install '.[cuda]'")
+    out = run("miss.py", write_text_model(tmp_path / "tiny.gguf"), "-r", 1, "--gpu")
+    title, head, *rows = out.splitlines()
+    assert re.fullmatch(r"tiny.gguf: \d+ layers", title) and head.split()[-1] == "sum"
+    assert len(rows) == 12 and all(float(row.split()[-1]) > 0 for row in rows)
+
+
 def test_help() -> None:
     for program in ("vs_llamacpp.py", "report.py", "kernels.py", "sampler.py", "miss.py"):
         assert "usage:" in run(program, "--help")
