@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import importlib.util
 import os
 import signal
 import sys
@@ -34,6 +35,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so do processes that a 
 
 
 HERE = Path(__file__).parent
+OPTIONAL = {"server": "uvicorn"}
+"""Folders of tests, and what their conftest.py cannot be read without: where it is not installed the folder is left out."""
+collect_ignore = [folder for folder, needed in OPTIONAL.items() if importlib.util.find_spec(needed) is None]
 LONG = (
     "e2e/test_against_llamacpp.py", "ops/test_levels.py", "jit/test_compiling.py", "test_benchmarks.py",
     "e2e/test_cold_start.py", "sampler/test_sampler_peer.py",
@@ -49,6 +53,10 @@ def pytest_configure(config: pytest.Config) -> None:
     assertion_util.running_on_ci = lambda: False  # there it explains how megabytes differ, for minutes
     gone = [name for name in LONG if not (HERE / name).is_file()]
     assert not gone, f"tests/conftest.py names files that are not there: {gone}"
+
+
+def pytest_report_header() -> list[str]:
+    return [f"tests/{folder} is left out: {OPTIONAL[folder]} is not installed" for folder in collect_ignore]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -81,7 +81,7 @@ def pip(*args: str, **env: str) -> None:
 def fetch(requirement: str, *args: str) -> None:
     """`pip download`. Raises PeerMissing: without a network there is nothing to be had."""
     try:
-        pip("download", "--no-deps", *args, requirement)
+        pip("download", "--no-deps", "--retries", "1", *args, requirement)
     except subprocess.CalledProcessError:
         raise PeerMissing(f"{requirement} is not in the cache folder and cannot be downloaded") from None
 
@@ -148,6 +148,11 @@ def site(root: Path, say: Say) -> Path:
         one_file_each(fresh / "llama_cpp" / "lib")
         fresh.rename(home / "site")
     return home / "site"
+
+
+def built_peer() -> bool:
+    """Whether `ensure_peer` has nothing to build."""
+    return (cache_dir("peer") / f"{VERSION}-{cpu_key()}" / "site").exists()
 
 
 def ensure_peer(say: Say = to_stderr) -> tuple[Path, Path]:
