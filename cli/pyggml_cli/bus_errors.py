@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import threading
 from collections.abc import Iterator
 
 from pyggml.errors import PyggmlError
@@ -42,16 +43,36 @@ def _die(number: int) -> None:
 _die_in_c = _HANDLER(_die)
 
 
+class _Installed:
+    """By how many, on whatever threads, and what was there before the first of them."""
+
+    lock = threading.Lock()
+    count = 0
+    before: int | None = None
+
+
+def _install(handler: object) -> int | None:
+    install = ctypes.CDLL(None).signal
+    install.restype, install.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_void_p]
+    found: int | None = install(signal.SIGBUS, handler)
+    return found
+
+
 @contextlib.contextmanager
 def explain_bus_errors() -> Iterator[None]:
-    """While this lasts a bus error ends the process with a line. Where SIGBUS is unknown nothing is done."""
+    """While this lasts a bus error ends the process with a line. Where SIGBUS is unknown nothing is done. Several may last at
+    once, and end in any order."""
     if not hasattr(signal, "SIGBUS"):
         yield
         return
-    install = ctypes.CDLL(None).signal
-    install.restype, install.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_void_p]
-    before = install(signal.SIGBUS, ctypes.cast(_die_in_c, ctypes.c_void_p))
+    with _Installed.lock:
+        _Installed.count += 1
+        if _Installed.count == 1:
+            _Installed.before = _install(ctypes.cast(_die_in_c, ctypes.c_void_p))
     try:
         yield
     finally:
-        install(signal.SIGBUS, before)
+        with _Installed.lock:
+            _Installed.count -= 1
+            if not _Installed.count:
+                _install(_Installed.before)

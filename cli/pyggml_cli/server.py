@@ -4,23 +4,25 @@ Owns the step from flags to what pyggml_server serves, and what is told of it: e
 says where the server listens.
 """
 
+import contextlib
 import logging
 import os
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pyggml_cli.completion_flags import unescape
 from pyggml_cli.entry import run
 from pyggml_cli.flags import UsageError, Values, help_text, parse, show_notes
-from pyggml_cli.server_flags import AUTO_SLOTS, GROUPS, ROWS, VARIABLES
-from pyggml_cli.speculation import drafters_for, wanted_types
+from pyggml_cli.server_flags import GROUPS, ROWS, VARIABLES
+from pyggml_cli.speculation import wanted_types
 from pyggml_cli.text_files import read_text
 
 if TYPE_CHECKING:
     from pyggml_server.settings import Settings
 
-    from pyggml.model.model import Model
     from pyggml.tokenizer import Tokenizer
 
 ABOUT = (
@@ -74,6 +76,13 @@ def _check(values: Values) -> None:
         raise UsageError(f"{reason.name} is missing: pip install 'pyggml[server]'") from None
     if (values.ssl_key is None) != (values.ssl_cert is None):
         raise UsageError("--ssl-key-file and --ssl-cert-file: TLS needs both")
+    if values.models_dir is not None:
+        if "model" in values.seen:
+            raise UsageError("--models-dir serves the models of a folder, -m one file: give one of them")
+        if values.alias:
+            raise UsageError("--alias names one model; those of --models-dir have the names of their files")
+        if not os.path.isdir(values.models_dir):
+            raise UsageError(f"--models-dir {values.models_dir}: not a folder")
     if values.slot_folder is not None and not os.path.isdir(values.slot_folder):
         raise UsageError(f"--slot-save-path {values.slot_folder}: not a folder")
     wanted_types(values)
@@ -89,17 +98,14 @@ def _keys(values: Values) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _settings(values: Values, tokenizer: "Tokenizer", n_ctx: int) -> "Settings":
-    from pyggml_server.settings import MIB, Settings
+def _front(values: Values, settings: "Settings") -> "Settings":
+    """What is the same for all models."""
+    from pyggml_server.settings import MIB
 
-    from pyggml_cli.sampling import sampler_params
-    from pyggml_cli.template_flags import template_variables
-
-    return Settings(
+    return replace(
+        settings,
         host=values.host,
         port=values.port,
-        alias=tuple(values.alias or ()),
-        tags=tuple(values.tags or ()),
         api_keys=_keys(values),
         api_prefix=values.api_prefix,
         cors_origins=tuple(values.cors_origins or ()),
@@ -108,6 +114,25 @@ def _settings(values: Values, tokenizer: "Tokenizer", n_ctx: int) -> "Settings":
         cors_credentials=values.cors_credentials,
         ssl_key=values.ssl_key,
         ssl_cert=values.ssl_cert,
+        ui=values.ui,
+        largest_body=values.max_body * MIB,
+        body_timeout=values.timeout,
+        grace=values.grace,
+        most_connections=values.max_connections,
+        header_timeout=values.header_timeout,
+    )
+
+
+def _settings(values: Values, tokenizer: "Tokenizer", n_ctx: int) -> "Settings":
+    from pyggml_server.settings import Settings
+
+    from pyggml_cli.sampling import sampler_params
+    from pyggml_cli.template_flags import template_variables
+
+    return replace(
+        _front(values, Settings()),
+        alias=tuple(values.alias or ()),
+        tags=tuple(values.tags or ()),
         n_predict=max(-1, values.n_predict),
         sampling=sampler_params(values, tokenizer, n_ctx),
         special=values.special,
@@ -120,17 +145,11 @@ def _settings(values: Values, tokenizer: "Tokenizer", n_ctx: int) -> "Settings":
         prefill_assistant=values.prefill_assistant,
         metrics=values.metrics,
         slots=values.slots,
-        ui=values.ui,
         queue_limit=values.queue_limit,
-        largest_body=values.max_body * MIB,
-        body_timeout=values.timeout,
         ping=values.ping,
-        grace=values.grace,
         normalize=values.normalize,
         verbose=values.verbose,
         slot_folder=values.slot_folder,
-        most_connections=values.max_connections,
-        header_timeout=values.header_timeout,
     )
 
 
@@ -141,111 +160,55 @@ def _template(values: Values) -> str | None:
 
 
 def _serve(values: Values) -> int:
-    from pyggml.tokenizer import Tokenizer
-    from pyggml_cli.loading import compile_progress, model_for
+    from pyggml_server.serve import serve
+
+    from pyggml_cli.loading import compile_progress
+    from pyggml_cli.serving import opened
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
     template = _template(values)
-    with compile_progress(), model_for(values) as model:
-        tokenizer = Tokenizer.from_metadata(model.file.metadata)
-        if values.embedding or values.rerank:
-            return _serve_embeddings(values, model, tokenizer)
-        return _serve_model(values, model, tokenizer, template)
-
-
-def _serve_embeddings(values: Values, model: "Model", tokenizer: "Tokenizer") -> int:
-    from pyggml_server.serve import serve
-    from pyggml_server.served import Served
-
-    from pyggml.runtime.embedder import Embedder
-    from pyggml_cli.loading import embedder_arguments
-
-    pooling = {"pooling": "rank"} if values.rerank else {}
-    embedder = Embedder(model, **{**embedder_arguments(values, model), **pooling})
-    try:
-        settings = _settings(values, tokenizer, embedder.n_ubatch)
-        served = Served(model, None, tokenizer, settings, embedder=embedder)
-        what = f"{served.name}: texts of up to {embedder.n_ubatch} tokens, pooling {embedder.pooling}"
+    if values.models_dir is not None:
+        return _serve_zoo(values, template)
+    with compile_progress(), opened(values, template, _settings) as (served, what):
         serve(served, lambda address: _ready(what, address))
-    finally:
-        embedder.close()
     return 0
 
 
-def _serve_model(values: Values, model: "Model", tokenizer: "Tokenizer", template: str | None) -> int:
+def _serve_zoo(values: Values, template: str | None) -> int:
+    from pyggml_server.app import make_app
     from pyggml_server.serve import serve
     from pyggml_server.served import Served
-    from pyggml_server.settings import MIB
+    from pyggml_server.settings import Settings
+    from pyggml_server.zoo import Zoo, listed_in
 
-    from pyggml.runtime.batcher import Batcher
-    from pyggml.runtime.checkpoints import CheckpointRule
-    from pyggml.runtime.context import Context
-    from pyggml.runtime.idle_prompts import IdlePrompts
-    from pyggml_cli.loading import context_arguments
+    from pyggml_cli.bus_errors import explain_bus_errors
+    from pyggml_cli.loading import compile_progress
+    from pyggml_cli.serving import opened, tell
 
-    arguments = context_arguments(values, model)
-    loras = arguments["adapters"][: len(_loras(values))]  # behind them control vectors
-    if values.lora_idle:
-        loras = [(adapter, 0.0) for adapter, _ in loras]
-        arguments["adapters"] = [*loras, *arguments["adapters"][len(loras) :]]
-    auto = values.n_parallel < 1
-    context = Context(
-        model,
-        values.n_ctx,
-        n_seq_max=AUTO_SLOTS if auto else values.n_parallel,
-        kv_unified=auto if values.kv_unified is None else values.kv_unified,
-        **arguments,
+    folder = Path(values.models_dir)
+
+    @contextlib.contextmanager
+    def opening(name: str, path: Path) -> Iterator[Served]:
+        given = {**values.given, "model": str(path), "alias": [name]}
+        with opened(replace(values, given=given), template, _settings) as (served, what):
+            tell(what)
+            yield served
+
+    zoo = Zoo(
+        _front(values, Settings()),
+        lambda: listed_in(folder),
+        opening,
+        make_app,
+        values.models_max,
+        values.models_autoload,
     )
-    try:
-        settings = _settings(values, tokenizer, context.n_ctx_seq)
-        idle = None if not values.cache_ram else IdlePrompts(None if values.cache_ram < 0 else values.cache_ram * MIB)
-        batcher = Batcher(
-            context,
-            context.n_ubatch,
-            shifts=bool(values.context_shift),
-            n_keep=max(0, values.keep),
-            rule=CheckpointRule(values.ctx_checkpoints, values.checkpoint_min_step),
-            similarity=values.similarity,
-            idle=idle,
-            clears=context.kv_unified and values.cache_idle,
-        )
-        if values.verbose:
-            batcher.stored.on_idle = _tell
-            if batcher.stored.clears:
-                _tell("prompts of idle slots are kept outside the context: __TEST_TAG_CACHE_IDLE_SLOTS_ENABLED__")
-        with drafters_for(values, context) as make_drafter:
-            for place in batcher.places:
-                place.drafter = make_drafter(place.seq)
-            served = Served(model, batcher, tokenizer, settings, template, loras)
-            if values.warmup:
-                _warm_up(context)
-            serve(served, lambda address: _ready(_slots(served.name, context), address))
-    finally:
-        context.close()
+    if not zoo.entries:
+        raise UsageError(f"--models-dir {folder}: there is no GGUF file in it, nor in a folder of it")
+    most = f"at most {zoo.most} loaded at once" if zoo.most else "all of which may be loaded at once"
+    what = f"{folder}: {len(zoo.entries)} models, {most}"
+    with compile_progress(), explain_bus_errors():
+        serve(zoo, lambda address: _ready(what, address))
     return 0
-
-
-def _loras(values: Values) -> list[tuple[str, float]]:
-    return [one for some in values.lora for one in some]
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _warm_up(context: Any) -> None:
-    """Have the kernels compiled and the weights read once."""
-    from pyggml import jit
-
-    jit.wait(context.prepare(min(context.n_ubatch, context.n_ctx_seq - 1)))
-    context.decode([0])
-    context.clear()
-
-
-def _slots(name: str, context: Any) -> str:
-    shared = "sharing" if context.kv_unified else "each with"
-    n = context.n_ctx if context.kv_unified else context.n_ctx_seq
-    return f"{name}: {context.n_seq_max} slots, {shared} a context of {n} tokens"
 
 
 def _ready(what: str, address: str) -> None:

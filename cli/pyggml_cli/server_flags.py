@@ -66,6 +66,14 @@ SERVER: list[Row] = [
     Flag(("--slots",), "slots", "offer /slots (on)", default=True, off=("--no-slots",)),
 ]  # fmt: skip
 
+ZOO: list[Row] = [
+    Flag(("--models-dir",), "models_dir", "serve all models of a folder, each loaded when a request names it (`model`) or /models/load "
+         "does; a model of several files in a folder of its own", str, "PATH"),
+    Flag(("--models-max",), "models_max", "models that are loaded at once at most: then the one that was used least recently goes, once "
+         "its requests have ended; 0: no limit (4)", whole(0), "N", 4),
+    Flag(("--models-autoload",), "models_autoload", "load the model that a request names (on)", default=True, off=("--no-models-autoload",)),
+]  # fmt: skip
+
 SECURITY: list[Row] = [
     Flag(("--api-key",), "api_key", "keys of which a request must bring one, comma-separated; may be given again", keys, "KEY,...", many=True),
     Flag(("--api-key-file",), "api_key_file", "file with such keys, one a line", str, "FNAME"),
@@ -136,20 +144,19 @@ NO_DIFFERENCE: list[Row] = [
     Ignored(("--reuse-port",)),
     Ignored(("--perf", "--show-timings"), off=("--no-perf", "--no-show-timings")),
     Ignored(("--mtmd-batch-max-tokens",), 1),
-    Ignored(("--models-autoload",), off=("--no-models-autoload",)),
 ]
 
 _PAGE, _AGENT, _ZOO = (
     "the page is part of the package, and has its settings in the browser",
     "there are no agents, and tools are the client's to run",
-    "one model is served, that of -m",
+    "all models of --models-dir have the same flags",
 )
 NOT_HERE: list[Row] = [
     *(Refused((name,), 1, why=_PAGE) for name in ("--ui-config", "--webui-config", "--ui-config-file", "--webui-config-file", "--path")),
     Refused(("--ui-mcp-proxy", "--webui-mcp-proxy"), why=_AGENT, off=("--no-ui-mcp-proxy", "--no-webui-mcp-proxy")),
     Refused(("-ag", "--agent"), why=_AGENT, off=("-no-ag", "--no-agent")),
     *(Refused((name,), 1, why=_AGENT) for name in ("--tools", "--tools-runtime", "--mcp-servers-config", "--mcp-servers-json")),
-    *(Refused((name,), 1, why=_ZOO) for name in ("--models-dir", "--models-preset", "--models-max")),
+    Refused(("--models-preset",), 1, why=_ZOO),
     Refused(("--media-path",), 1, why=other_flags.TEXT_ONLY),
     Refused(("--cache-reuse",), 1, harmless=("0",), why="what is reused of a prompt is its beginning"),
     Refused(("--props",), why="properties are set by flags"),
@@ -167,6 +174,7 @@ EMBEDDINGS: list[Row] = [
 GROUPS = {
     "general": LISTS,
     "server": SERVER,
+    "several models": ZOO,
     "security": SECURITY,
     "slots": SLOTS,
     "model": completion_flags.MODEL,

@@ -1,6 +1,7 @@
 """The routes, and what becomes of errors. Owns which path is whose."""
 
 import logging
+from collections.abc import Sequence
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -14,6 +15,7 @@ from pyggml_server.answers import ClientGone
 from pyggml_server.errors import RequestError
 from pyggml_server.guard import Guard
 from pyggml_server.served import Served
+from pyggml_server.settings import Settings
 from pyggml_server.streams import error_answer
 
 log = logging.getLogger("pyggml.server")
@@ -56,16 +58,28 @@ ROUTES = [
 ]
 
 
+def model_routes() -> list[Route]:
+    """All that a model answers."""
+    return [*ROUTES, *predict.extra_routes(ROUTES)]
+
+
 def make_app(served: Served) -> Starlette:
     """The ASGI application that serves it."""
-    prefix = served.settings.api_prefix
-    offered = [*ROUTES, *predict.extra_routes(ROUTES)]
-    routes = [Route(prefix + route.path, route.endpoint, methods=list(route.methods or ())) for route in offered]
-    if served.settings.ui:
-        routes += page.routes(prefix)
-    app = Starlette(
-        routes=routes,
-        middleware=[Middleware(Guard, settings=served.settings)],
+    app = application(model_routes(), served.settings)
+    app.state.served = served
+    return app
+
+
+def application(routes: Sequence[Route], settings: Settings) -> Starlette:
+    """One of these routes, behind the prefix, and of the page."""
+    made = [
+        Route(settings.api_prefix + route.path, route.endpoint, methods=list(route.methods or ())) for route in routes
+    ]
+    if settings.ui:
+        made += page.routes(settings.api_prefix)
+    return Starlette(
+        routes=made,
+        middleware=[Middleware(Guard, settings=settings)],
         exception_handlers={
             RequestError: _refused,
             HTTPException: _no_route,
@@ -73,8 +87,6 @@ def make_app(served: Served) -> Starlette:
             Exception: _own_fault,
         },
     )
-    app.state.served = served
-    return app
 
 
 async def _refused(request: Request, reason: Exception) -> Response:

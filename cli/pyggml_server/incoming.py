@@ -9,6 +9,7 @@ from pyggml_server.answers import ClientGone
 from pyggml_server.errors import RequestError
 from pyggml_server.fields import Fields, as_fields, read_json
 from pyggml_server.served import Served
+from pyggml_server.settings import Settings
 
 
 def served_by(request: Request) -> Served:
@@ -33,7 +34,11 @@ async def body_of(request: Request) -> Fields:
 
 async def json_of(request: Request) -> Any:
     """The request's JSON. Raises RequestError, ClientGone."""
-    settings = served_by(request).settings
+    return read_json(await data_of(request, served_by(request).settings))
+
+
+async def data_of(request: Request, settings: Settings) -> bytes:
+    """The request's body. Raises RequestError, ClientGone."""
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > settings.largest_body:
         raise _too_large(length, settings.largest_body)
@@ -48,7 +53,7 @@ async def json_of(request: Request) -> Any:
         raise RequestError(f"the body did not come within {settings.body_timeout:g} seconds", status=408) from None
     except ClientDisconnect:
         raise ClientGone from None
-    return read_json(bytes(data))
+    return bytes(data)
 
 
 def _too_large(size: str, largest: int) -> RequestError:

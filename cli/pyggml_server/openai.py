@@ -55,18 +55,21 @@ def _head(prefix: str, kind: str, served: Served) -> dict[str, Any]:
     return {**made, "model": served.name, "system_fingerprint": FINGERPRINT}
 
 
+def described(served: Served) -> dict[str, Any]:
+    """A model's `meta`."""
+    return {
+        "n_vocab": served.model.n_vocab,
+        "n_ctx": served.n_ctx,
+        "n_ctx_train": served.model.config.n_ctx_train,
+        "n_embd": served.model.config.n_embd,
+        "size": served.n_bytes,
+    }
+
+
 async def models(request: Request) -> Response:
     """GET /v1/models: the one that is loaded."""
     served = served_by(request)
-    config = served.model.config
-    meta = {
-        "n_vocab": served.model.n_vocab,
-        "n_ctx": served.n_ctx,
-        "n_ctx_train": config.n_ctx_train,
-        "n_embd": config.n_embd,
-        "size": served.n_bytes,
-    }
-    made = {"object": "model", "created": served.started, "owned_by": "pyggml", "meta": meta}
+    made = {"object": "model", "created": served.started, "owned_by": "pyggml", "meta": described(served)}
     one = {"id": served.name, **made, "aliases": sorted(served.settings.alias), "tags": sorted(served.settings.tags)}
     return answer({"object": "list", "data": [one]})
 

@@ -19,9 +19,14 @@ from pyggml_server.app import make_app
 from pyggml_server.connections import protocol_of
 from pyggml_server.served import Served
 from pyggml_server.settings import Settings
+from pyggml_server.zoo import Zoo
+from pyggml_server.zoo_app import make_zoo_app
 
 SWITCH = 0.0005  # seconds that a thread keeps the interpreter while others want it: the loop has little to do at a time
 LAST = 3  # seconds for what is written already to reach its reader
+
+
+Service = Served | Zoo
 
 
 class ServeError(PyggmlError):
@@ -61,10 +66,10 @@ class _Server(uvicorn.Server):
         return int(self.servers[0].sockets[0].getsockname()[1])
 
 
-def _config(served: Served) -> uvicorn.Config:
+def _config(served: Service) -> uvicorn.Config:
     settings = served.settings
     return uvicorn.Config(
-        make_app(served),
+        make_app(served) if isinstance(served, Served) else make_zoo_app(served),
         host=settings.hosts[0],
         port=settings.port,
         ssl_keyfile=settings.ssl_key,
@@ -90,7 +95,7 @@ def address(settings: Settings, port: int) -> str:
 
 
 def serve(
-    served: Served, ready: Callable[[str], None], stopped: Callable[[Callable[[], None]], None] | None = None
+    served: Service, ready: Callable[[str], None], stopped: Callable[[Callable[[], None]], None] | None = None
 ) -> None:
     """Answer requests until SIGINT or SIGTERM: answers under way then get some seconds, at a second signal none.
 
@@ -104,11 +109,11 @@ def serve(
         asyncio.run(_serve(served, ready, stopped))
     finally:
         sys.setswitchinterval(before)
-        served.engine.close()
+        served.close()
 
 
 async def _serve(
-    served: Served, ready: Callable[[str], None], stopped: Callable[[Callable[[], None]], None] | None
+    served: Service, ready: Callable[[str], None], stopped: Callable[[Callable[[], None]], None] | None
 ) -> None:
     loop = asyncio.get_running_loop()
     settings = served.settings
@@ -130,21 +135,20 @@ async def _serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):  # not the main thread; not POSIX
             loop.add_signal_handler(number, end)
-    served.engine.post = post_to(loop)
-    served.engine.start()
+    served.start(post_to(loop))
     await server.startup()
     ready(address(settings, server.port))
     await server.main_loop()
     await _finish(served, hurry)
-    await asyncio.to_thread(served.engine.close)
+    await asyncio.to_thread(served.close)
     await server.shutdown()
 
 
-async def _finish(served: Served, hurry: asyncio.Event) -> None:
+async def _finish(served: Service, hurry: asyncio.Event) -> None:
     """Wait for the answers under way, but not for ever."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(served.settings.grace):
-            while not served.engine.idle and not hurry.is_set():
+            while not served.idle and not hurry.is_set():
                 await asyncio.sleep(0.05)
 
 

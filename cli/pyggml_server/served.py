@@ -17,7 +17,7 @@ from pyggml.runtime.context import Context
 from pyggml.runtime.drafts import Drafter
 from pyggml.runtime.embedder import Embedder
 from pyggml.tokenizer import Tokenizer
-from pyggml_server.engine import Engine
+from pyggml_server.engine import Engine, Post
 from pyggml_server.errors import RequestError
 from pyggml_server.settings import Settings
 
@@ -49,18 +49,30 @@ class Served:
         self.started = int(time.time())
         self.ending = False
         self.path = Path(str(model.file.paths[0]))
+        self.n_bytes = sum(
+            os.path.getsize(path) for path in model.file.paths
+        )  # now: files may be removed while they are in use
         self._wanted = template
         self.plain_template = self.template()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no answer is under way."""
+        return self.engine.idle
+
+    def start(self, post: Post) -> None:
+        """Begin to work; updates go to `post`."""
+        self.engine.post = post
+        self.engine.start()
+
+    def close(self) -> None:
+        """End after the present step; what is not complete fails."""
+        self.engine.close()
 
     @property
     def name(self) -> str:
         """What the model is called in answers: of several names the first of the alphabet, as llama-server has it."""
         return min(self.settings.alias) if self.settings.alias else self.path.name
-
-    @property
-    def n_bytes(self) -> int:
-        """Of the model's files."""
-        return sum(os.path.getsize(path) for path in self.model.file.paths)
 
     @property
     def n_ctx(self) -> int:

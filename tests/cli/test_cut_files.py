@@ -1,5 +1,6 @@
 """Models that are no regular file, or become shorter while they are used: one line, never a wait or a bus error."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -169,3 +170,21 @@ def test_other_bus_errors_are_a_line_too(tmp_path: Path) -> None:
     assert done.stderr == "error: bus error: a file that is mapped was cut or cannot be read, or memory is broken\n"
     outside = script.replace("    os.kill", "    pass\nos.kill")
     assert subprocess.run([sys.executable, "-c", outside], timeout=60).returncode < 0  # the handler of before is back
+
+
+def test_several_may_explain_bus_errors_and_end_in_any_order() -> None:
+    from pyggml_cli import bus_errors
+
+    def ours() -> bool:
+        handler = bus_errors._install(None)
+        bus_errors._install(handler)
+        return handler == ctypes.cast(bus_errors._die_in_c, ctypes.c_void_p).value
+
+    first, second = bus_errors.explain_bus_errors(), bus_errors.explain_bus_errors()
+    assert not ours()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert ours()
+    second.__exit__(None, None, None)
+    assert not ours()

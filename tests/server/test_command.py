@@ -1,36 +1,17 @@
 """`pyggml-server` as a process: what it says, what it answers, how it ends; and OpenAI's own client."""
 
-import contextlib
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import openai
 import pytest
 from pyggml_cli import cli, server
+from served_process import running
 from serving import Client
 from text_model import write_text_model
 
-SCRIPT = "import sys; from pyggml_cli.server import main; sys.exit(main())"
 PROMPT = "The capital of France is"
-
-
-@contextlib.contextmanager
-def running(*flags: str) -> Iterator[tuple["subprocess.Popen[str]", Client]]:
-    """The process, which must end with 0 when it was told to, and a client of it."""
-    argv = [sys.executable, "-c", SCRIPT, "--port", "0", *flags]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            assert line.startswith("listening on http://127.0.0.1:"), line
-            yield process, Client(line.split()[-1])
-            process.terminate()
-            assert process.wait(60) == 0
-        finally:
-            process.kill()
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 from browsing import Tab, browser, events
+from served_process import running
 from serving import Client, serving
+from text_model import write_text_model
 
 from pyggml.model.model import Model
 
@@ -166,6 +168,22 @@ def test_a_server_behind_a_prefix(chromium: Any, model: Model) -> None:
         tab.send("hello")
         tab.answered()
         tab.expect(tab.find(".error:visible")).to_have_count(0)
+        tab.close()
+        tab.check()
+
+
+def test_a_server_of_several_models(chromium: Any, tmp_path: Path) -> None:
+    for i, name in enumerate("abc"):
+        write_text_model(tmp_path / f"{name}.gguf", n_ctx=512, seed=5 + i)
+    with running("--models-dir", str(tmp_path), "--models-max", "1", "-n", "8") as (_, client):
+        tab = Tab(chromium, client.address).open()
+        tab.expect(tab.find("#model option")).to_have_text(["a", "b", "c"])
+        tab.page.select_option("#model", "b")
+        tab.send("hello")
+        tab.answered()
+        tab.expect(tab.find(".assistant .stats")).to_contain_text("tokens/s · b")
+        tab.page.reload()
+        tab.expect(tab.find("#model")).to_have_value("b")
         tab.close()
         tab.check()
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from pyggml_server.serve import serve
+from pyggml_server.serve import Service, serve
 from pyggml_server.served import Served
 from pyggml_server.settings import Settings
 
@@ -27,7 +27,7 @@ TIMEOUT = 120
 class Client:
     """Each request has a connection of its own."""
 
-    def __init__(self, address: str, served: Served | None = None) -> None:
+    def __init__(self, address: str, served: Service | None = None) -> None:
         parts = urlsplit(address)
         assert parts.hostname is not None and parts.port is not None
         self.address, self.host, self.port, self.prefix = address, parts.hostname, parts.port, parts.path
@@ -105,19 +105,20 @@ def serving(
     made = Settings(port=0, sampling=sampling or SamplerParams(temp=0.0), grace=1.0, **settings)
     if pooling is not None:
         embedder = Embedder(model, pooling=pooling)
-        with _serving(Served(model, None, tokenizer, made, embedder=embedder)) as client:
+        with serving_at(Served(model, None, tokenizer, made, embedder=embedder)) as client:
             yield client
         embedder.close()
         return
     context = Context(model, n_ctx, n_seq_max=n_slots, kv_unified=kv_unified, adapters=adapters or ())
     batcher = Batcher(context, context.n_ubatch)
-    with _serving(Served(model, batcher, tokenizer, made, template, adapters, make_drafter)) as client:
+    with serving_at(Served(model, batcher, tokenizer, made, template, adapters, make_drafter)) as client:
         yield client
     context.close()
 
 
 @contextlib.contextmanager
-def _serving(served: Served) -> Iterator[Client]:
+def serving_at(served: Service) -> Iterator[Client]:
+    """A server of it, and a client."""
     listening = threading.Event()
     found: list[str] = []
     end: list[Callable[[], None]] = []

@@ -221,7 +221,7 @@ class App {
     if (!names.includes(this.model)) this.model = "";
     if (!several) return;
     select.replaceChildren(...names.map((name) => new Option(name, name, false, name === this.model)));
-    this.model ||= names[0];
+    this.model ||= String((models.find((one) => one.status?.value === "loaded") ?? models[0]).id);
     select.value = this.model;
   }
 

@@ -1,0 +1,298 @@
+"""Several models behind one address: listed, loaded when they are named, unloaded when others need room, in their turn."""
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyggml_server.app import make_app
+from pyggml_server.served import Served
+from pyggml_server.settings import Settings
+from pyggml_server.zoo import Zoo, listed_in
+from served_process import running
+from serving import Client, serving_at
+from text_model import write_text_model
+
+from pyggml.backend.cpu import CPUDevice
+from pyggml.errors import GGUFError
+from pyggml.model.model import Model
+from pyggml.runtime.batcher import Batcher
+from pyggml.runtime.context import Context
+from pyggml.sampler import SamplerParams
+from pyggml.tokenizer import Tokenizer
+
+WAIT = 60.0
+BODY = {"prompt": "hello", "max_tokens": 12, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models a, b, c, and what is none."""
+    made: Path = tmp_path_factory.mktemp("models")
+    for i, name in enumerate("ab"):
+        write_text_model(made / f"{name}.gguf", n_ctx=2048, seed=5 + i)
+    (made / "c").mkdir()
+    write_text_model(made / "c" / "weights.gguf", n_ctx=2048, seed=9)
+    (made / "c" / "mmproj-weights.gguf").write_bytes(b"x")
+    (made / "mtp-a.gguf").write_bytes(b"x")
+    (made / "notes.txt").write_bytes(b"x")
+    (made / "empty").mkdir()
+    (made / "broken.gguf").write_bytes(b"GGUF, but not for long")
+    return made
+
+
+class Opened:
+    """What was loaded and closed, in order; `before` may delay a load."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
+        self.events: list[str] = []
+        self.before: Callable[[str], None] = lambda name: None
+
+    @contextlib.contextmanager
+    def __call__(self, name: str, path: Path) -> Iterator[Served]:
+        self.before(name)
+        with contextlib.closing(Model.load(path, cpu=CPUDevice())) as model:
+            context = Context(model, 2 * 2048, n_seq_max=2)
+            tokenizer = Tokenizer.from_metadata(model.file.metadata)
+            settings = Settings(sampling=SamplerParams(temp=0.0), alias=(name,), **self.settings)
+            self.events.append(f"+{name}")
+            yield Served(model, Batcher(context, context.n_ubatch), tokenizer, settings)
+            self.events.append(f"-{name}")
+            context.close()
+
+
+@contextlib.contextmanager
+def zoo(folder: Path, most: int = 2, autoload: bool = True, **settings: Any) -> Iterator[tuple[Client, Opened]]:
+    opened = Opened(**settings)
+    made = Zoo(Settings(port=0, grace=1.0, **settings), lambda: listed_in(folder), opened, make_app, most, autoload)
+    with serving_at(made) as client:
+        yield client, opened
+    assert sorted(one.removeprefix("+") for one in opened.events if one[0] == "+") == sorted(
+        one.removeprefix("-") for one in opened.events if one[0] == "-"
+    ), "all that was loaded is closed"
+
+
+def statuses(client: Client) -> dict[str, str]:
+    return {one["id"]: one["status"]["value"] for one in client.get("/v1/models")[1]["data"]}
+
+
+def until(condition: Callable[[], Any], what: str) -> None:
+    end = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.01)
+
+
+def text(client: Client, name: str) -> str:
+    answer = client.ok("/v1/completions", {**BODY, "model": name})
+    assert answer["model"] == name
+    return str(answer["choices"][0]["text"])
+
+
+def test_a_folders_models(folder: Path) -> None:
+    assert listed_in(folder) == {
+        "a": folder / "a.gguf",
+        "b": folder / "b.gguf",
+        "broken": folder / "broken.gguf",
+        "c": folder / "c" / "weights.gguf",
+    }
+
+
+def test_of_a_split_model_the_first_part_is_listed(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    for i in (2, 1, 3):
+        (tmp_path / "m" / f"m-0000{i}-of-00003.gguf").write_bytes(b"x")
+    assert listed_in(tmp_path) == {"m": tmp_path / "m" / "m-00001-of-00003.gguf"}
+
+
+def test_requests_go_to_the_model_that_they_name(folder: Path) -> None:
+    with zoo(folder, most=3) as (client, opened):
+        assert statuses(client) == dict.fromkeys(("a", "b", "broken", "c"), "unloaded")
+        texts = {name: text(client, name) for name in "abc"}
+        assert len(set(texts.values())) == 3
+        assert {name: text(client, name) for name in "cab"} == texts
+        assert opened.events == ["+a", "+b", "+c"]
+        assert statuses(client) == {"a": "loaded", "b": "loaded", "broken": "unloaded", "c": "loaded"}
+        assert client.get("/props?model=b")[1]["model_alias"] == "b"
+        router = client.get("/props")[1]
+        assert (router["role"], router["max_instances"], router["models_autoload"]) == ("router", 3, True)
+        events = client.stream("/v1/completions", {**BODY, "model": "b"})
+        assert "".join(c["text"] for e in events for c in e["choices"]) == texts["b"]
+        assert client.ok("/tokenize?model=a", {"content": "hello"})["tokens"]
+        assert client.get("/slots?model=a")[0] == 200
+        [meta] = [one["meta"] for one in client.get("/models")[1]["data"] if one["id"] == "c"]
+        assert meta["n_ctx"] == 2048
+
+
+def test_the_least_recently_used_goes(folder: Path) -> None:
+    with zoo(folder, most=2) as (client, opened):
+        for name in "abac":
+            text(client, name)
+        assert opened.events == ["+a", "+b", "-b", "+c"]
+        assert statuses(client) == {"a": "loaded", "b": "unloaded", "broken": "unloaded", "c": "loaded"}
+        text(client, "b")
+        assert opened.events == ["+a", "+b", "-b", "+c", "-a", "+b"]
+
+
+def test_requests_under_way_end_before_their_model_goes(folder: Path) -> None:
+    with zoo(folder, most=1) as (client, opened):
+        whole = client.ok("/v1/completions", {**BODY, "model": "a", "max_tokens": 300})["choices"][0]["text"]
+        with client.open_stream("/v1/completions", {**BODY, "model": "a", "max_tokens": 300}) as events:
+            first = next(events)
+            found: list[str] = []
+            others = [threading.Thread(target=lambda name=name: found.append(text(client, name))) for name in "ba"]
+            for thread in others:
+                thread.start()
+            rest = list(events)
+            said = "".join(c["text"] for e in (first, *rest) for c in e["choices"])
+            for thread in others:
+                thread.join(WAIT)
+        assert said == whole
+        assert len(found) == 2
+        assert opened.events[:3] == ["+a", "-a", "+b"]
+        assert all(opened.events[i][0] == "+-"[i % 2] for i in range(len(opened.events))), "one at a time"
+
+
+def test_loading_and_unloading_by_request(folder: Path) -> None:
+    with zoo(folder, autoload=False) as (client, opened):
+        status, answer = client.post("/v1/completions", {**BODY, "model": "a"})
+        assert (status, answer["error"]["message"]) == (400, "model is not loaded")
+        assert client.ok("/models/load", {"model": "a"}) == {"success": True}
+        until(lambda: statuses(client)["a"] == "loaded", "a is loaded")
+        text(client, "a")
+        status, answer = client.post("/models/load", {"model": "a"})
+        assert (status, answer["error"]["message"]) == (400, "model is already running")
+        assert client.ok("/models/unload", {"model": "a"}) == {"success": True}
+        until(lambda: statuses(client)["a"] == "unloaded", "a is unloaded")
+        assert opened.events == ["+a", "-a"]
+        status, answer = client.post("/models/unload", {"model": "a"})
+        assert (status, answer["error"]["message"]) == (400, "model is not running")
+        assert client.post("/v1/completions?autoload=true", {**BODY, "model": "b"})[0] == 200
+
+
+def test_a_model_is_loaded_once_for_all_who_wait(folder: Path) -> None:
+    with zoo(folder) as (client, opened):
+        go = threading.Event()
+        opened.before = lambda name: go.wait(WAIT) and None
+        found: list[str] = []
+        threads = [threading.Thread(target=lambda: found.append(text(client, "a"))) for _ in range(5)]
+        for thread in threads:
+            thread.start()
+        until(lambda: statuses(client)["a"] == "loading", "a is being loaded, and the server answers meanwhile")
+        go.set()
+        for thread in threads:
+            thread.join(WAIT)
+        assert len(found) == 5 and len(set(found)) == 1
+        assert opened.events == ["+a"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "message"),
+    [
+        ("/v1/completions", {"prompt": "x"}, 400, "model name is missing from the request"),
+        ("/v1/chat/completions", {"model": "../a", "messages": []}, 400, "model '../a' not found"),
+        ("/v1/completions", {"model": 7}, 400, "model is 7: must be a string"),
+        ("/v1/completions", {"model": "broken", "prompt": "x"}, 500, "model 'broken' cannot be loaded: broken.gguf: "),
+        ("/models/load", {"model": "nothing"}, 404, "model is not found"),
+        ("/models/load", {}, 400, "model name is missing from the request"),
+        ("/models/unload", {"model": "nothing"}, 400, "model is not found"),
+        ("/v1/completions", [], 400, ""),
+        ("/nothing", {}, 404, "there is no /nothing"),
+    ],
+)
+def test_what_is_wrong_is_one_line(folder: Path, path: str, body: Any, status: int, message: str) -> None:
+    with zoo(folder) as (client, _):
+        found, answer = client.post(path, body)
+        assert found == status and answer["error"]["message"].startswith(message), answer
+        assert str(folder) not in json.dumps(answer)
+        assert client.get("/slots")[0] == 400
+        assert client.raw("GET", "/models/load")[0] == 405
+        assert text(client, "a"), "the others are served"
+        if body == {"model": "broken", "prompt": "x"}:
+            [broken] = [one for one in client.get("/models")[1]["data"] if one["id"] == "broken"]
+            assert broken["status"] == {"value": "unloaded", "failed": True, "exit_code": 1}
+
+
+def test_a_fault_of_ours_says_nothing_of_the_inside(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with zoo(folder) as (client, opened):
+
+        def fault(name: str) -> None:
+            raise GGUFError(f"{folder}/{name}.gguf: it is damaged\nhere") if name == "b" else ValueError("a secret")
+
+        opened.before = fault
+        told = [client.post("/v1/completions", {**BODY, "model": name})[1]["error"]["message"] for name in "ab"]
+        assert told == [
+            "model 'a' cannot be loaded; the server's log says more",
+            "model 'b' cannot be loaded: b.gguf: it is damaged here",
+        ]
+        assert "a secret" in caplog.text
+
+
+def test_keys_prefix_and_the_page_are_for_all_models(folder: Path) -> None:
+    with zoo(folder, api_keys=("k",), api_prefix="/p") as (client, _):
+        assert client.raw("GET", "/")[0] == 200
+        assert client.get("/health")[0] == 200
+        for path in ("/v1/models", "/props", "/models"):
+            assert client.get(path)[0] == 401
+            assert client.get(path, authorization="Bearer k")[0] == 200
+        assert client.post("/models/load", {"model": "a"})[0] == 401
+        key = {"authorization": "Bearer k"}
+        assert client.post("/v1/completions", {**BODY, "model": "a"})[0] == 401
+        assert client.post("/v1/completions", {**BODY, "model": "a"}, **key)[0] == 200
+
+
+def test_models_that_come_and_go(tmp_path: Path) -> None:
+    write_text_model(tmp_path / "a.gguf", n_ctx=512)
+    with zoo(tmp_path) as (client, opened):
+        text(client, "a")
+        write_text_model(tmp_path / "b.gguf", n_ctx=512)
+        assert set(statuses(client)) == {"a"}
+        (tmp_path / "a.gguf").unlink()
+        assert client.get("/v1/models?reload=1")[0] == 200
+        until(lambda: statuses(client) == {"b": "unloaded"}, "a is gone, b is there")
+        assert opened.events == ["+a", "-a"]
+        assert client.post("/v1/completions", {**BODY, "model": "a"})[0] == 400
+
+
+def test_the_end_waits_for_answers_and_closes_all(folder: Path) -> None:
+    with zoo(folder) as (client, opened):
+        text(client, "a")
+        stream = client.open_stream("/v1/completions", {**BODY, "model": "b", "max_tokens": 40})
+        events = stream.__enter__()
+        next(events)
+    assert [c["finish_reason"] for e in events for c in e["choices"]][-1] == "length"
+    stream.__exit__(None, None, None)
+    assert sorted(opened.events) == ["+a", "+b", "-a", "-b"]
+
+
+def test_the_command(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with running("--models-dir", str(folder), "--models-max", "1", "-c", "512", "--tags", "tiny") as (_, client):
+        assert set(statuses(client)) == {"a", "b", "broken", "c"}
+        assert text(client, "a") != text(client, "c")
+        assert statuses(client)["a"] == "unloaded"
+        told = client.post("/v1/completions", {**BODY, "model": "broken"})[1]["error"]["message"]
+        assert told.startswith("model 'broken' cannot be loaded: broken.gguf: ")
+    assert "4 models, at most 1 loaded at once" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--models-dir", "/nowhere"], "--models-dir /nowhere: not a folder"),
+        (["--models-dir", ".", "-m", "x.gguf"], "--models-dir serves the models of a folder, -m one file"),
+        (["--models-dir", ".", "--alias", "x"], "--alias names one model"),
+        (["--models-dir", "empty"], "--models-dir empty: there is no GGUF file in it"),
+    ],
+)
+def test_flags_that_contradict(flags: list[str], told: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    from pyggml_cli import server
+
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert server.main(flags) == 2
+    assert told in capsys.readouterr().err
