@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pyggml.backend.base import Backend, Buffer, Bytes, Device, Kind, Plan, Usage
+from pyggml.backend.base import Backend, Begun, Buffer, Bytes, Device, Kind, Plan, Usage
 from pyggml.backend.host import host_memory
 from pyggml.dtypes import SIZES
 from pyggml.errors import DeviceError, UnsupportedError
@@ -21,6 +21,7 @@ from pyggml_rpc.cache import content_hash
 from pyggml_rpc.client import CONNECT_TIMEOUT, HELLO_TIMEOUT, IO_TIMEOUT, Client, connect
 from pyggml_rpc.errors import RpcError
 from pyggml_rpc.records import sign, write_graph, write_tensor, write_tensors
+from pyggml_rpc.repeated import write_repeated
 from pyggml_rpc.wire import MAX_SRC, NEWEST, TENSOR, Command, Protocol, Record, unpack
 
 HASH_ABOVE = 10 * 1024 * 1024  # bytes of weights that are asked for by hash before they are sent
@@ -267,6 +268,7 @@ class RpcBackend(Backend):
     """Runs what it is given in order; results and refusals show at the next `get`."""
 
     device: RpcDevice
+    repeats = True
 
     def __init__(self, device: RpcDevice) -> None:
         self.device = device
@@ -282,13 +284,20 @@ class RpcBackend(Backend):
             if reason is not None:
                 raise UnsupportedError(f"{self.device.name}: node {node.name!r}: {reason}")
         number, protocol = next(_numbers), self.device.client.protocol
-        uid = protocol.uid(number)
-        body = write_graph(protocol, self.device.number, uid, graph, self.device.place)
+        to = protocol, self.device.number, protocol.uid(number)
+        if graph.repeats is None:
+            body, count = write_graph(*to, graph, self.device.place), len(nodes)
+        else:
+            body, count = write_repeated(*to, graph, self.device.place)
         probe = b""
         if some := [node for node in nodes if node.nelements]:
             record = unpack(TENSOR, write_tensor(some[-1], self.device.place))
             probe = _body(Command.GET_TENSOR, tensor=record)
-        return RpcPlan(number, protocol, body, len(nodes), probe)
+        return RpcPlan(number, protocol, body, count, probe)
+
+    def begin(self, graph: Graph) -> Begun:
+        plan = self.plan(graph)
+        return Begun([], lambda: plan)
 
     def compute(self, plan: Plan) -> None:
         """Sends a few bytes when the server has the graph, and the graph otherwise."""

@@ -54,7 +54,7 @@ class Layers:
         self.common = Tensor(F16, (EMBD, CELLS))  # all layers read it, and some write it
         for layer in self.layers:
             types = [instruction[2] if instruction[0].startswith("product") else F32 for instruction in layer]
-            weights = [Tensor(dtype, (EMBD, EMBD)) for dtype in types]
+            weights = [Tensor(dtype, (EMBD, EMBD), name=f"w{len(self.leafs)}.{i}") for i, dtype in enumerate(types)]
             self.leafs.append(
                 [*weights, Tensor(F16, (EMBD, CELLS)), Tensor(F32, (EMBD,)), self.common, Tensor(F16, (EMBD, CELLS))]
             )
