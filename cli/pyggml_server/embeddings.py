@@ -15,6 +15,7 @@ from starlette.responses import Response
 from pyggml.errors import ContextError, PyggmlError
 from pyggml.runtime.embedder import Embedder, normalised
 from pyggml.runtime.ranking import joined
+from pyggml.runtime.timings import clock
 from pyggml_server.answers import in_thread
 from pyggml_server.errors import RequestError, unsupported
 from pyggml_server.fields import Fields
@@ -50,8 +51,18 @@ def _check(served: Served, name: str, texts: list[list[int]]) -> None:
 
 
 async def _encode(served: Served, embedder: Embedder, texts: list[list[int]]) -> list[F32]:
+    counters = served.engine.counters
+
+    def encode() -> list[F32]:
+        before = clock()
+        found = embedder.encode(texts)
+        counters.prompt_seconds += clock() - before
+        counters.prompt_tokens += sum(map(len, texts))
+        counters.steps += 1
+        return found
+
     try:
-        return await asyncio.wrap_future(served.engine.call(lambda: embedder.encode(texts)))
+        return await asyncio.wrap_future(served.engine.call(encode))
     except ContextError as reason:
         raise RequestError(str(reason)) from None
     except PyggmlError as reason:
@@ -132,7 +143,6 @@ async def rerank(request: Request) -> Response:
     most = fields.integer("top_n", len(texts), 1)
     order = sorted(range(len(texts)), key=lambda i: -scores[i])[:most]
     n = sum(map(len, texts))
-    served.engine.counters.prompt_tokens += n
     shown = fields.boolean("return_documents", False) or fields.boolean("return_text", False)
     if name == "texts":  # the form of text-embeddings-inference
         return answer(

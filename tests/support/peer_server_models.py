@@ -201,12 +201,8 @@ WORDS = [
 ]
 FOX = [
     "The",
-    "quick",
-    "brown",
     "fox",
-    "jumps",
     "over",
-    "lazy",
     "dog.",
     "first",
     "ending",

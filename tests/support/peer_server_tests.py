@@ -47,6 +47,9 @@ REFUSED: Mapping[str, str] = {
 }
 """Which tests are of something that pyggml-server does not offer or does otherwise, and what that is."""
 
+ANYHOW = "test_no_ui"
+"""Tests that count although llama-server as we build it fails them: it has no page."""
+
 CONFTEST = """
 import pytest
 from utils import *
@@ -113,9 +116,10 @@ def _copied(source: Path, folder: Path) -> Path:
     for path in sorted(theirs.glob("unit/*.py")):
         tree = _Comparisons().visit(ast.parse(path.read_text()))
         (ours / "unit" / path.name).write_text(ast.unparse(ast.fix_missing_locations(tree)))
-    (ours / "utils.py").write_text(
-        (theirs / "utils.py").read_text() + "\nfrom peer_server_answers import match_regex, same\n"
-    )
+    utils = (
+        (theirs / "utils.py").read_text().replace("dict(response.headers)", "response.headers")
+    )  # whose names have no case
+    (ours / "utils.py").write_text(utils + "\nfrom peer_server_answers import match_regex, same\n")
     (ours / "pytest.ini").write_text((theirs / "pytest.ini").read_text())
     (ours / "conftest.py").write_text(CONFTEST)
     (ours / "peer_server_answers.py").write_text(PLUGIN.read_text())
@@ -158,6 +162,7 @@ def _run(
     command: Sequence[str] | None,
     tests: Sequence[str],
     more: Sequence[str],
+    sample: bool = False,
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Run them: what was noted, and how each test ended."""
     with tempfile.TemporaryDirectory(prefix="server-tests-") as name:
@@ -167,6 +172,7 @@ def _run(
         noted.write_bytes(answers)
         env = {**os.environ, "ANSWERS_MODE": mode, "ANSWERS_FILE": str(noted), "ANSWERS_REPORT": str(report)}
         env["ANSWERS_REFUSED"] = json.dumps([*REFUSED])
+        env["ANSWERS_SAMPLE"] = "1" if sample else ""
         env |= {"LLAMA_CACHE": "tmp", "PYTHONPATH": str(place)}
         argv = [
             sys.executable,
@@ -228,18 +234,20 @@ def reference_answers(programs: Programs) -> bytes:
 
 
 def run(
-    programs: Programs, tests: Sequence[str] = (), more: Sequence[str] = (), jobs: int = 1
+    programs: Programs, tests: Sequence[str] = (), more: Sequence[str] = (), jobs: int = 1, sample: bool = False
 ) -> dict[str, tuple[str, str]]:
     """How each test ended against pyggml-server: passed, failed, skipped, or refused, and why.
 
-    A test that llama-server itself fails with our files is "refused" too: it tells nothing.
+    A test that llama-server itself fails with our files is not run: it tells nothing. `sample`: each function with its first
+    arguments alone.
     """
     known = json.loads(reference_answers(programs))
     answers = json.dumps(known["answers"]).encode()
-    left = [test for test, (ended, _) in known["ended"].items() if ended == "failed"]
+    left = [test for test, (ended, _) in known["ended"].items() if ended == "failed" and not re.search(ANYHOW, test)]
     away = [flag for test in left for flag in ("--deselect", test)]
     spread = ["-n", str(jobs)] if jobs > 1 else []
-    with _run(programs, "replay", answers, None, tests or _files(programs), [*away, *spread, *more]) as (_, found):
+    flags = [*away, *spread, *more]
+    with _run(programs, "replay", answers, None, tests or _files(programs), flags, sample) as (_, found):
         return {test: (ended, refused(test) or why) for test, (ended, why) in found.items()}
 
 
@@ -256,14 +264,50 @@ def table(found: Mapping[str, tuple[str, str]]) -> str:
     return "\n".join([*lines, f"| all | {' | '.join(str(total[kind]) for kind in kinds)} |"])
 
 
+def document(found: Mapping[str, tuple[str, str]]) -> str:
+    """docs/server_tests.md: the table, and what is left out."""
+    away = Counter(why for ended, why in found.values() if ended == "refused")
+    left = [f"| {why} | {n} |" for why, n in away.items()]
+    files = sorted(
+        {
+            name
+            for pattern in REFUSED
+            for name in re.findall(r"[a-z_]+", pattern)
+            if "\\.py" in pattern and "::" not in pattern
+        }
+    )
+    return "\n".join([
+        "# llama-server's own tests",
+        "",
+        "pyggml-server is run against the tests that llama.cpp b11549 has of its server (tools/server/tests/unit), by",
+        "`python tests/support/peer_server_tests.py -n 2`, which takes one to four minutes; the suite runs a sample of them. The models",
+        "are files of the same shapes with random weights; where a test compares with what the real model says, or counts, it is",
+        "compared with what llama-server says of the same file. This page is what `--markdown` prints.",
+        "",
+        table(found),
+        "",
+        "Skipped are those that the reference skips itself. Not run are its slow tests, which download models, and the files of what is not",
+        f"offered: {', '.join(f'`{name}`' for name in files if name not in ('test', 'py'))}. Refused are single tests:",
+        "",
+        "| why | tests |",
+        "| --- | --- |",
+        *left,
+    ])  # fmt: skip
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("files", nargs="*", help="unit/test_*.py, perhaps with ::test (all)")
     parser.add_argument("-k", default="", help="as pytest has it")
+    parser.add_argument("--sample", action="store_true", help="each function with its first arguments alone")
+    parser.add_argument("--markdown", action="store_true", help="docs/server_tests.md")
     parser.add_argument("-n", type=int, default=1, help="tests at once (1)")
     options = parser.parse_args()
     more = ["-k", options.k] if options.k else []
-    found = run(ensure_programs(), options.files, more, options.n)
+    found = run(ensure_programs(), options.files, more, options.n, options.sample)
+    if options.markdown:
+        print(document(found))
+        return 0
     for test, (ended, why) in found.items():
         if ended == "failed":
             print(f"{test}\n    {why}")
