@@ -86,6 +86,8 @@ def _check(values: Values) -> None:
     if values.slot_folder is not None and not os.path.isdir(values.slot_folder):
         raise UsageError(f"--slot-save-path {values.slot_folder}: not a folder")
     wanted_types(values)
+    if values.models_dir is not None and values.sleep_after is not None:
+        raise UsageError("--sleep-idle-seconds: of one model, not of --models-dir, which unloads the least used")
 
 
 def _keys(values: Values) -> tuple[str, ...]:
@@ -169,8 +171,37 @@ def _serve(values: Values) -> int:
     template = _template(values)
     if values.models_dir is not None:
         return _serve_zoo(values, template)
+    if values.sleep_after is not None:
+        return _serve_sleeper(values, template)
     with compile_progress(), opened(values, template, _settings) as (served, what):
         serve(served, lambda address: _ready(what, address))
+    return 0
+
+
+def _serve_sleeper(values: Values, template: str | None) -> int:
+    from pyggml_server.app import make_app
+    from pyggml_server.serve import serve
+    from pyggml_server.served import Served
+    from pyggml_server.sleeping import Sleeper
+
+    from pyggml_cli.bus_errors import explain_bus_errors
+    from pyggml_cli.loading import compile_progress
+    from pyggml_cli.serving import opened
+
+    told: list[str] = []
+
+    @contextlib.contextmanager
+    def opening() -> Iterator[Served]:
+        with opened(values, template, _settings) as (served, what):
+            told.append(what)
+            yield served
+
+    with compile_progress(), explain_bus_errors():
+        sleeper = Sleeper(opening, make_app, values.sleep_after)
+        try:
+            serve(sleeper, lambda address: _ready(told[0], address))
+        finally:
+            sleeper.close()
     return 0
 
 

@@ -25,6 +25,11 @@ def hosts(text: str) -> str:
     return text
 
 
+def sleep_after(text: str) -> float | None:
+    """`--sleep-idle-seconds`: -1 is never."""
+    return None if text == "-1" else seconds(0.1)(text)
+
+
 def share(text: str) -> float:
     """`--slot-prompt-similarity`: a share."""
     value = number(text)
@@ -60,6 +65,8 @@ SERVER: list[Row] = [
     Flag(("--header-timeout",), "header_timeout", "seconds for the head of a request to arrive (10)", seconds(0.1), "SECONDS", 10.0),
     Flag(("-v", "--verbose", "--log-verbose"), "verbose", "answers tell what they were made of (__verbose), and what becomes of prompts goes "
          "to stderr", default=False),
+    Flag(("--sleep-idle-seconds",), "sleep_after", "seconds without a request after which the model leaves memory, until the next one; -1: never (-1)",
+         sleep_after, "SECONDS", None),
     Flag(("--grace",), "grace", "seconds that answers under way get when the server is asked to end (10)", seconds(), "SECONDS", 10.0),
     Flag(("--metrics",), "metrics", "offer /metrics", default=False),
     Flag(("--ui", "--webui"), "ui", "offer a page for browsers at / (on)", default=True, off=("--no-ui", "--no-webui")),
@@ -160,7 +167,6 @@ NOT_HERE: list[Row] = [
     Refused(("--media-path",), 1, why=other_flags.TEXT_ONLY),
     Refused(("--cache-reuse",), 1, harmless=("0",), why="what is reused of a prompt is its beginning"),
     Refused(("--props",), why="properties are set by flags"),
-    Refused(("--sleep-idle-seconds",), 1, harmless=("-1",), why="the model stays in memory; without requests it takes no time"),
     *(Refused((f"--fim-qwen-{size}",), why=other_flags.DOWNLOADS) for size in (
         "1.5b-default", "3b-default", "7b-default", "7b-spec", "14b-spec", "30b-default")),
 ]  # fmt: skip

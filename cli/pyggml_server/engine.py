@@ -100,6 +100,7 @@ class Counters:
     drafts: int = 0
     drafted: int = 0
     draft_kept: int = 0
+    told: "Counters | None" = None  # as they were when /metrics was asked last
 
 
 class Engine:

@@ -1,5 +1,6 @@
 """llama-server's own routes about the server, its slots and its tokens. Owns their dicts."""
 
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
@@ -46,7 +47,7 @@ async def props(request: Request) -> Response:
             "bos_token": name(tokenizer.bos),
             "eos_token": name(tokenizer.eos),
             "build_info": FINGERPRINT,
-            "is_sleeping": False,
+            "is_sleeping": served.sleeping,
         }
     )
 
@@ -58,7 +59,9 @@ async def metrics(request: Request) -> Response:
         raise unsupported("this server was started without --metrics")
     engine, c = served.engine, served.engine.counters
     lines: list[str] = []
-    for kind, name, about, value in _measured(c):
+    measured = _measured(c, c.told or Counters())
+    c.told = replace(c, told=None)
+    for kind, name, about, value in measured:
         lines += [f"# HELP llamacpp:{name} {about}", f"# TYPE llamacpp:{name} {kind}", f"llamacpp:{name} {value:g}"]
     for name, about, value in (
         ("requests_processing", "Texts that are computed now.", engine.n_busy),
@@ -70,7 +73,7 @@ async def metrics(request: Request) -> Response:
     return made
 
 
-def _measured(c: Counters) -> list[tuple[str, str, str, float]]:
+def _measured(c: Counters, last: Counters) -> list[tuple[str, str, str, float]]:
     return [
         ("counter", "prompt_tokens_total", "Tokens of prompts that were computed.", c.prompt_tokens),
         ("counter", "prompt_tokens_cached_total", "Tokens of prompts that were there already.", c.reused_tokens),
@@ -83,9 +86,15 @@ def _measured(c: Counters) -> list[tuple[str, str, str, float]]:
         ("counter", "n_decode_total", "Steps of computing.", c.steps),
         ("counter", "n_tokens_max", "Tokens of the longest prompt.", c.largest_prompt),
         ("gauge", "n_busy_slots_per_decode", "Slots that a step computed for.", c.busy / c.steps if c.steps else 0.0),
-        ("gauge", "prompt_tokens_seconds", "Tokens of prompts a second.", c.prompt_tokens / c.prompt_seconds if c.prompt_seconds else 0.0),
-        ("gauge", "predicted_tokens_seconds", "Tokens of answers a second.", c.tokens / c.seconds if c.seconds else 0.0),
+        ("gauge", "prompt_tokens_seconds", "Tokens of prompts a second, since this was asked last.",
+         _rate(c.prompt_tokens - last.prompt_tokens, c.prompt_seconds - last.prompt_seconds)),
+        ("gauge", "predicted_tokens_seconds", "Tokens of answers a second, since this was asked last.",
+         _rate(c.tokens - last.tokens, c.seconds - last.seconds)),
     ]  # fmt: skip
+
+
+def _rate(n: int, seconds: float) -> float:
+    return n / seconds if seconds > 0 else 0.0
 
 
 async def tokenize(request: Request) -> Response:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from pyggml.errors import PyggmlError
 from pyggml_server.answers import post_to
@@ -19,6 +20,7 @@ from pyggml_server.app import make_app
 from pyggml_server.connections import protocol_of
 from pyggml_server.served import Served
 from pyggml_server.settings import Settings
+from pyggml_server.sleeping import Sleeper
 from pyggml_server.zoo import Zoo
 from pyggml_server.zoo_app import make_zoo_app
 
@@ -26,7 +28,7 @@ SWITCH = 0.0005  # seconds that a thread keeps the interpreter while others want
 LAST = 3  # seconds for what is written already to reach its reader
 
 
-Service = Served | Zoo
+Service = Served | Zoo | Sleeper
 
 
 class ServeError(PyggmlError):
@@ -69,7 +71,7 @@ class _Server(uvicorn.Server):
 def _config(served: Service) -> uvicorn.Config:
     settings = served.settings
     return uvicorn.Config(
-        make_app(served) if isinstance(served, Served) else make_zoo_app(served),
+        _app(served),
         host=settings.hosts[0],
         port=settings.port,
         ssl_keyfile=settings.ssl_key,
@@ -85,6 +87,12 @@ def _config(served: Service) -> uvicorn.Config:
         timeout_keep_alive=60,
         timeout_graceful_shutdown=LAST,
     )
+
+
+def _app(served: Service) -> ASGIApp:
+    if isinstance(served, Sleeper):
+        return served.app
+    return make_app(served) if isinstance(served, Served) else make_zoo_app(served)
 
 
 def address(settings: Settings, port: int) -> str:

@@ -48,6 +48,7 @@ class Served:
         self.make_drafter = make_drafter
         self.started = int(time.time())
         self.ending = False
+        self.sleeping = False  # not in memory (sleeping.py)
         self.path = Path(str(model.file.paths[0]))
         self.n_bytes = sum(
             os.path.getsize(path) for path in model.file.paths
