@@ -22,12 +22,13 @@ NONE_OP = 0
 @dataclass
 class Graph:
     """`nodes` have an op and stand after all that they read; `leafs` hold data. `uses` counts readers by id(). `repeats`: the
-    layers here stand for more of them (`Repeats`)."""
+    layers here stand for more of them (`Repeats`). `ends`: id() of the nodes that layers end with, where that is known."""
 
     nodes: list[Tensor] = field(default_factory=list)
     leafs: list[Tensor] = field(default_factory=list)
     uses: dict[int, int] = field(default_factory=dict)
     repeats: Repeats | None = None
+    ends: frozenset[int] = frozenset()
 
 
 def build_forward(outputs: Iterable[Tensor]) -> Graph:

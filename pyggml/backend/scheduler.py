@@ -115,6 +115,7 @@ class Schedule:
         self._input_names = {id(t): t for t in graph.leafs if t.flags & Flag.INPUT}
         self._views: list[Tensor] = []
         self._generation = -1
+        self._ends = graph.ends
         device_of = assign(graph, scheduler.devices)
         steps = self._cut(graph, device_of)
         arenas = [Arena(device.alignment) for device in scheduler.devices]
@@ -224,7 +225,9 @@ class Schedule:
             uses = self._uses()
             for split in self.splits:
                 split.plan = None
-                split.begun = scheduler.backends[split.device].begin(_graph_of(split.nodes, uses, split.repeats))
+                split.begun = scheduler.backends[split.device].begin(
+                    _graph_of(split.nodes, uses, split.repeats, self._ends)
+                )
             self._generation = scheduler.generation
         return [job for split in self.splits if split.begun is not None for job in split.begun.jobs]
 
@@ -297,7 +300,7 @@ def _copies_first(splits: list[Split], steps: list[Step]) -> list[Step]:
     return ordered
 
 
-def _graph_of(nodes: list[Tensor], uses: Counter[int], repeats: Repeats | None) -> Graph:
+def _graph_of(nodes: list[Tensor], uses: Counter[int], repeats: Repeats | None, ends: frozenset[int]) -> Graph:
     """A split's nodes as a graph of its own; leafs are what it reads and does not make. `uses` are those of the run."""
     read: dict[int, Tensor] = {}
     for node in nodes:
@@ -309,4 +312,4 @@ def _graph_of(nodes: list[Tensor], uses: Counter[int], repeats: Repeats | None) 
                 read[id(source)] = source
     known = {id(node) for node in nodes}
     leafs = [t for key, t in read.items() if t.view_src is None and key not in known]
-    return Graph(nodes, leafs, {key: uses[key] for key in read}, repeats)
+    return Graph(nodes, leafs, {key: uses[key] for key in read}, repeats, ends)

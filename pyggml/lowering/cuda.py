@@ -75,6 +75,10 @@ class Builder:
     _constant_bytes: int = STATUS_BYTES
     _named: dict[Any, DeviceAddress] = field(default_factory=dict)
     _memo: Memo = field(default_factory=Memo)
+    _made: list[tuple[Any, Any, Tensor]] = field(default_factory=list)
+    _readers: dict[int, list[Tensor]] = field(default_factory=dict)
+    _nodes: Sequence[Tensor] = ()
+    _ends: frozenset[int] = frozenset()
     _base: Scratch = field(default_factory=lambda: Scratch(0))
 
     def begin_group(self, nodes: Sequence[Tensor], number: int) -> None:
@@ -82,8 +86,14 @@ class Builder:
         self.node, self.number = nodes[-1], number + len(nodes) - 1
 
     def end_group(self, nodes: Sequence[Tensor]) -> None:
-        """They are lowered; of all their results the last alone is there."""
-        self.wrote(nodes[-1])
+        """They are lowered; some of their results, at least the last, are there."""
+        self.wrote(*nodes)
+
+    def reach(self, number: int, most: int) -> int:
+        """How many nodes from this one on may be lowered together, at most `most`: to the end of their layer, so that a few layers
+        are lowered as all are (cuda_layers.py)."""
+        some = self._nodes[number : number + most]
+        return next((i + 1 for i, node in enumerate(some) if id(node) in self._ends), len(some))
 
     def launch(
         self,
@@ -136,9 +146,33 @@ class Builder:
     def remembered(self, key: Any) -> Any:
         return self._memo.remembered(key)
 
-    def wrote(self, tensor: Tensor) -> None:
-        """Forget what was made of memory that a node has written to."""
-        self._memo.wrote(*_span(tensor))
+    def made(self, key: Any, value: Any, source: Tensor) -> None:
+        """The node that is being lowered makes this of its own result: to be kept once the result counts as written."""
+        self._made.append((key, value, source))
+
+    def wrote(self, *tensors: Tensor) -> None:
+        """Forget what was made of memory that nodes have written to; keep what they have made of it."""
+        for tensor in tensors:
+            self._memo.wrote(*_span(tensor))
+        for made in self._made:
+            self.remember(*made)
+        self._made.clear()
+
+    def counters(self, n: int) -> DeviceAddress:
+        """So many i32, which are 0 before each run; kernels leave them at 0."""
+        return self.constant(np.zeros(n, np.int32))
+
+    def expect(self, nodes: Sequence[Tensor], ends: frozenset[int]) -> None:
+        """All nodes that will be lowered; `ends`: id() of those that layers end with."""
+        self._nodes, self._ends = nodes, ends
+        for node in nodes:
+            for s in node.src:
+                if s is not None:
+                    self._readers.setdefault(id(s.view_src or s), []).append(node)
+
+    def readers_of(self, node: Tensor) -> Sequence[Tensor]:
+        """The nodes that read what lies in this one's memory as it, or as views of it."""
+        return self._readers.get(id(node.view_src or node), ())
 
     def place_scratch(self) -> int:
         """Give all work memory its offset behind the constants; -> bytes in all."""

@@ -55,7 +55,12 @@ class LayerBuilder(Builder):
         if self._layer_of[self.number] != self._layer:
             raise IrregularError(f"{nodes[-1].name!r} is computed together with a node of the layer before")
         super().end_group(nodes)
-        self._written.append(_span(nodes[-1]))
+        self._written += map(_span, nodes)
+
+    def reach(self, number: int, most: int) -> int:
+        """As many as belong to the same layer: in another place of the model another one would follow."""
+        layers = self._layer_of[number : number + most]
+        return sum(layer == layers[0] for layer in layers)
 
     def remember(self, key: Any, value: Any, source: Tensor) -> None:
         super().remember(key, value, source)

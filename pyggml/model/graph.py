@@ -334,6 +334,7 @@ class GraphBuilder:
             logits.flags |= Flag.OUTPUT
             self.store(logits)
         graph = build_forward(self._order)
+        graph.ends = frozenset(map(id, ends))
         read = {id(leaf) for leaf in graph.leafs}
         inputs = [one for one in self._inputs if id(one.tensor) in read]
         return BuiltGraph(graph, inputs, logits, list(ends if logits is not None else ends[:-1]))

@@ -48,7 +48,7 @@ def run(
 def test_integers(gpu):
     n = 200
     a, b, c = RNG.integers(-(2**31), 2**31, (3, n)).astype(np.int32)
-    out = run(gpu, "numbers", "integers", np.zeros((5, n), np.int32), a, b, c, grid=4, threads=64, numbers=(n,))
+    out = run(gpu, "numbers", "integers", np.zeros((6, n), np.int32), a, b, c, grid=4, threads=64, numbers=(n,))
     bytes_a, bytes_b = a.view(np.int8).reshape(n, 4).astype(np.int32), b.view(np.int8).reshape(n, 4).astype(np.int32)
     with np.errstate(over="ignore"):
         assert (out[0] == c + (bytes_a * bytes_b).sum(1).astype(np.int32)).all()
@@ -59,6 +59,7 @@ def test_integers(gpu):
     assert (out[2].view(np.uint32) == (pair >> (c & 31).astype(np.uint64)).astype(np.uint32)).all()
     p, q = a & 0x7FFFFFFF, (b & 0xFFFF) + 1
     assert (out[3] == p // q).all() and (out[4] == p % q).all()
+    assert (out[5].view(np.uint32) == a.view(np.uint32) >> (c & 31).astype(np.uint32)).all()
 
 
 def test_floats(gpu):
@@ -115,6 +116,24 @@ def test_warps_and_blocks(gpu, threads):
     assert np.allclose(out[4].reshape(-1, 32), rows.sum(1, keepdims=True), atol=1e-5)
     assert (out[5].reshape(-1, 32) == rows.max(1, keepdims=True)).all()
     assert np.allclose(out[6], x.sum(), atol=1e-4) and (out[7] == x.max()).all()
+
+
+def test_the_last_block_sees_what_all_have_written(gpu):
+    for blocks in (1, 7, 300):
+        result = np.full((blocks + 1, 64), -1, np.int32)
+        out = run(
+            gpu,
+            "exchange",
+            "tickets",
+            result,
+            np.zeros(1, np.int32),
+            grid=blocks,
+            threads=64,
+            shared=16,
+            numbers=(blocks,),
+        )
+        written = np.arange(blocks)[:, None] + np.arange(64)
+        assert (out[:blocks] == written).all() and (out[blocks] == written.sum(0)[::-1]).all()
 
 
 def test_loads_and_stores(gpu):

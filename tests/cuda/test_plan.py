@@ -80,7 +80,7 @@ def test_activations_are_quantised_once_for_all_products_that_read_them():
     plan = device.open().plan(build_forward([total]))
     assert isinstance(plan, CudaPlan)
     names = [kernel.factory for kernel, *_ in plan.steps]
-    assert names == ["quantize", "integers", "integers", "integers"]  # two of them add what is there
+    assert names == ["quantize", "products", "products", "products"]  # two of them add what is there
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_what_was_quantised_is_forgotten_when_its_source_changes():
     second = ops.mul_mat(w, x)
     place(device, first, written, second)
     plan = device.open().plan(build_forward([first, written, second]))
-    assert [k.factory for k, *_ in plan.steps] == ["quantize", "integers", "move_kernel", "quantize", "integers"]
+    assert [k.factory for k, *_ in plan.steps] == ["quantize", "products", "move_kernel", "quantize", "products"]
 
 
 def test_work_memory_is_shared_by_those_who_do_not_meet():

@@ -85,6 +85,8 @@ def fused(make: Operands) -> list[Tensor]:
     found.append(ops.mul_mat_id(make.leaf(GGMLType.Q4_0, (64, 8, 4)), make.leaf(F32, (64, 1, 40)), ids))
     found.append(ops.argsort(make.leaf(F32, (900,))))
     found.append(ops.mul(ops.rms_norm(make.leaf(F32, (64, 2)), 1e-5), make.leaf(F32, (64,))))
+    positions = make.leaf(I32, (3,))
+    found += [ops.rope(make.leaf(F32, (64, heads, 3)), positions, 64) for heads in (4, 2)]
     return found
 
 

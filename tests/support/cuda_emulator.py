@@ -76,6 +76,13 @@ def body(intrinsic: Intrinsic) -> tuple[str, tuple[str, ...]]:
         return "%r = fmul float %a0, %a1\nret float %r", ()
     if name == "round_down":
         return "%r = call float @llvm.floor.f32(float %a0)\nret float %r", ("declare float @llvm.floor.f32(float)",)
+    if name == "add_i32":
+        lines = (
+            f"call void @emu_check(i64 %a0, i32 4, i32 {STORE})\n%p = inttoptr i64 %a0 to ptr\n%r = load i32, ptr %p\n"
+        )
+        return f"{lines}%s = add i32 %r, %a1\nstore i32 %s, ptr %p\nret i32 %r", (
+            "declare void @emu_check(i64, i32, i32)",
+        )
     if name == "rcp":
         return "%r = fdiv float 1.0, %a0\nret float %r", ()
     if name.rpartition("_")[0] in _SHUFFLES:

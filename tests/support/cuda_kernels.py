@@ -34,7 +34,12 @@ FEW_FILES = (T.NVFP4, T.Q1_0, T.Q2_0, T.TQ2_0, T.IQ1_S, T.IQ1_M, T.IQ2_XXS, T.IQ
 
 def products(t: GGMLType) -> list[Expected]:
     wide = ("LDG.E.128",)
+    one = ("IDP.4A.S8.S8", "ATOMG.E.ADD.STRONG.GPU", *wide)
     return [
+        *(
+            Expected(Spec("matvec_one", name, (t.name,)), one, hot=True, often=t in ONE_OF_EACH)
+            for name in ("products", "glu")
+        ),
         Expected(Spec("matvec", "integers", (t.name, 1)), ("IDP.4A.S8.S8", *wide), hot=True, often=t in ONE_OF_EACH),
         Expected(Spec("matvec", "integers", (t.name, 8)), ("IDP.4A.S8.S8", *wide), hot=True, often=t not in FEW_FILES),
         Expected(
@@ -48,7 +53,11 @@ def products(t: GGMLType) -> list[Expected]:
 
 
 def floats(name: str) -> list[Expected]:
-    found = [Expected(Spec("matvec", "floats", (name, n)), ("FFMA", "LDG.E.128"), hot=True) for n in (1, 8)]
+    found = [
+        Expected(Spec("matvec_one", factory, (name,)), ("FFMA", "LDG.E.128"), hot=True, often=name == "F16")
+        for factory in ("products", "glu")
+    ]
+    found += [Expected(Spec("matvec", "floats", (name, n)), ("FFMA", "LDG.E.128"), hot=True) for n in (1, 8)]
     if name != "F32":
         has = ("HMMA.16816.F32", "LDSM.16.M88.4", "LDGSTS.E.BYPASS.128")
         found.append(Expected(Spec("mma", "floats", (name,)), has, True, AMPERE))
@@ -67,8 +76,10 @@ KERNELS: list[Expected] = [
     Expected(Spec("activations", "quantize"), ("SHFL.BFLY",), hot=True),
     Expected(Spec("norm", "rms_norm", (0,)), ("SHFL.BFLY",), hot=True),
     Expected(Spec("norm", "rms_norm", (1,)), ("SHFL.BFLY",), hot=True),
+    Expected(Spec("norm", "normed_rows"), ("SHFL.BFLY",), hot=True),
     Expected(Spec("soft_max", "soft_max"), ("SHFL.BFLY",), hot=True),
     Expected(Spec("rope", "rope"), ("MUFU.SIN", "MUFU.COS"), hot=True),
+    Expected(Spec("rope_cache", "rope_cache"), ("MUFU.SIN", "MUFU.COS"), hot=True),
     Expected(Spec("norm", "norm"), ("SHFL.BFLY",), hot=True),
     Expected(Spec("norm", "l2_norm"), ("SHFL.BFLY",), hot=True),
     Expected(Spec("norm", "group_norm"), hot=True),
@@ -115,7 +126,6 @@ KERNELS: list[Expected] = [
         for split_kv in (0, 1)
         for packed in (0, 1)
     ),
-    Expected(Spec("attention_tile", "combine"), hot=True),
     Expected(Spec("experts", "table"), hot=True),
     *(e for t in UNPACKED for e in products(t)),
     *(e for name in ("F32", "F16", "BF16") for e in floats(name)),

@@ -36,7 +36,7 @@ class FewModel:
             cur = model.modules.blk[il](g, cur)
             ends.append(cur)
         logits = model.modules.logits(g, model.modules.output_norm(g, cur)) if g.n_outputs else None
-        built = g.finish(logits)
+        built = g.finish(logits, ends)
         return LayeredGraph(built, built.graph, ends if g.n_outputs else ends[:-1])
 
     def shape(self, n_tokens: int, n_kv: int, n_outputs: int) -> UbatchShape:

@@ -23,10 +23,11 @@ from pyggml.backend.cuda.plan import CudaPlan
 from pyggml.backend.cuda.staging import Staging
 from pyggml.errors import ComputeError, DeviceError, UnsupportedError, WorkMemoryError
 from pyggml.graph import Graph
-from pyggml.kernels.cuda import FAMILIES, FUSIONS
+from pyggml.kernels.cuda import FAMILIES, FUSIONS, TAKEN, TAKING
 from pyggml.kernels.cuda.layout import alignment
 from pyggml.lowering.cuda import STATUS_BYTES, Builder
 from pyggml.lowering.cuda_layers import LayerBuilder
+from pyggml.lowering.together import together
 from pyggml.ops import VIEW_OPS, Forms, Op, check, form_of
 from pyggml.ops.overlap import check_overlap
 from pyggml.tensor import Flag, Tensor
@@ -207,8 +208,10 @@ class CudaBackend(Backend):
                         f"{self.device.name}: {t.name!r} lies at {t.data:#x}, not a multiple of {alignment(t.type)}"
                     )
         gpu = self.device.gpu
+        nodes = together(nodes)
         card = gpu.cc, gpu.multiprocessors, gpu.shared_limit
         builder = Builder(*card) if graph.repeats is None else LayerBuilder(*card, graph, nodes)
+        builder.expect(nodes, graph.ends)
         self.lower(builder, graph, nodes, cancelled)
         builder.check()
         return builder, nodes
@@ -238,22 +241,36 @@ class CudaBackend(Backend):
     ) -> None:
         """Turn nodes into launches; runs of nodes that one kernel computes together are tried first."""
         end = 0  # of the group that the node before was in
+        inside = functools.partial(only_inside, graph)
         for i in while_wanted(range(len(nodes)), cancelled):
             if i < end:
                 continue
             group = nodes[i : i + 1]
-            for fusion in FUSIONS.get(nodes[i].op, ()):  # type: ignore[call-overload]  # an Op's hash is its number's
-                some = nodes[i : i + len(fusion.ops)]
-                if tuple([n.op for n in some]) == fusion.ops and only_inside(graph, some):
-                    builder.begin_group(some, i)
-                    if _module(fusion.module).lower_fused(builder, some):
-                        group = some
-                        break
-            else:
+            builder.begin_group(group, i)
+            taking = TAKING.get(nodes[i].op)  # type: ignore[call-overload]  # an Op's hash is its number's
+            taken = 0
+            if taking is not None:
+                taken = _module(taking).take(builder, nodes[i : i + builder.reach(i, TAKEN)], inside)
+            if taken:
+                group = nodes[i : i + taken]
                 builder.begin_group(group, i)
+            elif not self._fused(builder, graph, nodes, i):
                 _module(FAMILIES[Op(nodes[i].op)]).lower(builder, nodes[i])
+            else:
+                group = nodes[i : builder.number + 1]
             builder.end_group(group)
             end = i + len(group)
+
+    def _fused(self, builder: Builder, graph: Graph, nodes: list[Tensor], i: int) -> bool:
+        """Whether a fusion begins with node i: it is lowered then, and the builder's number is its last node's."""
+        for fusion in FUSIONS.get(nodes[i].op, ()):  # type: ignore[call-overload]
+            some = nodes[i : i + len(fusion.ops)]
+            if tuple([n.op for n in some]) == fusion.ops and only_inside(graph, some):
+                builder.begin_group(some, i)
+                if _module(fusion.module).lower_fused(builder, some):
+                    return True
+                builder.begin_group(nodes[i : i + 1], i)
+        return False
 
     def compute(self, plan: Plan) -> None:
         assert isinstance(plan, CudaPlan)
@@ -342,8 +359,14 @@ class _OwnedPlan(CudaPlan):
 
 def only_inside(graph: Graph, group: list[Tensor]) -> bool:
     """Whether all results of these nodes but the last are read within the group alone."""
+    read = [s for other in group for s in other.src]
     for node in group[:-1]:
-        inside = sum(s is node for other in group for s in other.src)
+        inside = sum(s is node for s in read)
+        for view in {
+            id(s): s for s in read if s is not None and s.op in VIEW_OPS and s.src and s.src[0] is node
+        }.values():
+            n = sum(s is view for s in read)
+            inside += graph.uses.get(id(view), n) == n and not view.flags & Flag.OUTPUT
         if not inside or graph.uses.get(id(node), inside) != inside:
             return False
         if node.flags & Flag.OUTPUT or node.view_src is not None:

@@ -78,3 +78,9 @@ FUSIONS: dict[Op, tuple[Fusion, ...]] = {
     Op.MUL_MAT: (Fusion((Op.MUL_MAT, Op.MUL_MAT, Op.GLU), "matmul"), Fusion((Op.MUL_MAT, Op.ADD), "matmul")),
 }
 """By the first op, the longest first. All results but the last are read within the group alone."""
+
+TAKING: dict[Op, str] = {Op.MUL_MAT: "matmul", Op.ROPE: "rope_cache"}
+"""Files whose `take(builder, nodes, inside)` is asked first: it lowers a run of nodes that begins with this op, and says how
+many."""
+TAKEN = 12
+"""So many nodes it is shown at most."""

@@ -3,7 +3,7 @@ memory. Compute capability 8.0.
 
 A row is a query of one head; the heads that share keys are neighbours, so that 16 rows meet the same keys. Tiled: four
 warps of 16 rows each share 32 keys at a time. `split_kv`, for decoding: the warps have the same 16 rows and 16 keys each, blocks
-share the cache between them, and `combine` adds up what all warps found. Weights of keys are rounded to F16, sums are F32.
+share the cache between them, and the last one adds up what all have found. Weights of keys are rounded to F16, sums are F32.
 
 Keys that the mask hides from a whole block are not looked at; others must be numbers, also where the mask hides them.
 Owns tiles and fragments.
@@ -11,15 +11,16 @@ Owns tiles and fragments.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyggml.dtypes import SIZES, GGMLType
+from pyggml.kernels.cuda.activations import GROUP, wanted
+from pyggml.kernels.cuda.attention_join import LOG2E, THREADS, WARPS, joining
+from pyggml.kernels.cuda.attention_load import TYPES, block_halves
 from pyggml.kernels.cuda.attention_operands import Shared
-from pyggml.kernels.cuda.blocks import SIMPLE
-from pyggml.kernels.cuda.launch_args import Place, entry
+from pyggml.kernels.cuda.launch_args import entry
 from pyggml.kernels.cuda.layout import F16, blocks
-from pyggml.kernels.cuda.spec import Spec, i32, i64
+from pyggml.kernels.cuda.spec import DeviceAddress, Spec, i32, i64
 from pyggml.kernels.cuda.unpack import ALIGNMENT
 
 if TYPE_CHECKING:
@@ -29,18 +30,11 @@ if TYPE_CHECKING:
 
 T = GGMLType
 OLDEST = (8, 0)
-WARPS = 4
-THREADS = 32 * WARPS
 KEYS_TILED, KEYS_SPLIT = 32, 16
 MOST_HEAD = 128
 SPLIT_ROWS = 32
 BLOCKS_A_MULTIPROCESSOR = 2
 FLAGS = 32
-LOG2E = math.log2(math.e)
-
-
-TYPES = (*SIMPLE, F16)
-"""Of keys and values, by the numbers that kernels know them by."""
 
 
 def is_packed(x: Operands) -> bool:
@@ -83,82 +77,39 @@ def lower(builder: Builder, node: Tensor, x: Operands) -> None:
             Spec("attention_tile", "attend", (head, 0, packed)),
             grid,
             THREADS,
-            AttendArgs(x.args, sums=0, meta=0, splits=1, steps=0, **kinds),
+            AttendArgs(
+                x.args, sums=0, meta=0, splits=1, steps=0, **kinds, ticket=0, made_q=0, made_scales=0, made_step=0
+            ),
             shared,
         )
         return
     row_blocks = blocks(rows, 16)
     steps = blocks(x.k.ne[1], KEYS_SPLIT * WARPS)
-    wanted = blocks(BLOCKS_A_MULTIPROCESSOR * builder.multiprocessors, row_blocks * heads * n_batch)
-    splits = max(1, min(steps, wanted, 65535))
-    parts = splits * WARPS
-    sums = builder.scratch(heads * n_batch * rows * parts * 4 * (head + 2))
-    meta = sums.at(heads * n_batch * rows * parts * 4 * head)
-    args = AttendArgs(x.args, sums=sums.at(), meta=meta, splits=splits, steps=blocks(steps, splits), **kinds)
+    enough = blocks(BLOCKS_A_MULTIPROCESSOR * builder.multiprocessors, row_blocks * heads * n_batch)
+    splits = max(1, min(steps, enough, 65535))
+    entries = heads * n_batch * rows * splits
+    sums: int | DeviceAddress = 0
+    meta: int | DeviceAddress = 0
+    if splits > 1:
+        work = builder.scratch(entries * 4 * (head + 2))
+        sums, meta = work.at(), work.at(entries * 4 * head)
+    made = None
+    if head % 32 == 0 and head * n_head % GROUP == 0:
+        made = wanted(builder, node, head * n_head)
+    q, q_scales, q_step = (0, 0, 0) if made is None else made
+    args = AttendArgs(
+        x.args, sums=sums, meta=meta, splits=splits, steps=blocks(steps, splits), **kinds,
+        ticket=builder.counters(row_blocks * heads * n_batch) if splits > 1 else 0, made_q=q, made_scales=q_scales,
+        made_step=q_step,
+    )  # fmt: skip
     shared = FLAGS + (16 + 2 * KEYS_SPLIT * WARPS) * row_bytes
     grid = (row_blocks, heads * n_batch, splits)  # type: ignore[assignment]
     builder.launch(Spec("attention_tile", "attend", (head, 1, packed)), grid, THREADS, args, shared)
-    combined = CombineArgs(
-        y=x.args.y, sums=sums.at(), meta=meta, head=head, n_tokens=n_tokens, n_head=n_head, ratio=n_head // heads,
-        parts=parts, sinks=x.args.sinks, sink_step=x.args.sink_step,
-    )  # fmt: skip
-    builder.launch(Spec("attention_tile", "combine"), (n_head, n_tokens, n_batch), THREADS, combined)
-
-
-def _halves():
-    """-> f(to, row, i, kind, size, start): values i to i + 7 of a row of blocks as F16 in shared memory, i a multiple of 8.
-
-    size: bytes of a block; start: where its quants begin, behind scale, minimum and fifth bits. Other types: F16.
-    """
-    from pyggml.kernels.cuda import device as d
-    from pyggml.kernels.cuda.unpack_words import LOW, fifths, levels
-    from pyggml.quants.iq4_nl import LEVELS
-
-    fifth, look_up = fifths(), levels(LEVELS)
-    q4_0, q5_0, q8_0, iq4_nl, f16 = (TYPES.index(t) for t in (T.Q4_0, T.Q5_0, T.Q8_0, T.IQ4_NL, F16))
-
-    @d.inline
-    def two(q, k, by, low):
-        """Bytes k and k + 1 as values."""
-        x = d.fma(d.f32(d.i32(q << (24 - 8 * k)) >> 24), by, low)
-        return d.pack_f16(x, d.fma(d.f32(d.i32(q << (16 - 8 * k)) >> 24), by, low))
-
-    @d.inline
-    def halves(to, row, i, kind, size, start):
-        if kind == f16:
-            w0, w1, w2, w3 = d.ld_i32x4(row + i * 2)
-            d.sst_i32x4(to, w0, w1, w2, w3)
-        else:
-            b = row + (i >> 5) * size
-            inside = i & 31
-            at = b + start + (inside if kind == q8_0 else inside & 8)
-            odd = at & 2
-            select = 0x5432 if odd else 0x3210
-            w0, w1, w2 = d.ld_i32(at - odd), d.ld_i32(at - odd + 4), d.ld_i32(at + 4 + odd)
-            q, p = d.permute(w0, w1, select), d.permute(w1, w2, select)
-            by = d.ld_f16(b)
-            low = d.f32(0)
-            if kind != q8_0:
-                shift = (inside >> 4) * 4
-                q, p = d.i32((q >> shift) & LOW), d.i32((p >> shift) & LOW)
-            if start > 4:  # four bytes of fifth bits lie before the quants
-                bits = d.ld_u8(b + start - 4 + (inside >> 3))
-                q, p = d.i32(q | fifth(bits, 0)), d.i32(p | fifth(bits, 4))
-            if start & 3 == 0:  # a minimum lies behind the scale
-                low = d.ld_f16(b + 2)
-            if kind == q4_0:
-                low = by * d.f32(-8)
-            if kind == q5_0:
-                low = by * d.f32(-16)
-            if kind == iq4_nl:
-                q, p = look_up(q), look_up(p)
-            d.sst_i32x4(to, two(q, 0, by, low), two(q, 2, by, low), two(p, 0, by, low), two(p, 2, by, low))
-
-    return halves
 
 
 class AttendArgs(NamedTuple):
-    """sums, meta: work memory of split_kv, and how many blocks share the keys, `steps` of KEYS_SPLIT x WARPS keys each."""
+    """sums, meta: work memory of split_kv, and how many blocks share the keys, `steps` of KEYS_SPLIT x WARPS keys each; ticket: of
+    the blocks that share. made_q ...: where a token's results go as bytes too (0: nowhere)."""
 
     shared: Shared
     sums: i64
@@ -171,12 +122,17 @@ class AttendArgs(NamedTuple):
     kind_v: i32
     size_v: i32
     start_v: i32
+    ticket: i64
+    made_q: i64
+    made_scales: i64
+    made_step: i32
 
 
 def attend(head, split_kv, packed):
     from pyggml.kernels.cuda import device as d
 
-    halves = _halves() if packed else None
+    halves = block_halves() if packed else None
+    join = joining(head)
 
     @d.inline
     def capped(x, softcap):
@@ -197,6 +153,7 @@ def attend(head, split_kv, packed):
         y, y0, y1, y2, y3, q, q0, q1, q2, q3, k, k0, k1, k2, k3, v, v0, v1, v2, v3, mask, mask0, mask1, mask2,
         mask3, key_size, value_size, n_kv, n_tokens, n_head, ratio_k, ratio_v, mask_heads, mask_batches, slopes, sinks, sink_step, scale,
         softcap, sums, meta, splits, steps, kind_k, size_k, start_k, kind_v, size_v, start_v,
+        ticket, made_q, made_scales, made_step,
     ):  # fmt: skip
         lowest = d.bits_float(-8388608)  # -inf
         me = d.i32(d.thread())
@@ -370,86 +327,44 @@ def attend(head, split_kv, packed):
         for r in range(2):
             x = total[r]
             x = x + d.shuffle_xor_f32(x, 1)
-            x = x + d.shuffle_xor_f32(x, 2)
-            row = d.i32(row0 + g + 8 * r)
-            if split_kv:
-                if row < rows:
-                    at = (d.i64(d.block_y()) * rows + row) * (splits * WARPS) + d.block_z() * WARPS + warp
-                    if t == 0:
-                        d.st_f32x2(meta + at * 8, top[r], x)
-                    for i in range(wide):
-                        d.st_f32x2(
-                            sums + (at * head + 8 * i + 2 * t) * 4, result[4 * i + 2 * r], result[4 * i + 2 * r + 1]
-                        )
-            elif row < rows:
-                token = d.udiv(row, ratio_k)
-                h = key_head * ratio_k + d.urem(row, ratio_k)
-                less = d.f32(1)
-                if sinks != 0:
-                    sink = d.ld_f32(sinks + h * sink_step) * d.f32(LOG2E)
-                    most = d.fmaximum(top[r], sink)
-                    less = d.ex2(top[r] - most)
-                    x = x * less + d.ex2(sink - most)
-                share = d.f32(0)
-                if x != d.f32(0):
-                    share = less / x
-                to = y + h * y1 + token * y2 + z * y3
+            total[r] = x + d.shuffle_xor_f32(x, 2)
+        if split_kv:
+            # what the warps found, beside each other in the memory of the tiles
+            tops = d.i32(d.shared() + FLAGS)
+            found = d.i32(tops + 16 * WARPS * 8)
+            d.barrier()
+            for r in range(2):
+                at = d.i32(warp * 16 + g + 8 * r)
+                if t == 0:
+                    d.sst_f32x2(tops + at * 8, top[r], total[r])
                 for i in range(wide):
-                    at = to + (8 * i + 2 * t) * 4
-                    d.st_f32x2(at, result[4 * i + 2 * r] * share, result[4 * i + 2 * r + 1] * share)
-
-    return kernel
-
-
-class CombineArgs(NamedTuple):
-    y: Place
-    sums: i64
-    meta: i64
-    head: i32
-    n_tokens: i32
-    n_head: i32
-    ratio: i32
-    parts: i32
-    sinks: i64
-    sink_step: i64
-
-
-def combine():
-    """What the warps of `split_kv` found, weighted by their maxima: one block of threads a query of a head."""
-    from pyggml.kernels.cuda import device as d
-
-    @entry(CombineArgs, THREADS)
-    def kernel(y, y0, y1, y2, y3, sums, meta, head, n_tokens, n_head, ratio, parts, sinks, sink_step):
-        lowest = d.bits_float(-8388608)  # -inf
-        h, token, z = d.block_x(), d.block_y(), d.block_z()
-        key_head = d.udiv(h, ratio)
-        rows = n_tokens * ratio
-        row = token * ratio + (h - key_head * ratio)
-        first = ((d.i64(z) * d.udiv(n_head, ratio) + key_head) * rows + row) * parts
-        most = lowest
-        p = d.i32(0)
-        while p < parts:
-            most = d.fmaximum(most, d.ld_f32(meta + (first + p) * 8))
-            p = d.i32(p + 1)
-        sink = lowest
-        if sinks != 0:
-            sink = d.ld_f32(sinks + h * sink_step) * d.f32(LOG2E)
-        most = d.fmaximum(most, sink)
-        base = d.f32(0) if most == lowest else most
-        i = d.i32(d.thread())
-        while i < head:
-            total = d.ex2(sink - base)
-            x = d.f32(0)
-            p = d.i32(0)
-            while p < parts:
-                top, part = d.ld_f32x2(meta + (first + p) * 8)
-                weight = d.ex2(top - base)
-                total = total + part * weight
-                x = d.fma(d.ld_f32(sums + ((first + p) * head + i) * 4), weight, x)
-                p = d.i32(p + 1)
-            if total != d.f32(0):
-                x = x / total
-            d.st_f32(y + i * y0 + h * y1 + token * y2 + z * y3, x)
-            i = d.i32(i + THREADS)
+                    d.sst_f32x2(
+                        found + (at * head + 8 * i + 2 * t) * 4, result[4 * i + 2 * r], result[4 * i + 2 * r + 1]
+                    )
+            d.barrier()
+            join(
+                tops, found, y, y0, y1, y2, y3, z, key_head, ratio_k, rows, row0, sinks, sink_step, sums, meta, splits, ticket,
+                made_q, made_scales, made_step, n_tokens,
+            )  # fmt: skip
+        else:
+            for r in range(2):
+                row = d.i32(row0 + g + 8 * r)
+                if row < rows:
+                    x = total[r]
+                    token = d.udiv(row, ratio_k)
+                    h = key_head * ratio_k + d.urem(row, ratio_k)
+                    less = d.f32(1)
+                    if sinks != 0:
+                        sink = d.ld_f32(sinks + h * sink_step) * d.f32(LOG2E)
+                        most = d.fmaximum(top[r], sink)
+                        less = d.ex2(top[r] - most)
+                        x = x * less + d.ex2(sink - most)
+                    share = d.f32(0)
+                    if x != d.f32(0):
+                        share = less / x
+                    to = y + h * y1 + token * y2 + z * y3
+                    for i in range(wide):
+                        at = to + (8 * i + 2 * t) * 4
+                        d.st_f32x2(at, result[4 * i + 2 * r] * share, result[4 * i + 2 * r + 1] * share)
 
     return kernel

@@ -18,11 +18,11 @@ HEADS = range(16, 129, 16)
 def every() -> list[Spec]:
     """In no order that matters, each once."""
     found = [
-        Spec("activations", "quantize"), Spec("soft_max", "soft_max"), Spec("rope", "rope"),
+        Spec("activations", "quantize"), Spec("soft_max", "soft_max"), Spec("rope", "rope"), Spec("rope_cache", "rope_cache"),
         Spec("elementwise", "binary"), Spec("reduce", "argmax"), Spec("argsort", "ranks"), Spec("argsort", "sort"),
         Spec("unary", "unary"), Spec("unary", "scale"), Spec("glu", "glu"), Spec("rows", "set_elements"),
         Spec("copy", "move_kernel"), Spec("copy", "convert"), Spec("copy", "quantize"), Spec("attention", "plain"),
-        Spec("attention_tile", "combine"), Spec("experts", "table"), Spec("norm", "norm"), Spec("norm", "l2_norm"),
+        Spec("experts", "table"), Spec("norm", "norm"), Spec("norm", "l2_norm"),
         Spec("norm", "group_norm"), Spec("reduce", "sum_rows"), Spec("reduce", "sum_all"), Spec("reduce", "cumsum"),
         Spec("add_id", "add_id"), Spec("concat", "concat"), Spec("repeat", "repeat"), Spec("pad", "pad"),
         Spec("fill", "sequence"), Spec("fill", "part"), Spec("solve_tri", "solve_tri"), Spec("ssm", "ssm_conv"),
@@ -32,7 +32,7 @@ def every() -> list[Spec]:
         found.append(Spec("ssm", "ssm_scan", (parts,)))
         found.append(Spec("gated_delta_net", "gated_delta_net", (parts,)))
         found += [Spec("linear_attention", name, (parts,)) for name in ("wkv6", "wkv7")]
-    found += [Spec("norm", "rms_norm", (i,)) for i in (0, 1)]
+    found += [Spec("norm", "rms_norm", (i,)) for i in (0, 1)] + [Spec("norm", "normed_rows")]
     found += [Spec("rows", "set_rows", (i,)) for i in (0, 1)]
     found += [Spec("rows", "get_rows", (family,)) for family in FAMILIES]
     found += [Spec("copy", "dequantize", (family,)) for family in FAMILIES if family != "floats"]
@@ -43,8 +43,10 @@ def every() -> list[Spec]:
     for t in UNPACKED:
         found += [Spec("matvec", "integers", (t.name, n)) for n in COLUMNS]
         found.append(Spec("mma", "integers", (t.name,)))
+        found += [Spec("matvec_one", name, (t.name,)) for name in ("products", "glu")]
     for name in FLOATS:
         found += [Spec("matvec", "floats", (name, n)) for n in COLUMNS]
+        found += [Spec("matvec_one", factory, (name,)) for factory in ("products", "glu")]
         if name != "F32":
             found.append(Spec("mma", "floats", (name,)))
     return found

@@ -115,12 +115,11 @@ def lower(builder: Builder, node: Tensor, a: Tensor, b: Tensor, result: Tensor, 
         builder.launch(spec, grid, 32 * WARPS, packed, shared)
 
 
-def _finish(columns):
-    """-> f(total, ...): add up what lanes and warps have, and store it."""
+def gating():
+    """-> f(x, g, glu): REGLU, GEGLU or SWIGLU."""
     from pyggml.kernels.cuda import device as d
     from pyggml.kernels.cuda.functions import gates
 
-    sums = ROWS * columns
     silu, gelu, _, _, _ = gates()
 
     @d.inline
@@ -128,6 +127,16 @@ def _finish(columns):
         if glu == 0:
             return x * g if x > d.f32(0) else d.f32(0)
         return (gelu(x) if glu == 1 else silu(x)) * g
+
+    return gated
+
+
+def _finish(columns):
+    """-> f(total, ...): add up what lanes and warps have, and store it."""
+    from pyggml.kernels.cuda import device as d
+
+    sums = ROWS * columns
+    gated = gating()
 
     @d.inline
     def finish(total, y, y1, first, n_rows, m, share, added, added1, up, glu):
@@ -267,22 +276,10 @@ def integers(name, columns):
     return kernel
 
 
-class FloatsArgs(NamedTuple):
-    product: Product
-    b: Rows
-    groups: i32
-    share: i32
-    lists: experts.Lists
-    ending: Ending
-
-
-def floats(name, columns):
-    """F32, F16 or BF16 with F32: a lane takes 8 values at a time."""
+def eight_values(name):
+    """-> f(at): eight F32, F16 or BF16 as f32; how many bytes they take."""
     from pyggml.kernels.cuda import device as d
-    from pyggml.kernels.cuda.experts import chosen
 
-    finish, choose = _finish(columns), chosen()
-    sums, eights = ROWS * columns, ROWS * 8
     wide, brain = name == "F32", name == "BF16"
     size = 32 if wide else 16
 
@@ -302,6 +299,27 @@ def floats(name, columns):
             return v0, v1, v2, v3, v4, v5, v6, v7
         w0, w1, w2, w3 = d.ld_i32x4(at)
         return low(w0), high(w0), low(w1), high(w1), low(w2), high(w2), low(w3), high(w3)
+
+    return eight, size
+
+
+class FloatsArgs(NamedTuple):
+    product: Product
+    b: Rows
+    groups: i32
+    share: i32
+    lists: experts.Lists
+    ending: Ending
+
+
+def floats(name, columns):
+    """F32, F16 or BF16 with F32: a lane takes 8 values at a time."""
+    from pyggml.kernels.cuda import device as d
+    from pyggml.kernels.cuda.experts import chosen
+
+    finish, choose = _finish(columns), chosen()
+    sums, eights = ROWS * columns, ROWS * 8
+    eight, size = eight_values(name)
 
     @entry(FloatsArgs, 32 * WARPS)
     def kernel(

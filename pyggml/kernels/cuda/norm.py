@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from pyggml.kernels.cuda.activations import wanted
 from pyggml.kernels.cuda.launch_args import NOWHERE, Extents, Place, entry, extents, place
 from pyggml.kernels.cuda.layout import F32, apart, blocks, refuse_types, source
+from pyggml.kernels.cuda.normed import Normed, normed
 from pyggml.kernels.cuda.spec import Spec, f32, i32
 from pyggml.ops import Op
 
@@ -54,6 +56,14 @@ def lower_fused(builder: Builder, nodes: list[Tensor]) -> bool:
         return False
     if not apart(product, a) or (product.data < w.data + w.nbytes and w.data < product.data + product.nbytes):
         return False  # the place of `a` may have been given away once the norm is done
+    if w.nelements == w.ne[0] and w.nb[0] == 4 and a.nb[0] == 4 and product.nb[0] == 4:
+        made = wanted(builder, product)
+        if made is not None:
+            threads = threads_for(a.ne[0])
+            rest = normed(product.data, w.data, norm.param_f32(0), threads, made)
+            rows = NormedRowsArgs(a=place(a), y=place(product), n=extents(a.ne), rest=rest)
+            builder.launch(Spec("norm", "normed_rows"), (a.nrows,), threads, rows, SUMS)
+            return True
     args = RmsNormArgs(
         y=place(product), a=place(a), n=extents(a.ne), eps=norm.param_f32(0), w=place(w), m1=w.ne[1], m2=w.ne[2], m3=w.ne[3],
     )  # fmt: skip
@@ -102,6 +112,37 @@ def rms_norm(weighted):
                 value = value * d.ld_f32(weights + i * w0)
             d.st_f32(z + i * y0, value)
             i = d.i32(i + d.threads())
+
+    return kernel
+
+
+class NormedRowsArgs(NamedTuple):
+    """Of `rest` z is the first row's place."""
+
+    a: Place
+    y: Place
+    n: Extents
+    rest: Normed
+
+
+def normed_rows():
+    """Dense rows, and their bytes."""
+    from pyggml.kernels.cuda import device as d
+    from pyggml.kernels.cuda.convert import places
+    from pyggml.kernels.cuda.normed import row
+
+    place, norm_row = places(), row()
+
+    @entry(NormedRowsArgs)
+    def kernel(
+        a, a0, a1, a2, a3, y, y0, y1, y2, y3, n0, n1, n2, z, weights, eps, wide, q, q_scales, q_step,
+    ):  # fmt: skip
+        _, i1, i2, i3 = place(d.i32(d.block_x()), 1, n1, n2)
+        at = d.i64(d.block_x()) * q_step
+        norm_row(
+            a + i1 * a1 + i2 * a2 + i3 * a3, n0, y + i1 * y1 + i2 * y2 + i3 * y3, weights, eps, wide, q + at,
+            q_scales + (at >> 2), q_step, d.shared(),
+        )  # fmt: skip
 
     return kernel
 

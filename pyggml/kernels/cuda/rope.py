@@ -81,40 +81,10 @@ def rates(node: Tensor, numbers: list[int]) -> tuple[NDArray[np.float64], float]
     return frequencies * (scale * (1 - mix) + mix) / (2 * math.pi), magnitude
 
 
-def lower(builder: Builder, node: Tensor) -> None:
-    a, positions, factors = source(node, 0), source(node, 1), option(node, 2)
-    which, numbers = axes(node)
-    turns, magnitude = rates(node, numbers)
-    high = turns.astype(np.float32)
-    table = np.zeros((len(turns), 4), np.float32)
-    table[:, 0], table[:, 1] = high, turns - high
-    table[:, 2] = np.array(which, np.int32).view(np.float32)
-    key = "rope", table.tobytes()
-    constant = builder.remembered(key)
-    if constant is None:
-        constant = builder.constant(table)
-        builder.remember(key, constant, positions)
-    n0, pairs = a.ne[0], len(turns)
-    per_row = pairs + (n0 - 2 * pairs + 1) // 2
-    n = per_row * a.nrows
-    args = RopeArgs(
-        y=place(node), ky=KINDS[node.type], a=place(a), ka=KINDS[a.type], n=extents(a.ne), per_row=per_row, total=n,
-        positions=positions.data, position_step=positions.nb[0], rates=constant,
-        factors=0 if factors is None else factors.data, factor_step=0 if factors is None else factors.nb[0],
-        pairs=pairs, offset=node.param_i32(15), halves=int(node.param_i32(2) != ROPE_NORMAL),
-        magnitude=float(magnitude), way=-1.0 if node.op == Op.ROPE_BACK else 1.0,
-    )  # fmt: skip
-    builder.launch(Spec("rope", "rope"), (blocks(n),), THREADS, args)
+class Turning(NamedTuple):
+    """What a pair's angle is made of: positions, `position_step` apart; rates (4 words a pair), factors (0: none); the first
+    rotated element, pairs of neighbours or of halves, magnitude and direction."""
 
-
-class RopeArgs(NamedTuple):
-    y: Place
-    ky: i32
-    a: Place
-    ka: i32
-    n: Extents
-    per_row: i32
-    total: i32
     positions: i64
     position_step: i64
     rates: i64
@@ -127,12 +97,80 @@ class RopeArgs(NamedTuple):
     way: f32
 
 
+def turning(builder: Builder, node: Tensor) -> Turning:
+    positions, factors = source(node, 1), option(node, 2)
+    which, numbers = axes(node)
+    turns, magnitude = rates(node, numbers)
+    high = turns.astype(np.float32)
+    table = np.zeros((len(turns), 4), np.float32)
+    table[:, 0], table[:, 1] = high, turns - high
+    table[:, 2] = np.array(which, np.int32).view(np.float32)
+    key = "rope", table.tobytes()
+    constant = builder.remembered(key)
+    if constant is None:
+        constant = builder.constant(table)
+        builder.remember(key, constant, positions)
+    return Turning(
+        positions=positions.data, position_step=positions.nb[0], rates=constant,
+        factors=0 if factors is None else factors.data, factor_step=0 if factors is None else factors.nb[0],
+        pairs=len(turns), offset=node.param_i32(15), halves=int(node.param_i32(2) != ROPE_NORMAL),
+        magnitude=float(magnitude), way=-1.0 if node.op == Op.ROPE_BACK else 1.0,
+    )  # fmt: skip
+
+
+def threads_a_row(n0: int, pairs: int) -> int:
+    """One a pair, and one for each two of the elements that are not rotated."""
+    return pairs + (n0 - 2 * pairs + 1) // 2
+
+
+def lower(builder: Builder, node: Tensor) -> None:
+    a, turned = source(node, 0), turning(builder, node)
+    per_row = threads_a_row(a.ne[0], turned.pairs)
+    n = per_row * a.nrows
+    args = RopeArgs(
+        y=place(node), ky=KINDS[node.type], a=place(a), ka=KINDS[a.type], n=extents(a.ne), per_row=per_row, total=n,
+        turning=turned,
+    )  # fmt: skip
+    builder.launch(Spec("rope", "rope"), (blocks(n),), THREADS, args)
+
+
+class RopeArgs(NamedTuple):
+    y: Place
+    ky: i32
+    a: Place
+    ka: i32
+    n: Extents
+    per_row: i32
+    total: i32
+    turning: Turning
+
+
+def angles():
+    """-> f(p, token, tokens, ...): cosine and sine of pair p's angle, times the magnitude; the rest are fields of Turning."""
+    from pyggml.kernels.cuda import device as d
+
+    @d.inline
+    def angle_of(p, token, tokens, positions, position_step, rates, factors, factor_step, magnitude, way):
+        high, low, axis, _ = d.ld_f32x4(rates + 16 * p)
+        if factors != 0:
+            factor = d.ld_f32(factors + p * factor_step)
+            low = (d.fma(-(high / factor), factor, high) + low) / factor
+            high = high / factor
+        position = d.f32(d.ld_i32(positions + (token + d.float_bits(axis) * tokens) * position_step))
+        turns = d.mul_rn(position, high)  # with the difference below it could become one fma
+        rest = d.fma(position, high, -turns) + position * low
+        angle = ((turns - d.f32(d.round_i32(turns))) + rest) * d.f32(6.283185307179586)
+        return d.cos_turn(angle) * magnitude, d.sin_turn(angle) * magnitude * way
+
+    return angle_of
+
+
 def rope():
     from pyggml.kernels.cuda import device as d
     from pyggml.kernels.cuda.convert import access, places
 
     load, store = access()
-    place = places()
+    place, angle_of = places(), angles()
 
     @entry(RopeArgs, THREADS)
     def kernel(
@@ -145,17 +183,7 @@ def rope():
             x = a + i1 * a1 + i2 * a2 + i3 * a3
             z = y + i1 * y1 + i2 * y2 + i3 * y3
             if p < pairs:
-                high, low, axis, _ = d.ld_f32x4(rates + 16 * p)
-                if factors != 0:
-                    factor = d.ld_f32(factors + p * factor_step)
-                    low = (d.fma(-(high / factor), factor, high) + low) / factor
-                    high = high / factor
-                position = d.f32(d.ld_i32(positions + (i2 + d.float_bits(axis) * n2) * position_step))
-                turns = d.mul_rn(position, high)  # with the difference below it could become one fma
-                rest = d.fma(position, high, -turns) + position * low
-                angle = ((turns - d.f32(d.round_i32(turns))) + rest) * d.f32(6.283185307179586)
-                c = d.cos_turn(angle) * magnitude
-                s = d.sin_turn(angle) * magnitude * way
+                c, s = angle_of(p, i2, n2, positions, position_step, rates, factors, factor_step, magnitude, way)
                 first = offset + (p if halves else 2 * p)
                 second = first + (pairs if halves else 1)
                 u = load(x + first * a0, ka)

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from pyggml.kernels.cuda.launch_args import entry
-from pyggml.kernels.cuda.spec import i64
+from pyggml.kernels.cuda.spec import i32, i64
 
 
 class WarpsArgs(NamedTuple):
@@ -90,5 +90,32 @@ def moves():
         d.st_f32x2(to + 104, f0, f1)
         v0, v1, v2, v3 = d.sld_f32x4(other + 48)
         d.st_f32x4(to + 112, v0, v1, v2, v3)
+
+    return kernel
+
+
+class TicketsArgs(NamedTuple):
+    y: i64
+    at: i64
+    n: i32
+
+
+def tickets():
+    """Each block writes its number; the last of n to draw a ticket adds up what all have written, and lays the tickets back."""
+    from pyggml.kernels.cuda import device as d
+    from pyggml.kernels.cuda.tickets import last
+
+    is_last = last()
+
+    @entry(TicketsArgs, 64)
+    def kernel(y, at, n):
+        me = d.i32(d.thread())
+        d.st_i32(y + (d.block_x() * 64 + me) * 4, d.block_x() + me)
+        if is_last(at, n, d.shared()):
+            total, block = d.i32(0), d.i32(0)
+            while block < n:
+                total = d.i32(total + d.ld_i32(y + (block * 64 + (63 - me)) * 4))
+                block = d.i32(block + 1)
+            d.st_i32(y + (n * 64 + me) * 4, total)
 
     return kernel

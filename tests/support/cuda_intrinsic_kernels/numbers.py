@@ -28,6 +28,7 @@ def integers():
             d.st_i32(at + 8 * n, d.funnel(p, q, r & 31))
             d.st_i32(at + 12 * n, d.udiv(p & 0x7FFFFFFF, (q & 0xFFFF) + 1))
             d.st_i32(at + 16 * n, d.urem(p & 0x7FFFFFFF, (q & 0xFFFF) + 1))
+            d.st_i32(at + 20 * n, d.shr(p, r & 31))
 
     return kernel
 

@@ -30,6 +30,7 @@ from pyggml.kernels.cuda.device.arithmetic import (
     rcp,
     round_down,
     round_i32,
+    shr,
     sign_of,
     sin_turn,
     truncate_i32,
@@ -37,6 +38,7 @@ from pyggml.kernels.cuda.device.arithmetic import (
     urem,
 )
 from pyggml.kernels.cuda.device.memory import (
+    add_i32,
     cp_async16,
     cp_async_commit,
     cp_async_wait,

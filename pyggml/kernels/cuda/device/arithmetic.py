@@ -21,6 +21,8 @@ bits_float = intrinsic("bits_float", "f32", ["i32"], "%r = bitcast i32 %a0 to fl
 udiv = intrinsic("udiv", "i32", ["i32", "i32"], "%r = udiv i32 %a0, %a1\nret i32 %r", plain=True)
 """Quotient of numbers that are not negative; Python's own // takes twice as many instructions."""
 urem = intrinsic("urem", "i32", ["i32", "i32"], "%r = urem i32 %a0, %a1\nret i32 %r", plain=True)
+shr = intrinsic("shr", "i32", ["i32", "i32"], "%r = lshr i32 %a0, %a1\nret i32 %r", plain=True)
+"""Bits moved down by 0 to 31, zeros from above: one instruction, where Python's >> on an i64 takes two and more."""
 funnel = intrinsic(
     "funnel", "i32", ["i32", "i32", "i32"],
     asm("shf.r.wrap.b32 $0, $1, $2, $3;", "=r,r,r,r", "i32", "i32 %a0, i32 %a1, i32 %a2", pure=True),

@@ -130,3 +130,10 @@ cp_async_commit = intrinsic("cp_async_commit", "void", [], asm("cp.async.commit_
 cp_async_wait = intrinsic("cp_async_wait", "void", [], asm("cp.async.wait_group 0;", "~{memory}", "void", ""))
 cp_async_wait_one = intrinsic("cp_async_wait_one", "void", [], asm("cp.async.wait_group 1;", "~{memory}", "void", ""))
 """Wait until all groups of copies of this thread but the last one are there."""
+
+add_i32 = intrinsic(
+    "add_i32", "i32", ["i64", "i32"],
+    asm("atom.acq_rel.gpu.global.add.u32 $0, [$1], $2;", "=r,l,r,~{memory}", "i32", "i64 %a0, i32 %a1"),
+)  # fmt: skip
+"""Add to an i32 in global memory; -> what was there. What this thread and those that it met at a barrier before have written
+is seen by whoever adds to the same place later, and by those that it meets then."""

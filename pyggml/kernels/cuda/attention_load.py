@@ -1,0 +1,63 @@
+"""Keys and values on their way into shared memory: blocks of 32 become F16."""
+
+from __future__ import annotations
+
+from pyggml.dtypes import GGMLType
+from pyggml.kernels.cuda.blocks import SIMPLE
+from pyggml.kernels.cuda.layout import F16
+
+T = GGMLType
+TYPES = (*SIMPLE, F16)
+"""Of keys and values, by the numbers that kernels know them by."""
+
+
+def block_halves():
+    """-> f(to, row, i, kind, size, start): values i to i + 7 of a row of blocks as F16 in shared memory, i a multiple of 8.
+
+    size: bytes of a block; start: where its quants begin, behind scale, minimum and fifth bits. Other types: F16.
+    """
+    from pyggml.kernels.cuda import device as d
+    from pyggml.kernels.cuda.unpack_words import LOW, fifths, levels
+    from pyggml.quants.iq4_nl import LEVELS
+
+    fifth, look_up = fifths(), levels(LEVELS)
+    q4_0, q5_0, q8_0, iq4_nl, f16 = (TYPES.index(t) for t in (T.Q4_0, T.Q5_0, T.Q8_0, T.IQ4_NL, F16))
+
+    @d.inline
+    def two(q, k, by, low):
+        """Bytes k and k + 1 as values."""
+        x = d.fma(d.f32(d.i32(q << (24 - 8 * k)) >> 24), by, low)
+        return d.pack_f16(x, d.fma(d.f32(d.i32(q << (16 - 8 * k)) >> 24), by, low))
+
+    @d.inline
+    def halves(to, row, i, kind, size, start):
+        if kind == f16:
+            w0, w1, w2, w3 = d.ld_i32x4(row + i * 2)
+            d.sst_i32x4(to, w0, w1, w2, w3)
+        else:
+            b = row + (i >> 5) * size
+            inside = i & 31
+            at = b + start + (inside if kind == q8_0 else inside & 8)
+            odd = at & 2
+            select = 0x5432 if odd else 0x3210
+            w0, w1, w2 = d.ld_i32(at - odd), d.ld_i32(at - odd + 4), d.ld_i32(at + 4 + odd)
+            q, p = d.permute(w0, w1, select), d.permute(w1, w2, select)
+            by = d.ld_f16(b)
+            low = d.f32(0)
+            if kind != q8_0:
+                shift = (inside >> 4) * 4
+                q, p = d.i32((q >> shift) & LOW), d.i32((p >> shift) & LOW)
+            if start > 4:  # four bytes of fifth bits lie before the quants
+                bits = d.ld_u8(b + start - 4 + (inside >> 3))
+                q, p = d.i32(q | fifth(bits, 0)), d.i32(p | fifth(bits, 4))
+            if start & 3 == 0:  # a minimum lies behind the scale
+                low = d.ld_f16(b + 2)
+            if kind == q4_0:
+                low = by * d.f32(-8)
+            if kind == q5_0:
+                low = by * d.f32(-16)
+            if kind == iq4_nl:
+                q, p = look_up(q), look_up(p)
+            d.sst_i32x4(to, two(q, 0, by, low), two(q, 2, by, low), two(p, 0, by, low), two(p, 2, by, low))
+
+    return halves
