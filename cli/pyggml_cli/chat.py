@@ -25,7 +25,7 @@ from pyggml_cli.verbose_prompt import show_prompt
 if TYPE_CHECKING:
     from pyggml.chat import Conversation, PlainDialogue
     from pyggml.runtime.context import Context
-    from pyggml.runtime.drafts import Drafter
+    from pyggml.runtime.drafter import Drafter
     from pyggml.runtime.prompt_cache import PromptCache
     from pyggml.runtime.sequence import Sequence
     from pyggml.runtime.slot import Slot

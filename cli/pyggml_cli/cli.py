@@ -26,7 +26,7 @@ from pyggml_cli.text_files import read_text
 from pyggml_cli.verbose_prompt import show_prompt
 
 if TYPE_CHECKING:
-    from pyggml.runtime.drafts import Drafter
+    from pyggml.runtime.drafter import Drafter
     from pyggml.runtime.prompt_cache import PromptCache
     from pyggml.runtime.slot import Slot
     from pyggml.sampler import SamplerChain

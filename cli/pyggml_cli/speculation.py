@@ -13,7 +13,7 @@ from pyggml_cli.flags import Flag, Row, choice, number, whole
 
 if TYPE_CHECKING:
     from pyggml.runtime.context import Context
-    from pyggml.runtime.drafts import Drafter
+    from pyggml.runtime.drafter import Drafter
 
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
 """Of keys and values, the model's and the smaller one's."""

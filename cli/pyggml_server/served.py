@@ -14,7 +14,7 @@ from pyggml.model.lora import Adapter, Applied
 from pyggml.model.model import Model
 from pyggml.runtime.batcher import Batcher
 from pyggml.runtime.context import Context
-from pyggml.runtime.drafts import Drafter
+from pyggml.runtime.drafter import Drafter
 from pyggml.runtime.embedder import Embedder
 from pyggml.tokenizer import Tokenizer
 from pyggml_server.engine import Engine, Post

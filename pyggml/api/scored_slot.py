@@ -103,7 +103,7 @@ class ScoredSlot(Slot):
         context, rows = self._context, np.empty((len(tokens), self.scores.shape[1]), np.float32)
         for at in range(0, len(tokens), self._n_batch):
             batch = list(tokens[at : at + self._n_batch])
-            rows[at : at + len(batch)] = context.decode(batch, logits="all")
+            rows[at : at + len(batch)] = context.decode(batch, logits="all", one_by_one=True)
             self.tokens += batch
         first, last = len(self.tokens) - len(tokens), len(self.tokens)
         if self.logits_all:

@@ -31,6 +31,8 @@ class Ubatch:
     first + i // (n / n_seqs)."""
     filled: bool = False
     """Whether some rows are NOBODY's."""
+    one_by_one: bool = False
+    """Whether each token must have the bits that it has when it is computed alone."""
 
     @property
     def n(self) -> int:

@@ -59,7 +59,7 @@ tokens read."""
 
 class UbatchShape(NamedTuple):
     """All that a graph depends on. `memory` is the memory's shape of the placement, `n_pooled` the number of sequences that
-    embeddings are made of."""
+    embeddings are made of; `one_by_one`: each token has the bits that it has alone (ops/one_by_one.py)."""
 
     n_tokens: int
     n_outputs: int
@@ -67,6 +67,7 @@ class UbatchShape(NamedTuple):
     n_seqs: int = 1
     wanted: Wanted = LOGITS
     n_pooled: int = 0
+    one_by_one: bool = False
 
     @property
     def form(self) -> Hashable:
@@ -79,6 +80,7 @@ class UbatchShape(NamedTuple):
             self.n_tokens == self.n_seqs,
             streams,
             self.wanted,
+            self.one_by_one,
         )
 
 
@@ -335,6 +337,8 @@ class GraphBuilder:
             self.store(logits)
         graph = build_forward(self._order)
         graph.ends = frozenset(map(id, ends))
+        if self.shape.one_by_one:
+            ops.ask_one_by_one(graph.nodes)
         read = {id(leaf) for leaf in graph.leafs}
         inputs = [one for one in self._inputs if id(one.tensor) in read]
         return BuiltGraph(graph, inputs, logits, list(ends if logits is not None else ends[:-1]))

@@ -43,6 +43,8 @@ from pyggml.ops.numbers import VIEW_OPS as VIEW_OPS
 from pyggml.ops.numbers import GluOp as GluOp
 from pyggml.ops.numbers import Op as Op
 from pyggml.ops.numbers import UnaryOp as UnaryOp
+from pyggml.ops.one_by_one import ask_one_by_one as ask_one_by_one
+from pyggml.ops.one_by_one import is_one_by_one as is_one_by_one
 from pyggml.ops.pad import pad as pad
 from pyggml.ops.pad import pad_reflect_1d as pad_reflect_1d
 from pyggml.ops.pad import roll as roll

@@ -27,17 +27,19 @@ LONG = 64
 @dataclass(frozen=True)
 class Batch:
     """tokens, pos, seq (n,) i32: token, its position in its sequence, the sequence; outputs (n,) bool: whether its logits
-    are wanted. The tokens of a sequence stand in the order of their positions."""
+    are wanted. The tokens of a sequence stand in the order of their positions. one_by_one (n,) bool: those of which each must
+    have the bits that it has when it is computed alone; of a sequence all or none."""
 
     tokens: NDArray[np.int32]
     pos: NDArray[np.int32]
     seq: NDArray[np.int32]
     outputs: NDArray[np.bool_]
+    one_by_one: NDArray[np.bool_]
 
     @classmethod
     def of(
         cls, tokens: Sequence[int] | NDArray[np.int32], start: int, seq: int = 0,
-        logits: Literal["last", "all", "none"] = "last",
+        logits: Literal["last", "all", "none"] = "last", one_by_one: bool = False,
     ) -> Batch:  # fmt: skip
         """Tokens of one sequence, the first at position `start`."""
         ids = np.asarray(tokens, np.int32).reshape(-1)
@@ -45,7 +47,7 @@ class Batch:
         if logits == "last" and ids.size:
             outputs[-1] = True
         pos = np.arange(start, start + ids.size, dtype=np.int32)
-        return cls(ids, pos, np.full(ids.size, seq, np.int32), outputs)
+        return cls(ids, pos, np.full(ids.size, seq, np.int32), outputs, np.full(ids.size, one_by_one))
 
     @classmethod
     def join(cls, batches: Sequence[Batch]) -> Batch:
@@ -53,14 +55,21 @@ class Batch:
         if not batches:
             raise ContextError("no tokens to decode")
         return cls(
-            *(np.concatenate([getattr(b, name) for b in batches]) for name in ("tokens", "pos", "seq", "outputs"))
+            *(
+                np.concatenate([getattr(b, name) for b in batches])
+                for name in ("tokens", "pos", "seq", "outputs", "one_by_one")
+            )
         )
 
     @classmethod
     def of_each(cls, tokens: Sequence[int] | NDArray[np.int32], pos: Sequence[int], seqs: Sequence[int]) -> Batch:
         """One token of each of some sequences, all with logits."""
         ids, places, numbers = (np.array(values, np.int32) for values in (tokens, pos, seqs))
-        return cls(ids, places, numbers, np.ones(len(tokens), np.bool_))
+        return cls(ids, places, numbers, np.ones(len(tokens), np.bool_), np.zeros(len(tokens), np.bool_))
+
+    def part(self, rows: NDArray[np.int64]) -> Batch:
+        """Some of the tokens."""
+        return Batch(self.tokens[rows], self.pos[rows], self.seq[rows], self.outputs[rows], self.one_by_one[rows])
 
     @property
     def n(self) -> int:
@@ -80,8 +89,15 @@ def split(batch: Batch, n_ubatch: int, n_streams: int, n_seq_max: int, fill: boo
     """Micro-batches of at most `n_ubatch` rows, in an order in which each sequence's tokens keep theirs.
 
     Where sequences have streams of their own, a micro-batch holds equally many tokens of sequences with neighbouring
-    numbers; `fill` lets rows stand for sequences in between that have none, and makes sizes few.
+    numbers; `fill` lets rows stand for sequences in between that have none, and makes sizes few. Tokens that are computed one
+    by one have micro-batches of their own.
     """
+    apart = batch.one_by_one
+    if apart.any() and not apart.all():
+        for some in (np.flatnonzero(~apart), np.flatnonzero(apart)):
+            for ub, rows in split(batch.part(some), n_ubatch, n_streams, n_seq_max, fill):
+                yield ub, np.where(rows >= 0, some[rows], -1)
+        return
     if n_streams == 1:
         for start in range(0, batch.n, n_ubatch):
             rows = np.arange(start, min(start + n_ubatch, batch.n))
@@ -136,6 +152,7 @@ def _part(batch: Batch, rows: NDArray[np.int64], streams: NDArray[np.int32], n_s
             n_seqs,
             first,
             not real.all(),
+            bool(batch.one_by_one.any()),
         ),
         rows,
     )

@@ -226,7 +226,12 @@ class Batcher:
             batch = Batch.of_each([part.tokens[0] for part in parts], ends, [part.place.seq for part in parts])
         else:
             batch = Batch.join(
-                [Batch.of(part.tokens, part.place.slot.context.n_past, part.place.seq, part.outputs) for part in parts]
+                [
+                    Batch.of(
+                        part.tokens, part.place.slot.context.n_past, part.place.seq, part.outputs, bool(part.draft)
+                    )
+                    for part in parts
+                ]
             )
         start = clock()
         try:

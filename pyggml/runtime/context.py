@@ -212,11 +212,12 @@ class Context:
 
     def decode(
         self, tokens: Batch | Sequence[int] | NDArray[np.int32], n_past: int | None = None,
-        logits: Literal["last", "all", "none"] = "last",
+        logits: Literal["last", "all", "none"] = "last", one_by_one: bool = False,
     ) -> NDArray[np.float32]:  # fmt: skip
         """Compute a batch; or `tokens` of sequence 0 after its first `n_past` (default: all so far).
 
         -> the logits (n_out, n_vocab) of a batch's outputs, in its order; of the last of `tokens` or of all.
+        one_by_one: each of `tokens` has the bits that it has when it is computed alone, on devices that promise it.
         On an error sequences end with the last micro-batch that was completed. Raises ContextError, ComputeError.
         """
         if isinstance(tokens, Batch):
@@ -232,13 +233,15 @@ class Context:
         bad = np.flatnonzero((ids < 0) | (ids >= self.model.n_vocab))
         if bad.size:
             raise ComputeError(f"token {ids[bad[0]]} is outside the vocabulary of {self.model.n_vocab}")
-        return self._decode_alone(ids, start, logits)
+        return self._decode_alone(ids, start, logits, one_by_one and ids.size > 1)
 
-    def decode_all(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """`decode`, with the logits of all tokens."""
-        return self.decode(tokens, logits="all")
+    def verify(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """`decode`, with the logits of all tokens, which are those that each would have alone."""
+        return self.decode(tokens, logits="all", one_by_one=True)
 
-    def _decode_alone(self, ids: NDArray[np.int32], start: int, logits: str) -> NDArray[np.float32]:
+    def _decode_alone(
+        self, ids: NDArray[np.int32], start: int, logits: str, one_by_one: bool = False
+    ) -> NDArray[np.float32]:
         """Tokens of sequence 0: what `_decode` does with a batch of them, with less ado."""
         self._begin()
         n_out = {"last": 1, "all": ids.size, "none": 0}[logits]
@@ -250,7 +253,7 @@ class Context:
             if logits == "last" and end == ids.size:
                 outputs[-1] = True
             pos = np.arange(start + at, start + end, dtype=np.int32)
-            ub = Ubatch(part, pos, np.zeros(part.size, np.int32), outputs)
+            ub = Ubatch(part, pos, np.zeros(part.size, np.int32), outputs, one_by_one=one_by_one)
             placement = self.memory.place(ub)
             if placement is None:
                 raise ContextError(f"no room for {part.size} tokens in a context of {self.n_ctx}")
@@ -318,7 +321,8 @@ class Context:
             return [((ub, placement), rows)]
         real = rows >= 0
         if not real.all():
-            plain = Batch(ub.tokens[real], ub.pos[real], ub.seq[real], ub.outputs[real])
+            apart = np.full(int(real.sum()), ub.one_by_one)
+            plain = Batch(ub.tokens[real], ub.pos[real], ub.seq[real], ub.outputs[real], apart)
             found = []
             for part, index in split(plain, self.n_ubatch, self.memory.n_streams, self.n_seq_max, fill=False):
                 placement = self.memory.place(part)
@@ -360,7 +364,7 @@ class Context:
             for backend in self._backends:
                 backend.use_threads(n_threads)
         shape: Any = memory.shape(placement)
-        built, schedule = self._ready(UbatchShape(ub.n, ub.n_outputs, shape, ub.n_seqs))
+        built, schedule = self._ready(UbatchShape(ub.n, ub.n_outputs, shape, ub.n_seqs, one_by_one=ub.one_by_one))
         for tensor, values in built.values(ub, placement):
             schedule.set_input(tensor, values)
         memory.prepare(placement)

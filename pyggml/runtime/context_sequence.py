@@ -40,9 +40,9 @@ class ContextSequence:
         """Compute these after those there; logits (1, n_vocab) of the last. Raises ContextError, ComputeError."""
         return self.context.decode(Batch.of(tokens, self.n_past, self.seq))
 
-    def decode_all(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """As `decode`, with the logits of each."""
-        return self.context.decode(Batch.of(tokens, self.n_past, self.seq, "all"))
+    def verify(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """As `decode`, with the logits of each, which are those that it would have alone."""
+        return self.context.decode(Batch.of(tokens, self.n_past, self.seq, "all", one_by_one=len(tokens) > 1))
 
     def prepare(self, n_tokens: int) -> list[Job]:
         """Begin to compile what so many tokens need; the jobs to wait for."""

@@ -1,6 +1,6 @@
 """Drafts: guesses at a text's next tokens, cheap to make, which the model then computes together with the token chosen last. Those that
-are chosen are kept, so the text is the one that would have come without (llama.cpp: common/speculative.cpp, ngram-map.cpp). With
-weights in blocks several tokens at once are rounded otherwise than one: where two tokens are nearly as likely, either may come.
+are chosen are kept, so the text is the one that would have come without (llama.cpp: common/speculative.cpp, ngram-map.cpp): each
+has the bits that it would have alone (ops/one_by_one.py).
 
 Owns where guesses come from and how many are made; generate.py and batcher.py compare them with what is chosen.
 """
@@ -8,29 +8,20 @@ Owns where guesses come from and how many are made; generate.py and batcher.py c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pyggml.errors import ModelError
 from pyggml.runtime.context_sequence import ContextSequence
+from pyggml.runtime.drafter import draft_size
 from pyggml.runtime.slot import Slot
 
 if TYPE_CHECKING:
     from pyggml.runtime.context import Context
 
-FIRST = 8
+FIRST = 7
 """Tokens of a first draft at most: the next ones go by how many were kept."""
-
-
-class Drafter(Protocol):
-    """Of one text, or of several one after the other."""
-
-    def draft(self, tokens: Sequence[int], most: int) -> list[int]:
-        """At most so many tokens that may follow; none where there is no idea."""
-
-    def kept(self, drafted: int, kept: int) -> None:
-        """How many of a draft's tokens were chosen."""
 
 
 class Adaptive:
@@ -46,7 +37,7 @@ class Adaptive:
 
     def kept(self, drafted: int, kept: int) -> None:
         if kept == drafted:
-            self.most = min(self.limit, 2 * max(self.most, drafted))
+            self.most = min(self.limit, 2 * max(self.most, drafted) + 1)
         else:
             self.most = min(self.limit, max(2, kept + kept // 2))
 
@@ -115,14 +106,15 @@ class ModelDrafter(Adaptive):
             return []
         logits = self.slot.prefill(tokens[self.slot.begin(tokens) :])
         drafted: list[int] = []
-        for _ in range(min(most, self.limit, room)):
+        n = draft_size(min(most, self.limit, room))
+        for _ in range(n):
             if logits is None:
                 break
             token = int(logits.argmax())
             if self.p_min and _probability(logits, token) < self.p_min:
                 break
             drafted.append(token)
-            if len(drafted) < min(most, self.limit, room):
+            if len(drafted) < n:
                 logits = self.slot.decode([token])
         return drafted if len(drafted) >= self.least else []
 

@@ -19,7 +19,7 @@ from pyggml.runtime.slot import Slot, reusable
 
 if TYPE_CHECKING:
     from pyggml.model.lora import Applied
-    from pyggml.runtime.drafts import Drafter
+    from pyggml.runtime.drafter import Drafter
 
 LEAST = 32
 """Tokens that must be gained for a copy from another sequence, which costs a graph of its own; where cells are shared it costs nothing."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Set
 from collections.abc import Sequence as Items
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from pyggml.runtime.drafter import draft_size
 from pyggml.runtime.logprobs import TokenLogprobs, candidate_logprobs, token_logprobs
 from pyggml.runtime.stops import Stops, partial_character
 from pyggml.runtime.timings import Timings, clock
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pyggml.model.lora import Applied
-    from pyggml.runtime.drafts import Drafter
+    from pyggml.runtime.drafter import Drafter
 
     Row = NDArray[np.float32]
 
@@ -190,7 +191,8 @@ class Sequence:
             return []
         left = self.max_tokens - len(self.ends) - 1 if self.max_tokens >= 0 else room
         most = min(room, left)
-        return self.drafter.draft(self.tokens, most)[:most] if most > 0 else []
+        guesses = self.drafter.draft(self.tokens, most) if most > 0 else []
+        return guesses[: draft_size(min(most, len(guesses)))]
 
     def check(self, draft: Items[int], rows: "Iterable[Row]") -> "Iterator[Piece]":
         """The pieces of `rows`, which are those after the last token and after each of the draft's: until one is another

@@ -40,7 +40,7 @@ class Decoder(Protocol):
     def decode(self, tokens: Sequence[int]) -> "NDArray[np.float32]":
         """Compute these after those there; logits (1, n_vocab) of the last."""
 
-    def decode_all(self, tokens: Sequence[int]) -> "NDArray[np.float32]":
+    def verify(self, tokens: Sequence[int]) -> "NDArray[np.float32]":
         """As `decode`, with the logits (tokens, n_vocab) of each."""
 
     def prepare(self, n_tokens: int) -> "list[Job]":
@@ -183,7 +183,7 @@ class Slot:
         ComputeError."""
         before = self.context.n_past
         try:
-            return self.context.decode_all(tokens)
+            return self.context.verify(tokens)
         finally:
             self.tokens += tokens[: self.context.n_past - before]
 

@@ -277,6 +277,7 @@ def test_sequences_side_by_side(opened):
         np.array([*range(len(FIRST)), *range(len(SECOND))], np.int32),
         np.array([0] * len(FIRST) + [1] * len(SECOND), np.int32),
         np.arange(len(FIRST) + len(SECOND)) >= len(FIRST) - 1,
+        np.zeros(len(FIRST) + len(SECOND), np.bool_),
     )
     both = context.decode(batch)
     context.clear()

@@ -16,6 +16,7 @@ from pyggml.errors import ModelError
 from pyggml.model.model import Model
 from pyggml.runtime.batcher import Batcher
 from pyggml.runtime.context import Context
+from pyggml.runtime.drafter import DRAFT_SIZES, draft_size
 from pyggml.runtime.drafts import FIRST, ModelDrafter, NgramDrafter, check_same_tokens
 from pyggml.runtime.generate import generate
 from pyggml.runtime.sequence import Finish
@@ -158,13 +159,20 @@ def test_how_many_are_guessed_goes_by_how_many_were_kept() -> None:
     text = list(range(40)) * 3
     assert len(drafter.draft(text, 99)) == FIRST
     drafter.kept(8, 8)
-    assert len(drafter.draft(text, 99)) == 16 and len(drafter.draft(text, 5)) == 5
+    assert len(drafter.draft(text, 99)) == 17 and len(drafter.draft(text, 5)) == 5
     drafter.kept(16, 3)
     assert len(drafter.draft(text, 99)) == 4
     each = NgramDrafter(2, 48, per_key=True)
     each.draft(text, 99)
     each.kept(8, 0)
     assert len(each.draft(text, 99)) == 2 and len(each.draft([*text, 0, 1], 99)) == FIRST
+
+
+def test_drafts_have_few_lengths() -> None:
+    assert [draft_size(n) for n in (0, 1, 4, 6, 8, 15, 22, 48, 1000)] == [0, 1, 3, 5, 7, 15, 15, 47, 63]
+    text = Text([1, 2], Argmax(), max_tokens=100, drafter=Oracle(22))
+    assert len(text.draft(50)) == 15 and len(text.draft(9)) == 7 and len(text.draft(1)) == 1 and text.draft(0) == []
+    assert len(DRAFT_SIZES) < 12
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,11 @@ def batches(seed: int, n_seq: int) -> list[Batch]:
             seq += [s] * n
             ends[s] += n
         outputs = rng.random(len(tokens)) < rng.choice([0.0, 0.5, 1.0])
-        found.append(Batch(*(np.array(values, np.int32) for values in (tokens, pos, seq)), outputs))
+        found.append(
+            Batch(
+                *(np.array(values, np.int32) for values in (tokens, pos, seq)), outputs, np.zeros(len(tokens), np.bool_)
+            )
+        )
     return found
 
 

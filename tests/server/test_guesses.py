@@ -6,7 +6,7 @@ import pytest
 from serving import Client, serving
 
 from pyggml.model.model import Model
-from pyggml.runtime.drafts import Drafter
+from pyggml.runtime.drafter import Drafter
 
 BODY = {"prompt": "hello hello hello", "max_tokens": 40, "logprobs": 1, "ignore_eos": True}
 

@@ -47,7 +47,7 @@ class FakeContext:
             self.tokens.append(token)
         return row(self.tokens)[None]
 
-    def decode_all(self, tokens: Sequence[int]) -> Any:
+    def verify(self, tokens: Sequence[int]) -> Any:
         rows = [self.decode([token])[0] for token in tokens]
         self.calls[len(self.calls) - len(rows) :] = [("decode", len(rows))]
         return np.stack(rows)

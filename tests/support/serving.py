@@ -16,7 +16,7 @@ from pyggml.model.lora import Adapter
 from pyggml.model.model import Model
 from pyggml.runtime.batcher import Batcher
 from pyggml.runtime.context import Context
-from pyggml.runtime.drafts import Drafter
+from pyggml.runtime.drafter import Drafter
 from pyggml.runtime.embedder import Embedder
 from pyggml.sampler import SamplerParams
 from pyggml.tokenizer import Tokenizer

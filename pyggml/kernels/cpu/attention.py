@@ -22,6 +22,7 @@ from pyggml.kernels.cpu import attention_rows, attention_tile
 from pyggml.kernels.cpu.copy import put
 from pyggml.kernels.cpu.formats import CONVERTIBLE, DEQUANTIZABLE
 from pyggml.kernels.cpu.layout import refuse_types
+from pyggml.ops import is_one_by_one
 
 if TYPE_CHECKING:
     from pyggml.lowering.cpu import Builder
@@ -60,7 +61,7 @@ def lower(builder: Builder, node: Tensor) -> None:
     blocks = math.lcm(k.ne[2], v.ne[2])
     shared = q.ne[2] // blocks
     columns = q.ne[1] * shared
-    if q.ne[1] >= MIN_TILE_TOKENS:
+    if q.ne[1] >= MIN_TILE_TOKENS and not is_one_by_one(node):
         width = WIDTH[jit.level()]
         offsets, size = attention_tile.work_memory(q.ne[0], v.ne[0], width)
         builder.step(

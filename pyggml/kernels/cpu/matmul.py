@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, TypeAlias
 from pyggml import jit
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.jit import Spec
-from pyggml.kernels.cpu import activations, copy, dequant_fallback, experts, fill, tile
+from pyggml.kernels.cpu import activations, copy, dequant_fallback, experts, fill, matvec, tile
 from pyggml.kernels.cpu.formats import DEQUANTISED_FIRST, DEQUANTIZABLE, FORMATS, MULTIPLIED
 from pyggml.kernels.cpu.layout import FLOATS, refuse_types
 from pyggml.kernels.cpu.product_args import ProductArgs
-from pyggml.ops import Op
+from pyggml.ops import Op, is_one_by_one
 
 if TYPE_CHECKING:
     from pyggml.kernels.cpu.step_args import StepArgs
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pyggml.tensor import Tensor
 
 T = GGMLType
-MIN_TILE_COLUMNS = {"vnni": 2, "v4": 2, "v3": 3}
+MIN_TILE_COLUMNS = {"vnni": 3, "v4": 2, "v3": 3}
 """Columns of weights in blocks that are met in tiles at least; 4 elsewhere, and of weights in floats
 (benchmarks/kernels.py -c)."""
 WIDTH = {"vnni": (12, 12, 12), "v4": (12, 10, 10), "v3": (4, 3, 2), "v2": (1, 1, 1), "generic": (4, 4, 4)}
@@ -109,7 +109,7 @@ def min_tile_columns(dtype: GGMLType) -> int:
 
 
 def _product(builder: Builder, node: Tensor, a: Tensor, b: Tensor) -> None:
-    if b.ne[1] >= min_tile_columns(a.type):
+    if b.ne[1] >= min_tile_columns(a.type) and not is_one_by_one(node):
         width = tile_width(a.type)
         each = -(-b.ne[1] // width)
         _gemm(builder, node, a, b, width, each, each * b.ne[2] * b.ne[3])
@@ -125,7 +125,7 @@ def _by_expert(builder: Builder, node: Tensor, a: Tensor, b: Tensor) -> None:
         fill.zeros(builder, node)  # and no table of experts, whose number no memory bounds then
         return
     n_experts = a.ne[2]
-    if ids.ne[0] * ids.ne[1] >= min_tile_columns(a.type) * n_experts:
+    if ids.ne[0] * ids.ne[1] >= min_tile_columns(a.type) * n_experts and not is_one_by_one(node):
         width = tile_width(a.type)
         table = experts.table(builder, ids, n_experts, width)
         _gemm(builder, node, a, b, width, 0, experts.most_panels(ids, n_experts, width), table)
@@ -154,7 +154,7 @@ def _kernel(a: Tensor, module: str, *args: int) -> tuple[Spec, list[Spec]]:
 
 
 def _matvec(builder: Builder, node: Tensor, a: Tensor, b: Tensor, listed: Listed = None) -> None:
-    spec, calls = _kernel(a, "matvec")
+    spec, calls = _kernel(a, "matvec", *matvec.together(1 if listed else b.ne[1]))
     reads, room = [], 0
     table, (panels_from, pairs_from) = listed or (None, (0, 0))
     length = padded = size = 0
