@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyggml_cli import hub
 from pyggml_cli.bench_output import PRINTERS, Result
 from pyggml_cli.completion_flags import layers
 from pyggml_cli.entry import run
@@ -20,6 +21,7 @@ from pyggml_cli.flags import (
     Ignored,
     Refused,
     Row,
+    UsageError,
     choice,
     help_text,
     parse,
@@ -29,7 +31,6 @@ from pyggml_cli.flags import (
     whole,
 )
 from pyggml_cli.interrupts import on_ctrl_c
-from pyggml_cli.other_flags import DOWNLOADS
 from pyggml_cli.speculation import CACHE_TYPES
 
 if TYPE_CHECKING:
@@ -99,6 +100,9 @@ GENERAL: list[Row] = [
 
 TESTS: list[Row] = [
     Flag(("-m", "--model"), "model", "model file (the default model)", several(str), "FNAME", many=True),
+    Flag(("-hf", "-hfr", "--hf-repo"), "hf_repo", "model of a repository, as in pyggml-cli", several(hub.repo), "USER/REPO[:QUANT]", many=True),
+    Flag(("-hff", "--hf-file"), "hf_file", "the file of it; of several in their order", several(str), "FILE", many=True),
+    Flag(("-hft", "--hf-token"), "hf_token", "access token for them (HF_TOKEN)", str, "TOKEN"),
     Flag(("-p", "--n-prompt"), "n_prompt", "tests of a prompt of n tokens (512; 0: none)", numbers, "N", many=True),
     Flag(("-n", "--n-gen"), "n_gen", "tests of generating n tokens (128; 0: none)", numbers, "N", many=True),
     Flag(("-pg",), "n_pg", "test of a prompt and then generation", pair, "PP,TG", many=True),
@@ -132,9 +136,6 @@ OTHERS: list[Row] = [
     Refused(("-nkvo", "--no-kv-offload"), 1, harmless=("0",), why="keys and values lie with their layers"),
     Refused(("-embd", "--embeddings"), 1, harmless=("0",), why="models compute no embeddings here"),
     Refused(("-ot", "--override-tensor"), 1, why="devices are given whole layers"),
-    Refused(("-hf", "-hfr", "--hf-repo"), 1, why=DOWNLOADS),
-    Refused(("-hff", "--hf-file"), 1, why=DOWNLOADS),
-    Refused(("-hft", "--hf-token"), 1, why=DOWNLOADS),
 ]
 
 DEFAULTS: dict[str, list[Any]] = {
@@ -232,7 +233,18 @@ def _command(argv: Sequence[str]) -> int:
     if values.list_devices:
         print(listing([*local_devices(), *offload_devices(values.rpc, rpc_timeout=values.rpc_timeout)]))
         return 0
+    values.given["model"].extend(_fetched(values))
     return _run(values, list(cases(values)), offload_devices(values.rpc, rpc_timeout=values.rpc_timeout))
+
+
+def _fetched(values: Any) -> list[list[str]]:
+    """Models of repositories. Raises UsageError, HubError."""
+    repos = list(itertools.chain.from_iterable(values.hf_repo))
+    files = list(itertools.chain.from_iterable(values.hf_file))
+    if len(files) > len(repos):
+        raise UsageError(f"-hff names {len(files)} files of {len(repos)} repositories: give these with -hf")
+    pairs = itertools.zip_longest(repos, files)
+    return [[str(hub.fetch(repo, file, values.hf_token, values.offline))] for repo, file in pairs]
 
 
 def _run(values: Any, todo: list[Case], offload: "list[Device]") -> int:

@@ -4,6 +4,7 @@ Owns names, meanings and defaults of the flags that are carried out. Those that 
 are refused are in other_flags.py. `MODEL` and `DEVICES` serve other commands too.
 """
 
+from pyggml_cli import hub
 from pyggml_cli.flags import (
     FALSE,
     TRUE,
@@ -110,7 +111,8 @@ MODEL: list[Row] = [
         str,
         "FNAME",
     ),
-    Flag(("--offline",), "offline", "do not fetch the default model if it is missing", default=False),
+    *hub.FLAGS,
+    Flag(("--offline",), "offline", "fetch nothing: models of -hf, and the default one, come out of the cache", default=False),
     Flag(
         ("-c", "--ctx-size"), "n_ctx", "context size in tokens, prompt and text (0: the model's own)", whole(0), "N", 0
     ),

@@ -197,3 +197,7 @@ def _tokens(values: Values, embedder: "Embedder", tokenizer: "Tokenizer", text: 
     if embedder.pooling == "rank" and values.cls_separator in text:
         text = joined(tokenizer, embedder.model.file.metadata, text.split(values.cls_separator))
     return tokenizer.encode(text.encode("utf-8", "surrogateescape"), add_special=True, parse_special=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -16,6 +16,7 @@ from pyggml.dtypes import GGMLType
 from pyggml.model.lora import Adapter
 from pyggml.model.model import Model
 from pyggml.regular_file import open_regular
+from pyggml_cli import hub
 from pyggml_cli.bus_errors import explain_bus_errors
 from pyggml_cli.devices import local_devices, note_no_offload, offload_devices, pick
 from pyggml_cli.fetching import fetch_progress
@@ -30,6 +31,17 @@ def model_path(name: str | None, offline: bool = False) -> Path:
     with open_regular(name):  # the system's own words for what is wrong
         pass
     return Path(name)
+
+
+def named_model(values: Any) -> Path:
+    """The file that -m or -hf name, or the default model. Raises UsageError, HubError, DownloadError, OSError."""
+    if values.hf_repo is None:
+        if values.hf_file is not None:
+            raise UsageError("--hf-file names a file of a repository: give that with -hf")
+        return model_path(values.model, values.offline)
+    if values.model is not None:
+        raise UsageError("-m names a file, -hf a repository: give one of them")
+    return hub.fetch(values.hf_repo, values.hf_file, values.hf_token, values.offline)
 
 
 @contextlib.contextmanager
@@ -63,7 +75,7 @@ def model_for(values: Any) -> contextlib.AbstractContextManager[Model]:
     from pyggml.model.placement import chosen
     from pyggml.model.rope_options import RopeOptions
 
-    path = model_path(values.model, values.offline)
+    path = named_model(values)
     devices = chosen(offload_devices(values.rpc, values.device, values.rpc_timeout), values.split_mode, values.main_gpu)
     if "n_gpu_layers" in values.seen and list(values.device or ()) != ["none"]:
         note_no_offload(values.n_gpu_layers, devices)

@@ -32,13 +32,12 @@ NO_DIFFERENCE: list[Row] = [
     Ignored(("-lv", "--verbosity", "--log-verbosity"), 1),
     Ignored(("-ptc", "--print-token-count"), 1),
     Ignored(("-cram", "--cache-ram"), 1),
-    Ignored(("-hft", "--hf-token"), 1),
     *(Ignored((name,), 1) for name in ("--cpu-strict", "--prio", "--poll", "--cpu-strict-batch", "--prio-batch")),
     *(Ignored((name,), 1) for name in ("--poll-batch", "--numa", "--log-colors", "--reasoning-format")),
     *(Ignored((name,), 1) for name in ("--reasoning-budget", "--reasoning-budget-message")),
 ]
 
-DOWNLOADS = "models are not downloaded; give the file with -m"
+DOWNLOADS = "models are fetched from repositories (-hf) alone; give other files with -m"
 TEXT_ONLY = "text is all that models read here, no images, sound or video"
 SPECULATION = "of drafts, ngram-simple, ngram-map-k and a smaller model on the CPU are there"
 WHOLE = "devices are given whole layers"
@@ -58,8 +57,6 @@ NOT_HERE: list[Row] = [
     *(Refused((name,), 1, why=TEXT_ONLY) for name in ("--video-timestamp-interval", "--video-ffmpeg-dir")),
     Refused(("-mu", "--model-url"), 1, why=DOWNLOADS),
     Refused(("-dr", "--docker-repo"), 1, why=DOWNLOADS),
-    Refused(("-hf", "-hfr", "--hf-repo"), 1, why=DOWNLOADS),
-    Refused(("-hff", "--hf-file"), 1, why=DOWNLOADS),
     *(Refused((name,), why=DOWNLOADS) for name in ("--gpt-oss-20b-default", "--gpt-oss-120b-default")),
     *(Refused((name,), why=DOWNLOADS) for name in ("--vision-gemma-4b-default", "--vision-gemma-12b-default")),
     Refused(("--server-base",), 1, why="the model is computed by this process, or by servers of --rpc"),
@@ -68,7 +65,6 @@ NOT_HERE: list[Row] = [
 
 _DRAFT_SWITCHES = (("--spec-draft-cpu-moe", "-cmoed", "--cpu-moe-draft"), ("--spec-default",))
 _DRAFT = """
-    --spec-draft-hf -hfd -hfrd --hf-repo-draft;
     --spec-draft-threads-batch -tbd --threads-batch-draft; --spec-draft-cpu-mask -Cd --cpu-mask-draft;
     --spec-draft-cpu-range -Crd --cpu-range-draft; --spec-draft-cpu-strict --cpu-strict-draft;
     --spec-draft-prio --prio-draft; --spec-draft-poll --poll-draft;

@@ -77,8 +77,8 @@ def _check(values: Values) -> None:
     if (values.ssl_key is None) != (values.ssl_cert is None):
         raise UsageError("--ssl-key-file and --ssl-cert-file: TLS needs both")
     if values.models_dir is not None:
-        if "model" in values.seen:
-            raise UsageError("--models-dir serves the models of a folder, -m one file: give one of them")
+        if values.model is not None or values.hf_repo is not None:
+            raise UsageError("--models-dir serves the models of a folder, -m and -hf one: give one of them")
         if values.alias:
             raise UsageError("--alias names one model; those of --models-dir have the names of their files")
         if not os.path.isdir(values.models_dir):
@@ -133,7 +133,9 @@ def _settings(values: Values, tokenizer: "Tokenizer", n_ctx: int) -> "Settings":
 
     return replace(
         _front(values, Settings()),
-        alias=tuple(values.alias or ()),
+        alias=tuple(
+            values.alias or ([f"{values.hf_repo.name}:{values.hf_repo.quant}".rstrip(":")] if values.hf_repo else ())
+        ),
         tags=tuple(values.tags or ()),
         n_predict=max(-1, values.n_predict),
         sampling=sampler_params(values, tokenizer, n_ctx),

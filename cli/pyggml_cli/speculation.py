@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from pyggml_cli import hub
 from pyggml_cli.flags import Flag, Row, choice, number, whole
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ FLAGS: list[Row] = [
          "not chosen is thrown away", types, "TYPE,...", default=None),
     Flag(("--spec-draft-model", "-md", "--model-draft"), "draft_model", "the smaller model that guesses", str, "FNAME",
          default=None),
+    Flag(("--spec-draft-hf", "-hfd", "-hfrd", "--hf-repo-draft"), "draft_repo", "the same, of a repository (as -hf)", hub.repo,
+         "USER/REPO[:QUANT]", default=None),
     Flag(("--spec-draft-n-max", "--draft", "--draft-n", "--draft-max"), "draft_max", "tokens that it guesses at most",
          whole(1), "N", default=3),
     Flag(("--spec-draft-n-min", "--draft-min", "--draft-n-min"), "draft_min", "fewer guesses are not used", whole(0), "N",
@@ -86,9 +89,11 @@ def wanted_types(values: Any) -> list[str]:
 
     wanted: list[str] | None = values.spec_type
     if wanted is None:
-        wanted = ["draft-simple"] if values.draft_model else []
-    if "draft-simple" in wanted and values.draft_model is None:
-        raise UsageError("--spec-type draft-simple: name the smaller model with -md")
+        wanted = ["draft-simple"] if values.draft_model or values.draft_repo else []
+    if values.draft_model and values.draft_repo:
+        raise UsageError("-md names a file, -hfd a repository: give one of them")
+    if "draft-simple" in wanted and not values.draft_model and not values.draft_repo:
+        raise UsageError("--spec-type draft-simple: name the smaller model with -md or -hfd")
     return wanted
 
 
@@ -131,7 +136,10 @@ def _smaller_model(values: Any, context: Context) -> Iterator[Context]:
     from pyggml.runtime.context import Context
     from pyggml.runtime.drafts import check_same_tokens
 
-    model = Model.load(values.draft_model)
+    path = values.draft_model
+    if values.draft_repo:
+        path = hub.fetch(values.draft_repo, token=values.hf_token, offline=values.offline)
+    model = Model.load(path)
     try:
         small = Context(
             model,

@@ -29,7 +29,7 @@ def download(
         import huggingface_hub as hub
     except ImportError:
         raise MissingPackageError(
-            "from_pretrained needs the package huggingface-hub: pip install 'pyggml[hub]'"
+            "from_pretrained needs the package huggingface-hub: pip install 'pyggml[hf]'"
         ) from None
     there: list[str] = hub.HfApi().list_repo_files(repo_id)
     chosen = [_only(repo_id, there, pattern) for pattern in (filename or "*.gguf", *(additional_files or ()))]

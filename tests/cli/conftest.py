@@ -33,7 +33,7 @@ def sources(peer: Any) -> dict[str, str]:
     """The files in which llama.cpp describes the flags of its tools."""
     archive = peer.vendor.parents[1].with_name(f"{peer.vendor.parents[1].name}.tar.gz")
     paths = ("common/arg.cpp", "tools/llama-bench/llama-bench.cpp", "src/llama-model-loader.cpp")
-    paths += ("tools/batched-bench/batched-bench.cpp",)
+    paths += ("tools/batched-bench/batched-bench.cpp", "common/download.cpp")
     wanted = {path.rpartition("/")[2]: f"llama.cpp/{path}" for path in paths}
     found: dict[str, str] = {}
     with tarfile.open(archive, "r|gz") as stream:

@@ -94,7 +94,8 @@ def test_the_command_line_counts_for_more() -> None:
         ("LLAMA_ARG_PERF", "", "LLAMA_ARG_PERF '': must be one of on"),
         ("LLAMA_ARG_FLASH_ATTN", "maybe", "LLAMA_ARG_FLASH_ATTN 'maybe': must be one of on, off, auto"),
         ("LLAMA_ARG_MMPROJ", "eye.gguf", "LLAMA_ARG_MMPROJ eye.gguf: not implemented here: text is all"),
-        ("LLAMA_ARG_HF_REPO", "a/b", "LLAMA_ARG_HF_REPO a/b: not implemented here: models are not downloaded"),
+        ("LLAMA_ARG_HF_REPO", "a", "LLAMA_ARG_HF_REPO 'a': must be USER/REPO or USER/REPO:QUANT"),
+        ("LLAMA_ARG_DOCKER_REPO", "a/b", "LLAMA_ARG_DOCKER_REPO a/b: not implemented here: models are fetched from"),
     ],
 )
 def test_a_bad_value_is_one_line_that_names_the_variable(

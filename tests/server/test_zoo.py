@@ -284,7 +284,7 @@ def test_the_command(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     ("flags", "told"),
     [
         (["--models-dir", "/nowhere"], "--models-dir /nowhere: not a folder"),
-        (["--models-dir", ".", "-m", "x.gguf"], "--models-dir serves the models of a folder, -m one file"),
+        (["--models-dir", ".", "-m", "x.gguf"], "--models-dir serves the models of a folder, -m and -hf one"),
         (["--models-dir", ".", "--alias", "x"], "--alias names one model"),
         (["--models-dir", "empty"], "--models-dir empty: there is no GGUF file in it"),
     ],

@@ -27,14 +27,15 @@ def write_text_model(
     template: str | None = None,
     arch: str = "llama",
     leave_out: tuple[str, ...] = (),
+    split: int = 0,
 ) -> Path:
     """Tokens 0 to 255 are the bytes, then WORDS, then "<|end|>" (the EOS) and "<|begin|>" (the BOS).
 
     With `fim` bytes 1, 2 and 3 are said to be the marks for filling in the middle; `template` is the chat template;
-    `arch` the architecture, whose file lacks the tensors of `leave_out`.
+    `arch` the architecture, whose file lacks the tensors of `leave_out`; of `split` tensors each are the files of a split one.
     """
     rng = np.random.default_rng(seed)
-    writer = gguf.GGUFWriter(path, arch)
+    writer = gguf.GGUFWriter(path, arch, split_max_tensors=split)
     writer.add_name("text")
     writer.add_context_length(n_ctx)
     writer.add_embedding_length(N_EMBD)
