@@ -143,7 +143,8 @@ def _listed(hub: Any, name: str, token: str | None) -> list[str] | None:
         if _unreachable(reason):
             return None
         raise HubError(_told(hub, name, reason)) from None
-    return [file.rfilename for file in info.siblings or ()]
+    names = [str(file.rfilename) for file in info.siblings or ()]
+    return [name for name in names if not name.startswith("/") and ".." not in name.split("/")]  # those lead out of it
 
 
 def _cached(hub: Any, name: str) -> list[str] | None:
@@ -156,9 +157,9 @@ def _cached(hub: Any, name: str) -> list[str] | None:
 
 
 def _fetched(hub: Any, name: str, file: str, token: str | None, offline: bool) -> Path:
-    if not offline and not isinstance(hub.try_to_load_from_cache(name, file), str):
-        print(f"fetching {name}/{file}, once", file=sys.stderr, flush=True)
     try:
+        if not offline and not isinstance(hub.try_to_load_from_cache(name, file), str):
+            print(f"fetching {name}/{file}, once", file=sys.stderr, flush=True)
         return Path(hub.hf_hub_download(name, file, token=token, local_files_only=offline))
     except Exception as reason:
         raise HubError(_told(hub, f"{name}: {file}", reason)) from None
