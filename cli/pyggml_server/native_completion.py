@@ -124,6 +124,7 @@ async def _chunks(
     served: Served, running: Answer, wanted: Options, keep_tokens: bool, chosen: list[str]
 ) -> AsyncIterator[bytes]:
     n = [0] * len(running.texts)
+    unsaid: list[list[int]] = [[] for _ in n]  # tokens whose text is not complete
     async with running:
         async for got in running.each_or_pause(served.settings.ping):
             if got is None:
@@ -131,8 +132,11 @@ async def _chunks(
                 continue
             i, update = got
             n[i] += len(update.tokens)
-            if update.data or update.logprobs or update.progress is not None:
-                yield event(_part(served, running, i, wanted, update, n[i]))
+            unsaid[i] += update.tokens
+            told = update.data or update.logprobs or update.progress is not None
+            if told or (update.finish is not None and unsaid[i]):
+                yield event(_part(served, running, i, wanted, update, n[i], unsaid[i]))
+                unsaid[i] = []
             if update.finish is not None:
                 made = final(served, running, i, wanted, "", [])
                 yield event(_picked(made, chosen) if chosen else made)
@@ -145,11 +149,13 @@ def _probabilities(
     return make(served.tokenizer, tokens, found)
 
 
-def _part(served: Served, running: Answer, i: int, wanted: Options, update: Update, n: int) -> dict[str, Any]:
+def _part(
+    served: Served, running: Answer, i: int, wanted: Options, update: Update, n: int, tokens: list[int]
+) -> dict[str, Any]:
     made = {
         "index": i,
         "content": update.data.decode("utf-8", "replace"),
-        "tokens": update.tokens,
+        "tokens": tokens,
         "stop": False,
         "id_slot": running.tasks[i].slot,
         "tokens_predicted": n,

@@ -18,6 +18,7 @@ from pyggml.runtime.batcher import Batcher
 from pyggml.runtime.context import Context
 from pyggml.runtime.drafter import Drafter
 from pyggml.runtime.embedder import Embedder
+from pyggml.runtime.idle_prompts import IdlePrompts
 from pyggml.sampler import SamplerParams
 from pyggml.tokenizer import Tokenizer
 
@@ -61,11 +62,11 @@ class Client:
         return answer
 
     @contextlib.contextmanager
-    def open_stream(self, path: str, body: Any) -> Iterator[Iterator[Any]]:
+    def open_stream(self, path: str, body: Any, **headers: str) -> Iterator[Iterator[Any]]:
         """The events of a stream, read one by one; at the end the connection is closed, whatever is left."""
         connection = self.connection()
         try:
-            connection.request("POST", self.prefix + path, json.dumps({**body, "stream": True}).encode())
+            connection.request("POST", self.prefix + path, json.dumps({**body, "stream": True}).encode(), headers)
             response = connection.getresponse()
             assert response.status == 200, response.read()
             yield _events(response)
@@ -98,6 +99,8 @@ def serving(
     adapters: list[tuple[Adapter, float]] | None = None,
     pooling: str | None = None,
     make_drafter: Callable[[], Drafter | None] = lambda: None,
+    place_drafter: Callable[[int, Context], Drafter | None] = lambda seq, context: None,
+    idle: IdlePrompts | None = None,
     **settings: Any,
 ) -> Iterator[Client]:
     """Greedy by default, on any free port; with `pooling` it makes embeddings."""
@@ -110,7 +113,9 @@ def serving(
         embedder.close()
         return
     context = Context(model, n_ctx, n_seq_max=n_slots, kv_unified=kv_unified, adapters=adapters or ())
-    batcher = Batcher(context, context.n_ubatch)
+    batcher = Batcher(context, context.n_ubatch, idle=idle)
+    for place in batcher.places:
+        place.drafter = place_drafter(place.seq, context)
     with serving_at(Served(model, batcher, tokenizer, made, template, adapters, make_drafter)) as client:
         yield client
     context.close()

@@ -1,0 +1,183 @@
+"""Connections: how many, how long a head may take and be, several addresses; and what is told while a prompt is computed."""
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+from serving import Client, serving
+
+from pyggml.model.model import Model
+
+HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+BODY = b'{"prompt": "hello", "max_tokens": 2}'
+
+
+@pytest.fixture
+def hasty(model: Model) -> Iterator[Client]:
+    with serving(model, n_slots=1, n_ctx=2048, most_connections=3, header_timeout=0.4) as client:
+        yield client
+
+
+def read_all(link: socket.socket) -> bytes:
+    link.settimeout(20)
+    data = b""
+    while part := link.recv(65536):
+        data += part
+    return data
+
+
+def test_a_head_that_does_not_come(hasty: Client) -> None:
+    """Neither one that is never begun nor one that comes drop by drop is waited for; a body may take longer."""
+    with socket.create_connection((hasty.host, hasty.port)) as link:
+        assert read_all(link).startswith(b"HTTP/1.1 408 ")
+    start = time.monotonic()
+    with socket.create_connection((hasty.host, hasty.port)) as link:
+        try:
+            for byte in HEAD * 100:
+                link.sendall(bytes([byte]))
+                time.sleep(0.02)
+        except OSError:
+            pass
+        assert time.monotonic() - start < 10
+    with socket.create_connection((hasty.host, hasty.port)) as link:
+        link.sendall(HEAD + b"content-length: %d\r\nconnection: close\r\n\r\n" % len(BODY))
+        time.sleep(0.8)
+        link.sendall(BODY)
+        assert read_all(link).startswith(b"HTTP/1.1 200 ")
+
+
+def test_the_second_head_on_a_connection(hasty: Client) -> None:
+    with socket.create_connection((hasty.host, hasty.port)) as link:
+        link.sendall(HEAD + b"content-length: %d\r\n\r\n" % len(BODY) + BODY)
+        link.settimeout(20)
+        assert link.recv(65536).startswith(b"HTTP/1.1 200 ")
+        link.sendall(HEAD)
+        assert b"HTTP/1.1 408 " in read_all(link)
+
+
+def test_a_head_that_is_too_long(hasty: Client) -> None:
+    with socket.create_connection((hasty.host, hasty.port)) as link:
+        try:
+            for i in range(2000):
+                link.sendall(b"POST / HTTP/1.1\r\n" if i == 0 else b"x-%d: %s\r\n" % (i, b"y" * 400))
+        except OSError:
+            pass
+        else:
+            assert read_all(link).startswith(b"HTTP/1.1 431 ")
+
+
+def test_more_connections_than_there_may_be(hasty: Client) -> None:
+    forever = {"prompt": "hello", "max_tokens": 100000, "ignore_eos": True}
+    with hasty.open_stream("/v1/completions", forever) as first, hasty.open_stream("/v1/completions", forever):
+        next(first)
+        with socket.create_connection((hasty.host, hasty.port)):
+            status, headers, data = hasty.raw("GET", "/health")
+            assert status == 503 and headers["retry-after"] == "1" and b"3 connections are open" in data
+        next(first)
+    for _ in range(100):
+        if hasty.raw("GET", "/health")[0] == 200:
+            return
+        time.sleep(0.05)
+    raise AssertionError("connections that ended count")
+
+
+def test_several_addresses(model: Model) -> None:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with serving(model, n_slots=1, host="127.0.0.1, ::1") as client:
+        other = Client(f"http://[::1]:{client.port}")
+        for one in (client, other):
+            assert one.ok("/v1/completions", json.loads(BODY))["choices"][0]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("path", ["/completion", "/v1/completions", "/v1/chat/completions", "/v1/responses"])
+def test_how_far_a_prompt_is(model: Model, path: str) -> None:
+    text = "many words " * 120
+    asked = {"messages": [{"role": "user", "content": text}]} if "chat" in path else {"prompt": text, "input": text}
+    body = {**asked, "max_tokens": 3, "max_output_tokens": 3, "return_progress": True, "timings_per_token": True}
+    with serving(model, n_slots=1, n_ctx=2048) as client:
+        for cached in (False, True):
+            events = client.stream(path, body)
+            told = [e["prompt_progress"] for e in events if "prompt_progress" in e]
+            assert told[0]["processed"] == told[0]["cache"] and (told[0]["cache"] > 0) == cached
+            assert [p["processed"] for p in told] == sorted({p["processed"] for p in told})
+            assert told[-1]["processed"] == told[-1]["total"] > 900 and len({p["total"] for p in told}) == 1
+            first = next(e["timings"] for e in events if "prompt_progress" in e)
+            assert first["prompt_n"] == 0 == first["predicted_n"] and first["prompt_ms"] == 0.0
+            assert cached or len(told) > 2, "in parts"
+            assert sum("timings" in e for e in events) > len(told)
+            assert not any("prompt_progress" in e for e in client.stream(path, {**body, "return_progress": False}))
+
+
+def test_probabilities_after_all_stages(client: Client) -> None:
+    body = {
+        "prompt": "hello",
+        "n_predict": 4,
+        "n_probs": 5,
+        "post_sampling_probs": True,
+        "temperature": 1.0,
+        "top_k": 3,
+        "seed": 1,
+    }
+    found = client.ok("/completion", body)["completion_probabilities"]
+    for one in found:
+        tops = [top["prob"] for top in one["top_probs"]]
+        assert 0 < one["prob"] <= 1 and 1 <= len(tops) <= 3 and sum(tops) == pytest.approx(1.0, abs=1e-4)
+        assert any(top["id"] == one["id"] and top["prob"] == pytest.approx(one["prob"]) for top in one["top_probs"])
+
+
+def test_what_an_answer_was_made_of(client: Client) -> None:
+    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}
+    assert "__verbose" not in client.ok("/v1/chat/completions", body)
+    told = client.ok("/v1/chat/completions", {**body, "verbose": True})["__verbose"]
+    assert told["prompt"] == "[user]hi[assistant]" and told["generation_settings"]["n_predict"] == 3
+
+
+@pytest.mark.parametrize(("body", "status"), [
+    ({"continue_final_message": True, "add_generation_prompt": False}, 200),
+    ({"continue_final_message": True}, 400),
+    ({"continue_final_message": "sometimes", "add_generation_prompt": False}, 400),
+    ({}, 200),
+], ids=str)  # fmt: skip
+def test_a_message_that_is_continued(client: Client, body: dict, status: int) -> None:
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Well, "}]
+    got, found = client.post("/apply-template", {"messages": messages, **body})
+    assert got == status, found
+    if status == 200:
+        assert found["prompt"] == "[user]hi[assistant]Well, "
+    assert client.post("/apply-template", {"messages": [*messages, messages[-1]], **body})[0] in (400, status)
+
+
+def test_many_requests_in_one(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(model, n_slots=1) as client:
+        assert client.post("/predict", {"instances": []})[0] == 404
+    monkeypatch.setenv("AIP_MODE", "PREDICTION")
+    monkeypatch.setenv("AIP_PREDICT_ROUTE", "/there")
+    chat = {
+        "@requestFormat": "chatCompletions",
+        "messages": [{"role": "user", "content": "hi"}],
+        "max_tokens": 2,
+        "stream": True,
+    }
+    with serving(model, n_slots=2) as client:
+        found = client.ok(
+            "/there",
+            {
+                "instances": [
+                    chat,
+                    {"@requestFormat": "/completion", "prompt": "x", "n_predict": 2},
+                    {},
+                    {"@requestFormat": "x"},
+                ]
+            },
+        )
+        first, second, *wrong = found["predictions"]
+        assert first["choices"][0]["finish_reason"] == "length" and second["stop_type"] == "limit"
+        assert [one["error"]["code"] for one in wrong] == [400, 400]
+        for body in ({}, {"instances": []}, {"instances": 5}, {"instances": [chat] * 200}):
+            assert client.post("/there", body)[0] == 400
