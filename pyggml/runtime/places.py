@@ -119,12 +119,16 @@ class Places:
             other = self._other(place, text.tokens, kept)
             stored = None if self.idle is None else self.idle.find(text.tokens, text.adapters)
             from_other = 0 if other is None else other.slot.would_keep(text.tokens)
-            if kept < len(slot.tokens) / 2:
-                self._put_away(place, text)
             if stored is not None and stored.would_keep(text.tokens) > max(kept, from_other):
                 assert self.idle is not None
-                if place.load(self.idle.take(stored)):
-                    self.on_idle(f"{len(stored.tokens)} tokens are brought back into slot {place.seq}")
+                self.idle.take(stored)  # before what is put away now takes its room
+                other = None
+            else:
+                stored = None
+            if kept < len(slot.tokens) / 2:
+                self._put_away(place, text)
+            if stored is not None and place.load(stored):
+                self.on_idle(f"{len(stored.tokens)} tokens are brought back into slot {place.seq}")
             elif other is not None:
                 self._copy(other, place, text.tokens)
         place.adapters = text.adapters
