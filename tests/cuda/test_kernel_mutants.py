@@ -86,7 +86,7 @@ def product(dtype: GGMLType) -> Callable[[Operands], Tensor]:
     return lambda make: ops.mul_mat(make.leaf(dtype, (512, 5), scale=0.05), make.leaf(F32, (512, 1)))
 
 
-UNPACKING = ("matvec", "unpack")
+UNPACKING = ("matvec_one", "unpack")
 
 MUTANTS: dict[str, Wrong] = {
     "a norm without its epsilon": Wrong(

@@ -1,6 +1,6 @@
 """MUL_MAT with one column, which decoding is made of, and what follows it in the same launch.
 
-A warp takes two rows at a time, two groups of 32 lanes' work in flight; with few rows up to four warps share the two.
+A warp takes two rows at a time, mostly two groups of 32 lanes' work in flight; with few rows up to four warps share the two.
 Products of the same activations are one launch, up to three matrices of a type; each may have something added. Or the two
 rows are one of either of two matrices, whose products become a GLU. The last block of a launch makes the norm of the
 result, the last of the blocks that make 128 values of a GLU their bytes: no launch of its own waits for them.
@@ -16,7 +16,7 @@ from pyggml.kernels.cuda.layout import FLOATS, blocks
 from pyggml.kernels.cuda.matvec import ROWS, WARPS, warps_a_row
 from pyggml.kernels.cuda.normed import AREA, Normed
 from pyggml.kernels.cuda.spec import Spec, i32, i64
-from pyggml.kernels.cuda.unpack import HALVES, NO_MINIMUM
+from pyggml.kernels.cuda.unpack import HALVES, NO_MINIMUM, OFFSET
 from pyggml.kernels.cuda.unpack_codebook import codebook_of
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 MOST = 3
 """Matrices of one launch."""
+ALONE = ("Q3_K", "Q5_K", "Q6_K")
+"""Types with so many loads and registers a group that one in flight is enough, and leaves room for more warps."""
 NEVER = 2**31 - 1
 """The first block of a matrix that is not there."""
 GROUP = 32 * WARPS
@@ -110,8 +112,8 @@ def _of_integers(d, name):
     from pyggml.dtypes import GGMLType
     from pyggml.kernels.cuda.unpack import unpack
 
-    group, halves = unpack(name), GGMLType[name] in HALVES
-    minimum = GGMLType[name] not in NO_MINIMUM
+    group, halves = unpack(name, offset=True), GGMLType[name] in HALVES
+    minimum = GGMLType[name] in OFFSET or GGMLType[name] not in NO_MINIMUM
     ones = 0x01010101
 
     @d.inline
@@ -181,7 +183,7 @@ def _sums(name: str):
     share them; all threads call it."""
     from pyggml.kernels.cuda import device as d
 
-    dots = _dots(name)
+    dots, ahead = _dots(name), name not in ALONE
 
     @d.inline
     def both(r0, r1, x, scales, codebook, groups, shift):
@@ -189,12 +191,13 @@ def _sums(name: str):
         part, step = d.i32(warp & ((1 << shift) - 1)), d.i32(32 << shift)
         t0, t1 = d.f32(0), d.f32(0)
         j = d.i32(lane + part * 32)
-        while j + step < groups:
+        while ahead and j + step < groups:
             t0, t1 = dots(t0, t1, r0, r1, x, scales, j, codebook)
             t0, t1 = dots(t0, t1, r0, r1, x, scales, d.i32(j + step), codebook)
             j = d.i32(j + 2 * step)
-        if j < groups:
+        while j < groups:
             t0, t1 = dots(t0, t1, r0, r1, x, scales, j, codebook)
+            j = d.i32(j + step)
         t0, t1 = d.warp_sum(t0), d.warp_sum(t1)
         if shift != 0:
             at = d.i32(d.shared() + warp * 8)

@@ -8,9 +8,11 @@ Rows of types that ALIGNMENT does not name begin at any even address: aligned wo
 
 from __future__ import annotations
 
+from typing import Any
+
 from pyggml.dtypes import GGMLType
 from pyggml.kernels.cuda.blocks import BLOCKS, CODEBOOK, SMALL
-from pyggml.kernels.cuda.unpack_words import LOW, ONE_BIT, TWO_BITS, eight_words, fifths, levels
+from pyggml.kernels.cuda.unpack_words import LOW, ONE_BIT, TWO_BITS, eight_words, fifths, level_pairs
 from pyggml.quants.iq4_nl import LEVELS
 
 T = GGMLType
@@ -24,8 +26,13 @@ UNPACKED = (*BLOCKS, *(t for t in SMALL if t != T.TQ1_0), *CODEBOOK)
 """Of the block types with values of their own only TQ1_0 is left out, whose digits are of base 3."""
 
 
-def unpack(name: str):
-    """-> f(row, j, codebook): group j of 32 values: q0 ... q7, d, m, and for HALVES d and m of the second half.
+OFFSET = frozenset({T.Q3_K, T.Q6_K})
+"""Types whose values may as well be numbers from 0 on with a minimum, which takes fewer instructions to unpack."""
+
+
+def unpack(name: str, offset: bool = False):
+    """-> f(row, j, codebook): group j of 32 values: q0 ... q7, d, m, and for HALVES d and m of the second half. `offset`: types of
+    OFFSET have a minimum.
 
     codebook: address of the runs of values that blocks of a CODEBOOK type number (unpack_codebook.py)."""
     from pyggml.kernels.cuda import device as d
@@ -36,11 +43,11 @@ def unpack(name: str):
         return d.inline(MAKERS[name](d))
     from pyggml.kernels.cuda import unpack_small
 
-    makers = {
+    makers: dict[str, Any] = {
         "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q8_0": _q8_0, "IQ4_NL": _iq4_nl, "Q2_K": _q2_k,
         "Q3_K": _q3_k, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k, "IQ4_XS": _iq4_xs, **unpack_small.MAKERS,
     }  # fmt: skip
-    one = d.inline(makers[name](d))
+    one = d.inline(makers[name](d, offset) if GGMLType[name] in OFFSET else makers[name](d))
 
     @d.inline
     def group(row, j, codebook):
@@ -59,10 +66,10 @@ def _q4_0(d):
         a0, a1, a2, a3 = (
             d.permute(w0, w1, select), d.permute(w1, w2, select), d.permute(w2, w3, select), d.permute(w3, w4, select),
         )  # fmt: skip
-        by = d.h2f(w0 >> (odd * 8))
+        by = d.h2f(d.shr(w0, odd * 8))
         return (
-            d.i32(a0 & LOW), d.i32(a1 & LOW), d.i32(a2 & LOW), d.i32(a3 & LOW), d.i32((a0 >> 4) & LOW),
-            d.i32((a1 >> 4) & LOW), d.i32((a2 >> 4) & LOW), d.i32((a3 >> 4) & LOW), by, by * d.f32(-8),
+            d.i32(a0 & LOW), d.i32(a1 & LOW), d.i32(a2 & LOW), d.i32(a3 & LOW), d.i32(d.shr(a0, 4) & LOW),
+            d.i32(d.shr(a1, 4) & LOW), d.i32(d.shr(a2, 4) & LOW), d.i32(d.shr(a3, 4) & LOW), by, by * d.f32(-8),
         )  # fmt: skip
 
     return unpack_q4_0
@@ -73,8 +80,8 @@ def _q4_1(d):
         b = row + j * 20
         h, a0, a1, a2, a3 = d.ld_i32(b), d.ld_i32(b + 4), d.ld_i32(b + 8), d.ld_i32(b + 12), d.ld_i32(b + 16)
         return (
-            d.i32(a0 & LOW), d.i32(a1 & LOW), d.i32(a2 & LOW), d.i32(a3 & LOW), d.i32((a0 >> 4) & LOW),
-            d.i32((a1 >> 4) & LOW), d.i32((a2 >> 4) & LOW), d.i32((a3 >> 4) & LOW), d.h2f(h), d.h2f(h >> 16),
+            d.i32(a0 & LOW), d.i32(a1 & LOW), d.i32(a2 & LOW), d.i32(a3 & LOW), d.i32(d.shr(a0, 4) & LOW),
+            d.i32(d.shr(a1, 4) & LOW), d.i32(d.shr(a2, 4) & LOW), d.i32(d.shr(a3, 4) & LOW), d.h2f(h), d.h2f(h >> 16),
         )  # fmt: skip
 
     return unpack_q4_1
@@ -94,12 +101,12 @@ def _q5_0(d):
         a0, a1, a2, a3 = (
             d.permute(w1, w2, select), d.permute(w2, w3, select), d.permute(w3, w4, select), d.permute(w4, w5, select),
         )  # fmt: skip
-        by = d.h2f(w0 >> (odd * 8))
+        by = d.h2f(d.shr(w0, odd * 8))
         return (
             d.i32((a0 & LOW) | fifth(h, 0)), d.i32((a1 & LOW) | fifth(h, 4)), d.i32((a2 & LOW) | fifth(h, 8)),
-            d.i32((a3 & LOW) | fifth(h, 12)), d.i32(((a0 >> 4) & LOW) | fifth(h, 16)),
-            d.i32(((a1 >> 4) & LOW) | fifth(h, 20)), d.i32(((a2 >> 4) & LOW) | fifth(h, 24)),
-            d.i32(((a3 >> 4) & LOW) | fifth(h, 28)), by, by * d.f32(-16),
+            d.i32((a3 & LOW) | fifth(h, 12)), d.i32((d.shr(a0, 4) & LOW) | fifth(h, 16)),
+            d.i32((d.shr(a1, 4) & LOW) | fifth(h, 20)), d.i32((d.shr(a2, 4) & LOW) | fifth(h, 24)),
+            d.i32((d.shr(a3, 4) & LOW) | fifth(h, 28)), by, by * d.f32(-16),
         )  # fmt: skip
 
     return unpack_q5_0
@@ -114,9 +121,9 @@ def _q5_1(d):
         a0, a1, a2, a3 = d.ld_i32(b + 8), d.ld_i32(b + 12), d.ld_i32(b + 16), d.ld_i32(b + 20)
         return (
             d.i32((a0 & LOW) | fifth(h, 0)), d.i32((a1 & LOW) | fifth(h, 4)), d.i32((a2 & LOW) | fifth(h, 8)),
-            d.i32((a3 & LOW) | fifth(h, 12)), d.i32(((a0 >> 4) & LOW) | fifth(h, 16)),
-            d.i32(((a1 >> 4) & LOW) | fifth(h, 20)), d.i32(((a2 >> 4) & LOW) | fifth(h, 24)),
-            d.i32(((a3 >> 4) & LOW) | fifth(h, 28)), d.h2f(s), d.h2f(s >> 16),
+            d.i32((a3 & LOW) | fifth(h, 12)), d.i32((d.shr(a0, 4) & LOW) | fifth(h, 16)),
+            d.i32((d.shr(a1, 4) & LOW) | fifth(h, 20)), d.i32((d.shr(a2, 4) & LOW) | fifth(h, 24)),
+            d.i32((d.shr(a3, 4) & LOW) | fifth(h, 28)), d.h2f(s), d.h2f(s >> 16),
         )  # fmt: skip
 
     return unpack_q5_1
@@ -133,14 +140,14 @@ def _q8_0(d):
         return (
             d.permute(w0, w1, select), d.permute(w1, w2, select), d.permute(w2, w3, select), d.permute(w3, w4, select),
             d.permute(w4, w5, select), d.permute(w5, w6, select), d.permute(w6, w7, select), d.permute(w7, w8, select),
-            d.h2f(w0 >> (odd * 8)), d.f32(0),
+            d.h2f(d.shr(w0, odd * 8)), d.f32(0),
         )  # fmt: skip
 
     return unpack_q8_0
 
 
 def _iq4_nl(d):
-    look_up = levels(LEVELS)
+    pair = level_pairs(LEVELS)
 
     def unpack_iq4_nl(row, j):
         b = row + j * 18
@@ -151,11 +158,8 @@ def _iq4_nl(d):
         a0, a1, a2, a3 = (
             d.permute(w0, w1, select), d.permute(w1, w2, select), d.permute(w2, w3, select), d.permute(w3, w4, select),
         )  # fmt: skip
-        return (
-            look_up(a0 & LOW), look_up(a1 & LOW), look_up(a2 & LOW), look_up(a3 & LOW), look_up((a0 >> 4) & LOW),
-            look_up((a1 >> 4) & LOW), look_up((a2 >> 4) & LOW), look_up((a3 >> 4) & LOW), d.h2f(w0 >> (odd * 8)),
-            d.f32(0),
-        )  # fmt: skip
+        (q0, q4), (q1, q5), (q2, q6), (q3, q7) = pair(a0), pair(a1), pair(a2), pair(a3)
+        return q0, q1, q2, q3, q4, q5, q6, q7, d.h2f(d.shr(w0, odd * 8)), d.f32(0)
 
     return unpack_iq4_nl
 
@@ -173,28 +177,31 @@ def _q2_k(d):
         s0, s1 = d.ld_u8(b + 2 * sub), d.ld_u8(b + 2 * sub + 1)
         scale, low = d.h2f(both), -d.h2f(both >> 16)
         return (
-            d.i32((d.ld_i32(at) >> shift) & TWO_BITS), d.i32((d.ld_i32(at + 4) >> shift) & TWO_BITS),
-            d.i32((d.ld_i32(at + 8) >> shift) & TWO_BITS), d.i32((d.ld_i32(at + 12) >> shift) & TWO_BITS),
-            d.i32((d.ld_i32(at + 16) >> shift) & TWO_BITS), d.i32((d.ld_i32(at + 20) >> shift) & TWO_BITS),
-            d.i32((d.ld_i32(at + 24) >> shift) & TWO_BITS), d.i32((d.ld_i32(at + 28) >> shift) & TWO_BITS),
-            scale * d.f32(s0 & 15), low * d.f32(s0 >> 4), scale * d.f32(s1 & 15), low * d.f32(s1 >> 4),
+            d.i32(d.shr(d.ld_i32(at), shift) & TWO_BITS), d.i32(d.shr(d.ld_i32(at + 4), shift) & TWO_BITS),
+            d.i32(d.shr(d.ld_i32(at + 8), shift) & TWO_BITS), d.i32(d.shr(d.ld_i32(at + 12), shift) & TWO_BITS),
+            d.i32(d.shr(d.ld_i32(at + 16), shift) & TWO_BITS), d.i32(d.shr(d.ld_i32(at + 20), shift) & TWO_BITS),
+            d.i32(d.shr(d.ld_i32(at + 24), shift) & TWO_BITS), d.i32(d.shr(d.ld_i32(at + 28), shift) & TWO_BITS),
+            scale * d.f32(d.i32(s0 & 15)), low * d.f32(d.shr(s0, 4)), scale * d.f32(d.i32(s1 & 15)), low * d.f32(d.shr(s1, 4)),
         )  # fmt: skip
 
     return unpack_q2_k
 
 
-def _q3_k(d):
+def _q3_k(d, offset):
     eight = eight_words(d)
 
     @d.inline
     def scale_of(b, s):
-        low = (d.ld_u8(b + 96 + (s & 7)) >> ((s >> 3) * 4)) & 15
-        return d.f32((low | (((d.ld_u8(b + 104 + (s & 3)) >> ((s >> 2) * 2)) & 3) << 4)) - 32)
+        low = d.shr(d.ld_u8(b + 96 + (s & 7)), (s >> 3) * 4) & 15
+        return d.f32(d.i32((low | ((d.shr(d.ld_u8(b + 104 + (s & 3)), (s >> 2) * 2) & 3) << 4)) - 32))
 
     @d.inline
     def three(low, high, shift, sub):
-        """Two bits and a third, minus 4, as signed bytes."""
-        y = (((low >> shift) & TWO_BITS) | (((high >> sub) & ONE_BIT) << 2)) ^ 0x04040404
+        """Two bits and a third, minus 4, as signed bytes; with `offset` as they are."""
+        y = (d.shr(low, shift) & TWO_BITS) | ((d.shr(high, sub) & ONE_BIT) << 2)
+        if offset:
+            return d.i32(y)
+        y = y ^ 0x04040404
         return d.i32(y | ((y & 0x04040404) * 62))
 
     def unpack_q3_k(row, j):
@@ -203,11 +210,12 @@ def _q3_k(d):
         shift = (sub & 3) * 2
         h0, h1, h2, h3, h4, h5, h6, h7 = eight(b)
         w0, w1, w2, w3, w4, w5, w6, w7 = eight(b + 32 + (sub >> 2) * 32)
-        by = d.ld_f16(b + 108)
+        by, low = d.ld_f16(b + 108), d.f32(-4 if offset else 0)
+        s0, s1 = by * scale_of(b, 2 * sub), by * scale_of(b, 2 * sub + 1)
         return (
             three(w0, h0, shift, sub), three(w1, h1, shift, sub), three(w2, h2, shift, sub), three(w3, h3, shift, sub),
             three(w4, h4, shift, sub), three(w5, h5, shift, sub), three(w6, h6, shift, sub), three(w7, h7, shift, sub),
-            by * scale_of(b, 2 * sub), d.f32(0), by * scale_of(b, 2 * sub + 1), d.f32(0),
+            s0, s0 * low, s1, s1 * low,
         )  # fmt: skip
 
     return unpack_q3_k
@@ -220,12 +228,11 @@ def _k4_header(d):
     def header(b, sub):
         both, s0, s1, s2 = d.ld_i32x4(b)
         k = (sub & 3) * 8
-        if sub < 4:
-            scale, low = (s0 >> k) & 63, (s1 >> k) & 63
-        else:
-            scale = ((s2 >> k) & 15) | (((s0 >> (k + 6)) & 3) << 4)
-            low = ((s2 >> (k + 4)) & 15) | (((s1 >> (k + 6)) & 3) << 4)
-        return d.h2f(both) * d.f32(scale), -d.h2f(both >> 16) * d.f32(low)
+        scale, low = d.shr(s0, k) & 63, d.shr(s1, k) & 63
+        if sub >= 4:
+            scale = (d.shr(s2, k) & 15) | ((d.shr(s0, k + 6) & 3) << 4)
+            low = (d.shr(s2, k + 4) & 15) | ((d.shr(s1, k + 6) & 3) << 4)
+        return d.h2f(both) * d.f32(d.i32(scale)), -d.h2f(d.shr(both, 16)) * d.f32(d.i32(low))
 
     return header
 
@@ -242,9 +249,9 @@ def _q4_k(d):
         w0, w1, w2, w3 = d.ld_i32x4(at)
         w4, w5, w6, w7 = d.ld_i32x4(at + 16)
         return (
-            d.i32((w0 >> shift) & LOW), d.i32((w1 >> shift) & LOW), d.i32((w2 >> shift) & LOW),
-            d.i32((w3 >> shift) & LOW), d.i32((w4 >> shift) & LOW), d.i32((w5 >> shift) & LOW),
-            d.i32((w6 >> shift) & LOW), d.i32((w7 >> shift) & LOW), scale, low,
+            d.i32(d.shr(w0, shift) & LOW), d.i32(d.shr(w1, shift) & LOW), d.i32(d.shr(w2, shift) & LOW),
+            d.i32(d.shr(w3, shift) & LOW), d.i32(d.shr(w4, shift) & LOW), d.i32(d.shr(w5, shift) & LOW),
+            d.i32(d.shr(w6, shift) & LOW), d.i32(d.shr(w7, shift) & LOW), scale, low,
         )  # fmt: skip
 
     return unpack_q4_k
@@ -255,7 +262,7 @@ def _q5_k(d):
 
     @d.inline
     def five(low, high, shift, sub):
-        return d.i32(((low >> shift) & LOW) | (((high >> sub) & ONE_BIT) << 4))
+        return d.i32((d.shr(low, shift) & LOW) | ((d.shr(high, sub) & ONE_BIT) << 4))
 
     def unpack_q5_k(row, j):
         sub = j & 7
@@ -276,13 +283,16 @@ def _q5_k(d):
     return unpack_q5_k
 
 
-def _q6_k(d):
+def _q6_k(d, offset):
     eight = eight_words(d)
 
     @d.inline
     def six(low, high, shift, pair):
-        """Four bits and two, minus 32, as signed bytes."""
-        y = (((low >> shift) & LOW) | (((high >> pair) & TWO_BITS) << 4)) ^ 0x20202020
+        """Four bits and two, minus 32, as signed bytes; with `offset` as they are."""
+        y = (d.shr(low, shift) & LOW) | ((d.shr(high, pair) & TWO_BITS) << 4)
+        if offset:
+            return d.i32(y)
+        y = y ^ 0x20202020
         return d.i32(y | ((y & 0x20202020) * 6))
 
     def unpack_q6_k(row, j):
@@ -291,30 +301,28 @@ def _q6_k(d):
         shift, pair = ((sub >> 1) & 1) * 4, (sub & 3) * 2
         h0, h1, h2, h3, h4, h5, h6, h7 = eight(b + 128 + (sub >> 2) * 32)
         w0, w1, w2, w3, w4, w5, w6, w7 = eight(b + (sub >> 2) * 64 + (sub & 1) * 32)
-        by = d.ld_f16(b + 208)
+        by, least = d.ld_f16(b + 208), d.f32(-32 if offset else 0)
+        s0, s1 = by * d.f32(d.ld_i8(b + 192 + 2 * sub)), by * d.f32(d.ld_i8(b + 193 + 2 * sub))
         return (
             six(w0, h0, shift, pair), six(w1, h1, shift, pair), six(w2, h2, shift, pair), six(w3, h3, shift, pair),
             six(w4, h4, shift, pair), six(w5, h5, shift, pair), six(w6, h6, shift, pair), six(w7, h7, shift, pair),
-            by * d.f32(d.ld_i8(b + 192 + 2 * sub)), d.f32(0), by * d.f32(d.ld_i8(b + 193 + 2 * sub)), d.f32(0),
+            s0, s0 * least, s1, s1 * least,
         )  # fmt: skip
 
     return unpack_q6_k
 
 
 def _iq4_xs(d):
-    look_up = levels(LEVELS)
+    pair = level_pairs(LEVELS)
 
     def unpack_iq4_xs(row, j):
         sub = j & 7
         b = row + (j >> 3) * 136
         head, lows = d.ld_i32(b), d.ld_i32(b + 4)
-        scale = ((lows >> (sub * 4)) & 15) | (((head >> (16 + sub * 2)) & 3) << 4)
+        scale = (d.shr(lows, sub * 4) & 15) | ((d.shr(head, 16 + sub * 2) & 3) << 4)
         at = b + 8 + sub * 16
         a0, a1, a2, a3 = d.ld_i32(at), d.ld_i32(at + 4), d.ld_i32(at + 8), d.ld_i32(at + 12)
-        return (
-            look_up(a0 & LOW), look_up(a1 & LOW), look_up(a2 & LOW), look_up(a3 & LOW), look_up((a0 >> 4) & LOW),
-            look_up((a1 >> 4) & LOW), look_up((a2 >> 4) & LOW), look_up((a3 >> 4) & LOW),
-            d.h2f(head) * d.f32(scale - 32), d.f32(0),
-        )  # fmt: skip
+        (q0, q4), (q1, q5), (q2, q6), (q3, q7) = pair(a0), pair(a1), pair(a2), pair(a3)
+        return q0, q1, q2, q3, q4, q5, q6, q7, d.h2f(head) * d.f32(d.i32(scale - 32)), d.f32(0)
 
     return unpack_iq4_xs

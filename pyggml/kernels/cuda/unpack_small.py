@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pyggml.kernels.cuda.unpack_words import LOW, ONE_BIT, TWO_BITS, eight_words, levels
+from pyggml.kernels.cuda.unpack_words import ONE_BIT, TWO_BITS, eight_words, level_pairs
 from pyggml.quants.fp4 import LEVELS
 
 
 def _mxfp4(d):
-    look_up = levels(LEVELS)
+    pair = level_pairs(LEVELS)
 
     def unpack_mxfp4(row, j):
         """Blocks of 17 bytes begin anywhere: five words are loaded, the last one only where bytes of it are asked for."""
@@ -25,16 +25,14 @@ def _mxfp4(d):
         )
         e = d.ld_u8(b)
         half = d.bits_float((e - 1) << 23) if e > 1 else d.bits_float(0x00200000 << e)
-        return (
-            look_up(a0 & LOW), look_up(a1 & LOW), look_up(a2 & LOW), look_up(a3 & LOW), look_up((a0 >> 4) & LOW),
-            look_up((a1 >> 4) & LOW), look_up((a2 >> 4) & LOW), look_up((a3 >> 4) & LOW), half, d.f32(0),
-        )  # fmt: skip
+        (q0, q4), (q1, q5), (q2, q6), (q3, q7) = pair(a0), pair(a1), pair(a2), pair(a3)
+        return q0, q1, q2, q3, q4, q5, q6, q7, half, d.f32(0)
 
     return unpack_mxfp4
 
 
 def _nvfp4(d):
-    look_up = levels(LEVELS)
+    pair = level_pairs(LEVELS)
 
     @d.inline
     def half_of(x):
@@ -50,11 +48,9 @@ def _nvfp4(d):
         first = (j & 1) * 2
         at = b + 4 + first * 8
         w0, w1, w2, w3 = d.ld_i32(at), d.ld_i32(at + 4), d.ld_i32(at + 8), d.ld_i32(at + 12)
-        return (
-            look_up(w0 & LOW), look_up(w1 & LOW), look_up((w0 >> 4) & LOW), look_up((w1 >> 4) & LOW),
-            look_up(w2 & LOW), look_up(w3 & LOW), look_up((w2 >> 4) & LOW), look_up((w3 >> 4) & LOW),
-            half_of(d.ld_u8(b + first)), d.f32(0), half_of(d.ld_u8(b + first + 1)), d.f32(0),
-        )  # fmt: skip
+        (q0, q2), (q1, q3), (q4, q6), (q5, q7) = pair(w0), pair(w1), pair(w2), pair(w3)
+        half, half2 = half_of(d.ld_u8(b + first)), half_of(d.ld_u8(b + first + 1))
+        return q0, q1, q2, q3, q4, q5, q6, q7, half, d.f32(0), half2, d.f32(0)
 
     return unpack_nvfp4
 

@@ -14,7 +14,7 @@ def fifths():
     @d.inline
     def fifth(bits, shift):
         """Bits shift ... shift + 3 as bit 4 of each of four bytes."""
-        return d.i32(((((bits >> shift) & 15) * 0x00204081) & 0x01010101) << 4)
+        return d.i32((((d.shr(bits, shift) & 15) * 0x00204081) & ONE_BIT) << 4)
 
     return fifth
 
@@ -54,3 +54,26 @@ def eight_words(d):
         )  # fmt: skip
 
     return eight
+
+
+def level_pairs(values: Any):
+    """-> f(word): the levels (16 signed bytes) that eight numbers of four bits stand for: those of the low halves of its bytes,
+    those of the high halves."""
+    import numpy as np
+
+    from pyggml.kernels.cuda import device as d
+
+    t0, t1, t2, t3 = (int(x) for x in np.ascontiguousarray(values).view(np.int32))
+
+    @d.inline
+    def four(x, halves):
+        """Of four numbers in the low 16 bits: three bits choose in either half of the table, the fourth the half."""
+        return d.permute(d.permute(t0, t1, x), d.permute(t2, t3, x), halves)
+
+    @d.inline
+    def pair(word):
+        x, halves = d.i32(word & 0x77777777), d.i32(d.shr(word, 1) & 0x44444444 | 0x32103210)
+        first, second = four(x, halves), four(d.shr(x, 16), d.shr(halves, 16))
+        return d.permute(first, second, 0x6420), d.permute(first, second, 0x7531)
+
+    return pair
