@@ -39,11 +39,15 @@ OPTIONAL = {"server": "uvicorn"}
 """Folders of tests, and what their conftest.py cannot be read without: where it is not installed the folder is left out."""
 collect_ignore = [folder for folder, needed in OPTIONAL.items() if importlib.util.find_spec(needed) is None]
 LONG = (
-    "e2e/test_against_llamacpp.py", "ops/test_levels.py", "jit/test_compiling.py", "test_benchmarks.py",
-    "e2e/test_cold_start.py", "sampler/test_sampler_peer.py",
-    "ops/test_matmul.py", "ops/test_supports.py", "ops/test_assembly.py", "cuda/test_compile.py", "ops/test_rows.py",
-    "tokenizer/test_tokenizer.py", "rpc/test_newest.py", "rpc/test_peers.py", "backend/test_thread_pool.py", "chat/test_chat.py",
-    "grammar/test_grammar_peer.py", "model/test_kv_cache.py", "cuda/test_layer.py", "lowering/test_hazards.py",
+    "model/test_arch_memory.py", "e2e/test_real_models.py", "e2e/test_against_llamacpp.py", "model/test_archs.py",
+    "model/test_encoders.py", "ops/test_matmul.py", "ops/test_supports.py", "rpc/test_archs_rpc.py",
+    "model/test_users_files.py", "memory/test_memory.py", "e2e/test_bit_identity.py", "model/test_chunks.py",
+    "e2e/test_cold_start.py", "tokenizer/test_tokenizer.py", "tokenizer/test_tokenizer_newest.py", "ops/test_rows.py",
+    "model/test_kv_cache.py", "e2e/test_deaths.py", "compat/test_own_tests.py", "test_readme_tables.py",
+    "backend/test_pool_protocol.py", "rpc/test_conformance_sample.py", "rpc/test_processes.py", "rpc/test_newest.py",
+    "rpc/test_peers.py", "grammar/test_grammar_peer.py", "quants/test_bits.py", "e2e/test_three_commands.py",
+    "cuda/test_layer.py", "chat/test_reply_peer.py", "sampler/test_sampler_peer.py", "server/test_command.py",
+    "e2e/test_documented_commands.py", "runtime/test_batcher.py",
 )  # fmt: skip
 """Files that take longest, first: whoever took one at the end would keep the other processes waiting."""
 
