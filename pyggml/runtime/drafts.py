@@ -25,7 +25,7 @@ FIRST = 7
 
 
 class Adaptive:
-    """How many tokens to draft: twice as many after a draft that was kept whole, fewer after one that was not, so that guesses
+    """How many tokens to draft: eight more after a draft that was kept whole, fewer after one that was not, so that guesses
     which fail cost little.
 
     most  at most so many
@@ -37,7 +37,7 @@ class Adaptive:
 
     def kept(self, drafted: int, kept: int) -> None:
         if kept == drafted:
-            self.most = min(self.limit, 2 * max(self.most, drafted) + 1)
+            self.most = min(self.limit, max(self.most, drafted) + 8)
         else:
             self.most = min(self.limit, max(2, kept + kept // 2))
 
