@@ -147,7 +147,7 @@ def ours(path: Path, options: argparse.Namespace) -> Ask:
 
 def theirs(path: Path, options: argparse.Namespace, stack: ExitStack) -> Ask:
     """llama-server, once with drafts and once without."""
-    server = str(ensure_programs(print) / "llama-server")
+    server = str(ensure_programs().bin / "llama-server")
     drafts = ["--spec-type", options.type, f"--spec-{options.type}-size-n", str(options.size)]
     drafts += [f"--spec-{options.type}-size-m", str(options.most)]
     addresses = []
