@@ -327,3 +327,50 @@ def test_a_compiler_that_fails_is_told_in_one_line(monkeypatch, tmp_path):
     assert str(told.value) == (
         "kernel unary-scale cannot be compiled for compute capability 9.0: RuntimeError: libdevice is nowhere"
     )
+
+
+# ---- models over two GPUs
+
+
+def held_elsewhere(fake, plan, context: str) -> list[int]:
+    """Words of a plan's launches that are addresses of another GPU's memory."""
+    others = [(at, at + block.size) for at, block in fake.memory.items() if block.context not in (None, context)]
+    return [word for word in plan.values.tolist() for low, high in others if low <= word < high]
+
+
+def test_a_model_over_two_gpus_in_two_threads(fake, tmp_path):
+    """Nothing is computed there; what each GPU is asked for is its own, direct, captured and replayed."""
+    from tiny_model import write_llama
+
+    from pyggml.backend.cuda.plan import CudaPlan
+    from pyggml.model.model import Model
+    from pyggml.runtime.context import Context
+
+    path = write_llama(tmp_path / "m.gguf", n_layer=6)
+    gpus = [CudaDevice(CudaGPU(number)) for number in range(2)]
+
+    def client(seed: int) -> None:
+        model = Model.load(path, devices=gpus, n_gpu_layers=99)
+        context = Context(model, n_ctx=256, n_threads=1)
+        context.decode([seed, 1, 2, 3, 4, 5, 6])
+        for _ in range(3):
+            context.decode([seed])
+        splits = [split for _, schedule in context._schedules.values() for split in schedule.splits]
+        plans = [split.plan for split in splits if isinstance(split.plan, CudaPlan)]
+        assert {plan.gpu.number for plan in plans} == {0, 1}
+        assert sum(plan.graph is not None for plan in plans) == 2, "the token's, on both"
+        for plan in plans:
+            assert not held_elsewhere(fake, plan, f"context {plan.gpu.number}")
+            assert any(held_elsewhere(fake, plan, f"context {1 - plan.gpu.number}"))
+        context.close()
+        model.close()
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(client, seed) for seed in (7, 8)]:
+            done.result()
+    for gpu in gpus:
+        gpu.free_retired()
+        launched = [call for call in fake.named("cuLaunchKernel") if call.context == f"context {gpu.gpu.number}"]
+        assert launched and len(fake.named("cuGraphLaunch")) == 8
+    left = [block for block in fake.memory.values() if block.context is not None]
+    assert not left, f"{len(left)} blocks are left over"
