@@ -23,7 +23,6 @@ from few_model import FewModel
 
 from pyggml.backend.base import Device
 from pyggml.errors import PyggmlError
-from pyggml.graph import Repeats
 from pyggml.model.model import Model
 from pyggml.runtime.context import Context
 
@@ -40,7 +39,7 @@ def phases(few: FewModel, shape: tuple[int, int, int], whole: bool) -> tuple[lis
     times = [time.perf_counter()]
     made = few.build(layers, few.shape(*shape))
     if pattern is not None:
-        made.graph.repeats = Repeats(pattern, made.ends, few.few.leafs)
+        made.graph.runs = pattern.repeats(made.ends, few.few.leafs)
     times.append(time.perf_counter())
     schedule = few.context.scheduler.schedule(made.graph)
     times.append(time.perf_counter())

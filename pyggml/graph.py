@@ -22,13 +22,16 @@ NONE_OP = 0
 @dataclass
 class Graph:
     """`nodes` have an op and stand after all that they read; `leafs` hold data. `uses` counts readers by id(). `repeats`: the
-    layers here stand for more of them (`Repeats`). `ends`: id() of the nodes that layers end with, where that is known."""
+    layers here, which one device computes, stand for more of them. `runs`: the same of a model's graph, of each run of
+    layers that have one device; the scheduler makes graphs of one device with `repeats` of it. `ends`: id() of the nodes
+    that layers end with, where that is known."""
 
     nodes: list[Tensor] = field(default_factory=list)
     leafs: list[Tensor] = field(default_factory=list)
     uses: dict[int, int] = field(default_factory=dict)
     repeats: Repeats | None = None
     ends: frozenset[int] = frozenset()
+    runs: Sequence[Repeats] = ()
 
 
 def build_forward(outputs: Iterable[Tensor]) -> Graph:
@@ -70,7 +73,10 @@ def build_forward(outputs: Iterable[Tensor]) -> Graph:
 
 
 class IrregularError(Exception):
-    """Some layers cannot stand for the others here: build them all. Says why."""
+    """Some layers cannot stand for the others here: build them all. Says why. `run`: where that run of layers begins, for
+    which it holds; None: it is not known."""
+
+    run: int | None = None
 
 
 class Leafs:
@@ -87,6 +93,17 @@ class Leafs:
         self.own = [{key for key in of_layer if listed[key] == 1} for of_layer in each]
         self.apart = [{key for key, t in of_layer.items() if placed[t.data] == 1} for of_layer in each]
         self.number = [{id(t): k for k, t in enumerate(of_layer)} for of_layer in self.tensors]
+        self._parts: dict[tuple[int, int], Leafs] = {}
+
+    def part(self, begin: int, end: int) -> Leafs:
+        """Those of the layers from `begin` to `end` - 1, which are numbered anew; kept from graph to graph."""
+        if (begin, end) == (0, len(self.tensors)):
+            return self
+        found = self._parts.get((begin, end))
+        if found is None:
+            found = self._parts[begin, end] = Leafs(self.tensors[begin:end])
+            found.own, found.apart = self.own[begin:end], self.apart[begin:end]  # of all layers
+        return found
 
     @cached_property
     def addresses(self) -> NDArray[np.int64]:
@@ -165,13 +182,40 @@ class Pattern:
 
 
 @dataclass(frozen=True)
+class Runs:
+    """Patterns of the runs of layers that have one device each: of those from `begins[i]` on, as if they were numbered from
+    there."""
+
+    begins: tuple[int, ...]
+    patterns: tuple[Pattern, ...]
+
+    @cached_property
+    def layers(self) -> tuple[int, ...]:
+        """Of the model, to be built; ascending."""
+        runs = zip(self.begins, self.patterns, strict=True)
+        return tuple(begin + layer for begin, pattern in runs for layer in pattern.layers)
+
+    def repeats(self, ends: Sequence[Tensor], leafs: Leafs) -> list[Repeats]:
+        """How a graph of these layers is to be read; `ends` and `leafs` are the whole model's."""
+        found, first = [], 0
+        for begin, pattern in zip(self.begins, self.patterns, strict=True):
+            last = first + len(pattern.layers)
+            part = leafs.part(begin, begin + len(pattern.order))
+            found.append(Repeats(pattern, ends[first:last], part, begin))
+            first = last
+        return found
+
+
+@dataclass(frozen=True)
 class Repeats:
     """How a graph of some layers is to be read. `ends`: of each layer that is built, the node that the next one reads, behind
-    which that begins, or what comes after all layers; the last one's may be missing."""
+    which that begins, or what comes after all layers; the last one's may be missing. `begin`: the number in the model of
+    the first layer, from which on `pattern` and `leafs` number them."""
 
     pattern: Pattern
     ends: Sequence[Tensor]
     leafs: Leafs
+    begin: int = 0
 
     def layers_of(self, nodes: Iterable[Tensor]) -> list[int]:
         """For each node, in the order of the graph, the position of its layer; len(ends) of those behind the last end.

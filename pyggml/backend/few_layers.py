@@ -10,7 +10,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from pyggml.backend.repeats import patterns
 from pyggml.backend.scheduler import Schedule, Scheduler
-from pyggml.graph import Graph, IrregularError, Leafs, Pattern, Repeats
+from pyggml.graph import Graph, IrregularError, Leafs, Pattern, Runs
 from pyggml.tensor import Tensor
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ class FewLayers(Generic[T]):
     def __init__(self, scheduler: Scheduler, leafs: Sequence[Sequence[Tensor]]) -> None:
         self._scheduler = scheduler
         self.leafs = Leafs(leafs)
-        self._patterns: dict[Hashable, list[Pattern]] = {}
+        self._patterns: dict[Hashable, dict[int, list[Pattern]]] = {}  # what is left to be tried, of each run of layers
 
     def schedule(self, form: Hashable, build: Callable[[Sequence[int]], LayeredGraph[T]]) -> tuple[T, Schedule]:
         """A schedule for the graph of all layers. `build(layers)` builds that of some, numbers in ascending order.
@@ -42,21 +42,30 @@ class FewLayers(Generic[T]):
         graph of a form is built whole and tells which layers are alike. Raises as `Scheduler.schedule`.
         """
         known = form in self._patterns
-        while (pattern := self.pattern(form)) is not None:
-            made = build(pattern.layers)
-            made.graph.repeats = Repeats(pattern, made.ends, self.leafs)
+        while (runs := self.pattern(form)) is not None:
+            made = build(runs.layers)
+            made.graph.runs = runs.repeats(made.ends, self.leafs)
             try:
                 schedule = self._scheduler.schedule(made.graph)
                 schedule.begin()
                 return made.built, schedule
-            except IrregularError:
-                del self._patterns[form][0]
+            except IrregularError as error:
+                self._give_up(form, error.run)
         made = build(range(len(self.leafs.tensors)))
         if not known:
             self._patterns[form] = patterns(made.graph, made.ends, self.leafs)
         return made.built, self._scheduler.schedule(made.graph)
 
-    def pattern(self, form: Hashable) -> Pattern | None:
+    def _give_up(self, form: Hashable, run: int | None) -> None:
+        """The pattern that was tried last: of this run; of all where it is not known which one failed."""
+        left = self._patterns[form]
+        tried = [some for begin, some in left.items() if len(some) > 1 and run in (begin, None)]
+        for some in tried or [some for some in left.values() if len(some) > 1]:
+            del some[0]
+
+    def pattern(self, form: Hashable) -> Runs | None:
         """Which layers are built for a graph of this form; None: all, or it is not known yet."""
-        found = self._patterns.get(form)
-        return found[0] if found else None
+        left = self._patterns.get(form, {})
+        if all(len(some) == 1 for some in left.values()):
+            return None
+        return Runs(tuple(left), tuple(some[0] for some in left.values()))

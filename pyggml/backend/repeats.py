@@ -19,25 +19,44 @@ from pyggml.tensor import Flag, Tensor
 # ---- which layers are alike
 
 
-def patterns(graph: Graph, ends: Sequence[Tensor], leafs: Leafs) -> list[Pattern]:
-    """From a graph of all layers: which to build, the fewest first. The first layer stands for itself, and so does the last
-    if no other is like it."""
+def patterns(graph: Graph, ends: Sequence[Tensor], leafs: Leafs) -> dict[int, list[Pattern]]:
+    """From a graph of all layers: for each run of layers that have one device, by its first layer, which of them to build, the
+    fewest first, all at last."""
     count = len(leafs.tensors)
     whole = Pattern(tuple(range(count)), tuple(range(count)), 1, count)
     try:
         kinds = _kinds(graph, Repeats(whole, ends, leafs))
     except IrregularError:
-        return []
-    alike = len(ends) == count and kinds[-1] in kinds[1:-1]
-    middle = range(1, count if alike else count - 1)
-    first = {kinds[i]: i for i in reversed(middle)}
-    last = {kinds[i]: i for i in middle}
+        return {0: [_alone(count)]}
+    homes = [{id(t.buffer and t.buffer.device) for t in of_layer} for of_layer in leafs.tensors]
+    begins = [i for i in range(count) if not i or homes[i] != homes[i - 1]]
+    return {
+        begin: _patterns_of_run(kinds[begin:end], end < count or len(ends) == count)
+        for begin, end in zip(begins, [*begins[1:], count], strict=True)
+    }
+
+
+def _alone(count: int) -> Pattern:
+    """Each layer stands for itself."""
+    return Pattern(tuple(range(count)), tuple(range(count)), count, count)
+
+
+def _patterns_of_run(kinds: Sequence[int], ended: bool) -> list[Pattern]:
+    """The first layer stands for itself, and so does the last if no other is like it, or it has no end (not `ended`), or
+    another device makes that."""
+    count = len(kinds)
     found = []
-    # what a kind does when it comes first (a table that later layers share) or last may differ: the second try. Results
-    # may lie in one of two places by turns: two layers make a unit then
-    for begin, end in ((1, middle.stop), (max(first.values(), default=0) + 1, min(last.values(), default=0))):
-        found += [_pattern(kinds, begin + (end - begin) % unit, end, unit) for unit in (1, 2) if begin < end]
-    return [pattern for pattern in found if len(pattern.layers) < count]
+    for alike in (True, False):
+        if alike and not (ended and kinds[-1] in kinds[1:-1]):
+            continue
+        middle = range(1, count if alike else count - 1)
+        first = {kinds[i]: i for i in reversed(middle)}
+        last = {kinds[i]: i for i in middle}
+        # what a kind does when it comes first (a table that later layers share) or last may differ: the second try. Results
+        # may lie in one of two places by turns: two layers make a unit then
+        for begin, end in ((1, middle.stop), (max(first.values(), default=0) + 1, min(last.values(), default=0))):
+            found += [_pattern(kinds, begin + (end - begin) % unit, end, unit) for unit in (1, 2) if begin < end]
+    return [*(pattern for pattern in found if len(pattern.layers) < count), _alone(count)]
 
 
 def _pattern(kinds: Sequence[int], begin: int, end: int, unit: int) -> Pattern:

@@ -6,9 +6,10 @@ result lies `alloc.py`'s. Knows no kernel and no network. Follows ggml-backend.c
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,7 +60,7 @@ class Scheduler:
     def schedule(self, graph: Graph) -> Schedule:
         """Make a graph ready to run. It belongs to the schedule then: sources are replaced by their copies.
 
-        Raises UnsupportedError when no device computes a node; where `graph.repeats`, IrregularError when its layers
+        Raises UnsupportedError when no device computes a node; where `graph.runs`, IrregularError when its layers
         cannot stand for others here, which `Schedule.begin` may find as well.
         """
         return Schedule(self, graph)
@@ -119,33 +120,49 @@ class Schedule:
         device_of = assign(graph, scheduler.devices)
         steps = self._cut(graph, device_of)
         arenas = [Arena(device.alignment) for device in scheduler.devices]
-        watch = self._watch(graph.repeats, steps, arenas) if graph.repeats is not None else None
+        runs = [run for run in graph.runs if run.pattern.first < run.pattern.last]
+        watches = [self._watch(run, steps, arenas) for run in runs]
+
+        def after(index: int) -> None:
+            for watch in watches:
+                watch.after(index)
+
         places = place_tensors(
             steps,
             arenas,
             lambda t: device_of[id(t)],
             lambda t: scheduler.devices[device_of[id(t)]].alloc_size(t),
-            watch.after if watch is not None else lambda index: None,
+            after,
         )
-        if watch is not None:
-            watch.check(places)
+        for watch in watches:
+            with of_run(watch.repeats):
+                watch.check(places)
         self.sizes = [arena.size for arena in arenas]
         self._places: list[tuple[Tensor, Allocation]] = []
         self._collect(steps, places)
 
     def _watch(self, repeats: Repeats, steps: list[Step], arenas: list[Arena]) -> PlaceWatch:
-        """Raises IrregularError unless all layers end, and what stands for others lies, in one split of a device that is able
-        to repeat them; before and behind others may compute."""
-        ends = {id(end) for end in repeats.ends}
-        found = [split for split in self.splits if any(id(node) in ends for node in split.nodes)]
-        last = repeats.pattern.last == len(repeats.pattern.layers) > len(repeats.ends)  # repeated, without an end
-        if len(found) != 1 or (last and found[0] is not self.splits[-1]):
-            raise IrregularError("layers are repeated where one device computes all of them")
-        (split,) = found
-        if not self.scheduler.backends[split.device].repeats:
-            raise IrregularError(f"{self.scheduler.devices[split.device].name} does not repeat layers")
-        split.repeats = repeats
-        return PlaceWatch(repeats, steps, arenas[split.device])
+        """Raises IrregularError unless all layers of a run, but for the last one's end, lie in one split of a device that is
+        able to repeat them; before and behind others may compute."""
+        with of_run(repeats):
+            pattern, ends = repeats.pattern, repeats.ends
+            where = {id(node): split for split in self.splits for node in split.nodes}
+            homes = [where.get(id(end)) for end in ends]
+            home = homes[pattern.first - 1]
+            final = len(ends) == len(pattern.layers) and homes[-1] is not home  # another device makes it
+            if final:
+                repeats = replace(repeats, ends=ends[:-1])
+            rest = homes[:-1] if final else homes
+            last = pattern.last == len(pattern.layers)
+            there = not last or (not final and (len(ends) == len(pattern.layers) or home is self.splits[-1]))
+            if home is None or not there or any(one is not home for one in rest):
+                raise IrregularError("layers are repeated where one device computes all of them")
+            if not self.scheduler.backends[home.device].repeats:
+                raise IrregularError(f"{self.scheduler.devices[home.device].name} does not repeat layers")
+            if home.repeats is not None:
+                raise IrregularError("two runs of layers are computed by one device")
+            home.repeats = repeats
+            return PlaceWatch(repeats, steps, arenas[home.device])
 
     def _cut(self, graph: Graph, device_of: dict[int, int]) -> list[Step]:
         """Fill `splits`, point nodes at copies where a source is elsewhere, and tell the steps of the whole run."""
@@ -225,9 +242,9 @@ class Schedule:
             uses = self._uses()
             for split in self.splits:
                 split.plan = None
-                split.begun = scheduler.backends[split.device].begin(
-                    _graph_of(split.nodes, uses, split.repeats, self._ends)
-                )
+                made = _graph_of(split.nodes, uses, split.repeats, self._ends)
+                with of_run(split.repeats):
+                    split.begun = scheduler.backends[split.device].begin(made)
             self._generation = scheduler.generation
         return [job for split in self.splits if split.begun is not None for job in split.begun.jobs]
 
@@ -281,6 +298,17 @@ class Schedule:
         if isinstance(tensor.buffer, HostBuffer):
             return tensor.buffer.bytes_of(tensor).copy().view(ELEMENTS[tensor.type]).reshape(tensor.ne[::-1])
         return np.frombuffer(tensor.buffer.get(tensor), ELEMENTS[tensor.type]).reshape(tensor.ne[::-1])
+
+
+@contextlib.contextmanager
+def of_run(repeats: Repeats | None) -> Iterator[None]:
+    """An IrregularError says which run of layers it is about."""
+    try:
+        yield
+    except IrregularError as error:
+        if repeats is not None:
+            error.run = repeats.begin
+        raise
 
 
 def copy_across(source: Tensor, copy: Tensor) -> None:

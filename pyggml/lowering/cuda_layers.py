@@ -179,13 +179,13 @@ class LayerBuilder(Builder):
         return np.cumsum(counts) - counts, np.cumsum(of_all) - of_all
 
     def where(self) -> Callable[[int], tuple[int, str]]:
-        order, layers = self._order(), self._pattern.layers
+        order, layers, begin = self._order(), self._pattern.layers, self._repeats.begin
         few, all_nodes = self._first_nodes(order)
 
         def where(number: int) -> tuple[int, str]:
             layer = int(np.searchsorted(all_nodes, number, "right")) - 1
             stands = layers[order[layer]] if order[layer] < len(layers) else layer
-            of = f" (in layer {layer}, for which layer {stands} stands)" * (stands != layer)
+            of = f" (in layer {begin + layer}, for which layer {begin + stands} stands)" * (stands != layer)
             return int(few[order[layer]] + number - all_nodes[layer]), of
 
         return where

@@ -90,17 +90,19 @@ class LayerBuilder(Builder):
     def check(self) -> None:
         """Raises IrregularError."""
         pattern, starts = self._pattern, [*self._starts, len(self.steps)]
-        if len(self._starts) != len(self._repeats.ends) + 1 or any(a == b for a, b in pairwise(starts)):
+        behind = len(self._starts) - len(pattern.layers)  # whether something comes after all layers
+        if behind not in (0, 1) or any(a == b for a, b in pairwise(starts)):
             raise IrregularError("a layer without steps")
+        if not behind:
+            self.barrier()
         for layer in range(pattern.first - 1, pattern.last, pattern.unit):
             end, last = self._repeats.ends[layer], self.steps[starts[layer + 1] - 1]
-            first = self.steps[starts[layer + 1]]
-            if not last.sync or last.dst is not end or not any(_overlap(end, t) for t in first.src):
+            reads = self.steps[starts[layer + 1]].src if starts[layer + 1] < len(self.steps) else [end]
+            if not last.sync or last.dst is not end or not any(_overlap(end, t) for t in reads):
                 raise IrregularError(f"{end.name!r} is not what a layer ends with and the next begins with")
         for key, found in self._relied.items():
             if self._memo.remembered(key) is not found:
                 raise IrregularError(f"what layers share is forgotten: {key}")
-        behind = len(self._starts) - len(pattern.layers)  # whether something comes after all layers
         self._order = [*pattern.order, *[len(pattern.layers)] * behind]
         self._sizes = np.diff(starts)[self._order]
         self._steps_of = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in self._order])
@@ -149,11 +151,13 @@ class LayerBuilder(Builder):
 
     def where(self) -> Callable[[int], tuple[int, str]]:
         layers, order, steps_of, sizes = self._pattern.layers, self._pattern.order, self._steps_of, self._sizes
+        begin = self._repeats.begin
 
         def where(number: int) -> tuple[int, str]:
             layer = int(np.searchsorted(np.cumsum(sizes), number, "right"))
             stands = layers[order[layer]] if layer < len(order) else layer
-            return int(steps_of[number]), f" (in layer {layer}, for which layer {stands} stands)" * (stands != layer)
+            where = f" (in layer {begin + layer}, for which layer {begin + stands} stands)" * (stands != layer)
+            return int(steps_of[number]), where
 
         return where
 

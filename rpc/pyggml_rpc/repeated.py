@@ -7,7 +7,6 @@ that stands for others reads is its own, the result of the layer before, or come
 
 from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -142,24 +141,15 @@ def _uses(graph: Graph, parts: _Parts, ids: dict[int, int]) -> dict[int, int]:
 
 def _uses_of_ends(parts: _Parts, ids: dict[int, int], few: Records, records: Records, start: Numbers) -> None:
     """The result of a layer is read by the layer behind it, which is not always the one that stands behind it here."""
-    inside, by_next = Counter[int](), Counter[int]()
-    ends = {id(end): i for i, end in enumerate(parts.repeats.ends)}
-    for t, layer in parts.reads:
-        end = ends.get(id(t))
-        if end == layer:
-            inside[end] += 1
-        elif end == layer - 1:
-            by_next[layer] += 1
-    counts = {}
-    for at, (i, behind) in enumerate(pairwise(parts.pattern.order)):
-        counts[at] = inside[i] + by_next[behind]
-    last, final = len(parts.pattern.order) - 1, len(parts.pattern.layers) - 1
-    if final < len(parts.repeats.ends):  # of the last layer what comes behind all of them reads
-        end = ids[id(parts.repeats.ends[final])]
-        counts[last] = int(few["use_count"][end - 1]) - inside[final] + inside[parts.pattern.order[last]]
-    for at, count in counts.items():
-        i = parts.pattern.order[at]
-        records["use_count"][ids[id(parts.repeats.ends[i])] - parts.first[i] + start[at] - 1] = count
+    ends, order = parts.repeats.ends, parts.pattern.order
+    numbers = [ids[id(end)] for end in ends]
+    layers = {id(end): i for i, end in enumerate(ends)}
+    inside = Counter([layer for t, layer in parts.reads if layers.get(id(t)) == layer])
+    outside = [int(few["use_count"][number - 1]) - inside[i] for i, number in enumerate(numbers)]
+    for at, i in enumerate(order):
+        behind = order[at + 1] if at + 1 < len(order) else len(parts.pattern.layers)
+        if i < len(ends) and behind - 1 < len(ends):
+            records["use_count"][numbers[i] - parts.first[i] + start[at] - 1] = inside[i] + outside[behind - 1]
 
 
 def _place(parts: _Parts, few: Records, records: Records, rows: Numbers, part_of: Numbers, record_of: RecordOf) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from few_compare import assert_same
 from few_model import opened
 from hypothesis import given, settings
-from numpy.typing import NDArray
 from random_layers import KINDS, ORDER, Layer, compare
 from tiny_model import write_llama
 
@@ -25,7 +25,7 @@ import pyggml.graph as graph_module
 from pyggml.backend import cpu
 from pyggml.backend.cpu import CPUDevice, CPUPlan
 from pyggml.backend.repeats import PlaceWatch
-from pyggml.backend.scheduler import Schedule, Scheduler
+from pyggml.backend.scheduler import Scheduler
 from pyggml.dtypes import GGMLType
 from pyggml.errors import ComputeError
 from pyggml.graph import IrregularError, Leafs, LeafSpans
@@ -34,26 +34,6 @@ from pyggml.lowering.layers import LayerBuilder
 from pyggml.tensor import Tensor
 
 F32, F16, Q8_0, I32, I64 = GGMLType.F32, GGMLType.F16, GGMLType.Q8_0, GGMLType.I32, GGMLType.I64
-
-
-def words(schedule: Schedule) -> tuple[NDArray[np.int64], int, list[int]]:
-    """The records of a plan, with addresses of work memory as distances from its start; bytes of work; of each arena."""
-    schedule.bind()
-    (split,) = schedule.splits
-    assert isinstance(split.plan, CPUPlan)
-    arena = split.plan.keep[0]
-    start = int(arena.ctypes.data)
-    found = split.plan.table.words.copy()
-    inside = (found >= start) & (found < start + arena.size)
-    found[inside] -= start - 1
-    return found, split.plan.nbytes, schedule.sizes
-
-
-def assert_same(few: Schedule, whole: Schedule) -> None:
-    (a, work_a, sizes_a), (b, work_b, sizes_b) = words(few), words(whole)
-    assert a.shape == b.shape and (work_a, sizes_a) == (work_b, sizes_b)
-    different = np.argwhere(a != b)
-    assert not len(different), f"{len(different)} words, the first is word {different[0][1]} of step {different[0][0]}"
 
 
 # ---- models

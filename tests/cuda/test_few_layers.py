@@ -14,8 +14,8 @@ pytest.importorskip("numba_cuda", reason="numba-cuda is not installed: pip insta
 
 from cuda_device import EmulatedDevice
 from cuda_recording import RecordingGPU
+from few_compare import assert_same, count_nodes
 from few_model import opened
-from numpy.typing import NDArray
 from random_layers import KINDS, ORDER, Layer, compare
 from tiny_model import write_llama
 
@@ -27,7 +27,7 @@ from pyggml.backend.cuda import device as device_module
 from pyggml.backend.cuda.device import CudaDevice
 from pyggml.backend.cuda.plan import CudaPlan
 from pyggml.backend.repeats import PlaceWatch
-from pyggml.backend.scheduler import Schedule, Scheduler
+from pyggml.backend.scheduler import Scheduler
 from pyggml.dtypes import GGMLType
 from pyggml.errors import ComputeError
 from pyggml.graph import IrregularError, Leafs, LeafSpans, Pattern, Repeats, build_forward
@@ -36,38 +36,6 @@ from pyggml.lowering.cuda_layers import LayerBuilder
 from pyggml.tensor import Tensor
 
 F32, F16, Q8_0 = GGMLType.F32, GGMLType.F16, GGMLType.Q8_0
-
-
-def launches(schedule: Schedule) -> tuple[list[Any], NDArray[np.int64], NDArray[np.bool_], list[list[str]]]:
-    """What runs, with which words, which of them are places in work memory; and the names of the nodes that may be reported."""
-    schedule.bind()
-    plans = [split.plan for split in schedule.splits if isinstance(split.plan, CudaPlan)]
-    heads = [head for plan in plans for *head, _ in plan.steps]
-    own = [(plan.values >= plan.memory) & (plan.values < plan.memory + plan.nbytes) for plan in plans]
-    nothing = np.zeros(0, np.int64), np.zeros(0, np.bool_)
-    values = np.concatenate(
-        [nothing[0], *(np.where(mine, 0, plan.values) for mine, plan in zip(own, plans, strict=True))]
-    )
-    names = [[plan.name(i).partition(" (in layer")[0] for i in range(count_nodes(plan))] for plan in plans]
-    return heads, values, np.concatenate([nothing[1], *own]), names
-
-
-def count_nodes(plan: CudaPlan) -> int:
-    """In all layers."""
-    for count in range(1, 1 << 20):
-        try:
-            plan._where(count)
-            plan.name(count)
-        except IndexError:
-            return count
-    raise AssertionError
-
-
-def assert_same(few: Schedule, whole: Schedule) -> None:
-    (heads, values, own, names), (all_heads, all_values, all_own, all_names) = launches(few), launches(whole)
-    assert heads == all_heads and (few.sizes, [len(n) for n in names]) == (whole.sizes, [len(n) for n in all_names])
-    different = np.argwhere((values != all_values) | (own != all_own))
-    assert not len(different), f"{len(different)} of {len(values)} words, the first is word {different[0][0]}"
 
 
 # ---- models
@@ -127,12 +95,22 @@ def test_results_are_the_same_bits(name: str, tmp_path: Path) -> None:
         assert all((a == b).all() for a, b in zip(want, got, strict=True))
 
 
-def test_layers_over_two_devices_are_all_built(tmp_path: Path) -> None:
-    with opened(write_llama(tmp_path / "m.gguf", n_layer=6), [recording(), CudaDevice(RecordingGPU(number=1))]) as few:
-        for _ in range(2):
-            few.schedule(3, 256, 1)
-        assert [len(layers) for layers in few.asked][-1] == 6
-        assert_same(few.schedule(3, 256, 1)[1], few.whole(3, 256, 1)[1])
+@pytest.mark.parametrize(
+    ("gpus", "offloaded", "n_layer"), [(2, 99, 14), (3, 99, 18), (1, 6, 14), (2, 9, 14), (2, 99, 6), (1, 2, 6)]
+)
+def test_layers_over_several_devices(gpus: int, offloaded: int, n_layer: int, tmp_path: Path) -> None:
+    """GPUs, and the CPU where not all are offloaded: a few layers of each."""
+    devices = [CudaDevice(RecordingGPU(number=i)) for i in range(gpus)]
+    with opened(write_llama(tmp_path / "m.gguf", n_layer=n_layer), devices, n_gpu_layers=offloaded) as few:
+        for shape in SHAPES:
+            few.schedule(*shape)
+            few.asked.clear()
+            found = few.schedule(*shape)[1]
+            few_built = min(map(len, few.asked))
+            assert_same(found, few.whole(*shape)[1])
+            assert n_layer < 8 or few_built < n_layer, few.asked
+        splits = {split.device for split in found.splits}
+        assert len(splits) == gpus + 1
 
 
 def test_an_error_names_the_layer(tmp_path: Path) -> None:

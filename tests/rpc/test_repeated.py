@@ -5,48 +5,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from few_compare import assert_same
 from few_model import opened
 from hypothesis import given, settings
 from mutants import Mutant, mutate
 from pyggml_rpc import repeated
-from pyggml_rpc.backend import RpcPlan, devices_from_spec
-from pyggml_rpc.connection import Request
-from pyggml_rpc.records import read_graph
+from pyggml_rpc.backend import devices_from_spec
 from pyggml_rpc.server import Server
 from pyggml_rpc.transport import Listener
-from pyggml_rpc.wire import Command
 from random_layers import KINDS, ORDER, Layer, compare
 from tiny_model import write_llama
 
 from pyggml.backend.cpu import CPUDevice
-from pyggml.backend.scheduler import Schedule, Scheduler
+from pyggml.backend.scheduler import Scheduler
 from pyggml.dtypes import GGMLType
 from pyggml.graph import LeafSpans
 
 F32, F16, Q8_0 = GGMLType.F32, GGMLType.F16, GGMLType.Q8_0
-
-
-def plans(schedule: Schedule) -> list[RpcPlan]:
-    schedule.bind()
-    return [split.plan for split in schedule.splits if isinstance(split.plan, RpcPlan)]
-
-
-def assert_same(few: Schedule, whole: Schedule) -> None:
-    some, all_ = plans(few), plans(whole)
-    assert len(some) == len(all_) and few.sizes == whole.sizes
-    for a, b in zip(some, all_, strict=True):
-        layout = a.protocol[Command.GRAPH_COMPUTE].request
-        x, y = (read_graph(Request(Command.GRAPH_COMPUTE, plan.body, layout)) for plan in (a, b))
-        assert (x.nodes, a.n_nodes, a.probe[:8]) == (y.nodes, b.n_nodes, b.probe[:8])
-        assert len(x.records) == len(y.records)
-        leafs = y.records["op"] == 0
-        for field in x.records.dtype.names or ():
-            chosen = leafs if field == "name" else slice(None)
-            mine, yours = x.records[field][chosen], y.records[field][chosen]
-            different = np.flatnonzero((mine != yours).reshape(len(mine), -1).any(1))
-            assert not len(different), f"{field} of {len(different)} records, the first is {different[0]}"
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +70,21 @@ def test_results_are_the_same_bits(tmp_path: Path, endpoint: str) -> None:
         got = [context.decode(tokens) for tokens in texts]
         assert few.asked and max(map(len, few.asked)) < 9
         assert all((a == b).all() for a, b in zip(want, got, strict=True))
+
+
+def test_layers_over_two_servers(tmp_path: Path, endpoint: str) -> None:
+    path = write_llama(tmp_path / "m.gguf", n_layer=14)
+    with Listener(Server([CPUDevice()], n_threads=1), port=0) as other:
+        for n_gpu_layers in (99, 9):
+            devices = devices_from_spec(f"{endpoint},{other.endpoint}")
+            with opened(path, devices, n_gpu_layers=n_gpu_layers) as few:
+                for shape in SHAPES:
+                    few.schedule(*shape)
+                    few.asked.clear()
+                    found = few.schedule(*shape)[1]
+                    built = min(map(len, few.asked))
+                    assert_same(found, few.whole(*shape)[1])
+                    assert built < 14, few.asked
 
 
 # ---- random layers

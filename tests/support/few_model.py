@@ -60,9 +60,9 @@ class FewModel:
 
 
 @contextlib.contextmanager
-def opened(path: Path, devices: Sequence[Device] = (), **options: Any) -> Iterator[FewModel]:
-    """Of a model whose layers are on the last of these devices, if there are any."""
-    model = Model.load(path, devices=devices, n_gpu_layers=99)
+def opened(path: Path, devices: Sequence[Device] = (), n_gpu_layers: int = 99, **options: Any) -> Iterator[FewModel]:
+    """Of a model that has so many of its layers on these devices, if there are any."""
+    model = Model.load(path, devices=devices, n_gpu_layers=n_gpu_layers)
     context = Context(model, n_ctx=512, n_ubatch=8, n_threads=2, **options)
     yield FewModel(context)
     context.close()

@@ -45,9 +45,10 @@ ORDER = st.tuples(SOME, st.lists(st.integers(0, 2), min_size=1, max_size=3), st.
 
 
 class Layers:
-    """A model of layers of these kinds, in this order, with weights of their own."""
+    """A model of layers of these kinds, in this order, with weights of their own; from layer `cut` on on the second device, or,
+    where it counts from the end, up to there."""
 
-    def __init__(self, scheduler: Scheduler, kinds: list[Layer], order: list[int]) -> None:
+    def __init__(self, scheduler: Scheduler, kinds: list[Layer], order: list[int], cut: int | None = None) -> None:
         self.scheduler = scheduler
         self.layers = [kinds[i % len(kinds)] for i in order]
         self.leafs: list[list[Tensor]] = []
@@ -58,9 +59,14 @@ class Layers:
             self.leafs.append(
                 [*weights, Tensor(F16, (EMBD, CELLS)), Tensor(F32, (EMBD,)), self.common, Tensor(F16, (EMBD, CELLS))]
             )
+        first, second = self.leafs[:cut], [] if cut is None else self.leafs[cut:]
+        if cut is not None and cut < 0:
+            first, second = second, first
         self.buffers = pack(
-            scheduler.devices[0], [self.common, *(t for leafs in self.leafs for t in leafs[:-2])], Usage.WEIGHTS
+            scheduler.devices[0], [self.common, *(t for leafs in first for t in leafs[:-2])], Usage.WEIGHTS
         )
+        if second:
+            self.buffers += pack(scheduler.devices[1], [t for leafs in second for t in leafs[:-2]], Usage.WEIGHTS)
         for leafs in self.leafs:  # another name of the same memory
             leafs[-1].buffer, leafs[-1].data = self.common.buffer, self.common.data
         self.asked: list[int] = []
@@ -125,10 +131,14 @@ class Layers:
 
 
 def compare(
-    scheduler: Scheduler, kinds: list[Layer], order: list[int], assert_same: Callable[[Schedule, Schedule], None]
+    scheduler: Scheduler,
+    kinds: list[Layer],
+    order: list[int],
+    assert_same: Callable[[Schedule, Schedule], None],
+    cut: int | None = None,
 ) -> bool:
     """-> whether a few layers were enough."""
-    model = Layers(scheduler, kinds, order)
+    model = Layers(scheduler, kinds, order, cut)
     try:
         model.few.schedule(0, model.build)
         found = model.few.schedule(0, model.build)[1]
