@@ -1,9 +1,9 @@
 """llama-server's own tests pass with pyggml-server in its place; here each of them with its first arguments."""
 
 import pytest
-from peer import Newest
 from peer_programs import Programs
 from peer_server_tests import run
+from programs import Newest
 
 LEAST = 130  # tests that must have run and passed
 
