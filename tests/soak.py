@@ -3,6 +3,7 @@
 usage: python tests/soak.py guardfuzz COUNT [--seed S] [--first N] [--ops OP,OP ...]
        python tests/soak.py hang-ups SECONDS [--threads N]
        python tests/soak.py memory SECONDS [--mem MIB] [--clients N]
+       python tests/soak.py server SECONDS [--clients N]
 """
 
 import argparse
@@ -83,6 +84,44 @@ def memory(args: argparse.Namespace) -> int:
     return 0
 
 
+def server(args: argparse.Namespace) -> int:
+    """Clients of pyggml-server in a loop, a tenth of whose requests are hung up (support/server_load.py): texts, and memory."""
+    import tempfile
+    import threading
+    import time
+
+    from heavy_clients import MIB, resident_of
+    from served_process import running
+    from server_load import load
+    from text_model import write_text_model
+
+    with tempfile.TemporaryDirectory() as folder:
+        model = write_text_model(Path(folder) / "text.gguf", n_ctx=2048)
+        flags = ("-m", str(model), "-np", "8", "-c", "2048", "--temp", "0", "--cache-ram", "8")
+        with running(*flags) as (process, client):
+            sizes: list[int] = []
+            done = threading.Event()
+
+            def watch() -> None:
+                while not done.wait(args.seconds / 20):
+                    sizes.append(resident_of(process.pid) // MIB)
+
+            watcher = threading.Thread(target=watch)
+            watcher.start()
+            tally = load(client, args.seconds, args.clients, secrets.randbelow(1 << 31))
+            done.set()
+            watcher.join()
+            time.sleep(2)
+            busy = sum(slot["is_processing"] for slot in client.get("/slots")[1])
+    for wrong in tally.wrong[:5]:
+        print(wrong)
+    print(
+        f"{tally.complete} answers, {len(tally.wrong)} wrong, {tally.hung_up} hung up, {busy} slots left busy; "
+        f"MiB in memory, twenty times: {' '.join(map(str, sizes))}"
+    )
+    return 1 if tally.wrong or busy else 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -101,6 +140,10 @@ def main() -> int:
     heavy.add_argument("--mem", type=int, default=1000, help="MiB that the server lends (default: 1000)")
     heavy.add_argument("--clients", type=int, default=16, help="at once (default: 16)")
     heavy.set_defaults(run=memory)
+    served = commands.add_parser("server", help=server.__doc__)
+    served.add_argument("seconds", type=float)
+    served.add_argument("--clients", type=int, default=32)
+    served.set_defaults(run=server)
     args = parser.parse_args()
     return int(args.run(args))
 

@@ -10,7 +10,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from pyggml_server import anthropic, embeddings, native, native_completion, openai, page, predict, responses, slots
+from pyggml_server import (
+    anthropic,
+    embeddings,
+    native,
+    native_completion,
+    openai,
+    openapi,
+    page,
+    predict,
+    responses,
+    slots,
+)
 from pyggml_server.answers import ClientGone
 from pyggml_server.errors import RequestError
 from pyggml_server.guard import Guard
@@ -33,6 +44,7 @@ ROUTES = [
     Route("/detokenize", native.detokenize, methods=POST),
     Route("/apply-template", native.apply_template, methods=POST),
     Route("/props", native.props, methods=GET),
+    Route("/openapi.json", openapi.page_of, methods=GET),
     Route("/slots", slots.slots, methods=GET),
     Route("/slots/{slot:int}", slots.slot_action, methods=POST),
     Route("/metrics", native.metrics, methods=GET),
@@ -65,8 +77,9 @@ def model_routes() -> list[Route]:
 
 def make_app(served: Served) -> Starlette:
     """The ASGI application that serves it."""
-    app = application(model_routes(), served.settings)
-    app.state.served = served
+    routes = model_routes()
+    app = application(routes, served.settings)
+    app.state.served, app.state.offered = served, routes
     return app
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from pyggml.chat import ChatError, Delta, Reply, ReplyParser, prepare, prompt_tokens
 from pyggml.chat import Options as ChatOptions
 from pyggml.errors import GrammarError
+from pyggml.prefix import common_prefix
 from pyggml_server.errors import RequestError
 from pyggml_server.fields import Fields
 from pyggml_server.requests import Options, options, refuse_unknown
@@ -19,6 +20,7 @@ from pyggml_server.served import Served
 REASONING_FORMATS = ("none", "auto", "deepseek")
 MOST_MESSAGES = 4096
 MOST_TOOLS = 256
+LAST_MESSAGES = 6  # of whose beginnings checkpoints may be made
 OWN_VARIABLES = ("messages", "bos_token", "eos_token", "add_generation_prompt", "tools")
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
@@ -176,7 +178,31 @@ def chat(fields: Fields, served: Served) -> Chat:
         raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
     wanted.shown = prepared.shown(served.tokenizer)
     parser = _Plain if settings.skip_parsing else prepared.parser
-    return Chat(prompt_tokens(served.tokenizer, prepared.prompt), prepared.prompt, wanted, parser)
+    tokens = prompt_tokens(served.tokenizer, prepared.prompt)
+    if not served.rewinds:
+        wanted.messages = _user_messages(served, messages, asked, tokens)
+    return Chat(tokens, prepared.prompt, wanted, parser)
+
+
+def _user_messages(
+    served: Served, messages: Sequence[Mapping[str, Any]], asked: ChatOptions, tokens: list[int]
+) -> tuple[int, ...]:
+    """Which tokens of a prompt begin the user's last messages: there what comes in the next turn may differ, so that a memory which
+    cannot go back anywhere has to be able to go back there."""
+    begins = []
+    for i, message in list(enumerate(messages))[-LAST_MESSAGES:]:
+        if message["role"] != "user" or not i:
+            continue
+        try:
+            before = prepare(
+                served.template(bool(asked.tools)),
+                messages[:i],
+                replace(asked, add_generation_prompt=False, go_on=False),
+            )
+        except (ChatError, GrammarError):  # a template that wants other messages
+            continue
+        begins.append(common_prefix(tokens, prompt_tokens(served.tokenizer, before.prompt)))
+    return tuple(sorted({n for n in begins if n}))
 
 
 class _Plain:

@@ -135,6 +135,10 @@ class Engine:
                 raise RequestError("the server is ending", status=503)
             if self.batcher is None:
                 raise RequestError("this server makes embeddings, no text: start one without --embedding", status=501)
+            if len(tasks) > self.queue_limit + self.n_slots:
+                raise RequestError(
+                    f"{len(tasks)} answers in one request: at most {self.queue_limit + self.n_slots} are taken"
+                )
             waiting = self.n_waiting
             if waiting + len(tasks) > self.queue_limit + max(0, self.n_slots - len(self._tasks)):
                 raise RequestError(

@@ -15,7 +15,7 @@ from pyggml.errors import GrammarError, PyggmlError, SamplerError
 from pyggml.runtime.sequence import Sequence as Text
 from pyggml.runtime.stops import StopTexts
 from pyggml.sampler import LLAMA_DEFAULT_SEED, SamplerChain, SamplerParams
-from pyggml_server.errors import RequestError, unsupported
+from pyggml_server.errors import RequestError
 from pyggml_server.fields import Fields
 from pyggml_server.sampling import grammar_of, sampler_params
 from pyggml_server.served import Served
@@ -40,6 +40,7 @@ class Options:
     post_probs  log-probabilities are those of the sampler's candidates
     slot        the one that it wants
     progress, timings_per_token, verbose  what is told besides the answer
+    messages    tokens of the prompt that begin a message of a user, by number
     adapters    LoRA adapters and scales; None: those of the server
     """
 
@@ -59,6 +60,7 @@ class Options:
     timings_per_token: bool = False
     verbose: bool = False
     adapters: tuple[Applied, ...] | None = None
+    messages: tuple[int, ...] = ()
 
 
 def options(fields: Fields, served: Served, grammar: str | None = None) -> Options:
@@ -146,6 +148,7 @@ def texts(served: Served, prompt: list[int], options: Options, index: int = 0) -
                 wants=options.slot,
                 after=made[0] if made and options.reuses else None,
                 adapters=options.adapters,
+                messages=options.messages,
             )
         )
     return made
@@ -190,9 +193,8 @@ def object_text(prompt: Fields) -> str:
     """The text of a prompt that is an object: {"prompt_string": text} or {"content": [{"type": "text", "text": text}]}.
     Raises RequestError where there is more than text."""
     if prompt.has("multimodal_data") and prompt.data["multimodal_data"] != []:
-        raise unsupported(
-            f"{prompt.name('multimodal_data')}: text is all that this model reads", prompt.name("multimodal_data")
-        )
+        name = prompt.name("multimodal_data")
+        raise RequestError(f"{name}: text is all that this model reads", param=name)
     if prompt.has("prompt_string"):
         return str(prompt.text("prompt_string"))
     if not prompt.has("content"):

@@ -83,6 +83,11 @@ class Served:
         return self._context.n_ctx_seq
 
     @property
+    def rewinds(self) -> bool:
+        """Whether what is remembered of a text can go back to any of its tokens."""
+        return self._context is None or self._context.memory.rewinds
+
+    @property
     def context(self) -> Context:
         """Raises RequestError where there is none."""
         if self._context is None:

@@ -232,3 +232,40 @@ def test_a_model_that_sleeps(sleeper: tuple[Client, Sleeper, list[str]], tmp_pat
     assert status == 503 and "cannot be loaded again" in found["error"]["message"]
     shutil.move(tmp_path / "gone.gguf", tmp_path / "m.gguf")
     assert ask() == first
+
+
+def test_a_conversation_goes_on_where_its_memory_cannot_go_back_anywhere(tmp_path: Path) -> None:
+    """A window: the second turn changes the last message, and what is before it is not computed again."""
+    from tiny_archs import tiny_archs
+
+    from pyggml.runtime.checkpoints import CheckpointRule
+
+    template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    with tiny_archs(tmp_path) as paths:
+        model = Model.load(paths["tinystates"], cpu=CPUDevice())
+        first = [
+            {"role": "system", "content": "be"},
+            {"role": "user", "content": "one"},
+            {"role": "assistant", "content": "two"},
+        ]
+        turns = [[*first, {"role": "user", "content": f"{word} things to say and to do"}] for word in ("three", "4")]
+        context = Context(model, 128, n_ubatch=8)
+        batcher = Batcher(context, 8, rule=CheckpointRule(min_step=8192))
+        served = Served(
+            model,
+            batcher,
+            Tokenizer.from_metadata(model.file.metadata),
+            Settings(port=0, sampling=SamplerParams(temp=0.0)),
+            template,
+        )
+        with serving_at(served) as client:
+            said = []
+            for turn in turns:
+                made = client.ok("/v1/chat/completions", {"messages": turn, "max_tokens": 3})
+                said.append(made["choices"][0]["message"]["content"])
+            begun = len(served.tokenizer.encode("[system]be[user]one[assistant]two", add_special=False))
+            assert made["usage"]["prompt_tokens_details"]["cached_tokens"] == begun
+            fresh = client.ok("/v1/chat/completions", {"messages": turns[1], "max_tokens": 3, "cache_prompt": False})
+            assert fresh["choices"][0]["message"]["content"] == said[1]
+        context.close()
+        model.close()
