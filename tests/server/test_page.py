@@ -1,13 +1,16 @@
 """The server's page in a real browser: answers as they come, stopping, asking again, history, settings, keys, a phone."""
 
+import inspect
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import browsing
 import pytest
 from browsing import Tab, browser, events
+from pyggml_server import page as files
 from served_process import running
 from serving import Client, serving
 from text_model import write_text_model
@@ -132,7 +135,11 @@ def test_a_page_that_is_closed_frees_its_slot(chromium: Any, slow: Client) -> No
     tab.send("hello")
     tab.until(lambda: slow.served.engine.n_busy == 1, "the answer begins")
     tab.close()
-    end = time.monotonic() + 60
+    wait_until_idle(slow)
+
+
+def wait_until_idle(slow: Client) -> None:
+    end = time.monotonic() + browsing.USUAL
     while slow.served.engine.n_busy:
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -435,6 +442,12 @@ def test_everything_that_can_be_pressed_has_a_name(told: Tab) -> None:
     told.expect(told.find("#status")).to_have_text("The answer is complete")
 
 
+def test_the_colours_of_a_page_have_contrast(told: Tab) -> None:
+    told.send("x")
+    told.answered()
+    assert told.page.evaluate(CONTRAST) == []
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_colours_have_contrast_and_are_the_systems_or_chosen(told: Tab, scheme: str) -> None:
     told.page.emulate_media(color_scheme=scheme)
@@ -547,3 +560,44 @@ def test_the_view_follows_an_answer_unless_one_reads_above(told: Tab) -> None:
     told.page.click("#to-end")
     told.until(lambda: scroller.evaluate(at_end), "the end is shown")
     told.expect(told.find("#to-end")).not_to_be_visible()
+
+
+MUTANTS: dict[str, tuple[str, str, str, Callable[..., None]]] = {
+    "stopping is a matter of the page alone": ("run.js", "this.controller.abort();", "this.got = () => {};",
+                                               test_an_answer_is_shown_as_it_comes_and_stopping_frees_its_slot),
+    "answers are shown at their end": ("main.js", "if (run.painting) return;", "return;",
+                                       test_an_answer_is_shown_as_it_comes_and_stopping_frees_its_slot),
+    "conversations are not kept": ("main.js", "await this.store.put(conversation);", "", test_history_outlives_the_page),
+    "what is half typed is not kept": ("main.js", "prompt.value || null);\n  });", "null);\n  });", test_history_outlives_the_page),
+    "an edited message goes to the end": ("main.js", "add(conversation, message.parent, message.role", "add(conversation, message.id, message.role",
+                                          test_editing_a_message_asks_again_and_loses_nothing),
+    "colours of half the contrast": ("style.css", "--faint: light-dark(#5b6467, #a0a8ac);", "--faint: light-dark(#9ba4a7, #606468);",
+                                     test_the_colours_of_a_page_have_contrast),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_mutants_are_caught(
+    mutant: str, chromium: Any, slow: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, right, wrong, test = MUTANTS[mutant]
+    text = (files.FOLDER / name).read_text()
+    assert text.count(right) == 1
+    kind = files.TYPES[Path(name).suffix]
+    monkeypatch.setattr(browsing, "WAIT", 2.0)
+    tab = Tab(chromium, slow.address)
+    tab.expect.set_options(timeout=2000)
+    try:
+        tab.page.route(
+            f"**/page/{name}", lambda route: route.fulfill(body=text.replace(right, wrong), content_type=kind)
+        )
+        tab.open()
+        if "told" in inspect.signature(test).parameters:
+            tab.answers(events("An answer."))
+        given = {"tab": tab, "told": tab, "slow": slow, "tmp_path": tmp_path}
+        with pytest.raises((AssertionError, TimeoutError, browsing.playwright_error())):
+            test(**{one: given[one] for one in inspect.signature(test).parameters})
+    finally:
+        tab.expect.set_options(timeout=browsing.USUAL * 1000)
+        tab.close()
+    wait_until_idle(slow)

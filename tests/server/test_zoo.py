@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mutants import Mutant, assert_caught
 from pyggml_server.app import make_app
 from pyggml_server.served import Served
 from pyggml_server.settings import Settings
@@ -296,3 +298,32 @@ def test_flags_that_contradict(flags: list[str], told: str, tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     assert server.main(flags) == 2
     assert told in capsys.readouterr().err
+
+
+MUTANTS: dict[str, tuple[Mutant, Callable[..., Any]]] = {
+    "requests are cut off": ((Zoo, "_unload", "await entry.unused.wait()", "pass"), test_requests_under_way_end_before_their_model_goes),
+    "the first in the list goes": ((Zoo, "_make_room", "one.used)", "one.name)"), test_the_least_recently_used_goes),
+    "one more than the most": ((Zoo, "_make_room", "len(others) < self.most", "len(others) <= self.most"), test_the_least_recently_used_goes),
+    "requests do not count as use": ((Zoo, "acquire", "entry.used = next(self._count)", "pass"), test_the_least_recently_used_goes),
+    "everybody who waits loads it": ((Zoo, "_loaded", "if entry.status == LOADED:", "if False:"), test_a_model_is_loaded_once_for_all_who_wait),
+    "requests load in spite of --no-models-autoload": (
+        (Zoo, "acquire", "(self.autoload if autoload is None else autoload)", "True"), test_loading_and_unloading_by_request,
+    ),
+    "where files lie is told": ((Zoo, "_open_on_thread", "told = told.replace(str(entry.path), entry.path.name)", "pass"),
+                                test_a_fault_of_ours_says_nothing_of_the_inside),
+    "the loop waits for a load": (
+        (Zoo, "_loaded", "await asyncio.to_thread(self._open_on_thread, entry)", "self._open_on_thread(entry)"),
+        test_a_model_is_loaded_once_for_all_who_wait,
+    ),
+    "a file that is gone stays listed": ((Zoo, "reload", "self._begin_unloading(entry)", "pass"), test_models_that_come_and_go),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_mutants_are_caught(
+    mutant: str, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong, test = MUTANTS[mutant]
+    monkeypatch.setattr(sys.modules[__name__], "WAIT", 3.0)
+    assert_caught(monkeypatch, wrong, test, folder=folder, tmp_path=tmp_path, caplog=caplog)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-WAIT = 60.0  # seconds in which something must have come, however busy the machine is
+USUAL = WAIT = 60.0  # seconds in which something must have come, however busy the machine is
 EXPECTED = "Failed to load resource"  # what the browser says of every answer with an error's status
 
 
@@ -37,6 +37,13 @@ def browser() -> Iterator[Any]:
         made = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])  # it may run as root here
         yield made
         made.close()
+
+
+def playwright_error() -> type[Exception]:
+    """What it raises, in vain having waited."""
+    from playwright.sync_api import Error
+
+    return Error
 
 
 class Tab:
