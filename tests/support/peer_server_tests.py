@@ -8,6 +8,7 @@ where comparisons with what the real models say become comparisons with what lla
 
 import argparse
 import ast
+import contextlib
 import hashlib
 import inspect
 import json
@@ -26,6 +27,7 @@ from forked_servers import CLIENT
 from kept import kept
 from peer_programs import Programs, ensure_programs
 from peer_server_models import DOWNLOADS, FILES, ensure_models
+from programs import Newest
 from waiting import until
 
 HERE = Path(__file__).resolve().parent
@@ -80,7 +82,7 @@ for flag, name in (("--hf-repo", "--model"), ("--hf-repo-draft", "--model-draft"
 for flag, value in (("-ctk", "f32"), ("-ctv", "f32"), ("-fa", "off")):
     if flag not in out:
         out += [flag, value]
-argv = out
+argv = out + {more!r}
 """
 """Python that puts our files in the place of those of a hub. Both servers compute attention in F32: their logits are then the same
 to 1e-5, and so is what is drawn from them with the same seed."""
@@ -132,11 +134,11 @@ def _copied(source: Path, folder: Path) -> Path:
 
 
 @contextmanager
-def _program(folder: Path, command: Sequence[str] | None) -> Iterator[Path]:
+def _program(folder: Path, command: Sequence[str] | None, server_flags: Sequence[str]) -> Iterator[Path]:
     """What starts the server: this command, or a fork of one process that has imported pyggml-server."""
     path, link = folder / "server", folder / "socket"
     files = {f"{repository}|{file}": name for (repository, file), name in FILES.items()}
-    change = CHANGE.format(files=files, folder=str(ensure_models()))
+    change = CHANGE.format(files=files, folder=str(ensure_models()), more=list(server_flags))
     if command is not None:
         path.write_text(STARTS.format(python=sys.executable, change=change, command=list(command)))
         path.chmod(0o755)
@@ -164,6 +166,7 @@ def _run(
     tests: Sequence[str],
     more: Sequence[str],
     sample: bool = False,
+    server_flags: Sequence[str] = (),
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Run them: what was noted, and how each test ended."""
     with tempfile.TemporaryDirectory(prefix="server-tests-") as name:
@@ -187,7 +190,7 @@ def _run(
             "-m",
             "not slow",
         ]
-        with open(folder / "log", "w") as log, _program(folder, command) as program:
+        with open(folder / "log", "w") as log, _program(folder, command, server_flags) as program:
             env["LLAMA_SERVER_BIN_PATH"] = str(program)
             subprocess.run(
                 [*argv, *more, *tests], cwd=place, env=env, stdout=log, stderr=log, timeout=LIMIT, check=False
@@ -235,12 +238,17 @@ def reference_answers(programs: Programs) -> bytes:
 
 
 def run(
-    programs: Programs, tests: Sequence[str] = (), more: Sequence[str] = (), jobs: int = 1, sample: bool = False
+    programs: Programs,
+    tests: Sequence[str] = (),
+    more: Sequence[str] = (),
+    jobs: int = 1,
+    sample: bool = False,
+    server_flags: Sequence[str] = (),
 ) -> dict[str, tuple[str, str]]:
     """How each test ended against pyggml-server: passed, failed, skipped, or refused, and why.
 
     A test that llama-server itself fails with our files is not run: it tells nothing. `sample`: each function with its first
-    arguments alone.
+    arguments alone. `server_flags`: further ones of pyggml-server.
     """
     known = json.loads(reference_answers(programs))
     answers = json.dumps(known["answers"]).encode()
@@ -248,7 +256,7 @@ def run(
     away = [flag for test in left for flag in ("--deselect", test)]
     spread = ["-n", str(jobs)] if jobs > 1 else []
     flags = [*away, *spread, *more]
-    with _run(programs, "replay", answers, None, tests or _files(programs), flags, sample) as (_, found):
+    with _run(programs, "replay", answers, None, tests or _files(programs), flags, sample, server_flags) as (_, found):
         return {test: (ended, refused(test) or why) for test, (ended, why) in found.items()}
 
 
@@ -301,11 +309,18 @@ def main() -> int:
     parser.add_argument("files", nargs="*", help="unit/test_*.py, perhaps with ::test (all)")
     parser.add_argument("-k", default="", help="as pytest has it")
     parser.add_argument("--sample", action="store_true", help="each function with its first arguments alone")
+    parser.add_argument("--rpc", action="store_true", help="with the layers on two stock RPC servers")
     parser.add_argument("--markdown", action="store_true", help="docs/server_tests.md")
     parser.add_argument("-n", type=int, default=1, help="tests at once (1)")
     options = parser.parse_args()
     more = ["-k", options.k] if options.k else []
-    found = run(ensure_programs(), options.files, more, options.n, options.sample)
+    with contextlib.ExitStack() as stack:
+        flags: list[str] = []
+        if options.rpc:
+            newest = Newest(ensure_programs())
+            servers = [stack.enter_context(newest.rpc_server()) for _ in range(2)]
+            flags = ["--rpc", ",".join(server.endpoint for server in servers), "-ngl", "99"]
+        found = run(ensure_programs(), options.files, more, options.n, options.sample, flags)
     if options.markdown:
         print(document(found))
         return 0
