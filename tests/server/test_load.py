@@ -15,7 +15,7 @@ CLIENTS = 16
 @pytest.mark.slow
 @pytest.mark.parametrize("kv_unified", [False, True], ids=["streams", "unified"])
 def test_many_clients(model: Model, kv_unified: bool) -> None:
-    with serving(model, n_slots=4, n_ctx=512, kv_unified=kv_unified, idle=IdlePrompts(1 << 20)) as client:
+    with serving(model, n_slots=4, n_ctx=512, kv_unified=kv_unified, idle=IdlePrompts(1 << 20), n_threads=1) as client:
         tally = load(client, SECONDS, CLIENTS, 0)
         assert not tally.wrong, tally.wrong[:3]
         assert tally.complete > 2 * CLIENTS and tally.hung_up > 0

@@ -80,7 +80,9 @@ def test_every_field_that_is_read_is_told_of() -> None:
 
 @pytest.mark.slow
 def test_schemathesis_breaks_nothing(model: Model, tmp_path: Path) -> None:
-    with serving(model, n_slots=3, n_ctx=3 * 256, metrics=True, slot_folder=str(tmp_path), ping=0.05) as client:
+    with serving(
+        model, n_slots=3, n_ctx=3 * 256, metrics=True, slot_folder=str(tmp_path), ping=0.05, n_threads=1
+    ) as client:
         wanted = client.ok("/v1/completions", {"prompt": PROMPT, "max_tokens": 60, "ignore_eos": True})["choices"][0][
             "text"
         ]

@@ -79,7 +79,7 @@ for flag, name in (("--hf-repo", "--model"), ("--hf-repo-draft", "--model-draft"
         if key not in files:
             sys.exit("no such file: " + key)
         out += [name, os.path.join(folder, files[key])]
-for flag, value in (("-ctk", "f32"), ("-ctv", "f32"), ("-fa", "off")):
+for flag, value in (("-ctk", "f32"), ("-ctv", "f32"), ("-fa", "off"), ("--threads", "1")):
     if flag not in out:
         out += [flag, value]
 argv = out + {more!r}
@@ -227,7 +227,7 @@ def reference_answers(programs: Programs) -> bytes:
         digest.update(hashlib.sha256(path.read_bytes()).digest())
 
     def ask() -> bytes:
-        command = [str(programs.bin / "llama-server"), "--threads", "1", "--no-warmup"]
+        command = [str(programs.bin / "llama-server"), "--no-warmup"]
         with _run(programs, "record", b"{}", command, _files(programs), ("-n", "2", "--durations=25")) as (
             noted,
             ended,

@@ -101,6 +101,7 @@ def serving(
     make_drafter: Callable[[], Drafter | None] = lambda: None,
     place_drafter: Callable[[int, Context], Drafter | None] = lambda seq, context: None,
     idle: IdlePrompts | None = None,
+    n_threads: int | None = None,
     **settings: Any,
 ) -> Iterator[Client]:
     """Greedy by default, on any free port; with `pooling` it makes embeddings."""
@@ -112,7 +113,9 @@ def serving(
             yield client
         embedder.close()
         return
-    context = Context(model, n_ctx, n_seq_max=n_slots, kv_unified=kv_unified, adapters=adapters or ())
+    context = Context(
+        model, n_ctx, n_seq_max=n_slots, kv_unified=kv_unified, adapters=adapters or (), n_threads=n_threads
+    )
     batcher = Batcher(context, context.n_ubatch, idle=idle)
     for place in batcher.places:
         place.drafter = place_drafter(place.seq, context)
