@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import random
 import sys
 import threading
 import time
@@ -127,6 +128,7 @@ def test_requests_go_to_the_model_that_they_name(folder: Path) -> None:
         assert "".join(c["text"] for e in events for c in e["choices"]) == texts["b"]
         assert client.ok("/tokenize?model=a", {"content": "hello"})["tokens"]
         assert client.get("/slots?model=a")[0] == 200
+        assert "/v1/completions" in client.get("/openapi.json?model=a")[1]["paths"]
         [meta] = [one["meta"] for one in client.get("/models")[1]["data"] if one["id"] == "c"]
         assert meta["n_ctx"] == 2048
 
@@ -270,6 +272,38 @@ def test_the_end_waits_for_answers_and_closes_all(folder: Path) -> None:
     assert [c["finish_reason"] for e in events for c in e["choices"]][-1] == "length"
     stream.__exit__(None, None, None)
     assert sorted(opened.events) == ["+a", "+b", "-a", "-b"]
+
+
+def test_many_clients_of_more_models_than_there_is_room_for(folder: Path) -> None:
+    """Each gets the text that it gets alone, also beside those who hang up."""
+    with zoo(folder, most=2) as (client, opened):
+        alone = {name: text(client, name) for name in "abc"}
+        wrong: list[Any] = []
+
+        def ask(seed: int) -> None:
+            rng = random.Random(seed)
+            for _ in range(12):
+                name = rng.choice("abc")
+                if rng.random() < 0.25:
+                    with client.open_stream("/v1/completions", {**BODY, "model": name, "max_tokens": 200}) as events:
+                        next(events)
+                elif (found := client.post("/v1/completions", {**BODY, "model": name})) and (
+                    found[0] != 200 or found[1]["choices"][0]["text"] != alone[name]
+                ):
+                    wrong.append((name, found))
+
+        threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(WAIT)
+        assert not any(thread.is_alive() for thread in threads)
+        assert wrong == []
+        assert sum(value == "loaded" for value in statuses(client).values()) <= 2
+        loaded: set[str] = set()
+        for event in opened.events:
+            (loaded.add if event[0] == "+" else loaded.discard)(event[1:])
+            assert len(loaded) <= 2, opened.events
 
 
 def test_the_command(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
