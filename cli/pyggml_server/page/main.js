@@ -32,16 +32,16 @@ class App {
     return this.runs.get(conversation.id);
   }
 
-  /** A conversation as it is in memory, if it is in use. */
-  present(conversation) {
-    if (conversation.id === this.current.id) return this.current;
-    return this.runs.get(conversation.id)?.conversation ?? conversation;
+  /** A conversation: as it is in memory, if it is in use. */
+  async whole(id) {
+    if (id === this.current.id) return this.current;
+    return this.runs.get(id)?.conversation ?? this.store.get(id);
   }
 
   // ---- conversations
 
   async choose(id) {
-    const found = this.runs.get(id)?.conversation ?? (id === this.current.id ? this.current : await this.store.get(id));
+    const found = await this.whole(id);
     if (found) this.show(found);
   }
 

@@ -8,7 +8,7 @@ const LARGEST_FILE = 256 * 1024 * 1024;
 const FORMAT = "pyggml-conversations";
 
 export class Sidebar {
-  /** `app` has store, current, choose(id), changed(conversation), removed(id), failed(text). */
+  /** `app` has store, current, choose(id), whole(id), changed(conversation), removed(id), failed(text). */
   constructor(app) {
     this.app = app;
     this.list = document.getElementById("history");
@@ -42,7 +42,7 @@ export class Sidebar {
 
   async refresh() {
     const { app } = this;
-    const found = await app.store.all();
+    const found = await app.store.titles();
     this.list.replaceChildren(...found.map((one) => this.row(one, one.id === app.current.id)));
   }
 
@@ -57,7 +57,7 @@ export class Sidebar {
       "span",
       { class: "tools" },
       iconButton("edit", `Rename: ${title}`, () => this.rename(conversation)),
-      iconButton("save", `Export: ${title}`, () => download([conversation], title)),
+      iconButton("save", `Export: ${title}`, async () => download([await this.app.whole(conversation.id)], title)),
       iconButton("trash", `Delete: ${title}`, () => this.remove(conversation)),
     );
     return el("li", { class: current ? "current" : null }, choose, tools);
@@ -66,9 +66,10 @@ export class Sidebar {
   async rename(conversation) {
     const title = await asked("Rename this chat", conversation.title, "Rename");
     if (title === null) return;
-    const present = this.app.present(conversation);
-    present.title = title.slice(0, LONGEST_TITLE);
-    await this.app.changed(present);
+    const whole = await this.app.whole(conversation.id);
+    if (!whole) return;
+    whole.title = title.slice(0, LONGEST_TITLE);
+    await this.app.changed(whole);
   }
 
   async remove(conversation) {
@@ -85,7 +86,7 @@ export class Sidebar {
       if (value?.format !== FORMAT || !Array.isArray(value.conversations)) throw new Error("it was not exported by this page");
       found = value.conversations.map(checked);
       if (found.includes(null)) throw new Error("a conversation in it is damaged");
-      const here = new Set((await this.app.store.all()).map((one) => one.id));
+      const here = new Set((await this.app.store.titles()).map((one) => one.id));
       for (const one of found) await this.app.store.put(here.has(one.id) ? { ...one, id: newId() } : one);
     } catch (reason) {
       this.app.failed(`${file.name} cannot be imported: ${reason.message}`);

@@ -4,15 +4,21 @@
 import { checked } from "./conversation.js";
 
 const NAME = "pyggml";
+const VERSION = 2;
 const TABLE = "conversations";
+const TITLES = "titles"; // an index whose keys are all that the list shows: conversations themselves need not be read
 const PREFIX = "pyggml.";
 
 /** Conversations by id. `kept` says whether they outlive the page. */
 export class Conversations {
   static async open() {
     try {
-      const request = indexedDB.open(NAME, 1);
-      request.onupgradeneeded = () => request.result.createObjectStore(TABLE, { keyPath: "id" });
+      const request = indexedDB.open(NAME, VERSION);
+      request.onupgradeneeded = () => {
+        const there = request.result.objectStoreNames.contains(TABLE);
+        const table = there ? request.transaction.objectStore(TABLE) : request.result.createObjectStore(TABLE, { keyPath: "id" });
+        if (!table.indexNames.contains(TITLES)) table.createIndex(TITLES, ["updated", "title"]);
+      };
       return new Conversations(await result(request));
     } catch {
       return new Conversations(null);
@@ -36,6 +42,19 @@ export class Conversations {
       .map(checked)
       .filter((one) => one !== null)
       .sort((a, b) => b.updated - a.updated);
+  }
+
+  /** {id, title} of all, the newest first. */
+  async titles() {
+    if (!this.database) return (await this.all()).map(({ id, title }) => ({ id, title }));
+    const found = [];
+    const request = this.table("readonly").index(TITLES).openKeyCursor(null, "prev");
+    for (;;) {
+      const cursor = await result(request);
+      if (!cursor) return found;
+      found.push({ id: String(cursor.primaryKey), title: String(cursor.key[1]) });
+      cursor.continue();
+    }
   }
 
   async get(id) {
