@@ -3,6 +3,7 @@
 import { load, save } from "./store.js";
 
 const NUMBERS = ["temperature", "top_k", "top_p", "min_p", "repeat_penalty", "max_tokens", "seed"];
+const WITHOUT = { max_tokens: "no limit", seed: "random" };
 const dialog = document.getElementById("settings");
 const form = dialog.querySelector("form");
 const fields = form.elements;
@@ -34,7 +35,7 @@ export function showDefaults(params) {
   for (const name of NUMBERS) {
     const value = params?.[name];
     const known = typeof value === "number" && !(name === "max_tokens" && value < 0) && !(name === "seed" && value > 4294967294);
-    fields[name].placeholder = known ? String(Math.round(value * 1e4) / 1e4) : name === "seed" ? "random" : "no limit";
+    fields[name].placeholder = known ? String(Math.round(value * 1e4) / 1e4) : (WITHOUT[name] ?? "");
   }
 }
 
