@@ -107,6 +107,8 @@ SLOTS: list[Row] = [
          whole(-1), "MIB", 8192),
     Flag(("--cache-idle-slots",), "cache_idle", "with --kv-unified: put what idle slots have there when an answer begins, so that it has room (on)",
          default=True, off=("--no-cache-idle-slots",)),
+    Flag(("--cache-reuse",), "cache_reuse", "so many tokens in a row that stand further back in a slot than in a prompt are moved, not computed, "
+         "although what is before them has changed; 0: none (0)", whole(0), "N", 0),
     Flag(("--slot-save-path",), "slot_folder", "folder of files that /slots/N?action=save and restore write and read", str, "FOLDER"),
     Flag(("--warmup",), "warmup", "compute a token before listening, so that all kernels are there (on)", default=True, off=("--no-warmup",)),
     Flag(("--spm-infill",), "spm_infill", "/infill: suffix, prefix, middle instead of prefix, suffix, middle", default=False),
@@ -165,7 +167,6 @@ NOT_HERE: list[Row] = [
     *(Refused((name,), 1, why=_AGENT) for name in ("--tools", "--tools-runtime", "--mcp-servers-config", "--mcp-servers-json")),
     Refused(("--models-preset",), 1, why=_ZOO),
     Refused(("--media-path",), 1, why=other_flags.TEXT_ONLY),
-    Refused(("--cache-reuse",), 1, harmless=("0",), why="what is reused of a prompt is its beginning"),
     Refused(("--props",), why="properties are set by flags"),
     *(Refused((f"--fim-qwen-{size}",), why=other_flags.DOWNLOADS) for size in (
         "1.5b-default", "3b-default", "7b-default", "7b-spec", "14b-spec", "30b-default")),

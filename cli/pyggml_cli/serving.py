@@ -90,6 +90,7 @@ def _generator(
             similarity=values.similarity,
             idle=idle,
             clears=context.kv_unified and values.cache_idle,
+            chunk=values.cache_reuse,
         )
         if values.verbose:
             batcher.stored.on_idle = tell

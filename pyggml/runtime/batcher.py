@@ -45,7 +45,7 @@ class Batcher:
     n_batch  tokens that a step computes at most
     shifts   whether a text whose sequence is full goes on without its oldest tokens behind the first `n_keep`
     rule     checkpoints of each sequence, where the context cannot go back to any token
-    similarity, idle, clears  as Places has them
+    similarity, idle, clears, chunk  as Places has them
     """
 
     def __init__(
@@ -59,12 +59,13 @@ class Batcher:
         similarity: float = 0.0,
         idle: IdlePrompts | None = None,
         clears: bool = False,
+        chunk: int = 0,
     ) -> None:
         """Raises ContextError where texts are to shift in a context that cannot."""
         assert n_batch >= 1, n_batch
         self.context = context
         self.n_batch = n_batch
-        self._places = Places(context, shifts, n_keep, rule, similarity, idle, clears)
+        self._places = Places(context, shifts, n_keep, rule, similarity, idle, clears, chunk)
         self.places = self._places.all
         self.waiting: deque[Sequence] = deque()
         self._held: list[Sequence] = []  # that had to leave their place, until another text ends

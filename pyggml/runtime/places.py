@@ -28,10 +28,18 @@ LEAST = 32
 class Place:
     """One of the context's sequences: the slot that its tokens are in, and the text that has it now."""
 
-    def __init__(self, context: Context, seq: int, shifts: bool, n_keep: int, rule: CheckpointRule) -> None:
+    def __init__(
+        self, context: Context, seq: int, shifts: bool, n_keep: int, rule: CheckpointRule, chunk: int = 0
+    ) -> None:
         self.seq, self._context = seq, context
         self.slot = Slot(
-            ContextSequence(context, seq), shifts=shifts, n_keep=n_keep, memory=context.memory, seq=seq, rule=rule
+            ContextSequence(context, seq),
+            shifts=shifts,
+            n_keep=n_keep,
+            memory=context.memory,
+            seq=seq,
+            rule=rule,
+            chunk=chunk,
         )
         self.sequence: Text | None = None
         self.drafter: Drafter | None = None  # guesses at whatever text has the place
@@ -72,6 +80,7 @@ class Places:
     idle        prompts of ended texts, kept outside the context; None: none are
     clears      a text that begins has what ended texts left in other places put there, so that shared cells are free
                 (--cache-idle-slots)
+    chunk       as Slot has it
     """
 
     def __init__(
@@ -83,8 +92,9 @@ class Places:
         similarity: float = 0.0,
         idle: IdlePrompts | None = None,
         clears: bool = False,
+        chunk: int = 0,
     ) -> None:
-        self.all = [Place(context, seq, shifts, n_keep, rule) for seq in range(context.n_seq_max)]
+        self.all = [Place(context, seq, shifts, n_keep, rule, chunk) for seq in range(context.n_seq_max)]
         self.similarity, self.idle, self.clears = similarity, idle, clears and idle is not None
         self._context = context
         self.on_idle: Callable[[str], None] = lambda text: None

@@ -72,6 +72,8 @@ class Slot:
     n_batch    tokens computed at a time, None: as many as there are
     memory     the context's, in which the text is sequence `seq`; None: it can go back to any token
     rule       how many checkpoints are kept where it cannot
+    chunk      so many tokens in a row that stand further back in the text than in the next one are moved there, not computed: what
+               they were computed from is another text then (--cache-reuse); 0: none are
     tokens     the text so far as it is computed, with what was forgotten
     forgotten  tokens behind the first `n_keep` that are no longer in the context
     """
@@ -87,6 +89,7 @@ class Slot:
         memory: "Memory | None" = None,
         seq: int = 0,
         rule: CheckpointRule = CheckpointRule(),  # noqa: B008, it is frozen
+        chunk: int = 0,
     ) -> None:
         """Raises ContextError where texts are to shift in a memory that cannot."""
         if shifts and memory is not None and (why := memory.why_no_shift):
@@ -95,6 +98,7 @@ class Slot:
         self.shifts = shifts
         self.n_keep = n_keep
         self.n_batch = n_batch
+        self.chunk = chunk if memory is not None and memory.rewinds and not memory.why_no_shift else 0
         self._room = context.n_ctx - spare
         self.tokens: list[int] = []
         self.forgotten = 0
@@ -104,7 +108,30 @@ class Slot:
     def begin(self, tokens: Sequence[int]) -> int:
         """Go back to what the text has in common with these tokens; how many of them need not be computed."""
         self.checkpoints.begin()
-        return self.go_back(reusable(tokens, self.tokens))
+        n = reusable(tokens, self.tokens)
+        if self.chunk and not self.forgotten:
+            n = self._moved(tokens, n)
+        return self.go_back(n)
+
+    def _moved(self, tokens: Sequence[int], n: int) -> int:
+        """Behind the first `n` tokens, which both have, bring up what stands further back and comes next in `tokens`; how many of them
+        are there then (tools/server/server-context.cpp: update_slots, n_cache_reuse)."""
+        memory, seq, here, at = self._memory, self._seq, self.tokens, n
+        assert memory is not None
+        first, kept = n, here[:n]
+        while at + self.chunk <= len(here) and n + self.chunk <= len(tokens) - 1:
+            m = min(common_prefix(here[at:], tokens[n:]), len(tokens) - 1 - n)
+            if m < self.chunk or memory.why_not_shift(seq, at, at + m, n - at):
+                at += 1
+                continue
+            memory.remove(seq, n, at)
+            memory.shift(seq, at, at + m, n - at)
+            kept += here[at : at + m]
+            at, n = at + m, n + m
+        if len(kept) > first:
+            memory.remove(seq, n)
+            self.tokens = kept
+        return n
 
     def would_keep(self, tokens: Sequence[int]) -> int:
         """What `begin` would answer."""

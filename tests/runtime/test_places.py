@@ -7,6 +7,7 @@ import pytest
 from fake_context import Greedy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from text_model import write_text_model
 from tiny_archs import KINDS, tiny_archs
 
 from pyggml.backend.reference import ReferenceDevice
@@ -181,3 +182,28 @@ def test_mutants_are_caught(models: dict[str, Model], monkeypatch: pytest.Monkey
     with monkeypatch.context() as patch, pytest.raises(AssertionError):
         patch.setattr(IdlePrompts, "find", lambda self, tokens, adapters: None)
         test_a_prompt_that_was_put_away_comes_back(models, "tinythree", False)
+
+
+def test_what_stands_further_back_is_moved(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A prompt that has lost some of its middle: the rest is where it was, computed for other positions."""
+    model = Model.load(write_text_model(tmp_path_factory.mktemp("m") / "m.gguf", n_ctx=256), cpu=ReferenceDevice())
+    head, gone, tail, end = list(range(10)), list(range(20, 26)), list(range(40, 70)), [80, 81]
+    for chunk, found in ((8, len(head) + len(tail)), (31, len(head)), (0, len(head))):
+        context = Context(model, n_ctx=128)
+        batcher = Batcher(context, chunk=chunk)
+        first = Sequence([*head, *gone, *tail, 1, 2], Greedy(), max_tokens=1)
+        second = Sequence([*head, *tail, *end], Greedy(), max_tokens=3)
+        for text in (first, second):
+            batcher.add(text)
+            while not batcher.idle:
+                batcher.step()
+            (place,) = batcher.places
+            assert len(place.slot.tokens) == context.memory.end(0)
+        assert second.n_reused == found and second.finish is Finish.LENGTH
+        assert place.slot.tokens == second.tokens[: len(place.slot.tokens)]
+        moved = context.memory.dump(0)
+        context.close()
+        if not chunk:
+            plain = moved
+    assert len(moved) == len(plain)
+    model.close()

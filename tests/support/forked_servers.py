@@ -5,17 +5,23 @@ environment and its folder, with its stdout and stderr; it ends as the server en
 """
 
 import array
+import contextlib
 import json
 import os
 import signal
 import socket
 import sys
+import threading
 
 CLIENT = """#!{python} -IS
 import array, json, os, signal, socket, sys
 def forward(number, frame):
-    if child:
+    if not child:
+        sys.exit(128 + number)  # the server ends with the link
+    try:
         os.kill(child, number)
+    except ProcessLookupError:
+        pass
 child = 0
 signal.signal(signal.SIGTERM, forward)
 signal.signal(signal.SIGINT, forward)
@@ -84,10 +90,21 @@ def _attend(link: socket.socket) -> None:
         finally:
             sys.stdout.flush()
             os._exit(code)
-    link.sendall(f"{child}\n".encode())
+    threading.Thread(target=_end_with, args=(link, child), daemon=True).start()
+    with contextlib.suppress(OSError):  # the client has gone
+        link.sendall(f"{child}\n".encode())
     _, status = os.waitpid(child, 0)
-    link.sendall(f"{abs(os.waitstatus_to_exitcode(status))}\n".encode())
+    with contextlib.suppress(OSError):
+        link.sendall(f"{abs(os.waitstatus_to_exitcode(status))}\n".encode())
     os._exit(0)
+
+
+def _end_with(link: socket.socket, child: int) -> None:
+    """A client that is killed leaves no server behind."""
+    with contextlib.suppress(OSError):
+        link.recv(1)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(child, signal.SIGKILL)
 
 
 if __name__ == "__main__":
