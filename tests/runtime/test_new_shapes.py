@@ -79,7 +79,7 @@ def test_few_layers_give_the_bits_of_all(name: str, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(CausalLM, "build", counted)
     few = results(path, adapter, **options)
     assert sum(n < LAYERS for n in asked) > len(asked) / 3
-    monkeypatch.setattr(few_layers, "patterns", lambda *given: [])
+    monkeypatch.setattr(few_layers, "patterns", lambda *given: {})
     asked.clear()
     whole = results(path, adapter, **options)
     assert set(asked) == {LAYERS}
