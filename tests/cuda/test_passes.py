@@ -82,6 +82,26 @@ def test_a_pass(name: str, factory: str) -> None:
     assert found.loads == found.early, f"{found}: products wait before everything is asked for"
 
 
+TENSOR_CORES = {"Q4_0": (8, 150), "Q8_0": (8, 150), "Q4_K": (8, 182), "Q6_K": (16, 230), "Q2_K": (16, 330)}
+"""IMMAs of a step of 32 values and its instructions; before it took 189 and 255."""
+
+
+@pytest.mark.parametrize("name", TENSOR_CORES)
+def test_a_step_on_tensor_cores(name: str) -> None:
+    """No integer becomes a float by an instruction of its own, and a multiprocessor holds two blocks of 256 threads, but for types
+    with two scales a group (16 IMMAs)."""
+    if cuda_machine_code.disassembler() is None:
+        pytest.skip("nvdisasm is not installed: pip install '.[cuda-test]'")
+    made = cuda_machine_code.machine_code(Spec("mma", "integers", (name,)), HOPPER).cubin
+    body = min(
+        (loop for loop in loops(instructions(cuda_machine_code.sass(made.image))) if "IMMA" in str(loop)), key=len
+    )
+    each, most = TENSOR_CORES[name]
+    steps = sum(word.startswith("IMMA") for word in body) / each
+    assert steps in (1, 2) and len(body) / steps <= most, (len(body), steps)
+    assert not any(word.startswith("I2F") for word in body) and (each == 16 or made.registers <= 128)
+
+
 def test_the_kernel_for_more_columns_is_beyond_it() -> None:
     found = pass_of(Spec("matvec", "integers", ("Q4_0", 1)), *DOT)
     assert found.instructions > MOST["Q4_0"][2] and found.passes == 1

@@ -169,8 +169,8 @@ def kernel_of(spec: Spec) -> build.Kernel:
     """The kernel's IR, from the cache folder if a run before has made it."""
     name = f"{spec.label}-{key(spec, (0, 0))}.json"
     made = kept(name, lambda: _builder().submit(_build, spec).result().encode(), "cuda", "ir")
-    ir, parameters, intrinsics, threads = json.loads(made)
-    return build.Kernel(ir, tuple(parameters), tuple(INTRINSICS[w] for w in intrinsics), threads)
+    ir, parameters, intrinsics, threads, blocks = json.loads(made)
+    return build.Kernel(ir, tuple(parameters), tuple(INTRINSICS[w] for w in intrinsics), threads, blocks)
 
 
 @functools.cache
@@ -183,7 +183,13 @@ def _builder() -> ProcessPoolExecutor:
 def _build(spec: Spec) -> str:
     kernel = build.kernel(spec)
     return json.dumps(
-        [kernel.ir, kernel.parameters, [intrinsic.name for intrinsic in kernel.intrinsics], kernel.threads]
+        [
+            kernel.ir,
+            kernel.parameters,
+            [intrinsic.name for intrinsic in kernel.intrinsics],
+            kernel.threads,
+            kernel.blocks,
+        ]
     )
 
 

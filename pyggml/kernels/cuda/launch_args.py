@@ -145,15 +145,16 @@ def words_of(of: type) -> Words:
     )
 
 
-def entry(args: type, threads: int = 1024) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Makes a function a kernel that is launched with `args` and at most so many threads a block, which bounds its registers."""
+def entry(args: type, threads: int = 1024, blocks: int = 1) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Makes a function a kernel that is launched with `args` and at most so many threads a block, so many blocks of which a
+    multiprocessor is to hold at once: both bound its registers."""
     expected = tuple(name for name, _ in fields(args))
 
     def mark(function: Any) -> Callable[..., None]:
         code = function.__code__
         names = code.co_varnames[: code.co_argcount]
         assert names == expected, f"{function.__qualname__} has the parameters {names}, {args.__name__} {expected}"
-        function.args, function.threads = args, threads
+        function.args, function.threads, function.blocks = args, threads, blocks
         return function
 
     return mark

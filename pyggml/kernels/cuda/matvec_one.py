@@ -16,7 +16,7 @@ from pyggml.kernels.cuda.layout import FLOATS, blocks
 from pyggml.kernels.cuda.matvec import ROWS, WARPS, warps_a_row
 from pyggml.kernels.cuda.normed import AREA, Normed
 from pyggml.kernels.cuda.spec import Spec, i32, i64
-from pyggml.kernels.cuda.unpack import HALVES, NO_MINIMUM, OFFSET
+from pyggml.kernels.cuda.unpack import HALVES, has_minimum
 from pyggml.kernels.cuda.unpack_codebook import codebook_of
 
 if TYPE_CHECKING:
@@ -112,8 +112,8 @@ def _of_integers(d, name):
     from pyggml.dtypes import GGMLType
     from pyggml.kernels.cuda.unpack import unpack
 
-    group, halves = unpack(name, offset=True), GGMLType[name] in HALVES
-    minimum = GGMLType[name] in OFFSET or GGMLType[name] not in NO_MINIMUM
+    group, halves = unpack(name), GGMLType[name] in HALVES
+    minimum = has_minimum(GGMLType[name], signed=False)
     ones = 0x01010101
 
     @d.inline

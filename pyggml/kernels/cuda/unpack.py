@@ -26,13 +26,19 @@ UNPACKED = (*BLOCKS, *(t for t in SMALL if t != T.TQ1_0), *CODEBOOK)
 """Of the block types with values of their own only TQ1_0 is left out, whose digits are of base 3."""
 
 
-OFFSET = frozenset({T.Q3_K, T.Q6_K})
-"""Types whose values may as well be numbers from 0 on with a minimum, which takes fewer instructions to unpack."""
+TWO_WAYS = frozenset({T.Q4_0, T.Q5_0, T.Q3_K, T.Q6_K})
+"""Types without a minimum of their own, whose values are numbers from 0 on less half their range: they are unpacked as signed
+bytes, or as they are with a minimum, which takes fewer instructions there and more in the product."""
 
 
-def unpack(name: str, offset: bool = False):
-    """-> f(row, j, codebook): group j of 32 values: q0 ... q7, d, m, and for HALVES d and m of the second half. `offset`: types of
-    OFFSET have a minimum.
+def has_minimum(dtype: GGMLType, signed: bool) -> bool:
+    """Whether m is ever other than 0."""
+    return not signed if dtype in TWO_WAYS else dtype not in NO_MINIMUM
+
+
+def unpack(name: str, signed: bool = False):
+    """-> f(row, j, codebook): group j of 32 values: q0 ... q7, d, m, and for HALVES d and m of the second half. `signed`:
+    types of TWO_WAYS have no minimum.
 
     codebook: address of the runs of values that blocks of a CODEBOOK type number (unpack_codebook.py)."""
     from pyggml.kernels.cuda import device as d
@@ -47,7 +53,7 @@ def unpack(name: str, offset: bool = False):
         "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q8_0": _q8_0, "IQ4_NL": _iq4_nl, "Q2_K": _q2_k,
         "Q3_K": _q3_k, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k, "IQ4_XS": _iq4_xs, **unpack_small.MAKERS,
     }  # fmt: skip
-    one = d.inline(makers[name](d, offset) if GGMLType[name] in OFFSET else makers[name](d))
+    one = d.inline(makers[name](d, signed) if GGMLType[name] in TWO_WAYS else makers[name](d))
 
     @d.inline
     def group(row, j, codebook):
@@ -56,7 +62,15 @@ def unpack(name: str, offset: bool = False):
     return group
 
 
-def _q4_0(d):
+def _q4_0(d, signed):
+    @d.inline
+    def four(x):
+        """Minus 8 if `signed`."""
+        if not signed:
+            return d.i32(x)
+        y = x ^ 0x08080808
+        return d.i32(y | ((y & 0x08080808) * 30))
+
     def unpack_q4_0(row, j):
         b = row + j * 18
         odd = b & 2
@@ -68,8 +82,9 @@ def _q4_0(d):
         )  # fmt: skip
         by = d.h2f(d.shr(w0, odd * 8))
         return (
-            d.i32(a0 & LOW), d.i32(a1 & LOW), d.i32(a2 & LOW), d.i32(a3 & LOW), d.i32(d.shr(a0, 4) & LOW),
-            d.i32(d.shr(a1, 4) & LOW), d.i32(d.shr(a2, 4) & LOW), d.i32(d.shr(a3, 4) & LOW), by, by * d.f32(-8),
+            four(a0 & LOW), four(a1 & LOW), four(a2 & LOW), four(a3 & LOW), four(d.shr(a0, 4) & LOW),
+            four(d.shr(a1, 4) & LOW), four(d.shr(a2, 4) & LOW), four(d.shr(a3, 4) & LOW), by,
+            d.f32(0) if signed else by * d.f32(-8),
         )  # fmt: skip
 
     return unpack_q4_0
@@ -87,8 +102,17 @@ def _q4_1(d):
     return unpack_q4_1
 
 
-def _q5_0(d):
+def _q5_0(d, signed):
     fifth = fifths()
+
+    @d.inline
+    def five(x, bits, shift):
+        """Four bits and a fifth, minus 16 if `signed`."""
+        y = (x & LOW) | fifth(bits, shift)
+        if not signed:
+            return d.i32(y)
+        y = y ^ 0x10101010
+        return d.i32(y | ((y & 0x10101010) * 14))
 
     def unpack_q5_0(row, j):
         b = row + j * 22
@@ -103,10 +127,9 @@ def _q5_0(d):
         )  # fmt: skip
         by = d.h2f(d.shr(w0, odd * 8))
         return (
-            d.i32((a0 & LOW) | fifth(h, 0)), d.i32((a1 & LOW) | fifth(h, 4)), d.i32((a2 & LOW) | fifth(h, 8)),
-            d.i32((a3 & LOW) | fifth(h, 12)), d.i32((d.shr(a0, 4) & LOW) | fifth(h, 16)),
-            d.i32((d.shr(a1, 4) & LOW) | fifth(h, 20)), d.i32((d.shr(a2, 4) & LOW) | fifth(h, 24)),
-            d.i32((d.shr(a3, 4) & LOW) | fifth(h, 28)), by, by * d.f32(-16),
+            five(a0, h, 0), five(a1, h, 4), five(a2, h, 8), five(a3, h, 12), five(d.shr(a0, 4), h, 16),
+            five(d.shr(a1, 4), h, 20), five(d.shr(a2, 4), h, 24), five(d.shr(a3, 4), h, 28), by,
+            d.f32(0) if signed else by * d.f32(-16),
         )  # fmt: skip
 
     return unpack_q5_0
@@ -187,7 +210,7 @@ def _q2_k(d):
     return unpack_q2_k
 
 
-def _q3_k(d, offset):
+def _q3_k(d, signed):
     eight = eight_words(d)
 
     @d.inline
@@ -197,9 +220,9 @@ def _q3_k(d, offset):
 
     @d.inline
     def three(low, high, shift, sub):
-        """Two bits and a third, minus 4, as signed bytes; with `offset` as they are."""
+        """Two bits and a third, minus 4 if `signed`."""
         y = (d.shr(low, shift) & TWO_BITS) | ((d.shr(high, sub) & ONE_BIT) << 2)
-        if offset:
+        if not signed:
             return d.i32(y)
         y = y ^ 0x04040404
         return d.i32(y | ((y & 0x04040404) * 62))
@@ -210,7 +233,7 @@ def _q3_k(d, offset):
         shift = (sub & 3) * 2
         h0, h1, h2, h3, h4, h5, h6, h7 = eight(b)
         w0, w1, w2, w3, w4, w5, w6, w7 = eight(b + 32 + (sub >> 2) * 32)
-        by, low = d.ld_f16(b + 108), d.f32(-4 if offset else 0)
+        by, low = d.ld_f16(b + 108), d.f32(0 if signed else -4)
         s0, s1 = by * scale_of(b, 2 * sub), by * scale_of(b, 2 * sub + 1)
         return (
             three(w0, h0, shift, sub), three(w1, h1, shift, sub), three(w2, h2, shift, sub), three(w3, h3, shift, sub),
@@ -283,14 +306,14 @@ def _q5_k(d):
     return unpack_q5_k
 
 
-def _q6_k(d, offset):
+def _q6_k(d, signed):
     eight = eight_words(d)
 
     @d.inline
     def six(low, high, shift, pair):
-        """Four bits and two, minus 32, as signed bytes; with `offset` as they are."""
+        """Four bits and two, minus 32 if `signed`."""
         y = (d.shr(low, shift) & LOW) | ((d.shr(high, pair) & TWO_BITS) << 4)
-        if offset:
+        if not signed:
             return d.i32(y)
         y = y ^ 0x20202020
         return d.i32(y | ((y & 0x20202020) * 6))
@@ -301,7 +324,7 @@ def _q6_k(d, offset):
         shift, pair = ((sub >> 1) & 1) * 4, (sub & 3) * 2
         h0, h1, h2, h3, h4, h5, h6, h7 = eight(b + 128 + (sub >> 2) * 32)
         w0, w1, w2, w3, w4, w5, w6, w7 = eight(b + (sub >> 2) * 64 + (sub & 1) * 32)
-        by, least = d.ld_f16(b + 208), d.f32(-32 if offset else 0)
+        by, least = d.ld_f16(b + 208), d.f32(0 if signed else -32)
         s0, s1 = by * d.f32(d.ld_i8(b + 192 + 2 * sub)), by * d.f32(d.ld_i8(b + 193 + 2 * sub))
         return (
             six(w0, h0, shift, pair), six(w1, h1, shift, pair), six(w2, h2, shift, pair), six(w3, h3, shift, pair),

@@ -33,12 +33,14 @@ class Kernel(NamedTuple):
     parameters  their types, names of spec.KINDS
     intrinsics  those it calls, in order of their names
     threads     most threads a block, which bounds its registers
+    blocks      so many of them a multiprocessor is to hold
     """
 
     ir: str
     parameters: tuple[str, ...]
     intrinsics: tuple[Intrinsic, ...]
     threads: int
+    blocks: int = 1
 
 
 def front_end(function: Any) -> Kernel:
@@ -54,7 +56,7 @@ def front_end(function: Any) -> Kernel:
     ir = re.sub(r"^@\S*NumbaEnv.*\n", "", ir, flags=re.MULTILINE)
     called = re.findall(rf'^declare .*@"?{PREFIX}(\w+)"?\(.*\n', ir, flags=re.MULTILINE)
     intrinsics = tuple(INTRINSICS[name] for name in sorted(set(called)))
-    return Kernel(ir, kinds, intrinsics, function.threads)
+    return Kernel(ir, kinds, intrinsics, function.threads, function.blocks)
 
 
 def with_words(kernel: Kernel) -> str:
@@ -64,7 +66,7 @@ def with_words(kernel: Kernel) -> str:
     missing = [need for need in needs if not _declared(need, ir)]
     parts = [ir, *missing, *(intrinsic.definition for intrinsic in kernel.intrinsics)]
     parts.append("attributes #0 = { alwaysinline convergent nounwind }\nattributes #1 = { convergent nounwind }")
-    bounds = f'!{{ {_kernel_reference(ir)}, !"maxntidx", i32 {kernel.threads} }}'
+    bounds = f'!{{ {_kernel_reference(ir)}, !"maxntidx", i32 {kernel.threads}, !"minctasm", i32 {kernel.blocks} }}'
     text = "\n".join(parts)
     number = 1 + max(int(n) for n in re.findall(r"^!(\d+) =", text, flags=re.MULTILINE))
     text = re.sub(r"^(!nvvm.annotations = !\{.*?)\s*\}", rf"\1, !{number} }}", text, flags=re.MULTILINE)
