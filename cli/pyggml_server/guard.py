@@ -4,6 +4,7 @@ Owns the check that comes before every route, and the headers of CORS.
 """
 
 import hmac
+import platform
 import re
 from ipaddress import ip_address
 from urllib.parse import urlsplit
@@ -39,6 +40,11 @@ class Guard:
             shared = self._shared(origin)
             await _empty(_with(send, shared) if shared else send)
             return
+        if self._misled(headers.get("host", "")):
+            named = f"the server was called {headers['host'][:100]}, and is for this machine alone"
+            refused = RequestError(f"{named}: --cors-origins, --host or an API key let others use it", status=403)
+            await error_answer(refused)(scope, receive, send)
+            return
         if origin is not None and not self._allowed(origin) and not _own(origin, headers.get("host", "")):
             refused = RequestError(
                 f"pages of {origin[:100]} may not use this server; --cors-origins says which may", status=403
@@ -59,6 +65,20 @@ class Guard:
         given = re.sub("^Bearer +", "", given, flags=re.IGNORECASE)
         data = given.encode("utf-8", "surrogateescape")
         return any([hmac.compare_digest(data, key) for key in self._keys])  # noqa: C419, all are looked at
+
+    def _misled(self, host: str) -> bool:
+        """Whether a server of this machine was called by a name that is not this machine's. Whoever owns a name can have it lead
+        here ("DNS rebinding"): then pages under that name are of the server's own origin, and send no Origin where they read."""
+        name = _host(f"http://{host}")
+        if self._keys or name is None or _is_address(name) or not all(map(_is_loopback, self._settings.hosts)):
+            return False
+        own = (*LOCAL, platform.node().lower(), *self._settings.hosts)
+        return name not in own and not name.endswith(".localhost") and not self._named(name)
+
+    def _named(self, name: str) -> bool:
+        """Whether --cors-origins lets pages of this host in."""
+        listed = self._settings.cors_origins
+        return "*" in listed or any(_host(origin) == name for origin in listed)
 
     def _allowed(self, origin: str) -> bool:
         host = _host(origin)
@@ -84,13 +104,24 @@ class Guard:
 
 
 def _own(origin: str, host: str) -> bool:
-    """Whether it is our own page, called by the server's address. A name proves nothing: whoever owns one can have it lead here."""
+    """Whether it is our own page, called by the server's address. A name proves nothing (see _misled)."""
     try:
         parts = urlsplit(origin)
-        ip_address(parts.hostname or "")
     except ValueError:
         return False
-    return parts.netloc == host
+    return _is_address(parts.hostname or "") and parts.netloc == host
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_loopback(name: str) -> bool:
+    return name == "localhost" or (_is_address(name) and ip_address(name).is_loopback)
 
 
 def _host(origin: str) -> str | None:

@@ -10,7 +10,7 @@ from serving import Client, serving
 
 from pyggml.model.model import Model
 
-HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 BODY = b'{"prompt": "hello", "max_tokens": 2}'
 
 

@@ -2,6 +2,7 @@
 key; pages of other origins."""
 
 import json
+import platform
 import random
 from typing import Any
 
@@ -178,3 +179,32 @@ def test_pages_of_other_origins(model: Model, client: Client) -> None:
             assert status == 200 and headers["access-control-allow-origin"] == other["origin"]
             status, headers, _ = shared.raw("POST", "/v1/completions", json.dumps(COMPLETION).encode(), other)
             assert status == 401 and headers["access-control-allow-origin"] == other["origin"]
+
+
+@pytest.mark.parametrize(
+    ("host", "settings", "status"),
+    [
+        ("evil.example:9931", {}, 403),
+        ("evil.example", {}, 403),
+        ("LOCALHOST:9931", {}, 200),
+        ("chat.localhost", {}, 200),
+        ("127.0.0.1:1", {}, 200),
+        ("192.168.7.7", {}, 200),  # an address leads to whoever has it
+        ("[::1]:9931", {}, 200),
+        ("", {}, 200),
+        ("good.example", {"cors_origins": ("https://good.example",)}, 200),
+        ("evil.example", {"cors_origins": ("https://good.example",)}, 403),
+        ("evil.example", {"cors_origins": ("*",)}, 200),
+        ("evil.example", {"api_keys": ("k",)}, 200),  # it would have to know the key
+        ("any.example", {"host": "0.0.0.0"}, 200),  # for others too: they may call it what they like
+    ],
+)
+def test_a_name_that_was_made_to_lead_here_is_not_answered(
+    model: Model, host: str, settings: dict[str, Any], status: int
+) -> None:
+    with serving(model, **settings) as client:
+        client.host = "127.0.0.1"
+        key = {"authorization": "Bearer k"}
+        for path in ("/slots", "/v1/models", "/"):
+            assert client.raw("GET", path, headers={"Host": host, **key})[0] == status
+        assert client.raw("GET", "/health", headers={"Host": platform.node(), **key})[0] == 200
