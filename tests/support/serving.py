@@ -8,6 +8,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
+
+pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install '.[server]'")
+
 from pyggml_server.serve import Service, serve
 from pyggml_server.served import Served
 from pyggml_server.settings import Settings
