@@ -41,4 +41,6 @@ def test_every_test_of_gpus_looks_for_one_first(tmp_path):
     counts = re.search(r"(\d+) skipped, (\d+) deselected in", said)
     assert counts and int(counts[1]) > 200, said[-3000:]
     reasons = {line.rpartition(": ")[2] for line in said.splitlines() if line.startswith("SKIPPED")}
-    assert reasons == {str(why_no_cuda())}, reasons
+    assert reasons - {"pip install '.[server]'"} == {str(why_no_cuda())}, (
+        reasons
+    )  # files that need the server are left out
