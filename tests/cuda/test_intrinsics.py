@@ -136,6 +136,15 @@ def test_the_last_block_sees_what_all_have_written(gpu):
         assert (out[:blocks] == written).all() and (out[blocks] == written.sum(0)[::-1]).all()
 
 
+def test_threads_count_together(gpu):
+    numbers = RNG.integers(0, 32, 256).astype(np.int32)
+    out = run(gpu, "exchange", "counts", np.zeros(288, np.int32), numbers, threads=256, shared=128)
+    drawn, often = out[:256], np.bincount(numbers, minlength=32)
+    assert (out[256:] == 100 * np.arange(32) + often).all()
+    for n in range(32):
+        assert sorted(drawn[numbers == n]) == [*range(100 * n, 100 * n + often[n])]
+
+
 def test_loads_and_stores(gpu):
     a = RNG.integers(0, 256, (32, 64), dtype=np.uint8)
     a[:, 1::2] &= 0x3F  # no NaNs among halves, which an implementation may make quiet

@@ -83,6 +83,11 @@ def body(intrinsic: Intrinsic) -> tuple[str, tuple[str, ...]]:
         return f"{lines}%s = add i32 %r, %a1\nstore i32 %s, ptr %p\nret i32 %r", (
             "declare void @emu_check(i64, i32, i32)",
         )
+    if name == "sadd_i32":
+        lines = f"%w = call i64 @emu_shared(i32 %a0, i32 4, i32 {STORE})\n%p = inttoptr i64 %w to ptr\n%r = load i32, ptr %p\n"
+        return f"{lines}%s = add i32 %r, %a1\nstore i32 %s, ptr %p\nret i32 %r", (
+            "declare i64 @emu_shared(i32, i32, i32)",
+        )
     if name == "rcp":
         return "%r = fdiv float 1.0, %a0\nret float %r", ()
     if name.rpartition("_")[0] in _SHUFFLES:

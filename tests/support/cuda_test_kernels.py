@@ -6,7 +6,7 @@ _OWN = "cuda_intrinsic_kernels."
 
 SPECS = [
     *(Spec(f"{_OWN}numbers", name) for name in ("integers", "floats", "angles", "packs")),
-    *(Spec(f"{_OWN}exchange", name) for name in ("warps", "moves")),
+    *(Spec(f"{_OWN}exchange", name) for name in ("warps", "moves", "tickets", "counts")),
     *(Spec(f"{_OWN}tiles", name) for name in ("bytes_32", "bytes_16")),
     *(Spec(f"{_OWN}tiles", name, (i,)) for name in ("halves", "loads") for i in (0, 1)),
 ]

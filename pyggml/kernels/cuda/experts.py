@@ -105,7 +105,7 @@ def sorted_entries(builder: Builder, node: Tensor, columns: int) -> Table:
         ids=ids.data, ids0=ids.nb[0], ids1=ids.nb[1], used=ids.ne[0], n=n, limit=a.ne[2], tiles=tiles, columns=columns,
         to=work.at(), number=builder.number + 1, status=builder.status(),
     )  # fmt: skip
-    builder.launch(Spec("experts", "table"), (1,), -(-a.ne[2] // 32) * 32, args, 4 * MOST)
+    builder.launch(Spec("experts", "table"), (1,), MOST, args, 4 * MOST)
     builder.remember(key, made, ids)
     return made
 
@@ -125,29 +125,34 @@ class TableArgs(NamedTuple):
 
 
 def table():
+    """All threads walk the entries, a place in the order is drawn from its matrix' counter: entries of a matrix are in no order, and
+    no result depends on it. A matrix that is not there has entries nowhere."""
     from pyggml.kernels.cuda import device as d
 
     @entry(TableArgs, MOST)
     def kernel(ids, ids0, ids1, used, n, limit, tiles, columns, to, number, status):
         me = d.i32(d.thread())
-        count, z = d.i32(0), d.i32(0)
+        counts = d.shared()
+        d.sst_i32(counts + 4 * me, 0)
+        d.barrier()
+        z = me
         while z < n:
             token = d.udiv(z, used)
             which = d.ld_i32(ids + (z - token * used) * ids0 + token * ids1)
-            if which == me:
-                count = d.i32(count + 1)
-            if me == 0 and (which < 0 or which >= limit):
+            if which < 0 or which >= limit:
                 d.st_i32x4(status, number, which, which >> 31, limit)
-            z = d.i32(z + 1)
-        d.sst_i32(d.shared() + 4 * me, count)
+            else:
+                d.sadd_i32(counts + 4 * which, 1)
+            z = d.i32(z + d.threads())
         d.barrier()
+        count = d.sld_i32(counts + 4 * me)
+        first, tile, e = d.i32(0), d.i32(0), d.i32(0)
+        while e < me:
+            before = d.sld_i32(counts + 4 * e)
+            first = d.i32(first + before)
+            tile = d.i32(tile + d.udiv(before + columns - 1, columns))
+            e = d.i32(e + 1)
         if me < limit:
-            first, tile, e = d.i32(0), d.i32(0), d.i32(0)
-            while e < me:
-                before = d.sld_i32(d.shared() + 4 * e)
-                first = d.i32(first + before)
-                tile = d.i32(tile + d.udiv(before + columns - 1, columns))
-                e = d.i32(e + 1)
             begin = d.i32(0)
             while begin < count:
                 d.st_i32(to + 4 + 4 * tile, me)
@@ -157,14 +162,17 @@ def table():
                 begin = d.i32(begin + columns)
             if me == limit - 1:
                 d.st_i32(to, tile)
-            place = to + 4 + 12 * d.i64(tiles) + 4 * first
-            z = d.i32(0)
-            while z < n:
-                token = d.udiv(z, used)
-                if d.ld_i32(ids + (z - token * used) * ids0 + token * ids1) == me:
-                    d.st_i32(place, z)
-                    place = place + 4
-                z = d.i32(z + 1)
+        d.barrier()
+        d.sst_i32(counts + 4 * me, first)
+        d.barrier()
+        order = to + 4 + 12 * d.i64(tiles)
+        z = me
+        while z < n:
+            token = d.udiv(z, used)
+            which = d.ld_i32(ids + (z - token * used) * ids0 + token * ids1)
+            if which >= 0 and which < limit:
+                d.st_i32(order + 4 * d.sadd_i32(counts + 4 * which, 1), z)
+            z = d.i32(z + d.threads())
 
     return kernel
 

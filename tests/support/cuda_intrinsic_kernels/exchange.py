@@ -119,3 +119,26 @@ def tickets():
             d.st_i32(y + (n * 64 + me) * 4, total)
 
     return kernel
+
+
+class CountsArgs(NamedTuple):
+    y: i64
+    a: i64
+
+
+def counts():
+    """One block of 256 threads: how often each of 32 numbers comes, and that each of them got another of its places."""
+    from pyggml.kernels.cuda import device as d
+
+    @entry(CountsArgs, 256)
+    def kernel(y, a):
+        me = d.i32(d.thread())
+        if me < 32:
+            d.sst_i32(d.shared() + 4 * me, 100 * me)
+        d.barrier()
+        d.st_i32(y + 4 * me, d.sadd_i32(d.shared() + 4 * d.ld_i32(a + 4 * me), 1))
+        d.barrier()
+        if me < 32:
+            d.st_i32(y + 4 * (256 + me), d.sld_i32(d.shared() + 4 * me))
+
+    return kernel

@@ -55,6 +55,7 @@ from pyggml.kernels.cuda.device.memory import (
     ld_i64,
     ld_u8,
     ld_u16,
+    sadd_i32,
     shared,
     sld_f16,
     sld_f32,

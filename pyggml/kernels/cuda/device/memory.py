@@ -137,3 +137,9 @@ add_i32 = intrinsic(
 )  # fmt: skip
 """Add to an i32 in global memory; -> what was there. What this thread and those that it met at a barrier before have written
 is seen by whoever adds to the same place later, and by those that it meets then."""
+
+sadd_i32 = intrinsic(
+    "sadd_i32", "i32", ["i32", "i32"],
+    asm("atom.shared.add.u32 $0, [$1], $2;", "=r,r,r,~{memory}", "i32", "i32 %a0, i32 %a1"),
+)  # fmt: skip
+"""Add to an i32 in shared memory; -> what was there. In no order among threads."""
