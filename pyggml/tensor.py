@@ -6,6 +6,7 @@ Up to 4 dimensions, `ne[0]` innermost; strides `nb` in bytes; the fields are tho
 
 from __future__ import annotations
 
+import copy
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -44,6 +45,7 @@ class Tensor:
     """
 
     __slots__ = (
+        "_nbytes",
         "buffer",
         "data",
         "flags",
@@ -89,6 +91,7 @@ class Tensor:
         self.name = name
         self.buffer: Buffer | None = None
         self.data = 0
+        self._nbytes = -1  # not asked yet
 
     def __repr__(self) -> str:
         return f"<Tensor {self.name or '?'} {self.type.name} {list(self.ne)} op {self.op}>"
@@ -110,6 +113,12 @@ class Tensor:
     @property
     def nbytes(self) -> int:
         """Distance from the first byte to the end of the last one, strides included (ggml.c: ggml_nbytes)."""
+        known = self._nbytes
+        if known < 0:
+            known = self._nbytes = self._count_bytes()
+        return known
+
+    def _count_bytes(self) -> int:
         (n0, n1, n2, n3), (b0, b1, b2, b3) = self.ne, self.nb
         if not (n0 and n1 and n2 and n3):
             return 0
@@ -118,6 +127,12 @@ class Tensor:
         if block_size == 1:
             return type_size + (n0 - 1) * b0 + rest
         return n0 * b0 // block_size + rest
+
+    def reshaped(self, ne: tuple[int, int, int, int], nb: tuple[int, int, int, int]) -> Tensor:
+        """The same bytes in another shape, for who looks at nothing else."""
+        other = copy.copy(self)
+        other.ne, other.nb, other._nbytes = ne, nb, -1
+        return other
 
     @property
     def is_contiguous(self) -> bool:
@@ -162,6 +177,7 @@ def made_by(op: int, op_params: bytes, src: tuple[Tensor | None, ...], name: str
     node.ne = node.nb = (0, 0, 0, 0)
     node.op, node.op_params, node.src, node.name = op, op_params, src, name
     node.flags = node.view_offs = node.data = 0
+    node._nbytes = -1
     node.view_src = node.buffer = None
     return node
 

@@ -5,7 +5,6 @@ Knows no single op: each family in kernels/cpu lowers its own through `Builder`.
 
 from __future__ import annotations
 
-import copy
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -170,12 +169,6 @@ class Builder:
         self._made += 1
         made.data = -self._made
         return made
-
-    def seen_as(self, t: Tensor, ne: tuple[int, int, int, int], nb: tuple[int, int, int, int]) -> Tensor:
-        """The bytes of `t` in another shape."""
-        view = copy.copy(t)
-        view.ne, view.nb = ne, nb
-        return view
 
     def thread_scratch(self, size: int) -> Scratch:
         """`size` bytes for each thread, thread i at i * (size rounded up to 64)."""

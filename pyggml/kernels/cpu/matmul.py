@@ -93,7 +93,7 @@ def _transposed(builder: Builder, t: Tensor) -> Tensor:
     if t.type not in FLOATS:
         t = _f32(builder, t)
     (n0, n1, n2, n3), (b0, b1, b2, b3) = t.ne, t.nb
-    turned = builder.seen_as(t, (n1, n0, n2, n3), (b1, b0, b2, b3))
+    turned = t.reshaped((n1, n0, n2, n3), (b1, b0, b2, b3))
     return _f32(builder, turned)
 
 
