@@ -101,6 +101,7 @@ from pyggml.simd.memory import (
     loader,
     part_loader,
     prefetch,
+    prefetch_l2,
     put_f32,
     put_i32,
     put_i64,

@@ -1,7 +1,7 @@
 """Dot products of one row of weights, as it lies in the file, with one or several columns of activations.
 
 Owns in which order a row is summed, for each form of types. Several columns share what is unpacked, and each is summed as it is
-alone. 8 scales are converted at once; a prefetch runs 8 KiB ahead.
+alone. 8 scales are converted at once; a prefetch into the second cache runs 3 KiB ahead.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from pyggml.dtypes import SIZES
 from pyggml.kernels.cpu.formats import FORMATS, Form, functions
 
-AHEAD = 8192
+AHEAD = 3072
 
 
 def row_dots(dtype, count):
@@ -202,13 +202,13 @@ def _blocks(dtype, count):
         s = d + U(4 * pad)
         sums = starts()
         for _ in range(nb >> 3):
-            v.prefetch(x + ahead)
-            v.prefetch(x + ahead + U(64))
-            v.prefetch(x + ahead + U(128))
+            v.prefetch_l2(x + ahead)
+            v.prefetch_l2(x + ahead + U(64))
+            v.prefetch_l2(x + ahead + U(128))
             if four_lines:
-                v.prefetch(x + ahead + U(192))
+                v.prefetch_l2(x + ahead + U(192))
             if five_lines:
-                v.prefetch(x + ahead + U(256))
+                v.prefetch_l2(x + ahead + U(256))
             sums = eights(sums, apart, x, (q, z, d, s))
             x += group
             q += U(256)
@@ -335,7 +335,7 @@ def _super_blocks(dtype, count):
         sums = starts()
         for _ in range(nb >> 3):
             for i in range(lines):
-                v.prefetch(x + ahead + U(64 * i))
+                v.prefetch_l2(x + ahead + U(64 * i))
             sums = ones(sums, apart, x, (q, z, d, s))
             x += U(size)
             q += U(256)
@@ -404,12 +404,12 @@ def _floats(dtype, count):
     def dots(n, pad, x, y, apart, out, out_apart):
         sums = starts()
         for _ in range(n >> 6):
-            v.prefetch(x + ahead)
+            v.prefetch_l2(x + ahead)
             if line2:
-                v.prefetch(x + ahead + U(64))
+                v.prefetch_l2(x + ahead + U(64))
             if line3:
-                v.prefetch(x + ahead + U(128))
-                v.prefetch(x + ahead + U(192))
+                v.prefetch_l2(x + ahead + U(128))
+                v.prefetch_l2(x + ahead + U(192))
             sums = sixty_fours(sums, apart, x, y)
             x += group
             y += U(256)

@@ -233,7 +233,7 @@ def _tile_blocks(dtype, count, width, lines=0):
         f = zero()
         for _ in range(nb):
             for i in range(lines):
-                v.prefetch(ahead + U(64 * i))
+                v.prefetch_l2(ahead + U(64 * i))
             ahead += apart
             n = start(y + n_at, shift) if has_bias else start_zero()
             s = y + q_at
