@@ -72,6 +72,13 @@ def test_mutants_are_caught(name: str, why: str) -> None:
         holds(wrong, HOPPER)
 
 
+def test_the_turns_of_rope_are_rounded_by_themselves() -> None:
+    """So that the assembler makes no fma of the product and the difference behind it; it may of a plain product."""
+    for spec in (Spec("rope", "rope"), Spec("rope_cache", "rope_cache")):
+        assert "mul.rn.f32" in cuda_machine_code.machine_code(spec, HOPPER).ptx
+    assert "mul.rn.f32" not in cuda_machine_code.machine_code(Spec("elementwise", "binary"), HOPPER).ptx
+
+
 def test_machine_code_is_kept_as_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYGGML_CACHE", str(tmp_path))
     made = cuda_machine_code.machine_code(SCALE, HOPPER)
