@@ -146,7 +146,14 @@ def _program(folder: Path, command: Sequence[str] | None, server_flags: Sequence
         return
     path.write_text(CLIENT.format(python=sys.executable, change=change, path=str(link)))
     path.chmod(0o755)
-    process = subprocess.Popen([sys.executable, str(HERE / "forked_servers.py"), str(link)], stdin=subprocess.PIPE)
+    alone = {
+        **os.environ,
+        "OPENBLAS_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+    }  # a process that forks must have no threads
+    process = subprocess.Popen(
+        [sys.executable, str(HERE / "forked_servers.py"), str(link)], stdin=subprocess.PIPE, env=alone
+    )
     try:
         until(link.exists)
         yield path
@@ -273,18 +280,10 @@ def table(found: Mapping[str, tuple[str, str]]) -> str:
     return "\n".join([*lines, f"| all | {' | '.join(str(total[kind]) for kind in kinds)} |"])
 
 
-def document(found: Mapping[str, tuple[str, str]]) -> str:
-    """docs/server_tests.md: the table, and what is left out."""
+def document(found: Mapping[str, tuple[str, str]], files: Sequence[str]) -> str:
+    """docs/server_tests.md: the table, and what is left out: `files` as a whole."""
     away = Counter(why for ended, why in found.values() if ended == "refused")
     left = [f"| {why} | {n} |" for why, n in away.items()]
-    files = sorted(
-        {
-            name
-            for pattern in REFUSED
-            for name in re.findall(r"[a-z_]+", pattern)
-            if "\\.py" in pattern and "::" not in pattern
-        }
-    )
     return "\n".join([
         "# llama-server's own tests",
         "",
@@ -296,7 +295,7 @@ def document(found: Mapping[str, tuple[str, str]]) -> str:
         table(found),
         "",
         "Skipped are those that the reference skips itself. Not run are its slow tests, which download models, and the files of what is not",
-        f"offered: {', '.join(f'`{name}`' for name in files if name not in ('test', 'py'))}. Refused are single tests:",
+        f"offered: {', '.join(f'`{name}`' for name in files)}. Refused are single tests:",
         "",
         "| why | tests |",
         "| --- | --- |",
@@ -322,7 +321,8 @@ def main() -> int:
             flags = ["--rpc", ",".join(server.endpoint for server in servers), "-ngl", "99"]
         found = run(ensure_programs(), options.files, more, options.n, options.sample, flags)
     if options.markdown:
-        print(document(found))
+        unit = ensure_programs().source / "tools/server/tests/unit"
+        print(document(found, sorted(path.name for path in unit.glob("*.py") if refused(path.name))))
         return 0
     for test, (ended, why) in found.items():
         if ended == "failed":
