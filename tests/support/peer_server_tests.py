@@ -288,7 +288,7 @@ def document(found: Mapping[str, tuple[str, str]], files: Sequence[str]) -> str:
         "# llama-server's own tests",
         "",
         "pyggml-server is run against the tests that llama.cpp b11549 has of its server (tools/server/tests/unit), by",
-        "`python tests/support/peer_server_tests.py -n 2`, which takes one to four minutes; the suite runs a sample of them. The models",
+        "`python tests/support/peer_server_tests.py -n 2`, which takes two to six minutes; the suite runs a sample of them. The models",
         "are files of the same shapes with random weights; where a test compares with what the real model says, or counts, it is",
         "compared with what llama-server says of the same file. This page is what `--markdown` prints.",
         "",
