@@ -300,6 +300,9 @@ def document(found: Mapping[str, tuple[str, str]], files: Sequence[str]) -> str:
         "| why | tests |",
         "| --- | --- |",
         *left,
+        "",
+        "On a machine whose cores others keep busy a test with a time limit may fail (a start within 60 s, a slot that is busy after 0.1 s);"
+        " alone each of them passes.",
     ])  # fmt: skip
 
 
