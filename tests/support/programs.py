@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import tempfile
@@ -31,6 +32,14 @@ class Newest:
         )
         assert done.returncode == 0, f"{name} ended with {done.returncode}:\n{done.stderr[-4000:]}"
         return done
+
+    def perplexity(self, *args: object) -> float:
+        """llama-perplexity's last word. Its log is another thread's, which at its end is not always done: then once more."""
+        for _ in range(8):
+            done = self.run("llama-perplexity", *args, "-t", 1, "-dev", "none", "--no-warmup")
+            if found := re.search(r"Final estimate: PPL = (\d+\.\d+)", done.stdout + done.stderr):
+                return float(found[1])
+        raise AssertionError(f"llama-perplexity ended without its last line:\n{done.stderr[-4000:]}")
 
     def complete(
         self, model: Path, prompt: str, n: int, *args: object, endpoints: Sequence[str] = (), **env: str
