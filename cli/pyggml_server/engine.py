@@ -260,7 +260,7 @@ class Engine:
         unified = (
             batcher.context.kv_unified
         )  # there all that is computed together is one graph's, whose sizes are to be few
-        batcher.n_batch = max(room, running + 1) if unified else room + running
+        batcher.n_batch = max(room, running + 1) if unified and room else room + running
         n_prompt = self._prompt_tokens()
         try:
             said = batcher.step()

@@ -1,14 +1,20 @@
 """How much of waiting prompts a step computes beside the texts that are under way, so that these keep talking.
 
 Owns the choice: as much as makes a step about twice as long as one without, measured on the steps so far; more
-where more texts wait for their first token than wait for the next one.
+where more texts wait for their first token than wait for the next one. Part of what a step takes is the same for few tokens of
+a prompt and for many, so that each size is known by itself.
 """
+
+from collections import deque
 
 SMALLEST = 4  # tokens of a prompt in a step: with fewer it would take for ever
 LONGER = (
     1.5  # times a step without prompts that tokens of one may add; what is measured varies, and 3 times is the promise
 )
-NEW = 0.2  # weight of the newest measurement
+TWICE = 1.6  # times as long as half as many take, where it was not measured; it is 2 at most
+NEW = 0.2  # weight of the newest step without prompts
+LAST = 3  # steps of a size that count: the quickest of them, as anything may hold up one
+OLD = 64  # steps with prompts after which what was measured counts no more
 
 
 class Pace:
@@ -16,26 +22,42 @@ class Pace:
 
     def __init__(self, largest: int) -> None:
         self.largest = largest
-        self._plain: float | None = None  # seconds of a step of single tokens
-        self._token: float | None = None  # seconds that a token of a prompt adds
+        self._plain: dict[int, float] = {}  # seconds of a step of single tokens, by the bits of their number
+        self._added: dict[int, deque[float]] = {}  # seconds that so many tokens of prompts add, of powers of two
+        self._when: dict[int, int] = {}  # the step that was the last of that size
+        self._steps = 0
 
     def room(self, running: int, waiting: int) -> int:
-        """Tokens of prompts for the next step: a power of two, so that few graphs serve, or `largest`. `waiting`: texts whose prompts
-        are not computed yet."""
+        """Tokens of prompts for the next step: a power of two, so that few graphs serve, or `largest`; 0 for a step that shows how
+        long one without prompts takes with so many texts. `waiting`: texts whose prompts are not computed yet."""
         if not running:
             return self.largest
-        if not self._plain or not self._token:
+        plain = self._plain.get(running.bit_length())
+        if plain is None:
+            return 0
+        if not self._added:
             return min(self.largest, 4 * SMALLEST)
-        wanted = LONGER * max(1.0, waiting / running) * self._plain / self._token
+        allowed = LONGER * max(1.0, waiting / running) * plain
         room = SMALLEST
-        while 2 * room <= min(wanted, self.largest):
+        while 2 * room <= self.largest and self._expected(2 * room) <= allowed:
             room *= 2
         return min(room, self.largest)
+
+    def _expected(self, size: int) -> float:
+        """Seconds that so many add, as measured, or by what the next smaller size, or else the smallest, was measured to add."""
+        known = max((n for n in self._added if n <= size), default=min(self._added))
+        return float(min(self._added[known]) * TWICE ** (size.bit_length() - known.bit_length()))
 
     def took(self, seconds: float, running: int, n_prompt: int) -> None:
         """A step with a token of each of `running` texts and `n_prompt` of prompts."""
         if running and not n_prompt:
-            self._plain = seconds if self._plain is None else (1 - NEW) * self._plain + NEW * seconds
+            known = self._plain.get(running.bit_length(), seconds)
+            self._plain[running.bit_length()] = (1 - NEW) * known + NEW * seconds
         elif n_prompt >= SMALLEST:
-            token = max(seconds - (self._plain or 0.0 if running else 0.0), seconds / 8) / n_prompt
-            self._token = token if self._token is None else (1 - NEW) * self._token + NEW * token
+            self._steps += 1
+            size = 1 << (n_prompt.bit_length() - 1)
+            added = max(seconds - self._plain.get(running.bit_length(), 0.0), seconds / 8) * size / n_prompt
+            self._added.setdefault(size, deque(maxlen=LAST)).append(added)
+            self._when[size] = self._steps
+            for old in [n for n, when in self._when.items() if when < self._steps - OLD]:
+                del self._added[old], self._when[old]

@@ -4,30 +4,57 @@ import pytest
 from pyggml_server.pace import SMALLEST, Pace
 
 
-def steps(pace: Pace, plain: float, token: float, running: int, waiting: int, n: int = 60) -> list[float]:
-    """Seconds of each step of a machine that takes `plain` for a token of each text, and `token` for one of a prompt."""
+def steps(
+    pace: Pace, plain: float, token: float, running: int, waiting: int, n: int = 60, fixed: float = 0.0
+) -> list[tuple[float, int]]:
+    """(seconds, tokens of prompts) of each step of a machine that takes `plain` for a token of each text, `fixed` more for any
+    of a prompt, and `token` for each of these."""
     took = []
     for _ in range(n):
-        seconds = plain
-        pace.took(seconds, running, 0)
         room = pace.room(running, waiting)
-        seconds = plain + token * room
+        seconds = plain + (fixed if room else 0.0) + token * room
         pace.took(seconds, running, room)
-        took.append(seconds)
+        took.append((seconds, room))
     return took
 
 
+@pytest.mark.parametrize("fixed", [0.0, 0.003])
 @pytest.mark.parametrize("token", [0.0001, 0.0007, 0.002])
-def test_a_step_with_a_prompt_takes_less_than_three_times_as_long(token: float) -> None:
-    took = steps(Pace(512), 0.005, token, 1, 1)
-    longest = max(3 * 0.005, 0.005 + SMALLEST * token)
-    assert max(took[5:]) < longest + 1e-9
-    assert min(took[5:]) >= 0.005 + token * SMALLEST
+def test_a_step_with_a_prompt_takes_less_than_three_times_as_long(token: float, fixed: float) -> None:
+    took = steps(Pace(512), 0.005, token, 1, 1, fixed=fixed)
+    longest = max(3 * 0.005, 0.005 + fixed + SMALLEST * token)
+    assert took[0] == (0.005, 0), "how long a step without prompts takes is found out first"
+    assert max(seconds for seconds, _ in took[5:]) < longest + 1e-9
+    assert min(room for _, room in took[5:]) >= SMALLEST
 
 
 def test_more_is_taken_where_more_wait() -> None:
-    few, many = (steps(Pace(512), 0.005, 0.0007, 1, waiting)[-1] for waiting in (1, 15))
+    few, many = (steps(Pace(512), 0.005, 0.0007, 1, waiting)[-1][1] for waiting in (1, 15))
     assert many > 4 * few
+
+
+def test_what_is_the_same_for_few_and_many_tokens_does_not_make_parts_small() -> None:
+    """16 texts under way and 16 that wait: 64 tokens of a prompt fit beside them, whatever was measured of fewer."""
+    assert steps(Pace(2048), 0.026, 0.0004, 16, 16, fixed=0.008)[-1][1] == 64
+
+
+@pytest.mark.parametrize("waiting", [1, 15])
+def test_a_step_that_something_held_up_says_nothing_of_the_next(waiting: int) -> None:
+    pace = Pace(512)
+    for waits in (1, waiting):
+        steps(pace, 0.005, 0.0001, 1, waits)
+    usual = pace.room(1, waiting)
+    pace.took(1.0, 1, usual)
+    assert pace.room(1, waiting) == usual
+
+
+def test_a_machine_that_becomes_slower() -> None:
+    pace = Pace(512)
+    steps(pace, 0.005, 0.0001, 1, 1)
+    for _ in range(60):
+        pace.took(0.005, 1, 0)
+        pace.took(0.005 + 0.0005 * (room := pace.room(1, 1)), 1, room)
+    assert 0.0005 * room <= 2 * 1.5 * 0.005
 
 
 def test_with_nobody_under_way_all_is_taken() -> None:
