@@ -10,11 +10,12 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pyggml.errors import PyggmlError
 from pyggml.runtime.batcher import Batcher
 from pyggml.runtime.logprobs import TokenLogprobs
+from pyggml.runtime.places import Place
 from pyggml.runtime.sequence import Finish, Piece
 from pyggml.runtime.sequence import Sequence as Text
 from pyggml.runtime.timings import clock
@@ -103,6 +104,25 @@ class Counters:
     told: "Counters | None" = None  # as they were when /metrics was asked last
 
 
+class Call(NamedTuple):
+    """What is to run between two steps, once no text has the place `free`."""
+
+    future: "Future[Any]"
+    function: Callable[[], Any]
+    free: Place | None
+
+    def run(self) -> bool:
+        """Whether it was its time."""
+        if self.free is not None and self.free.sequence is not None:
+            return self.future.cancelled()
+        if self.future.set_running_or_notify_cancel():
+            try:
+                self.future.set_result(self.function())
+            except Exception as reason:  # whatever it is: it is the caller's
+                self.future.set_exception(reason)
+        return True
+
+
 class Engine:
     """`queue_limit`: texts that wait for a slot at most. Call `start` once `post` is set, and `close` at the end. Without a batcher
     no texts are taken, only calls."""
@@ -117,7 +137,7 @@ class Engine:
         self._pace = Pace(1 if batcher is None else batcher.context.n_ubatch)
         self._changed = threading.Condition()
         self._queues: OrderedDict[str, deque[Task]] = OrderedDict()  # by client; who was served last comes last
-        self._calls: list[Callable[[], None]] = []
+        self._calls: list[Call] = []
         self._tasks: dict[Text, Task] = {}  # those that the batcher has
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -159,22 +179,14 @@ class Engine:
                         del self._queues[task.client]
                 task.text.cancel()
 
-    def call(self, function: Callable[[], T]) -> "Future[T]":
-        """Have a function run between two steps, where it may touch the batcher and its context."""
+    def call(self, function: Callable[[], T], free: Place | None = None) -> "Future[T]":
+        """Have a function run between two steps, where it may touch the batcher and its context; as soon as no text has the
+        place `free`, before another one gets it (server-context.cpp defers such tasks)."""
         future: Future[T] = Future()
-
-        def run() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                future.set_result(function())
-            except Exception as reason:
-                future.set_exception(reason)
-
         with self._changed:
             if self._closing:
                 raise RequestError("the server is ending", status=503)
-            self._calls.append(run)
+            self._calls.append(Call(future, function, free))
             self._changed.notify()
         return future
 
@@ -212,10 +224,14 @@ class Engine:
                     break
                 calls, self._calls = self._calls, []
                 self._admit()
-            for call in calls:
-                call()
+            later = [call for call in calls if not call.run()]
+            if later:
+                with self._changed:
+                    self._calls = [*later, *self._calls]
             if self._tasks:
                 self._step()
+        for call in self._calls:
+            call.future.set_exception(RequestError("the server is ending", status=503))
         left = [*self._tasks.values(), *(task for queue in self._queues.values() for task in queue)]
         for task in left:
             task.text.fail(RequestError("the server is ending", status=503))

@@ -67,7 +67,7 @@ def _under_way(served: Served, text: Text) -> dict[str, Any]:
 
 
 async def slot_action(request: Request) -> Response:
-    """POST /slots/N?action=save, restore or erase."""
+    """POST /slots/N?action=save, restore or erase; of a slot that is computing an answer once that has ended."""
     served = served_by(request)
     number, action = request.path_params["slot"], request.query_params.get("action", "")
     if action not in ("save", "restore", "erase"):
@@ -80,7 +80,7 @@ async def slot_action(request: Request) -> Response:
         raise RequestError(f"slot {number}: there are {served.engine.n_slots}, numbered from 0", param="id_slot")
     place = served.engine.places[number]
     if action == "erase":
-        n = await asyncio.wrap_future(served.engine.call(lambda: _erase(place)))
+        n = await asyncio.wrap_future(served.engine.call(lambda: _erase(place), free=place))
         return answer({"id_slot": number, "n_erased": n})
     path = _file(served, await body_of(request))
     start = clock()
@@ -100,13 +100,7 @@ def _file(served: Served, fields: Fields) -> Path:
     return Path(served.settings.slot_folder) / name
 
 
-def _check_idle(place: Place) -> None:
-    if place.sequence is not None:
-        raise RequestError(f"slot {place.seq} is computing an answer", status=503)
-
-
 def _erase(place: Place) -> int:
-    _check_idle(place)
     n = len(place.slot.tokens)
     place.slot.go_back(0)
     return n
@@ -116,7 +110,6 @@ async def _save(served: Served, place: Place, path: Path) -> tuple[int, int]:
     """Tokens, and bytes of the file. The state is taken between two steps, and written on a thread of the request."""
 
     def take() -> tuple[int, bytes]:
-        _check_idle(place)
         slot, context = place.slot, served.context
         if not slot.tokens or slot.forgotten:
             what = "has forgotten the beginning of its text" if slot.tokens else "has no tokens"
@@ -132,7 +125,7 @@ async def _save(served: Served, place: Place, path: Path) -> tuple[int, int]:
         finally:
             context.computed_with = before
 
-    n, data = await asyncio.wrap_future(served.engine.call(take))
+    n, data = await asyncio.wrap_future(served.engine.call(take, free=place))
 
     def write() -> None:
         try:
@@ -161,7 +154,6 @@ async def _restore(served: Served, place: Place, path: Path) -> tuple[int, int]:
     saved, size = await in_thread(read)
 
     def bring() -> int:
-        _check_idle(place)
         slot, context, n = place.slot, served.context, len(saved.tokens)
         if n > context.n_ctx_seq - 1:
             raise RequestError(f"{path.name} has {n} tokens; a context of {context.n_ctx_seq} has no room for them")
@@ -178,4 +170,4 @@ async def _restore(served: Served, place: Place, path: Path) -> tuple[int, int]:
         place.adapters = adapters
         return reached
 
-    return await asyncio.wrap_future(served.engine.call(bring)), size
+    return await asyncio.wrap_future(served.engine.call(bring, free=place)), size

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,11 @@ def test_slots(client: Client) -> None:
         assert status == 200 and [slot["id"] for slot in found] == [0, 1, 2, 3]
         (busy,) = [slot for slot in found if slot["is_processing"]]
         assert busy["prompt"] == "hello there" and busy["next_token"][0]["n_decoded"] > 0
-        assert client.post(f"/slots/{busy['id']}?action=erase", {})[0] in (200, 503)
+        with ThreadPoolExecutor(1) as pool:
+            erased = pool.submit(client.post, f"/slots/{busy['id']}?action=erase", {})
+            assert list(events)[-1]["choices"][0]["finish_reason"] == "length", "the answer was not cut off"
+            status, found = erased.result(timeout=60)
+        assert status == 200 and found["n_erased"] > 400, "a busy slot is erased once its answer has ended"
     for slot in range(4):
         client.post(f"/slots/{slot}?action=erase", {})
     assert client.post("/slots/0?action=erase", {}) == (200, {"id_slot": 0, "n_erased": 0})
