@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 from few_compare import assert_same
 from few_model import opened
-from hypothesis import given, settings
-from random_layers import KINDS, ORDER, Layer, compare
+from random_layers import Layer, compare, compare_many
 from tiny_model import write_llama
 
 import pyggml.backend.few_layers as few_layers_module
@@ -138,15 +137,7 @@ def scheduler() -> Iterator[Scheduler]:
 
 
 def test_random_layers_come_out_as_if_all_were_built(scheduler: Scheduler) -> None:
-    answers = []
-
-    @settings(deadline=None, max_examples=250, database=None)
-    @given(KINDS, ORDER)
-    def attempt(kinds: list[Layer], order: list[int]) -> None:
-        answers.append(compare(scheduler, kinds, order, assert_same))
-
-    attempt()
-    assert len(answers) / 5 < sum(answers) < len(answers)
+    compare_many(scheduler, assert_same, 250)
 
 
 # ---- mutants

@@ -5,13 +5,11 @@ from collections.abc import Iterator
 
 import pytest
 from few_compare import assert_same
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from mutants import Mutant, mutate
 from pyggml_rpc.backend import devices_from_spec
 from pyggml_rpc.server import Server
 from pyggml_rpc.transport import Listener
-from random_layers import KINDS, ORDER, Layer, compare
+from random_layers import compare, compare_many
 
 from pyggml.backend.base import Device
 from pyggml.backend.cpu import CPUDevice
@@ -49,16 +47,7 @@ def scheduler(request: pytest.FixtureRequest) -> Iterator[Scheduler]:
 
 
 def test_random_layers_come_out_as_if_all_were_built(scheduler: Scheduler) -> None:
-    answers = []
-
-    @settings(deadline=None, max_examples=80, database=None)
-    @given(KINDS, ORDER, st.integers(1, 9), st.booleans())
-    def attempt(kinds: list[Layer], order: list[int], cut: int, from_end: bool) -> None:
-        at = min(cut, len(order) - 1)
-        answers.append(compare(scheduler, kinds, order, assert_same, -at if from_end else at))
-
-    attempt()
-    assert len(answers) / 40 < sum(answers) < len(answers), (sum(answers), len(answers))
+    compare_many(scheduler, assert_same, 80, cut=True)
 
 
 P = ("product", 0, GGMLType.F32)

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
 
 pytest.importorskip("numba_cuda", reason="numba-cuda is not installed: pip install '.[cuda]'")
 
@@ -16,7 +15,7 @@ from cuda_device import EmulatedDevice
 from cuda_recording import RecordingGPU
 from few_compare import assert_same, count_nodes
 from few_model import opened
-from random_layers import KINDS, ORDER, Layer, compare
+from random_layers import Layer, compare, compare_many
 from tiny_model import write_llama
 
 import pyggml.backend.scheduler as scheduler_module
@@ -276,15 +275,7 @@ def scheduler():
 
 
 def test_random_layers_come_out_as_if_all_were_built(scheduler: Scheduler) -> None:
-    answers = []
-
-    @settings(deadline=None, max_examples=150, database=None)
-    @given(KINDS, ORDER)
-    def attempt(kinds: list[Layer], order: list[int]) -> None:
-        answers.append(compare(scheduler, kinds, order, assert_same))
-
-    attempt()
-    assert len(answers) / 15 < sum(answers) < len(answers)
+    compare_many(scheduler, assert_same, 150)
 
 
 # ---- mutants

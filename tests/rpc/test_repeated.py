@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 from few_compare import assert_same
 from few_model import opened
-from hypothesis import given, settings
 from mutants import Mutant, mutate
 from pyggml_rpc import repeated
 from pyggml_rpc.backend import devices_from_spec
 from pyggml_rpc.server import Server
 from pyggml_rpc.transport import Listener
-from random_layers import KINDS, ORDER, Layer, compare
+from random_layers import Layer, compare, compare_many
 from tiny_model import write_llama
 
 from pyggml.backend.cpu import CPUDevice
@@ -102,15 +101,7 @@ def scheduler(endpoint: str) -> Iterator[Scheduler]:
 
 
 def test_random_layers_come_out_as_if_all_were_built(scheduler: Scheduler) -> None:
-    answers = []
-
-    @settings(deadline=None, max_examples=150, database=None)
-    @given(KINDS, ORDER)
-    def attempt(kinds: list[Layer], order: list[int]) -> None:
-        answers.append(compare(scheduler, kinds, order, assert_same))
-
-    attempt()
-    assert len(answers) / 15 < sum(answers) < len(answers)
+    compare_many(scheduler, assert_same, 150)
 
 
 # ---- mutants
