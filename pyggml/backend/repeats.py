@@ -87,7 +87,8 @@ def _kinds(graph: Graph, repeats: Repeats) -> list[int]:
         number = leafs.number[layer].get(id(t)) if layer < len(leafs.number) else None
         if number is not None:
             return "leaf", number, t.type, t.ne, t.nb, id(t.buffer and t.buffer.device)
-        if t.buffer is None and not t.flags & Flag.INPUT and fresh.setdefault(id(t), layer) == layer:
+        given = at is not None or t.buffer is not None or t.flags & Flag.INPUT
+        if not given and fresh.setdefault(id(t), layer) == layer:
             return "destination", t.type, t.ne, t.nb, t.flags
         return "shared", id(t)
 

@@ -181,8 +181,11 @@ class LayerBuilder(Builder):
     def where(self) -> Callable[[int], tuple[int, str]]:
         order, layers, begin = self._order(), self._pattern.layers, self._repeats.begin
         few, all_nodes = self._first_nodes(order)
+        end = int(all_nodes[-1]) + self._layer_of.count(order[-1])
 
         def where(number: int) -> tuple[int, str]:
+            if number >= end:
+                raise IndexError(f"node {number} of {end}")
             layer = int(np.searchsorted(all_nodes, number, "right")) - 1
             stands = layers[order[layer]] if order[layer] < len(layers) else layer
             of = f" (in layer {begin + layer}, for which layer {begin + stands} stands)" * (stands != layer)

@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 from few_compare import assert_same
 from few_model import opened
+from mutants import Mutant, mutate
 from random_layers import Layer, compare, compare_many
 from tiny_model import write_llama
 
 import pyggml.backend.few_layers as few_layers_module
+import pyggml.backend.repeats as repeats_module
 import pyggml.backend.scheduler as scheduler_module
 import pyggml.graph as graph_module
 from pyggml.backend import cpu
@@ -217,6 +219,20 @@ MUTANTS: list[tuple[Any, str, type, list[Layer], list[int]]] = [
     (cpu, "LayerBuilder", LikeTheOthers, [[("rope", 0, 0), ("product", 1, Q8_0)]], [0] * 9),
     (graph_module, "LeafSpans", Still, [[("product", 0, F32)]], [0] * 9),
 ]
+
+
+ANY_READER: Mutant = (repeats_module, "_kinds", "at is not None or ", "")
+
+
+def test_layers_that_read_different_results_of_earlier_ones_are_not_alike(
+    scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layer 0 makes one of the two, layer 1 the other; layer 2 is the first that reads the one again, layer 4 the other."""
+    kinds, order = [[("shared", 0, 1)], [("shared", 0, 0)]], [0, 1, 0, 0, 1, 0, 0]
+    compare(scheduler, kinds, order, assert_same)
+    mutate(monkeypatch, ANY_READER)
+    with pytest.raises(AssertionError):
+        compare(scheduler, kinds, order, assert_same)
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,12 @@ def test_where_one_devices_layers_are_not_alike_those_of_the_other_are(scheduler
     assert compare(scheduler, kinds, [0, 1, 2, 3, *[0] * 7], assert_same, 4)
 
 
+def test_a_plan_has_no_nodes_beyond_its_last_layers(scheduler: Scheduler) -> None:
+    """The layers before the cut end in one that has fewer nodes than the one before it."""
+    kinds = [[("rope", 0, 0)], [("store", 0), ("store", 0), ("rope", 0, 1), ("rope", 0, 0)]]
+    compare(scheduler, kinds, [1, 0, 1, 1, 0, 1, 1, 0, 1, 1, 0], assert_same, -2)
+
+
 BOTH: Mutant = (Schedule, "_watch", "home.repeats is not None", "False")
 
 
