@@ -3,6 +3,7 @@
 Owns reading lines, commands such as /regen, and the loop of a reply.
 """
 
+import functools
 import sys
 import textwrap
 import threading
@@ -15,15 +16,18 @@ from pyggml_cli.completion_flags import unescape
 from pyggml_cli.flags import UsageError, Values
 from pyggml_cli.interrupts import on_ctrl_c
 from pyggml_cli.line_editor import LineEditor
+from pyggml_cli.reply_display import ReplyDisplay
 from pyggml_cli.reverse_prompt import reverse_prompts
 from pyggml_cli.slots import full, prompt_cache, slot_for
 from pyggml_cli.speculation import drafter_for
+from pyggml_cli.template_flags import template_variables
 from pyggml_cli.terminal import text_for
 from pyggml_cli.text_files import read_text
 from pyggml_cli.verbose_prompt import show_prompt
 
 if TYPE_CHECKING:
     from pyggml.chat import Conversation, PlainDialogue
+    from pyggml.grammar import Trigger
     from pyggml.runtime.context import Context
     from pyggml.runtime.drafter import Drafter
     from pyggml.runtime.prompt_cache import PromptCache
@@ -74,13 +78,15 @@ def without_template(values: Values) -> bool:
     return bool(interactive) and not values.conversation and not any(name in values.seen for name in templated)
 
 
-def chat(values: Values, first: str | None, make_chain: Callable[[Values, "Tokenizer", int], "SamplerChain"]) -> int:
-    """Converse; `first` is the user's first message, if a flag brought it. The exit code."""
+def chat(values: Values, first: str | None, chain_for: Callable[..., "SamplerChain"]) -> int:
+    """Converse; `first` is the user's first message, if a flag brought it. The exit code.
+
+    chain_for  (values, tokenizer, n_ctx, when a grammar begins to hold) -> what chooses tokens
+    """
     from pyggml.chat import KEY, ChatTemplate, Conversation, PlainDialogue
     from pyggml.runtime.context import Context
     from pyggml.tokenizer import Tokenizer
     from pyggml_cli.loading import compile_progress, context_arguments, model_for
-    from pyggml_cli.template_flags import template_variables
     from pyggml_cli.timings import RunTimings
 
     system, template = _text(values, "system", "-sys"), _text(values, "chat_template", "--chat-template")
@@ -95,9 +101,11 @@ def chat(values: Values, first: str | None, make_chain: Callable[[Values, "Token
             if template is None and KEY not in model.file.metadata:
                 print("note: the file has no chat template, chatml is used", file=sys.stderr)
             chosen = ChatTemplate.choose(model.file.metadata, tokenizer, template)
-            conversation = Conversation(chosen, tokenizer, system or "", template_variables(values))
+            told = template_variables(values)
+            conversation = Conversation(chosen, tokenizer, system or "", told, values.reasoning_format)
         n_ctx = values.n_ctx or model.config.n_ctx_train
-        chain = make_chain(values, tokenizer, n_ctx)
+        make_chain = functools.partial(chain_for, values, tokenizer, n_ctx)
+        chain = make_chain(None)
         if n_ctx > model.config.n_ctx_train:
             print(f"warning: the model was trained on {model.config.n_ctx_train} tokens, not {n_ctx}", file=sys.stderr)
         context = Context(model, n_ctx, **context_arguments(values, model))
@@ -106,7 +114,9 @@ def chat(values: Values, first: str | None, make_chain: Callable[[Values, "Token
             cache = prompt_cache(values, context)
             context.prepare(USUAL_MESSAGE)
             with drafter_for(values, context) as drafter:
-                session = ChatSession(values, conversation, tokenizer, context, chain, timings, cache, drafter)
+                session = ChatSession(
+                    values, conversation, tokenizer, context, chain, make_chain, timings, cache, drafter
+                )
                 session.run(first)
             if session.slot is not None:
                 cache.keep_all(session.slot)
@@ -147,6 +157,7 @@ class ChatSession:
         tokenizer: "Tokenizer",
         context: "Context",
         chain: "SamplerChain",
+        make_chain: "Callable[[Trigger | None], SamplerChain]",
         timings: "RunTimings",
         cache: "PromptCache",
         drafter: "Drafter | None",
@@ -158,6 +169,7 @@ class ChatSession:
         self.tokenizer = tokenizer
         self.context = context
         self.chain = chain
+        self._make_chain = make_chain  # where a grammar begins to hold at another time
         self.timings = timings
         self.slot: Slot | None = None  # from the first turn on
         self.reverse = reverse_prompts(values)
@@ -304,15 +316,17 @@ class ChatSession:
         if self.values.verbose_prompt and not self.shown:
             show_prompt(turn.tokens, self.tokenizer)
             self.shown = True
-        self.chain.reset()
+        self._reset_chain()
         for token in turn.new:
             self.chain.accept(token)
         end = ""
         with _Interruptible(self._abort) as watched:
             interrupted = watched.event
             reply = self._sequence(turn.tokens, interrupted, asks_at_once=question != "")
+            parser = None if self.values.skip_parsing else self.conversation.parser()
+            display = ReplyDisplay(sys.stdout, self.colors, parser)
             try:
-                self._print_reply(reply)
+                self._print_reply(reply, display)
             except PyggmlError as reason:
                 if not (isinstance(reason, ComputeError) and interrupted.is_set()):
                     self.conversation.undo()
@@ -321,7 +335,8 @@ class ChatSession:
                 end = "[interrupted]"
             elif reply.finish is Finish.FULL and self.slot is not None:
                 end = full(self.slot)
-            self.conversation.add_assistant(reply.answer, self.tokenizer.decode(reply.answer))
+            display.finish()
+            self.conversation.add_assistant(reply.answer, display.content, display.reasoning, display.written)
             if not (self.plain and reply.finish is Finish.STOP):
                 sys.stdout.write("\n")
                 if (
@@ -334,6 +349,13 @@ class ChatSession:
             if end:
                 print(end, file=sys.stderr, flush=True)
         return True
+
+    def _reset_chain(self) -> None:
+        """As newly made; a grammar begins to hold after reasoning that the prompt has opened."""
+        trigger = self.conversation.grammar_trigger
+        if self.chain.params.grammar and self.chain.params.grammar_trigger != trigger:
+            self.chain = self._make_chain(trigger)
+        self.chain.reset()
 
     def _abort(self) -> None:
         from pyggml import jit
@@ -352,7 +374,7 @@ class ChatSession:
             tokens,
             self.chain,
             self.tokenizer,
-            special=values.special,
+            special=values.special or self.conversation.shown,
             max_tokens=values.n_predict,
             stops=stops,
             timings=self.timings,
@@ -363,24 +385,19 @@ class ChatSession:
             reply.finish = Finish.STOP
         return reply
 
-    def _print_reply(self, reply: "Sequence") -> None:
+    def _print_reply(self, reply: "Sequence", display: ReplyDisplay) -> None:
         from pyggml.runtime.generate import NoRoomError, generate
         from pyggml.runtime.sequence import Finish
-        from pyggml.tokenizer import StreamDecoder
 
         first = self.slot is None
         if self.slot is None:
             self.slot = slot_for(self.values, self.context, reply.tokens, self.tokenizer.add_bos)
-        decoder, out = StreamDecoder(self.tokenizer, self.values.special), sys.stdout
-        shown = text_for(out)
         try:
             for piece in generate(self.slot, reply, cache=self.cache if first else None):
                 if piece.finish is not Finish.EOG or self.values.special:
-                    out.write(shown(decoder.push(piece.token)))
-                    out.flush()
+                    display.feed(piece.data)
         except NoRoomError as reason:
             raise UsageError(f"{reason}: {WAYS_OUT}") from None
-        out.write(shown(decoder.finish()))
 
 
 def _is_command(text: str) -> bool:

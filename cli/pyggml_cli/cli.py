@@ -7,6 +7,7 @@ and mistakes answer at once.
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pyggml.errors import GrammarError, PyggmlError, SamplerError
@@ -26,6 +27,7 @@ from pyggml_cli.text_files import read_text
 from pyggml_cli.verbose_prompt import show_prompt
 
 if TYPE_CHECKING:
+    from pyggml.grammar import Trigger
     from pyggml.runtime.drafter import Drafter
     from pyggml.runtime.prompt_cache import PromptCache
     from pyggml.runtime.slot import Slot
@@ -106,11 +108,13 @@ def _prompt(values: Values) -> str:
     return unescape(text) if values.escape else text
 
 
-def _chain(values: Values, tokenizer: "Tokenizer", n_ctx: int) -> "SamplerChain":
-    """The sampler that the flags ask for. Raises UsageError."""
+def _chain(
+    values: Values, tokenizer: "Tokenizer", n_ctx: int, grammar_trigger: "Trigger | None" = None
+) -> "SamplerChain":
+    """The sampler that the flags ask for; a grammar holds from `grammar_trigger` on. Raises UsageError."""
     from pyggml.sampler import SamplerChain
 
-    params = sampler_params(values, tokenizer, n_ctx)
+    params = replace(sampler_params(values, tokenizer, n_ctx), grammar_trigger=grammar_trigger)
     try:
         return SamplerChain(params, tokenizer.n_vocab, vocab=tokenizer)
     except (SamplerError, GrammarError) as reason:

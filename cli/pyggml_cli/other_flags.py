@@ -15,8 +15,6 @@ NO_DIFFERENCE: list[Row] = [
     Ignored(("--repack",), off=("-nr", "--no-repack")),
     Ignored(("--log-prefix",), off=("--no-log-prefix",)),
     Ignored(("--log-timestamps",), off=("--no-log-timestamps",)),
-    Ignored(("--skip-chat-parsing",), off=("--no-skip-chat-parsing",)),
-    Ignored(("--reasoning-preserve",), off=("--no-reasoning-preserve",)),
     Ignored(("--mmproj-auto",), off=("--no-mmproj", "--no-mmproj-auto")),
     Ignored(("--mmproj-offload",), off=("--no-mmproj-offload",)),
     Ignored(("-v", "--verbose", "--log-verbose")),
@@ -33,7 +31,7 @@ NO_DIFFERENCE: list[Row] = [
     Ignored(("-ptc", "--print-token-count"), 1),
     Ignored(("-cram", "--cache-ram"), 1),
     *(Ignored((name,), 1) for name in ("--cpu-strict", "--prio", "--poll", "--cpu-strict-batch", "--prio-batch")),
-    *(Ignored((name,), 1) for name in ("--poll-batch", "--numa", "--log-colors", "--reasoning-format")),
+    *(Ignored((name,), 1) for name in ("--poll-batch", "--numa", "--log-colors")),
     *(Ignored((name,), 1) for name in ("--reasoning-budget", "--reasoning-budget-message")),
 ]
 

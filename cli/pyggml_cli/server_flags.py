@@ -5,7 +5,7 @@ completion_flags.py that mean the same are taken from there.
 """
 
 from pyggml_cli import completion_flags, embedding, environment, other_flags, speculation, template_flags
-from pyggml_cli.flags import Flag, Ignored, Refused, Row, choice, comma_separated, number, seconds, whole
+from pyggml_cli.flags import Flag, Ignored, Refused, Row, comma_separated, number, seconds, whole
 
 AUTO_SLOTS = 4  # tools/server/server.cpp: of -np -1, over one KV memory
 
@@ -117,10 +117,6 @@ SLOTS: list[Row] = [
 
 CHAT: list[Row] = [
     *template_flags.VARIABLES,
-    Flag(("--reasoning-format",), "reasoning_format", "none: what is thought is part of the text; deepseek, auto: it is told apart, as "
-         "reasoning_content (auto)", choice("none", "auto", "deepseek"), "FORMAT", "auto"),
-    Flag(("--skip-chat-parsing",), "skip_parsing", "leave answers as they are: no tools, no reasoning", default=False,
-         off=("--no-skip-chat-parsing",)),
     Flag(("--prefill-assistant",), "prefill_assistant", "where the last message is the assistant's, go on with it (on)", default=True,
          off=("--no-prefill-assistant",)),
 ]  # fmt: skip

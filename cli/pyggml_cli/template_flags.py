@@ -1,6 +1,6 @@
-"""What chat templates are told beside messages: --chat-template-kwargs, --reasoning and their like, for every command that converses.
+"""What chat templates are told beside messages, and how replies are read: --chat-template-kwargs, --reasoning and their like.
 
-Owns these flags, after llama.cpp's common/arg.cpp, and the step from them to a template's variables.
+Owns these flags, for every command that converses, after llama.cpp's common/arg.cpp, and the step from them to a template's variables.
 """
 
 import json
@@ -20,6 +20,7 @@ def variables(text: str) -> dict[str, Any]:
     return found
 
 
+REASONING_FORMATS = ("none", "auto", "deepseek", "deepseek-legacy")  # as pyggml.chat has them, not imported for --help
 VARIABLES: list[Row] = [
     Flag(
         ("--chat-template-kwargs",),
@@ -38,6 +39,28 @@ VARIABLES: list[Row] = [
         "auto",
     ),
     Flag(("--reasoning-effort",), "reasoning_effort", "the template's variable reasoning_effort", str, "EFFORT"),
+    Flag(
+        ("--reasoning-format",),
+        "reasoning_format",
+        "none: what is thought is part of the text; deepseek, deepseek-legacy, auto: it is told apart (auto)",
+        choice(*REASONING_FORMATS),
+        "FORMAT",
+        "auto",
+    ),
+    Flag(
+        ("--reasoning-preserve",),
+        "reasoning_preserve",
+        "templates that can keep what was thought in earlier turns do so (on)",
+        default=None,
+        off=("--no-reasoning-preserve",),
+    ),
+    Flag(
+        ("--skip-chat-parsing",),
+        "skip_parsing",
+        "leave replies as they are: no tools, no reasoning",
+        default=False,
+        off=("--no-skip-chat-parsing",),
+    ),
 ]
 
 
@@ -48,4 +71,6 @@ def template_variables(values: Values) -> dict[str, Any]:
         found["enable_thinking"] = values.reasoning == "on"
     if values.reasoning_effort is not None:
         found["reasoning_effort"] = values.reasoning_effort
+    if values.reasoning_preserve is not None:
+        found["preserve_reasoning"] = bool(values.reasoning_preserve)
     return found

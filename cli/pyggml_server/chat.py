@@ -10,6 +10,7 @@ from typing import Any
 
 from pyggml.chat import ChatError, Delta, Reply, ReplyParser, prepare, prompt_tokens
 from pyggml.chat import Options as ChatOptions
+from pyggml.chat.request import REASONING_FORMATS
 from pyggml.errors import GrammarError
 from pyggml.prefix import common_prefix
 from pyggml_server.errors import RequestError
@@ -17,7 +18,6 @@ from pyggml_server.fields import Fields
 from pyggml_server.requests import Options, options, refuse_unknown
 from pyggml_server.served import Served
 
-REASONING_FORMATS = ("none", "auto", "deepseek")
 MOST_MESSAGES = 4096
 MOST_TOOLS = 256
 LAST_MESSAGES = 6  # of whose beginnings checkpoints may be made

@@ -11,8 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from pyggml.chat.request import REASONING_FORMATS
 from pyggml_server import FINGERPRINT, anthropic, embeddings, native, native_completion, openai, responses, slots
-from pyggml_server.chat import REASONING_FORMATS, ROLES
+from pyggml_server.chat import ROLES
 from pyggml_server.embeddings import MOST_TEXTS
 from pyggml_server.fields import I32
 from pyggml_server.incoming import served_by

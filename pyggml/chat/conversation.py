@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyggml.atomic_file import atomic_file
+from pyggml.chat.reply import ReplyParser
+from pyggml.chat.request import Options, Prepared, prepare
 from pyggml.chat.sandbox import ChatError
 from pyggml.chat.template import ChatTemplate, prompt_tokens
+from pyggml.grammar import Trigger
 from pyggml.prefix import common_prefix
 from pyggml.regular_file import open_regular
 
@@ -42,6 +45,7 @@ class _State(NamedTuple):
 
 class Conversation:
     """>>> turn = conversation.add_user("Hello")      # evaluate turn.new, generate
+    >>> parser = conversation.parser()                # reads the reply
     >>> conversation.add_assistant(tokens, text)          # what the model answered, without the token that ended it
     """
 
@@ -51,10 +55,14 @@ class Conversation:
         tokenizer: "Tokenizer",
         system: str = "",
         variables: Mapping[str, Any] | None = None,
+        reasoning_format: str = "auto",
     ) -> None:
-        """`variables`: what the template is told beside the messages."""
+        """`variables`: what the template is told beside the messages; `reasoning_format`: as `Options` has it."""
         self.template = template
-        self._variables = dict(variables or {})
+        told = dict(variables or {})
+        thinks = bool(told.pop("enable_thinking", True))
+        self._options = Options(reasoning_format=reasoning_format, enable_thinking=thinks, variables=told)
+        self._prepared: Prepared | None = None  # the last turn
         self._tokenizer = tokenizer
         self._system = system
         self.messages: list[dict[str, str]] = []
@@ -71,18 +79,41 @@ class Conversation:
     def add_user(self, text: str) -> Turn:
         """The user's turn. On an error (ChatError) nothing is changed."""
         messages = [*self.messages, {"role": "user", "content": text}]
-        prompt = self.template.render(messages, **self._variables)
+        prepared = prepare(self.template, messages, self._options)
+        prompt = prepared.prompt
         tokens, n_kept = self._continued(prompt)
         self._turns.append(_State(len(self.messages), self.tokens, self._prompt, self._reply))
         self.messages, self.tokens, self._prompt, self._reply = messages, tokens, prompt, None
+        self._prepared = prepared
         return Turn(tokens, n_kept)
 
-    def add_assistant(self, tokens: list[int], text: str) -> None:
-        """The model's turn."""
+    @property
+    def prepared(self) -> Prepared:
+        """The last turn's prompt, and how its reply is to be read."""
+        assert self._prepared is not None, "nobody asked"
+        return self._prepared
+
+    def parser(self) -> ReplyParser:
+        """What tells the answer from reasoning in the reply to the last turn; its text has the names of `shown` tokens."""
+        return self.prepared.parser()
+
+    @property
+    def shown(self) -> frozenset[int]:
+        """The control tokens that are markers in the reply to the last turn."""
+        return self.prepared.shown(self._tokenizer)
+
+    @property
+    def grammar_trigger(self) -> Trigger | None:
+        """When a grammar of the answer begins to hold in the reply to the last turn; None: at once."""
+        return self.prepared.after_reasoning
+
+    def add_assistant(self, tokens: list[int], text: str, reasoning: str = "", written: str | None = None) -> None:
+        """The model's turn: answer and reasoning, and all that it wrote if that is more than the answer."""
         assert self.messages and self.messages[-1]["role"] == "user", "nobody asked"
-        self.messages.append({"role": "assistant", "content": text})
+        said = {"role": "assistant", "content": text}
+        self.messages.append(said | ({"reasoning_content": reasoning} if reasoning else {}))
         self.tokens = [*self.tokens, *tokens]
-        self._reply = text
+        self._reply = text if written is None else written
 
     def undo(self) -> str | None:
         """Take the last turn back, question and answer; the question, or None if there was none."""
@@ -120,7 +151,8 @@ class Conversation:
         if not isinstance(messages, list) or not all(_is_message(message) for message in messages):
             raise ChatError(f'{path}: not a saved conversation: no list "messages" of role and content')
         self.clear()
-        self.messages = [{"role": m["role"], "content": m["content"]} for m in messages]
+        kept = ("role", "content", "reasoning_content")
+        self.messages = [{key: m[key] for key in kept if key in m} for m in messages]
         if self.messages and self.messages[-1]["role"] == "user":  # it was saved without an answer
             self.messages.pop()
         users = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
@@ -156,4 +188,6 @@ def _is_saved(head: bytes) -> bool:
 
 
 def _is_message(message: object) -> bool:
-    return isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
+    if not isinstance(message, dict) or not isinstance(message.get("reasoning_content", ""), str):
+        return False
+    return all(isinstance(message.get(key), str) for key in ("role", "content"))

@@ -48,10 +48,24 @@ class PlainDialogue:
         self.tokens = tokens
         return Turn(tokens, n_kept)
 
-    def add_assistant(self, tokens: list[int], text: str) -> None:
+    def add_assistant(self, tokens: list[int], text: str, reasoning: str = "", written: str | None = None) -> None:
         """What the model wrote."""
         self.messages = [*self.messages, {"role": "assistant", "content": text}]
         self.tokens = [*self.tokens, *tokens]
+
+    @property
+    def grammar_trigger(self) -> None:
+        """A grammar holds at once."""
+        return None
+
+    @property
+    def shown(self) -> bool:
+        """Whether control tokens show their names."""
+        return False
+
+    def parser(self) -> None:
+        """There is nothing to tell apart."""
+        return None
 
     def undo(self) -> str | None:
         """Take the last turn back; the user's line, or None if there was none."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pyggml.tokenizer import Tokenizer
 
 Json = dict[str, Any]
-REASONING_FORMATS = ("none", "auto", "deepseek", "deepseek-legacy")
+REASONING_FORMATS = ("none", "auto", "deepseek", "deepseek-legacy")  # but for the first they are one, as in llama.cpp
 
 
 @dataclass(frozen=True)

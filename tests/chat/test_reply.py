@@ -19,6 +19,8 @@ def _text(name: str, reasoning: bool, content: str) -> str:
     before = f"{marks[0]}I think.{marks[1]}" if marks and reasoning else ""
     if name == "gpt-oss":
         content = f"<|channel|>final<|message|>{content}<|end|>" if content else ""
+    if name == "muse-glimmer":
+        content = f" to=user<|message|>{content}<|eom|><|start|>assistant" if content else ""
     if name == "functionary-3.2":
         content = f"all\n{content}" if content else ""
     return before + content + first + second
@@ -71,7 +73,7 @@ def test_a_reply_that_is_cut_off_anywhere_is_no_error(name):
         _read(name, text[:n], 3)
 
 
-@pytest.mark.parametrize("name", sorted(set(CASES) - {"gpt-oss", "functionary-3.2"}))
+@pytest.mark.parametrize("name", sorted(set(CASES) - {"gpt-oss", "functionary-3.2", "muse-glimmer"}))
 def test_calls_are_text_where_no_tool_may_be_called(name):
     text = f"Well.{CASES[name][1]}"
     reply, _ = _read(name, text, 5, tools=())
@@ -108,3 +110,77 @@ def test_values_of_python_become_json():
     )
     expected = {"where": 'it\'s "so"', "tags": [True, None, False, {"a": 1}], "n": -1.5}
     assert json.loads(parser.reply.calls[0].arguments) == expected
+
+
+DEEP = 5000
+_M3 = "]<]minimax[>["
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("gemma4", "<|tool_call>call:find" + DEEP * "{a:"),
+        ("gemma4", "<|tool_call>call:find" + "{a:" + DEEP * "["),
+        ("minimax-m3", f'{_M3}<tool_call>{_M3}<invoke name="find">' + DEEP * f"{_M3}<a>"),
+        ("minimax-m3", f'{_M3}<tool_call>{_M3}<invoke name="find">{_M3}<tags>' + DEEP * f"{_M3}<item>"),
+        ("hermes", '<tool_call>{"name": "find", "arguments": ' + DEEP * '{"a":['),
+        ("hermes", "<tool_call>" + DEEP * '{"function":'),
+        ("lfm2", "<|tool_call_start|>[find(a=" + DEEP * "["),
+        ("qwen3-coder", "<tool_call><function=find><parameter=n>" + DEEP * "["),
+    ],
+)
+def test_values_within_values_without_end_are_no_error(name, text):
+    for end in ("", ")" + "</parameter></function></tool_call>"):
+        reply, _ = _read(name, text + end, 997)
+        assert len(reply.calls) <= 1
+
+
+def test_elements_become_what_the_schema_says():
+    schema = {
+        "type": "object",
+        "properties": {
+            "text": {"type": ["string", "null"]},
+            "n": {"type": ["integer", "null"]},
+            "tree": {"$ref": "#/$defs/tree"},
+            "rows": {"type": "array", "items": {"type": "array", "items": {"type": "number"}}},
+            "free": {},
+            "kind": {"enum": ["a", "b"]},
+            "map": {"type": "object"},
+            "item": {"type": "object", "properties": {"item": {"type": "boolean"}}},
+        },
+        "$defs": {
+            "tree": {
+                "type": "object",
+                "properties": {
+                    "name": {"type": "string"},
+                    "kids": {"type": "array", "items": {"$ref": "#/$defs/tree"}},
+                },
+                "required": ["name"],
+            }
+        },
+    }
+    elements = {
+        "M<text>12M</text>": {"text": "12"},
+        "M<text> a\nM<b>M</text>": {"text": f" a\n{_M3}<b>"},
+        "M<n>12M</n>M<n>nullM</n>": {"n": None},
+        "M<tree>M<name>aM</name>M<kids>M<item>M<name>1M</name>M</item>M</kids>M</tree>": {
+            "tree": {"name": "a", "kids": [{"name": "1"}]}
+        },
+        "M<rows>M<item>M<item>1M</item>M<item>2.5M</item>M</item>M<item>M</item>M</rows>": {"rows": [[1, 2.5], []]},
+        "M<rows>[[1], []]M</rows>": {"rows": [[1], []]},
+        "M<rows>M</rows>M<map>M</map>": {"rows": [], "map": {}},
+        "M<free>M<item>1M</item>M<item>xM</item>M</free>": {"free": [1, "x"]},
+        "M<free>M<a>trueM</a>M</free>": {"free": {"a": True}},
+        "M<map>M<item>1M</item>M</map>": {"map": {"item": 1}},
+        'M<map>{"a": [1]}M</map>': {"map": {"a": [1]}},
+        "M<item>M<item>falseM</item>M</item>": {"item": {"item": False}},
+        "M<kind>aM</kind>\nM<other>xM</other>": {"kind": "a", "other": "x"},
+        "": {},
+    }
+    tools = [{"function": {"name": "grow", "parameters": schema}}]
+    for inside, expected in elements.items():
+        text = f'M<tool_call>M<invoke name="grow">{inside}M</invoke>M</tool_call>after'.replace("M", _M3)
+        for size in (1, 3, 1000):
+            reply, _ = _read("minimax-m3", text, size, tools)
+            assert (reply.content, len(reply.calls)) == ("after", 1), inside
+            assert json.loads(reply.calls[0].arguments) == expected, inside

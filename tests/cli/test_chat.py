@@ -428,8 +428,8 @@ def test_ctrl_c_without_a_terminal(spawn: Callable[..., Any], tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        ([], "[]"),
-        (["--chat-template-kwargs", '{"mood": "glad", "n": 2}'], "[glad2]"),
+        ([], "[True]"),
+        (["--chat-template-kwargs", '{"mood": "glad", "n": 2}'], "[glad2True]"),
         (["--reasoning", "off"], "[False]"),
         (["-rea", "on", "--reasoning-effort", "low"], "[lowTrue]"),
     ],

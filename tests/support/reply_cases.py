@@ -17,6 +17,7 @@ TOOLS = [
 ]
 ARGUMENTS = {"where": 'a "b"\n<c>}', "n": 12, "tags": ["x", {"y": None}]}
 AS_JSON = json.dumps(ARGUMENTS)
+M3 = "]<]minimax[>["
 
 
 def _tags(call: str, key: str, end: str, close: str, newline: str = "\n") -> str:
@@ -42,6 +43,23 @@ CASES = {  # format -> reasoning's marks, a call of find with ARGUMENTS, one of 
         "<minimax:tool_call>\n"
         + _tags('<invoke name="find">', '<parameter name="{}">', "</parameter>", "</invoke>", ""),
         '\n<invoke name="stop">\n</invoke>\n</minimax:tool_call>',
+    ),
+    "minimax-m3": (
+        ("<mm:think>", "</mm:think>"),
+        'M<tool_call>\nM<invoke name="find">M<where>'.replace("M", M3)
+        + ARGUMENTS["where"]
+        + "M</where>M<n>12M</n>M<tags>M<item>xM</item>M<item>M<y>nullM</y>M</item>M</tags>M</invoke>\n".replace(
+            "M", M3
+        ),
+        'M<invoke name="stop">M</invoke>\nM</tool_call>'.replace("M", M3),
+    ),
+    "muse-glimmer": (
+        (" to=self<|message|>", "<|eom|><|start|>assistant"),
+        " to=find<|message|><atem:function_calls>\n"
+        + _tags('<atem:invoke name="find">', '<atem:parameter name="{}">', "</atem:parameter>", "</atem:invoke>", "")
+        + "\n</atem:function_calls>",
+        "<|eom|><|start|>assistant to=stop<|message|><atem:function_calls>\n"
+        '<atem:invoke name="stop">\n</atem:invoke>\n</atem:function_calls>',
     ),
     "glm-4.5": (
         ("<think>", "</think>\n"),

@@ -28,8 +28,9 @@ def write_text_model(
     arch: str = "llama",
     leave_out: tuple[str, ...] = (),
     split: int = 0,
+    bos: str = "<|begin|>",
 ) -> Path:
-    """Tokens 0 to 255 are the bytes, then WORDS, then "<|end|>" (the EOS) and "<|begin|>" (the BOS).
+    """Tokens 0 to 255 are the bytes, then WORDS, then "<|end|>" (the EOS) and `bos`.
 
     With `fim` bytes 1, 2 and 3 are said to be the marks for filling in the middle; `template` is the chat template;
     `arch` the architecture, whose file lacks the tensors of `leave_out`; of `split` tensors each are the files of a split one.
@@ -48,7 +49,7 @@ def write_text_model(
     writer.add_vocab_size(N_VOCAB)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([*byte_characters(), *WORDS, "<|end|>", "<|begin|>"])
+    writer.add_token_list([*byte_characters(), *WORDS, "<|end|>", bos])
     writer.add_token_types([1] * (256 + len(WORDS)) + [3, 3])
     writer.add_token_merges(["h e", "l l", "he ll", "hell o", "Ġ w", "o r", "Ġw or", "l d", "Ġwor ld"])
     writer.add_bos_token_id(BOS)

@@ -1,8 +1,8 @@
 """What a model's reply means: answer, reasoning and calls of tools, while it is written.
 
 Owns the names that other packages use. Read in this order: `deltas` (the values), `reader` (text in pieces), one file for
-each shape of calls (`json_calls`, `named_calls`, `tagged_calls`, `python_calls`, `gemma_calls`), one for each form of
-replies (`marked`, `harmony`, `recipients`), `formats` (which model writes how), `parser` (pieces in, deltas out).
+each shape of calls (`json_calls`, `named_calls`, `tagged_calls`, `nested_calls`, `python_calls`, `gemma_calls`), one for each
+form of replies (`marked`, `harmony`, `recipients`, `addressed`), `formats` (which model writes how), `parser` (pieces in, deltas out).
 """
 
 from pyggml.chat.reply.deltas import Call, Delta, Reply, new_id

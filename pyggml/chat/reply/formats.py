@@ -8,12 +8,14 @@ told apart by comparing what they render.
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pyggml.chat.reply.addressed import Addressed
 from pyggml.chat.reply.calls import Calls
 from pyggml.chat.reply.gemma_calls import GemmaCalls
 from pyggml.chat.reply.harmony import Harmony
 from pyggml.chat.reply.json_calls import JsonCalls
 from pyggml.chat.reply.marked import Marked
 from pyggml.chat.reply.named_calls import NamedCalls
+from pyggml.chat.reply.nested_calls import NestedCalls
 from pyggml.chat.reply.parser import Form
 from pyggml.chat.reply.python_calls import PythonCalls
 from pyggml.chat.reply.recipients import Recipients
@@ -156,6 +158,17 @@ MINIMAX = _tagged(
     "</invoke>",
     newlines=False,
 )
+M3 = "]<]minimax[>["
+MINIMAX_M3 = NestedCalls(M3, f"{M3}<tool_call>", f"{M3}</tool_call>", f'{M3}<invoke name="', f"{M3}</invoke>")
+ATEM = _tagged(
+    "<atem:function_calls>",
+    "</atem:function_calls>",
+    '<atem:invoke name="',
+    '<atem:parameter name="',
+    "</atem:parameter>",
+    "</atem:invoke>",
+    newlines=False,
+)
 MINICPM = _tagged("", "", '<function name="', '<param name="', "</param>", "</function>", newlines=False)
 DEEPSEEK = NamedCalls(
     call="<｜tool▁call▁begin｜>",
@@ -195,6 +208,7 @@ ROWS = [
     Row("mistral", ("[TOOL_CALLS]", "[ARGS]"), Marked(("[THINK]", "[/THINK]"), MISTRAL)),
     Row("mistral-nemo", ("[TOOL_CALLS]",), Marked(None, JsonCalls(("[TOOL_CALLS]",), id="id", in_list=True))),
     Row("gpt-oss", ("<|channel|>",), Harmony()),
+    Row("muse-glimmer", ("<atem:function_calls>", "<|eom|>"), Addressed(ATEM)),
     Row("functionary-3.2", (">>>all", ">>>${recipient}"), Recipients()),
     Row(
         "kimi-k2",
@@ -236,6 +250,11 @@ ROWS = [
         "gigachat-3",
         ("<|role_sep|>", "<|message_sep|>"),
         Marked(None, JsonCalls(("<|message_sep|>\n\nfunction call<|role_sep|>\n",))),
+    ),
+    Row(
+        "minimax-m3",
+        (M3, "<tool_call>", "<invoke name="),
+        Marked(("<mm:think>", "</mm:think>"), MINIMAX_M3, tight=True),
     ),
     Row("deepseek-v3.2", ("dsml_token", "function_calls"), Marked(("<think>", "</think>"), _dsml("function_calls"))),
     Row("deepseek-v4", ("dsml_token", "tool_calls"), Marked(("<think>", "</think>"), _dsml("tool_calls"))),

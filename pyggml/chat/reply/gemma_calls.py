@@ -46,6 +46,7 @@ class GemmaCalls:
 
 
 _DEEPEST = 16  # schemas within schemas; below, any value is taken
+_DEEPEST_READ = 64  # values within values
 
 
 def _rule(out: ComposedGrammar, name: str, schema: Any, root: Any, depth: int = 0) -> str:
@@ -107,14 +108,15 @@ def _any(out: ComposedGrammar) -> str:
     )
 
 
-def _value(reader: Reader, sink: Sink) -> Step[None]:
+def _value(reader: Reader, sink: Sink, depth: int = 0) -> Step[None]:
+    """A value; brackets that lie too deep are read as text."""
     yield from reader.space()
     if (yield from reader.take(QUOTE)):
         sink.arguments('"')
         if (yield from reader.until((QUOTE,), lambda text: sink.arguments(escaped(text)))):
             sink.arguments('"')
         return
-    opening = yield from reader.take("{", "[")
+    opening = (yield from reader.take("{", "[")) if depth < _DEEPEST_READ else ""
     if not opening:
         word = yield from reader.word(",]}")
         if reader.text:
@@ -137,7 +139,7 @@ def _value(reader: Reader, sink: Sink) -> Step[None]:
             sink.arguments(("" if first else ",") + dump(key) + ":")
         elif not first:
             sink.arguments(",")
-        yield from _value(reader, sink)
+        yield from _value(reader, sink, depth + 1)
         first = False
         yield from reader.space()
         yield from reader.take(",")

@@ -79,6 +79,7 @@ class JsonCalls:
         """One object."""
         name, call_id, early = "", "", ""
         begun = False
+        depth = 0  # objects within the key "function"
 
         def begin() -> None:
             nonlocal begun
@@ -86,7 +87,7 @@ class JsonCalls:
             begun = True
 
         def member(key: str) -> Step[None]:
-            nonlocal name, call_id, early
+            nonlocal name, call_id, early, depth
             if not self.name:
                 name = key
                 begin()
@@ -109,8 +110,10 @@ class JsonCalls:
                 call_id = yield from json_text.string(reader)
                 if begun:
                     sink.late_id(call_id)
-            elif key == "function" and (yield from reader.space()) is not None and reader.text[:1] == "{":
+            elif key == "function" and not depth and (yield from reader.space()) is not None and reader.text[:1] == "{":
+                depth += 1
                 yield from json_text.members(reader, member)
+                depth -= 1
             else:
                 yield from json_text.value(reader, lambda text: None)
 

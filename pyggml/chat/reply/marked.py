@@ -25,12 +25,14 @@ class Marked:
     calls    how calls are written; None where they are not
     dropped  markers around the answer that say nothing more
     bare     a call may be a JSON object and nothing else, at the beginning of the answer (Llama 3)
+    tight    no line breaks stand around reasoning
     """
 
     think: tuple[str, str] | None = None
     calls: Calls | None = None
     dropped: tuple[str, ...] = ()
     bare: bool = False
+    tight: bool = False
 
     def read(self, reader: Reader, sink: Sink, tools: Tools, reasoning: bool) -> Step[None]:
         """The whole reply. reasoning: whether it is told apart; else it is part of the text, with its markers."""
@@ -104,8 +106,9 @@ class Marked:
         start, end = self.think
         if end in opened:
             return content
-        begun = reasoning if start in opened else f"{start}\n{reasoning}"
-        return f"{begun}\n{end}\n\n{content}" if content or not reasoning else begun
+        line, gap = ("", "") if self.tight else ("\n", "\n\n")
+        begun = reasoning if start in opened else f"{start}{line}{reasoning}"
+        return f"{begun}{line}{end}{gap}{content}" if content or not reasoning else begun
 
     def _bare(self, reader: Reader) -> Step[bool]:
         """Whether a call stands here as a bare object."""
