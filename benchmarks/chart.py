@@ -16,7 +16,9 @@ def draw(report: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     results = [r for r in report["results"] if "ratio" in r and r["unit"] == "tokens/s"]
-    tests = [t for t in SHOWN if any(r["test"] == t for r in results)] or sorted({r["test"] for r in results})
+    tests = [t for t in SHOWN if any(r["test"] == t for r in results)] or list(
+        dict.fromkeys(r["test"] for r in results)
+    )
     models = list(dict.fromkeys(r["model"] for r in results))
     figure, axes = pyplot.subplots(figsize=(10, 0.6 + 0.28 * len(models) * len(tests)), layout="constrained")
     height = 0.8 / len(tests)

@@ -1,6 +1,6 @@
 """Figures that were measured, as Markdown and as a picture: `python benchmarks/report.py FILE.json ... [--png FILE]`.
 
-Takes what vs_llamacpp.py --json wrote, of several runs on one machine.
+Takes what vs_llamacpp.py or server.py --json wrote, of several runs on one machine.
 """
 
 import argparse
@@ -26,7 +26,8 @@ def spread(values: Sequence[float]) -> str:
 
 
 def line(result: Result) -> str:
-    ours, theirs = (statistics.median(result[side]) for side in ("ours", "llama.cpp"))
+    peer = "llama.cpp" if "llama.cpp" in result else "llama-server"
+    ours, theirs = (statistics.median(result[side]) for side in ("ours", peer))
     digits = 2 if result["unit"] == "s" else 0
     limit = f"{100 * ours / result['limit']:.0f} %" if "limit" in result else ""
     cells = (

@@ -4,7 +4,7 @@ Owns what the users do and how it is told. Both servers run at once, and answer 
 request after another, a prompt of their own that nothing is known of (`cache_prompt` is off), and read the stream of the answer. Rates are
 tokens of answers a second of all users together, from the first request to the last token; "first" is the 95th percentile of the times to
 a first token. A ratio is ours / llama-server's of one round; of times less than 1 is better. "gap" is how many times longer than alone an answer waits for its next token
-while a long prompt comes in (medians; each server by itself). Without files: SmolLM2-135M in Q4_0.
+while a long prompt comes in (means; each server by itself). Without files: SmolLM2-135M in Q4_0.
 """
 
 import argparse
@@ -171,7 +171,7 @@ def measure(model: Path, options: argparse.Namespace, sides: Sequence[tuple[list
 
 
 async def _gaps(address: str, options: argparse.Namespace, seed: int) -> tuple[float, float]:
-    """Seconds between two tokens of an answer under way: alone, and while a long prompt comes in (medians)."""
+    """Seconds between two tokens of an answer under way, on average: alone, and while a long prompt comes in."""
     rng = random.Random(seed)
     long = [rng.randrange(min(1000, options.vocab // 2), options.vocab) for _ in range(options.gap)]
     body = {"prompt": long[:16], "n_predict": 2000, "stream": True, "ignore_eos": True, "cache_prompt": False}
@@ -193,7 +193,7 @@ async def _gaps(address: str, options: argparse.Namespace, seed: int) -> tuple[f
     writer.close()
     assert other is not None
     await other
-    return statistics.median(before[4:]), max(statistics.median(beside), 0.0)
+    return statistics.fmean(before[4:]), statistics.fmean(beside)
 
 
 def measure_gaps(

@@ -278,6 +278,7 @@ class Engine:
         )  # there all that is computed together is one graph's, whose sizes are to be few
         batcher.n_batch = max(room, running + 1) if unified and room else room + running
         n_prompt = self._prompt_tokens()
+        once = batcher.context.seconds_for_graphs  # a later step of the same shape does not take it again
         try:
             said = batcher.step()
         except Exception as reason:
@@ -287,7 +288,8 @@ class Engine:
                 text.fail(reason)
             said = [*batcher.step(), *((text, None) for text in self._tasks if text not in batcher.active)]
         n_prompt = self._prompt_tokens() - n_prompt
-        self._pace.took(clock() - before, running, n_prompt)
+        once = batcher.context.seconds_for_graphs - once
+        self._pace.took(clock() - before - once, running, n_prompt)
         for place in batcher.places:
             if place.sequence is not None:
                 self._tasks[place.sequence].slot = place.seq

@@ -162,6 +162,11 @@ class Context:
         return part
 
     @property
+    def seconds_for_graphs(self) -> float:
+        """That micro-batches of shapes which were not kept have taken so far, before they were computed."""
+        return self._schedules.seconds
+
+    @property
     def n_past(self) -> int:
         """Tokens of sequence 0 that are decoded."""
         return self.memory.end(0)

@@ -17,6 +17,7 @@ from pyggml.model.graph import BuiltGraph, GraphBuilder, UbatchShape
 from pyggml.model.lora import Applied
 from pyggml.model.model import Model
 from pyggml.model.module import Module
+from pyggml.runtime.timings import clock
 from pyggml.tensor import Tensor
 
 KEPT = 8
@@ -30,7 +31,10 @@ Made = tuple[BuiltGraph, Schedule]
 
 
 class Schedules:
-    """`use` says which memory and which scheduler they are made for."""
+    """`use` says which memory and which scheduler they are made for.
+
+    seconds  that making graphs has taken so far
+    """
 
     def __init__(self, model: Model, n_seq_max: int) -> None:
         self._model = model
@@ -39,6 +43,7 @@ class Schedules:
         self._few: dict[tuple[Applied, ...], FewLayers[BuiltGraph]] = {}
         self._memory: Layered | None = None
         self._scheduler: Scheduler | None = None
+        self.seconds = 0.0
 
     def use(self, memory: Layered, scheduler: Scheduler) -> None:
         """Those made for others are forgotten."""
@@ -58,7 +63,9 @@ class Schedules:
         key = shape, adapters
         made = self._made.get(key)
         if made is None:
+            begun = clock()
             made = self._made[key] = self.make(shape, adapters)
+            self.seconds += clock() - begun
             if len(self._made) > self._kept:
                 self._made.popitem(last=False)
         self._made.move_to_end(key)

@@ -21,11 +21,26 @@ def steps(
 @pytest.mark.parametrize("fixed", [0.0, 0.003])
 @pytest.mark.parametrize("token", [0.0001, 0.0007, 0.002])
 def test_a_step_with_a_prompt_takes_less_than_three_times_as_long(token: float, fixed: float) -> None:
-    took = steps(Pace(512), 0.005, token, 1, 1, fixed=fixed)
+    took = steps(Pace(512), 0.005, token, 1, 1, 200, fixed=fixed)
     longest = max(3 * 0.005, 0.005 + fixed + SMALLEST * token)
     assert took[0] == (0.005, 0), "how long a step without prompts takes is found out first"
     assert max(seconds for seconds, _ in took[5:]) < longest + 1e-9
-    assert min(room for _, room in took[5:]) >= SMALLEST
+    assert {room for _, room in took[5:]} - {0}, "the prompt gets on"
+    assert all(room == 0 or room >= SMALLEST for _, room in took)
+
+
+@pytest.mark.parametrize("token", [0.002, 0.006])
+def test_where_the_smallest_part_takes_long_steps_without_one_come_between(token: float) -> None:
+    """As late in a long prompt, all of which each token of it looks at."""
+    took = steps(Pace(512), 0.005, token, 1, 1, 200)[20:]
+    rooms = [room for _, room in took]
+    assert set(rooms) == {0, SMALLEST}
+    assert sum(seconds for seconds, _ in took) / len(took) < 3 * 0.005
+
+
+def test_a_prompt_gets_on_however_long_a_part_takes() -> None:
+    rooms = [room for _, room in steps(Pace(512), 0.005, 0.1, 1, 1)]
+    assert rooms.count(SMALLEST) > 10
 
 
 def test_more_is_taken_where_more_wait() -> None:
@@ -33,9 +48,13 @@ def test_more_is_taken_where_more_wait() -> None:
     assert many > 4 * few
 
 
+def test_three_that_wait_beside_one_are_computed_in_large_parts() -> None:
+    assert steps(Pace(512), 0.005, 0.00043, 1, 3)[-1][1] == 256
+
+
 def test_what_is_the_same_for_few_and_many_tokens_does_not_make_parts_small() -> None:
-    """16 texts under way and 16 that wait: 64 tokens of a prompt fit beside them, whatever was measured of fewer."""
-    assert steps(Pace(2048), 0.026, 0.0004, 16, 16, fixed=0.008)[-1][1] == 64
+    """16 texts under way and 16 that wait: 128 tokens of a prompt fit beside them, whatever was measured of fewer."""
+    assert steps(Pace(2048), 0.026, 0.0004, 16, 16, fixed=0.008)[-1][1] == 128
 
 
 @pytest.mark.parametrize("waiting", [1, 15])
