@@ -47,7 +47,9 @@ def attention_cases(draw: Callable, kv_types: tuple[GGMLType, ...] = KV_TYPES) -
         )
     )
     n_tokens, n_kv = draw(
-        st.sampled_from(((1, 1), (1, 31), (1, 513), (2, 65), (2, 256), (3, 70), (7, 32), (33, 1), (65, 31)))
+        st.sampled_from(
+            ((1, 1), (1, 31), (1, 513), (2, 65), (2, 256), (3, 70), (7, 32), (33, 1), (65, 31), (26, 70), (70, 130))
+        )
     )
     n_batch = draw(st.sampled_from((1, 1, 2))) if n_tokens < 10 else 1
     q = make.like(draw(layouts(F32, DENSE_ROWS)), F32, (head, n_tokens, heads, n_batch))
@@ -84,7 +86,7 @@ def test_attention(device: Device, case: Case) -> None:
 @pytest.mark.parametrize("dtype", UNPACKED, ids=lambda t: t.name)
 def test_types_that_are_unpacked_first(cpu_device: Device, dtype: GGMLType) -> None:
     """Keys of these and values of F16, and the other way round; as views of a cache, and a few tokens and more."""
-    for n_tokens in (1, 5):
+    for n_tokens in (1, 5, 40):
         make = Operands(np.random.default_rng(n_tokens))
         q = make.like("planes", F32, (256, n_tokens, 4))
         blocks, floats = make.like("planes", dtype, (256, 70, 2)), make.like("planes", F16, (256, 70, 2))
@@ -106,7 +108,7 @@ def test_a_query_that_sees_nothing_gives_zeros(device: Device) -> None:
     assert not values[0, 1].any() and values[0, 0].any()
 
 
-@pytest.mark.parametrize("n_tokens", [2, 5])
+@pytest.mark.parametrize("n_tokens", [2, 5, 70])
 @pytest.mark.parametrize("dtype", [F16, GGMLType.Q8_0], ids=lambda t: t.name)
 def test_what_the_mask_hides_is_not_looked_at(cpu_device: Device, dtype: GGMLType, n_tokens: int) -> None:
     """Cells of a KV cache that nobody has written yet may hold anything; so may those that only others see."""
@@ -163,7 +165,7 @@ def odd_rows(dtype: GGMLType, n_tokens: int, seen: Sequence[tuple[int, ...]] = S
 
 
 @pytest.mark.parametrize("device", ["peer", "cpu"], indirect=True)
-@pytest.mark.parametrize("n_tokens", [1, 2, len(SEEN)])
+@pytest.mark.parametrize("n_tokens", [1, 2, len(SEEN), 25])
 @pytest.mark.parametrize("dtype", [F16, F32], ids=lambda t: t.name)
 def test_scores_that_are_no_numbers(device: Device, dtype: GGMLType, n_tokens: int) -> None:
     """NaN where one that is seen is NaN, and where all are -inf; also if other threads have other keys of the query."""
@@ -176,7 +178,7 @@ def test_scores_that_are_no_numbers(device: Device, dtype: GGMLType, n_tokens: i
         check(case, device)
 
 
-@pytest.mark.parametrize("n_tokens", [1, 5])
+@pytest.mark.parametrize("n_tokens", [1, 5, 25])
 def test_a_sink_counts_where_all_scores_are_the_least(cpu_device: Device, n_tokens: int) -> None:
     (case,) = odd_rows(F16, n_tokens, [(LEAST_KEY,)] * n_tokens, sinks=True)
     check(case, cpu_device)
@@ -184,7 +186,7 @@ def test_a_sink_counts_where_all_scores_are_the_least(cpu_device: Device, n_toke
     assert not values.any()
 
 
-@pytest.mark.parametrize("n_tokens", [1, 5])
+@pytest.mark.parametrize("n_tokens", [1, 5, 70])
 @pytest.mark.parametrize("key", [np.nan, -np.inf])
 def test_odd_scores_without_a_mask(cpu_device: Device, key: float, n_tokens: int) -> None:
     make = Operands(np.random.default_rng(0))
@@ -290,7 +292,7 @@ def sequences(dtype: GGMLType, n_tokens: int, one_stream: bool, which: Sequence[
 
 
 @pytest.mark.parametrize("one_stream", [False, True])
-@pytest.mark.parametrize("n_tokens", [1, 2, 5])
+@pytest.mark.parametrize("n_tokens", [1, 2, 5, 25])
 @pytest.mark.parametrize("dtype", [F16, GGMLType.Q8_0], ids=lambda t: t.name)
 def test_sequences_of_different_lengths(cpu_device: Device, dtype: GGMLType, n_tokens: int, one_stream: bool) -> None:
     """They do not see each other's cells, nor those that nobody holds; with streams each has the bits that it has alone."""

@@ -1,6 +1,6 @@
 """FLASH_ATTN_EXT: softmax(q k^T * scale + mask) v without the matrix of scores in memory.
 
-Owns both ways: `split_kv`, for a few tokens, splits each head's keys in chunks of CHUNK that any thread may take, and
+Owns both ways: `split_kv`, for a few columns, splits each head's keys in chunks of CHUNK that any thread may take, and
 `combine` joins the chunks; `tiled`, in attention_tile.py, meets tiles of tokens with tiles of keys. The chunks depend
 on the shapes alone, never on the number of threads. How a type's bytes are unpacked is attention_rows.py's.
 
@@ -35,6 +35,11 @@ QUERIES = SCORES + 4 * CHUNK * attention_rows.MAX_COLUMNS
 """Where a thread's work memory has the scores of some columns, and the queries of all; before them a CALL record."""
 
 MIN_TILE_TOKENS = 4
+FEW_COLUMNS = 24
+FEW_PIECES = 2
+MANY_COLUMNS = 64
+"""Up to so many columns of a block, or up to so many more where tiles make too few pieces of work for several threads,
+keys are split."""
 WIDTH = {"vnni": 12, "v4": 12, "v3": 6, "v2": 3, "generic": 4}
 """Queries in a register tile."""
 
@@ -61,8 +66,12 @@ def lower(builder: Builder, node: Tensor) -> None:
     blocks = math.lcm(k.ne[2], v.ne[2])
     shared = q.ne[2] // blocks
     columns = q.ne[1] * shared
-    if q.ne[1] >= MIN_TILE_TOKENS and not is_one_by_one(node):
-        width = WIDTH[jit.level()]
+    width = WIDTH[jit.level()]
+    pieces = blocks * -(
+        -columns // (attention_tile.GROUP * width)
+    )  # not of all streams: each has the bits that it has alone
+    few = columns <= FEW_COLUMNS or (columns <= MANY_COLUMNS and pieces <= FEW_PIECES)
+    if q.ne[1] >= MIN_TILE_TOKENS and not few and not is_one_by_one(node):
         offsets, size = attention_tile.work_memory(q.ne[0], v.ne[0], width)
         builder.step(
             Spec("attention_tile", "tiled", (width,)), node, [q, k, v, mask, sinks],
