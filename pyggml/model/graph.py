@@ -242,24 +242,28 @@ class GraphBuilder:
         window: Window | None = None,
         beside: Tensor | None = None,
         choose: Choose | None = None,
+        bias: Tensor | None = None,
     ) -> Tensor:
         """Store k and v, then attention of q over all that its tokens see (llama-graph.cpp: build_attn, build_attn_mha).
 
         q (head_k, n_head, n_tokens), k (head_k, n_head_kv, n_tokens), v (head_v, n_head_kv, n_tokens)
         -> (head_v * n_head, n_tokens). `max_bias`: of ALiBi, which lets scores fall with the distance.
         No v: values are in keys (KVLayer.v_in_k); neither: the layer reads the cache that it shares (SharedKV).
-        Where the layer has no cache, tokens see those of the micro-batch; `window` is said for that alone.
+        Where the layer has no cache, tokens see those of the micro-batch; `window` is said for that alone, and so is `bias`
+        (n_tokens, n_tokens, n_head), which is added to scores: fused attention knows none.
         `beside` (n, n_tokens) is stored behind k; `choose` makes another mask of all that lies there.
         """
         if il not in self.memory.where:
             assert k is not None and v is not None, f"layer {il} has no keys and values of its own, and no cache"
             self.expand(il, q, k, v)
-            mask, given = self._mask(window, max_bias > 0), None if sinks is None else sinks.value
+            fused, given = self.wanted.fused and bias is None, None if sinks is None else sinks.value
+            mask = self._mask(window, max_bias > 0, fused)
             cur = attend_uncached(
-                il, q, k, v, mask, fused=self.wanted.fused, scale=scale, softcap=softcap, sinks=given, max_bias=max_bias
+                il, q, k, v, mask, fused=fused, scale=scale, softcap=softcap, sinks=given, max_bias=max_bias, bias=bias
             )
             self.expand(il, cur)
             return cur
+        assert bias is None, f"layer {il}: scores over a cache have no bias"
         part, i, cache = self.memory.of(il, KVCache)
         assert (k is None) == (cache.layers[i].il != il), f"layer {il}: keys are stored where they are a layer's own"
         assert (v is None) == (k is None or cache.layers[i].v_in_k), f"layer {il}: values are stored beside keys"
@@ -295,9 +299,9 @@ class GraphBuilder:
         self.expand(il, cur)
         return cur
 
-    def _mask(self, window: Window | None, distances: bool) -> Tensor:
-        """For layers without a cache; one input for all that have this window."""
-        causal, fused = self.wanted.causal, self.wanted.fused
+    def _mask(self, window: Window | None, distances: bool, fused: bool) -> Tensor:
+        """For layers without a cache; one input for all that have this window. All layers of a model are fused, or none."""
+        causal = self.wanted.causal
 
         def fill(ub: Ubatch, _: Any) -> NDArray[Any]:
             return mask_of(ub, causal, window, distances).astype(np.float16 if fused else np.float32)

@@ -17,10 +17,11 @@ from pyggml.tensor import Tensor
 
 def attend_uncached(
     il: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, *, fused: bool, scale: float, softcap: float = 0.0,
-    sinks: Tensor | None = None, max_bias: float = 0.0,
+    sinks: Tensor | None = None, max_bias: float = 0.0, bias: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """q (head_k, n_head, n_tokens), k (head_k, n_head_kv, n_tokens), v (head_v, n_head_kv, n_tokens), mask (n_tokens seen,
-    n_tokens), F16 for fused attention and else F32 -> (head_v * n_head, n_tokens)."""
+    n_tokens), F16 for fused attention and else F32, bias (n_tokens seen, n_tokens, n_head), not for fused attention
+    -> (head_v * n_head, n_tokens)."""
     n_tokens = q.ne[2]
     q, k, v = (ops.permute(x, 0, 2, 1, 3) for x in (q, k, v))
     if fused:
@@ -31,6 +32,8 @@ def attend_uncached(
     if softcap:
         kq = ops.unary(ops.scale(kq, scale / softcap), ops.UnaryOp.TANH)
         kq, scale = ops.scale(kq, softcap), 1.0
+    if bias is not None:
+        kq = ops.add(kq, bias, name=f"kq_plus_kq_b-{il}")
     kq = ops.soft_max(kq, mask, scale, max_bias, sinks=sinks, name=f"kq_soft_max-{il}")
     kqv = ops.mul_mat(ops.cont(ops.permute(v, 1, 0, 2, 3)), kq, name=f"kqv-{il}")
     return ops.cont(ops.permute(kqv, 0, 2, 1, 3), v.ne[0] * q.ne[2], n_tokens, name=f"kqv_out-{il}")

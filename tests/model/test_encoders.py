@@ -16,7 +16,7 @@ from pyggml import ops
 from pyggml.errors import ComputeError, ContextError, ModelError, UnsupportedError
 from pyggml.memory.window import Window
 from pyggml.model import encoder, graph, per_layer, pooling, uncached
-from pyggml.model.arch import jina_bert_v2, modern_bert, nomic_bert_moe
+from pyggml.model.arch import jina_bert_v2, modern_bert, nomic_bert_moe, t5encoder
 from pyggml.model.model import Model
 from pyggml.model.pooling import POOLINGS
 from pyggml.model.rope import Rope
@@ -28,7 +28,10 @@ TEXTS = [[int(t) for t in RNG.integers(0, N_VOCAB, n)] for n in (40, 7, 1, 25)]
 """More tokens than the files' windows show."""
 LIMIT = 5e-7
 """As of other architectures. Fused attention there reads queries in F16, and GELU (tanh) is a table of F16."""
-EXACT, EXACT_LIMIT = ("nomic-bert", "modern-bert", "neo-bert", "eurobert", "llama-embed", "llama-embed-causal"), 1e-10
+EXACT, EXACT_LIMIT = (
+    ("nomic-bert", "modern-bert", "neo-bert", "eurobert", "llama-embed", "llama-embed-causal", "t5encoder"),
+    1e-10,
+)
 """Those without either, where attention is not fused."""
 
 
@@ -128,6 +131,7 @@ def _all_seen(ub: Any, causal: bool, window: Window | None, distances: bool) -> 
 
 
 MASK, MEANS, PLACES = uncached.mask_of, pooling._means, pooling._places
+BUCKETS = t5encoder.buckets
 Patch = Callable[[pytest.MonkeyPatch], None]
 
 
@@ -158,12 +162,25 @@ MUTANTS: dict[str, tuple[str, str, Patch]] = {
     "mean for the first token": ("bert", "rank", patch(pooling.Head, "_for_ranks", lambda self, g: "mean")),
     "no dense layers": ("gemma-embedding", "mean", patch(pooling.Head, "_there", lambda self, name: None)),
     "no embeddings of layers": ("gemma-embedding2", "mean", patch(per_layer.PerLayerInput, "__call__", lambda self, g, x: ops.scale(x, 0.0))),
+    "no bias by distance": ("t5encoder", "none", patch(t5encoder, "buckets", lambda away, n: np.zeros(away.shape, np.int32))),
+    "both sides are one": ("t5encoder", "none", patch(t5encoder, "buckets", lambda away, n: BUCKETS(-np.abs(away), n))),
+    "the sides are exchanged": ("t5encoder-gated", "none", patch(t5encoder, "buckets", lambda away, n: BUCKETS(-away, n))),
+    "buckets end sooner": ("t5encoder", "none", patch(t5encoder, "FARTHEST", 64)),
+    "the first layer's bias for all": ("t5encoder-gated", "none", lambda m: m.setattr(t5encoder.RelativeBias, "__call__", _first_bias)),
+    "gelu without a gate": ("t5encoder", "none", patch(t5encoder, "relu", lambda x: ops.unary(x, ops.UnaryOp.GELU))),
     "silu in experts": ("nomic-bert-moe", "mean", patch(nomic_bert_moe, "gelu", lambda x: ops.unary(x, ops.UnaryOp.SILU))),
 }  # fmt: skip
 
 
 def self_rows(self: Any, g: Any) -> Any:
     return ops.get_rows(self.weight.value, g.positions)
+
+
+BIAS_OF = t5encoder.RelativeBias.__call__
+
+
+def _first_bias(self: Any, g: Any) -> Any:
+    return g.handed_on[t5encoder.BIAS] if self.il else BIAS_OF(self, g)
 
 
 def _once_normed(m: pytest.MonkeyPatch) -> None:
@@ -299,3 +316,21 @@ def test_models_that_generate(name: str, arch_peer: ArchPeer) -> None:
             assert nmse(expected, ours(model, kind, TEXTS, n_ctx=512)) < LIMITS.get(name, LIMIT), kind
     finally:
         model.close()
+
+
+def test_buckets_of_distances() -> None:
+    """As llama_relative_position_bucket of llama-graph.cpp counts them, one by one."""
+
+    def bucket(away: int, n: int) -> int:
+        n //= 2
+        exact, side, far = n // 2, n * (away > 0), abs(away)
+        if far < exact:
+            return side + far
+        ratio = np.log(np.float32(far / exact)) * np.float32(n - exact)
+        return side + min(int(np.floor(np.float32(exact + float(ratio) / float(np.log(128 / exact))))), n - 1)
+
+    away = np.arange(-700, 701)
+    for n in (4, 8, 12, 32, 64):
+        found = t5encoder.buckets(away, n)
+        assert found.tolist() == [bucket(int(one), n) for one in away]
+        assert found.min() == 0 and found.max() == n - 1

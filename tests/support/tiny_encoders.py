@@ -17,7 +17,7 @@ from peer_build import locked
 from pyggml.cachedir import cache_dir
 
 N_EMBD, N_HEAD, N_KV, HEAD, N_FF, N_VOCAB, N_CTX, N_LAYER = 64, 4, 2, 16, 96, 128, 128, 4
-N_EXPERT, N_USED, N_TYPES, WINDOW = 8, 3, 2, 16
+N_EXPERT, N_USED, N_TYPES, WINDOW, N_BUCKETS = 8, 3, 2, 16, 12
 VERSION = 1
 Shape = tuple[int, ...]
 
@@ -51,6 +51,13 @@ def _bert_layer(b: str, mlp: dict[str, Shape], *, fused: bool = False) -> dict[s
 def _llama_layer(b: str, mlp: dict[str, Shape], *, n_kv: int = N_HEAD, fused: bool = False) -> dict[str, Shape]:
     found = _qkv(b, n_kv, bias=False, fused=fused) | _linear(f"{b}attn_output", N_EMBD, N_EMBD, bias=False) | mlp
     return found | _norm(f"{b}attn_norm", bias=False) | _norm(f"{b}ffn_norm", bias=False)
+
+
+def _t5_layer(b: str, mlp: dict[str, Shape], head: int, *, biased: bool) -> dict[str, Shape]:
+    wide = head * N_HEAD
+    found = {f"{b}attn_{c}.weight": (N_EMBD, wide) for c in "qkv"} | {f"{b}attn_o.weight": (wide, N_EMBD)} | mlp
+    found |= _norm(f"{b}attn_norm", bias=False) | _norm(f"{b}ffn_norm", bias=False)
+    return found | ({f"{b}attn_rel_b.weight": (N_HEAD, N_BUCKETS)} if biased else {})
 
 
 def _bert_ends(*, positions: bool = False) -> dict[str, Shape]:
@@ -95,11 +102,13 @@ def _tensors(name: str) -> dict[str, Shape]:
             ),
             "llama-embed": lambda b=b: _llama_layer(b, _mlp(b, gate=True, bias=False), n_kv=N_KV),
             "llama-embed-causal": lambda b=b: _llama_layer(b, _mlp(b, gate=True, bias=False), n_kv=N_KV),
+            "t5encoder": lambda b=b, il=il: _t5_layer(b, _mlp(b, bias=False), HEAD, biased=not il),
+            "t5encoder-gated": lambda b=b, il=il: _t5_layer(b, _mlp(b, gate=True, bias=False), 24, biased=il in (0, 2)),
             "qwen3": lambda b=b, more=norms: _llama_layer(b, _mlp(b, gate=True, bias=False), n_kv=N_KV) | more,
         }[name]()
         if name == "modern-bert" and not il:
             del layer["blk.0.attn_norm.weight"]
-        layers |= layer
+        layers |= {f"enc.{key}" if name.startswith("t5") else key: shape for key, shape in layer.items()}
     token = {"token_embd.weight": (N_EMBD, N_VOCAB)}
     last = token | _norm("output_norm", bias=False)
     dense = {"dense_2.weight": (N_EMBD, 80), "dense_3.weight": (80, N_EMBD)}
@@ -115,6 +124,8 @@ def _tensors(name: str) -> dict[str, Shape]:
         | _linear("per_layer_model_proj", N_EMBD, 16 * N_LAYER, bias=False)
         | {"per_layer_proj_norm.weight": (16,)}
         | _linear("output", N_EMBD, 48, bias=False),
+        "t5encoder": token | _norm("enc.output_norm", bias=False),
+        "t5encoder-gated": token | _norm("enc.output_norm", bias=False),
         "llama-embed": last,
         "llama-embed-causal": last,
         "qwen3": last | {"cls.output.weight": (N_EMBD, 2)},
@@ -156,6 +167,9 @@ KEYS: dict[str, dict[str, Any]] = {
         "attention.sliding_window_pattern": 2},
     "llama-embed": _GROUPED | {"pooling_type": 1},
     "llama-embed-causal": _GROUPED | {"pooling_type": 3, "attention.causal": True},
+    "t5encoder": _RMS | {"attention.relative_buckets_count": N_BUCKETS, "pooling_type": 1},
+    "t5encoder-gated": _RMS | {"attention.relative_buckets_count": N_BUCKETS, "pooling_type": 1, "attention.key_length": 24,
+        "attention.value_length": 24},
     "qwen3": _GROUPED | {"attention.key_length": HEAD, "attention.value_length": HEAD, "pooling_type": 3,
         "classifier.output_labels": ["yes", "no"], "attention.causal": True},
 }  # fmt: skip
@@ -166,7 +180,7 @@ NAMES = list(KEYS)
 
 def architecture(name: str) -> str:
     return {"bert-fused": "bert", "llama-embed-causal": "llama-embed"}.get(
-        name, name.removesuffix("-fused").removesuffix("-plain")
+        name, name.removesuffix("-fused").removesuffix("-plain").removesuffix("-gated")
     )
 
 
@@ -234,6 +248,8 @@ def _values(rng: np.random.Generator, name: str, ne: Shape) -> np.ndarray:
         return 1 + np.float32(0.2) * noise
     if name.endswith(".bias") or name.startswith(("token_types", "position_embd")):
         return np.float32(0.2) * noise
+    if name.startswith("enc.blk") and name.endswith(("attn_q.weight", "attn_k.weight")):  # scores have no scale
+        return np.float32(0.75 / ne[0] ** 0.5) * noise
     if name.endswith(("attn_q.weight", "attn_k.weight", "attn_qkv.weight")):
         return np.float32(1.5 / ne[0] ** 0.5) * noise
     return np.float32(1.0 if name.startswith("token_embd") else 0.8 / ne[0] ** 0.5) * noise
