@@ -14,7 +14,8 @@ from pyggml_cli.flags import Flag, Row, choice, number, whole
 
 if TYPE_CHECKING:
     from pyggml.runtime.context import Context
-    from pyggml.runtime.drafter import Drafter
+    from pyggml.runtime.draft_model import DraftModel
+    from pyggml.runtime.drafter import Drafter, Steps
 
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
 """Of keys and values, the model's and the smaller one's."""
@@ -73,8 +74,20 @@ class FirstOf:
         self._drafters, self._used = drafters, drafters[0]
 
     def draft(self, tokens: Any, most: int) -> list[int]:
+        from pyggml.runtime.drafter import draft_together
+
+        return draft_together([(self, tokens, most)])[0]
+
+    def steps(self, tokens: Any, most: int) -> Steps:
+        """As `draft`; what one of them wants to have computed is left to others."""
+        from pyggml.runtime.drafter import Stepwise
+
         for drafter in self._drafters:
-            if found := drafter.draft(tokens, most):
+            if isinstance(drafter, Stepwise):
+                found = yield from drafter.steps(tokens, most)
+            else:
+                found = drafter.draft(tokens, most)
+            if found:
                 self._used = drafter
                 return found
         return []
@@ -108,7 +121,7 @@ def drafter_for(values: Any, context: Context) -> Iterator[Drafter | None]:
 @contextlib.contextmanager
 def drafters_for(values: Any, context: Context) -> Iterator[Callable[[int], Drafter | None]]:
     """What makes a drafter for one of a context's sequences. Raises as `drafter_for`."""
-    from pyggml.runtime.drafts import ModelDrafter, NgramDrafter
+    from pyggml.runtime.drafts import NgramDrafter
 
     wanted = wanted_types(values)
     with contextlib.ExitStack() as stack:
@@ -117,7 +130,7 @@ def drafters_for(values: Any, context: Context) -> Iterator[Callable[[int], Draf
         def one(name: str, seq: int) -> Drafter:
             if name == "draft-simple":
                 assert small is not None
-                return ModelDrafter(small, values.draft_max, p_min=values.draft_p_min, least=values.draft_min, seq=seq)
+                return small.drafter(seq)
             n, m = (getattr(values, f"{name.replace('-', '_')}_{letter}") for letter in "nm")
             return NgramDrafter(n, m, per_key=name == "ngram-map-k")
 
@@ -129,12 +142,12 @@ def drafters_for(values: Any, context: Context) -> Iterator[Callable[[int], Draf
 
 
 @contextlib.contextmanager
-def _smaller_model(values: Any, context: Context) -> Iterator[Context]:
-    """Its context, of as many sequences; on the CPU, whatever the model is on."""
+def _smaller_model(values: Any, context: Context) -> Iterator[DraftModel]:
+    """It has as many sequences; on the CPU, whatever the model is on."""
     from pyggml.dtypes import GGMLType
     from pyggml.model.model import Model
     from pyggml.runtime.context import Context
-    from pyggml.runtime.drafts import check_same_tokens
+    from pyggml.runtime.draft_model import DraftModel, check_same_tokens
 
     path = values.draft_model
     if values.draft_repo:
@@ -152,7 +165,7 @@ def _smaller_model(values: Any, context: Context) -> Iterator[Context]:
         )
         try:
             check_same_tokens(context, small)
-            yield small
+            yield DraftModel(small, values.draft_max, p_min=values.draft_p_min, least=values.draft_min)
         finally:
             small.close()
     finally:

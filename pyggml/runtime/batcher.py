@@ -14,6 +14,7 @@ from pyggml.errors import ContextError, GrammarError, SamplerError
 from pyggml.runtime.batch import Batch
 from pyggml.runtime.checkpoints import CheckpointRule
 from pyggml.runtime.context import Context
+from pyggml.runtime.drafter import Drafter, draft_size, draft_together
 from pyggml.runtime.idle_prompts import IdlePrompts
 from pyggml.runtime.places import Place, Places
 from pyggml.runtime.sequence import Finish, Piece, Sequence
@@ -177,6 +178,9 @@ class Batcher:
             self._held.clear()
         self._ended = False
         left: deque[Sequence] = deque()
+        self.waiting = deque(
+            sorted(self.waiting, key=lambda s: s.wants is None)
+        )  # who wants one place gets it, not another
         while self.waiting:
             sequence = self.waiting.popleft()
             place = self._places.free_for(sequence)
@@ -194,7 +198,7 @@ class Batcher:
         running = [(p, s) for p, s in busy if len(s.pending) == 1]
         prompts = sorted(((p, s) for p, s in busy if len(s.pending) > 1), key=lambda ps: ps[0].used)
         left, parts = self.n_batch, list[Part]()
-        spare = left - len(running)
+        drafts = self._drafts(running, left - len(running))
         for place, sequence in (*running, *prompts):
             tokens = sequence.pending[:left]
             if not tokens:
@@ -202,13 +206,27 @@ class Batcher:
             place.stop = place.slot.next_stop(len(sequence.pending), sequence.points)
             if place.stop:  # as Slot.prefill has it
                 tokens = sequence.pending[: -place.stop][:left]
-            whole, draft = len(tokens) == len(sequence.pending), list[int]()
-            if sequence.drafter is not None and sequence.ends and whole and spare > 0 and place.slot.rewinds:
-                draft = sequence.draft(min(spare, place.slot.room - len(tokens)))
-                spare -= len(draft)
-            parts.append(Part(place, [*tokens, *draft], whole, draft))
+            draft = drafts.get(place, [])
+            parts.append(Part(place, [*tokens, *draft], len(tokens) == len(sequence.pending), draft))
             left -= len(tokens) + len(draft)
         return parts
+
+    @staticmethod
+    def _drafts(running: list[tuple[Place, Sequence]], spare: int) -> dict[Place, list[int]]:
+        """Guesses at what follows the last token of each text, `spare` tokens in all: all drafters are asked at once, so that a model
+        that guesses for several texts computes them together."""
+        asked: list[tuple[Place, Drafter, Sequence, int]] = []
+        for place, sequence in running:
+            if sequence.drafter is not None and sequence.ends and place.slot.rewinds:
+                most = sequence.guesses_wanted(min(spare, place.slot.room - 1))
+                if most:
+                    asked.append((place, sequence.drafter, sequence, most))
+        found: dict[Place, list[int]] = {}
+        guesses = draft_together([(drafter, sequence.tokens, most) for _, drafter, sequence, most in asked])
+        for (place, _, _, most), guess in zip(asked, guesses, strict=True):
+            found[place] = guess[: draft_size(min(most, spare, len(guess)))]
+            spare -= len(found[place])
+        return found
 
     def _of_one_set(self, busy: list[tuple[Place, Sequence]]) -> list[tuple[Place, Sequence]]:
         """Texts that the same adapters compute; another set of them the next time."""

@@ -2,23 +2,13 @@
 are chosen are kept, so the text is the one that would have come without (llama.cpp: common/speculative.cpp, ngram-map.cpp): each
 has the bits that it would have alone (ops/one_by_one.py).
 
-Owns where guesses come from and how many are made; generate.py and batcher.py compare them with what is chosen.
+Owns guesses from the text itself and how many are made, those of a smaller model are draft_model.py's; generate.py and batcher.py
+compare them with what is chosen.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-import numpy as np
-
-from pyggml.errors import ModelError
-from pyggml.runtime.context_sequence import ContextSequence
-from pyggml.runtime.drafter import draft_size
-from pyggml.runtime.slot import Slot
-
-if TYPE_CHECKING:
-    from pyggml.runtime.context import Context
 
 FIRST = 7
 """Tokens of a first draft at most: the next ones go by how many were kept."""
@@ -81,62 +71,3 @@ class NgramDrafter(Adaptive):
         super().kept(drafted, kept)
         if self.per_key:
             self._counts[self._key] = self.most
-
-
-class ModelDrafter(Adaptive):
-    """The tokens that a smaller model finds most likely, as long as it is sure enough.
-
-    context  of the smaller model, of which it has sequence `seq`
-    p_min    how likely a token must be; least  drafts of fewer tokens are not worth it
-    """
-
-    def __init__(self, context: Context, most: int = 3, *, p_min: float = 0.0, least: int = 0, seq: int = 0) -> None:
-        super().__init__(most)
-        self.most = most
-        self.p_min, self.least = p_min, least
-        alone = ContextSequence(context, seq) if context.n_seq_max > 1 else context
-        self.slot = Slot(alone, memory=context.memory, seq=seq)
-
-    def kept(self, drafted: int, kept: int) -> None:
-        """As many the next time: the model says itself how sure it is."""
-
-    def draft(self, tokens: Sequence[int], most: int) -> list[int]:
-        room = self.slot.context.n_ctx - len(tokens) - 1
-        if room < 1:
-            return []
-        logits = self.slot.prefill(tokens[self.slot.begin(tokens) :])
-        drafted: list[int] = []
-        n = draft_size(min(most, self.limit, room))
-        for _ in range(n):
-            if logits is None:
-                break
-            token = int(logits.argmax())
-            if self.p_min and _probability(logits, token) < self.p_min:
-                break
-            drafted.append(token)
-            if len(drafted) < n:
-                logits = self.slot.decode([token])
-        return drafted if len(drafted) >= self.least else []
-
-
-def check_same_tokens(model: Context, draft: Context) -> None:
-    """Raises ModelError where a draft model's tokens are others than the model's (speculative.cpp:
-    common_speculative_are_compatible)."""
-    theirs, ours = draft.model, model.model
-    if abs(theirs.n_vocab - ours.n_vocab) > 128:
-        raise ModelError(
-            f"the draft model has {theirs.n_vocab} tokens and the model {ours.n_vocab}: they must be the same tokens"
-        )
-    lists = [context.model.file.metadata.get("tokenizer.ggml.tokens") for context in (model, draft)]
-    if lists[0] is not None and lists[1] is not None:
-        n = min(len(lists[0]), len(lists[1]))
-        for i in range(5, n):
-            if lists[0][i] != lists[1][i]:
-                raise ModelError(
-                    f"token {i} of the draft model is {lists[1][i]!r:.40}, of the model {lists[0][i]!r:.40}"
-                )
-
-
-def _probability(logits: np.ndarray, token: int) -> float:
-    wide = logits.astype(np.float64)
-    return float(1.0 / np.exp(wide - wide[token]).sum())

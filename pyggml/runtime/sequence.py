@@ -185,13 +185,17 @@ class Sequence:
         self.tokens += tokens
         self.pending += tokens
 
+    def guesses_wanted(self, room: int) -> int:
+        """Guesses at the tokens after those there that are of use at most; 0: none are."""
+        if self.drafter is None or self.finish is not None:
+            return 0
+        left = self.max_tokens - len(self.ends) - 1 if self.max_tokens >= 0 else room
+        return max(0, min(room, left))
+
     def draft(self, room: int) -> list[int]:
         """Guesses at the tokens after those there, at most so many as are wanted and have room."""
-        if self.drafter is None or self.finish is not None:
-            return []
-        left = self.max_tokens - len(self.ends) - 1 if self.max_tokens >= 0 else room
-        most = min(room, left)
-        guesses = self.drafter.draft(self.tokens, most) if most > 0 else []
+        most = self.guesses_wanted(room)
+        guesses = self.drafter.draft(self.tokens, most) if self.drafter is not None and most else []
         return guesses[: draft_size(min(most, len(guesses)))]
 
     def check(self, draft: Items[int], rows: "Iterable[Row]") -> "Iterator[Piece]":

@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 from tiny_model import N_VOCAB, write_llama
 
 from pyggml.backend.reference import ReferenceDevice
-from pyggml.errors import ModelError
 from pyggml.model.model import Model
 from pyggml.runtime.batcher import Batcher
 from pyggml.runtime.context import Context
 from pyggml.runtime.drafter import DRAFT_SIZES, draft_size
-from pyggml.runtime.drafts import FIRST, ModelDrafter, NgramDrafter, check_same_tokens
+from pyggml.runtime.drafts import FIRST, NgramDrafter
 from pyggml.runtime.generate import generate
 from pyggml.runtime.sequence import Finish
 from pyggml.runtime.sequence import Sequence as Text
@@ -189,21 +188,6 @@ class Argmax:
         return int(logits.argmax())
 
 
-@pytest.mark.parametrize("which", ["itself", "another"])
-def test_a_smaller_model(models: tuple[Model, Model], which: str) -> None:
-    context, small = Context(models[0], n_ctx=256), Context(models[which == "another"], n_ctx=256)
-    prompt, answers = [3, 7, 11, 2], list[list[int]]()
-    for drafter in (None, ModelDrafter(small, 4)):
-        text = Text(prompt, Argmax(), max_tokens=24, drafter=drafter)
-        list(generate(Slot(context, memory=context.memory), text))
-        answers.append(text.answer)
-    assert answers[0] == answers[1]
-    if which == "itself":
-        assert text.n_kept == text.n_drafted > 10
-    assert ModelDrafter(small, 4, p_min=1.1).draft(prompt, 9) == []
-    context.close(), small.close()
-
-
 def test_several_texts_at_once(models: tuple[Model, Model]) -> None:
     rng = np.random.default_rng(4)
     prompts = [rng.integers(0, N_VOCAB, n).tolist() * 3 for n in (2, 5, 9)]
@@ -227,16 +211,3 @@ def test_several_texts_at_once(models: tuple[Model, Model]) -> None:
             assert any(text.n_drafted for text in texts)
         context.close()
     assert found[0] == found[1]
-
-
-def test_a_draft_model_with_other_tokens_is_refused(models: tuple[Model, Model]) -> None:
-    context = Context(models[0], n_ctx=64)
-
-    class Other:
-        class model:
-            n_vocab = 9999
-
-    with pytest.raises(ModelError, match="the draft model has 9999 tokens and the model"):
-        check_same_tokens(context, Other)  # type: ignore[arg-type]
-    check_same_tokens(context, context)
-    context.close()

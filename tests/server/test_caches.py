@@ -20,7 +20,7 @@ from pyggml.backend.cpu import CPUDevice
 from pyggml.model.model import Model
 from pyggml.runtime.batcher import Batcher
 from pyggml.runtime.context import Context
-from pyggml.runtime.drafts import ModelDrafter
+from pyggml.runtime.draft_model import DraftModel, ModelDrafter
 from pyggml.runtime.idle_prompts import IdlePrompts
 from pyggml.sampler import SamplerParams
 from pyggml.tokenizer import Tokenizer
@@ -162,12 +162,12 @@ def test_a_smaller_model_guesses_for_every_slot(model: Model) -> None:
     body = {"prompt": "hello there", "n_predict": 30, "ignore_eos": True}
     with serving(model, n_slots=2) as client:
         plain = client.ok("/completion", body)
-    small: list[Context] = []
+    small: list[DraftModel] = []
 
     def make(seq: int, context: Context) -> ModelDrafter:
         if not small:
-            small.append(Context(model, context.n_ctx, n_seq_max=2))
-        return ModelDrafter(small[0], 4, seq=seq)
+            small.append(DraftModel(Context(model, context.n_ctx, n_seq_max=2), 4))
+        return small[0].drafter(seq)
 
     with serving(model, n_slots=2, place_drafter=make) as client:
         both = client.ok("/completion", {**body, "n": 2})
@@ -176,7 +176,7 @@ def test_a_smaller_model_guesses_for_every_slot(model: Model) -> None:
             assert found["timings"]["draft_n_accepted"] > 15 and "draft_n" in found["timings"]
         assert client.served.engine.counters.draft_kept > 30
         assert all(slot["speculative"] for slot in client.get("/slots")[1])
-    small[0].close()
+    small[0].context.close()
 
 
 @pytest.fixture
