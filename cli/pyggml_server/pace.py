@@ -4,7 +4,8 @@ Owns the choice: as much as makes a step a little more than twice as long as one
 Where more texts wait for their first token than wait for the next one, more by the square of how many times as many, and
 three times that for several, each of which waits for those before it: the first of those that come at once is not to hold
 up the others. Where even the smallest part takes longer, late in a long prompt, steps without one come between. Part of
-what a step takes is the same for few tokens of a prompt and for many, so that each size is known by itself.
+what a step takes is the same for few tokens of a prompt and for many, so that each size is known by itself. Other programs come
+and go: what was measured long ago is measured again.
 """
 
 from collections import deque
@@ -13,10 +14,12 @@ SMALLEST = 4  # tokens of a prompt in a step: with fewer it would take for ever
 LONGER = 1.1  # times a step without prompts that tokens of one may add; what is measured varies, and 3 is the promise
 SEVERAL = 3  # times as much, where several wait
 TWICE = 1.6  # times as long as half as many take, where it was not measured; it is 2 at most
+HARDLY = 1.25  # times what the fewest add: that more may add, as the fewest are computed whatever they add
 NEW = 0.2  # weight of the newest step without prompts
 LAST = 3  # steps of a size that count: the quickest of them, as anything may hold up one
 SAVED = 4  # steps' time for prompts that may be put by
-OLD = 64  # steps with prompts after which what was measured counts no more
+OLD = 64  # steps with prompts after which what they were measured to add counts no more
+STALE = 16  # and after which a step without prompts is measured again
 
 
 class Pace:
@@ -25,6 +28,7 @@ class Pace:
     def __init__(self, largest: int) -> None:
         self.largest = largest
         self._plain: dict[int, float] = {}  # seconds of a step of single tokens, by the bits of their number
+        self._seen: dict[int, int] = {}  # and when that was measured last, in steps with prompts
         self._added: dict[int, deque[float]] = {}  # seconds that so many tokens of prompts add, of powers of two
         self._when: dict[int, int] = {}  # the step that was the last of that size
         self._steps = 0
@@ -37,7 +41,7 @@ class Pace:
         if not running:
             return self.largest
         plain = self._plain.get(running.bit_length())
-        if plain is None:
+        if plain is None or self._steps - self._seen[running.bit_length()] > STALE:
             return 0
         if not self._added:
             return min(self.largest, 4 * SMALLEST)
@@ -45,6 +49,8 @@ class Pace:
         self._saved = min(self._saved + allowed, SAVED * allowed)
         if self._saved < min(self._expected(SMALLEST), SAVED * allowed):
             return 0
+        if self._steps - self._when.get(SMALLEST, -STALE) < STALE:
+            allowed = max(allowed, HARDLY * min(self._added[SMALLEST]))
         room = SMALLEST
         while 2 * room <= self.largest and self._expected(2 * room) <= allowed:
             room *= 2
@@ -63,8 +69,13 @@ class Pace:
     def took(self, seconds: float, running: int, n_prompt: int) -> None:
         """A step with a token of each of `running` texts and `n_prompt` of prompts."""
         if running and not n_prompt:
-            known = self._plain.get(running.bit_length(), seconds)
-            self._plain[running.bit_length()] = (1 - NEW) * known + NEW * seconds
+            size = running.bit_length()
+            before = self._plain.get(size, seconds)
+            if self._steps - self._seen.get(size, 0) <= STALE:
+                self._plain[size] = (1 - NEW) * before + NEW * seconds
+            else:  # something may have held it up, but it is never quicker than it is
+                self._plain[size] = min(seconds, (before + seconds) / 2)
+            self._seen[size] = self._steps
         elif n_prompt >= SMALLEST:
             self._steps += 1
             size = 1 << (n_prompt.bit_length() - 1)

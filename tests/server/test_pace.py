@@ -1,6 +1,9 @@
 """How much of prompts a step takes beside texts under way, on a machine of which all is known."""
 
+from typing import Any
+
 import pytest
+from mutants import Mutant, assert_caught
 from pyggml_server.pace import SMALLEST, Pace
 
 
@@ -74,6 +77,54 @@ def test_a_machine_that_becomes_slower() -> None:
         pace.took(0.005, 1, 0)
         pace.took(0.005 + 0.0005 * (room := pace.room(1, 1)), 1, room)
     assert 0.0005 * room <= 2 * 1.5 * 0.005
+
+
+def seconds_of_prompt(
+    pace: Pace, slower: float, tokens: int = 2000, running: int = 3, fixed: float = 0.005
+) -> tuple[float, int]:
+    """How long a prompt takes, and its steps, where a step takes 10 ms, and one with a part of the prompt `fixed` and 0.1 ms a
+    token more, all of it so many times as long."""
+    took, steps = 0.0, 0
+    while tokens > 0:
+        room = min(tokens, pace.room(running, 1))
+        seconds = slower * (0.01 + (fixed + 0.0001 * room if room else 0.0))
+        pace.took(seconds, running, room)
+        tokens, took, steps = tokens - room, took + seconds, steps + 1
+    return took, steps
+
+
+@pytest.mark.parametrize("fixed", [0.0, 0.005])
+@pytest.mark.parametrize("slower", [3, 10, 30])
+def test_a_machine_that_becomes_slower_while_prompts_follow_each_other(slower: int, fixed: float) -> None:
+    """There is no step without prompts unless one is asked for: what was quick once is no measure."""
+    pace = Pace(512)
+    pace.took(0.01, 3, 0)
+    usual, _ = seconds_of_prompt(pace, 1, fixed=fixed)
+    for _ in range(3):
+        took, _ = seconds_of_prompt(pace, slower, fixed=fixed)
+        assert took < 2.5 * slower * usual
+    for _ in range(12):
+        took, steps = seconds_of_prompt(pace, 1, fixed=fixed)
+    assert took / steps < 3 * 0.01, "and when it is quick again, others wait no longer than before"
+
+
+def test_few_tokens_that_take_as_long_as_many_are_not_all_that_is_taken() -> None:
+    took, _ = seconds_of_prompt(Pace(512), 1, fixed=0.02)
+    assert took < 8.0, "parts of 4 tokens would take 20 s"
+
+
+MUTANTS: dict[str, tuple[Mutant, Any]] = {
+    "what was quick once is a measure": ((Pace, "room", "self._steps - self._seen[running.bit_length()] > STALE", "False"),
+                                         test_a_machine_that_becomes_slower_while_prompts_follow_each_other),
+    "the fewest, whatever they take": ((Pace, "room", "self._steps - self._when.get(SMALLEST, -STALE) < STALE", "False"),
+                                       test_few_tokens_that_take_as_long_as_many_are_not_all_that_is_taken),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_mutants_are_caught(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong, test = MUTANTS[mutant]
+    assert_caught(monkeypatch, wrong, test, slower=10, fixed=0.005)
 
 
 def test_with_nobody_under_way_all_is_taken() -> None:
