@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from browsing import Tab, browser, events
+from browsing import Tab, events
 from pyggml_server import page as files
 from serving import Client
 
@@ -70,12 +70,6 @@ INSPECT = """
   tag: node.localName, attributes: [...node.attributes].map((a) => [a.name, a.value]), href: node.localName === "a" ? node.href : null,
 }))
 """
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with browser() as made:
-        yield made
 
 
 @pytest.fixture

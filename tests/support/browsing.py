@@ -2,11 +2,14 @@
 complains of is written down."""
 
 import contextlib
+import inspect
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -136,3 +139,43 @@ def events(content: str, reasoning: str = "", size: int = 7, finish: str = "stop
         chunks.append({"choices": [{"index": 0, "delta": {}, "finish_reason": finish}], "timings": timings})
     text = "".join(f"data: {json.dumps({'model': 'told', **chunk})}\n\n" for chunk in chunks)
     return (text + ("data: [DONE]\n\n" if done else "")).encode()
+
+
+def wait_until_idle(client: Any) -> None:
+    end = time.monotonic() + USUAL
+    while client.served.engine.n_busy:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def assert_page_mutant_caught(
+    monkeypatch: pytest.MonkeyPatch,
+    mutant: tuple[str, str, str, Callable[..., None]],
+    browser: Any,
+    client: Any,
+    **fixtures: Any,
+) -> None:
+    """A test fails where a file of the page has one place replaced: (file, what stands there once, what in its stead, test)."""
+    from pyggml_server import page as files
+
+    name, right, wrong, test = mutant
+    text = (files.FOLDER / name).read_text()
+    assert text.count(right) == 1
+    kind = files.TYPES[Path(name).suffix]
+    monkeypatch.setattr(sys.modules[__name__], "WAIT", 2.0)
+    tab = Tab(browser, client.address)
+    tab.expect.set_options(timeout=2000)
+    try:
+        tab.page.route(
+            f"**/page/{name}", lambda route: route.fulfill(body=text.replace(right, wrong), content_type=kind)
+        )
+        tab.open()
+        if "told" in inspect.signature(test).parameters:
+            tab.answers(events("An answer."))
+        given = {"tab": tab, "told": tab, "slow": client, **fixtures}
+        with pytest.raises((AssertionError, TimeoutError, playwright_error())):
+            test(**{one: given[one] for one in inspect.signature(test).parameters})
+    finally:
+        tab.expect.set_options(timeout=USUAL * 1000)
+        tab.close()
+    wait_until_idle(client)
