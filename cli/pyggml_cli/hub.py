@@ -64,7 +64,7 @@ def is_model(name: str) -> bool:
 
 def choose(names: Sequence[str], quant: str = "") -> str | None:
     """The file for a QUANT, of a split model the first part; without one Q4_K_M, Q8_0 or the first that there is."""
-    models = [name for name in sorted(names) if is_model(name) and _part(name) == 1]
+    models = [name for name in sorted(names) if is_model(name) and is_first(name)]
     for wanted in [quant] if quant else FIRST_CHOICES:
         pattern = re.compile(re.escape(wanted) + "[.-]", re.IGNORECASE)
         if found := next(filter(pattern.search, models), None):
@@ -81,9 +81,16 @@ def parts(name: str) -> list[str]:
     return [f"{stem}-{i:05d}-of-{n}.gguf" for i in range(1, int(n) + 1)]
 
 
-def _part(name: str) -> int:
+def is_first(name: str) -> bool:
+    """Whether a model's file is its first or only one."""
     found = SPLIT.fullmatch(name)
-    return int(found[2]) if found else 1
+    return found is None or int(found[2]) == 1
+
+
+def stem(name: str) -> str:
+    """A model's file without its ending and the number of its part."""
+    found = SPLIT.fullmatch(name)
+    return found[1] if found else name.removesuffix(".gguf")
 
 
 def fetch(wanted: Repo, file: str | None = None, token: str | None = None, offline: bool = False) -> Path:

@@ -10,17 +10,18 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyggml_cli.completion_flags import unescape
 from pyggml_cli.entry import run
 from pyggml_cli.flags import UsageError, Values, help_text, parse, show_notes
 from pyggml_cli.server_flags import GROUPS, ROWS, VARIABLES
+from pyggml_cli.several import Several, of_several
 from pyggml_cli.speculation import wanted_types
 from pyggml_cli.text_files import read_text
 
 if TYPE_CHECKING:
+    from pyggml_server.models import Found
     from pyggml_server.settings import Settings
 
     from pyggml.tokenizer import Tokenizer
@@ -64,7 +65,7 @@ def _command(argv: Sequence[str]) -> int:
         return 0
     show_notes(values)
     _check(values)
-    return _serve(values)
+    return _serve(values, argv)
 
 
 def _check(values: Values) -> None:
@@ -76,18 +77,18 @@ def _check(values: Values) -> None:
         raise UsageError(f"{reason.name} is missing: pip install 'pyggml[server]'") from None
     if (values.ssl_key is None) != (values.ssl_cert is None):
         raise UsageError("--ssl-key-file and --ssl-cert-file: TLS needs both")
-    if values.models_dir is not None:
+    if several := of_several(values):
         if values.model is not None or values.hf_repo is not None:
-            raise UsageError("--models-dir serves the models of a folder, -m and -hf one: give one of them")
+            raise UsageError(f"{several} serves several models, -m and -hf one: give one of them")
         if values.alias:
-            raise UsageError("--alias names one model; those of --models-dir have the names of their files")
-        if not os.path.isdir(values.models_dir):
+            raise UsageError(f"--alias names one model; those of {several} have names already")
+        if values.sleep_after is not None:
+            raise UsageError(f"--sleep-idle-seconds: of one model, not of {several}, which unloads the least used")
+        if values.models_dir is not None and not os.path.isdir(values.models_dir):
             raise UsageError(f"--models-dir {values.models_dir}: not a folder")
     if values.slot_folder is not None and not os.path.isdir(values.slot_folder):
         raise UsageError(f"--slot-save-path {values.slot_folder}: not a folder")
     wanted_types(values)
-    if values.models_dir is not None and values.sleep_after is not None:
-        raise UsageError("--sleep-idle-seconds: of one model, not of --models-dir, which unloads the least used")
 
 
 def _keys(values: Values) -> tuple[str, ...]:
@@ -100,7 +101,7 @@ def _keys(values: Values) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _front(values: Values, settings: "Settings") -> "Settings":
+def front_settings(values: Values, settings: "Settings") -> "Settings":
     """What is the same for all models."""
     from pyggml_server.settings import MIB
 
@@ -125,14 +126,14 @@ def _front(values: Values, settings: "Settings") -> "Settings":
     )
 
 
-def _settings(values: Values, tokenizer: "Tokenizer", n_ctx: int) -> "Settings":
+def settings_of(values: Values, tokenizer: "Tokenizer", n_ctx: int) -> "Settings":
     from pyggml_server.settings import Settings
 
     from pyggml_cli.sampling import sampler_params
     from pyggml_cli.template_flags import template_variables
 
     return replace(
-        _front(values, Settings()),
+        front_settings(values, Settings()),
         alias=tuple(
             values.alias or ([f"{values.hf_repo.name}:{values.hf_repo.quant}".rstrip(":")] if values.hf_repo else ())
         ),
@@ -157,25 +158,25 @@ def _settings(values: Values, tokenizer: "Tokenizer", n_ctx: int) -> "Settings":
     )
 
 
-def _template(values: Values) -> str | None:
+def template_of(values: Values) -> str | None:
     if values.chat_template is not None and values.chat_template_file is not None:
         raise UsageError("give one of --chat-template and --chat-template-file")
     return read_text(values.chat_template_file) if values.chat_template_file is not None else values.chat_template
 
 
-def _serve(values: Values) -> int:
+def _serve(values: Values, argv: Sequence[str]) -> int:
     from pyggml_server.serve import serve
 
     from pyggml_cli.loading import compile_progress
     from pyggml_cli.serving import opened
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
-    template = _template(values)
-    if values.models_dir is not None:
-        return _serve_zoo(values, template)
+    if of_several(values):
+        return _serve_zoo(values, argv)
+    template = template_of(values)
     if values.sleep_after is not None:
         return _serve_sleeper(values, template)
-    with compile_progress(), opened(values, template, _settings) as (served, what):
+    with compile_progress(), opened(values, template, settings_of) as (served, what):
         serve(served, lambda address: _ready(what, address))
     return 0
 
@@ -194,7 +195,7 @@ def _serve_sleeper(values: Values, template: str | None) -> int:
 
     @contextlib.contextmanager
     def opening() -> Iterator[Served]:
-        with opened(values, template, _settings) as (served, what):
+        with opened(values, template, settings_of) as (served, what):
             told.append(what)
             yield served
 
@@ -207,38 +208,40 @@ def _serve_sleeper(values: Values, template: str | None) -> int:
     return 0
 
 
-def _serve_zoo(values: Values, template: str | None) -> int:
+def _serve_zoo(values: Values, argv: Sequence[str]) -> int:
     from pyggml_server.app import make_app
     from pyggml_server.serve import serve
     from pyggml_server.served import Served
     from pyggml_server.settings import Settings
-    from pyggml_server.zoo import Zoo, listed_in
+    from pyggml_server.zoo import Zoo
 
     from pyggml_cli.bus_errors import explain_bus_errors
     from pyggml_cli.loading import compile_progress
     from pyggml_cli.serving import opened, tell
 
-    folder = Path(values.models_dir)
+    several = Several(values, argv, os.environ)
 
     @contextlib.contextmanager
-    def opening(name: str, path: Path) -> Iterator[Served]:
-        given = {**values.given, "model": str(path), "alias": [name]}
-        with opened(replace(values, given=given), template, _settings) as (served, what):
+    def opening(name: str, found: "Found") -> Iterator[Served]:
+        own = several.values_of(name, found)
+        with opened(own, template_of(own), settings_of) as (served, what):
             tell(what)
             yield served
 
     zoo = Zoo(
-        _front(values, Settings()),
-        lambda: listed_in(folder),
-        opening,
-        make_app,
-        values.models_max,
-        values.models_autoload,
+        front_settings(values, Settings()), several.listed, opening, make_app, values.models_max, values.models_autoload
     )
+    for note in several.notes:
+        tell(note)
     if not zoo.entries:
-        raise UsageError(f"--models-dir {folder}: there is no GGUF file in it, nor in a folder of it")
+        raise UsageError(several.nothing)
+    at_start = sum(entry.found.at_start for entry in zoo.entries.values())
+    if zoo.most and at_start > zoo.most:
+        raise UsageError(
+            f"{at_start} models have load-on-startup, and --models-max is {zoo.most}: it must be at least as many"
+        )
     most = f"at most {zoo.most} loaded at once" if zoo.most else "all of which may be loaded at once"
-    what = f"{folder}: {len(zoo.entries)} models, {most}"
+    what = f"{several.where}: {len(zoo.entries)} models, {most}"
     with compile_progress(), explain_bus_errors():
         serve(zoo, lambda address: _ready(what, address))
     return 0

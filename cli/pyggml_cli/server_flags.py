@@ -76,6 +76,10 @@ SERVER: list[Row] = [
 ZOO: list[Row] = [
     Flag(("--models-dir",), "models_dir", "serve all models of a folder, each loaded when a request names it (`model`) or /models/load "
          "does; a model of several files in a folder of its own", str, "PATH"),
+    Flag(("--models-preset",), "models_preset", "INI file that says which models there are, or with which flags those of the folder and the caches are "
+         "loaded: [NAME] and lines of KEY = VALUE, keys as flags without their dashes; [*] is for all", str, "FNAME"),
+    Flag(("--models-cache",), "models_cache", "serve the models that were fetched before with -hf, here or by llama.cpp (on with --models-preset)",
+         default=None, off=("--no-models-cache",)),
     Flag(("--models-max",), "models_max", "models that are loaded at once at most: then the one that was used least recently goes, once "
          "its requests have ended; 0: no limit (4)", whole(0), "N", 4),
     Flag(("--models-autoload",), "models_autoload", "load the model that a request names (on)", default=True, off=("--no-models-autoload",)),
@@ -151,17 +155,15 @@ NO_DIFFERENCE: list[Row] = [
     Ignored(("--mtmd-batch-max-tokens",), 1),
 ]
 
-_PAGE, _AGENT, _ZOO = (
+_PAGE, _AGENT = (
     "the page is part of the package, and has its settings in the browser",
     "there are no agents, and tools are the client's to run",
-    "all models of --models-dir have the same flags",
 )
 NOT_HERE: list[Row] = [
     *(Refused((name,), 1, why=_PAGE) for name in ("--ui-config", "--webui-config", "--ui-config-file", "--webui-config-file", "--path")),
     Refused(("--ui-mcp-proxy", "--webui-mcp-proxy"), why=_AGENT, off=("--no-ui-mcp-proxy", "--no-webui-mcp-proxy")),
     Refused(("-ag", "--agent"), why=_AGENT, off=("-no-ag", "--no-agent")),
     *(Refused((name,), 1, why=_AGENT) for name in ("--tools", "--tools-runtime", "--mcp-servers-config", "--mcp-servers-json")),
-    Refused(("--models-preset",), 1, why=_ZOO),
     Refused(("--media-path",), 1, why=other_flags.TEXT_ONLY),
     Refused(("--props",), why="properties are set by flags"),
     *(Refused((f"--fim-qwen-{size}",), why=other_flags.DOWNLOADS) for size in (

@@ -24,6 +24,7 @@ from pyggml_server.pace import Pace
 
 log = logging.getLogger("pyggml.server")
 T = TypeVar("T")
+ENDING = "the server is ending"
 
 
 class Progress(NamedTuple):
@@ -139,7 +140,7 @@ class Engine:
         self._queues: OrderedDict[str, deque[Task]] = OrderedDict()  # by client; who was served last comes last
         self._calls: list[Call] = []
         self._tasks: dict[Text, Task] = {}  # those that the batcher has
-        self._closing = False
+        self._closing = ""  # why, once it is
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     # ---- for other threads
@@ -152,7 +153,7 @@ class Engine:
         """Compute these, all or none. Raises RequestError where too many wait."""
         with self._changed:
             if self._closing:
-                raise RequestError("the server is ending", status=503)
+                raise RequestError(self._closing, status=503)
             if self.batcher is None:
                 raise RequestError("this server makes embeddings, no text: start one without --embedding", status=501)
             if len(tasks) > self.queue_limit + self.n_slots:
@@ -185,7 +186,7 @@ class Engine:
         future: Future[T] = Future()
         with self._changed:
             if self._closing:
-                raise RequestError("the server is ending", status=503)
+                raise RequestError(self._closing, status=503)
             self._calls.append(Call(future, function, free))
             self._changed.notify()
         return future
@@ -205,10 +206,10 @@ class Engine:
         """Whether there is nothing to do."""
         return not self._tasks and not self._queues
 
-    def close(self) -> None:
-        """End the thread after its present step; texts that are not complete fail."""
+    def close(self, why: str = ENDING) -> None:
+        """End the thread after its present step; texts that are not complete fail, and say why."""
         with self._changed:
-            self._closing = True
+            self._closing = self._closing or why
             self._changed.notify()
         if self._thread.ident is not None:
             self._thread.join()
@@ -231,10 +232,10 @@ class Engine:
             if self._tasks:
                 self._step()
         for call in self._calls:
-            call.future.set_exception(RequestError("the server is ending", status=503))
+            call.future.set_exception(RequestError(self._closing, status=503))
         left = [*self._tasks.values(), *(task for queue in self._queues.values() for task in queue)]
         for task in left:
-            task.text.fail(RequestError("the server is ending", status=503))
+            task.text.fail(RequestError(self._closing, status=503))
         self._tasks.clear()
         self._queues.clear()
         self.post([(task, task.update(())) for task in left])

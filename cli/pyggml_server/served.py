@@ -17,7 +17,7 @@ from pyggml.runtime.context import Context
 from pyggml.runtime.drafter import Drafter
 from pyggml.runtime.embedder import Embedder
 from pyggml.tokenizer import Tokenizer
-from pyggml_server.engine import Engine, Post
+from pyggml_server.engine import ENDING, Engine, Post
 from pyggml_server.errors import RequestError
 from pyggml_server.settings import Settings
 
@@ -66,9 +66,9 @@ class Served:
         self.engine.post = post
         self.engine.start()
 
-    def close(self) -> None:
-        """End after the present step; what is not complete fails."""
-        self.engine.close()
+    def close(self, why: str = ENDING) -> None:
+        """End after the present step; what is not complete fails, and says why."""
+        self.engine.close(why)
 
     @property
     def name(self) -> str:

@@ -20,14 +20,15 @@ from starlette.applications import Starlette
 from pyggml.errors import PyggmlError
 from pyggml_server.engine import Post
 from pyggml_server.errors import RequestError
+from pyggml_server.models import Found
 from pyggml_server.served import Served
 from pyggml_server.settings import Settings
 
 log = logging.getLogger("pyggml.server")
 UNLOADED, LOADING, LOADED, UNLOADING = "unloaded", "loading", "loaded", "unloading"
 
-Opening = Callable[[str, Path], AbstractContextManager[Served]]
-"""What loads a model of a name and a path, and closes it. Raises PyggmlError, OSError, MemoryError."""
+Opening = Callable[[str, Found], AbstractContextManager[Served]]
+"""What loads a model of a name, and closes it. Raises PyggmlError, OSError, MemoryError."""
 
 
 @dataclass
@@ -35,14 +36,14 @@ class Entry:
     """A model. `failed` is why it could not be loaded the last time, `used` counts on with each request."""
 
     name: str
-    path: Path
+    found: Found
     status: str = UNLOADED
     failed: str = ""
     served: Served | None = None
     app: Starlette | None = None
     users: int = 0
     used: int = 0
-    gone: bool = False  # its file is
+    gone: bool = False  # it is listed no more
     unused: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -62,7 +63,7 @@ class Zoo:
     def __init__(
         self,
         settings: Settings,
-        listed: Callable[[], Mapping[str, Path]],
+        listed: Callable[[], Mapping[str, Found]],
         opening: Opening,
         make_app: Callable[[Served], Starlette],
         most: int = 4,
@@ -79,7 +80,7 @@ class Zoo:
         self._open: dict[str, AbstractContextManager[Served]] = {}
         self._closed = False
         self._guard = threading.Lock()  # of these two
-        self.entries = {name: Entry(name, path) for name, path in listed().items()}
+        self.entries = {name: Entry(name, found) for name, found in listed().items()}
 
     # ---- what a server needs (serve.py)
 
@@ -89,8 +90,12 @@ class Zoo:
         return all(entry.served is None or entry.served.idle for entry in self.entries.values())
 
     def start(self, post: Post) -> None:
-        """Engines give their updates to `post`."""
+        """Engines give their updates to `post`. Begins to load what is to be there from the start."""
         self._post = post
+        for entry in self.entries.values():
+            if entry.found.at_start:
+                entry.status = LOADING
+                self._begin(entry)
 
     def close(self) -> None:
         """Close all models; one that is being loaded is closed by its own thread."""
@@ -102,11 +107,14 @@ class Zoo:
 
     # ---- requests
 
-    def find(self, name: str) -> Entry:
-        """Raises RequestError."""
-        if name not in self.entries:
-            raise RequestError(f"model '{name[:200]}' not found", param="model")
-        return self.entries[name]
+    def find(self, name: str, why: str = "", status: int = 400) -> Entry:
+        """The model of a name, which may be another name of it. Raises RequestError, with `why`."""
+        entry = self.entries.get(name)
+        if entry is None:
+            entry = next((one for one in self.entries.values() if name in one.found.aliases), None)
+        if entry is None:
+            raise RequestError(why or f"model '{name[:200]}' not found", status=status, param="model")
+        return entry
 
     async def acquire(self, name: str, autoload: bool | None = None) -> Entry:
         """A model that is loaded and stays so until `release`. Raises RequestError."""
@@ -130,9 +138,7 @@ class Zoo:
 
     def load(self, name: str) -> None:
         """Begin to. Raises RequestError."""
-        if name not in self.entries:
-            raise RequestError("model is not found", status=404, param="model")
-        entry = self.entries[name]
+        entry = self.find(name, "model is not found", 404)
         if entry.running:
             raise RequestError("model is already running", param="model")
         entry.status = LOADING
@@ -140,21 +146,27 @@ class Zoo:
 
     def unload(self, name: str) -> None:
         """Begin to, once its requests have ended. Raises RequestError."""
-        if name not in self.entries:
-            raise RequestError("model is not found", param="model")
-        if not self.entries[name].running:
+        entry = self.find(name, "model is not found")
+        if not entry.running:
             raise RequestError("model is not running", param="model")
-        self._begin_unloading(self.entries[name])
+        self._begin_unloading(entry)
 
-    def reload(self) -> None:
-        """Look for models again: new ones are listed, and those whose files are gone unloaded and forgotten."""
-        found = self._listed()
-        for name, path in found.items():
+    async def reload(self) -> None:
+        """Look for models again: new ones are listed, those that are others now unloaded, and those that are gone forgotten, too.
+        Raises RequestError where it cannot be found out, and nothing changes."""
+        try:
+            found = await asyncio.to_thread(self._listed)
+        except (PyggmlError, OSError) as reason:
+            log.warning("the models cannot be listed: %s", reason)
+            raise RequestError("the models cannot be listed; the server's log says more", status=500) from None
+        for name, one in found.items():
             entry = self.entries.get(name)
             if entry is None:
-                self.entries[name] = Entry(name, path)
-            elif not entry.running:
-                entry.path, entry.gone = path, False
+                self.entries[name] = Entry(name, one)
+                continue
+            other, entry.found, entry.gone = entry.found != one, one, False
+            if other and entry.running:
+                self._begin_unloading(entry)
         for name, entry in list(self.entries.items()):
             if name in found:
                 continue
@@ -213,21 +225,26 @@ class Zoo:
             await self._unload(min(others, key=lambda one: (one.users > 0, one.used)))
 
     async def _unload(self, entry: Entry) -> None:
-        """Its requests end first; new ones wait until it can be loaded again."""
+        """Its requests end first, or are cut off where they have only so long; new ones wait until it can be loaded again."""
         entry.status = UNLOADING
         if entry.users:
-            await entry.unused.wait()
+            try:
+                await asyncio.wait_for(entry.unused.wait(), entry.found.patience)
+            except TimeoutError:
+                assert entry.served is not None, "it was loaded"
+                await asyncio.to_thread(entry.served.close, f"model '{entry.name}' is being unloaded")
+                await entry.unused.wait()
         await asyncio.to_thread(self._shut, entry.name)
         entry.served, entry.app, entry.status = None, None, UNLOADED
 
     def _open_on_thread(self, entry: Entry) -> Served:
-        manager = self._opening(entry.name, entry.path)
+        manager = self._opening(entry.name, entry.found)
         try:
             served = manager.__enter__()
         except (PyggmlError, OSError, MemoryError) as reason:
             told = " ".join(str(reason).split()) or type(reason).__name__
             log.warning("%s cannot be loaded: %s", entry.name, told)
-            told = told.replace(str(entry.path), entry.path.name)  # where it lies is nobody's business
+            told = _without_folders(told, entry.found.path, getattr(reason, "filename", None))
             raise RequestError(f"model '{entry.name}' cannot be loaded: {told}", status=500) from None
         except Exception:
             log.exception("%s cannot be loaded", entry.name)
@@ -252,23 +269,9 @@ class Zoo:
             manager.__exit__(None, None, None)
 
 
-def listed_in(folder: Path) -> dict[str, Path]:
-    """The models of a folder as llama-server names them (common/preset.cpp: load_from_models_dir): files by their names without
-    .gguf, folders in it by theirs; of a split model the first part. Raises OSError."""
-    found = {}
-    for path in sorted(folder.iterdir()):
-        if path.is_dir():
-            models = [file for file in sorted(path.iterdir()) if _is_model(file)]
-            first = [file for file in models if "-00001-of-" in file.name]
-            if models:
-                found[path.name] = (first or models)[0]
-        elif _is_model(path):
-            found[path.name.replace(".gguf", "")] = path
-    return found
-
-
-def _is_model(path: Path) -> bool:
-    """Whether it is one of its own, and not a part of another."""
-    if not path.name.endswith(".gguf") or not path.is_file():
-        return False
-    return "mmproj" not in path.name and not path.name.startswith(("mtp-", "dspark-", "dflash-"))
+def _without_folders(told: str, *paths: Path | str | None) -> str:
+    """What is told of files, without where they lie, which is nobody's business."""
+    for path in paths:
+        if path is not None:
+            told = told.replace(str(path), Path(path).name)
+    return told

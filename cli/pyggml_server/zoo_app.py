@@ -60,8 +60,10 @@ async def models(request: Request) -> Response:
     """GET /v1/models: all that there are, each with its status; with ?reload=1 they are looked for anew."""
     zoo = _zoo_of(request)
     if request.query_params.get("reload"):
-        zoo.reload()
-    return answer({"object": "list", "data": [_described(zoo, entry) for entry in zoo.entries.values()]})
+        await zoo.reload()
+    return answer(
+        {"object": "list", "data": [_described(zoo, entry) for entry in zoo.entries.values() if not entry.found.hidden]}
+    )
 
 
 def _described(zoo: Zoo, entry: Entry) -> dict[str, Any]:
@@ -70,14 +72,14 @@ def _described(zoo: Zoo, entry: Entry) -> dict[str, Any]:
         status |= {"failed": True, "exit_code": 1}
     made = {
         "id": entry.name,
-        "aliases": [],
-        "tags": [],
+        "aliases": sorted(entry.found.aliases),
+        "tags": sorted(entry.found.tags),
         "object": "model",
         "owned_by": "pyggml",
         "created": zoo.started,
         "status": status,
         "architecture": {"input_modalities": ["text"], "output_modalities": ["text"]},
-        "source": "models_dir",
+        "source": entry.found.source,
         "can_remove": False,
     }
     return made if entry.served is None else {**made, "meta": described(entry.served)}

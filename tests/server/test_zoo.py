@@ -7,15 +7,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mutants import Mutant, assert_caught
 from pyggml_server.app import make_app
+from pyggml_server.models import Found, listed_in
 from pyggml_server.served import Served
 from pyggml_server.settings import Settings
-from pyggml_server.zoo import Zoo, listed_in
+from pyggml_server.zoo import Zoo
 from served_process import running
 from serving import Client, serving_at
 from text_model import write_text_model
@@ -57,9 +59,10 @@ class Opened:
         self.before: Callable[[str], None] = lambda name: None
 
     @contextlib.contextmanager
-    def __call__(self, name: str, path: Path) -> Iterator[Served]:
+    def __call__(self, name: str, found: Found) -> Iterator[Served]:
         self.before(name)
-        with contextlib.closing(Model.load(path, cpu=CPUDevice())) as model:
+        assert found.path is not None
+        with contextlib.closing(Model.load(found.path, cpu=CPUDevice())) as model:
             context = Context(model, 2 * 2048, n_seq_max=2)
             tokenizer = Tokenizer.from_metadata(model.file.metadata)
             settings = Settings(sampling=SamplerParams(temp=0.0), alias=(name,), **self.settings)
@@ -70,9 +73,20 @@ class Opened:
 
 
 @contextlib.contextmanager
-def zoo(folder: Path, most: int = 2, autoload: bool = True, **settings: Any) -> Iterator[tuple[Client, Opened]]:
-    opened = Opened(**settings)
-    made = Zoo(Settings(port=0, grace=1.0, **settings), lambda: listed_in(folder), opened, make_app, most, autoload)
+def zoo(
+    folder: Path,
+    most: int = 2,
+    autoload: bool = True,
+    special: dict[str, dict[str, Any]] | None = None,
+    **settings: Any,
+) -> Iterator[tuple[Client, Opened]]:
+    """`special`: what is to be true of models, by name."""
+    opened, special = Opened(**settings), special or {}
+
+    def listed() -> dict[str, Found]:
+        return {name: replace(found, **special.get(name, {})) for name, found in listed_in(folder).items()}
+
+    made = Zoo(Settings(port=0, grace=1.0, **settings), listed, opened, make_app, most, autoload)
     with serving_at(made) as client:
         yield client, opened
     assert sorted(one.removeprefix("+") for one in opened.events if one[0] == "+") == sorted(
@@ -98,7 +112,7 @@ def text(client: Client, name: str) -> str:
 
 
 def test_a_folders_models(folder: Path) -> None:
-    assert listed_in(folder) == {
+    assert {name: found.path for name, found in listed_in(folder).items()} == {
         "a": folder / "a.gguf",
         "b": folder / "b.gguf",
         "broken": folder / "broken.gguf",
@@ -110,7 +124,7 @@ def test_of_a_split_model_the_first_part_is_listed(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     for i in (2, 1, 3):
         (tmp_path / "m" / f"m-0000{i}-of-00003.gguf").write_bytes(b"x")
-    assert listed_in(tmp_path) == {"m": tmp_path / "m" / "m-00001-of-00003.gguf"}
+    assert listed_in(tmp_path) == {"m": Found(tmp_path / "m" / "m-00001-of-00003.gguf")}
 
 
 def test_requests_go_to_the_model_that_they_name(folder: Path) -> None:
@@ -263,6 +277,52 @@ def test_models_that_come_and_go(tmp_path: Path) -> None:
         assert client.post("/v1/completions", {**BODY, "model": "a"})[0] == 400
 
 
+def test_what_is_special_about_models(folder: Path) -> None:
+    special: dict[str, dict[str, Any]] = {
+        "a": {"at_start": True, "aliases": ("one", "first"), "tags": ("t",), "source": "preset"},
+        "b": {"hidden": True},
+    }
+    with zoo(folder, special=special) as (client, opened):
+        until(lambda: statuses(client)["a"] == "loaded", "a is loaded from the start")
+        assert set(statuses(client)) == {"a", "broken", "c"}
+        [a] = [one for one in client.get("/v1/models")[1]["data"] if one["id"] == "a"]
+        assert (a["aliases"], a["tags"], a["source"]) == (["first", "one"], ["t"], "preset")
+        said = client.ok("/v1/completions", {**BODY, "model": "one"})
+        assert said["model"] == "a" and said["choices"][0]["text"] == text(client, "a") != text(client, "b")
+        assert client.post("/models/load", {"model": "first"})[1]["error"]["message"] == "model is already running"
+        assert opened.events == ["+a", "+b"]
+        special["a"]["tags"] = ("u",)
+        assert client.get("/v1/models?reload=1")[0] == 200
+        until(lambda: "-a" in opened.events, "a model that is another one now is unloaded")
+        assert text(client, "a")
+        [a] = [one for one in client.get("/v1/models")[1]["data"] if one["id"] == "a"]
+        assert a["tags"] == ["u"]
+
+
+def test_requests_that_take_longer_than_they_have(folder: Path) -> None:
+    with zoo(folder, special={"a": {"patience": 0.2}}) as (client, opened):
+        with client.open_stream("/v1/completions", {**BODY, "model": "a", "max_tokens": 1900}) as events:
+            next(events)
+            assert client.ok("/models/unload", {"model": "a"}) == {"success": True}
+            last = list(events)[-1]
+        assert last["error"]["message"] == "model 'a' is being unloaded"
+        until(lambda: opened.events == ["+a", "-a"], "a is closed")
+        assert text(client, "a")
+
+
+def test_a_list_that_fails_changes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with zoo(folder) as (client, _):
+        text(client, "a")
+
+        def fails(folder: Path) -> Any:
+            raise PermissionError(13, "Permission denied", str(folder))
+
+        monkeypatch.setattr(sys.modules[__name__], "listed_in", fails)
+        status, answer = client.get("/v1/models?reload=1")
+        assert (status, answer["error"]["message"]) == (500, "the models cannot be listed; the server's log says more")
+        assert statuses(client)["a"] == "loaded"
+
+
 def test_the_end_waits_for_answers_and_closes_all(folder: Path) -> None:
     with zoo(folder) as (client, opened):
         text(client, "a")
@@ -320,7 +380,7 @@ def test_the_command(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     ("flags", "told"),
     [
         (["--models-dir", "/nowhere"], "--models-dir /nowhere: not a folder"),
-        (["--models-dir", ".", "-m", "x.gguf"], "--models-dir serves the models of a folder, -m and -hf one"),
+        (["--models-dir", ".", "-m", "x.gguf"], "--models-dir serves several models, -m and -hf one"),
         (["--models-dir", ".", "--alias", "x"], "--alias names one model"),
         (["--models-dir", "empty"], "--models-dir empty: there is no GGUF file in it"),
     ],
@@ -335,7 +395,7 @@ def test_flags_that_contradict(flags: list[str], told: str, tmp_path: Path, monk
 
 
 MUTANTS: dict[str, tuple[Mutant, Callable[..., Any]]] = {
-    "requests are cut off": ((Zoo, "_unload", "await entry.unused.wait()", "pass"), test_requests_under_way_end_before_their_model_goes),
+    "requests are cut off": ((Zoo, "_unload", "if entry.users:", "if False:"), test_requests_under_way_end_before_their_model_goes),
     "the first in the list goes": ((Zoo, "_make_room", "one.used)", "one.name)"), test_the_least_recently_used_goes),
     "one more than the most": ((Zoo, "_make_room", "len(others) < self.most", "len(others) <= self.most"), test_the_least_recently_used_goes),
     "requests do not count as use": ((Zoo, "acquire", "entry.used = next(self._count)", "pass"), test_the_least_recently_used_goes),
@@ -343,13 +403,17 @@ MUTANTS: dict[str, tuple[Mutant, Callable[..., Any]]] = {
     "requests load in spite of --no-models-autoload": (
         (Zoo, "acquire", "(self.autoload if autoload is None else autoload)", "True"), test_loading_and_unloading_by_request,
     ),
-    "where files lie is told": ((Zoo, "_open_on_thread", "told = told.replace(str(entry.path), entry.path.name)", "pass"),
+    "where files lie is told": ((Zoo, "_open_on_thread", "told = _without_folders(told, entry.found.path, getattr(reason, \"filename\", None))", "pass"),
                                 test_a_fault_of_ours_says_nothing_of_the_inside),
     "the loop waits for a load": (
         (Zoo, "_loaded", "await asyncio.to_thread(self._open_on_thread, entry)", "self._open_on_thread(entry)"),
         test_a_model_is_loaded_once_for_all_who_wait,
     ),
-    "a file that is gone stays listed": ((Zoo, "reload", "self._begin_unloading(entry)", "pass"), test_models_that_come_and_go),
+    "what is another model now stays as it was": (
+        (Zoo, "reload", "if other and entry.running:", "if False:"), test_what_is_special_about_models,
+    ),
+    "nobody is cut off": ((Zoo, "_unload", "entry.found.patience", "None"), test_requests_that_take_longer_than_they_have),
+    "a file that is gone stays listed": ((Zoo, "reload", "entry.gone = True", "continue"), test_models_that_come_and_go),
 }  # fmt: skip
 
 
