@@ -9,6 +9,7 @@ in Q4_0 and Q8_0.
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -53,13 +54,21 @@ def flags(model: Path, options: argparse.Namespace) -> list[str]:
     return [str(part) for pair in given.items() for part in pair]
 
 
-def rates(command: Sequence[str], env: dict[str, str] | None) -> Rates:
-    """One run of a program."""
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{command[0]} ended with exit code {done.returncode}: {done.stderr.strip()[-2000:]}")
-    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return {(kind, int(row["pl"])): float(row[f"speed_{kind}"]) for row in rows for kind in ("pp", "tg")}
+TRIES = 3
+
+
+def rates(command: Sequence[str], env: dict[str, str] | None, sequences: Sequence[int]) -> Rates:
+    """One run of a program; again where a line is not there, as the stock ones lose or mix some at times."""
+    for _ in range(TRIES):
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{command[0]} ended with exit code {done.returncode}: {done.stderr.strip()[-2000:]}")
+        rows = [json.loads(row) for row in re.findall(r"\{[^{}]*\}", done.stdout)]
+        found = {(kind, int(row["pl"])): float(row[f"speed_{kind}"]) for row in rows for kind in ("pp", "tg")}
+        missing = [n for n in sequences if ("pp", n) not in found]
+        if not missing:
+            return found
+    raise SystemExit(f"{command[0]} told nothing of {missing} sequences in {TRIES} runs: {done.stdout[-2000:]}")
 
 
 def measure(model: Path, options: argparse.Namespace, sides: Sequence[tuple[Sequence[str], Any]]) -> list[Result]:
@@ -67,7 +76,7 @@ def measure(model: Path, options: argparse.Namespace, sides: Sequence[tuple[Sequ
     runs: list[list[Rates]] = [[] for _ in sides]
     for turn in range(options.rounds + options.warm_up):
         for (command, env), list_ in zip(sides, runs, strict=True):
-            found = rates([*command, *flags(model, options)], env)
+            found = rates([*command, *flags(model, options)], env, options.sequences)
             if turn >= options.warm_up:
                 list_.append(found)
     results = []

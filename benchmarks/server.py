@@ -171,29 +171,30 @@ def measure(model: Path, options: argparse.Namespace, sides: Sequence[tuple[list
 
 
 async def _gaps(address: str, options: argparse.Namespace, seed: int) -> tuple[float, float]:
-    """Seconds between two tokens of an answer under way, on average: alone, and while a long prompt comes in."""
+    """Seconds between two tokens of an answer under way, on average: alone, which is before and after, and while a long prompt
+    comes in."""
     rng = random.Random(seed)
     long = [rng.randrange(min(1000, options.vocab // 2), options.vocab) for _ in range(options.gap)]
     body = {"prompt": long[:16], "n_predict": 2000, "stream": True, "ignore_eos": True, "cache_prompt": False}
     status, reader, writer = await _request(address, "POST", "/completion", json.dumps(body).encode())
     assert status == 200, status
-    before, beside = [], []
+    before, beside, after = [], [], []
     other: asyncio.Task[tuple[float, int]] | None = None
     last = time.perf_counter()
     async for line in reader:
         if not line.startswith(b"data: "):
             continue
         now = time.perf_counter()
-        (before if other is None else beside).append(now - last)
+        (before if other is None else after if other.done() else beside).append(now - last)
         last = now
         if other is None and len(before) == 24:
             other = asyncio.ensure_future(_ask(address, long, 1))
-        if other is not None and other.done():
+        if len(after) == 24:
             break
     writer.close()
     assert other is not None
     await other
-    return statistics.fmean(before[4:]), statistics.fmean(beside)
+    return statistics.fmean((*before[4:], *after[4:])), statistics.fmean(beside)
 
 
 def measure_gaps(
