@@ -25,6 +25,7 @@ AT_MOST = 1 << 20
 REUSE = frozenset(
     {Op.MUL_MAT, Op.MUL_MAT_ID, Op.OUT_PROD, Op.FLASH_ATTN_EXT}
     | {Op.SSM_SCAN, Op.GATED_LINEAR_ATTN, Op.RWKV_WKV6, Op.RWKV_WKV7, Op.GATED_DELTA_NET}
+    | {Op.LIGHTNING_INDEXER, Op.DSV4_HC_COMB, Op.DSV4_HC_POST, Op.POOL_1D, Op.POOL_2D}
 )
 """Ops that multiply more numbers than they read."""
 
@@ -53,6 +54,19 @@ def _products(node: Tensor) -> int:
         q, k, v = node.src[:3]
         assert q is not None and k is not None and v is not None
         return q.nrows * k.ne[1] * (q.ne[0] + v.ne[0])
+    if node.op == Op.LIGHTNING_INDEXER:
+        q = node.src[0]
+        assert q is not None
+        return node.nelements * q.ne[0] * q.ne[1]
+    if node.op == Op.DSV4_HC_COMB:
+        return 8 * node.nelements * node.param_i32(1)
+    if node.op == Op.DSV4_HC_POST:
+        return node.nelements * node.ne[1]
+    if node.op in (Op.POOL_1D, Op.POOL_2D):
+        a = node.src[0]
+        assert a is not None
+        width = min(node.param_i32(1), a.ne[0])
+        return node.nelements * width * (min(node.param_i32(2), a.ne[1]) if node.op == Op.POOL_2D else 1)
     return 8 * node.nelements * max(t.ne[0] for t in node.src if t is not None)
 
 

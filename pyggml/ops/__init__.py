@@ -16,6 +16,10 @@ from pyggml.ops.copy import cpy as cpy
 from pyggml.ops.copy import dup as dup
 from pyggml.ops.diag_mask import diag_mask_inf as diag_mask_inf
 from pyggml.ops.diag_mask import diag_mask_zero as diag_mask_zero
+from pyggml.ops.dsv4_hc import dsv4_hc_comb as dsv4_hc_comb
+from pyggml.ops.dsv4_hc import dsv4_hc_post as dsv4_hc_post
+from pyggml.ops.dsv4_hc import dsv4_hc_pre as dsv4_hc_pre
+from pyggml.ops.dsv4_hc import dsv4_hc_pre_gated as dsv4_hc_pre_gated
 from pyggml.ops.elementwise import add as add
 from pyggml.ops.elementwise import add1 as add1
 from pyggml.ops.elementwise import div as div
@@ -29,6 +33,7 @@ from pyggml.ops.fill import tri as tri
 from pyggml.ops.gated_delta_net import gated_delta_net as gated_delta_net
 from pyggml.ops.glu import glu as glu
 from pyggml.ops.glu import swiglu as swiglu
+from pyggml.ops.lightning_indexer import lightning_indexer as lightning_indexer
 from pyggml.ops.linear_attention import gated_linear_attn as gated_linear_attn
 from pyggml.ops.linear_attention import rwkv_wkv6 as rwkv_wkv6
 from pyggml.ops.linear_attention import rwkv_wkv7 as rwkv_wkv7
@@ -50,6 +55,9 @@ from pyggml.ops.pad import pad_reflect_1d as pad_reflect_1d
 from pyggml.ops.pad import roll as roll
 from pyggml.ops.parts import acc as acc
 from pyggml.ops.parts import set_part as set_part
+from pyggml.ops.pool import PoolOp as PoolOp
+from pyggml.ops.pool import pool_1d as pool_1d
+from pyggml.ops.pool import pool_2d as pool_2d
 from pyggml.ops.reduce import argmax as argmax
 from pyggml.ops.reduce import count_equal as count_equal
 from pyggml.ops.reduce import cumsum as cumsum

@@ -82,6 +82,18 @@ ACCEPTED: list[tuple[Callable[[], Tensor], GGMLType, tuple[int, ...]]] = [
     (delta_net, F32, (32, 5 * 2 + 8 * 2, 1, 1)),
     (lambda: delta_net(g=t(8, 4, 5, 2), slots=3), F32, (32, 10 + 48, 1, 1)),
     (lambda: ops.solve_tri(t(5, 5, 2), t(3, 5, 2)), F32, (3, 5, 2, 1)),
+    (lambda: ops.pool_1d(t(9, 4, dtype=F16), ops.PoolOp.AVG, 3, 2, 1), F32, (5, 4, 1, 1)),
+    (lambda: ops.pool_2d(t(9, 4, 2), ops.PoolOp.MAX, (3, 2), (3, 1), (0, 1)), F32, (3, 5, 2, 1)),
+    (
+        lambda: ops.lightning_indexer(t(64, 3, 5, 2), t(64, 1, 9, 2, dtype=Q4_0), t(3, 5, 1, 2), t(9, 5, dtype=F16)),
+        F32,
+        (9, 5, 1, 2),
+    ),
+    (lambda: ops.dsv4_hc_comb(t(24, 5), t(3), t(24), 1e-6, 4), F32, (4, 4, 5, 1)),
+    (lambda: ops.dsv4_hc_pre(swapped(6, 4, 5), t(4, 5)), F32, (6, 5, 1, 1)),
+    (lambda: ops.dsv4_hc_pre_gated(t(6, 4, 5), t(6, 4, 5), 0.5), F32, (6, 5, 1, 1)),
+    (lambda: ops.dsv4_hc_post(t(6, 5), t(6, 4, 5), t(4, 5)), F32, (6, 4, 5, 1)),
+    (lambda: ops.dsv4_hc_post(t(6, 5), t(6, 4, 5), t(4, 5), t(4, 4, 5)), F32, (6, 4, 5, 1)),
     (lambda: ops.gated_linear_attn(*[t(8, 4, 6)] * 4, t(256, 2), 0.5), F32, (32, 6 + 16, 1, 1)),
     (lambda: ops.rwkv_wkv6(*[t(8, 4, 6)] * 3, t(8, 4), t(8, 4, 6), t(256, 2)), F32, (32, 22, 1, 1)),
     (lambda: ops.rwkv_wkv7(*[t(8, 4, 6)] * 6, t(256, 2)), F32, (32, 22, 1, 1)),
@@ -156,6 +168,40 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: delta_net(state=t(8, 8, 4, 3)), "GATED_DELTA_NET.*size of heads"),
     (lambda: delta_net(v=t(8, 4, 5, 2, dtype=F16)), "GATED_DELTA_NET.*F32"),
     (lambda: ops.solve_tri(t(5, 4), t(3, 5)), "SOLVE_TRI.*square"),
+    (lambda: ops.pool_1d(t(9, dtype=I32), ops.PoolOp.MAX, 3, 1), "POOL_1D.*neither F32 nor F16"),
+    (lambda: ops.pool_2d(t(9, 4), ops.PoolOp.MAX, (3, 5), (1, 1)), "POOL_2D.*does not fit into dimension 1"),
+    (lambda: ops.pool_1d(t(9), ops.PoolOp.MAX, 12, 1, 1), "POOL_1D.*a window of 12 does not fit"),
+    (
+        lambda: ops.lightning_indexer(t(8, 3, 5), t(8, 2, 9), t(3, 5), t(9, 5, dtype=F16)),
+        "LIGHTNING_INDEXER.*one key a cell",
+    ),
+    (
+        lambda: ops.lightning_indexer(t(8, 3, 5), t(8, 1, 9), t(5, 3), t(9, 5, dtype=F16)),
+        "LIGHTNING_INDEXER.*one weight a query",
+    ),
+    (
+        lambda: ops.lightning_indexer(t(8, 3, 5), t(8, 1, 9), t(3, 5), t(8, 5, dtype=F16)),
+        "LIGHTNING_INDEXER.*a number a cell",
+    ),
+    (lambda: ops.lightning_indexer(t(8, 3, 5), t(8, 1, 9), t(3, 5), t(9, 5)), "LIGHTNING_INDEXER.*the mask is not F16"),
+    (
+        lambda: ops.lightning_indexer(t(8, 3, 5, 3), t(8, 1, 9, 3), t(3, 5, 1, 3), t(9, 5, 1, 2, dtype=F16)),
+        "LIGHTNING_INDEXER.*number of masks",
+    ),
+    (lambda: ops.dsv4_hc_comb(t(25, 5), t(3), t(24), 1e-6, 4), "DSV4_HC_COMB.*there must be 24 numbers a token"),
+    (lambda: ops.dsv4_hc_comb(t(24, 5), t(2), t(24), 1e-6, 4), "DSV4_HC_COMB.*there must be three factors"),
+    (lambda: ops.dsv4_hc_comb(t(24, 5), t(3), t(23), 1e-6, 4), "DSV4_HC_COMB.*there must be 24 numbers to add"),
+    (lambda: ops.dsv4_hc_comb(t(24, 5), t(3), t(24), 1e-6, 0), "DSV4_HC_COMB.*0 rounds"),
+    (lambda: ops.dsv4_hc_pre(t(6, 4, 5), t(5, 4)), "DSV4_HC_PRE.*there must be one weight a stream"),
+    (lambda: ops.dsv4_hc_pre_gated(t(6, 4, 5), t(4, 5), 1.0), "DSV4_HC_PRE.*there must be one weight a stream"),
+    (lambda: ops.dsv4_hc_pre(t(6, 4, 5, 2), t(4, 5)), "DSV4_HC_PRE.*the source has a fourth dimension"),
+    (lambda: ops.dsv4_hc_post(t(6, 5), t(6, 4, 4), t(4, 5)), "DSV4_HC_POST.*the streams do not fit"),
+    (lambda: ops.dsv4_hc_post(t(6, 5), t(6, 4, 5), t(5, 5)), "DSV4_HC_POST.*there must be one weight a stream"),
+    (
+        lambda: ops.dsv4_hc_post(t(6, 5), t(6, 4, 5), t(4, 5), t(4, 5, 5)),
+        "DSV4_HC_POST.*there must be one weight a result",
+    ),
+    (lambda: ops.dsv4_hc_post(t(6, 5), t(6, 4, 5), t(4, 5, dtype=F16)), "DSV4_HC_POST.*a source is not F32"),
     (lambda: ops.gated_linear_attn(*[t(8, 4, 6)] * 4, t(256, 4), 0.5), "GATED_LINEAR_ATTN.*4 sequences"),
     (lambda: ops.rwkv_wkv6(*[t(8, 4, 6)] * 3, t(8, 3), t(8, 4, 6), t(256, 2)), "RWKV_WKV6.*bonus"),
     (lambda: ops.rwkv_wkv7(*[t(8, 4, 6)] * 5, t(8, 4, 5), t(256, 2)), "RWKV_WKV7.*shapes"),
@@ -339,7 +385,7 @@ def test_a_foreign_node_without_a_source_is_refused(index: int) -> None:
         ops.check(Tensor(node.type, node.ne, op=node.op, op_params=node.op_params, src=[*node.src, *[t(1)] * 6]))
 
 
-@pytest.mark.parametrize("op", [Op.POOL_2D, Op.FLASH_ATTN_BACK, 101, -1, 2**31 - 1])
+@pytest.mark.parametrize("op", [Op.CONV_2D, Op.FLASH_ATTN_BACK, 101, -1, 2**31 - 1])
 def test_an_op_without_a_rule_is_unsupported(op: int) -> None:
     with pytest.raises(UnsupportedError, match="not implemented"):
         ops.check(Tensor(F32, (1,), op=op, name="odd"))

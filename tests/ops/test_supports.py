@@ -95,6 +95,15 @@ def params_for(draw: Callable, op: Op) -> bytes:
         return pack_params("if", draw(st.sampled_from((1, 2, 3, 0))), draw(st.sampled_from((1e-5, 0.0, -1.0))))
     if op == Op.FLASH_ATTN_EXT:
         return pack_params("3fi", 0.125, draw(st.sampled_from((0.0, 8.0))), 0.0, draw(st.sampled_from((0, 10, 10, 1))))
+    if op in (Op.POOL_1D, Op.POOL_2D):
+        window = (draw(st.sampled_from((1, 2, 3, 7, 0))) for _ in "abcd")
+        return pack_params(
+            "7i", draw(st.sampled_from((0, 1, 1, 2))), *window, *(draw(st.sampled_from((0, 1, 2, -1))) for _ in "ab")
+        )
+    if op == Op.DSV4_HC_COMB:
+        return pack_params("fi", 1e-6, draw(st.sampled_from((1, 4, 20, 0))))
+    if op == Op.DSV4_HC_PRE:
+        return pack_params("fi", 0.5, draw(st.integers(0, 1)))
     if op == Op.ARGSORT:
         return pack_params("i", draw(st.sampled_from((0, 1, 2, -1))))
     return pack_params("4f", *(draw(st.sampled_from((0.0, 1.0, 0.125))) for _ in range(4)))
@@ -136,6 +145,27 @@ def nodes(draw: Callable, op: Op) -> Tensor:
         v = (8, 4, n1, 2)
         shapes = ((8, 2, n1, 1), v, v, (draw(st.sampled_from((1, 8))), *v[1:]), (1, *v[1:]), (8, 8, 4, 2))
         src = [draw(tensors((F32,), ne)) for ne in shapes]
+    elif op in (Op.POOL_1D, Op.POOL_2D):
+        src = [draw(tensors((F32, F16, F32, I32)))]
+    elif op == Op.LIGHTNING_INDEXER:
+        masks = draw(st.sampled_from((1, 2, 3)))
+        src = [draw(tensors((F32,), (64, 3, n1, 2))), draw(tensors(TYPES, (64, 1, 9, 2)))]
+        src += [draw(tensors((F32,), (3, n1, 1, 2))), draw(tensors((F16, F16, F32), (9, n1, 1, masks)))]
+    elif op == Op.DSV4_HC_COMB:
+        src = [
+            draw(tensors((F32,), ne))
+            for ne in ((24, n1, 1, 1), (draw(st.sampled_from((3, 4, 2))), 1, 1, 1), (24, 1, 1, 1))
+        ]
+    elif op == Op.DSV4_HC_PRE:
+        src = [draw(tensors((F32,), (n0, 4, n1, 1)))]
+        src.append(draw(tensors((F32, F32, F16), draw(st.sampled_from(((4, n1, 1, 1), (n0, 4, n1, 1)))))))
+    elif op == Op.DSV4_HC_POST:
+        src = [draw(tensors((F32,), ne)) for ne in ((n0, n1, 1, 1), (n0, 4, n1, 1), (4, n1, 1, 1))]
+        src += (
+            [draw(tensors((F32, F32, F16), (4, draw(st.sampled_from((4, 4, 5))), n1, 1)))]
+            if draw(st.booleans())
+            else []
+        )
     elif op == Op.COUNT_EQUAL:
         dtype = draw(st.sampled_from((I32, F32)))
         src = [draw(tensors((dtype, I32), a.ne)) for _ in range(2)]
@@ -267,6 +297,6 @@ def test_an_untruthful_device_is_caught() -> None:
 
 def test_a_foreign_op_is_not_supported(cpu_device: Device) -> None:
     for device in (ReferenceDevice(), cpu_device):
-        for op in (Op.POOL_2D, Op.CONV_2D, 101, -1):
+        for op in (Op.WIN_PART, Op.CONV_2D, 101, -1):
             node = Tensor(F32, (4,), op=op, src=(Tensor(F32, (4,)),))
             assert not device.supports_op(node), op

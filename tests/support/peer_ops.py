@@ -147,6 +147,12 @@ class PeerDevice(Device):
             ok = a.type == b.type == F32 and b.nb[:2] == (4, 4 * b.ne[0]) and node.nb[0] == 4
         elif op in (Op.SSM_SCAN, Op.GATED_DELTA_NET, Op.SOLVE_TRI):
             ok = all(s.type == F32 for s in src[:6]) and node.is_contiguous
+        elif op in (Op.POOL_1D, Op.POOL_2D):
+            ok = as_made(a) and as_made(node)  # it steps over rows and planes by one stride
+        elif op == Op.LIGHTNING_INDEXER:
+            ok = dense(*src, node) and (b.type == F32 or (b.type in QUANTS and b.type not in PARTNERS))
+        elif op in (Op.DSV4_HC_COMB, Op.DSV4_HC_PRE, Op.DSV4_HC_POST):
+            ok = all(s.type == F32 for s in src)
         elif op == Op.SUM:
             ok = a.type in FLOATS and dense(a)
         elif op == Op.COUNT_EQUAL:

@@ -241,6 +241,45 @@ def _gated_delta_net(d: Draw) -> Tensor:
     )  # fmt: skip
 
 
+def _pool_1d(d: Draw) -> Tensor:
+    a, p = d.leaf(d.type(T.F32, T.F16), d.shape()), d.of(0, 0, 1, 5)
+    k = d.of(*range(1, a.ne[0] + 2 * p + 1))
+    return ops.pool_1d(a, ops.PoolOp(d.of(0, 1)), k, d.of(1, 2, k), p)
+
+
+def _pool_2d(d: Draw) -> Tensor:
+    a, p = d.leaf(d.type(T.F32, T.F16), d.shape()), (d.of(0, 0, 1, 5), d.of(0, 0, 1, 5))
+    k0, k1 = (d.of(*range(1, n + 2 * q + 1)) for n, q in zip(a.ne[:2], p, strict=True))
+    return ops.pool_2d(a, ops.PoolOp(d.of(0, 1)), (k0, k1), (d.of(1, 2, k0), d.of(1, 2, k1)), p)
+
+
+def _lightning_indexer(d: Draw) -> Tensor:
+    dtype = d.type(T.F32, T.F16, T.F16, T.BF16, T.Q8_0, T.Q4_0)
+    size, heads, tokens, streams = d.row(dtype), d.of(1, 2, 3, 4, 5, 8), d.of(1, 2, 3, 33), d.of(1, 1, 2, 4)
+    cells = d.of(*ROWS)
+    return ops.lightning_indexer(
+        d.f32(size, heads, tokens, streams), d.leaf(dtype, (size, 1, cells, streams)), d.f32(heads, tokens, 1, streams),
+        d.leaf(T.F16, (cells, tokens, 1, d.divisor(streams))),
+    )  # fmt: skip
+
+
+def _dsv4_hc_comb(d: Draw) -> Tensor:
+    return ops.dsv4_hc_comb(d.f32(24, d.of()), d.f32(d.of(3, 4)), d.f32(24), 1e-6, d.of(1, 2, 20))
+
+
+def _dsv4_hc_pre(d: Draw) -> Tensor:
+    n, streams, tokens = d.of(*ROWS), d.of(1, 2, 4, 5), d.of()
+    if d.of(0, 1):
+        return ops.dsv4_hc_pre_gated(d.f32(n, streams, tokens), d.f32(n, streams, tokens), 0.25)
+    return ops.dsv4_hc_pre(d.f32(n, streams, tokens), d.f32(streams, tokens))
+
+
+def _dsv4_hc_post(d: Draw) -> Tensor:
+    n, streams, tokens = d.of(*ROWS), d.of(1, 2, 4, 5), d.of()
+    comb = d.f32(streams, streams, tokens) if d.of(0, 1) else None
+    return ops.dsv4_hc_post(d.f32(n, tokens), d.f32(n, streams, tokens), d.f32(streams, tokens), comb)
+
+
 def _glu(d: Draw) -> Tensor:
     ne, kind = d.shape(), GluOp(d.of(*range(len(GluOp))))
     if d.of(0, 1):
@@ -325,5 +364,7 @@ MAKERS: dict[Op, Maker] = {
     Op.FLASH_ATTN_EXT: _flash_attn_ext, Op.SSM_CONV: _ssm_conv, Op.SSM_SCAN: _ssm_scan,
     Op.GATED_LINEAR_ATTN: _recurrent(lambda *s: ops.gated_linear_attn(*s, 0.5), 4), Op.RWKV_WKV6: _recurrent(ops.rwkv_wkv6, 5, True),
     Op.RWKV_WKV7: _recurrent(ops.rwkv_wkv7, 6), Op.SOLVE_TRI: _solve_tri, Op.GATED_DELTA_NET: _gated_delta_net, Op.GLU: _glu,
+    Op.POOL_1D: _pool_1d, Op.POOL_2D: _pool_2d, Op.LIGHTNING_INDEXER: _lightning_indexer,
+    Op.DSV4_HC_COMB: _dsv4_hc_comb, Op.DSV4_HC_PRE: _dsv4_hc_pre, Op.DSV4_HC_POST: _dsv4_hc_post,
 }  # fmt: skip
 """One for each op that has a rule. Those of two ops may make either."""

@@ -18,15 +18,18 @@ from pyggml.backend.reference import (
     concat,
     copy,
     diag_mask,
+    dsv4_hc,
     elementwise,
     fill,
     gated_delta_net,
     glu,
+    lightning_indexer,
     linear_attention,
     matmul,
     norm,
     pad,
     parts,
+    pool,
     reduce,
     repeat,
     rope,
@@ -48,8 +51,9 @@ OpReference = tuple[Callable[[Tensor], str | None], Callable[[Tensor], None]]
 REFERENCE_OPS: dict[Op, OpReference] = {
     op: reference
     for family in (
-        add_id, argsort, attention, concat, copy, diag_mask, elementwise, fill, gated_delta_net, glu, linear_attention,
-        matmul, norm, pad, parts, reduce, repeat, rope, rows, soft_max, solve_tri, ssm, timestep_embedding, unary,
+        add_id, argsort, attention, concat, copy, diag_mask, dsv4_hc, elementwise, fill, gated_delta_net, glu,
+        lightning_indexer, linear_attention, matmul, norm, pad, parts, pool, reduce, repeat, rope, rows, soft_max,
+        solve_tri, ssm, timestep_embedding, unary,
     )
     for op, reference in family.REFERENCE_OPS.items()
 }  # fmt: skip
