@@ -15,8 +15,9 @@ from tiny_encoders import KEYS, N_CTX, N_VOCAB, NAMES, architecture, ensure_enco
 from pyggml import ops
 from pyggml.errors import ComputeError, ContextError, ModelError, UnsupportedError
 from pyggml.memory.window import Window
-from pyggml.model import encoder, graph, per_layer, pooling, uncached
+from pyggml.model import decision, encoder, graph, per_layer, pooling, uncached
 from pyggml.model.arch import jina_bert_v2, modern_bert, nomic_bert_moe, t5encoder
+from pyggml.model.attention import Attention
 from pyggml.model.model import Model
 from pyggml.model.pooling import POOLINGS
 from pyggml.model.rope import Rope
@@ -168,6 +169,10 @@ MUTANTS: dict[str, tuple[str, str, Patch]] = {
     "buckets end sooner": ("t5encoder", "none", patch(t5encoder, "FARTHEST", 64)),
     "the first layer's bias for all": ("t5encoder-gated", "none", lambda m: m.setattr(t5encoder.RelativeBias, "__call__", _first_bias)),
     "gelu without a gate": ("t5encoder", "none", patch(t5encoder, "relu", lambda x: ops.unary(x, ops.UnaryOp.GELU))),
+    "one kind of question": ("modern-bert-deciding", "none", patch(decision.QuestionTypes, "__call__", lambda self, x, kind: QUESTION(self, x, 0))),
+    "gelu in a head": ("modern-bert-deciding", "none", patch(decision, "relu", lambda x: ops.unary(x, ops.UnaryOp.GELU))),
+    "a window in a head": ("modern-bert-deciding", "none", patch(decision, "Attention", lambda hp, il, rope: Attention(hp, il, rope=rope, window=16, symmetric=True))),
+    "no norm before a head": ("modern-bert-deciding", "none", patch(encoder.Encoder, "normed", lambda self, g, x: x)),
     "silu in experts": ("nomic-bert-moe", "mean", patch(nomic_bert_moe, "gelu", lambda x: ops.unary(x, ops.UnaryOp.SILU))),
 }  # fmt: skip
 
@@ -176,6 +181,7 @@ def self_rows(self: Any, g: Any) -> Any:
     return ops.get_rows(self.weight.value, g.positions)
 
 
+QUESTION = decision.QuestionTypes.__call__
 BIAS_OF = t5encoder.RelativeBias.__call__
 
 
@@ -334,3 +340,18 @@ def test_buckets_of_distances() -> None:
         found = t5encoder.buckets(away, n)
         assert found.tolist() == [bucket(int(one), n) for one in away]
         assert found.min() == 0 and found.max() == n - 1
+
+
+def test_a_head_that_decides_and_a_file_that_is_none(files: Mapping[str, Path], tmp_path: Path) -> None:
+    path = files["modern-bert-deciding"]
+    model = Model.load(path)
+    assert ours(model, None, TEXTS).shape == (sum(map(len, TEXTS)), decision.QUESTIONS)
+    with pytest.raises(ContextError, match="classifier"):
+        Embedder(model, pooling="rank")
+    model.close()
+    for key, value, said in (
+        ("modern-bert.decision.block_count", 4, "of 4 layers one at least is the encoder's"),
+        ("tokenizer.ggml.token_type_count", 2, "has 3 kinds of questions"),
+    ):
+        with pytest.raises(ModelError, match=said):
+            Model.load(edit(path, tmp_path / "wrong.gguf", metadata={key: np.uint32(value)}))

@@ -92,6 +92,7 @@ def _tensors(name: str) -> dict[str, Shape]:
             "jina-bert-v2-plain": lambda b=b: _bert_layer(b, _mlp(b)),
             "jina-bert-v3": lambda b=b: _bert_layer(b, _mlp(b)),
             "modern-bert": lambda b=b, wide=wide: _llama_layer(b, wide, fused=True),
+            "modern-bert-deciding": lambda b=b, wide=wide: _llama_layer(b, wide, fused=True),
             "neo-bert": lambda b=b, wide=wide: _llama_layer(b, wide, n_kv=N_KV, fused=True),
             "eurobert": lambda b=b: _llama_layer(b, _mlp(b, gate=True, bias=False), n_kv=N_KV),
             "gemma-embedding": lambda b=b, more=norms | post: (
@@ -106,7 +107,10 @@ def _tensors(name: str) -> dict[str, Shape]:
             "t5encoder-gated": lambda b=b, il=il: _t5_layer(b, _mlp(b, gate=True, bias=False), 24, biased=il in (0, 2)),
             "qwen3": lambda b=b, more=norms: _llama_layer(b, _mlp(b, gate=True, bias=False), n_kv=N_KV) | more,
         }[name]()
-        if name == "modern-bert" and not il:
+        if name == "modern-bert-deciding" and il >= 2:
+            layer = _qkv(b, fused=True) | _linear(f"{b}attn_output", N_EMBD, N_EMBD) | _norm(f"{b}attn_norm")
+            layer |= _norm(f"{b}ffn_norm") | _linear(f"{b}ffn_up", N_EMBD, 80) | _linear(f"{b}ffn_down", 80, N_EMBD)
+        if name.startswith("modern-bert") and not il:
             del layer["blk.0.attn_norm.weight"]
         layers |= {f"enc.{key}" if name.startswith("t5") else key: shape for key, shape in layer.items()}
     token = {"token_embd.weight": (N_EMBD, N_VOCAB)}
@@ -117,6 +121,11 @@ def _tensors(name: str) -> dict[str, Shape]:
         "bert-fused": _bert_ends(positions=True) | _linear("cls.output", N_EMBD, 1),
         "jina-bert-v2": _bert_ends() | _linear("cls", N_EMBD, 1),
         "modern-bert": last | _norm("token_embd_norm", bias=False) | _classifier(1, norm=True, bias=False),
+        "modern-bert-deciding": last
+        | _norm("token_embd_norm", bias=False)
+        | _classifier(1)
+        | _norm("cls.norm")
+        | {"token_types.weight": (N_EMBD, 3)},
         "neo-bert": token | _norm("enc.output_norm", bias=False) | _classifier(2),
         "eurobert": last,
         "gemma-embedding": last | dense,
@@ -156,6 +165,8 @@ KEYS: dict[str, dict[str, Any]] = {
     "jina-bert-v2-plain": {"pooling_type": 1},
     "jina-bert-v3": {"pooling_type": 1},
     "modern-bert": _WINDOWED | {"attention.sliding_window_pattern": 3},
+    "modern-bert-deciding": _WINDOWED | {"attention.sliding_window_pattern": 3, "decision.block_count": 2,
+        "feed_forward_length": [N_FF, N_FF, 80, 80]},
     "neo-bert": _GROUPED | {"classifier.output_labels": ["no", "yes"], "pooling_type": 2},
     "eurobert": _GROUPED | {"pooling_type": 1},
     "gemma-embedding": _GROUPED | _WINDOWED | {"attention.key_length": HEAD, "attention.value_length": HEAD,
@@ -180,7 +191,7 @@ NAMES = list(KEYS)
 
 def architecture(name: str) -> str:
     return {"bert-fused": "bert", "llama-embed-causal": "llama-embed"}.get(
-        name, name.removesuffix("-fused").removesuffix("-plain").removesuffix("-gated")
+        name, name.removesuffix("-fused").removesuffix("-plain").removesuffix("-gated").removesuffix("-deciding")
     )
 
 
@@ -225,7 +236,7 @@ def write(path: Path, name: str, *, vocabulary: bool = False, metadata: Mapping[
         writer.add_tokenizer_model("no_vocab")
     for key, text in (metadata or {}).items():
         writer.add_string(key, text)
-    writer.add_token_type_count(N_TYPES)
+    writer.add_token_type_count(3 if name == "modern-bert-deciding" else N_TYPES)
     for key, value in (_EVERY | KEYS[name]).items():
         add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, list: writer.add_array}
         add[type(value)](f"{arch}.{key}", value)

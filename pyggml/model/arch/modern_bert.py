@@ -1,15 +1,17 @@
 """modern-bert: rotary positions, norms without biases before attention and feed-forward network, but the first, GELU in a gate
-that lies with the other half, and in most layers a window (llama.cpp: models/modern-bert.cpp)."""
+that lies with the other half, and in most layers a window; maybe with a head that scores tokens (llama.cpp:
+models/modern-bert.cpp)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pyggml import ops
 from pyggml.errors import ModelError
 from pyggml.model.attention import Attention
 from pyggml.model.blocks import Block as Base
+from pyggml.model.decision import QUESTIONS, DecisionBlock, QuestionTypes, Scorer, n_deciding
 from pyggml.model.encoder import Encoder
-from pyggml.model.graph import GraphBuilder
+from pyggml.model.graph import BuiltGraph, GraphBuilder
 from pyggml.model.hparams import Hparams
 from pyggml.model.mlp import FusedGatedMLP
 from pyggml.model.norms import LayerNorm
@@ -38,11 +40,35 @@ class Model(Encoder):
 
     def __init__(self, hp: Hparams, tensors: Mapping[str, Any]) -> None:
         super().__init__(hp, tensors)
-        if hp.u32("decision.block_count", 0, least=0):
-            raise ModelError(f"key {hp.architecture}.decision.block_count: heads that decide are not computed here")
         self.token_embd_norm = LayerNorm.of(hp)
+        self.n_encoding = hp.n_layer - n_deciding(hp)
+        self.decides = self.n_encoding < hp.n_layer
+        if self.decides:
+            if hp.pooled.n_types != QUESTIONS:
+                needs = f"a head that decides has {QUESTIONS} kinds of questions"
+                raise ModelError(f"key tokenizer.ggml.token_type_count is {hp.pooled.n_types}: {needs}")
+            self.blk[self.n_encoding :] = [DecisionBlock(hp, il) for il in range(self.n_encoding, hp.n_layer)]
+            self.token_types, self.scorer, self.alike = QuestionTypes(hp.n_embd), Scorer(hp), False
+
+    def build(self, g: GraphBuilder, layers: Sequence[int] | None = None) -> BuiltGraph:
+        if not self.decides:
+            return super().build(g, layers)
+        encoded, ends, scores = self.embed(g), [], None
+        for il in range(self.n_encoding):
+            encoded = g.steer(il, self.blk[il](g, encoded))
+            ends.append(encoded)
+        encoded = self.normed(g, encoded)
+        for kind in range(QUESTIONS):
+            cur = self.token_types(encoded, kind)
+            for il in range(self.n_encoding, len(self.blk)):
+                cur = self.blk[il](g, cur)
+            one = self.scorer(g, cur)
+            scores = one if scores is None else ops.concat(scores, one, 0)
+        return g.finish(self.head(g, scores) if scores is not None and g.n_outputs else None, ends)
 
     def make_head(self, hp: Hparams) -> Head:
+        if n_deciding(hp):
+            return Head(hp)
         return Head(hp, dense=True, out=True, activation="gelu", ranked="mean")
 
     def embed(self, g: GraphBuilder) -> Tensor:
