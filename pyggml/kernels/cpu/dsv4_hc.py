@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyggml.dtypes import GGMLType
-from pyggml.jit import Spec
+from pyggml.jit import Spec, inline
 from pyggml.kernels.cpu.layout import layout_of, refuse_types
 from pyggml.ops import Op
 
@@ -45,7 +45,8 @@ def lower(builder: Builder, node: Tensor) -> None:
 
 
 def comb(kind_mixes, kind_base):
-    """-> kernel. The matrix of a token is one register: lane 4 i + j is what source i adds to result j."""
+    """-> kernel. The matrix of a token is one register: lane 4 i + j is what source i adds to result j. Four tokens at a time, as
+    each step waits for the one before."""
     from pyggml import simd as v
     from pyggml.kernels.cpu import convert, record
     from pyggml.kernels.cpu import functions as f
@@ -58,29 +59,44 @@ def comb(kind_mixes, kind_base):
     eps_of, rounds_of = record.param_f32(0), record.param_i32(1)
     data, aborted = record.field("dst.data"), record.aborted()
 
-    @v.device
+    @inline
     def over_row(x):
         y = x + swap1(x)
         return y + swap2(y)
 
-    @v.device
+    @inline
     def columns_normed(x, eps):
         y = x + swap4(x)
         return x / (y + swap8(y) + eps)
 
+    @inline
+    def start(x, eps):
+        top = v.maximum(x, swap1(x))
+        x = f.exp(x - v.maximum(top, swap2(top)))
+        return columns_normed(x / over_row(x) + eps, eps)
+
+    @inline
+    def again(x, eps):
+        return columns_normed(x / (over_row(x) + eps), eps)
+
     def kernel(step, ith, nth, thread):
         eps, scale = v.splat_f32(eps_of(step)), v.broadcast_f32(scale_at(step, 2, 0, 0, 0))
         tokens, rounds, added = n_tokens(step), rounds_of(step), load_base(base(step, 8, 0, 0, 0), 0, 16, nbb(step))
-        for token in range(tokens * ith // nth, tokens * (ith + 1) // nth):
-            x = v.fma(load(mixes(step, 8, token, 0, 0), 0, 16, nbm(step)), scale, added)
-            top = v.maximum(x, swap1(x))
-            x = f.exp(x - v.maximum(top, swap2(top)))
-            x = columns_normed(x / over_row(x) + eps, eps)
+        end, stride = tokens * (ith + 1) // nth, nbm(step)
+        for t in range(tokens * ith // nth, end, 4):
+            t1, t2, t3 = min(t + 1, end - 1), min(t + 2, end - 1), min(t + 3, end - 1)
+            x0 = start(v.fma(load(mixes(step, 8, t, 0, 0), 0, 16, stride), scale, added), eps)
+            x1 = start(v.fma(load(mixes(step, 8, t1, 0, 0), 0, 16, stride), scale, added), eps)
+            x2 = start(v.fma(load(mixes(step, 8, t2, 0, 0), 0, 16, stride), scale, added), eps)
+            x3 = start(v.fma(load(mixes(step, 8, t3, 0, 0), 0, 16, stride), scale, added), eps)
             for i in range(1, rounds):
                 if i & 1023 == 0 and aborted(step):
                     return
-                x = columns_normed(x / (over_row(x) + eps), eps)
-            v.store(data(step) + U(64 * token), x)
+                x0, x1, x2, x3 = again(x0, eps), again(x1, eps), again(x2, eps), again(x3, eps)
+            v.store(data(step) + U(64 * t), x0)
+            v.store(data(step) + U(64 * t1), x1)
+            v.store(data(step) + U(64 * t2), x2)
+            v.store(data(step) + U(64 * t3), x3)
 
     return kernel
 
