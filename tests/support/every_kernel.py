@@ -231,6 +231,29 @@ def linear_attention(make: Operands) -> Iterator[tuple[str, Tensor, float]]:
     yield "rwkv_wkv7", ops.rwkv_wkv7(q, g, k, v, a, b, state), 1e-7
 
 
+def streams_and_scores(make: Operands) -> Iterator[tuple[str, Tensor, float]]:
+    x, weights = make.leaf(F32, (577, 4, 3)), make.leaf(F32, (4, 3))
+    yield (
+        "dsv4_hc_comb",
+        ops.dsv4_hc_comb(make.leaf(F32, (24, 7)), make.leaf(F32, (3,)), make.leaf(F32, (24,)), 1e-6, 4),
+        1e-7,
+    )
+    yield "dsv4_hc_pre", ops.dsv4_hc_pre(x, weights), 1e-7
+    yield "dsv4_hc_pre-gated", ops.dsv4_hc_pre_gated(x, make.leaf(F32, (577, 4, 3)), 0.25), 1e-7
+    added, mixes = make.leaf(F32, (577, 3)), make.leaf(F32, (4, 4, 3))
+    yield "dsv4_hc_post", ops.dsv4_hc_post(added, x, weights, mixes), 1e-7
+    yield "dsv4_hc_post-as-they-are", ops.dsv4_hc_post(added, x, weights), 1e-7
+    mask = make.leaf(F16, (45, 3), np.where(make.rng.random((3, 45)) < 0.3, -np.inf, 0.0))
+    for dtype in (F32, F16, GGMLType.Q8_0):
+        q, k = make.leaf(F32, (64, 5, 3)), make.leaf(dtype, (64, 1, 45))
+        yield f"indexer-{dtype.name}", ops.lightning_indexer(q, k, make.leaf(F32, (5, 3)), mask), 1e-7
+    for dtype in (F32, F16):
+        a = make.leaf(dtype, (77, 9, 2))
+        for kind in ops.PoolOp:
+            yield f"pool_2d-{kind.name}-{dtype.name}", ops.pool_2d(a, kind, (20, 3), (5, 2), (3, 1)), 1e-7
+        yield f"pool_1d-{dtype.name}", ops.pool_1d(a, ops.PoolOp.AVG, 3, 2, 1), 1e-7
+
+
 def cases(device: Device) -> dict[str, Case]:
     """By name; those that the device computes."""
     found: dict[str, Case] = {}
@@ -244,6 +267,7 @@ def cases(device: Device) -> dict[str, Case]:
         placed,
         products,
         linear_attention,
+        streams_and_scores,
     ):
         make = Operands(np.random.default_rng(1))
         for name, node, limit in family(make):
