@@ -1,4 +1,4 @@
-"""Times products and attention a kernel at a time, ours and ggml's in turn: `python benchmarks/kernels.py [TYPE ...]`.
+"""Times products, attention and an indexer's scores a kernel at a time, ours and ggml's in turn: `python benchmarks/kernels.py [TYPE ...]`.
 
 Owns the shapes and what a rate is held against. Weights are read from memory that no cache holds: several matrices by
 turns, beside a plain read of as much. Products of prompts stand beside what the machine's integer units can do
@@ -50,6 +50,7 @@ TYPES = [
 FAR = 1 << 28  # bytes, beyond any cache
 K, N, TOKENS = 2048, 4096, 512
 HEAD, N_HEAD, N_HEAD_KV = 64, 32, 8
+INDEXER_HEAD, INDEXER_HEADS = 128, 64
 COLUMNS = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128]
 MODELS = {
     "smollm2": [(576, 576, 2), (576, 192, 2), (576, 1536, 2), (1536, 576, 1), (576, 49152 // 30, 1)],
@@ -169,6 +170,14 @@ def main() -> None:
         times = seconds(backends, node, options.rounds)
         name = f"attention {n_tokens} x {n_kv}, F16"
         print(told(name, 2.0 * HEAD * n_kv * n_tokens * N_HEAD, "GMAC/s", 0.0, times), flush=True)
+    for n_kv, n_tokens in () if options.no_attention else ((4096, 1), (4096, 64)):
+        work = Work(device)
+        q = work.leaf(GGMLType.F32, INDEXER_HEAD, INDEXER_HEADS, n_tokens)
+        keys, weights = work.leaf(GGMLType.F16, INDEXER_HEAD, 1, n_kv), work.leaf(GGMLType.F32, INDEXER_HEADS, n_tokens)
+        mask = work.place(Tensor(GGMLType.F16, (n_kv, n_tokens)), bytes(2 * n_kv * n_tokens))
+        times = seconds(backends, [work.place(ops.lightning_indexer(q, keys, weights, mask))], options.rounds)
+        name, amount = f"indexer {n_tokens} x {n_kv}, F16", float(INDEXER_HEAD * INDEXER_HEADS * n_kv * n_tokens)
+        print(told(name, amount, "GMAC/s", 0.0, times), flush=True)
 
 
 if __name__ == "__main__":

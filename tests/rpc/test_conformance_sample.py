@@ -19,6 +19,9 @@ from pyggml_rpc.server import Server
 from pyggml_rpc.transport import Listener
 from pyggml_rpc.wire import V7, Command
 
+from pyggml.kernels.cpu import FAMILIES
+from pyggml.ops import VIEW_OPS, Op
+
 DOCUMENT = Path(__file__).parents[2] / "docs" / "conformance.md"
 ROW = re.compile(r"^\| ([A-Z0-9_]+) \| (\d+) \| (\d+) \| (\d+) \|$", re.MULTILINE)
 
@@ -49,6 +52,12 @@ def test_a_sample_of_every_op(cases: list[Case], documented: dict[str, tuple[int
     complete = {op for op, (_, failed, refused) in documented.items() if not failed and not refused}
     missing = [o for o in outcomes if o.end is End.REFUSED and o.case.op in complete]
     assert not missing, missing
+
+
+def test_what_is_refused_by_name_is_documented() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8").partition("Refused by name")[2].partition("| op |")[0]
+    absent = {op.name for op in Op if op not in FAMILIES and op not in VIEW_OPS}
+    assert set(re.findall(r"[A-Z][A-Z0-9_]{5,}", text)) == absent
 
 
 def test_a_sample_of_the_newest_tests(newest: Newest, documented: dict[str, tuple[int, int, int]]) -> None:
