@@ -27,7 +27,6 @@ from pyggml_cli.verbose_prompt import show_prompt
 
 if TYPE_CHECKING:
     from pyggml.chat import Conversation, PlainDialogue
-    from pyggml.grammar import Trigger
     from pyggml.runtime.context import Context
     from pyggml.runtime.drafter import Drafter
     from pyggml.runtime.prompt_cache import PromptCache
@@ -81,7 +80,7 @@ def without_template(values: Values) -> bool:
 def chat(values: Values, first: str | None, chain_for: Callable[..., "SamplerChain"]) -> int:
     """Converse; `first` is the user's first message, if a flag brought it. The exit code.
 
-    chain_for  (values, tokenizer, n_ctx, when a grammar begins to hold) -> what chooses tokens
+    chain_for  (values, tokenizer, n_ctx, when a grammar begins to hold, how long it may reason) -> what chooses tokens
     """
     from pyggml.chat import KEY, ChatTemplate, Conversation, PlainDialogue
     from pyggml.runtime.context import Context
@@ -105,7 +104,7 @@ def chat(values: Values, first: str | None, chain_for: Callable[..., "SamplerCha
             conversation = Conversation(chosen, tokenizer, system or "", told, values.reasoning_format)
         n_ctx = values.n_ctx or model.config.n_ctx_train
         make_chain = functools.partial(chain_for, values, tokenizer, n_ctx)
-        chain = make_chain(None)
+        chain = make_chain()
         if n_ctx > model.config.n_ctx_train:
             print(f"warning: the model was trained on {model.config.n_ctx_train} tokens, not {n_ctx}", file=sys.stderr)
         context = Context(model, n_ctx, **context_arguments(values, model))
@@ -157,7 +156,7 @@ class ChatSession:
         tokenizer: "Tokenizer",
         context: "Context",
         chain: "SamplerChain",
-        make_chain: "Callable[[Trigger | None], SamplerChain]",
+        make_chain: "Callable[..., SamplerChain]",
         timings: "RunTimings",
         cache: "PromptCache",
         drafter: "Drafter | None",
@@ -169,7 +168,7 @@ class ChatSession:
         self.tokenizer = tokenizer
         self.context = context
         self.chain = chain
-        self._make_chain = make_chain  # where a grammar begins to hold at another time
+        self._make_chain = make_chain  # of a trigger of the grammar and a budget
         self.timings = timings
         self.slot: Slot | None = None  # from the first turn on
         self.reverse = reverse_prompts(values)
@@ -351,10 +350,15 @@ class ChatSession:
         return True
 
     def _reset_chain(self) -> None:
-        """As newly made; a grammar begins to hold after reasoning that the prompt has opened."""
-        trigger = self.conversation.grammar_trigger
-        if self.chain.params.grammar and self.chain.params.grammar_trigger != trigger:
-            self.chain = self._make_chain(trigger)
+        """As newly made; a grammar begins to hold after reasoning that the prompt has opened, which has its budget."""
+        from pyggml.sampler.budget import budget_of
+
+        values, params = self.values, self.chain.params
+        trigger = self.conversation.grammar_trigger if params.grammar else None
+        said = self.tokenizer.encode(values.reasoning_budget_message, add_special=False, parse_special=True)
+        budget = budget_of(self.conversation.reasoning_tokens, values.reasoning_budget, said)
+        if (params.grammar_trigger, params.budget) != (trigger, budget):
+            self.chain = self._make_chain(trigger, budget)
         self.chain.reset()
 
     def _abort(self) -> None:

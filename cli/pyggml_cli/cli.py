@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pyggml.runtime.prompt_cache import PromptCache
     from pyggml.runtime.slot import Slot
     from pyggml.sampler import SamplerChain
+    from pyggml.sampler.budget import BudgetParams
     from pyggml.tokenizer import Tokenizer
     from pyggml_cli.timings import RunTimings
 
@@ -109,12 +110,16 @@ def _prompt(values: Values) -> str:
 
 
 def _chain(
-    values: Values, tokenizer: "Tokenizer", n_ctx: int, grammar_trigger: "Trigger | None" = None
+    values: Values,
+    tokenizer: "Tokenizer",
+    n_ctx: int,
+    grammar_trigger: "Trigger | None" = None,
+    budget: "BudgetParams | None" = None,
 ) -> "SamplerChain":
     """The sampler that the flags ask for; a grammar holds from `grammar_trigger` on. Raises UsageError."""
     from pyggml.sampler import SamplerChain
 
-    params = replace(sampler_params(values, tokenizer, n_ctx), grammar_trigger=grammar_trigger)
+    params = replace(sampler_params(values, tokenizer, n_ctx), grammar_trigger=grammar_trigger, budget=budget)
     try:
         return SamplerChain(params, tokenizer.n_vocab, vocab=tokenizer)
     except (SamplerError, GrammarError) as reason:

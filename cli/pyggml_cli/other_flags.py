@@ -32,7 +32,6 @@ NO_DIFFERENCE: list[Row] = [
     Ignored(("-cram", "--cache-ram"), 1),
     *(Ignored((name,), 1) for name in ("--cpu-strict", "--prio", "--poll", "--cpu-strict-batch", "--prio-batch")),
     *(Ignored((name,), 1) for name in ("--poll-batch", "--numa", "--log-colors")),
-    *(Ignored((name,), 1) for name in ("--reasoning-budget", "--reasoning-budget-message")),
 ]
 
 DOWNLOADS = "models are fetched from repositories (-hf) alone; give other files with -m"

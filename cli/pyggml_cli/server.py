@@ -145,6 +145,8 @@ def settings_of(values: Values, tokenizer: "Tokenizer", n_ctx: int) -> "Settings
         stops=tuple(unescape(text) if values.escape else text for text in values.reverse_prompt),
         spm_infill=values.spm_infill,
         reasoning_format=values.reasoning_format,
+        reasoning_budget=values.reasoning_budget,
+        reasoning_budget_message=values.reasoning_budget_message,
         template_variables=template_variables(values),
         skip_parsing=values.skip_parsing,
         prefill_assistant=values.prefill_assistant,

@@ -6,7 +6,7 @@ Owns these flags, for every command that converses, after llama.cpp's common/arg
 import json
 from typing import Any
 
-from pyggml_cli.flags import Flag, Row, Values, choice
+from pyggml_cli.flags import Flag, Row, Values, choice, whole
 
 
 def variables(text: str) -> dict[str, Any]:
@@ -46,6 +46,22 @@ VARIABLES: list[Row] = [
         choice(*REASONING_FORMATS),
         "FORMAT",
         "auto",
+    ),
+    Flag(
+        ("--reasoning-budget",),
+        "reasoning_budget",
+        "so many tokens may be thought, then the model has to answer; -1: any number (-1)",
+        whole(-1),
+        "N",
+        -1,
+    ),
+    Flag(
+        ("--reasoning-budget-message",),
+        "reasoning_budget_message",
+        "what is written where thinking is ended so (nothing)",
+        str,
+        "MESSAGE",
+        "",
     ),
     Flag(
         ("--reasoning-preserve",),

@@ -50,6 +50,8 @@ class Settings:
     stops: tuple[str, ...] = ()
     spm_infill: bool = False
     reasoning_format: str = "auto"
+    reasoning_budget: int = -1
+    reasoning_budget_message: str = ""
     template_variables: Mapping[str, Any] = field(default_factory=dict)
     skip_parsing: bool = False
     prefill_assistant: bool = True

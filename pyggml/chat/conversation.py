@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyggml.atomic_file import atomic_file
 from pyggml.chat.reply import ReplyParser
-from pyggml.chat.request import Options, Prepared, prepare
+from pyggml.chat.request import Options, Prepared, ReasoningTokens, prepare
 from pyggml.chat.sandbox import ChatError
 from pyggml.chat.template import ChatTemplate, prompt_tokens
 from pyggml.grammar import Trigger
@@ -106,6 +106,11 @@ class Conversation:
     def grammar_trigger(self) -> Trigger | None:
         """When a grammar of the answer begins to hold in the reply to the last turn; None: at once."""
         return self.prepared.after_reasoning
+
+    @property
+    def reasoning_tokens(self) -> ReasoningTokens | None:
+        """Between which tokens the reply to the last turn reasons."""
+        return self.prepared.reasoning_tokens(self._tokenizer)
 
     def add_assistant(self, tokens: list[int], text: str, reasoning: str = "", written: str | None = None) -> None:
         """The model's turn: answer and reasoning, and all that it wrote if that is more than the answer."""

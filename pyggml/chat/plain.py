@@ -59,6 +59,11 @@ class PlainDialogue:
         return None
 
     @property
+    def reasoning_tokens(self) -> None:
+        """Nothing is known to be reasoning."""
+        return None
+
+    @property
     def shown(self) -> bool:
         """Whether control tokens show their names."""
         return False

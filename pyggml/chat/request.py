@@ -8,13 +8,14 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyggml.chat.capabilities import Capabilities, capabilities
 from pyggml.chat.instruction import described
 from pyggml.chat.reply import ReplyParser, form_of
 from pyggml.chat.reply.calls import Tools
 from pyggml.chat.reply.formats import GENERIC, Row
+from pyggml.chat.reply.harmony import Harmony
 from pyggml.chat.reply.marked import Marked
 from pyggml.chat.rewrites import rewritten
 from pyggml.chat.sandbox import ChatError
@@ -26,6 +27,14 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 REASONING_FORMATS = ("none", "auto", "deepseek", "deepseek-legacy")  # but for the first they are one, as in llama.cpp
+
+
+class ReasoningTokens(NamedTuple):
+    """What begins reasoning, what may end it, and what the prompt has of the reply already."""
+
+    start: tuple[int, ...]
+    ends: tuple[tuple[int, ...], ...]
+    written: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,19 @@ class Prepared:
         """When a grammar of the answer itself begins to hold: after reasoning that the prompt has opened; None: at once."""
         think = self.row.form.think if isinstance(self.row.form, Marked) else None
         return Trigger(after=think[1]) if think is not None and self.opened and think[1] not in self.opened else None
+
+    def reasoning_tokens(self, tokenizer: "Tokenizer") -> ReasoningTokens | None:
+        """Between which tokens the reply reasons; None where the model has no marks of it."""
+        form = self.row.form
+        think = form.think if isinstance(form, Marked | Harmony) else None
+        if think is None:
+            return None
+        more = form.calls.openings if isinstance(form, Marked) and form.calls and form.calls.ends_reasoning else ()
+        start, written, *ends = (
+            tuple(tokenizer.encode(text, add_special=False, parse_special=True))
+            for text in (think[0], self.opened, think[1], *more)
+        )
+        return ReasoningTokens(start, tuple(ends), written)
 
     def shown(self, tokenizer: "Tokenizer") -> frozenset[int]:
         """The control tokens that are markers, whose names the reply's text must have (`Sequence(special=...)`)."""

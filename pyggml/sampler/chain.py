@@ -12,6 +12,7 @@ from pyggml.errors import GrammarError, SamplerError
 from pyggml.grammar.lazy import LazyGrammar
 from pyggml.grammar.vocabulary import GrammarState
 from pyggml.sampler.adaptive import AdaptiveP, Mirostat, MirostatV2
+from pyggml.sampler.budget import Budget
 from pyggml.sampler.candidates import F32, I32, Candidates, softmax
 from pyggml.sampler.params import SamplerParams
 from pyggml.sampler.stages import Dist, LogitBias, PlainTemperature, Random, Stage
@@ -52,6 +53,11 @@ class SamplerChain:
             trigger = params.grammar_trigger
             lazy = None if trigger is None else LazyGrammar(params.grammar, vocab, trigger)
             self.grammar = lazy or GrammarState(params.grammar, vocab)
+        self.budget: Budget | None = None
+        if params.budget is not None:
+            if vocab is None:
+                raise SamplerError("a budget of reasoning needs the model's vocabulary: give SamplerChain a vocab")
+            self.budget = Budget(params.budget, vocab.token_bytes)
         self._ids: I32 = np.arange(n_vocab, dtype=np.int32)
         self._ids.flags.writeable = False
 
@@ -92,6 +98,8 @@ class SamplerChain:
             logits = np.nan_to_num(logits, nan=-np.inf, posinf=None, neginf=-np.inf)
             if logits.max() == -np.inf:
                 raise SamplerError(f"no token is left to choose: all {self.n_vocab} logits are NaN or -inf")
+        if self.budget is not None and (wanted := self.budget.wanted) is not None:
+            return self._run(np.where(self._ids == wanted, np.float32(0), np.float32(-np.inf)))
         if self.grammar is None:
             return self._run(logits)
         if not self.grammar_first:
@@ -133,11 +141,13 @@ class SamplerChain:
     def accept(self, token: int, drawn: bool = False) -> None:
         """Tells the stages of a token of the text: those of the prompt, and any drawn without `sample`.
 
-        The grammar hears of those `drawn` alone, and raises GrammarError if one does not fit.
+        Grammar and budget hear of those `drawn` alone; GrammarError is raised if one does not fit.
         """
         assert 0 <= token < self.n_vocab, (token, self.n_vocab)
         if drawn and self.grammar is not None:
             self.grammar.accept(token)
+        if drawn and self.budget is not None:
+            self.budget.accept(token)
         for stage in self.stages:
             stage.accept(token)
 
@@ -146,15 +156,20 @@ class SamplerChain:
         self.candidates = None
         if self.grammar is not None:
             self.grammar.reset()
+        if self.budget is not None:
+            self.budget.reset()
         for stage in self.stages:
             stage.reset()
 
     def clone(self) -> "SamplerChain":
         """A chain that goes on exactly as this one would, independently of it."""
         stages = [stage.clone() for stage in self.stages]
-        other = SamplerChain(replace(self.params, grammar=""), self.n_vocab, stages, None, self.grammar_first)
+        other = SamplerChain(
+            replace(self.params, grammar="", budget=None), self.n_vocab, stages, None, self.grammar_first
+        )
         other.params = self.params
         other.grammar = self.grammar.clone() if self.grammar is not None else None
+        other.budget = self.budget.clone() if self.budget is not None else None
         return other
 
     def __str__(self) -> str:

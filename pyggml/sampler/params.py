@@ -12,6 +12,7 @@ import numpy as np
 
 from pyggml.errors import SamplerError
 from pyggml.grammar import Trigger
+from pyggml.sampler.budget import BudgetParams
 
 LLAMA_DEFAULT_SEED = 0xFFFFFFFF  # stands for "a new random seed"
 
@@ -95,6 +96,7 @@ class SamplerParams:
     samplers: tuple[str, ...] = DEFAULT_SAMPLERS  # the stages between logit bias and draw
     grammar: str = ""  # GBNF; "": any text
     grammar_trigger: Trigger | None = None  # the grammar holds once this was written; None: from the beginning
+    budget: BudgetParams | None = None  # how long a reply may reason; None: without end
 
     def __post_init__(self) -> None:
         if self.seed == -1:

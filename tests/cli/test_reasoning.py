@@ -3,9 +3,11 @@
 import io
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pyggml_cli import cli, reply_display, template_flags
 from pyggml_cli.color import Colors
@@ -16,6 +18,7 @@ from pyggml.chat import ChatTemplate, prepare
 from pyggml.chat.request import REASONING_FORMATS
 from pyggml.grammar import Trigger
 from pyggml.runtime.context import Context
+from pyggml.sampler import SamplerChain
 
 MESSAGES = (
     "{% for m in messages %}{{ m.role[0] }}:{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>"
@@ -220,3 +223,43 @@ def test_bytes_that_are_no_text_and_control_characters_on_a_terminal(monkeypatch
     display.finish()
     assert out.getvalue() == "a[2J\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}"
     assert display.content == display.written == "a\x1b[2J\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}"
+
+
+@pytest.mark.parametrize(
+    ("template", "says", "budget", "shown"),
+    [
+        (FREE, "<think>abcdef</think>yes", 3, "\n[Start thinking]\n\nabc\n[End thinking]\n\ndefyes\n"),
+        (OPENED, "abcdef", 2, "\n[Start thinking]\n\nab\n[End thinking]\n\ncdef\n"),
+        (OPENED, "abc</think>yes", 0, "abcyes\n"),
+        (OPENED, "abc</think>yes", 20, "\n[Start thinking]\n\nabc\n[End thinking]\n\nyes\n"),
+        (FREE, "<think>aä</think>yes", 2, "\n[Start thinking]\n\naä\n[End thinking]\n\nyes\n"),
+        (FREE, "yes", 0, "yes\n"),
+    ],
+)
+def test_a_budget_of_reasoning(
+    call: Any, models: Any, reference: None, monkeypatch: pytest.MonkeyPatch,
+    template: str, says: str, budget: int, shown: str,
+) -> None:  # fmt: skip
+    """The model says `says`, token by token, wherever it is free to."""
+    said = iter([*says.encode(), EOT])
+    draw = SamplerChain.draw
+
+    def speaking(chain: SamplerChain, logits: Any) -> int:
+        assert chain.budget is not None
+        if chain.budget.wanted is None:
+            logits = np.where(np.arange(len(logits)) == next(said), np.float32(0), np.float32(-99))
+        return draw(chain, logits)
+
+    monkeypatch.setattr(SamplerChain, "draw", speaking)
+    monkeypatch.setattr("sys.stdin", io.StringIO("q\n"))
+    outcome = call(cli.main, "-m", models(template), "--no-perf", "-cnv", "--temp", 0, "--reasoning-budget", budget)
+    assert outcome.out == shown
+
+
+def test_a_budgets_message(talk: Any, models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr("pyggml_cli.cli.replace", lambda params, **more: seen.append(more) or replace(params, **more))
+    talk(models(FREE), "q\n", "--reasoning-budget", 7, "--reasoning-budget-message", "So.")
+    budget = seen[-1]["budget"]
+    assert (budget.tokens, bytes(budget.start), bytes(budget.forced)) == (7, b"<think>", b"So.</think>")
+    assert talk(models(FREE), "q\n", "--reasoning-budget", -2).code == 2

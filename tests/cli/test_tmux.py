@@ -146,9 +146,14 @@ def test_keys_paste_history_and_commands(screen: Callable[..., Screen], tmp_path
 def test_ctrl_c_and_a_new_size_while_the_model_speaks(screen: Callable[..., Screen]) -> None:
     s = screen(40, 12, f'root ::= ("{REPLY}" " ")+')
     s.until("first prompt", prompts)
-    for columns in (60, 30):
+    for turn, columns in enumerate((60, 30), 1):
+
+        def speaks(lines: list[str], turn: int = turn) -> bool:
+            asked = [i for i, line in enumerate(lines) if line.startswith("> go on")]
+            return len(asked) == turn and compact(lines[asked[-1] + 1 :]).count("Satz") > 2
+
         s.keys("go on", "Enter")
-        s.until("lines of a reply", lambda lines: compact(lines[-8:]).count("Satz") > 2)
+        s.until("lines of this turn's reply", speaks)
         s.resize(columns, 12)
         s.until(
             "lines of the new width", lambda lines, n=columns: any(n - 3 < width(line) <= n for line in lines[-5:-1])

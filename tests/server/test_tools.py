@@ -122,3 +122,17 @@ def test_thoughts_are_told_apart(hermes: Client) -> None:
 def test_what_is_wrong_with_tools_is_named(hermes: Client, wrong: dict, param: str) -> None:
     status, found = hermes.post("/v1/chat/completions", {**ASK, **wrong})
     assert status == 400 and found["error"]["param"] == param, found
+
+
+def test_a_budget_of_reasoning(model: Model) -> None:
+    body = {"messages": [{"role": "user", "content": "q"}], "max_tokens": 30, "logit_bias": [[ord("x"), 100]]}
+    thinks = {**body, "chat_template_kwargs": {"think": True}}
+    more = {"reasoning_budget": 4, "reasoning_budget_message": "So."}
+    with serving(model, n_slots=1, n_ctx=512, template=HERMES, **more) as client:
+        message = client.ok("/v1/chat/completions", thinks)["choices"][0]["message"]
+        assert message["reasoning_content"] == "xxxxSo."
+        assert message["content"] and set(message["content"]) == {"x"}
+        deltas = [c["delta"] for e in client.stream("/v1/chat/completions", thinks) for c in e["choices"]]
+        assert "".join(delta.get("reasoning_content") or "" for delta in deltas) == "xxxxSo."
+        message = client.ok("/v1/chat/completions", body)["choices"][0]["message"]
+        assert "reasoning_content" not in message and message["content"] == 30 * "x"

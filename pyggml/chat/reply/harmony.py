@@ -17,10 +17,12 @@ ENDS = ("<|end|>", "<|call|>", "<|return|>", "<|start|>")
 
 @dataclass(frozen=True)
 class Harmony:
-    """recipient: a pattern for the function that a message's head addresses; marks: the form's control tokens."""
+    """recipient: a pattern for the function that a message's head addresses; marks: the form's control tokens; think: before and
+    after reasoning."""
 
     marks: tuple[str, ...] = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>")
 
+    think: tuple[str, str] = ("<|channel|>analysis<|message|>", "<|end|>")
     recipient: str = r"to=\s*(?:functions\.)?(?P<name>[^\s<]+)"
 
     def read(self, reader: Reader, sink: Sink, tools: Tools, reasoning: bool) -> Step[None]:
