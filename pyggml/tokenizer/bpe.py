@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import tokenizers
 
 log = logging.getLogger(__name__)
+WORDS_KEPT = 0
+"""By the library, of those that it has merged: it keeps them for each thread, until that ends and not until the tokenizer does, so that a
+server which loads one model after the other would grow. It is no slower without (16 k tokens: 32 ms instead of 47, then 20 instead of 19)."""
 
 
 def _byte_characters() -> list[str]:
@@ -135,7 +138,8 @@ def _tokenizers_model(ids: dict[str, int], pairs: list[tuple[str, str]], pre: Pr
     from tokenizers import Tokenizer as Library
 
     try:
-        model = Library(models.BPE(vocab=ids, merges=pairs, ignore_merges=pre.ignore_merges))
+        bpe = models.BPE(vocab=ids, merges=pairs, ignore_merges=pre.ignore_merges, cache_capacity=WORDS_KEPT)
+        model = Library(bpe)
     except Exception as e:  # the library raises plain Exception
         raise TokenizerError(f"the vocabulary and its merges do not fit together: {e}") from None
     splits: list[Any] = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.patterns]
