@@ -133,3 +133,33 @@ def test_grammars_let_the_references_calls_pass():
 def test_what_grammars_are_said_to_refuse_they_refuse():
     for text in FREE:
         assert any(_refused(case) is not None for case in _called(text)), text
+
+
+ARGUMENTS = {"where": 'a "b"\n<c>', "n": 12, "tags": ["x", {"y": None}]}
+
+
+def test_what_hys_own_template_writes_is_read():
+    """The reference has no cases of it: its template writes a message, which is read again."""
+    template = ChatTemplate(
+        (source(cache_dir("peer")) / "models/templates/tencent-Hy3.jinja").read_text(encoding="utf-8")
+    )
+    call = {"type": "function", "function": {"name": "find", "arguments": json.dumps(ARGUMENTS)}}
+    tools = (
+        {
+            "type": "function",
+            "function": {"name": "find", "parameters": {"type": "object", "properties": {"where": {"type": "string"}}}},
+        },
+    )
+    said = {"role": "assistant", "content": "Well.", "reasoning_content": "Hm.", "tool_calls": [call, call]}
+    options = Options(tools=tools, variables={"reasoning_effort": "high"})
+    asked = prepare(template, [USER], options)
+    assert asked.row.name == "hy3" and asked.opened == "<think:opensource>"
+    written = prepare(template, [USER, said], Options(tools=tools, add_generation_prompt=False)).prompt
+    begins = written.rindex(asked.opened) + len(asked.opened)
+    for size in (1, 7, 10_000):
+        parser = asked.parser()
+        for i in range(begins, len(written), size):
+            parser.feed(written[i : i + size])
+        parser.finish()
+        assert (parser.reply.reasoning, parser.reply.content.split("<")[0]) == ("Hm.", "Well.")
+        assert [(c.name, json.loads(c.arguments)) for c in parser.reply.calls] == 2 * [("find", ARGUMENTS)]

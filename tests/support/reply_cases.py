@@ -61,6 +61,17 @@ CASES = {  # format -> reasoning's marks, a call of find with ARGUMENTS, one of 
         "<|eom|><|start|>assistant to=stop<|message|><atem:function_calls>\n"
         '<atem:invoke name="stop">\n</atem:invoke>\n</atem:function_calls>',
     ),
+    "hy3": (
+        ("<think:opensource>", "</think:opensource>"),
+        _tags(
+            "<tool_calls:opensource>\n<tool_call:opensource>find<tool_sep:opensource>",
+            "<arg_key:opensource>{}</arg_key:opensource>\n<arg_value:opensource>",
+            "</arg_value:opensource>",
+            "</tool_call:opensource>\n",
+            "",
+        ),
+        "<tool_call:opensource>stop<tool_sep:opensource>\n</tool_call:opensource>\n</tool_calls:opensource>",
+    ),
     "glm-4.5": (
         ("<think>", "</think>\n"),
         f"<tool_call>{_tags('find', '<arg_key>{}</arg_key><arg_value>', '</arg_value>', '</tool_call>', '')}",

@@ -65,6 +65,19 @@ GLM = TaggedCalls(
     valued=("</arg_value>",),
     newlines=False,
 )
+HY = ":opensource"  # what the names of its markers end in
+HY3 = TaggedCalls(
+    section=(f"<tool_calls{HY}>",),
+    section_end=f"</tool_calls{HY}>",
+    call=f"<tool_call{HY}>",
+    named=(f"<tool_sep{HY}>",),
+    key=f"<arg_key{HY}>",
+    keyed=(f"</arg_key{HY}>",),
+    between=f"<arg_value{HY}>",
+    valued=(f"</arg_value{HY}>",),
+    close=f"</tool_call{HY}>",
+    newlines=False,
+)
 HORIZON = TaggedCalls(
     section=("<ifm|tool_calls>",),
     section_end="</ifm|tool_calls>",
@@ -216,6 +229,7 @@ ROWS = [
         Marked(("<think>", "</think>"), KIMI),
         thinks=True,
     ),
+    Row("hy3", ("<tool_sep{}>", f"'{HY}'"), Marked((f"<think{HY}>", f"</think{HY}>"), HY3), thinks=True),
     Row("k2-horizon", ("<ifm|tool_calls>",), Marked(("<ifm|think>", "</ifm|think>"), HORIZON)),
     Row(
         "kimi-k3",
