@@ -217,28 +217,37 @@ class Engine:
     # ---- the thread
 
     def _run(self) -> None:
-        while True:
+        try:
+            self._work()
+        except Exception:  # a fault of ours: nobody is to wait for ever for a thread that is gone
+            log.exception("the engine has failed")
             with self._changed:
-                while not (self._closing or self._calls or self._queues or self._tasks):
-                    self._changed.wait()
-                if self._closing:
-                    break
-                calls, self._calls = self._calls, []
-                self._admit()
-            later = [call for call in calls if not call.run()]
-            if later:
-                with self._changed:
-                    self._calls = [*later, *self._calls]
-            if self._tasks:
-                self._step()
+                self._closing = self._closing or "the server has failed; its log says more"
         for call in self._calls:
-            call.future.set_exception(RequestError(self._closing, status=503))
+            if call.future.set_running_or_notify_cancel():
+                call.future.set_exception(RequestError(self._closing, status=503))
         left = [*self._tasks.values(), *(task for queue in self._queues.values() for task in queue)]
         for task in left:
             task.text.fail(RequestError(self._closing, status=503))
         self._tasks.clear()
         self._queues.clear()
         self.post([(task, task.update(())) for task in left])
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._closing or self._calls or self._queues or self._tasks):
+                    self._changed.wait()
+                if self._closing:
+                    return
+                self._admit()
+                calls, self._calls = self._calls, []
+            later = [call for call in calls if not call.run()]
+            if later:
+                with self._changed:
+                    self._calls = [*later, *self._calls]
+            if self._tasks:
+                self._step()
 
     def _admit(self) -> None:
         """Fill free slots, a text of each client in turn; one that wants a certain slot waits for that."""

@@ -134,3 +134,35 @@ def test_a_grammar_that_fails_ends_its_text_alone(client: Client) -> None:
         status, found = client.post("/v1/completions", body)
         assert status == 400 and "no token could be chosen" in found["error"]["message"]
         assert sum(len(c["text"]) for e in events for c in e["choices"]) > 0
+
+
+def test_a_fault_in_the_engine_leaves_nobody_waiting(model: Model, caplog: pytest.LogCaptureFixture) -> None:
+    with serving(model, n_slots=1) as client:
+        engine = client.served.engine
+
+        def fault(text: Text) -> None:
+            raise ValueError("a fault")
+
+        engine._count = fault
+        body = {"prompt": "x", "n_predict": 3, "ignore_eos": True}
+        for _ in range(2):  # the one that it happened to, and the next
+            status, answer = client.post("/completion", body)
+            assert (status, answer["error"]["message"]) == (503, "the server has failed; its log says more")
+        assert "a fault" in caplog.text and "a fault" not in str(answer)
+
+
+def test_calls_that_nobody_waits_for_any_more_keep_no_others_from_their_end(model: Model) -> None:
+    with serving(model, n_slots=1) as client:
+        engine, begun, go = client.served.engine, threading.Event(), threading.Event()
+        engine.call(lambda: begun.set() or go.wait(10))
+        assert begun.wait(10)
+        cancelled, other = engine.call(lambda: 1), engine.call(lambda: 2)
+        cancelled.cancel()
+        closing = threading.Thread(target=engine.close)
+        closing.start()
+        while not engine._closing:
+            time.sleep(0.01)
+        go.set()
+        closing.join(10)
+        assert not closing.is_alive() and not engine._thread.is_alive()
+        assert str(other.exception(10)) == "the server is ending"
