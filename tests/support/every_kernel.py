@@ -210,7 +210,7 @@ def products(make: Operands) -> Iterator[tuple[str, Tensor, float]]:
     yield "mul_mat-batch", scores, 1e-6
     for kv in FLOATS:
         k, v = make.like("planes", kv, (64, 321, 2)), make.like("planes", kv, (64, 321, 2))
-        for n_tokens in (1, 9):
+        for n_tokens in (1, 9, 90):
             q = make.like("planes", F32, (64, n_tokens, 6))
             mask = make.leaf(F16, (321, n_tokens), np.where(make.rng.random((n_tokens, 321)) < 0.3, -np.inf, 0.0))
             yield f"flash_attn-{kv.name}-{n_tokens}", ops.flash_attn_ext(q, k, v, mask, 0.125), 1e-5
@@ -313,7 +313,9 @@ def families(only: dict[str, Case]) -> set[Op]:
     return {Op(t.op) for t in every_tensor([case.node for case in only.values()])}
 
 
-EVERYWHERE = re.compile(r"(F16|Q4_0|Q8_0|add|SWIGLU|rms_norm|soft_max|rope-[02]|flash_attn-F16-\d|cont|mul_mat-batch)$")
+EVERYWHERE = re.compile(
+    r"(F16|Q4_0|Q8_0|add|SWIGLU|rms_norm|soft_max|rope-[02]|flash_attn-F16-\d+|cont|mul_mat-batch)$"
+)
 
 
 def share(names: Iterable[str], turn: int, turns: int) -> set[str]:
