@@ -48,7 +48,20 @@ def attention_cases(draw: Callable, kv_types: tuple[GGMLType, ...] = KV_TYPES) -
     )
     n_tokens, n_kv = draw(
         st.sampled_from(
-            ((1, 1), (1, 31), (1, 513), (2, 65), (2, 256), (3, 70), (7, 32), (33, 1), (65, 31), (26, 70), (70, 130))
+            (
+                (1, 1),
+                (1, 31),
+                (1, 513),
+                (2, 65),
+                (2, 256),
+                (3, 70),
+                (7, 32),
+                (33, 1),
+                (65, 31),
+                (26, 70),
+                (70, 130),
+                (5, 1100),
+            )
         )
     )
     n_batch = draw(st.sampled_from((1, 1, 2))) if n_tokens < 10 else 1

@@ -1,6 +1,6 @@
 """FLASH_ATTN_EXT: softmax(q k^T * scale + mask) v without the matrix of scores in memory.
 
-Owns both ways: `split_kv`, for a few columns, splits each head's keys in chunks of CHUNK that any thread may take, and
+Owns both ways: `split_kv`, for a few tokens, splits each head's keys in chunks of CHUNK that any thread may take, and
 `combine` joins the chunks; `tiled`, in attention_tile.py, meets tiles of tokens with tiles of keys. The chunks depend
 on the shapes alone, never on the number of threads. How a type's bytes are unpacked is attention_rows.py's.
 
@@ -38,8 +38,9 @@ MIN_TILE_TOKENS = 4
 FEW_COLUMNS = 24
 FEW_PIECES = 2
 MANY_COLUMNS = 64
-"""Up to so many columns of a block, or up to so many more where tiles make too few pieces of work for several threads,
-keys are split."""
+MANY_KEYS = 1024
+"""From so many keys on, up to so many columns of a block, or up to so many more where tiles make too few pieces of work for
+several threads, keys are split."""
 WIDTH = {"vnni": 12, "v4": 12, "v3": 6, "v2": 3, "generic": 4}
 """Queries in a register tile."""
 
@@ -71,6 +72,7 @@ def lower(builder: Builder, node: Tensor) -> None:
         -columns // (attention_tile.GROUP * width)
     )  # not of all streams: each has the bits that it has alone
     few = columns <= FEW_COLUMNS or (columns <= MANY_COLUMNS and pieces <= FEW_PIECES)
+    few = few and k.ne[1] >= MANY_KEYS
     if q.ne[1] >= MIN_TILE_TOKENS and not few and not is_one_by_one(node):
         offsets, size = attention_tile.work_memory(q.ne[0], v.ne[0], width)
         builder.step(
