@@ -4,11 +4,14 @@ usage: python tests/soak.py guardfuzz COUNT [--seed S] [--first N] [--ops OP,OP 
        python tests/soak.py hang-ups SECONDS [--threads N]
        python tests/soak.py memory SECONDS [--mem MIB] [--clients N]
        python tests/soak.py server SECONDS [--clients N]
+       python tests/soak.py layers SECONDS [--devices NAME] [--seed S]
 """
 
 import argparse
+import random
 import secrets
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
@@ -65,7 +68,6 @@ def hang_ups(args: argparse.Namespace) -> int:
 def memory(args: argparse.Namespace) -> int:
     """Clients that want all of a server's memory, in every way (support/heavy_clients.py): what its process takes."""
     import subprocess
-    import time
 
     from heavy_clients import MIB, resident_of, run
 
@@ -88,7 +90,6 @@ def server(args: argparse.Namespace) -> int:
     """Clients of pyggml-server in a loop, a tenth of whose requests are hung up (support/server_load.py): texts, and memory."""
     import tempfile
     import threading
-    import time
 
     from heavy_clients import MIB, resident_of
     from served_process import running
@@ -122,6 +123,29 @@ def server(args: argparse.Namespace) -> int:
     return 1 if tally.wrong or busy else 0
 
 
+def layers(args: argparse.Namespace) -> int:
+    """Random layers of which a few stand for all, beside all of them (support/random_layers.py)."""
+    from few_compare import assert_same
+    from layer_devices import scheduler_of
+    from random_layers import compare, drawn
+
+    rng, until = random.Random(args.seed), time.monotonic() + args.seconds
+    done = enough = different = 0
+    with scheduler_of(args.devices) as scheduler:
+        while time.monotonic() < until:
+            kinds, order, cut = drawn(rng)
+            done += 1
+            try:
+                enough += compare(scheduler, kinds, order, assert_same, cut)
+            except AssertionError as reason:
+                different += 1
+                print(f"{kinds}, order {order}, cut {cut}: {str(reason)[:300]}", flush=True)
+    print(
+        f"{args.devices}, seed {args.seed}: {done} models, few layers were enough in {enough}, {different} were different"
+    )
+    return 1 if different else 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -144,6 +168,11 @@ def main() -> int:
     served.add_argument("seconds", type=float)
     served.add_argument("--clients", type=int, default=32)
     served.set_defaults(run=server)
+    few = commands.add_parser("layers", help=layers.__doc__)
+    few.add_argument("seconds", type=float)
+    few.add_argument("--devices", default="two GPUs", help="a name of support/layer_devices.py (default: %(default)s)")
+    few.add_argument("--seed", type=int, default=secrets.randbelow(1 << 31), help="default: another one each time")
+    few.set_defaults(run=layers)
     args = parser.parse_args()
     return int(args.run(args))
 

@@ -239,8 +239,7 @@ class Schedule:
                 root = root_of(view)
                 view.buffer = root.buffer
                 view.data = root.data + view.view_offs
-            uses = self._uses()
-            for split in self.splits:
+            for split, uses in zip(self.splits, self._uses(), strict=True):
                 split.plan = None
                 made = _graph_of(split.nodes, uses, split.repeats, self._ends)
                 with of_run(split.repeats):
@@ -256,16 +255,18 @@ class Schedule:
                 split.plan = split.begun.finish()
                 split.begun = None
 
-    def _uses(self) -> Counter[int]:
-        """How often each tensor is read by any split, itself or through a view, copies to other devices included."""
-        read: list[int] = []
-        for split in self.splits:
-            for source in (*[s for node in split.nodes for s in node.src], *[s for s, _ in split.copies]):
-                if source is not None:
-                    read.append(id(source))
-                    if source.view_src is not None:
-                        read.append(id(source.view_src))
-        return Counter(read)
+    def _uses(self) -> list[Counter[int]]:
+        """For each split how often each tensor is read by any, itself or through a view, copies to other devices included; by
+        layers of other splits as often as they stand for."""
+        plain = [Counter(_reads(split, None)) for split in self.splits]
+        if all(split.repeats is None for split in self.splits) or len(self.splits) == 1:
+            return [sum(plain, Counter[int]())] * len(self.splits)
+        every = [Counter(_reads(split, split.repeats)) for split in self.splits]
+        whole = sum(every, Counter[int]())
+        return [
+            Counter({key: n - theirs[key] + own[key] for key, n in whole.items()})
+            for theirs, own in zip(every, plain, strict=True)
+        ]
 
     def set_input(self, tensor: Tensor, values: NDArray[Any]) -> None:
         """Write an input of the graph to every device that reads it; once before each run."""
@@ -309,6 +310,25 @@ def of_run(repeats: Repeats | None) -> Iterator[None]:
         if repeats is not None:
             error.run = repeats.begin
         raise
+
+
+def _reads(split: Split, repeats: Repeats | None) -> Iterator[int]:
+    """id() of what the split's nodes and copies read, once for each time; by a layer of `repeats` once for each that it stands
+    for."""
+    times = [1] * len(split.nodes)
+    if repeats is not None:
+        stands = Counter(repeats.pattern.order)
+        times = [stands.get(layer, 1) for layer in repeats.layers_of(split.nodes)]
+    for node, n in zip(split.nodes, times, strict=True):
+        for source in node.src:
+            if source is not None:
+                yield from (id(source),) * n
+                if source.view_src is not None:
+                    yield from (id(source.view_src),) * n
+    for source, _ in split.copies:
+        yield id(source)
+        if source.view_src is not None:
+            yield id(source.view_src)
 
 
 def copy_across(source: Tensor, copy: Tensor) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyggml.graph import Graph, IrregularError
-from pyggml.ops import VIEW_OPS
+from pyggml.ops import VIEW_OPS, Op
 from pyggml.tensor import MAX_NAME, Flag, Tensor, Usage
 from pyggml_rpc.records import COMPUTE, RecordOf, Records, write_tensors
 from pyggml_rpc.wire import Command, Protocol
@@ -60,13 +60,22 @@ class _Parts:
         own = [set[int]() for _ in self.first]
         for node, layer in named:
             own[layer].add(id(node))
+            to = (
+                node.view_src if node.op == Op.CPY else None
+            )  # the layer's own unless it is a leaf, or comes from elsewhere
+            if (
+                to is not None
+                and to.buffer is not None
+                and to.buffer.usage is Usage.COMPUTE
+                and not to.flags & Flag.INPUT
+            ):
+                own[layer].add(id(to))
         every, leafs = list(self.tensors.values()), self.repeats.leafs
         for layer in range(self.pattern.first, self.pattern.last):
             mine = own[layer] | leafs.own[self.pattern.layers[layer]] | {id(self.end_before(layer))}
             for t in every[self.first[layer] : self.first[layer + 1]]:
                 root = t.view_src or t
-                made = root.buffer is not None and root.buffer.usage is Usage.COMPUTE and not root.flags & Flag.INPUT
-                if id(root) not in mine and not made:
+                if id(root) not in mine:
                     raise IrregularError(f"{root.name!r} is read in a repeated layer first")
 
     def end_before(self, layer: int) -> Tensor | None:

@@ -5,45 +5,19 @@ from collections.abc import Iterator
 
 import pytest
 from few_compare import assert_same
+from layer_devices import DEVICES, scheduler_of
 from mutants import Mutant, mutate
-from pyggml_rpc.backend import devices_from_spec
-from pyggml_rpc.server import Server
-from pyggml_rpc.transport import Listener
-from random_layers import compare, compare_many
+from pyggml_rpc import repeated
+from random_layers import Layer, compare, compare_many
 
-from pyggml.backend.base import Device
-from pyggml.backend.cpu import CPUDevice
 from pyggml.backend.scheduler import Schedule, Scheduler
 from pyggml.dtypes import GGMLType
 
 
-def recording(number: int) -> Device:
-    pytest.importorskip("numba_cuda", reason="numba-cuda is not installed: pip install '.[cuda]'")
-    from cuda_recording import RecordingGPU
-
-    from pyggml.backend.cuda.device import CudaDevice
-
-    return CudaDevice(RecordingGPU(number=number))
-
-
-@pytest.fixture(
-    scope="module", params=["two GPUs", "a GPU and the CPU", "a server and the CPU", "two devices of a server"]
-)
+@pytest.fixture(scope="module", params=DEVICES)
 def scheduler(request: pytest.FixtureRequest) -> Iterator[Scheduler]:
-    """The two devices of its name, and the CPU."""
-    with Listener(Server([CPUDevice(), CPUDevice("CPU2")], n_threads=1), port=0) as listener:
-        used = {
-            "two GPUs": lambda: [recording(0), recording(1)],
-            "a GPU and the CPU": lambda: [recording(0)],
-            "a server and the CPU": lambda: devices_from_spec(listener.endpoint)[:1],
-            "two devices of a server": lambda: devices_from_spec(listener.endpoint),
-        }[request.param]()
-        backends = [device.open() for device in (*used, CPUDevice())]
-        made = Scheduler(backends)
+    with scheduler_of(request.param) as made:
         yield made
-        made.close()
-        for backend in backends:
-            backend.close()
 
 
 def test_random_layers_come_out_as_if_all_were_built(scheduler: Scheduler) -> None:
@@ -78,3 +52,29 @@ def test_two_runs_on_one_device_are_not_mixed_up(scheduler: Scheduler, monkeypat
     mutate(monkeypatch, BOTH)
     with pytest.raises(AssertionError):
         compare(scheduler, [[]], [0] * 10, assert_same, 5)
+
+
+OTHERS_COUNT_ONCE: Mutant = (Schedule, "_uses", "_reads(split, split.repeats)", "_reads(split, None)")
+ANY_COPY: Mutant = (
+    repeated._Parts, "_check", "if id(root) not in mine:", "if id(root) not in mine and root.buffer.usage is not Usage.COMPUTE:"
+)  # fmt: skip
+OF_SHARED = ("product of shared", 0, GGMLType.F16)
+KINDS = [[OF_SHARED, ("store", 0)], [("store shared", 0), OF_SHARED]]
+
+
+@pytest.mark.parametrize(
+    ("mutant", "kinds", "order", "cut"),
+    [
+        (OTHERS_COUNT_ONCE, [[("as half", 4, 0), ("store common", 7), P], [("shared", 7, 0)]], [0, *[1] * 7], -6),
+        (ANY_COPY, KINDS, [1, 0, 1, 0, 1, 0, 1, 0, 1, 2, 0], 3),
+    ],
+    ids=["layers of another device read it", "a copy that several layers read is one"],
+)
+def test_records_of_what_comes_from_another_device(
+    mutant: Mutant, kinds: list[Layer], order: list[int], cut: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with scheduler_of("two devices of a server") as scheduler:
+        compare(scheduler, kinds, order, assert_same, cut)
+        mutate(monkeypatch, mutant)
+        with pytest.raises(AssertionError):
+            compare(scheduler, kinds, order, assert_same, cut)

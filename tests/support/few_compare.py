@@ -23,11 +23,10 @@ def assert_same(few: Schedule, whole: Schedule) -> None:
     assert few.sizes == whole.sizes
     for a, b in zip(few.splits, whole.splits, strict=True):
         assert a.device == b.device and type(a.plan) is type(b.plan)
-        same_plans(a.plan, b.plan, alone=len(few.splits) == 1)
+        same_plans(a.plan, b.plan)
 
 
-def same_plans(few: Plan | None, whole: Plan | None, alone: bool = True) -> None:
-    """`alone`: the device computes the whole graph."""
+def same_plans(few: Plan | None, whole: Plan | None) -> None:
     if isinstance(few, CPUPlan) and isinstance(whole, CPUPlan):
         (a, work_a), (b, work_b) = words(few), words(whole)
         assert a.shape == b.shape and work_a == work_b
@@ -38,7 +37,7 @@ def same_plans(few: Plan | None, whole: Plan | None, alone: bool = True) -> None
     elif isinstance(few, CudaPlan) and isinstance(whole, CudaPlan):
         same_launches(few, whole)
     elif isinstance(few, RpcPlan) and isinstance(whole, RpcPlan):
-        same_requests(few, whole, alone)
+        same_requests(few, whole)
 
 
 def words(plan: CPUPlan) -> tuple[NDArray[np.int64], int]:
@@ -81,7 +80,7 @@ def same_launches(few: CudaPlan, whole: CudaPlan) -> None:
 # ---- RPC
 
 
-def same_requests(few: RpcPlan, whole: RpcPlan, alone: bool) -> None:
+def same_requests(few: RpcPlan, whole: RpcPlan) -> None:
     layout = few.protocol[Command.GRAPH_COMPUTE].request
     x, y = (read_graph(Request(Command.GRAPH_COMPUTE, plan.body, layout)) for plan in (few, whole))
     assert (x.nodes, few.n_nodes, few.probe[:8]) == (y.nodes, whole.n_nodes, whole.probe[:8])
@@ -91,9 +90,5 @@ def same_requests(few: RpcPlan, whole: RpcPlan, alone: bool) -> None:
     for field in x.records.dtype.names or ():
         chosen = {"name": leafs, "use_count": made}.get(field, slice(None))
         mine, yours = x.records[field][chosen], y.records[field][chosen]
-        if (
-            field == "use_count" and not alone
-        ):  # layers of other devices read too: what matters is whether anybody else does
-            mine, yours = np.minimum(mine, 2), np.minimum(yours, 2)
         different = np.flatnonzero((mine != yours).reshape(len(mine), -1).any(1))
         assert not len(different), f"{field} of {len(different)} records, the first is {different[0]}"

@@ -3,6 +3,7 @@
 Owns the layers, and the comparison of what a few of them make with what all make.
 """
 
+import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,34 +23,64 @@ F32, F16, Q8_0, I32, I64 = GGMLType.F32, GGMLType.F16, GGMLType.Q8_0, GGMLType.I
 
 EMBD, TOKENS, CELLS = 32, 3, 8
 Layer = list[tuple[Any, ...]]
-PLAIN = (
-    st.tuples(st.just("product"), st.integers(0, 9), st.sampled_from([F32, F16, Q8_0])),
-    st.tuples(st.just("norm"), st.integers(0, 9)),
-    st.tuples(st.just("add"), st.integers(0, 9), st.integers(0, 9)),
-    st.tuples(st.just("rope"), st.integers(0, 9), st.integers(0, 1)),
-)
-"""What ties a layer to no other: nearly all layers that are made of this alone come again."""
-INSTRUCTION = st.one_of(
-    *PLAIN,
-    st.tuples(st.just("shared"), st.integers(0, 9), st.integers(0, 1)),
-    st.tuples(st.just("as half"), st.integers(0, 9), st.integers(0, 1)),
-    st.tuples(st.just("store"), st.integers(0, 9)),
-    st.tuples(st.just("cached"), st.integers(0, 9)),
-    st.tuples(st.just("wider"), st.integers(0, 9)),
-    st.tuples(st.just("common"), st.integers(0, 9)),
-    st.tuples(st.just("alias"), st.integers(0, 9)),
-    st.tuples(st.just("store common"), st.integers(0, 9)),
-    st.tuples(st.just("product of shared"), st.integers(0, 1), st.sampled_from([F32, F16, Q8_0])),
-    st.tuples(st.just("store shared"), st.integers(0, 9)),
-)
+TEN, TWO, TYPES = range(10), range(2), (F32, F16, Q8_0)
+PLAIN: dict[str, tuple[Sequence[Any], ...]] = {
+    "product": (TEN, TYPES),
+    "norm": (TEN,),
+    "add": (TEN, TEN),
+    "rope": (TEN, TWO),
+}
+"""What ties a layer to no other: nearly all layers that are made of this alone come again. Each with the values of its arguments."""
+WHATS: dict[str, tuple[Sequence[Any], ...]] = {
+    **PLAIN,
+    "shared": (TEN, TWO),
+    "as half": (TEN, TWO),
+    "store": (TEN,),
+    "cached": (TEN,),
+    "wider": (TEN,),
+    "common": (TEN,),
+    "alias": (TEN,),
+    "store common": (TEN,),
+    "product of shared": (TWO, TYPES),
+    "store shared": (TEN,),
+}
+
+
+def _instructions(whats: dict[str, tuple[Sequence[Any], ...]]) -> st.SearchStrategy[tuple[Any, ...]]:
+    return st.one_of([st.tuples(st.just(name), *map(st.sampled_from, values)) for name, values in whats.items()])
+
+
 KINDS = st.one_of(
-    st.lists(st.lists(st.one_of(*PLAIN), min_size=1, max_size=6), min_size=1, max_size=2),
-    st.lists(st.lists(INSTRUCTION, max_size=6), min_size=1, max_size=3),
+    st.lists(st.lists(_instructions(PLAIN), min_size=1, max_size=6), min_size=1, max_size=2),
+    st.lists(st.lists(_instructions(WHATS), max_size=6), min_size=1, max_size=3),
 )
 SOME = st.lists(st.integers(0, 2), max_size=2)
 ORDER = st.tuples(SOME, st.lists(st.integers(0, 2), min_size=1, max_size=3), st.integers(3, 10), SOME).map(
     lambda drawn: drawn[0] + (drawn[1] * 10)[: drawn[2]] + drawn[3]
 )  # mostly they come again
+
+
+def drawn(rng: random.Random) -> tuple[list[Layer], list[int], int | None]:
+    """Kinds, order and a cut by chance, often of few sorts of instructions: quicker than hypothesis, for very many."""
+    names = list(WHATS) if rng.random() < 0.5 else rng.sample(list(WHATS), rng.randint(1, 4))
+
+    def instruction() -> tuple[Any, ...]:
+        name = rng.choice(names)
+        return (name, *(rng.choice((values[0], *rng.choices(values, k=2))) for values in WHATS[name]))
+
+    def some() -> list[int]:
+        return rng.choices(range(3), k=rng.randint(0, 2))
+
+    kinds = [[instruction() for _ in range(rng.randint(0, 6))] for _ in range(rng.randint(1, 3))]
+    again = rng.choices(range(3), k=rng.randint(1, 3)) * 10
+    order = some() + again[: rng.randint(3, 10)] + some()
+    cut = rng.choice((None, *range(1, 10), *range(-9, 0)))
+    return kinds, order, None if cut is None else within(cut, order)
+
+
+def within(cut: int, order: list[int]) -> int:
+    """A cut that leaves a layer on each side."""
+    return max(min(cut, len(order) - 1), 1 - len(order))
 
 
 class Layers:
@@ -161,7 +192,7 @@ def compare(
 def compare_many(
     scheduler: Scheduler, assert_same: Callable[[Schedule, Schedule], None], examples: int, *, cut: bool = False
 ) -> None:
-    """Of random layers; `cut`: on two devices. Few layers are enough in a sixth of them at least, cut in a twentieth, and in some
+    """Of random layers; `cut`: on two devices. Few layers are enough in a fifth of them at least, cut in a twentieth, and in some
     they are not."""
     enough = []
     cuts = st.one_of(st.integers(1, 9), st.integers(-9, -1)) if cut else st.none()
@@ -169,9 +200,7 @@ def compare_many(
     @settings(deadline=None, max_examples=examples, database=None)
     @given(KINDS, ORDER, cuts)
     def attempt(kinds: list[Layer], order: list[int], at: int | None) -> None:
-        if at is not None:
-            at = max(min(at, len(order) - 1), 1 - len(order))
-        enough.append(compare(scheduler, kinds, order, assert_same, at))
+        enough.append(compare(scheduler, kinds, order, assert_same, None if at is None else within(at, order)))
 
     attempt()
-    assert len(enough) / (20 if cut else 6) < sum(enough) < len(enough), (sum(enough), len(enough))
+    assert len(enough) / (20 if cut else 5) < sum(enough) < len(enough), (sum(enough), len(enough))
