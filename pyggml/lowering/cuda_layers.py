@@ -20,6 +20,7 @@ from pyggml.kernels.cuda.launch_args import words_of
 from pyggml.kernels.cuda.spec import DeviceAddress, Scratch
 from pyggml.lowering.cuda import Builder, Packed
 from pyggml.lowering.hazards import Span
+from pyggml.lowering.relied import Relied
 from pyggml.tensor import Tensor
 
 LOWEST = 1 << 40
@@ -40,8 +41,7 @@ class LayerBuilder(Builder):
         self._layer = 0  # position of the one being lowered
         self._starts = [0]  # first launch of each, and of what comes after all layers
         self._written: list[Span] = []  # by the unit being lowered
-        self._maker: dict[Any, int] = {}  # key of what is remembered -> layer
-        self._relied: dict[Any, Any] = {}  # found by a repeated layer, made before the first of them
+        self._relied = Relied(self._pattern)
 
     def begin_group(self, nodes: Sequence[Tensor], number: int) -> None:
         super().begin_group(nodes, number)
@@ -64,7 +64,7 @@ class LayerBuilder(Builder):
 
     def remember(self, key: Any, value: Any, source: Tensor) -> None:
         super().remember(key, value, source)
-        self._maker[key] = self._layer
+        self._relied.made(key, self._layer)
         if self._pattern.repeated(self._layer) and not self._is_new(source):
             # a layer that comes before this one in the model may have made the same
             raise IrregularError(f"what is made of {source.name!r} may serve several layers")
@@ -79,8 +79,8 @@ class LayerBuilder(Builder):
 
     def remembered(self, key: Any) -> Any:
         found = super().remembered(key)
-        if found is not None and self._pattern.repeated(self._layer) and self._maker[key] < self._pattern.first:
-            self._relied[key] = found
+        if found is not None:
+            self._relied.found(key, found, self._layer)
         return found
 
     def check(self) -> None:
@@ -88,9 +88,7 @@ class LayerBuilder(Builder):
         pattern, starts = self._pattern, [*self._starts, len(self.launches)]
         if len(self._starts) - len(pattern.layers) not in (0, 1) or any(a == b for a, b in pairwise(starts)):
             raise IrregularError("a layer without launches")
-        for key, found in self._relied.items():
-            if self._memo.remembered(key) is not found:
-                raise IrregularError(f"what layers share is forgotten: {key}")
+        self._relied.check(self._memo.remembered)
         self._hold_scratch(starts)
 
     def _hold_scratch(self, starts: list[int]) -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pyggml.graph import Graph, IrregularError
 from pyggml.lowering.cpu import Builder, Scratch, WorkTensor
+from pyggml.lowering.relied import Relied
 from pyggml.lowering.spans import first_fit
 from pyggml.lowering.table import StepTable
 from pyggml.tensor import Tensor
@@ -44,8 +45,7 @@ class LayerBuilder(Builder):
         self._layer_of = dict(zip(map(id, graph.nodes), graph.repeats.layers_of(graph.nodes), strict=True))
         self._layer = 0  # position of the one being lowered
         self._starts = [0]  # first step of each, and of what comes after all layers
-        self._maker: dict[Any, int] = {}  # key of what is remembered -> layer
-        self._relied: dict[Any, Any] = {}  # found by a repeated layer, made before the first of them
+        self._relied = Relied(self._pattern)
         self._leafs = [graph.repeats.leafs.spans(layer) for layer in self._pattern.layers]
         self._pieces: list[_Piece] = []
         self._last_addresses: dict[int, int] = {}  # of work memory by id(), in the last layer, where they differ
@@ -67,7 +67,7 @@ class LayerBuilder(Builder):
 
     def remember(self, key: Any, value: Any, source: Tensor) -> None:
         super().remember(key, value, source)
-        self._maker[key] = self._layer
+        self._relied.made(key, self._layer)
         if not self._pattern.repeated(self._layer):
             return
         start = self._starts[self._pattern.unit_of(self._layer)]
@@ -83,8 +83,8 @@ class LayerBuilder(Builder):
 
     def remembered(self, key: Any) -> Any:
         found = super().remembered(key)
-        if found is not None and self._pattern.repeated(self._layer) and self._maker[key] < self._pattern.first:
-            self._relied[key] = found
+        if found is not None:
+            self._relied.found(key, found, self._layer)
         return found
 
     def check(self) -> None:
@@ -100,9 +100,7 @@ class LayerBuilder(Builder):
             reads = self.steps[starts[layer + 1]].src if starts[layer + 1] < len(self.steps) else [end]
             if not last.sync or last.dst is not end or not any(_overlap(end, t) for t in reads):
                 raise IrregularError(f"{end.name!r} is not what a layer ends with and the next begins with")
-        for key, found in self._relied.items():
-            if self._memo.remembered(key) is not found:
-                raise IrregularError(f"what layers share is forgotten: {key}")
+        self._relied.check(self._memo.remembered)
         self._order = [*pattern.order, *[len(pattern.layers)] * behind]
         self._sizes = np.diff(starts)[self._order]
         self._steps_of = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in self._order])

@@ -157,7 +157,7 @@ class AnyMemory(LayerBuilder):
 
     def remember(self, key: Any, value: Any, source: Tensor) -> None:
         Builder.remember(self, key, value, source)
-        self._maker[key] = self._layer
+        self._relied.made(key, self._layer)
 
 
 class AllOwn(Leafs):
