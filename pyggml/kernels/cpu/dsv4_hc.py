@@ -104,11 +104,39 @@ def comb(kind_mixes, kind_base):
 def pre(kind_d, kind_x):
     """-> kernel: one weight a stream."""
     from pyggml import simd as v
+    from pyggml.kernels.cpu import record
+
+    weight_at = record.element("src1")
+
+    @inline
+    def weight(step, stream, token, i, n):
+        return v.broadcast_f32(weight_at(step, stream, token, 0, 0))
+
+    return _pre(kind_d, kind_x, weight)
+
+
+def pre_gated(kind_d, kind_x, kind_g):
+    """-> kernel: one gate an element."""
+    from pyggml.kernels.cpu import convert, record
+    from pyggml.kernels.cpu import functions as f
+
+    load, gate_at, stride = convert.loader(kind_g), record.element("src1"), record.field("src1.nb")
+
+    @inline
+    def weight(step, stream, token, i, n):
+        return f.sigmoid(load(gate_at(step, 0, stream, token, 0), i, n, stride(step)))
+
+    return _pre(kind_d, kind_x, weight)
+
+
+def _pre(kind_d, kind_x, weight):
+    """-> kernel; weight(step, stream, token, i, n): of elements i to i + n - 1 of a stream."""
+    from pyggml import simd as v
     from pyggml.kernels.cpu import convert, record
 
     U, load, store = v.U, convert.loader(kind_x), convert.storer(kind_d)
     streams_of, apart, nbx = record.field("src0.ne", 1), record.field("src0.nb", 1), record.field("src0.nb")
-    x_at, w_at, d_at = record.element("src0"), record.element("src1"), record.element("dst")
+    x_at, d_at = record.element("src0"), record.element("dst")
     n_embd, n_tokens, nbd = record.field("dst.ne"), record.field("dst.ne", 1), record.field("dst.nb")
     piece, scale_of = record.piece, record.param_f32(0)
 
@@ -122,37 +150,7 @@ def pre(kind_d, kind_x):
             for i in range(begin, min(n, begin + length), 16):
                 part, total = min(16, n - i), v.zero_f32()
                 for s in range(streams):
-                    w = v.broadcast_f32(w_at(step, s, token, 0, 0))
-                    total = v.fma(load(x + U(s * apart(step)), i, part, stride), w, total)
-                store(to, i, total * scale, part, nbd(step))
-
-    return kernel
-
-
-def pre_gated(kind_d, kind_x, kind_g):
-    """-> kernel: one gate an element."""
-    from pyggml import simd as v
-    from pyggml.kernels.cpu import convert, record
-    from pyggml.kernels.cpu import functions as f
-
-    U, load, load_gate, store = v.U, convert.loader(kind_x), convert.loader(kind_g), convert.storer(kind_d)
-    streams_of, apart, nbx = record.field("src0.ne", 1), record.field("src0.nb", 1), record.field("src0.nb")
-    gates_apart, nbg = record.field("src1.nb", 1), record.field("src1.nb")
-    x_at, g_at, d_at = record.element("src0"), record.element("src1"), record.element("dst")
-    n_embd, n_tokens, nbd = record.field("dst.ne"), record.field("dst.ne", 1), record.field("dst.nb")
-    piece, scale_of = record.piece, record.param_f32(0)
-
-    def kernel(step, ith, nth, thread):
-        n, tokens, streams, stride = n_embd(step), n_tokens(step), streams_of(step), nbx(step)
-        length, scale = piece(tokens, n, nth), v.splat_f32(scale_of(step))
-        each = (n + length - 1) // length
-        for item in range(tokens * each * ith // nth, tokens * each * (ith + 1) // nth):
-            token, begin = item // each, item % each * length
-            x, gates, to = x_at(step, 0, 0, token, 0), g_at(step, 0, 0, token, 0), d_at(step, 0, token, 0, 0)
-            for i in range(begin, min(n, begin + length), 16):
-                part, total = min(16, n - i), v.zero_f32()
-                for s in range(streams):
-                    w = f.sigmoid(load_gate(gates + U(s * gates_apart(step)), i, part, nbg(step)))
+                    w = weight(step, s, token, i, part)
                     total = v.fma(load(x + U(s * apart(step)), i, part, stride), w, total)
                 store(to, i, total * scale, part, nbd(step))
 
