@@ -11,9 +11,8 @@ import pytest
 from fake_context import Greedy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_archs import KINDS, tiny_archs
+from tiny_archs import KINDS, tiny_models
 
-from pyggml.backend.reference import ReferenceDevice
 from pyggml.errors import ContextError, StateError
 from pyggml.model.model import Model
 from pyggml.runtime import state
@@ -35,11 +34,8 @@ WINDOWS = [name for name in KINDS if name not in STATES]
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Model]]:
-    with tiny_archs(tmp_path_factory.mktemp("archs")) as paths:
-        made = {name: Model.load(path, cpu=ReferenceDevice()) for name, path in paths.items()}
+    with tiny_models(tmp_path_factory.mktemp("archs")) as made:
         yield made
-        for model in made.values():
-            model.close()
 
 
 @pytest.fixture(params=KINDS)

@@ -1,15 +1,15 @@
 """A smaller model's guesses: no token is another one for them, and those of several texts are computed together."""
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from fake_context import Argmax
 from mutants import Mutant, assert_caught, mutate
-from tiny_model import N_VOCAB, write_llama
+from tiny_model import N_VOCAB
 
-from pyggml.backend.reference import ReferenceDevice
 from pyggml.errors import ModelError
 from pyggml.model.model import Model
 from pyggml.runtime import batcher as batcher_module
@@ -22,20 +22,6 @@ from pyggml.runtime.generate import generate
 from pyggml.runtime.sequence import Finish
 from pyggml.runtime.sequence import Sequence as Text
 from pyggml.runtime.slot import Slot
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Model, Model]]:
-    folder: Path = tmp_path_factory.mktemp("models")
-    made = [Model.load(write_llama(folder / f"{i}.gguf", seed=i), cpu=ReferenceDevice()) for i in (1, 2)]
-    yield made[0], made[1]
-    for model in made:
-        model.close()
-
-
-class Argmax:
-    def sample(self, logits: Any) -> int:
-        return int(logits.argmax())
 
 
 class Watched(DraftModel):
@@ -80,8 +66,8 @@ def answers(
 
 
 @pytest.mark.parametrize("which", ["itself", "another"])
-def test_one_text(models: tuple[Model, Model], which: str) -> None:
-    context, small = Context(models[0], n_ctx=256), Context(models[which == "another"], n_ctx=256)
+def test_one_text(draft_models: tuple[Model, Model], which: str) -> None:
+    context, small = Context(draft_models[0], n_ctx=256), Context(draft_models[which == "another"], n_ctx=256)
     prompt, found = [3, 7, 11, 2], list[list[int]]()
     for drafter in (None, DraftModel(small, 4).drafter()):
         text = Text(prompt, Argmax(), max_tokens=24, drafter=drafter)
@@ -97,12 +83,12 @@ def test_one_text(models: tuple[Model, Model], which: str) -> None:
 
 @pytest.mark.parametrize("which", ["itself", "another"])
 @pytest.mark.parametrize("unified", [False, True])
-def test_a_step_of_all_texts_is_one_batch(models: tuple[Model, Model], which: str, unified: bool) -> None:
+def test_a_step_of_all_texts_is_one_batch(draft_models: tuple[Model, Model], which: str, unified: bool) -> None:
     texts = prompts(3, 9, 14, 6)
-    plain, _ = answers(models[0], texts, None, kv_unified=unified)
-    context = Context(models[which == "another"], n_ctx=4 * 256, n_seq_max=4, kv_unified=unified)
+    plain, _ = answers(draft_models[0], texts, None, kv_unified=unified)
+    context = Context(draft_models[which == "another"], n_ctx=4 * 256, n_seq_max=4, kv_unified=unified)
     small = Watched(context, 3)
-    found, made = answers(models[0], texts, small, kv_unified=unified)
+    found, made = answers(draft_models[0], texts, small, kv_unified=unified)
     assert found == plain
     assert sum(len(sizes) == 4 for sizes in small.batches) > len(small.batches) / 2
     if which == "itself":
@@ -110,10 +96,10 @@ def test_a_step_of_all_texts_is_one_batch(models: tuple[Model, Model], which: st
     context.close()
 
 
-def test_texts_that_come_and_go(models: tuple[Model, Model]) -> None:
+def test_texts_that_come_and_go(draft_models: tuple[Model, Model]) -> None:
     """More texts than places, of different lengths: a place's draft sequence goes from one text to the next."""
     texts = prompts(3, 40, 5, 11, 90, 2, 31)
-    context, model = Context(models[1], n_ctx=3 * 256, n_seq_max=3), models[0]
+    context, model = Context(draft_models[1], n_ctx=3 * 256, n_seq_max=3), draft_models[0]
     small = DraftModel(context, 5)
     found = []
     for drafts in (False, True):
@@ -132,37 +118,37 @@ def test_texts_that_come_and_go(models: tuple[Model, Model]) -> None:
     context.close()
 
 
-def test_what_the_smaller_model_lacks_is_computed_in_parts(models: tuple[Model, Model]) -> None:
+def test_what_the_smaller_model_lacks_is_computed_in_parts(draft_models: tuple[Model, Model]) -> None:
     """So that others need not wait for it; guesses begin when all of it is there."""
     texts = prompts(5, 3 * CHUNK + 20)
-    plain, _ = answers(models[0], texts, None, n=30)
-    context = Context(models[0], n_ctx=2 * 256, n_seq_max=2)
+    plain, _ = answers(draft_models[0], texts, None, n=30)
+    context = Context(draft_models[0], n_ctx=2 * 256, n_seq_max=2)
     small = Watched(context, 3)
-    found, made = answers(models[0], texts, small, n=30)
+    found, made = answers(draft_models[0], texts, small, n=30)
     assert found == plain and made[1].n_kept > 5
     assert max(map(max, small.batches)) == CHUNK
     context.close()
 
 
-def test_shared_cells_that_are_full(models: tuple[Model, Model]) -> None:
+def test_shared_cells_that_are_full(draft_models: tuple[Model, Model]) -> None:
     """Texts go on without guesses, and what nobody needs makes room for them."""
     texts = prompts(30, 30)
-    plain, _ = answers(models[0], texts, None, n=30)
-    context = Context(models[0], n_ctx=256, n_seq_max=3, kv_unified=True)
+    plain, _ = answers(draft_models[0], texts, None, n=30)
+    context = Context(draft_models[0], n_ctx=256, n_seq_max=3, kv_unified=True)
     small = Watched(context, 3)
     left = ModelDrafter(small, 2)
     assert len(left.draft(prompts(CHUNK)[0], 3)) == 3
     for _ in range(2):
         left.draft(prompts(180)[0], 3)
     assert len(small.slots[2].tokens) > 2 * CHUNK - 10
-    found, made = answers(models[0], texts, small, n=30)
+    found, made = answers(draft_models[0], texts, small, n=30)
     assert found == plain and made[0].n_kept > 5
     assert not small.slots[2].tokens
     context.close()
 
 
-def test_a_failure_leaves_the_slots_true(models: tuple[Model, Model], monkeypatch: pytest.MonkeyPatch) -> None:
-    context = Context(models[0], n_ctx=2 * 256, n_seq_max=2)
+def test_a_failure_leaves_the_slots_true(draft_models: tuple[Model, Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    context = Context(draft_models[0], n_ctx=2 * 256, n_seq_max=2)
     small = DraftModel(context, 3)
     decode = context.decode
 
@@ -179,15 +165,11 @@ def test_a_failure_leaves_the_slots_true(models: tuple[Model, Model], monkeypatc
     context.close()
 
 
-def test_a_model_with_other_tokens_is_refused(models: tuple[Model, Model]) -> None:
-    context = Context(models[0], n_ctx=64)
-
-    class Other:
-        class model:
-            n_vocab = 9999
-
+def test_a_model_with_other_tokens_is_refused(draft_models: tuple[Model, Model]) -> None:
+    context = Context(draft_models[0], n_ctx=64)
+    other: Any = SimpleNamespace(model=SimpleNamespace(n_vocab=9999))
     with pytest.raises(ModelError, match="the draft model has 9999 tokens and the model"):
-        check_same_tokens(context, Other)  # type: ignore[arg-type]
+        check_same_tokens(context, other)
     check_same_tokens(context, context)
     context.close()
 
@@ -205,12 +187,12 @@ MUTANTS: dict[str, tuple[Mutant, Any]] = {
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
-def test_mutants_are_caught(mutant: str, models: tuple[Model, Model], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mutants_are_caught(mutant: str, draft_models: tuple[Model, Model], monkeypatch: pytest.MonkeyPatch) -> None:
     wrong, test = MUTANTS[mutant]
     if wrong[0] is drafter_module:  # the batcher has the function's name, too
         mutate(monkeypatch, wrong)
         monkeypatch.setattr(batcher_module, "draft_together", drafter_module.draft_together)
         with pytest.raises(AssertionError):
-            test(models, "itself", False)
+            test(draft_models, "itself", False)
         return
-    assert_caught(monkeypatch, wrong, test, models=models, which="itself", unified=False)
+    assert_caught(monkeypatch, wrong, test, draft_models=draft_models, which="itself", unified=False)

@@ -1,17 +1,15 @@
 """Drafts change when tokens are computed, and no token: whatever is guessed, the text is the one without."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from fake_context import EOG, Bytes, FakeContext, ForgetfulContext, Greedy, row
+from fake_context import EOG, Argmax, Bytes, FakeContext, ForgetfulContext, Greedy, row
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_model import N_VOCAB, write_llama
+from tiny_model import N_VOCAB
 
-from pyggml.backend.reference import ReferenceDevice
 from pyggml.model.model import Model
 from pyggml.runtime.batcher import Batcher
 from pyggml.runtime.context import Context
@@ -34,7 +32,7 @@ class Oracle:
         text = list(tokens)
         for _ in range(min(self.n, most)):
             self.made += 1
-            token = Greedy().sample(row(text))
+            token = Argmax().sample(row(text))
             text.append(token if not self.wrong or self.made % self.wrong else 1)
         return text[len(tokens) :]
 
@@ -49,14 +47,14 @@ class Same:
         self.sizes = iter(sizes)
 
     def draft(self, tokens: Sequence[int], most: int) -> list[int]:
-        return [Greedy().sample(row(tokens))] * min(next(self.sizes, 0), most)
+        return [Argmax().sample(row(tokens))] * min(next(self.sizes, 0), most)
 
     def kept(self, drafted: int, kept: int) -> None:
         assert 0 <= kept <= drafted and drafted
 
 
 def said(context: FakeContext, n: int, drafter: Any = None, **options: Any) -> Text:
-    text = Text(b"abc", Greedy(), Bytes(), max_tokens=n, drafter=drafter, **options)
+    text = Text(b"abc", Argmax(), Bytes(), max_tokens=n, drafter=drafter, **options)
     list(generate(Slot(context), text))
     return text
 
@@ -110,7 +108,7 @@ def test_a_token_that_ends_the_text_among_guesses() -> None:
 
 def test_whoever_takes_no_more_leaves_what_was_taken() -> None:
     context = FakeContext(64)
-    slot, text = Slot(context), Text(b"abc", Greedy(), Bytes(), max_tokens=30, drafter=Oracle(8))
+    slot, text = Slot(context), Text(b"abc", Argmax(), Bytes(), max_tokens=30, drafter=Oracle(8))
     pieces = generate(slot, text)
     for _ in range(4):
         next(pieces)
@@ -121,7 +119,7 @@ def test_whoever_takes_no_more_leaves_what_was_taken() -> None:
 
 def test_a_memory_that_cannot_go_back_gets_no_drafts() -> None:
     context = ForgetfulContext(64)
-    text = Text(b"abc", Greedy(), Bytes(), max_tokens=9, drafter=Oracle(8))
+    text = Text(b"abc", Argmax(), Bytes(), max_tokens=9, drafter=Oracle(8))
     list(generate(Slot(context, memory=context), text))  # type: ignore[arg-type]
     assert text.n_drafted == 0 and text.answer == said(FakeContext(64), 9).answer
 
@@ -174,26 +172,12 @@ def test_drafts_have_few_lengths() -> None:
     assert len(DRAFT_SIZES) < 12
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Model, Model]]:
-    folder: Path = tmp_path_factory.mktemp("models")
-    made = [Model.load(write_llama(folder / f"{i}.gguf", seed=i), cpu=ReferenceDevice()) for i in (1, 2)]
-    yield made[0], made[1]
-    for model in made:
-        model.close()
-
-
-class Argmax:
-    def sample(self, logits: Any) -> int:
-        return int(logits.argmax())
-
-
-def test_several_texts_at_once(models: tuple[Model, Model]) -> None:
+def test_several_texts_at_once(draft_models: tuple[Model, Model]) -> None:
     rng = np.random.default_rng(4)
     prompts = [rng.integers(0, N_VOCAB, n).tolist() * 3 for n in (2, 5, 9)]
     found = []
     for drafts in (False, True):
-        context = Context(models[0], n_ctx=3 * 256, n_seq_max=3)
+        context = Context(draft_models[0], n_ctx=3 * 256, n_seq_max=3)
         batcher = Batcher(context, 40)
         drafters = [NgramDrafter(1, 8), NgramDrafter(2, 8, per_key=True), None]
         texts = [

@@ -8,7 +8,7 @@ from fake_context import Greedy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from text_model import write_text_model
-from tiny_archs import KINDS, tiny_archs
+from tiny_archs import KINDS, tiny_models
 
 from pyggml.backend.reference import ReferenceDevice
 from pyggml.errors import ContextError
@@ -28,11 +28,8 @@ A, B = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16], [50, 51, 52, 53, 54, 55, 56]
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Model]]:
-    with tiny_archs(tmp_path_factory.mktemp("archs")) as paths:
-        made = {name: Model.load(path, cpu=ReferenceDevice()) for name, path in paths.items()}
+    with tiny_models(tmp_path_factory.mktemp("archs")) as made:
         yield made
-        for model in made.values():
-            model.close()
 
 
 @pytest.fixture(autouse=True)

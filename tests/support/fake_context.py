@@ -71,6 +71,13 @@ def row(tokens: Sequence[int]) -> Any:
     return np.random.default_rng([seed, len(tokens)]).standard_normal(N_VOCAB).astype(np.float32)
 
 
+class Argmax:
+    """The most likely token."""
+
+    def sample(self, logits: Any) -> int:
+        return int(logits.argmax())
+
+
 class Greedy:
     """The most likely token that is a letter."""
 

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 from text_model import write_text_model
 
+from pyggml.backend.reference import ReferenceDevice
 from pyggml.memory import kv, kv_tensors
 from pyggml.model import arch
+from pyggml.model.model import Model
 
 WINDOW = 6
 
@@ -101,3 +103,13 @@ def tiny_archs(folder: Path) -> Iterator[dict[str, Path]]:
         yield paths
         for name in KINDS:
             sys.modules.pop(f"pyggml.model.arch.{name}", None)
+
+
+@contextmanager
+def tiny_models(folder: Path) -> Iterator[dict[str, Model]]:
+    """`tiny_archs`, loaded."""
+    with tiny_archs(folder) as paths:
+        made = {name: Model.load(path, cpu=ReferenceDevice()) for name, path in paths.items()}
+        yield made
+        for model in made.values():
+            model.close()
