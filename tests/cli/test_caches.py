@@ -2,7 +2,9 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mutants import Mutant, assert_caught
@@ -91,7 +93,7 @@ def test_folders_that_are_not_there(tmp_path: Path) -> None:
     assert cached_models({"LLAMA_CACHE": str(tmp_path / "nothing")}, tmp_path) == {}
 
 
-MUTANTS: dict[str, tuple[Mutant, object]] = {
+MUTANTS: dict[str, tuple[Mutant, Callable[..., Any]]] = {
     "any commit's files": ((caches, "_commit", 'found.get("main")', 'found.get("pr")'), test_the_hubs_folder),
     "every part is a model": ((caches, "_tag", "or not hub.is_first(name)", ""), test_the_hubs_folder),
     "links that lead nowhere": ((caches, "_files", "path.is_file()", "True"), test_the_hubs_folder),
@@ -102,4 +104,4 @@ MUTANTS: dict[str, tuple[Mutant, object]] = {
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_mutants_are_caught(mutant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong, test = MUTANTS[mutant]
-    assert_caught(monkeypatch, wrong, test, tmp_path=tmp_path)  # type: ignore[arg-type]
+    assert_caught(monkeypatch, wrong, test, tmp_path=tmp_path)

@@ -1,6 +1,8 @@
 """Files of presets: their grammar, what keys stand for, and one line for whatever is wrong."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mutants import Mutant, assert_caught
@@ -124,7 +126,7 @@ def test_the_order_in_which_values_count(tmp_path: Path) -> None:
     assert a.api_key == b.api_key == [["k"]] and a.alias == ["a"] and (a.model, b.model) == ("x", "y")
 
 
-MUTANTS: dict[str, tuple[Mutant, object]] = {
+MUTANTS: dict[str, tuple[Mutant, Callable[..., Any]]] = {
     "a section counts for more than the command line": ((presets, "preset_of", "row.dest in named)", "False)"), test_keys_are_flags),
     "for all counts for more": ((several.Several, "listed", "(of_all, section)", "(section, of_all)"), test_the_order_in_which_values_count),
     "a section's key counts for the server": ((presets, "preset_of", "row.dest in OF_THE_SERVER", "False"),
@@ -136,4 +138,4 @@ MUTANTS: dict[str, tuple[Mutant, object]] = {
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_mutants_are_caught(mutant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong, test = MUTANTS[mutant]
-    assert_caught(monkeypatch, wrong, test, tmp_path=tmp_path)  # type: ignore[arg-type]
+    assert_caught(monkeypatch, wrong, test, tmp_path=tmp_path)

@@ -178,10 +178,10 @@ def test_formats_are_those_of_the_parser() -> None:
     assert template_flags.REASONING_FORMATS == REASONING_FORMATS
 
 
-def _shown(text: str, size: int, paint: Colors = Colors()) -> tuple[str, ReplyDisplay]:  # noqa: B008 - frozen
+def _shown(text: str, size: int) -> tuple[str, ReplyDisplay]:
     out = io.StringIO()
     parser = prepare(ChatTemplate(FREE), [{"role": "user", "content": "q"}]).parser()
-    display = ReplyDisplay(out, paint, parser)
+    display = ReplyDisplay(out, Colors(), parser)
     data = text.encode()
     for i in range(0, len(data), size):
         display.feed(data[i : i + size])

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from mutants import Mutant, assert_caught
-from pyggml_server.pace import SMALLEST, Pace
+from pyggml_server.pace import LONGER, SMALLEST, STALE, Pace
 
 
 def steps(
@@ -28,8 +28,10 @@ def test_a_step_with_a_prompt_takes_less_than_three_times_as_long(token: float, 
     longest = max(3 * 0.005, 0.005 + fixed + SMALLEST * token)
     assert took[0] == (0.005, 0), "how long a step without prompts takes is found out first"
     assert max(seconds for seconds, _ in took[5:]) < longest + 1e-9
-    assert {room for _, room in took[5:]} - {0}, "the prompt gets on"
-    assert all(room == 0 or room >= SMALLEST for _, room in took)
+    rooms = [room for _, room in took[5:]]
+    assert all(room == 0 or room >= SMALLEST for room in rooms)
+    fits = fixed + SMALLEST * token <= LONGER * 0.005
+    assert rooms.count(0) <= (len(rooms) / STALE + 1 if fits else len(rooms) / 2), "the prompt gets on"
 
 
 @pytest.mark.parametrize("token", [0.002, 0.006])
