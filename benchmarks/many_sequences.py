@@ -7,13 +7,14 @@ in Q4_0 and Q8_0.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +64,20 @@ def rates(command: Sequence[str], env: dict[str, str] | None, sequences: Sequenc
         done = subprocess.run(command, env=env, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{command[0]} ended with exit code {done.returncode}: {done.stderr.strip()[-2000:]}")
-        rows = [json.loads(row) for row in re.findall(r"\{[^{}]*\}", done.stdout)]
-        found = {(kind, int(row["pl"])): float(row[f"speed_{kind}"]) for row in rows for kind in ("pp", "tg")}
+        found = {
+            (kind, int(row["pl"])): float(row[f"speed_{kind}"]) for row in _rows(done.stdout) for kind in ("pp", "tg")
+        }
         missing = [n for n in sequences if ("pp", n) not in found]
         if not missing:
             return found
     raise SystemExit(f"{command[0]} told nothing of {missing} sequences in {TRIES} runs: {done.stdout[-2000:]}")
+
+
+def _rows(text: str) -> Iterator[dict[str, Any]]:
+    """The tests of a program's text, in which other words may stand before them, or in them."""
+    for row in re.findall(r"\{[^{}]*\}", text):
+        with contextlib.suppress(ValueError):
+            yield json.loads(row)
 
 
 def measure(model: Path, options: argparse.Namespace, sides: Sequence[tuple[Sequence[str], Any]]) -> list[Result]:

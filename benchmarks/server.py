@@ -1,10 +1,11 @@
 """pyggml-server beside llama-server on the same file: `python benchmarks/server.py [FILE.gguf ...]`.
 
-Owns what the users do and how it is told. Both servers run at once, and answer in turn: in each round so many users at once each send one
-request after another, a prompt of their own that nothing is known of (`cache_prompt` is off), and read the stream of the answer. Rates are
-tokens of answers a second of all users together, from the first request to the last token; "first" is the 95th percentile of the times to
-a first token. A ratio is ours / llama-server's of one round; of times less than 1 is better. "gap" is how many times longer than alone an answer waits for its next token
-while a long prompt comes in (means; each server by itself). Without files: SmolLM2-135M in Q4_0.
+Owns what the users do and how it is told. Both servers run at once, and answer in turn: in each round so many users at once
+each send one request after another, a prompt of their own that nothing is known of (`cache_prompt` is off), and read the stream
+of the answer. Rates are tokens of answers a second of all users together, from the first request to the last token; "first" is
+the 95th percentile of the times to a first token. A ratio is ours / llama-server's of one round; of times less than 1 is
+better. "gap" is how many times longer than alone an answer waits for its next token while a long prompt comes in (means; each
+server by itself). Without files: SmolLM2-135M in Q4_0.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import asyncio
 import json
 import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -236,6 +238,7 @@ def main() -> None:
     parser.add_argument("--alone", action="store_true", help="ours alone")
     parser.add_argument("--json", type=json_file, metavar="FILE", help="write the figures to a file")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the servers end too
     ours = [sys.executable, "-c", "import sys; from pyggml_cli.server import main; sys.exit(main())"]
     sides: list[tuple[list[str], Any]] = [(ours, None)]
     models = list(options.models)
