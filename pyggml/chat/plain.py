@@ -64,9 +64,9 @@ class PlainDialogue:
         return None
 
     @property
-    def shown(self) -> bool:
-        """Whether control tokens show their names."""
-        return False
+    def shown(self) -> frozenset[int]:
+        """No control token is a marker."""
+        return frozenset()
 
     def parser(self) -> None:
         """There is nothing to tell apart."""

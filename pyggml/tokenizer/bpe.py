@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 WORDS_KEPT = 0
 """By the library, of those that it has merged: it keeps them for each thread, until that ends and not until the tokenizer does, so that a
-server which loads one model after the other would grow. It is no slower without (16 k tokens: 32 ms instead of 47, then 20 instead of 19)."""
+server which loads one model after the other would grow."""
 
 
 def _byte_characters() -> list[str]:

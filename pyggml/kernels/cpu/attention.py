@@ -70,7 +70,7 @@ def lower(builder: Builder, node: Tensor) -> None:
     width = WIDTH[jit.level()]
     pieces = blocks * -(
         -columns // (attention_tile.GROUP * width)
-    )  # not of all streams: each has the bits that it has alone
+    )  # of one stream: each has the bits that it has alone
     few = columns <= FEW_COLUMNS or (columns <= MANY_COLUMNS and pieces <= FEW_PIECES)
     few = few and k.ne[1] >= MANY_KEYS
     if q.ne[1] >= MIN_TILE_TOKENS and not few and not is_one_by_one(node):
