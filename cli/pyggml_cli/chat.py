@@ -92,6 +92,9 @@ def chat(values: Values, first: str | None, chain_for: Callable[..., "SamplerCha
     timings = RunTimings()
     with compile_progress(), model_for(values) as model:
         tokenizer = Tokenizer.from_metadata(model.file.metadata)
+        if model.modules.encodes:
+            what = f"a {model.config.architecture} model answers one text, which its encoder reads whole"
+            raise UsageError(f"{what}, and holds no conversation: give the text with -p or -f alone")
         conversation: Conversation | PlainDialogue
         if without_template(values):
             prefix, suffix = (_unescape(values, text or "") for text in (values.in_prefix, values.in_suffix))

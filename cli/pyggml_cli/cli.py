@@ -154,6 +154,10 @@ def _complete(values: Values, prompt: str | None) -> int:
         context = Context(model, n_ctx, **context_arguments(values, model))
         timings.loaded()
         try:
+            if context.encodes and values.prompt_cache is not None:
+                raise UsageError(
+                    "--prompt-cache: an encoder reads this model's prompt whole, no part of it can be kept"
+                )
             cache = prompt_cache(values, context)
             if prompt is None:
                 tokens = _fitting(cache.tokens, n_ctx)
@@ -219,16 +223,18 @@ def _print_text(
     if hasattr(out, "reconfigure"):
         out.reconfigure(encoding="utf-8", errors="replace", newline="")
     shown, decoder = text_for(out), StreamDecoder(tokenizer, values.special)
+    text = Text(
+        tokens, chain, tokenizer, special=values.special, max_tokens=values.n_predict, stops=stops, timings=timings,
+        drafter=drafter,
+    )  # fmt: skip
+    text.answer_to(slot.context.start_token)
+    tokens = text.tokens[:]
     if values.display_prompt:
         paint = colors(values.color)
         out.write(f"{paint.prompt}{shown(''.join(map(decoder.push, tokens)))}{paint.reset}")
         out.flush()
     for token in tokens:
         chain.accept(token)
-    text = Text(
-        tokens, chain, tokenizer, special=values.special, max_tokens=values.n_predict, stops=stops, timings=timings,
-        drafter=drafter,
-    )  # fmt: skip
     if stops.begin(tokens, SLACK):
         text.finish = Finish.STOP
     for piece in generate(slot, text, cache=cache):

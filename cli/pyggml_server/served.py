@@ -16,6 +16,7 @@ from pyggml.runtime.batcher import Batcher
 from pyggml.runtime.context import Context
 from pyggml.runtime.drafter import Drafter
 from pyggml.runtime.embedder import Embedder
+from pyggml.runtime.encoding import why_not
 from pyggml.tokenizer import Tokenizer
 from pyggml_server.engine import ENDING, Engine, Post
 from pyggml_server.errors import RequestError
@@ -121,6 +122,8 @@ class Served:
                 n_prompt_tokens=len(tokens),
                 n_ctx=self.n_ctx,
             )
+        if self._context is not None and self._context.encodes and (why := why_not(self._context, len(tokens))):
+            raise RequestError(why, param="prompt")
 
     @property
     def metadata(self) -> Mapping[str, Any]:

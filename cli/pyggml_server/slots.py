@@ -61,7 +61,7 @@ def _under_way(served: Served, text: Text) -> dict[str, Any]:
         "n_prompt_tokens_processed": text.n_prompt - text.n_reused - (len(text.pending) if not text.ends else 0),
         "n_prompt_tokens_cache": text.n_reused,
         "next_token": [{"has_next_token": True, "n_remain": left, "n_decoded": len(text.ends)}],
-        "prompt": shown(served, text.tokens[: text.n_prompt]),
+        "prompt": shown(served, text.prompt),
         "generated": bytes(text.data).decode("utf-8", "replace"),
     }
 

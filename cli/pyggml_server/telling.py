@@ -89,7 +89,7 @@ def final(served: Served, running: Answer, i: int, wanted: Options, content: str
         "generation_settings": generation_settings(
             wanted.params, wanted.max_tokens, wanted.stops, wanted.n_logprobs or 0
         ),
-        "prompt": shown(served, text.tokens[: text.n_prompt]),
+        "prompt": shown(served, text.prompt),
         "has_new_line": b"\n" in text.data,
         "truncated": text.finish is Finish.FULL or text.n_shifted > 0,
         "stop_type": STOPS[text.finish or Finish.LENGTH],

@@ -234,7 +234,7 @@ class Completions(Evaluation):
         own = self._logprobs(answer, 0, len(answer.answer), n_prompt)
         if not echo:
             return own
-        prompt = answer.tokens[: answer.n_prompt]
+        prompt = answer.prompt
         first = 1 if prompt[0] == self.token_bos() else 0
         pieces = [self.detokenize([token], prev_tokens=prompt[:i]) for i, token in enumerate(prompt)]
         scored = [token_logprobs(self.scores[i - 1], prompt[i], n) for i in range(max(first, 1), len(prompt))]

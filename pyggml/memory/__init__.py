@@ -12,6 +12,7 @@ from typing import NamedTuple
 from pyggml.backend.base import Device
 from pyggml.dtypes import GGMLType
 from pyggml.memory.base import Compute, Memory
+from pyggml.memory.encoded import Encoded
 from pyggml.memory.kv import KVCache
 from pyggml.memory.kv_tensors import KVLayer
 from pyggml.memory.layered import Layered
@@ -28,11 +29,12 @@ class SharedKV(NamedTuple):
 
 @dataclass(frozen=True)
 class Need:
-    """What one layer asks for: a cache of keys and values, another layer's, states, or several of these.
+    """What one layer asks for: a cache of keys and values, another layer's, states, an encoded text's, or several of these.
 
     window   tokens that a token sees, itself among them; None: all before it
     chunked  the window begins anew at each position that it divides (Window)
     alibi    masks hold distances, for scores that fall with them
+    encoded  keys and values of a text that an encoder has read
     """
 
     kv: KVLayer | None = None
@@ -41,6 +43,7 @@ class Need:
     chunked: bool = False
     shared: SharedKV | None = None
     alibi: bool = False
+    encoded: KVLayer | None = None
 
     @property
     def seen(self) -> Window | None:
@@ -67,7 +70,7 @@ class MemoryOptions:
 
 
 def make_memory(needs: Sequence[Need], options: MemoryOptions) -> Layered:
-    """One cache for each kind of window, one memory for all states. Nothing is allocated yet. Raises UnsupportedError.
+    """One cache for each kind of window, one memory for all states, one for encoded texts. Nothing is allocated yet. Raises UnsupportedError.
 
     A window has as many cells as in llama-kv-cache-iswa.cpp."""
     streams = 1 if options.unified or options.n_seq_max == 1 else options.n_seq_max
@@ -101,6 +104,18 @@ def make_memory(needs: Sequence[Need], options: MemoryOptions) -> Layered:
         for i, il in enumerate(states):
             where.setdefault(il, []).append((len(parts), i))
         parts.append(RecurrentState([StateLayer(il, sizes) for il, sizes in states.items()], options.n_seq_max))
+    if encoded := [need.encoded for need in needs if need.encoded is not None]:
+        for i, layer in enumerate(encoded):
+            where.setdefault(layer.il, []).append((len(parts), i))
+        parts.append(
+            Encoded(
+                encoded,
+                options.n_ubatch,
+                transposed_v=options.transposed_v,
+                n_seq_max=options.n_seq_max,
+                n_streams=streams,
+            )
+        )
     for il, of in (need.shared for need in needs if need.shared is not None):
         assert of in where and of < il, f"layer {il} is to share the cache of layer {of}, which has none"
         where.setdefault(il, []).extend(at for at in where[of] if isinstance(parts[at[0]], KVCache))
@@ -111,7 +126,7 @@ def allocate(memory: Layered, device_of: Sequence[Device], compute: Compute) -> 
     """Each layer's part on the layer's device; `compute` runs the graphs that move cells. Raises DeviceError."""
     try:
         for part in memory.parts:
-            assert isinstance(part, KVCache | RecurrentState)
+            assert isinstance(part, KVCache | RecurrentState | Encoded)
             if isinstance(part, KVCache):
                 part.compute = compute
             part.allocate([device_of[layer.il] for layer in part.layers])

@@ -137,11 +137,7 @@ class KVCache(KVTensors, Memory):
             pos[cell] = ub.pos[0]
             return self._mask(pos <= ub.pos[0])
         each = ub.n // n_seqs
-        pos = cells.pos[shape.first : shape.first + n_seqs, :n_kv].copy()
-        for stream, dropped in placement.dropped:
-            pos[stream - shape.first, dropped] = FREE
-        row = np.arange(ub.n) // each
-        pos[row, placement.cells] = ub.pos
+        pos = self.positions(placement)
         wanted = ub.pos.reshape(n_seqs, each, 1)
         seen = pos[:, None, :] <= wanted
         if self.window is not None:
@@ -164,6 +160,15 @@ class KVCache(KVTensors, Memory):
             far = np.where(seen, pos[:, None, :].astype(np.int64) - wanted, 0)
             mask = np.where(seen, far.astype(mask.dtype), mask)
         return mask[0] if n_seqs == 1 else mask
+
+    def positions(self, placement: KVPlacement) -> NDArray[np.int32]:
+        """Of the cells that a micro-batch looks at, once its tokens are there, FREE where there is none: (n_streams, n_kv)."""
+        ub, shape = placement.ub, placement.shape
+        pos = self.cells.pos[shape.first : shape.first + shape.n_streams, : shape.n_kv].copy()
+        for stream, dropped in placement.dropped:
+            pos[stream - shape.first, dropped] = FREE
+        pos[np.arange(ub.n) // (ub.n // shape.n_streams), placement.cells] = ub.pos
+        return pos
 
     def _mask(self, seen: NDArray[np.bool_]) -> NDArray[Any]:
         """The bits of -inf where nothing is seen."""

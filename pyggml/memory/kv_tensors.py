@@ -84,8 +84,9 @@ class KVTensors(Placed):
         type_k: GGMLType,
         type_v: GGMLType,
         transposed_v: bool,
+        title: str = "cache",
     ) -> None:
-        """Nothing is allocated yet. Raises UnsupportedError."""
+        """Nothing is allocated yet. `title`: how names of tensors begin. Raises UnsupportedError."""
         in_k = {layer.head_v for layer in layers if layer.v_in_k}
         assert all(la.head_v <= la.head_k for la in layers if la.v_in_k), layers
         for which, dtype, heads in (
@@ -108,9 +109,9 @@ class KVTensors(Placed):
         self.n_ctx = n_cells
         self.transposed_v = transposed_v
         total = n_cells * n_streams
-        self.k = [Tensor(type_k, (la.k_row, total), name=f"cache_k_l{la.il}") for la in layers]
+        self.k = [Tensor(type_k, (la.k_row, total), name=f"{title}_k_l{la.il}") for la in layers]
         self.v = [
-            None if la.v_in_k else Tensor(type_v, (la.head_v * la.n_head_kv, total), name=f"cache_v_l{la.il}")
+            None if la.v_in_k else Tensor(type_v, (la.head_v * la.n_head_kv, total), name=f"{title}_v_l{la.il}")
             for la in layers
         ]
         self.k_rotation: list[Tensor | None] = [None] * len(layers)
@@ -209,7 +210,7 @@ class KVTensors(Placed):
         layer, cache = self.layers[i], self.v[i]
         if cache is None:
             v = self._read(self.k[i], layer.head_v, layer.head_k, layer.n_head_kv, shape)
-            return _transposed(v) if self.transposed_v else v
+            return transposed(v) if self.transposed_v else v
         if not self.transposed_v:
             return self._read(cache, layer.head_v, layer.head_v, layer.n_head_kv, shape)
         nb2 = row_size(cache.type, self.n_cells)
@@ -233,7 +234,7 @@ def _token_rows(x: Tensor) -> Tensor:
     return ops.view(x, (x.ne[0] * x.ne[1], x.ne[2]), (x.nb[2],))
 
 
-def _transposed(v: Tensor) -> Tensor:
+def transposed(v: Tensor) -> Tensor:
     """(head_v, n_kv, n_head_kv, n_streams) -> (n_kv, head_v, n_head_kv, n_streams), a copy; of blocks one of F32."""
     if SIZES[v.type].block_size > 1:
         v = ops.cpy(v, Tensor(GGMLType.F32, v.ne, name=f"{v.name} (f32)"))

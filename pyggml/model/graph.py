@@ -18,8 +18,9 @@ from pyggml import ops
 from pyggml.dtypes import GGMLType
 from pyggml.graph import Graph, build_forward
 from pyggml.memory.base import Placement
+from pyggml.memory.encoded import Encoded
 from pyggml.memory.kv import KVCache, KVInputs
-from pyggml.memory.kv_tensors import KVShape
+from pyggml.memory.kv_tensors import KVShape, KVTensors, transposed
 from pyggml.memory.layered import Layered
 from pyggml.memory.recurrent import RecurrentState
 from pyggml.memory.ubatch import Ubatch
@@ -42,12 +43,14 @@ class Wanted(NamedTuple):
     causal   a token sees those before it alone: where no keys are kept, which otherwise are of the tokens before
     fused    attention in one node, where no keys are kept
     n_ctx    tokens that positions are scaled for; 0: as many as the cache holds
+    encodes  a text is read by an encoder, and what the decoder reads of it is kept: neither logits nor embeddings
     """
 
     pooling: str = ""
     causal: bool = True
     fused: bool = True
     n_ctx: int = 0
+    encodes: bool = False
 
 
 LOGITS = Wanted()
@@ -113,6 +116,7 @@ class GraphBuilder:
     positions    I32 (n_tokens)
     handed_on    what one part of a model leaves for others, by name
     adapters     LoRA adapters in use, each with its scale
+    last         number of the last layer
     """
 
     def __init__(self, hp: Hparams, memory: Layered, shape: UbatchShape, adapters: tuple[Applied, ...] = ()) -> None:
@@ -127,6 +131,7 @@ class GraphBuilder:
         self._inputs: list[Input] = []
         self._shared: dict[str, Tensor] = {}
         self.handed_on: dict[str, Tensor] = {}
+        self.last = hp.n_layer - 1
         self._kv: dict[int, KVInputs] = {}
         self._slots: dict[int, Tensor] = {}
         self.tokens = self.input("inp_tokens", GGMLType.I32, self.n_tokens, fill=lambda ub, _: ub.tokens)
@@ -161,7 +166,7 @@ class GraphBuilder:
     def expand(self, il: int, *nodes: Tensor) -> None:
         """These nodes of layer `il` are computed next, with all they need (ggml_build_forward_expand); or not at all, where
         nobody wants more of the last layer than what it writes to memory."""
-        if self.n_outputs or il != self.hp.n_layer - 1:
+        if self.n_outputs or il != self.last:
             self._order += nodes
 
     def store(self, *nodes: Tensor) -> None:
@@ -170,7 +175,7 @@ class GraphBuilder:
 
     def select_outputs(self, il: int, *xs: Tensor) -> tuple[Tensor, ...]:
         """In the last layer the columns that logits are wanted of; else all, as they are."""
-        if self._out_ids is None or il != self.hp.n_layer - 1:
+        if self._out_ids is None or il != self.last:
             return xs
         return tuple(ops.get_rows(x, self._out_ids) for x in xs)
 
@@ -249,11 +254,11 @@ class GraphBuilder:
         q (head_k, n_head, n_tokens), k (head_k, n_head_kv, n_tokens), v (head_v, n_head_kv, n_tokens)
         -> (head_v * n_head, n_tokens). `max_bias`: of ALiBi, which lets scores fall with the distance.
         No v: values are in keys (KVLayer.v_in_k); neither: the layer reads the cache that it shares (SharedKV).
-        Where the layer has no cache, tokens see those of the micro-batch; `window` is said for that alone, and so is `bias`
-        (n_tokens, n_tokens, n_head), which is added to scores: fused attention knows none.
+        Where the layer has no cache, tokens see those of the micro-batch; `window` is said for that alone. `bias` (cells seen,
+        tokens of each stream, n_head, n_streams) is added to scores: fused attention knows none.
         `beside` (n, n_tokens) is stored behind k; `choose` makes another mask of all that lies there.
         """
-        if il not in self.memory.where:
+        if self.wanted.encodes or il not in self.memory.where:
             assert k is not None and v is not None, f"layer {il} has no keys and values of its own, and no cache"
             self.expand(il, q, k, v)
             fused, given = self.wanted.fused and bias is None, None if sinks is None else sinks.value
@@ -263,41 +268,71 @@ class GraphBuilder:
             )
             self.expand(il, cur)
             return cur
-        assert bias is None, f"layer {il}: scores over a cache have no bias"
         part, i, cache = self.memory.of(il, KVCache)
         assert (k is None) == (cache.layers[i].il != il), f"layer {il}: keys are stored where they are a layer's own"
         assert (v is None) == (k is None or cache.layers[i].v_in_k), f"layer {il}: values are stored beside keys"
-        shape: Any = self.shape.memory[part]
-        if part not in self._kv:
-            self._kv[part] = cache.inputs(self.input, self.n_tokens, shape, part)
-        inputs = self._kv[part]
+        shape, inputs = self.kv_inputs(part, cache)
         q = cache.query(i, q)
         self.expand(il, q)
         written = [] if k is None else [cache.write_k(i, k, inputs.k_rows, beside)]
         written += [] if v is None else [cache.write_v(i, v, inputs.v_rows[i])]
         self.store(*(t for t in (v, k) if t is not None), *written)
+        mask = inputs.mask if choose is None else choose(cache.read_beside(i, shape), inputs.mask)
+        given = None if sinks is None else sinks.value
+        return self._over(
+            il, cache, i, shape, q, mask, scale=scale, softcap=softcap, max_bias=max_bias, sinks=given, bias=bias
+        )
+
+    def _over(
+        self, il: int, cache: KVTensors, i: int, shape: KVShape, q: Tensor, mask: Tensor, *, scale: float,
+        softcap: float = 0.0, max_bias: float = 0.0, sinks: Tensor | None = None, bias: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Attention of q over what layer number i of `cache` holds, of which tokens see what `mask` says."""
         if shape.n_streams > 1:
             each = self.n_tokens // shape.n_streams
             q = ops.view(q, (*q.ne[:2], each, shape.n_streams), (q.nb[1], q.nb[2], each * q.nb[2]))
         q = ops.permute(q, 0, 2, 1, 3)
-        mask = inputs.mask if choose is None else choose(cache.read_beside(i, shape), inputs.mask)
         cached_k, cached_v = cache.read_k(i, shape), cache.read_v(i, shape)
-        given = None if sinks is None else sinks.value
-        if cache.transposed_v:
+        if cache.transposed_v or bias is not None:
             kq = ops.mul_mat(cached_k, q, name=f"kq-{il}")
             if softcap:  # softcap * tanh(scaled / softcap)
                 kq = ops.unary(ops.scale(kq, scale / softcap), ops.UnaryOp.TANH)
                 kq, scale = ops.scale(kq, softcap), 1.0
-            kq = ops.soft_max(kq, mask, scale, max_bias, sinks=given, name=f"kq_soft_max-{il}")
+            if bias is not None:
+                kq = ops.add(kq, bias, name=f"kq_plus_kq_b-{il}")
+            kq = ops.soft_max(kq, mask, scale, max_bias, sinks=sinks, name=f"kq_soft_max-{il}")
+            cached_v = cached_v if cache.transposed_v else transposed(cached_v)
             kqv = ops.permute(ops.mul_mat(cached_v, kq, name=f"kqv-{il}"), 0, 2, 1, 3)
             cur = ops.cont(kqv, kqv.ne[0] * kqv.ne[1], self.n_tokens, name=f"kqv_out-{il}")
         else:
             cached_k, cached_v = _as_f16(cached_k), _as_f16(cached_v)
-            cur = ops.flash_attn_ext(q, cached_k, cached_v, mask, scale, max_bias, softcap, given, name=f"fattn-{il}")
+            cur = ops.flash_attn_ext(q, cached_k, cached_v, mask, scale, max_bias, softcap, sinks, name=f"fattn-{il}")
             cur = ops.reshape(cur, cur.ne[0] * cur.ne[1], self.n_tokens, name=f"kqv_out-{il}")
         cur = cache.result(i, cur)
         self.expand(il, cur)
         return cur
+
+    def kv_inputs(self, part: int, cache: KVCache) -> tuple[KVShape, KVInputs]:
+        """What a cache, part number `part` of the memory, shows of itself, and its inputs."""
+        shape: Any = self.shape.memory[part]
+        if part not in self._kv:
+            self._kv[part] = cache.inputs(self.input, self.n_tokens, shape, part)
+        return shape, self._kv[part]
+
+    def keep_encoded(self, il: int, k: Tensor, v: Tensor) -> None:
+        """Keep k (head_k, n_head_kv, n_tokens) and v (head_v, n_head_kv, n_tokens) of the text that is encoded."""
+        _, i, encoded = self.memory.of(il, Encoded)
+        n = v.ne[0] * v.ne[1] if encoded.transposed_v else 0
+        k_rows, v_rows = (encoded.rows_input(self.shared_input, self.n_tokens, each) for each in (0, n))
+        self.store(encoded.write_k(i, k, k_rows), encoded.write_v(i, v, v_rows))
+
+    def attend_encoded(self, il: int, q: Tensor, *, scale: float) -> Tensor:
+        """Attention of q (head_k, n_head, n_tokens) over the text that was encoded -> (head_v * n_head, n_tokens)."""
+        part, i, encoded = self.memory.of(il, Encoded)
+        shape: Any = self.shape.memory[part]
+        self.expand(il, q)
+        mask = encoded.mask_input(self.shared_input, self.n_tokens, shape, part)
+        return self._over(il, encoded, i, shape, q, mask, scale=scale)
 
     def _mask(self, window: Window | None, distances: bool, fused: bool) -> Tensor:
         """For layers without a cache; one input for all that have this window. All layers of a model are fused, or none."""

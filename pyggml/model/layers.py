@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from pyggml import ops
 from pyggml.errors import ModelError
 from pyggml.memory import Need
-from pyggml.model.graph import LOGITS, BuiltGraph, GraphBuilder
+from pyggml.model.graph import LOGITS, BuiltGraph, GraphBuilder, Wanted
 from pyggml.model.hparams import Hparams
 from pyggml.model.linear import Output
 from pyggml.model.module import Module, Weight
@@ -52,6 +52,7 @@ class CausalLM(Module):
 
     speaks         whether it has logits
     whole          graphs of this kind read all weights that a device must hold
+    start_token    what an answer begins with where a text is encoded first, which `build` does if `wanted` says so; else None
     norm           the class of the last norm, which is called `norm_name`; None: there is none
     embed_scale    what token embeddings are multiplied by
     logit_scale    what logits are multiplied by
@@ -63,6 +64,7 @@ class CausalLM(Module):
 
     speaks: ClassVar = True
     whole: ClassVar = LOGITS
+    start_token: int | None = None
     norm_name = "output_norm"
     block: type[Any]
     output_norm: Any
@@ -97,6 +99,15 @@ class CausalLM(Module):
         behind = tuple(f"blk.{il}." for il in range(self.hp.n_layer, self.hp.n_layer_all))
         if behind and isinstance(tensors, Mapping):
             yield from (name for name in tensors if name.startswith(behind))
+
+    @property
+    def encodes(self) -> bool:
+        """Whether an encoder reads a text, which the rest answers."""
+        return self.start_token is not None
+
+    def graphs(self) -> tuple[Wanted, ...]:
+        """Kinds of graphs that together read all weights."""
+        return (self.whole,)
 
     def needs(self) -> list[Need]:
         """What the layers want to be remembered."""

@@ -12,8 +12,7 @@ import numpy as np
 from pyggml.backend.base import Device
 from pyggml.errors import DeviceError
 from pyggml.memory import MemoryOptions, make_memory
-from pyggml.memory.kv import KVCache
-from pyggml.memory.kv_tensors import CELL_STEP, KVShape
+from pyggml.memory.kv_tensors import CELL_STEP, KVShape, KVTensors
 from pyggml.model.graph import GraphBuilder, UbatchShape
 from pyggml.model.layers import CausalLM
 from pyggml.model.lora import Applied
@@ -68,15 +67,17 @@ def split_layers(
 
 
 def readers(module: CausalLM, adapters: tuple[Applied, ...] = ()) -> dict[int, list[Tensor]]:
-    """id(tensor of a weight or adapter) -> the nodes that read it in a graph of one token, which is built for this alone."""
+    """id(tensor of a weight or adapter) -> the nodes that read it in graphs of one token, which are built for this alone."""
     memory = make_memory(module.needs(), MemoryOptions(n_ctx=CELL_STEP))
-    shapes = tuple(KVShape(CELL_STEP) if isinstance(part, KVCache) else 1 for part in memory.parts)
-    shape = UbatchShape(1, 1, shapes, wanted=module.whole, n_pooled=1)
-    built = module.build(GraphBuilder(module.hp, memory, shape, adapters))
+    shapes = tuple(KVShape(CELL_STEP) if isinstance(part, KVTensors) else 1 for part in memory.parts)
+    graphs = []
+    for wanted in module.graphs():
+        shape = UbatchShape(1, 1, shapes, wanted=wanted, n_pooled=1)
+        graphs.append(module.build(GraphBuilder(module.hp, memory, shape, adapters)).graph)
     weights = {id(w.tensor) for m in module.modules() for w in m.own() if w.tensor is not None}
     weights.update(id(tensor) for applied in adapters for tensor in applied.adapter.tensors())
     found: dict[int, list[Tensor]] = {}
-    for node in built.graph.nodes:
+    for node in (node for graph in graphs for node in graph.nodes):
         if node.op in VIEW_OPS:
             continue
         for source in node.src:

@@ -15,6 +15,7 @@ from pyggml.runtime.batch import Batch
 from pyggml.runtime.checkpoints import CheckpointRule
 from pyggml.runtime.context import Context
 from pyggml.runtime.drafter import Drafter, draft_size, draft_together
+from pyggml.runtime.encoding import why_not
 from pyggml.runtime.idle_prompts import IdlePrompts
 from pyggml.runtime.places import Place, Places
 from pyggml.runtime.sequence import Finish, Piece, Sequence
@@ -76,6 +77,9 @@ class Batcher:
 
     def add(self, sequence: Sequence) -> None:
         """The text waits until a sequence of the context is free. Raises ContextError for a prompt that never fits."""
+        sequence.answer_to(self.context.start_token)
+        if sequence.source and (why := why_not(self.context, len(sequence.source))):
+            raise ContextError(why)
         if len(sequence.tokens) > self.context.n_ctx_seq - 1:
             raise ContextError(
                 f"a prompt of {len(sequence.tokens)} tokens: a sequence has {self.context.n_ctx_seq}, one of them for the "
@@ -240,6 +244,8 @@ class Batcher:
         return [(place, sequence) for place, sequence in busy if sequence.adapters == wanted]
 
     def _compute(self, parts: list[Part]) -> NDArray[np.float32]:
+        for place in (part.place for part in parts):
+            self._encode(place)
         if all(len(part.tokens) == 1 and part.whole for part in parts):  # in the order of their numbers, as places are
             ends = [part.place.slot.context.n_past for part in parts]
             batch = Batch.of_each([part.tokens[0] for part in parts], ends, [part.place.seq for part in parts])
@@ -265,6 +271,16 @@ class Batcher:
         for place, tokens, _, _ in parts:
             self._advance(place, tokens, took * len(tokens) / batch.n)
         return rows
+
+    @staticmethod
+    def _encode(place: Place) -> None:
+        """Read the text that a sequence is about to answer, if it is one."""
+        sequence = place.sequence
+        assert sequence is not None
+        begun = clock()
+        if read := place.slot.encode(sequence.source):
+            sequence.timings.prompt += clock() - begun
+            sequence.timings.n_prompt += read
 
     @staticmethod
     def _again(place: Place, sequence: Sequence) -> None:

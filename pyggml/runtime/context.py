@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -20,6 +20,7 @@ from pyggml.dtypes import GGMLType
 from pyggml.errors import ComputeError, ContextError, DeviceError
 from pyggml.graph import Graph
 from pyggml.memory import MemoryOptions, allocate, make_memory
+from pyggml.memory.encoded import Encoded
 from pyggml.memory.kv import KVCache
 from pyggml.memory.kv_tensors import KVShape, pad_cells
 from pyggml.memory.layered import Layered
@@ -27,6 +28,7 @@ from pyggml.memory.ubatch import Ubatch
 from pyggml.model.graph import BuiltGraph, UbatchShape
 from pyggml.model.lora import Adapter, Applied
 from pyggml.model.model import Model
+from pyggml.runtime import encoding
 from pyggml.runtime.batch import Batch, split
 from pyggml.runtime.schedules import Schedules
 from pyggml.tensor import Tensor
@@ -137,6 +139,8 @@ class Context:
         if self.n_seq_max > 1:
             n = min(self.n_seq_max, self.n_ubatch)
             self.scheduler.reserve(make(self._shape(n, self.n_ctx, n, self.memory.n_streams), self.adapters)[1].sizes)
+        if self.encodes:
+            self.scheduler.reserve(make(encoding.shape(self, self.n_ubatch), self.adapters)[1].sizes)
         self._reserved.add(used)
 
     def _open(self, device: Device) -> Backend:
@@ -238,6 +242,7 @@ class Context:
         bad = np.flatnonzero((ids < 0) | (ids >= self.model.n_vocab))
         if bad.size:
             raise ComputeError(f"token {ids[bad[0]]} is outside the vocabulary of {self.model.n_vocab}")
+        encoding.check(self, [0])
         return self._decode_alone(ids, start, logits, one_by_one and ids.size > 1)
 
     def verify(self, tokens: Sequence[int]) -> NDArray[np.float32]:
@@ -248,7 +253,7 @@ class Context:
         self, ids: NDArray[np.int32], start: int, logits: str, one_by_one: bool = False
     ) -> NDArray[np.float32]:
         """Tokens of sequence 0: what `_decode` does with a batch of them, with less ado."""
-        self._begin()
+        self.begin()
         n_out = {"last": 1, "all": ids.size, "none": 0}[logits]
         out = np.empty((n_out, self.model.n_vocab), np.float32)
         for at in range(0, ids.size, self.n_ubatch):
@@ -285,10 +290,31 @@ class Context:
                 )
             if end + len(pos) > self.n_ctx_seq:
                 raise ContextError(f"{len(pos)} tokens after {end} do not fit into a context of {self.n_ctx_seq}")
+        encoding.check(self, np.unique(batch.seq).tolist())
         return batch
 
-    def _begin(self) -> None:
-        """Raises ContextError for an adapter that is gone."""
+    @property
+    def encodes(self) -> bool:
+        """Whether a sequence answers a text, which `encode` has read before."""
+        return self.model.modules.encodes
+
+    def encode(self, tokens: Sequence[int] | NDArray[np.int32], seq: int = 0) -> None:
+        """Let an encoder read the text that a sequence's tokens will be an answer to; those that it has are forgotten. All of it is
+        computed at once (llama_encode). Raises ContextError, ComputeError."""
+        encoding.encode(self, np.asarray(tokens, np.int32).reshape(-1), seq)
+
+    @property
+    def start_token(self) -> int | None:
+        """What each answer to an encoded text begins with."""
+        return self.model.modules.start_token
+
+    @property
+    def text(self) -> tuple[int, ...]:
+        """The tokens of the text that sequence 0 answers, where there is an encoder."""
+        return encoding.text_of(self, 0)
+
+    def begin(self) -> None:
+        """What comes before each call that computes. Raises ContextError for an adapter that is gone."""
         self.scheduler.aborted = False
         for applied in self.adapters:
             if applied.adapter not in self.model.adapters:
@@ -298,7 +324,7 @@ class Context:
             self.computed_with = self.adapters if fresh else None
 
     def _decode(self, batch: Batch) -> NDArray[np.float32]:
-        self._begin()
+        self.begin()
         out = np.empty((int(np.count_nonzero(batch.outputs)), self.model.n_vocab), np.float32)
         row_of = np.cumsum(batch.outputs) - 1
         for ub, rows in split(batch, self.n_ubatch, self.memory.n_streams, self.n_seq_max):
@@ -355,28 +381,35 @@ class Context:
     def _shape(self, n_tokens: int, n_used: int, n_outputs: int, n_streams: int = 1) -> UbatchShape:
         """Of a micro-batch of the first sequences that sees `n_used` cells of each stream."""
         n_seqs = min(n_streams, n_tokens)
-        parts = tuple(
-            KVShape(part.n_kv(n_used), 0, min(n_seqs, part.n_streams)) if isinstance(part, KVCache) else n_seqs
-            for part in self.memory.parts
-        )
-        return UbatchShape(n_tokens, n_outputs, parts, n_seqs)
+        parts: list[Hashable] = []
+        for part in self.memory.parts:
+            if isinstance(part, KVCache):
+                parts.append(KVShape(part.n_kv(n_used), 0, min(n_seqs, part.n_streams)))
+            else:
+                parts.append(part.shape_of_first(n_seqs) if isinstance(part, Encoded) else n_seqs)
+        return UbatchShape(n_tokens, n_outputs, tuple(parts), n_seqs)
 
     def _decode_ubatch(self, ub: Ubatch, placement: Any) -> NDArray[np.float32] | None:
+        shape: Any = self.memory.shape(placement)
+        wanted = UbatchShape(ub.n, ub.n_outputs, shape, ub.n_seqs, one_by_one=ub.one_by_one)
+        result = self.compute(ub, wanted, placement)
+        self.memory.commit(placement)
+        return result
+
+    def compute(self, ub: Ubatch, shape: UbatchShape, placement: Any) -> NDArray[np.float32] | None:
+        """Run a micro-batch's graph; the rows of its outputs. `placement` is where it lies in memory, None: nowhere yet."""
         self.model.check_file()
-        memory = self.memory
         n_threads = self._n_threads if ub.n == 1 else self._n_threads_batch
         if n_threads is not None:
             for backend in self._backends:
                 backend.use_threads(n_threads)
-        shape: Any = memory.shape(placement)
-        built, schedule = self._ready(UbatchShape(ub.n, ub.n_outputs, shape, ub.n_seqs, one_by_one=ub.one_by_one))
+        built, schedule = self._ready(shape)
         for tensor, values in built.values(ub, placement):
             schedule.set_input(tensor, values)
-        memory.prepare(placement)
+        if placement is not None:
+            self.memory.prepare(placement)
         schedule.run()
-        result = None if built.logits is None else schedule.get(built.logits).reshape(ub.n_outputs, -1)
-        memory.commit(placement)
-        return result
+        return None if built.logits is None else schedule.get(built.logits).reshape(ub.n_outputs, -1)
 
     def schedule_for(self, n_tokens: int, n_kv: int, n_outputs: int) -> tuple[BuiltGraph, Schedule]:
         """The graph of a micro-batch of one sequence that sees `n_kv` cells."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from pyggml.runtime import encoding
 from pyggml.runtime.batch import Batch
 from pyggml.runtime.context import Context
 
@@ -35,6 +36,20 @@ class ContextSequence:
     def n_past(self) -> int:
         """Tokens that are decoded."""
         return self.context.memory.end(self.seq)
+
+    @property
+    def start_token(self) -> int | None:
+        """What an answer to an encoded text begins with; None: there is no encoder."""
+        return self.context.start_token
+
+    @property
+    def text(self) -> tuple[int, ...]:
+        """The tokens of the text that is encoded."""
+        return encoding.text_of(self.context, self.seq)
+
+    def encode(self, tokens: Sequence[int]) -> None:
+        """Let an encoder read this text. Raises ContextError, ComputeError."""
+        self.context.encode(tokens, self.seq)
 
     def decode(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Compute these after those there; logits (1, n_vocab) of the last. Raises ContextError, ComputeError."""

@@ -56,6 +56,10 @@ class Embedder:
         if n_ubatch < 1:
             raise ContextError(f"n_ubatch {n_ubatch}: must not be negative or zero")
         modules, keys = model.modules, model.config.pooled
+        if modules.encodes:
+            raise UnsupportedError(
+                f"embeddings of a {model.config.architecture} model, which has an encoder and a decoder: llama-embedding makes none either"
+            )
         self.pooling = pooling or keys.pooling or "none"
         if self.pooling not in POOLINGS:
             raise ContextError(f"pooling {pooling!r:.40}: known are {', '.join(POOLINGS)}")

@@ -32,6 +32,12 @@ def generate(
     Raises NoRoomError for a prompt that does not fit, and what devices and samplers raise.
     """
     timings = sequence.timings
+    start = clock()
+    if begin:
+        sequence.answer_to(slot.context.start_token)
+        if read := slot.encode(sequence.source):
+            timings.prompt += clock() - start
+            timings.n_prompt += read
     if cache is not None:
         cache.resume(slot, sequence.tokens)
     if begin:

@@ -10,6 +10,7 @@ from collections.abc import Hashable, Sequence
 
 from pyggml.backend.few_layers import FewLayers, LayeredGraph
 from pyggml.backend.scheduler import Schedule, Scheduler
+from pyggml.memory.encoded import Encoded
 from pyggml.memory.kv import KVCache
 from pyggml.memory.layered import Layered
 from pyggml.memory.recurrent import RecurrentState
@@ -80,7 +81,7 @@ class Schedules:
             built = model.modules.build(GraphBuilder(model.config, memory, shape, adapters), layers)
             return LayeredGraph(built, built.graph, built.ends)
 
-        if not model.modules.alike:
+        if not model.modules.alike or shape.wanted.encodes:
             whole = build(range(model.config.n_layer))
             return whole.built, scheduler.schedule(whole.graph)
         few = self._few.get(adapters)
@@ -104,7 +105,9 @@ def _own_tensors(block: Module, memory: Layered, adapters: tuple[Applied, ...]) 
     remembered: list[Tensor] = []
     for number, i in memory.where.get(block.il, []):
         part = memory.parts[number]
-        if isinstance(part, KVCache | RecurrentState) and part.layers[i].il == block.il:  # else another layer's
+        if (
+            isinstance(part, KVCache | RecurrentState | Encoded) and part.layers[i].il == block.il
+        ):  # else another layer's
             remembered += part.tensors(i)
     added = [tensor for applied in adapters for tensor in applied.adapter.own(block.il)]
     return [*block.tensors(), *remembered, *(t for pair in adapted for t in pair), *added]

@@ -80,6 +80,7 @@ class Sequence:
     """`push` takes a row of logits and gives a piece; `pending` are the tokens to compute before the next row.
 
     tokens      prompt, answer and what `extend` brought; not a token that ended it
+    source      the prompt where it is a text that an encoder reads; `tokens` are those of the answer alone then
     vocabulary  None: tokens alone count, there is no text and none of them ends it
     special     whether control tokens add their names to the text; a set: those of these tokens
     max_tokens  below 0: without end
@@ -120,7 +121,8 @@ class Sequence:
         adapters: "tuple[Applied, ...] | None" = None,
     ) -> None:
         self.tokens = list(prompt)
-        self.n_prompt = len(self.tokens)
+        self.source: list[int] = []
+        self._first = len(self.tokens)
         self.pending = list(self.tokens)
         self.sampler = sampler
         self.vocabulary = vocabulary
@@ -159,7 +161,23 @@ class Sequence:
     @property
     def answer(self) -> list[int]:
         """The tokens after the prompt; those of `extend` are among them."""
-        return self.tokens[self.n_prompt :]
+        return self.tokens[self._first :]
+
+    @property
+    def prompt(self) -> list[int]:
+        """The tokens that it answers or goes on from."""
+        return self.source or self.tokens[: self._first]
+
+    @property
+    def n_prompt(self) -> int:
+        """How many those are."""
+        return len(self.source) or self._first
+
+    def answer_to(self, start_token: int | None) -> None:
+        """The prompt is a text for an encoder, and what answers it begins with this token; None: there is no encoder."""
+        if start_token is not None and not self.source:
+            self.source, self.tokens, self.pending = self.tokens, [start_token], [start_token]
+            self._first, self._messages = 1, []
 
     @property
     def cancelled(self) -> bool:

@@ -37,6 +37,17 @@ class Decoder(Protocol):
     def n_past(self) -> int:
         """Tokens computed."""
 
+    @property
+    def start_token(self) -> int | None:
+        """What an answer to a text begins with, where an encoder reads the text; None: there is no encoder."""
+
+    @property
+    def text(self) -> tuple[int, ...]:
+        """The tokens of the text that is encoded."""
+
+    def encode(self, tokens: Sequence[int]) -> None:
+        """Let the encoder read this text; what was decoded is forgotten."""
+
     def decode(self, tokens: Sequence[int]) -> "NDArray[np.float32]":
         """Compute these after those there; logits (1, n_vocab) of the last."""
 
@@ -112,6 +123,15 @@ class Slot:
         if self.chunk and not self.forgotten:
             n = self._moved(tokens, n)
         return self.go_back(n)
+
+    def encode(self, text: Sequence[int]) -> int:
+        """Let the encoder, where there is one, read this text unless it is the one that it has read last; how many tokens it has read.
+        Raises ContextError, ComputeError."""
+        if self.context.start_token is None or self.context.text == tuple(text):
+            return 0
+        self.go_back(0)
+        self.context.encode(text)
+        return len(text)
 
     def _moved(self, tokens: Sequence[int], n: int) -> int:
         """Behind the first `n` tokens, which both have, bring up what stands further back and comes next in `tokens`; how many of them

@@ -19,6 +19,7 @@ def test_every_architecture_is_compared() -> None:
     """One that the reference writes no file of is compared elsewhere."""
     compared = {architecture(name).replace("_", "-") for name in (*NAMES, *WRITTEN)}
     compared |= {tiny_encoders.architecture(name) for name in tiny_encoders.NAMES}
+    compared |= {"t5"}  # tests/model/test_t5.py
     assert set(architectures()) <= compared
 
 

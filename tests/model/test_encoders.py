@@ -15,8 +15,8 @@ from tiny_encoders import KEYS, N_CTX, N_VOCAB, NAMES, architecture, ensure_enco
 from pyggml import ops
 from pyggml.errors import ComputeError, ContextError, ModelError, UnsupportedError
 from pyggml.memory.window import Window
-from pyggml.model import decision, encoder, graph, per_layer, pooling, uncached
-from pyggml.model.arch import jina_bert_v2, modern_bert, nomic_bert_moe, t5encoder
+from pyggml.model import decision, encoder, graph, per_layer, pooling, relative_attention, uncached
+from pyggml.model.arch import jina_bert_v2, modern_bert, nomic_bert_moe
 from pyggml.model.attention import Attention
 from pyggml.model.model import Model
 from pyggml.model.pooling import POOLINGS
@@ -132,7 +132,7 @@ def _all_seen(ub: Any, causal: bool, window: Window | None, distances: bool) -> 
 
 
 MASK, MEANS, PLACES = uncached.mask_of, pooling._means, pooling._places
-BUCKETS = t5encoder.buckets
+BUCKETS = relative_attention.buckets
 Patch = Callable[[pytest.MonkeyPatch], None]
 
 
@@ -163,12 +163,12 @@ MUTANTS: dict[str, tuple[str, str, Patch]] = {
     "mean for the first token": ("bert", "rank", patch(pooling.Head, "_for_ranks", lambda self, g: "mean")),
     "no dense layers": ("gemma-embedding", "mean", patch(pooling.Head, "_there", lambda self, name: None)),
     "no embeddings of layers": ("gemma-embedding2", "mean", patch(per_layer.PerLayerInput, "__call__", lambda self, g, x: ops.scale(x, 0.0))),
-    "no bias by distance": ("t5encoder", "none", patch(t5encoder, "buckets", lambda away, n: np.zeros(away.shape, np.int32))),
-    "both sides are one": ("t5encoder", "none", patch(t5encoder, "buckets", lambda away, n: BUCKETS(-np.abs(away), n))),
-    "the sides are exchanged": ("t5encoder-gated", "none", patch(t5encoder, "buckets", lambda away, n: BUCKETS(-away, n))),
-    "buckets end sooner": ("t5encoder", "none", patch(t5encoder, "FARTHEST", 64)),
-    "the first layer's bias for all": ("t5encoder-gated", "none", lambda m: m.setattr(t5encoder.RelativeBias, "__call__", _first_bias)),
-    "gelu without a gate": ("t5encoder", "none", patch(t5encoder, "relu", lambda x: ops.unary(x, ops.UnaryOp.GELU))),
+    "no bias by distance": ("t5encoder", "none", patch(relative_attention, "buckets", lambda away, n: np.zeros(away.shape, np.int32))),
+    "both sides are one": ("t5encoder", "none", patch(relative_attention, "buckets", lambda away, n: BUCKETS(-np.abs(away), n))),
+    "the sides are exchanged": ("t5encoder-gated", "none", patch(relative_attention, "buckets", lambda away, n: BUCKETS(-away, n))),
+    "buckets end sooner": ("t5encoder", "none", patch(relative_attention, "FARTHEST", 64)),
+    "the first layer's bias for all": ("t5encoder-gated", "none", lambda m: m.setattr(relative_attention.RelativeBias, "__call__", _first_bias)),
+    "gelu without a gate": ("t5encoder", "none", patch(relative_attention, "relu", lambda x: ops.unary(x, ops.UnaryOp.GELU))),
     "one kind of question": ("modern-bert-deciding", "none", patch(decision.QuestionTypes, "__call__", lambda self, x, kind: QUESTION(self, x, 0))),
     "gelu in a head": ("modern-bert-deciding", "none", patch(decision, "relu", lambda x: ops.unary(x, ops.UnaryOp.GELU))),
     "a window in a head": ("modern-bert-deciding", "none", patch(decision, "Attention", lambda hp, il, rope: Attention(hp, il, rope=rope, window=16, symmetric=True))),
@@ -182,11 +182,11 @@ def self_rows(self: Any, g: Any) -> Any:
 
 
 QUESTION = decision.QuestionTypes.__call__
-BIAS_OF = t5encoder.RelativeBias.__call__
+BIAS_OF = relative_attention.RelativeBias.__call__
 
 
 def _first_bias(self: Any, g: Any) -> Any:
-    return g.handed_on[t5encoder.BIAS] if self.il else BIAS_OF(self, g)
+    return g.handed_on[self._title] if self.il else BIAS_OF(self, g)
 
 
 def _once_normed(m: pytest.MonkeyPatch) -> None:
@@ -337,7 +337,7 @@ def test_buckets_of_distances() -> None:
 
     away = np.arange(-700, 701)
     for n in (4, 8, 12, 32, 64):
-        found = t5encoder.buckets(away, n)
+        found = relative_attention.buckets(away, n)
         assert found.tolist() == [bucket(int(one), n) for one in away]
         assert found.min() == 0 and found.max() == n - 1
 

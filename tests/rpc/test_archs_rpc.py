@@ -9,6 +9,7 @@ from peer import PeerServer
 from peer_archs import ArchPeer, Script, nmse
 from pyggml_rpc.backend import devices_from_spec
 from pyggml_rpc.transport import Listener
+from tiny_t5 import N_VOCAB, ensure_t5
 from two_servers import graphs
 from written_archs import WRITTEN
 
@@ -51,6 +52,28 @@ def test_says_the_same_over_the_wire(
     assert nmse(theirs, arch_peer.rows(path, Script(flash=True).decode(TOKENS), [our_server.endpoint])) < LIMITS.get(
         name, LIMIT
     )
+    assert graphs(our_server) > before and our_server.server.counters.refused == 0
+
+
+@pytest.mark.parametrize("n_gpu_layers", [-1, 3])
+def test_an_encoder_and_a_decoder_over_the_wire(
+    arch_peer: ArchPeer, our_server: Listener, stock_server: PeerServer, n_gpu_layers: int
+) -> None:
+    """All layers on a server, or two of four, which cuts both halves."""
+    path, text = ensure_t5()["t5-gated"], TOKENS[:40]
+    text, tokens = ([t % N_VOCAB for t in some] for some in (text, TOKENS))
+    script = Script(flash=True).encode([(token, i, 0) for i, token in enumerate(text)]).decode(tokens)
+    theirs = arch_peer.rows(path, script)
+    for endpoint in (our_server.endpoint, stock_server.endpoint):
+        before, asked = graphs(our_server), stock_server.count("graph_compute")
+        model = Model.load(path, devices=devices_from_spec(endpoint), n_gpu_layers=n_gpu_layers)
+        context = Context(model, n_ctx=256, n_ubatch=256)
+        context.encode(text)
+        assert nmse(theirs, decode_in(context, [tokens[:30], tokens[30:31], tokens[31:]])) < 5e-6, endpoint
+        context.close(), model.close()
+        assert graphs(our_server) > before + 2 or stock_server.count("graph_compute") > asked + 2
+    before = graphs(our_server)
+    assert nmse(theirs, arch_peer.rows(path, script, [our_server.endpoint])) < LIMIT
     assert graphs(our_server) > before and our_server.server.counters.refused == 0
 
 

@@ -3,6 +3,7 @@
 // The script comes on standard input, a word and its numbers a line:
 //   open    n_ctx n_ubatch n_seq_max kv_unified flash swa_full embeddings pooling
 //   decode  n, then token position sequence output of each: the outputs' logits (or embeddings) go to OUT
+//   encode  n, then token position sequence output of each, as decode; nothing goes to OUT
 //   pooled  sequence: its pooled embedding goes to OUT
 //   remove, add, copy   of llama_memory_seq_*: sequences, positions
 //   clear
@@ -60,7 +61,7 @@ int main(int argc, char ** argv) {
             if (ctx) llama_free(ctx);
             ctx = llama_init_from_model(model, cp);
             if (!ctx) fail("no context");
-        } else if (word == "decode") {
+        } else if (word == "decode" || word == "encode") {
             int n;
             std::cin >> n;
             llama_batch batch = llama_batch_init(n, 0, 1);
@@ -72,9 +73,10 @@ int main(int argc, char ** argv) {
                 batch.seq_id[i][0] = seq;
                 batch.logits[i] = output;
             }
-            const int code = llama_decode(ctx, batch);
-            if (code) fail("llama_decode returned " + std::to_string(code));
-            for (int i = 0; i < n; i++) {
+            const bool encodes = word == "encode";
+            const int code = encodes ? llama_encode(ctx, batch) : llama_decode(ctx, batch);
+            if (code) fail("llama_" + word + " returned " + std::to_string(code));
+            for (int i = 0; i < n && !encodes; i++) {
                 if (!batch.logits[i]) continue;
                 if (!embeddings) put(out, llama_get_logits_ith(ctx, i), n_vocab);
                 else if (llama_pooling_type(ctx) == LLAMA_POOLING_TYPE_NONE)

@@ -34,6 +34,12 @@ class FakeContext:
         self.tokens: list[int] = []
         self.calls: list[tuple[str, int]] = []
 
+    start_token = None
+    text: tuple[int, ...] = ()
+
+    def encode(self, tokens: Sequence[int]) -> None:
+        raise AssertionError("it has no encoder")
+
     @property
     def n_past(self) -> int:
         return len(self.tokens)
@@ -124,6 +130,8 @@ class ForgetfulContext(FakeContext):
 
 class ForgetfulSequences:
     """A context of several sequences, each a ForgetfulContext, and its memory; what a Batcher asks of both."""
+
+    start_token = None
 
     def __init__(self, n_ctx: int, n_seq_max: int, slack: int = 0) -> None:
         self.n_ctx = self.n_ctx_seq = n_ctx

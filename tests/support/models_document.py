@@ -16,7 +16,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 
 import tiny_encoders
-from arch_files import DENOISERS, LIMIT, NAMES, NOT_THERE, TOKENS, differences, known
+import tiny_t5
+from arch_files import DENOISERS, LIMIT, NAMES, NOT_THERE, TOKENS, decode_in, differences, known, pieces_of
 from arch_files import architecture as of_file
 from arch_variants import VARIANTS, all_files
 from peer_archs import ArchPeer, Script, nmse
@@ -26,6 +27,7 @@ from written_archs import WRITTEN
 
 from pyggml.model import architectures
 from pyggml.model.model import Model
+from pyggml.runtime.context import Context
 from pyggml.runtime.embedder import Embedder
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/models.md"
@@ -47,8 +49,8 @@ This page is made by `python tests/support/models_document.py`.
 
 
 def encoders() -> dict[str, list[str]]:
-    """Files of models that make embeddings, by architecture."""
-    found: dict[str, list[str]] = {}
+    """Files of models that make embeddings, or that answer what an encoder has read, by architecture."""
+    found: dict[str, list[str]] = {"t5": list(tiny_t5.NAMES)}
     for name in tiny_encoders.NAMES:
         found.setdefault(tiny_encoders.architecture(name).replace("_", "-"), []).append(name)
     return found
@@ -109,6 +111,8 @@ def main() -> None:
         return _denoiser(peer, files[name]) if name in DENOISERS else max(differences(peer, files[name]).values())
 
     def embedding_model(name: str) -> float:
+        if name in tiny_t5.NAMES:
+            return _answering(peer, tiny_t5.ensure_t5()[name])
         return _encoder(peer, tiny_encoders.ensure_encoders()[name])
 
     measure: dict[str, Callable[[], float]] = {}
@@ -126,6 +130,23 @@ def _denoiser(peer: ArchPeer, path: Path) -> float:
         return nmse(peer.rows(path, Script(flash=True).decode(TOKENS)), embedder.encode([TOKENS])[0])
     finally:
         embedder.close(), model.close()
+
+
+def _answering(peer: ArchPeer, path: Path) -> float:
+    """The answer to a text, fused and unfused, whole and in pieces."""
+    model, found = Model.load(path), []
+    text, tokens = ([token % tiny_t5.N_VOCAB for token in some] for some in (TOKENS[:40], TOKENS))
+    for flash in (True, False):
+        script = Script(flash=flash).encode([(token, i, 0) for i, token in enumerate(text)]).decode(tokens)
+        theirs = peer.rows(path, script)
+        context = Context(model, n_ctx=256, n_ubatch=256, flash_attn=flash)
+        context.encode(text)
+        found.append(nmse(theirs, context.decode(tokens, logits="all")))
+        context.truncate(0)
+        found.append(nmse(theirs, decode_in(context, pieces_of(tokens))))
+        context.close()
+    model.close()
+    return max(found)
 
 
 def _encoder(peer: ArchPeer, path: Path) -> float:

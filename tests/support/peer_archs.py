@@ -149,8 +149,15 @@ class Script:
 
     def batch(self, rows: Sequence[tuple[int, int, int, bool]]) -> "Script":
         """(token, position, sequence, whether its logits are wanted) each."""
+        return self._rows("decode", rows)
+
+    def encode(self, rows: Sequence[tuple[int, int, int]]) -> "Script":
+        """(token, position, sequence) each: the texts that the decoder answers, all of them anew."""
+        return self._rows("encode", [(*row, True) for row in rows])
+
+    def _rows(self, word: str, rows: Sequence[tuple[int, int, int, bool]]) -> "Script":
         numbers = " ".join(str(int(n)) for row in rows for n in row)
-        self.lines.append(f"decode {len(rows)} {numbers}")
+        self.lines.append(f"{word} {len(rows)} {numbers}")
         return self
 
     def do(self, word: str, *numbers: int) -> "Script":
