@@ -55,7 +55,7 @@ def flags(model: Path, options: argparse.Namespace) -> list[str]:
     return [str(part) for pair in given.items() for part in pair]
 
 
-TRIES = 3
+TRIES = 10
 
 
 def rates(command: Sequence[str], env: dict[str, str] | None, sequences: Sequence[int]) -> Rates:

@@ -39,15 +39,17 @@ OPTIONAL = {"server": "uvicorn"}
 """Folders of tests, and what their conftest.py cannot be read without: where it is not installed the folder is left out."""
 collect_ignore = [folder for folder, needed in OPTIONAL.items() if importlib.util.find_spec(needed) is None]
 LONG = (
-    "model/test_arch_memory.py", "e2e/test_real_models.py", "e2e/test_against_llamacpp.py", "model/test_archs.py",
-    "model/test_encoders.py", "ops/test_matmul.py", "ops/test_supports.py", "rpc/test_archs_rpc.py",
-    "model/test_users_files.py", "memory/test_memory.py", "e2e/test_bit_identity.py", "model/test_chunks.py",
-    "e2e/test_cold_start.py", "tokenizer/test_tokenizer.py", "tokenizer/test_tokenizer_newest.py", "ops/test_rows.py",
-    "model/test_kv_cache.py", "e2e/test_deaths.py", "compat/test_own_tests.py", "test_readme_tables.py",
-    "backend/test_pool_protocol.py", "rpc/test_conformance_sample.py", "rpc/test_processes.py", "rpc/test_newest.py",
-    "rpc/test_peers.py", "grammar/test_grammar_peer.py", "quants/test_bits.py", "e2e/test_three_commands.py",
-    "cuda/test_layer.py", "chat/test_reply_peer.py", "sampler/test_sampler_peer.py", "server/test_command.py",
-    "e2e/test_documented_commands.py", "runtime/test_batcher.py",
+    "e2e/test_against_llamacpp.py", "e2e/test_bit_identity.py", "rpc/test_archs_rpc.py", "e2e/test_cold_start.py",
+    "server/test_reference.py", "e2e/test_real_models.py", "ops/test_supports.py", "ops/test_matmul.py",
+    "model/test_arch_memory.py", "tokenizer/test_tokenizer_newest.py", "server/test_openapi.py", "server/test_page.py",
+    "cuda/test_cubins.py", "model/test_archs.py", "test_benchmarks.py", "model/test_users_files.py",
+    "rpc/test_newest.py", "ops/test_rows.py", "tokenizer/test_tokenizer.py", "rpc/test_peers.py",
+    "backend/test_pool_protocol.py", "cli/test_hub.py", "jit/test_compiling.py", "sampler/test_sampler_peer.py",
+    "e2e/test_deaths.py", "memory/test_memory.py", "compat/test_own_tests.py", "chat/test_reply_peer.py",
+    "jit/test_jit.py", "server/test_zoo.py", "server/test_page_text.py", "model/test_encoders.py",
+    "e2e/test_three_commands.py", "cli/test_context_shift.py", "simd/test_columns.py", "rpc/test_processes.py",
+    "peer/test_peer.py", "rpc/test_encoders_rpc.py", "backend/test_few_layers_archs.py", "cli/test_texts.py",
+    "test_architecture.py",
 )  # fmt: skip
 """Files that take longest, first: whoever took one at the end would keep the other processes waiting."""
 

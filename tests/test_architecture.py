@@ -2,6 +2,7 @@
 import what it checks."""
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,18 +87,26 @@ def unit_of(module: str) -> str:
 
 def imports(text: str, modules: dict[str, str], types: bool = False) -> Iterator[str]:
     """Dotted names of all imports, also those inside functions; those for type checkers alone only with `types`."""
+    for module, name in parsed_imports(text, types):
+        full = f"{module}.{name}" if module else name
+        yield full if full in modules or not module else module
+
+
+@functools.cache
+def parsed_imports(text: str, types: bool) -> list[tuple[str, str]]:
+    """("", a) of `import a`, (a, b) of `from a import b`."""
     tree = ast.parse(text)
     for node in ast.walk(tree):
         if not types and isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
             node.body = []
+    found: list[tuple[str, str]] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [("", alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"relative import of {node.module}"
-            for alias in node.names:
-                full = f"{node.module}.{alias.name}"
-                yield full if full in modules else str(node.module)
+            found += [(str(node.module), alias.name) for alias in node.names]
+    return found
 
 
 def violations(modules: dict[str, str], of: str | None = None) -> list[str]:

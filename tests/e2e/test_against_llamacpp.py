@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from compare import PROMPTS, agreement, ask_peer, losses, mean_kl, prose
+from compare import PROMPTS, agreement, ask_peer, losses, mean_kl, prose, without_fusing
 from pyggml_rpc.server import Server
 from pyggml_rpc.transport import Listener
 from pyggml_rpc.wire import V7, Command
@@ -81,7 +81,7 @@ def test_quantised_files(peer: Any, model_file: Any, prompts: Texts, context: An
     path = model_file(ftype)
     texts = joined(prompts, ask_peer(peer, "greedy", path, prompts, n_predict=N_FORCED))
     fused = ask_peer(peer, "logits", path, texts, n_predict=N_FORCED)
-    own = mean_kl(fused, ask_peer(peer, "logits", path, texts, n_predict=N_FORCED, flash_attn=False))
+    own = without_fusing(peer, path, texts, fused, N_FORCED)
     ours = context(ftype)
     rows = in_batches(ours, texts, N_FORCED)
     kl, agree = mean_kl(fused, rows), agreement(fused, rows)

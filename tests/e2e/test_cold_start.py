@@ -5,6 +5,7 @@ A log that every process of the test writes to says what was really compiled.
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -160,7 +161,13 @@ with Llama(sys.argv[1], n_ctx=64) as llm:
 """
 
 
-def test_python_says_once_that_kernels_are_compiled(tmp_path: Path, smollm2: Path) -> None:
+def test_python_says_once_that_kernels_are_compiled(
+    cold: tuple[Machine, list[Ended]], tmp_path: Path, smollm2: Path
+) -> None:
+    """On a machine that lacks two of those that it needs."""
+    shutil.copytree(cold[0].cache, tmp_path, dirs_exist_ok=True)
+    for path in sorted(tmp_path.glob("kernels/*/*.o"), key=lambda path: path.stat().st_size)[:2]:
+        path.unlink()
     env = {**os.environ, "PYGGML_CACHE": str(tmp_path)}
     command = [sys.executable, "-c", PYTHON, str(smollm2)]
     for lines in (1, 0):

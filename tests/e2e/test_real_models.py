@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from compare import PROMPTS, agreement, ask_peer, losses, mean_kl, prose
+from compare import PROMPTS, agreement, ask_peer, losses, mean_kl, prose, without_fusing
 from peer_build import PeerMissing
 from real_models import REAL, ensure_model
 
@@ -51,7 +51,7 @@ def test_logits_and_greedy_tokens(
     made = ask_peer(peer, "greedy", file, prompts, n_predict=N_GREEDY)
     texts = [prompt + tokens for prompt, tokens in zip(prompts, made.tolist(), strict=True)]
     fused = ask_peer(peer, "logits", file, texts, n_predict=N_GREEDY)
-    own = mean_kl(fused, ask_peer(peer, "logits", file, texts, n_predict=N_GREEDY, flash_attn=False))
+    own = without_fusing(peer, file, texts, fused, N_GREEDY)
     rows = np.stack([context.decode(text[:-1], n_past=0, logits="all")[-N_GREEDY:] for text in texts])
     kl, agree = mean_kl(fused, rows), agreement(fused, rows)
     greedy = [[int(row.argmax()) for row in follow(context, prompt, None, N_GREEDY)] for prompt in prompts]

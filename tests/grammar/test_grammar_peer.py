@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from peer import file_digest
+from kept import file_digest
 
 from pyggml.errors import GrammarError
 from pyggml.gguf import GGUFFile

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from peer import file_digest
+from kept import file_digest
 
 from pyggml.gguf import GGUFFile
 from pyggml.sampler import Candidates, SamplerChain, SamplerParams, Stage

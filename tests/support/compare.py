@@ -3,16 +3,19 @@
 Owns what is compared and how.
 """
 
+import inspect
 import io
 import json
 import re
+import struct
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peer import Peer, file_digest
+from kept import file_digest
+from peer import Peer
 
 WORKER = Path(__file__).with_name("peer_forced.py")
 
@@ -85,14 +88,29 @@ def ask_peer(peer: Peer, command: str, model: Path, texts: Sequence[Sequence[int
     On one thread: two that wait for each other take many times longer on a machine that also does other things.
     What is not too large is kept in the cache.
     """
-    n_ctx = -(-(max(map(len, texts)) + options.get("n_predict", 0)) // 256) * 256
-    p = {"model": str(model), "texts": texts, "flash_attn": True, "n_ctx": n_ctx, **options}
+    p = _asked(model, texts, options)
+    answer = peer.kept(WORKER, [command, {**p, "model": file_digest(model)}], lambda: _ask(peer, command, p))
+    return np.asarray(np.load(io.BytesIO(answer)))
+
+
+def without_fusing(peer: Peer, model: Path, texts: Sequence[Sequence[int]], fused: np.ndarray, n_predict: int) -> float:
+    """How far the peer's own attention without fusing is from `fused`, its logits with it (mean_kl); kept as a number."""
+    p = _asked(model, texts, {"n_predict": n_predict, "flash_attn": False})
 
     def make() -> bytes:
-        with tempfile.TemporaryDirectory() as fresh:
-            out = Path(fresh) / "out.npy"
-            peer.run(WORKER, command, json.dumps({**p, "out": str(out)}))
-            return out.read_bytes()
+        return struct.pack("<d", mean_kl(fused, np.load(io.BytesIO(_ask(peer, "logits", p)))))
 
-    answer = peer.kept(WORKER, [command, {**p, "model": file_digest(model)}], make)
-    return np.asarray(np.load(io.BytesIO(answer)))
+    answer = peer.kept(WORKER, [inspect.getsource(mean_kl), {**p, "model": file_digest(model)}], make)
+    return float(struct.unpack("<d", answer)[0])
+
+
+def _asked(model: Path, texts: Sequence[Sequence[int]], options: dict[str, Any]) -> dict[str, Any]:
+    n_ctx = -(-(max(map(len, texts)) + options.get("n_predict", 0)) // 256) * 256
+    return {"model": str(model), "texts": texts, "flash_attn": True, "n_ctx": n_ctx, **options}
+
+
+def _ask(peer: Peer, command: str, asked: dict[str, Any]) -> bytes:
+    with tempfile.TemporaryDirectory() as fresh:
+        out = Path(fresh) / "out.npy"
+        peer.run(WORKER, command, json.dumps({**asked, "out": str(out)}))
+        return out.read_bytes()

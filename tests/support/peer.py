@@ -5,7 +5,6 @@ need no server share one process (peer_process.py): starting Python and llama_cp
 
 import contextlib
 import ctypes
-import functools
 import hashlib
 import json
 import os
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import peer_build
-from kept import kept
+from kept import file_digest, kept
 from peer_process import WORKER, PeerProcess
 
 from pyggml.cachedir import cache_dir
@@ -338,18 +337,6 @@ class Peer:
             result = json.loads(out.read_text(encoding="utf-8"))
         result = result if isinstance(result, dict) else {"result": result}
         return {**result, "log": log}
-
-
-def file_digest(path: Path) -> str:
-    """Of the file's bytes; read once a process while size, time of change and place stay the same."""
-    found = path.stat()
-    return _digest(str(path.resolve()), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
-
-
-@functools.cache
-def _digest(path: str, *_: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _model(model: Path, endpoints: Sequence[str], tensor_split: Sequence[float] | None) -> dict[str, Any]:
