@@ -1,4 +1,4 @@
-"""What share of a token's time layers with states take beside their products: `python benchmarks/states.py`.
+"""What share of a token's time states, windows, sinks and experts take beside products: `python benchmarks/states.py`.
 
 Owns synthetic models of usual shapes, cut to a few layers, with a small vocabulary, and the measurement:
 a plan is run whole and without the steps of one op, by turns; the difference of the medians is what the op costs. With one
@@ -8,6 +8,7 @@ thread its time on the processor counts, so that other programs disturb less.
 from __future__ import annotations
 
 import argparse
+import random
 import statistics
 import tempfile
 import time
@@ -53,6 +54,23 @@ MODELS: dict[str, dict[str, Any]] = {
         "attention.head_count": np.array([0, 0, 32, 0], np.int32),
         "attention.head_count_kv": np.array([0, 0, 8, 0], np.int32), "shortconv.l_cache": 3, "rope.freq_base": 1e6,
     },
+    "gemma4-e4b": {  # of 42 layers
+        "general.architecture": "gemma4", **COMMON,
+        "block_count": 6, "embedding_length": 2560, "feed_forward_length": 10240, "attention.head_count": 8,
+        "attention.head_count_kv": 2, "attention.key_length": 512, "attention.value_length": 512,
+        "attention.key_length_swa": 256, "attention.value_length_swa": 256, "attention.sliding_window": 512,
+        "attention.sliding_window_pattern": np.array([1, 1, 1, 1, 1, 0], bool), "rope.dimension_count": 512,
+        "rope.dimension_count_swa": 256, "rope.freq_base": 1e6, "rope.freq_base_swa": 1e4,
+        "embedding_length_per_layer_input": 256, "final_logit_softcapping": 30.0,
+    },
+    "gpt-oss-20b": {  # of 24 layers
+        "general.architecture": "gpt-oss", **COMMON,
+        "block_count": 2, "embedding_length": 2880, "feed_forward_length": 2880, "expert_feed_forward_length": 2880,
+        "expert_count": 32, "expert_used_count": 4, "attention.head_count": 64, "attention.head_count_kv": 8,
+        "attention.key_length": 64, "attention.value_length": 64, "attention.sliding_window": 128,
+        "rope.dimension_count": 64, "rope.freq_base": 150000.0, "rope.scaling.type": "yarn", "rope.scaling.factor": 32.0,
+        "rope.scaling.original_context_length": 4096,
+    },
     "tiny": {
         "general.architecture": "qwen35", **COMMON,
         "block_count": 4, "embedding_length": 256, "feed_forward_length": 256, "attention.head_count": 4,
@@ -63,9 +81,15 @@ MODELS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+CHOOSING = (Op.ARGSORT, Op.TOP_K)
+"""Their results say which rows others read, so they are always run."""
+
+
 def type_of(dtype: GGMLType, name: str, ne: Sequence[int]) -> GGMLType:
-    """Matrices of `dtype`, all else F32."""
-    return dtype if len(ne) > 1 and not ne[0] % 256 and "norm" not in name else GGMLType.F32
+    """Matrices of `dtype`, experts of MXFP4 as gpt-oss has them, all else F32."""
+    if "_exps.weight" in name:
+        return GGMLType.MXFP4
+    return dtype if len(ne) > 1 and not ne[0] % 64 and "norm" not in name else GGMLType.F32
 
 
 def without(plan: CPUPlan, left_out: NDArray[np.bool_], status: int) -> StepTable:
@@ -79,10 +103,10 @@ def without(plan: CPUPlan, left_out: NDArray[np.bool_], status: int) -> StepTabl
     return table.sealed(status)
 
 
-def shares(context: Context, n_tokens: int, rounds: int) -> tuple[float, dict[str, float]]:
-    """Milliseconds of a micro-batch, and of each op's steps."""
+def shares(context: Context, n_tokens: int, depth: int, rounds: int) -> tuple[float, dict[str, float]]:
+    """Milliseconds of a micro-batch behind so many tokens, and of each op's steps."""
     context.clear()
-    context.decode([5] * n_tokens)
+    context.decode([5] * (depth + n_tokens))
     _, schedule = context.schedule_for(n_tokens, context.n_past, 1)
     (split,) = schedule.splits
     plan, backend = split.plan, context.scheduler.backends[split.device]
@@ -93,13 +117,16 @@ def shares(context: Context, n_tokens: int, rounds: int) -> tuple[float, dict[st
     pool = backend.pool
     tables = {"": plan.table}
     for kind, numbers in kinds.items():
+        if Op[kind] in CHOOSING:
+            continue
         left_out = np.zeros(len(plan.steps), bool)
         left_out[numbers] = True
         tables[kind] = without(plan, left_out, pool.status_address)
     clock = time.thread_time if backend.n_threads == 1 else time.perf_counter
     times: dict[str, list[float]] = defaultdict(list)
+    order = random.Random(1)
     for _ in range(rounds):
-        for kind, table in tables.items():
+        for kind, table in order.sample(list(tables.items()), len(tables)):
             start = clock()
             pool.run(table)
             times[kind].append(1e3 * (clock() - start))
@@ -114,6 +141,7 @@ def main() -> None:
         "models", nargs="*", default=[name for name in MODELS if name != "tiny"], help=f"of {', '.join(MODELS)}"
     )
     parser.add_argument("-p", "--tokens", default="1,512", help="of a micro-batch (default %(default)s)")
+    parser.add_argument("-d", "--depth", type=int, default=0, help="tokens before them (default %(default)s)")
     parser.add_argument("-t", "--threads", type=int, default=None)
     parser.add_argument("-r", "--rounds", type=int, default=30, help="(default %(default)s)")
     parser.add_argument("--type", default="Q4_0", choices=("Q4_0", "Q8_0"))
@@ -125,7 +153,9 @@ def main() -> None:
             model = Model.load(path)
             context = Context(model, n_ctx=N_CTX, n_threads=args.threads)
             for n_tokens in map(int, args.tokens.split(",")):
-                whole, each = shares(context, n_tokens, args.rounds if n_tokens < 64 else max(1, args.rounds // 5))
+                whole, each = shares(
+                    context, n_tokens, args.depth, args.rounds if n_tokens < 64 else max(1, args.rounds // 5)
+                )
                 print(f"{name} {args.type}, {MODELS[name]['block_count']} layers, {n_tokens} tokens: {whole:.3f} ms")
                 for kind, cost in sorted(each.items(), key=lambda item: -item[1]):
                     if cost > 0.005 * whole or Op[kind] in (Op.GATED_DELTA_NET, Op.SSM_SCAN, Op.SSM_CONV):

@@ -213,6 +213,21 @@ def test_odd_scores_without_a_mask(cpu_device: Device, key: float, n_tokens: int
     assert np.isnan(values).all()
 
 
+@pytest.mark.parametrize("n_tokens", [1, 5, 70])
+def test_sums_of_weights_that_count_for_nothing_are_normal_numbers(cpu_device: Device, n_tokens: int) -> None:
+    """A key whose score is 300 above the others', and whose values are 0: what the others give is added up on the way.
+    As subnormal numbers that takes a processor a hundred times as long."""
+    make = Operands(np.random.default_rng(0))
+    k, v = np.zeros((70, 64)), np.full((70, 64), 2.0**-20)
+    k[-1], v[-1] = 300 / 64, 0
+    node = ops.flash_attn_ext(
+        make.leaf(F32, (64, n_tokens), np.ones((n_tokens, 64))), make.leaf(F16, (64, 70), k), make.leaf(F32, (64, 70), v),
+        None, 1.0,
+    )  # fmt: skip
+    _, values = run(Case(node, make.contents, 0), cpu_device)
+    assert (np.abs(values) >= np.finfo(np.float32).smallest_normal).all() and (np.abs(values) < 1e-20).all()
+
+
 def test_cpu_supports_what_models_need(cpu_device: Device) -> None:
     make = Operands(np.random.default_rng(0))
     q, mask = make.like("planes", F32, (64, 5, 9)), make.leaf(F16, (256, 64))
