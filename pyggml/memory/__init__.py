@@ -12,6 +12,7 @@ from typing import NamedTuple
 from pyggml.backend.base import Device
 from pyggml.dtypes import GGMLType
 from pyggml.memory.base import Compute, Memory
+from pyggml.memory.blocks import BlockLayer, Blocks
 from pyggml.memory.encoded import Encoded
 from pyggml.memory.kv import KVCache
 from pyggml.memory.kv_tensors import KVLayer
@@ -35,6 +36,7 @@ class Need:
     chunked  the window begins anew at each position that it divides (Window)
     alibi    masks hold distances, for scores that fall with them
     encoded  keys and values of a text that an encoder has read
+    blocks   rows that stand for blocks of tokens
     """
 
     kv: KVLayer | None = None
@@ -44,6 +46,7 @@ class Need:
     shared: SharedKV | None = None
     alibi: bool = False
     encoded: KVLayer | None = None
+    blocks: BlockLayer | None = None
 
     @property
     def seen(self) -> Window | None:
@@ -70,10 +73,11 @@ class MemoryOptions:
 
 
 def make_memory(needs: Sequence[Need], options: MemoryOptions) -> Layered:
-    """One cache for each kind of window, one memory for all states, one for encoded texts. Nothing is allocated yet. Raises UnsupportedError.
+    """One cache for each kind of window, one memory for all states, one for encoded texts, one for blocks of each size. Nothing is allocated yet. Raises UnsupportedError.
 
-    A window has as many cells as in llama-kv-cache-iswa.cpp."""
-    streams = 1 if options.unified or options.n_seq_max == 1 else options.n_seq_max
+    A window has as many cells as in llama-kv-cache-iswa.cpp. Sequences with rows for blocks share no cells."""
+    blocks = [need.blocks for need in needs if need.blocks is not None]
+    streams = 1 if (options.unified and not blocks) or options.n_seq_max == 1 else options.n_seq_max
     parts: list[Memory] = []
     where: dict[int, list[tuple[int, int]]] = {}
     for window in dict.fromkeys(need.seen for need in needs if need.kv is not None):
@@ -104,6 +108,11 @@ def make_memory(needs: Sequence[Need], options: MemoryOptions) -> Layered:
         for i, il in enumerate(states):
             where.setdefault(il, []).append((len(parts), i))
         parts.append(RecurrentState([StateLayer(il, sizes) for il, sizes in states.items()], options.n_seq_max))
+    for ratio in dict.fromkeys(layer.ratio for layer in blocks):
+        alike = [layer for layer in blocks if layer.ratio == ratio]
+        for i, block_layer in enumerate(alike):
+            where.setdefault(block_layer.il, []).append((len(parts), i))
+        parts.append(Blocks(alike, options.n_ctx, options.type_k, options.n_seq_max))
     if encoded := [need.encoded for need in needs if need.encoded is not None]:
         for i, layer in enumerate(encoded):
             where.setdefault(layer.il, []).append((len(parts), i))
@@ -126,7 +135,7 @@ def allocate(memory: Layered, device_of: Sequence[Device], compute: Compute) -> 
     """Each layer's part on the layer's device; `compute` runs the graphs that move cells. Raises DeviceError."""
     try:
         for part in memory.parts:
-            assert isinstance(part, KVCache | RecurrentState | Encoded)
+            assert isinstance(part, KVCache | RecurrentState | Encoded | Blocks)
             if isinstance(part, KVCache):
                 part.compute = compute
             part.allocate([device_of[layer.il] for layer in part.layers])

@@ -37,6 +37,7 @@ class Experts(Module):
     rank_logits  experts are chosen by logits, before they become probabilities
     weight_first shares multiply what goes into the experts, not what comes out
     router_bias  whether the router may have a bias
+    by_token     with a number of tokens: a table says which experts each of them uses (ffn_gate_tid2eid), the router their shares
     router       whether it has a router of its own; else whoever calls it gives logits
     suffix       what the matrices' names end in
     """
@@ -60,6 +61,7 @@ class Experts(Module):
         rank_logits: bool = False,
         weight_first: bool = False,
         router_bias: bool = False,
+        by_token: int = 0,
         router: bool = True,
         suffix: str = "_exps",
     ) -> None:
@@ -70,6 +72,7 @@ class Experts(Module):
         self.rank_logits, self.weight_first = rank_logits, weight_first
         self.ffn_gate_inp = Linear(n_embd, n_expert, plain=not router_bias) if router else None
         self.exp_probs_b = ProbabilityBias(n_expert) if bias else None
+        self.ffn_gate_tid2eid = TokenTable(n_used, by_token) if by_token else None
         self.suffix = suffix
         for name, n_in, n_out in (
             ("gate_up", n_embd, 2 * n_ff),
@@ -146,7 +149,13 @@ class Experts(Module):
     def choose(self, g: GraphBuilder, logits: Tensor) -> tuple[Tensor, Tensor]:
         """logits (n_expert, n_tokens) -> the chosen ones I32 (n_used, n_tokens), and their shares F32, as many."""
         used, n_tokens, il = self.n_used, logits.ne[1], self.il
-        plain = self.gating == "softmax" and self.renormalise and self.exp_probs_b is None and self.groups is None
+        plain = (
+            not self.ffn_gate_tid2eid
+            and self.gating == "softmax"
+            and self.renormalise
+            and self.exp_probs_b is None
+            and self.groups is None
+        )
         if plain or self.gating == "softmax_weight":
             # probabilities divided by the sum of the chosen ones are the soft max of the chosen logits
             chosen = ops.argsort_top_k(logits, used, name=f"ffn_moe_topk-{il}")
@@ -159,7 +168,10 @@ class Experts(Module):
             ranked = ops.add(probs, self.exp_probs_b.bias.tensor)
         if self.groups is not None:
             ranked = self._in_groups(ranked, *self.groups)
-        chosen = ops.argsort_top_k(ranked, used, name=f"ffn_moe_topk-{il}")
+        if self.ffn_gate_tid2eid is not None:
+            chosen = ops.get_rows(self.ffn_gate_tid2eid.weight.value, g.tokens, name=f"ffn_moe_topk-{il}")
+        else:
+            chosen = ops.argsort_top_k(ranked, used, name=f"ffn_moe_topk-{il}")
         shares = ops.reshape(self._of(probs, chosen), used, n_tokens)
         if self.renormalise:
             total = ops.clamp(ops.sum_rows(shares), SMALLEST, float("inf"))
@@ -192,6 +204,13 @@ class Experts(Module):
 
     def _scaled(self, shares: Tensor) -> Tensor:
         return shares if self.scale == 1.0 else ops.scale(shares, self.scale)
+
+
+class TokenTable(Module):
+    """I32 (n_used, n_vocab): the experts of each token."""
+
+    def __init__(self, n_used: int, n_vocab: int) -> None:
+        self.weight = Weight(n_used, n_vocab)
 
 
 class ProbabilityBias(Module):

@@ -248,6 +248,7 @@ class GraphBuilder:
         beside: Tensor | None = None,
         choose: Choose | None = None,
         bias: Tensor | None = None,
+        more: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Store k and v, then attention of q over all that its tokens see (llama-graph.cpp: build_attn, build_attn_mha).
 
@@ -256,6 +257,7 @@ class GraphBuilder:
         No v: values are in keys (KVLayer.v_in_k); neither: the layer reads the cache that it shares (SharedKV).
         Where the layer has no cache, tokens see those of the micro-batch; `window` is said for that alone. `bias` (cells seen,
         tokens of each stream, n_head, n_streams) is added to scores: fused attention knows none.
+        `more`: keys behind the cached ones, which are values too (head_k, n, n_head_kv, n_streams), and their mask.
         `beside` (n, n_tokens) is stored behind k; `choose` makes another mask of all that lies there.
         """
         if self.wanted.encodes or il not in self.memory.where:
@@ -280,12 +282,24 @@ class GraphBuilder:
         mask = inputs.mask if choose is None else choose(cache.read_beside(i, shape), inputs.mask)
         given = None if sinks is None else sinks.value
         return self._over(
-            il, cache, i, shape, q, mask, scale=scale, softcap=softcap, max_bias=max_bias, sinks=given, bias=bias
+            il,
+            cache,
+            i,
+            shape,
+            q,
+            mask,
+            scale=scale,
+            softcap=softcap,
+            max_bias=max_bias,
+            sinks=given,
+            bias=bias,
+            more=more,
         )
 
     def _over(
         self, il: int, cache: KVTensors, i: int, shape: KVShape, q: Tensor, mask: Tensor, *, scale: float,
         softcap: float = 0.0, max_bias: float = 0.0, sinks: Tensor | None = None, bias: Tensor | None = None,
+        more: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:  # fmt: skip
         """Attention of q over what layer number i of `cache` holds, of which tokens see what `mask` says."""
         if shape.n_streams > 1:
@@ -293,6 +307,9 @@ class GraphBuilder:
             q = ops.view(q, (*q.ne[:2], each, shape.n_streams), (q.nb[1], q.nb[2], each * q.nb[2]))
         q = ops.permute(q, 0, 2, 1, 3)
         cached_k, cached_v = cache.read_k(i, shape), cache.read_v(i, shape)
+        if more is not None:
+            cached_k, mask = ops.concat(cached_k, more[0], 1, name=f"k_all-{il}"), ops.concat(mask, more[1], 0)
+            cached_v = transposed(cached_k) if cache.transposed_v else cached_k
         if cache.transposed_v or bias is not None:
             kq = ops.mul_mat(cached_k, q, name=f"kq-{il}")
             if softcap:  # softcap * tanh(scaled / softcap)
@@ -318,6 +335,10 @@ class GraphBuilder:
         if part not in self._kv:
             self._kv[part] = cache.inputs(self.input, self.n_tokens, shape, part)
         return shape, self._kv[part]
+
+    def transposed_v(self, il: int) -> bool:
+        """Whether attention of this layer is computed in several nodes, which read V transposed."""
+        return self.memory.of(il, KVCache)[2].transposed_v
 
     def keep_encoded(self, il: int, k: Tensor, v: Tensor) -> None:
         """Keep k (head_k, n_head_kv, n_tokens) and v (head_v, n_head_kv, n_tokens) of the text that is encoded."""

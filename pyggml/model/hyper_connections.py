@@ -7,10 +7,12 @@ Owns the weights of both; knows no layer.
 from __future__ import annotations
 
 from pyggml import ops
+from pyggml.errors import ModelError
 from pyggml.model.graph import GraphBuilder
 from pyggml.model.hparams import Hparams
 from pyggml.model.linear import Linear
 from pyggml.model.module import Module, Weight
+from pyggml.ops.dsv4_hc import STREAMS
 from pyggml.tensor import Tensor
 
 
@@ -32,7 +34,7 @@ class Mix(Module):
     def __init__(self, hp: Hparams, name: str, *, adds: bool = True) -> None:
         self.n, self.adds, self.name = hp.u32("hyper_connection.count"), adds, name
         self.eps = hp.f32("hyper_connection.epsilon")
-        self.magnitude = hp.f32("hyper_connection.magnitude")
+        self.magnitude = hp.f32("hyper_connection.magnitude") if adds else 1.0
         self.norm_eps = hp.rms_eps
         kinds = 2 if adds else 1
         setattr(self, f"{name}_fn", Linear(self.n * hp.n_embd, kinds * self.n, plain=True))
@@ -62,12 +64,45 @@ class Mix(Module):
     def _squashed(self, mixes: Tensor, kind: int) -> Tensor:
         """(n, n_tokens)"""
         base: Numbers = getattr(self, f"{self.name}_base")
+        return squashed(mixes, getattr(self, f"{self.name}_scale"), base, self.n, kind)
+
+
+class Remix(Module):
+    """As Mix, and the streams themselves are mixed anew, by a matrix a token whose rows and columns add up to 1 (llama.cpp:
+    models/deepseek4.cpp, build_hc_pre, build_hc_post)."""
+
+    def __init__(self, hp: Hparams, name: str) -> None:
+        self.n, self.name = hp.u32("hyper_connection.count"), name
+        if self.n != STREAMS:
+            raise ModelError(f"key {hp.architecture}.hyper_connection.count is {self.n}, must be {STREAMS}")
+        self.eps, self.norm_eps = hp.f32("hyper_connection.epsilon"), hp.rms_eps
+        self.n_iter = hp.u32("hyper_connection.sinkhorn_iterations")
+        n_mixes = (2 + self.n) * self.n
+        setattr(self, f"{name}_fn", Linear(self.n * hp.n_embd, n_mixes, plain=True))
+        setattr(self, f"{name}_base", Numbers(n_mixes))
+        setattr(self, f"{name}_scale", Numbers(3))
+
+    def __call__(self, g: GraphBuilder, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (n_embd, n, n_tokens) -> their mix (n_embd, n_tokens), the weights of what is added (n, n_tokens), and those of
+        the streams (n, n, n_tokens)."""
+        n_embd, n, n_tokens = x.ne[:3]
+        matrix: Linear = getattr(self, f"{self.name}_fn")
+        base: Numbers = getattr(self, f"{self.name}_base")
         scale: Numbers = getattr(self, f"{self.name}_scale")
-        size = mixes.nb[0]
-        part = ops.view(mixes, (self.n, mixes.ne[1]), (mixes.nb[1],), kind * self.n * size)
-        part = ops.mul(part, ops.view(scale.weight.value, (1,), (), kind * size))
-        part = ops.add(part, ops.view(base.weight.value, (self.n,), (), kind * self.n * size))
-        return ops.unary(part, ops.UnaryOp.SIGMOID)
+        mixes = g.linear(matrix, ops.rms_norm(ops.reshape(x, n_embd * n, n_tokens), self.norm_eps))
+        read = ops.scale(squashed(mixes, scale, base, n, 0), 1.0, self.eps)
+        wrote = ops.scale(squashed(mixes, scale, base, n, 1), 2.0)
+        comb = ops.dsv4_hc_comb(mixes, scale.weight.value, base.weight.value, self.eps, self.n_iter)
+        return ops.dsv4_hc_pre(x, read, name=f"{self.name}_pre-{self.il}"), wrote, comb
+
+
+def squashed(mixes: Tensor, scale: Numbers, base: Numbers, n: int, kind: int) -> Tensor:
+    """sigmoid(scale[kind] * mixes + base), of the `n` numbers a token of this kind: (n, n_tokens)."""
+    size = mixes.nb[0]
+    part = ops.view(mixes, (n, mixes.ne[1]), (mixes.nb[1],), kind * n * size)
+    part = ops.mul(part, ops.view(scale.weight.value, (1,), (), kind * size))
+    part = ops.add(part, ops.view(base.weight.value, (n,), (), kind * n * size))
+    return ops.unary(part, ops.UnaryOp.SIGMOID)
 
 
 def added(x: Tensor, cur: Tensor, weights: Tensor) -> Tensor:

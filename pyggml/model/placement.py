@@ -12,6 +12,7 @@ import numpy as np
 from pyggml.backend.base import Device
 from pyggml.errors import DeviceError
 from pyggml.memory import MemoryOptions, make_memory
+from pyggml.memory.blocks import Blocks
 from pyggml.memory.kv_tensors import CELL_STEP, KVShape, KVTensors
 from pyggml.model.graph import GraphBuilder, UbatchShape
 from pyggml.model.layers import CausalLM
@@ -69,7 +70,10 @@ def split_layers(
 def readers(module: CausalLM, adapters: tuple[Applied, ...] = ()) -> dict[int, list[Tensor]]:
     """id(tensor of a weight or adapter) -> the nodes that read it in graphs of one token, which are built for this alone."""
     memory = make_memory(module.needs(), MemoryOptions(n_ctx=CELL_STEP))
-    shapes = tuple(KVShape(CELL_STEP) if isinstance(part, KVTensors) else 1 for part in memory.parts)
+    shapes = tuple(
+        KVShape(CELL_STEP) if isinstance(part, KVTensors) else part.shape_of(1, 1) if isinstance(part, Blocks) else 1
+        for part in memory.parts
+    )
     graphs = []
     for wanted in module.graphs():
         shape = UbatchShape(1, 1, shapes, wanted=wanted, n_pooled=1)

@@ -99,6 +99,10 @@ class Rope(Module):
         positions = g.positions4 if self.mode & ops.ROPE_MROPE else g.positions
         return self._rotate(x, positions, g.n_ctx, self.attn_factor, offset, f"rope-{self.il}")
 
+    def at(self, g: GraphBuilder, x: Tensor, positions: Tensor, offset: int = 0, *, back: bool = False) -> Tensor:
+        """x (head, n_head, n), turned by these positions, I32 (n), or turned back by them."""
+        return self._rotate(x, positions, g.n_ctx, self.attn_factor, offset, f"rope-{self.il}", back)
+
     def turn(self, keys: Tensor, positions: Tensor, n_ctx: int, offset: int = 0) -> Tensor:
         """Keys as a cache holds them (head, n_head, n), turned by further positions.
 
@@ -107,12 +111,14 @@ class Rope(Module):
         magnitude = 1.0 / (1.0 - 0.1 * math.log(self.freq_scale)) if self.ext_factor else 1.0
         return self._rotate(keys, positions, n_ctx, magnitude, offset, f"k_shift-{self.il}")
 
-    def _rotate(self, x: Tensor, positions: Tensor, n_ctx: int, attn_factor: float, offset: int, name: str) -> Tensor:
+    def _rotate(
+        self, x: Tensor, positions: Tensor, n_ctx: int, attn_factor: float, offset: int, name: str, back: bool = False
+    ) -> Tensor:
         scaling = self.scaling
         return ops.rope(
             x, positions, self.n_rot, self.mode, factors=self.factors(n_ctx), n_ctx_orig=scaling.n_ctx_orig,
             freq_base=self.freq_base, freq_scale=self.freq_scale, ext_factor=self.ext_factor, sections=self.sections,
-            attn_factor=attn_factor, beta_fast=scaling.beta_fast, beta_slow=scaling.beta_slow, offset=offset, name=name,
+            attn_factor=attn_factor, beta_fast=scaling.beta_fast, beta_slow=scaling.beta_slow, offset=offset, name=name, back=back,
         )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from pyggml.dtypes import GGMLType
 from pyggml.errors import ComputeError, ContextError, DeviceError
 from pyggml.graph import Graph
 from pyggml.memory import MemoryOptions, allocate, make_memory
+from pyggml.memory.blocks import Blocks
 from pyggml.memory.encoded import Encoded
 from pyggml.memory.kv import KVCache
 from pyggml.memory.kv_tensors import KVShape, pad_cells
@@ -385,6 +386,8 @@ class Context:
         for part in self.memory.parts:
             if isinstance(part, KVCache):
                 parts.append(KVShape(part.n_kv(n_used), 0, min(n_seqs, part.n_streams)))
+            elif isinstance(part, Blocks):
+                parts.append(part.shape_of(n_used, n_seqs))
             else:
                 parts.append(part.shape_of_first(n_seqs) if isinstance(part, Encoded) else n_seqs)
         return UbatchShape(n_tokens, n_outputs, tuple(parts), n_seqs)

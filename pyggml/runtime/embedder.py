@@ -204,6 +204,8 @@ def why_kept(model: Model) -> str | None:
             return "its layers have states"
         if need.shared is not None:
             return "its layers share keys and values"
+        if need.blocks is not None:
+            return "its layers keep rows for blocks of tokens"
         if need.kv is not None and need.kv.v_in_k:
             return "its values are a part of its keys"
         if need.kv is not None and need.kv.beside:

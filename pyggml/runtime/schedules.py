@@ -10,6 +10,7 @@ from collections.abc import Hashable, Sequence
 
 from pyggml.backend.few_layers import FewLayers, LayeredGraph
 from pyggml.backend.scheduler import Schedule, Scheduler
+from pyggml.memory.blocks import Blocks
 from pyggml.memory.encoded import Encoded
 from pyggml.memory.kv import KVCache
 from pyggml.memory.layered import Layered
@@ -106,7 +107,7 @@ def _own_tensors(block: Module, memory: Layered, adapters: tuple[Applied, ...]) 
     for number, i in memory.where.get(block.il, []):
         part = memory.parts[number]
         if (
-            isinstance(part, KVCache | RecurrentState | Encoded) and part.layers[i].il == block.il
+            isinstance(part, KVCache | RecurrentState | Encoded | Blocks) and part.layers[i].il == block.il
         ):  # else another layer's
             remembered += part.tensors(i)
     added = [tensor for applied in adapters for tensor in applied.adapter.own(block.il)]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pyggml.errors import StateError
 from pyggml.memory.base import Checkpoint, Memory
+from pyggml.memory.blocks import Blocks
 from pyggml.memory.encoded import Encoded
 from pyggml.memory.kv import KVCache
 from pyggml.memory.recurrent import RecurrentState
@@ -54,8 +55,8 @@ PART = np.dtype(
 assert PART.itemsize == 40
 CHECKPOINT = np.dtype([("end", "<u4"), ("zero", "<u4")])
 assert CHECKPOINT.itemsize == 8
-KINDS: dict[int, type[Memory]] = {1: KVCache, 2: RecurrentState, 3: Encoded}
-WORDS = {0: "unknown", 1: "keys and values", 2: "recurrent states", 3: "an encoded text"}
+KINDS: dict[int, type[Memory]] = {1: KVCache, 2: RecurrentState, 3: Encoded, 4: Blocks}
+WORDS = {0: "unknown", 1: "keys and values", 2: "recurrent states", 3: "an encoded text", 4: "blocks of tokens"}
 MOST_PARTS = 1024
 
 Bytes = NDArray[np.uint8]
@@ -182,7 +183,7 @@ class PartsState(SavedState):
 
 def _record(part: Memory, size: int) -> Any:
     record = np.zeros(1, PART)
-    assert isinstance(part, KVCache | RecurrentState | Encoded), part
+    assert isinstance(part, KVCache | RecurrentState | Encoded | Blocks), part
     record["kind"] = next(number for number, kind in KINDS.items() if isinstance(part, kind))
     record["n_layer"], record["row"], record["size"] = len(part.layers), part.row, size
     if isinstance(part, KVCache):
@@ -192,6 +193,9 @@ def _record(part: Memory, size: int) -> Any:
         record["type_k"], record["type_v"] = part.k[0].type, v.type
     if isinstance(part, Encoded):
         record["type_k"] = record["type_v"] = part.k[0].type
+    if isinstance(part, Blocks):
+        record["window"] = part.ratio
+        record["type_k"] = record["type_v"] = part.tensors(0)[0].type
     return record[0]
 
 

@@ -26,6 +26,9 @@ from pyggml.runtime.embedder import Embedder
 from pyggml.tensor import Tensor
 
 FILES = [*(name for name in NAMES if known(name) and name not in (*NOT_THERE, *DENOISERS)), *WRITTEN, *VARIANTS]
+LEAVING = ("deepseek4-moe", "deepseek4-chosen")
+NO_KERNELS = ("DSV4_HC_COMB ", "DSV4_HC_POST ", "DSV4_HC_PRE ", "LIGHTNING_INDEXER ")
+"""What the CPU computes of these models: there are no kernels for them yet."""
 SHAPES = ((1, 256, 1), (40, 256, 40))
 """Tokens, padded cells, outputs: of a token, and of a prompt."""
 
@@ -80,7 +83,9 @@ def test_every_node_of_models_of_whole_texts_stays_on_the_gpu(arch_peer: ArchPee
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_node_stays_on_the_gpu(arch_peer: ArchPeer, name: str) -> None:
-    assert sorted(set(refused(all_files(arch_peer)[name]))) == []
+    found = sorted(set(refused(all_files(arch_peer)[name])))
+    assert [one for one in found if not (name in LEAVING and one.startswith(NO_KERNELS))] == []
+    assert (len({one.split()[0] for one in found}) == len(NO_KERNELS)) == (name in LEAVING)
 
 
 @pytest.mark.parametrize(

@@ -311,7 +311,13 @@ def test_texts_leave_nothing_behind(arch_peer: ArchPeer) -> None:
         embedder.close(), model.close()
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if known(name) and name not in (*NOT_THERE, *DENOISERS)])
+PEER_ENDS = ("deepseek4-moe",)
+"""Of these llama.cpp reads as many embeddings as there are streams, where there is one, and aborts."""
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in ALL if known(name) and name not in (*NOT_THERE, *DENOISERS, *PEER_ENDS)]
+)
 def test_models_that_generate(name: str, arch_peer: ArchPeer) -> None:
     """Each architecture's mean and last token, in one batch."""
     path = arch_peer.files()[name]

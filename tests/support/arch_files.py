@@ -41,7 +41,6 @@ DENOISERS = ("dream-dense", "llada-dense", "llada-moe-moe", "rnd1-moe")
 """Those that see all tokens and keep none: tests/model/test_denoisers.py compares them."""
 
 NOT_THERE: dict[str, str] = {
-    "deepseek4-moe": "keys that are compressed in steps of 4 and 128 tokens are a kind of memory that we lack",
     "glm5-next-moe": "its indexer chooses pools of keys, which are made when their last token comes; we keep none",
     "qwen4exp-moe": "its indexer chooses pools of keys too, and a hash of the last tokens chooses embeddings",
     "refact-moe": "llama.cpp reads its experts and computes none of them",

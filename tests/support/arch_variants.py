@@ -304,6 +304,9 @@ VARIANTS = STATE_VARIANTS | {
             "blk.1.attn_v_exps.weight": (0.3, (4, 256, 256)),
         },
     ),
+    "deepseek4-chosen": Variant(
+        "deepseek4-moe", {"attention.indexer.top_k": 6, **LONGER}, factors={r"indexer_compressor_kv": 4.0}
+    ),
     "gpt-oss-fused": Variant(
         "gpt-oss-moe",
         tensors={"blk.*.attn_qkv.weight": (0.3, (768, 256))},

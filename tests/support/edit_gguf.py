@@ -25,7 +25,7 @@ def edit(
     metadata: Mapping[str, Any] | None = None,
     types: Callable[[str], GGMLType] = lambda name: GGMLType.F32,
 ) -> Path:
-    """`leave_out(name)`: of tensors and keys; `replace`: F32 tensors, new ones too, shapes outermost first; `metadata`: in
+    """`leave_out(name)`: of tensors and keys; `replace`: F32 or I32 tensors, new ones too, shapes outermost first; `metadata`: in
     place of values that the file has, of the same type, or arrays; others are added; `types(name)`: what F32 tensors become."""
     replace, metadata = replace or {}, metadata or {}
     with GGUFFile.open(source) as file:
@@ -38,7 +38,8 @@ def edit(
         data = {name: (t.type, t.ne, t.data.tobytes()) for name, t in file.tensors.items() if not leave_out(name)}
         for name, array in replace.items():
             ne = (*array.shape[::-1], 1, 1, 1)[:4]
-            data[name] = (GGMLType.F32, ne, np.ascontiguousarray(array, np.float32).tobytes())
+            new, dtype = (GGMLType.I32, np.int32) if array.dtype == np.int32 else (GGMLType.F32, np.float32)
+            data[name] = (new, ne, np.ascontiguousarray(array, dtype).tobytes())
         for name, (old, ne, raw) in data.items():
             if old == GGMLType.F32 and (new := types(name)) != old:
                 data[name] = new, ne, quantize_row(new, np.frombuffer(raw, np.float32).reshape(-1, ne[0])).tobytes()

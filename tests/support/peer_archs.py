@@ -56,9 +56,9 @@ KEYS: dict[str, dict[str, float]] = {"qwen2vl": {"attention.layer_norm_rms_epsil
 
 QUERIES = re.compile(r"\.attn_(q|k|qkv)\.weight$")
 NORMS = re.compile(r"\.attn_(q|k)_norm\.weight$")
-EXPERTS = re.compile(r"\.((ffn_(gate|up|down|gate_up)_exps|ffn_gate_inp)\.\w+|exp_probs_b(\.bias)?)$")
+EXPERTS = re.compile(r"\.((ffn_(gate|up|down|gate_up)_exps|ffn_gate_inp)\.\w+|exp_probs_b(_vl)?(\.bias)?)$")
 N_EXPERT, N_USED = 8, 3
-TWO_EXPERTS = ("deepseek4", "grovemoe")
+TWO_EXPERTS = ("grovemoe",)
 """Architectures whose files have more tensors by the number of experts."""
 UNSHARPENED = ("hrm_text",)
 """Whose computation goes round and round: larger queries make it chaotic."""
