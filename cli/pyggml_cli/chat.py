@@ -19,7 +19,7 @@ from pyggml_cli.line_editor import LineEditor
 from pyggml_cli.reply_display import ReplyDisplay
 from pyggml_cli.reverse_prompt import reverse_prompts
 from pyggml_cli.slots import full, prompt_cache, slot_for
-from pyggml_cli.speculation import drafter_for
+from pyggml_cli.speculation import Guesses, guesses_for
 from pyggml_cli.template_flags import template_variables
 from pyggml_cli.terminal import text_for
 from pyggml_cli.text_files import read_text
@@ -28,7 +28,6 @@ from pyggml_cli.verbose_prompt import show_prompt
 if TYPE_CHECKING:
     from pyggml.chat import Conversation, PlainDialogue
     from pyggml.runtime.context import Context
-    from pyggml.runtime.drafter import Drafter
     from pyggml.runtime.prompt_cache import PromptCache
     from pyggml.runtime.sequence import Sequence
     from pyggml.runtime.slot import Slot
@@ -115,9 +114,9 @@ def chat(values: Values, first: str | None, chain_for: Callable[..., "SamplerCha
         try:
             cache = prompt_cache(values, context)
             context.prepare(USUAL_MESSAGE)
-            with drafter_for(values, context) as drafter:
+            with guesses_for(values, context) as guesses:
                 session = ChatSession(
-                    values, conversation, tokenizer, context, chain, make_chain, timings, cache, drafter
+                    values, conversation, tokenizer, context, chain, make_chain, timings, cache, guesses
                 )
                 session.run(first)
             if session.slot is not None:
@@ -162,10 +161,10 @@ class ChatSession:
         make_chain: "Callable[..., SamplerChain]",
         timings: "RunTimings",
         cache: "PromptCache",
-        drafter: "Drafter | None",
+        guesses: Guesses,
     ) -> None:
         self.values = values
-        self.drafter = drafter
+        self.drafter, self.pace = guesses.make(0), guesses.pace
         self.cache = cache
         self.conversation = conversation
         self.tokenizer = tokenizer
@@ -400,7 +399,7 @@ class ChatSession:
         if self.slot is None:
             self.slot = slot_for(self.values, self.context, reply.tokens, self.tokenizer.add_bos)
         try:
-            for piece in generate(self.slot, reply, cache=self.cache if first else None):
+            for piece in generate(self.slot, reply, cache=self.cache if first else None, pace=self.pace):
                 if piece.finish is not Finish.EOG or self.values.special:
                     display.feed(piece.data)
         except NoRoomError as reason:

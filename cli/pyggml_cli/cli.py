@@ -21,14 +21,13 @@ from pyggml_cli.interrupts import on_ctrl_c
 from pyggml_cli.reverse_prompt import reverse_prompts
 from pyggml_cli.sampling import sampler_params
 from pyggml_cli.slots import full, prompt_cache, slot_for
-from pyggml_cli.speculation import drafter_for
+from pyggml_cli.speculation import Guesses, guesses_for
 from pyggml_cli.terminal import text_for, visible
 from pyggml_cli.text_files import read_text
 from pyggml_cli.verbose_prompt import show_prompt
 
 if TYPE_CHECKING:
     from pyggml.grammar import Trigger
-    from pyggml.runtime.drafter import Drafter
     from pyggml.runtime.prompt_cache import PromptCache
     from pyggml.runtime.slot import Slot
     from pyggml.sampler import SamplerChain
@@ -165,9 +164,9 @@ def _complete(values: Values, prompt: str | None) -> int:
                     raise UsageError(f"no prompt: give one with -p or -f, {cache.path} holds none")
             if values.verbose_prompt:
                 show_prompt(tokens, tokenizer)
-            with drafter_for(values, context) as drafter, on_ctrl_c(context.abort):
+            with guesses_for(values, context) as guesses, on_ctrl_c(context.abort):
                 slot = slot_for(values, context, tokens, tokenizer.add_bos)
-                end = _print_text(values, tokens, tokenizer, chain, timings, cache, slot, drafter)
+                end = _print_text(values, tokens, tokenizer, chain, timings, cache, slot, guesses)
         except KeyboardInterrupt:
             _report("", timings if values.perf else None)
             raise
@@ -209,7 +208,7 @@ def _print_text(
     timings: "RunTimings",
     cache: "PromptCache",
     slot: "Slot",
-    drafter: "Drafter | None",
+    guesses: Guesses,
 ) -> str:
     """Print the prompt and what follows it; why it ended, "" for the number of tokens wanted."""
     from pyggml.runtime.generate import generate
@@ -225,7 +224,7 @@ def _print_text(
     shown, decoder = text_for(out), StreamDecoder(tokenizer, values.special)
     text = Text(
         tokens, chain, tokenizer, special=values.special, max_tokens=values.n_predict, stops=stops, timings=timings,
-        drafter=drafter,
+        drafter=guesses.make(0),
     )  # fmt: skip
     text.answer_to(slot.context.start_token)
     tokens = text.tokens[:]
@@ -237,7 +236,7 @@ def _print_text(
         chain.accept(token)
     if stops.begin(tokens, SLACK):
         text.finish = Finish.STOP
-    for piece in generate(slot, text, cache=cache):
+    for piece in generate(slot, text, cache=cache, pace=guesses.pace):
         out.write(shown(decoder.push(piece.token)))
         out.flush()
     out.write(shown(decoder.finish()))

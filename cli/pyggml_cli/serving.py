@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyggml_cli.flags import Values
 from pyggml_cli.server_flags import AUTO_SLOTS
-from pyggml_cli.speculation import drafters_for
+from pyggml_cli.speculation import guesses_for
 
 if TYPE_CHECKING:
     from pyggml_server.served import Served
@@ -96,9 +96,10 @@ def _generator(
             batcher.stored.on_idle = tell
             if batcher.stored.clears:
                 tell("prompts of idle slots are kept outside the context: __TEST_TAG_CACHE_IDLE_SLOTS_ENABLED__")
-        with drafters_for(values, context) as make_drafter:
+        with guesses_for(values, context) as guesses:
             for place in batcher.places:
-                place.drafter = make_drafter(place.seq)
+                place.drafter = guesses.make(place.seq)
+            batcher.pace = guesses.pace if batcher.places[0].drafter is not None else None
             served = Served(model, batcher, tokenizer, settings, template, loras)
             if values.warmup:
                 _warm_up(context)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyggml_cli import hub
 from pyggml_cli.flags import Flag, Row, choice, number, whole
@@ -15,6 +15,7 @@ from pyggml_cli.flags import Flag, Row, choice, number, whole
 if TYPE_CHECKING:
     from pyggml.runtime.context import Context
     from pyggml.runtime.draft_model import DraftModel
+    from pyggml.runtime.draft_pace import DraftPace
     from pyggml.runtime.drafter import Drafter, Steps
 
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
@@ -92,6 +93,11 @@ class FirstOf:
                 return found
         return []
 
+    def lacks(self, tokens: Any) -> int:
+        from pyggml.runtime.drafter import lacking
+
+        return sum(lacking(drafter, tokens) for drafter in self._drafters)
+
     def kept(self, drafted: int, kept: int) -> None:
         self._used.kept(drafted, kept)
 
@@ -110,22 +116,24 @@ def wanted_types(values: Any) -> list[str]:
     return wanted
 
 
-@contextlib.contextmanager
-def drafter_for(values: Any, context: Context) -> Iterator[Drafter | None]:
-    """What the flags ask for, for one text after the other. Raises GGUFError, ModelError, DeviceError, ContextError, OSError,
-    UsageError."""
-    with drafters_for(values, context) as make:
-        yield make(0)
+class Guesses(NamedTuple):
+    """What makes a drafter for one of a context's sequences, or none, and whether drafts are worth it there."""
+
+    make: Callable[[int], Drafter | None]
+    pace: DraftPace
 
 
 @contextlib.contextmanager
-def drafters_for(values: Any, context: Context) -> Iterator[Callable[[int], Drafter | None]]:
-    """What makes a drafter for one of a context's sequences. Raises as `drafter_for`."""
+def guesses_for(values: Any, context: Context) -> Iterator[Guesses]:
+    """What the flags ask for. Raises GGUFError, ModelError, DeviceError, ContextError, OSError, UsageError."""
+    from pyggml.runtime.draft_pace import DraftPace
     from pyggml.runtime.drafts import NgramDrafter
+    from pyggml.runtime.timings import clock
 
     wanted = wanted_types(values)
     with contextlib.ExitStack() as stack:
         small = stack.enter_context(_smaller_model(values, context)) if "draft-simple" in wanted else None
+        contexts = [context] if small is None else [context, small.context]
 
         def one(name: str, seq: int) -> Drafter:
             if name == "draft-simple":
@@ -138,7 +146,7 @@ def drafters_for(values: Any, context: Context) -> Iterator[Callable[[int], Draf
             drafters = [one(name, seq) for name in wanted]
             return FirstOf(drafters) if len(drafters) > 1 else drafters[0] if drafters else None
 
-        yield make
+        yield Guesses(make, DraftPace(lambda: clock() - sum(one.seconds_for_graphs for one in contexts)))
 
 
 @contextlib.contextmanager

@@ -283,10 +283,12 @@ class Engine:
         assert batcher is not None
         running = sum(len(text.pending) == 1 for text in batcher.active)
         room = self._pace.room(running, len(self._tasks) - running)
-        unified = (
-            batcher.context.kv_unified
-        )  # there all that is computed together is one graph's, whose sizes are to be few
-        batcher.n_batch = max(room, running + 1) if unified and room else room + running
+        context = batcher.context
+        if context.kv_unified:  # all that is computed together is one graph's, whose sizes are to be few
+            batcher.n_batch = max(context.n_ubatch, running + 1)
+            batcher.prompt_room = max(room - running, 1) if room else 0
+        else:
+            batcher.n_batch, batcher.prompt_room = context.n_ubatch + running, room
         n_prompt = self._prompt_tokens()
         once = batcher.context.seconds_for_graphs  # a later step of the same shape does not take it again
         try:

@@ -33,11 +33,13 @@ from pyggml.api.turns import Turns
 from pyggml.errors import StateError
 from pyggml.grammar import LlamaGrammar
 from pyggml.prefix import common_prefix
+from pyggml.runtime.draft_pace import DraftPace
 from pyggml.runtime.generate import generate
 from pyggml.runtime.logprobs import log_softmax
 from pyggml.runtime.sequence import Piece, Sampler
 from pyggml.runtime.sequence import Sequence as Text
 from pyggml.runtime.state import parse, parts
+from pyggml.runtime.timings import clock
 from pyggml.sampler import LLAMA_DEFAULT_SEED, SamplerChain
 
 
@@ -70,9 +72,12 @@ class Evaluation(LlamaFacts):
     seed: int
     cache: BaseLlamaCache | None
     _noted: set[str]
+    _draft_pace: DraftPace
 
     def _start(self, n_batch: int, logits_all: bool) -> None:
         """Begin with nothing evaluated."""
+        context = self.context
+        self._draft_pace = DraftPace(lambda: clock() - context.seconds_for_graphs)
         self._slot = ScoredSlot(self.context, n_batch, logits_all, self._say)
 
     def _begun_slot(self) -> ScoredSlot:
@@ -281,7 +286,7 @@ class Evaluation(LlamaFacts):
         """What `generate` gives, each piece in a turn of its own. Raises OvertakenError."""
         with self._turns as turns:
             number = turns.begin()
-            steps = generate(self._open_slot(), text, begin=reset)
+            steps = generate(self._open_slot(), text, begin=reset, pace=self._draft_pace)
         while True:
             with turns:
                 turns.check(number)

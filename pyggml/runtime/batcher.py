@@ -14,7 +14,8 @@ from pyggml.errors import ContextError, GrammarError, SamplerError
 from pyggml.runtime.batch import Batch
 from pyggml.runtime.checkpoints import CheckpointRule
 from pyggml.runtime.context import Context
-from pyggml.runtime.drafter import Drafter, draft_size, draft_together
+from pyggml.runtime.draft_pace import DraftPace
+from pyggml.runtime.drafter import Drafter, draft_size, draft_together, lacking
 from pyggml.runtime.encoding import why_not
 from pyggml.runtime.idle_prompts import IdlePrompts
 from pyggml.runtime.places import Place, Places
@@ -44,7 +45,9 @@ class Part(NamedTuple):
 class Batcher:
     """`add` texts, then `step` until none is left.
 
-    n_batch  tokens that a step computes at most
+    n_batch      tokens that a step computes at most
+    prompt_room  and how many of them are of prompts at most, which drafts leave free; None: prompts get what drafts leave
+    pace     whether drafts are made; None: always
     shifts   whether a text whose sequence is full goes on without its oldest tokens behind the first `n_keep`
     rule     checkpoints of each sequence, where the context cannot go back to any token
     similarity, idle, clears, chunk  as Places has them
@@ -62,11 +65,14 @@ class Batcher:
         idle: IdlePrompts | None = None,
         clears: bool = False,
         chunk: int = 0,
+        pace: DraftPace | None = None,
     ) -> None:
         """Raises ContextError where texts are to shift in a context that cannot."""
         assert n_batch >= 1, n_batch
         self.context = context
         self.n_batch = n_batch
+        self.prompt_room: int | None = None
+        self.pace = pace
         self._places = Places(context, shifts, n_keep, rule, similarity, idle, clears, chunk)
         self.places = self._places.all
         self.waiting: deque[Sequence] = deque()
@@ -122,7 +128,10 @@ class Batcher:
                 self._make_room()
                 said += self._leave()
                 continue
-            return said + self._push(parts, rows)
+            chosen = self._push(parts, rows)
+            if self.pace is not None:
+                self.pace.end(sum(piece is not None for _, piece in chosen))
+            return said + chosen
 
     def _make_room(self) -> None:
         """Forget what an ended text has left behind, the oldest first; where there is none, the text that came last waits until
@@ -202,23 +211,27 @@ class Batcher:
         running = [(p, s) for p, s in busy if len(s.pending) == 1]
         prompts = sorted(((p, s) for p, s in busy if len(s.pending) > 1), key=lambda ps: ps[0].used)
         left, parts = self.n_batch, list[Part]()
-        drafts = self._drafts(running, left - len(running))
+        for_prompts = left if self.prompt_room is None else self.prompt_room
+        kept_free = 0 if self.prompt_room is None else min(for_prompts, sum(len(s.pending) for _, s in prompts))
+        drafts = self._drafts(running, left - len(running) - kept_free, not prompts)
+        left -= sum(map(len, drafts.values()))
         for place, sequence in (*running, *prompts):
-            tokens = sequence.pending[:left]
+            single = len(sequence.pending) == 1
+            tokens = sequence.pending[: left if single else max(0, min(left, for_prompts))]
             if not tokens:
                 break
             place.stop = place.slot.next_stop(len(sequence.pending), sequence.points)
             if place.stop:  # as Slot.prefill has it
-                tokens = sequence.pending[: -place.stop][:left]
+                tokens = sequence.pending[: -place.stop][: len(tokens)]
             draft = drafts.get(place, [])
             parts.append(Part(place, [*tokens, *draft], len(tokens) == len(sequence.pending), draft))
-            left -= len(tokens) + len(draft)
+            left -= len(tokens)
+            for_prompts -= 0 if single else len(tokens)
         return parts
 
-    @staticmethod
-    def _drafts(running: list[tuple[Place, Sequence]], spare: int) -> dict[Place, list[int]]:
+    def _drafts(self, running: list[tuple[Place, Sequence]], spare: int, alone: bool) -> dict[Place, list[int]]:
         """Guesses at what follows the last token of each text, `spare` tokens in all: all drafters are asked at once, so that a model
-        that guesses for several texts computes them together."""
+        that guesses for several texts computes them together. `alone`: no prompts are computed beside."""
         asked: list[tuple[Place, Drafter, Sequence, int]] = []
         for place, sequence in running:
             if sequence.drafter is not None and sequence.ends and place.slot.rewinds:
@@ -226,10 +239,17 @@ class Batcher:
                 if most:
                     asked.append((place, sequence.drafter, sequence, most))
         found: dict[Place, list[int]] = {}
+        pace = self.pace
+        if pace is not None:
+            lacks = sum(lacking(drafter, sequence.tokens) for _, drafter, sequence, _ in asked)
+            if not pace.begin(len(running), lacks, alone):
+                return found
         guesses = draft_together([(drafter, sequence.tokens, most) for _, drafter, sequence, most in asked])
         for (place, _, _, most), guess in zip(asked, guesses, strict=True):
             found[place] = guess[: draft_size(min(most, spare, len(guess)))]
             spare -= len(found[place])
+        if pace is not None:
+            pace.drafted(any(found.values()))
         return found
 
     def _of_one_set(self, busy: list[tuple[Place, Sequence]]) -> list[tuple[Place, Sequence]]:

@@ -89,6 +89,10 @@ class ModelDrafter:
     def kept(self, drafted: int, kept: int) -> None:
         """As many the next time: the model says itself how sure it is."""
 
+    def lacks(self, tokens: Sequence[int]) -> int:
+        """Tokens that are not computed yet."""
+        return len(tokens) - self.model.slots[self.seq].would_keep(tokens)
+
     def draft(self, tokens: Sequence[int], most: int) -> list[int]:
         """Raises ComputeError, DeviceError."""
         return draft_together([(self, tokens, most)])[0]

@@ -59,6 +59,14 @@ class Stepwise(Protocol):
     def steps(self, tokens: Sequence[int], most: int) -> Steps:
         """As `Drafter.draft`, but others compute."""
 
+    def lacks(self, tokens: Sequence[int]) -> int:
+        """How many of these tokens of a text a model computes before it can guess."""
+
+
+def lacking(drafter: Drafter, tokens: Sequence[int]) -> int:
+    """`lacks` of any drafter: nothing where no model is asked."""
+    return drafter.lacks(tokens) if isinstance(drafter, Stepwise) else 0
+
 
 def draft_together(asked: Sequence[tuple[Drafter, Sequence[int], int]]) -> list[list[int]]:
     """`draft` of several drafters at once, each with its tokens and how many are wanted at most: what they want of one model

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pyggml.errors import ContextError
+from pyggml.runtime.drafter import lacking
 from pyggml.runtime.sequence import Finish, Piece, Sequence
 from pyggml.runtime.slot import Slot
 from pyggml.runtime.timings import clock
 
 if TYPE_CHECKING:
+    from pyggml.runtime.draft_pace import DraftPace
     from pyggml.runtime.prompt_cache import PromptCache
 
 
@@ -21,12 +23,18 @@ class NoRoomError(ContextError):
 
 
 def generate(
-    slot: Slot, sequence: Sequence, *, cache: "PromptCache | None" = None, begin: bool = True
+    slot: Slot,
+    sequence: Sequence,
+    *,
+    cache: "PromptCache | None" = None,
+    begin: bool = True,
+    pace: "DraftPace | None" = None,
 ) -> Iterator[Piece]:
     """The pieces of `sequence`, each as soon as its token is chosen; afterwards `sequence.finish` says why it ended.
 
     cache  what a file holds of the prompt is taken from it, and the prompt, once computed, is kept there
     begin  the sequence's tokens replace what is in the slot, but for what both begin with; else they follow it
+    pace   whether drafts are made; None: always
 
     A token is computed when the next piece is asked for, or with a draft that it is in. The prompt is computed even if no token is wanted.
     Raises NoRoomError for a prompt that does not fit, and what devices and samplers raise.
@@ -63,19 +71,25 @@ def generate(
         if not slot.make_room(len(sequence.pending)):
             sequence.finish = Finish.FULL
             return
-        draft = sequence.draft(slot.room - 1) if slot.rewinds else []
+        draft = _draft(slot, sequence, pace)
         start = clock()
         if not draft:
             logits = slot.decode(sequence.pending)
             timings.eval += clock() - start
             timings.n_eval += 1
             assert logits is not None, "there was room"
+            if pace is not None and sequence.drafter is not None and slot.rewinds:
+                pace.end(1)
             continue
         rows, logits = slot.verify([*sequence.pending, *draft]), None
         timings.eval += clock() - start
+        if pace is not None:
+            pace.computed()
+        chosen = 0
         try:
             for piece in sequence.check(draft, rows):
                 timings.n_eval += 1
+                chosen += 1
                 yield piece
                 if sequence.finish is not None:
                     return
@@ -83,4 +97,19 @@ def generate(
                     sequence.finish = Finish.CANCELLED
                     return
         finally:
+            if pace is not None:
+                pace.end(chosen)
             slot.go_back(min(len(slot.tokens), len(sequence.tokens) - len(sequence.pending)))
+
+
+def _draft(slot: Slot, sequence: Sequence, pace: "DraftPace | None") -> list[int]:
+    """Guesses at the next tokens, where they can be used and are worth it."""
+    if not slot.rewinds or sequence.drafter is None:
+        return []
+    if pace is None:
+        return sequence.draft(slot.room - 1)
+    if not pace.begin(1, lacking(sequence.drafter, sequence.tokens)):
+        return []
+    draft = sequence.draft(slot.room - 1)
+    pace.drafted(bool(draft))
+    return draft
