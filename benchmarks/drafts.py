@@ -1,9 +1,10 @@
 """Texts that are generated together with drafts of a smaller model: `python benchmarks/drafts.py [MODEL.gguf DRAFT.gguf]`.
 
 Owns how it is measured: in each round so many texts at once, greedy, first without drafts, then with drafts of which each text's is
-made by itself, then with those of all texts made together. Rates are tokens of answers a second of all texts, prompts not counted; a
-ratio is that of one round, the median of the rounds is told. All three texts are the same to the token, which is checked. Without
-files: SmolLM2-135M in F16, and in Q4_0 for drafts.
+made by itself, then with those of all texts made together, then with these where they gain (draft_pace.py), as the server has them;
+what it has measured it keeps from round to round. Rates are tokens of answers a second of all texts, prompts not counted; a
+ratio is that of one round, the median of the rounds is told. All texts are the same to the token, which is checked. Without
+files: SmolLM2-135M in F16, and in Q4_0 for drafts. A draft model that is the model itself loses where texts are many: name one file twice.
 """
 
 import argparse
@@ -21,8 +22,10 @@ from pyggml.model.model import Model
 from pyggml.runtime.batcher import Batcher
 from pyggml.runtime.context import Context
 from pyggml.runtime.draft_model import DraftModel, ModelDrafter, check_same_tokens
+from pyggml.runtime.draft_pace import DraftPace
 from pyggml.runtime.drafter import Drafter
 from pyggml.runtime.sequence import Sequence
+from pyggml.runtime.timings import clock
 from pyggml.sampler import SamplerChain, SamplerParams
 from pyggml.tokenizer import Tokenizer
 
@@ -47,11 +50,11 @@ class ByItself:
 
 
 def generate(
-    context: Context, tokenizer: Tokenizer, drafters: Items[Drafter | None], n: int
+    context: Context, tokenizer: Tokenizer, drafters: Items[Drafter | None], n: int, pace: DraftPace | None = None
 ) -> tuple[list[Sequence], float]:
     """The texts, and tokens a second of all but each one's first."""
     context.clear()
-    batcher = Batcher(context, context.n_ubatch)
+    batcher = Batcher(context, context.n_ubatch, pace=pace)
     for place, drafter in zip(batcher.places, drafters, strict=True):
         place.drafter = drafter
     texts = []
@@ -77,23 +80,31 @@ def measure(model: Model, small: Model, texts: int, options: argparse.Namespace)
     tokenizer = Tokenizer.from_metadata(model.file.metadata)
     drafts = DraftModel(guessing, options.most)
     together = [drafts.drafter(seq) for seq in range(texts)]
-    sides: list[Items[Drafter | None]] = [[None] * texts, [ByItself(one) for one in together], together]
+    pace = DraftPace(lambda: clock() - context.seconds_for_graphs - guessing.seconds_for_graphs)
+    sides: list[tuple[Items[Drafter | None], DraftPace | None]] = [
+        ([None] * texts, None),
+        ([ByItself(one) for one in together], None),
+        (together, None),
+        (together, pace),
+    ]
     rates: list[list[float]] = []
-    for side in sides:
-        generate(context, tokenizer, side, options.most + 2)
+    for drafters, _ in sides[:-1]:
+        generate(context, tokenizer, drafters, options.most + 2)
     for _ in range(options.rounds):
         found = []
         rates.append([])
         for side in sides:
-            made, rate = generate(context, tokenizer, side, options.generate)
+            made, rate = generate(context, tokenizer, side[0], options.generate, side[1])
             found.append([text.answer for text in made])
             rates[-1].append(rate)
-        assert found[0] == found[1] == found[2], "the texts differ"
-    none, single, all_ = (statistics.median(one[i] for one in rates) for i in range(3))
-    ratio = statistics.median(one[2] / one[1] for one in rates)
-    kept = sum(text.n_kept for text in made) / max(1, sum(text.n_drafted for text in made))
+            if side[1] is None:
+                kept = sum(text.n_kept for text in made) / max(1, sum(text.n_drafted for text in made))
+        assert all(texts == found[0] for texts in found), "the texts differ"
+    none, single, all_, gaining = (statistics.median(one[i] for one in rates) for i in range(4))
+    always, chosen = (statistics.median(one[i] / one[0] for one in rates) for i in (2, 3))
     print(
-        f"  {texts:5} {none:8.1f} {single:8.1f} {all_:8.1f} {ratio:7.2f}   {100 * kept:.0f} % of guesses kept",
+        f"  {texts:5} {none:8.1f} {single:8.1f} {all_:8.1f} {gaining:8.1f} {always:7.2f} {chosen:7.2f} "
+        f"{rates[0][3] / rates[0][0]:7.2f}   {100 * kept:.0f} % of guesses kept",
         flush=True,
     )
     context.close()
@@ -114,7 +125,10 @@ def main() -> None:
         parser.error("name two files: the model, and the smaller one")
     model, small = (Model.load(path) for path in paths)
     print(f"{paths[0].name}, drafts of up to {options.most} tokens by {paths[1].name}")
-    print("  texts: tokens/s without drafts, each draft by itself, all together, ratio of these two")
+    print(
+        "  texts: tokens/s without drafts, each draft by itself, all together, where they gain; over those without: together,"
+    )
+    print("  where they gain, and of that the first round")
     for texts in options.texts:
         measure(model, small, texts, options)
     model.close()
