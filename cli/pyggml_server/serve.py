@@ -117,6 +117,7 @@ def serve(
         asyncio.run(_serve(served, ready, stopped))
     finally:
         sys.setswitchinterval(before)
+        served.loads.finish()  # what was being loaded is closed, too
         served.close()
 
 
@@ -148,7 +149,7 @@ async def _serve(
     ready(address(settings, server.port))
     await server.main_loop()
     await _finish(served, hurry)
-    await asyncio.to_thread(served.close)
+    await served.loads.run(served.close)
     await server.shutdown()
 
 

@@ -20,6 +20,7 @@ from pyggml.runtime.encoding import why_not
 from pyggml.tokenizer import Tokenizer
 from pyggml_server.engine import ENDING, Engine, Post
 from pyggml_server.errors import RequestError
+from pyggml_server.loads import Loads
 from pyggml_server.settings import Settings
 
 
@@ -50,6 +51,7 @@ class Served:
         self.started = int(time.time())
         self.ending = False
         self.sleeping = False  # not in memory (sleeping.py)
+        self.loads = Loads()
         self.path = Path(str(model.file.paths[0]))
         self.n_bytes = sum(
             os.path.getsize(path) for path in model.file.paths

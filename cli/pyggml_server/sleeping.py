@@ -17,6 +17,7 @@ from pyggml_server import page
 from pyggml_server.engine import Post
 from pyggml_server.errors import RequestError
 from pyggml_server.guard import Guard
+from pyggml_server.loads import Loads
 from pyggml_server.served import Served
 from pyggml_server.streams import error_answer
 
@@ -39,6 +40,7 @@ class Sleeper:
         """Raises what loading raises."""
         self._opening, self._make_app, self.seconds = opening, make_app, seconds
         self._post: Post = lambda updates: None
+        self.loads = Loads()
         self._turn = asyncio.Lock()  # who loads or closes
         self._users = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -129,12 +131,12 @@ class Sleeper:
             if self._users or self.served.sleeping or self.served.ending:
                 return
             self.served.sleeping = True
-            await asyncio.to_thread(self.close)
+            await self.loads.run(self.close)
 
     async def _wake(self) -> None:
         before = self.served
         try:
-            served = await asyncio.to_thread(self._load)
+            served = await self.loads.run(self._load)
         except (PyggmlError, OSError, MemoryError) as reason:
             raise RequestError(f"the model cannot be loaded again: {reason}", status=503) from None
         served.engine.counters = before.engine.counters

@@ -20,6 +20,7 @@ from starlette.applications import Starlette
 from pyggml.errors import PyggmlError
 from pyggml_server.engine import Post
 from pyggml_server.errors import RequestError
+from pyggml_server.loads import Loads
 from pyggml_server.models import Found
 from pyggml_server.served import Served
 from pyggml_server.settings import Settings
@@ -74,7 +75,9 @@ class Zoo:
         self.started = int(time.time())
         self._listed, self._opening, self._make_app = listed, opening, make_app
         self._post: Post = lambda updates: None
+        self.loads = Loads()
         self._turns = asyncio.Lock()  # who loads or unloads
+        self._listing = asyncio.Lock()  # who looks for models
         self._count = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
         self._open: dict[str, AbstractContextManager[Served]] = {}
@@ -155,7 +158,8 @@ class Zoo:
         """Look for models again: new ones are listed, those that are others now unloaded, and those that are gone forgotten, too.
         Raises RequestError where it cannot be found out, and nothing changes."""
         try:
-            found = await asyncio.to_thread(self._listed)
+            async with self._listing:  # however many ask
+                found = await self.loads.run(self._listed)
         except (PyggmlError, OSError) as reason:
             log.warning("the models cannot be listed: %s", reason)
             raise RequestError("the models cannot be listed; the server's log says more", status=500) from None
@@ -207,7 +211,7 @@ class Zoo:
             entry.status = LOADING
             try:
                 await self._make_room(entry)
-                served = await asyncio.to_thread(self._open_on_thread, entry)
+                served = await self.loads.run(self._open_on_thread, entry)
             except RequestError as reason:
                 entry.status, entry.failed = UNLOADED, str(reason)
                 raise
@@ -232,9 +236,9 @@ class Zoo:
                 await asyncio.wait_for(entry.unused.wait(), entry.found.patience)
             except TimeoutError:
                 assert entry.served is not None, "it was loaded"
-                await asyncio.to_thread(entry.served.close, f"model '{entry.name}' is being unloaded")
+                await self.loads.run(entry.served.close, f"model '{entry.name}' is being unloaded")
                 await entry.unused.wait()
-        await asyncio.to_thread(self._shut, entry.name)
+        await self.loads.run(self._shut, entry.name)
         entry.served, entry.app, entry.status = None, None, UNLOADED
 
     def _open_on_thread(self, entry: Entry) -> Served:

@@ -1,114 +1,27 @@
 """Several models behind one address: listed, loaded when they are named, unloaded when others need room, in their turn."""
 
-import contextlib
 import json
 import random
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import zoos
 from mutants import Mutant, assert_caught
-from pyggml_server.app import make_app
 from pyggml_server.models import Found, listed_in
-from pyggml_server.served import Served
-from pyggml_server.settings import Settings
 from pyggml_server.zoo import Zoo
 from served_process import running
-from serving import Client, serving_at
 from text_model import write_text_model
+from zoos import BODY, statuses, text, until, write_models, zoo
 
-from pyggml.backend.cpu import CPUDevice
 from pyggml.errors import GGUFError
-from pyggml.model.model import Model
-from pyggml.runtime.batcher import Batcher
-from pyggml.runtime.context import Context
-from pyggml.sampler import SamplerParams
-from pyggml.tokenizer import Tokenizer
-
-WAIT = 60.0
-BODY = {"prompt": "hello", "max_tokens": 12, "ignore_eos": True}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Models a, b, c, and what is none."""
-    made: Path = tmp_path_factory.mktemp("models")
-    for i, name in enumerate("ab"):
-        write_text_model(made / f"{name}.gguf", n_ctx=2048, seed=5 + i)
-    (made / "c").mkdir()
-    write_text_model(made / "c" / "weights.gguf", n_ctx=2048, seed=9)
-    (made / "c" / "mmproj-weights.gguf").write_bytes(b"x")
-    (made / "mtp-a.gguf").write_bytes(b"x")
-    (made / "notes.txt").write_bytes(b"x")
-    (made / "empty").mkdir()
-    (made / "broken.gguf").write_bytes(b"GGUF, but not for long")
-    return made
-
-
-class Opened:
-    """What was loaded and closed, in order; `before` may delay a load."""
-
-    def __init__(self, **settings: Any) -> None:
-        self.settings = settings
-        self.events: list[str] = []
-        self.before: Callable[[str], None] = lambda name: None
-
-    @contextlib.contextmanager
-    def __call__(self, name: str, found: Found) -> Iterator[Served]:
-        self.before(name)
-        assert found.path is not None
-        with contextlib.closing(Model.load(found.path, cpu=CPUDevice())) as model:
-            context = Context(model, 2 * 2048, n_seq_max=2)
-            tokenizer = Tokenizer.from_metadata(model.file.metadata)
-            settings = Settings(sampling=SamplerParams(temp=0.0), alias=(name,), **self.settings)
-            self.events.append(f"+{name}")
-            yield Served(model, Batcher(context, context.n_ubatch), tokenizer, settings)
-            self.events.append(f"-{name}")
-            context.close()
-
-
-@contextlib.contextmanager
-def zoo(
-    folder: Path,
-    most: int = 2,
-    autoload: bool = True,
-    special: dict[str, dict[str, Any]] | None = None,
-    **settings: Any,
-) -> Iterator[tuple[Client, Opened]]:
-    """`special`: what is to be true of models, by name."""
-    opened, special = Opened(**settings), special or {}
-
-    def listed() -> dict[str, Found]:
-        return {name: replace(found, **special.get(name, {})) for name, found in listed_in(folder).items()}
-
-    made = Zoo(Settings(port=0, grace=1.0, **settings), listed, opened, make_app, most, autoload)
-    with serving_at(made) as client:
-        yield client, opened
-    assert sorted(one.removeprefix("+") for one in opened.events if one[0] == "+") == sorted(
-        one.removeprefix("-") for one in opened.events if one[0] == "-"
-    ), "all that was loaded is closed"
-
-
-def statuses(client: Client) -> dict[str, str]:
-    return {one["id"]: one["status"]["value"] for one in client.get("/v1/models")[1]["data"]}
-
-
-def until(condition: Callable[[], Any], what: str) -> None:
-    end = time.monotonic() + WAIT
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.01)
-
-
-def text(client: Client, name: str) -> str:
-    answer = client.ok("/v1/completions", {**BODY, "model": name})
-    assert answer["model"] == name
-    return str(answer["choices"][0]["text"])
+    return write_models(tmp_path_factory.mktemp("models"))
 
 
 def test_a_folders_models(folder: Path) -> None:
@@ -169,7 +82,7 @@ def test_requests_under_way_end_before_their_model_goes(folder: Path) -> None:
             rest = list(events)
             said = "".join(c["text"] for e in (first, *rest) for c in e["choices"])
             for thread in others:
-                thread.join(WAIT)
+                thread.join(zoos.WAIT)
         assert said == whole
         assert len(found) == 2
         assert opened.events[:3] == ["+a", "-a", "+b"]
@@ -196,7 +109,7 @@ def test_loading_and_unloading_by_request(folder: Path) -> None:
 def test_a_model_is_loaded_once_for_all_who_wait(folder: Path) -> None:
     with zoo(folder) as (client, opened):
         go = threading.Event()
-        opened.before = lambda name: go.wait(WAIT) and None
+        opened.before = lambda name: go.wait(zoos.WAIT) and None
         found: list[str] = []
         threads = [threading.Thread(target=lambda: found.append(text(client, "a"))) for _ in range(5)]
         for thread in threads:
@@ -204,7 +117,7 @@ def test_a_model_is_loaded_once_for_all_who_wait(folder: Path) -> None:
         until(lambda: statuses(client)["a"] == "loading", "a is being loaded, and the server answers meanwhile")
         go.set()
         for thread in threads:
-            thread.join(WAIT)
+            thread.join(zoos.WAIT)
         assert len(found) == 5 and len(set(found)) == 1
         assert opened.events == ["+a"]
 
@@ -317,7 +230,7 @@ def test_a_list_that_fails_changes_nothing(folder: Path, monkeypatch: pytest.Mon
         def fails(folder: Path) -> Any:
             raise PermissionError(13, "Permission denied", str(folder))
 
-        monkeypatch.setattr(sys.modules[__name__], "listed_in", fails)
+        monkeypatch.setattr("zoos.listed_in", fails)
         status, answer = client.get("/v1/models?reload=1")
         assert (status, answer["error"]["message"]) == (500, "the models cannot be listed; the server's log says more")
         assert statuses(client)["a"] == "loaded"
@@ -356,7 +269,7 @@ def test_many_clients_of_more_models_than_there_is_room_for(folder: Path) -> Non
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(WAIT)
+            thread.join(zoos.WAIT)
         assert not any(thread.is_alive() for thread in threads)
         assert wrong == []
         assert sum(value == "loaded" for value in statuses(client).values()) <= 2
@@ -406,7 +319,7 @@ MUTANTS: dict[str, tuple[Mutant, Callable[..., Any]]] = {
     "where files lie is told": ((Zoo, "_open_on_thread", "told = _without_folders(told, entry.found.path, getattr(reason, \"filename\", None))", "pass"),
                                 test_a_fault_of_ours_says_nothing_of_the_inside),
     "the loop waits for a load": (
-        (Zoo, "_loaded", "await asyncio.to_thread(self._open_on_thread, entry)", "self._open_on_thread(entry)"),
+        (Zoo, "_loaded", "await self.loads.run(self._open_on_thread, entry)", "self._open_on_thread(entry)"),
         test_a_model_is_loaded_once_for_all_who_wait,
     ),
     "what is another model now stays as it was": (
@@ -423,5 +336,5 @@ def test_mutants_are_caught(
     mutant: str, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong, test = MUTANTS[mutant]
-    monkeypatch.setattr(sys.modules[__name__], "WAIT", 3.0)
+    monkeypatch.setattr("zoos.WAIT", 3.0)
     assert_caught(monkeypatch, wrong, test, folder=folder, tmp_path=tmp_path, caplog=caplog)
