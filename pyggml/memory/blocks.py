@@ -67,7 +67,7 @@ class Blocks(Placed, Memory):
         self.layers = list(layers)
         self.ratio = layers[0].ratio
         self.n_seq_max = self.n_streams = n_seq_max
-        self.n_rows = -(-max(1, n_ctx // self.ratio) // STEP) * STEP + 1  # the last one is nobody's
+        self.n_rows = _padded(n_ctx // self.ratio) + 1  # the last one is nobody's
         block = SIZES[dtype].block_size
         for size in (size for layer in layers for size in layer.sizes.values()):
             if size % block:
@@ -143,9 +143,8 @@ class Blocks(Placed, Memory):
         return BlockPlacement(ub, self.shape_of(last, ub.n_seqs, self._first(ub)))
 
     def shape_of(self, n_tokens: int, n_seqs: int, first: int = 0) -> KVShape:
-        """Of a micro-batch whose longest sequence has so many tokens then."""
-        seen = -(-max(1, n_tokens // self.ratio) // STEP) * STEP
-        return KVShape(min(seen, self.n_rows - 1), first, n_seqs)
+        """Of a micro-batch whose longest sequence has so many tokens then: all of their blocks, and one that is not complete."""
+        return KVShape(min(_padded(n_tokens // self.ratio), self.n_rows - 1), first, n_seqs)
 
     def commit(self, placement: Placement) -> None:
         assert isinstance(placement, BlockPlacement)
@@ -257,3 +256,8 @@ class Blocks(Placed, Memory):
             rows.buffer.set(rows, np.frombuffer(bytes(data[at : at + kept * size]), np.uint8), seq * self.n_rows * size)
             at += n * size
         self.ends[seq] = end
+
+
+def _padded(n: int) -> int:
+    """Rows of so many blocks, and of one more."""
+    return -(-(n + 1) // STEP) * STEP

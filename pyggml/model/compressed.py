@@ -28,7 +28,7 @@ from pyggml.model.latent_attention import HeadLinear
 from pyggml.model.layers import Remembers
 from pyggml.model.lightning_indexer import masked
 from pyggml.model.linear import Linear
-from pyggml.model.module import Weight
+from pyggml.model.module import Module, Weight
 from pyggml.model.norms import RMSNorm
 from pyggml.model.rope import Rope
 from pyggml.tensor import Tensor
@@ -118,19 +118,32 @@ class Compressor:
     name  "attn": weights are attn_compressor_kv, ..._gate, ..._ape and ..._norm
     """
 
-    def __init__(self, hp: Hparams, owner: Any, name: str, size: int, ratio: int, rope: Rope) -> None:
-        self.owner, self.name, self.size, self.ratio, self.rope = owner, name, size, ratio, rope
-        self.overlap = ratio == CHOOSES
-        self.width = size * (2 if self.overlap else 1)
-        self.n_kept = ratio * (2 if self.overlap else 1)  # tokens
-        parts = (
-            ("kv", Linear(hp.n_embd, self.width)),
-            ("gate", Linear(hp.n_embd, self.width)),
-            ("ape", Positions(self.width, ratio)),
-            ("norm", RMSNorm.of(hp, size)),
-        )
-        for part, module in parts:
+    def __init__(
+        self, hp: Hparams, owner: Any, name: str, size: int, ratio: int, rope: Rope | None, *, overlap: bool = False
+    ) -> None:
+        self.owner, self.name, self.size, self.ratio, self.rope, self.overlap = owner, name, size, ratio, rope, overlap
+        self.width = size * (2 if overlap else 1)
+        self.n_kept = ratio * (2 if overlap else 1)  # tokens
+        for part, module in self.parts(hp).items():
             setattr(owner, f"{name}_compressor_{part}", module)
+
+    def parts(self, hp: Hparams) -> dict[str, Module]:
+        """Its weights."""
+        return {
+            "kv": Linear(hp.n_embd, self.width),
+            "gate": Linear(hp.n_embd, self.width),
+            "ape": Positions(self.width, self.ratio),
+            "norm": RMSNorm.of(hp, self.size),
+        }
+
+    def values(self, g: GraphBuilder, x: Tensor) -> Tensor:
+        """What is added up of each token: (width, n_tokens)."""
+        return g.linear(self._part("kv"), x)
+
+    def finished(self, g: GraphBuilder, row: Tensor, at: BlockInputs) -> Tensor:
+        """The sums (size, 1, blocks) -> what is kept of them."""
+        assert self.rope is not None
+        return self.rope.at(g, self._part("norm")(g, row), at.positions, self.size - self.rope.n_rot)
 
     def _part(self, which: str) -> Any:
         return getattr(self.owner, f"{self.name}_compressor_{which}")
@@ -142,18 +155,15 @@ class Compressor:
 
     def __call__(self, g: GraphBuilder, x: Tensor) -> None:
         """Keep the rows of the blocks that x (n_embd, n_tokens) completes."""
-        il, at = self.owner.il, BlockInputs(g, self.owner.il)
-        said = g.linear(self._part("kv"), x)
+        at = BlockInputs(g, self.owner.il)
         score = ops.add(g.linear(self._part("gate"), x), ops.get_rows(self._part("ape").weight.value, at.phase))
-        values = self._sources(g, at, "kv", said)
+        values = self._sources(g, at, "kv", self.values(g, x))
         scores = self._sources(g, at, "score", score)
         if self.overlap:
             scores = ops.add(scores, at.nothing_before)
         row = ops.sum_rows(ops.mul(values, ops.soft_max(scores)))  # (1, size, blocks)
-        row = self._part("norm")(g, ops.reshape(row, self.size, 1, at.n * g.n_seqs))
-        row = self.rope.at(g, row, at.positions, self.size - self.rope.n_rot)
+        row = self.finished(g, ops.reshape(row, self.size, 1, at.n * g.n_seqs), at)
         g.store(at.blocks.write(at.i, f"{self.name}_row", ops.reshape(row, self.size, row.ne[2]), at.rows))
-        g.expand(il, x)
 
     def _sources(self, g: GraphBuilder, at: BlockInputs, which: str, new: Tensor) -> Tensor:
         """What the tokens of each block say, (tokens, size, blocks); the last ones are kept."""
@@ -192,7 +202,7 @@ class BlockChooser:
             raise ModelError(f"key {full} is {self.size}, must be at least rope.dimension_count, {rope.n_rot}")
         setattr(owner, "indexer.proj", Linear(hp.n_embd, self.n_head))
         setattr(owner, "indexer.attn_q_b", Linear(rank, self.n_head * self.size))
-        self.compressor = Compressor(hp, owner, "indexer", self.size, CHOOSES, rope)
+        self.compressor = Compressor(hp, owner, "indexer", self.size, CHOOSES, rope, overlap=True)
 
     def mask(self, g: GraphBuilder, x: Tensor, low: Tensor, at: BlockInputs, fused: bool) -> Tensor:
         """x (n_embd, n_tokens) and queries' row of low rank -> the mask of the rows that are read."""
@@ -233,7 +243,9 @@ class CompressedAttention(Remembers):
         self.attn_sinks = Sinks(self.n_head)
         self.attn_output_a = GroupLinear(self.n_head * self.head // self.n_groups, self.rank_o, self.n_groups)
         self.attn_output_b = Linear(self.n_groups * self.rank_o, hp.n_embd)
-        self.compressor = Compressor(hp, self, "attn", self.head, ratio, rope) if ratio else None
+        self.compressor = (
+            Compressor(hp, self, "attn", self.head, ratio, rope, overlap=ratio == CHOOSES) if ratio else None
+        )
         self.chooser = BlockChooser(hp, self, rank, rope) if ratio == CHOOSES else None
 
     def need(self) -> Need:

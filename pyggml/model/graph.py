@@ -247,6 +247,7 @@ class GraphBuilder:
         window: Window | None = None,
         beside: Tensor | None = None,
         choose: Choose | None = None,
+        only: Callable[[Tensor], Tensor] | None = None,
         bias: Tensor | None = None,
         more: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
@@ -258,7 +259,8 @@ class GraphBuilder:
         Where the layer has no cache, tokens see those of the micro-batch; `window` is said for that alone. `bias` (cells seen,
         tokens of each stream, n_head, n_streams) is added to scores: fused attention knows none.
         `more`: keys behind the cached ones, which are values too (head_k, n, n_head_kv, n_streams), and their mask.
-        `beside` (n, n_tokens) is stored behind k; `choose` makes another mask of all that lies there.
+        `beside` (n, n_tokens) is stored behind k; `choose` makes another mask of all that lies there, `only` one of the
+        mask alone.
         """
         if self.wanted.encodes or il not in self.memory.where:
             assert k is not None and v is not None, f"layer {il} has no keys and values of its own, and no cache"
@@ -280,6 +282,7 @@ class GraphBuilder:
         written += [] if v is None else [cache.write_v(i, v, inputs.v_rows[i])]
         self.store(*(t for t in (v, k) if t is not None), *written)
         mask = inputs.mask if choose is None else choose(cache.read_beside(i, shape), inputs.mask)
+        mask = mask if only is None else only(mask)
         given = None if sinks is None else sinks.value
         return self._over(
             il,

@@ -108,9 +108,11 @@ class Latent(Remembers):
         q = g.linear(self.attn_q_b if self.low_rank else self.attn_q, low)
         return ops.reshape(q, self.head_k, self.n_head, g.n_tokens)
 
-    def latent(self, g: GraphBuilder, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The latent rows (rank, n_tokens), normed, and the shared part of keys (n_rot, 1, n_tokens), turned."""
+    def latent(self, g: GraphBuilder, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The latent rows (rank, n_tokens), normed, and the shared part of keys (n_rot, 1, n_tokens), turned, where there is one."""
         both = g.linear(self.attn_kv_a_mqa, x)
+        if not self.n_rot:
+            return self.attn_kv_a_norm(g, both), None
         row = ops.view(both, (self.rank, g.n_tokens), (both.nb[1],))
         shared = ops.view(both, (self.n_rot, 1, g.n_tokens), (both.nb[1], both.nb[1]), self.rank * both.nb[0])
         if self.attn_k_norm is not None:
@@ -153,11 +155,14 @@ class LatentAttention(Latent):
         q = self.queries(g, low)
         row, shared = self.latent(g, x)
         plain = ops.view(q, (self.n_plain, self.n_head, g.n_tokens), q.nb[1:3])
-        turned = ops.view(q, (self.n_rot, self.n_head, g.n_tokens), q.nb[1:3], self.n_plain * q.nb[0])
-        if self.rope is not None:
-            turned = self.rope(g, turned)
-        q = ops.concat(self.attn_k_b(plain), turned, 0)
-        k = ops.concat(ops.reshape(row, self.rank, 1, g.n_tokens), shared, 0)
+        k = ops.reshape(row, self.rank, 1, g.n_tokens)
+        if shared is None:
+            q = self.attn_k_b(plain)
+        else:
+            turned = ops.view(q, (self.n_rot, self.n_head, g.n_tokens), q.nb[1:3], self.n_plain * q.nb[0])
+            if self.rope is not None:
+                turned = self.rope(g, turned)
+            q, k = ops.concat(self.attn_k_b(plain), turned, 0), ops.concat(k, shared, 0)
         cur = self.attended(g, x, low, self.scaled(g, q), k)
         cur = self.attn_v_b(ops.reshape(cur, self.rank, self.n_head, g.n_tokens))
         return self.back(g, x, ops.cont(cur, self.head_v * self.n_head, g.n_tokens))
@@ -183,6 +188,7 @@ class ExpandedAttention(Latent):
         assert self.rope is not None
         q = self.queries(g, self.low_queries(g, x))
         row, shared = self.latent(g, x)
+        assert shared is not None, "keys have a part that is turned"
         kv = g.linear(self.attn_kv_b, row)
         strides = (self.n_plain + self.head_v) * kv.nb[0], kv.nb[1]
         v = ops.cont(ops.view(kv, (self.head_v, self.n_head, g.n_tokens), strides, self.n_plain * kv.nb[0]))

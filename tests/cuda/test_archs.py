@@ -26,7 +26,7 @@ from pyggml.runtime.embedder import Embedder
 from pyggml.tensor import Tensor
 
 FILES = [*(name for name in NAMES if known(name) and name not in (*NOT_THERE, *DENOISERS)), *WRITTEN, *VARIANTS]
-LEAVING = ("deepseek4-moe", "deepseek4-chosen")
+LEAVING = ("deepseek4-moe", "deepseek4-chosen", "glm5-next-moe", "glm5-next-chosen")
 NO_KERNELS = ("DSV4_HC_COMB ", "DSV4_HC_POST ", "DSV4_HC_PRE ", "LIGHTNING_INDEXER ")
 """What the CPU computes of these models: there are no kernels for them yet."""
 SHAPES = ((1, 256, 1), (40, 256, 40))

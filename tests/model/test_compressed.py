@@ -1,4 +1,4 @@
-"""DeepSeek V4 beyond what all architectures are held to: experts chosen by the token, files as converters write them, a mutant of
+"""DeepSeek V4 and GLM 5.3 beyond what all architectures are held to: experts chosen by the token, files as converters write them, a mutant of
 each special part, and how blocks lie in memory."""
 
 from collections.abc import Callable
@@ -17,8 +17,9 @@ from pyggml.errors import ContextError, ModelError, StateError
 from pyggml.memory import blocks
 from pyggml.memory.blocks import BlockLayer, Blocks
 from pyggml.memory.ubatch import NOBODY, Ubatch
-from pyggml.model import compressed, experts, hyper_connections
-from pyggml.model.arch import deepseek4
+from pyggml.model import compressed, experts, hyper_connections, pooled_indexer
+from pyggml.model.arch import deepseek4, glm5_next
+from pyggml.model.layers import CausalLM
 from pyggml.model.model import Model
 from pyggml.model.rope import Rope
 from pyggml.runtime.context import Context
@@ -124,6 +125,72 @@ RMS, ROPE_OF = ops.rms_norm, deepseek4._rope
 def test_mutants(what: str, hashed: Path, theirs: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     MUTANTS[what](monkeypatch)
     assert nmse(theirs, ours(hashed)) > 2 * LIMIT
+
+
+# GLM 5.3
+
+
+@pytest.fixture(scope="module")
+def shared(arch_peer: ArchPeer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A third layer, which reads what the first has chosen."""
+    source, target = all_files(arch_peer)["glm5-next-chosen"], tmp_path_factory.mktemp("glm5") / "shared.gguf"
+    model = Model.load(source)
+    new = {}
+    for name, info in model.file.tensors.items():
+        experts = name.startswith("blk.1.") and ("ffn_" in name or "exp_probs" in name)
+        if experts or (name.startswith("blk.0.") and "indexer" not in name and ".ffn_" not in name):
+            ne = info.ne[: max(i + 1 for i in range(4) if info.ne[i] > 1 or not i)]
+            values = np.roll(info.data.view(np.float32), 7).reshape(ne[::-1])
+            new[f"blk.2.{name.split('.', 2)[2]}"] = values
+    model.close()
+    each = {
+        "attention.head_count_kv": np.array([1, 0, 1], np.uint32),
+        "attention.indexer.types": np.array([1, 0, 0], np.uint32),
+        "swiglu_clamp_exp": np.array([0.02, 0.03, 0.02], np.float32),
+        "swiglu_clamp_shexp": np.array([0.03, 0.02, 0.01], np.float32),
+        "attention.recurrent_layers": np.array([0, 1, 0], np.uint32),
+        "leading_dense_block_count": 1,
+        "block_count": 3,
+    }
+    return edit(source, target, replace=new, metadata={f"glm5-next.{key}": value for key, value in each.items()})
+
+
+POOLED, SEEN, BOUND = pooled_indexer.PoolIndexer.mask, Blocks.mask, glm5_next.BoundedDelta.decay
+GLM_MUTANTS: dict[str, Patch] = {
+    "no tail": lambda m: m.setattr(pooled_indexer, "ALWAYS", -1e4),
+    "all is read": lambda m: m.setattr(pooled_indexer.PoolIndexer, "mask", lambda self, g, x, low, mask: [POOLED(self, g, x, low, mask), mask][1]),
+    "means of keys": lambda m: m.setattr(compressed.ops, "soft_max", lambda x, *a, **more: SOFT(ops.scale(x, 0.0)) if not a and x.ne[0] == 4 else SOFT(x, *a, **more)),
+    "keys are not normed": lambda m: m.setattr(pooled_indexer.Pools, "values", lambda self, g, x: g.linear(getattr(self.owner, "indexer.attn_k"), x)),
+    "one stream of four": lambda m: m.setattr(glm5_next.Model, "normed", lambda self, g, x: CausalLM.normed(self, g, ops.cont(ops.view(x, (x.ne[0], x.ne[2]), (x.nb[2],))))),
+    "a pool is seen too early": lambda m: m.setattr(Blocks, "mask", _seen_too_early),
+}  # fmt: skip
+SOFT = ops.soft_max
+
+
+def glm(path: Path) -> np.ndarray:
+    model = Model.load(path)
+    context = Context(model, n_ctx=256, n_ubatch=256)
+    try:
+        return context.decode(TOKENS, logits="all")
+    finally:
+        context.close(), model.close()
+
+
+def test_a_layer_reads_what_another_has_chosen(arch_peer: ArchPeer, shared: Path) -> None:
+    wanted = arch_peer.rows(shared, Script(flash=True).decode(TOKENS))
+    assert nmse(wanted, glm(shared)) < LIMIT
+    with pytest.raises(ModelError, match="layer 0 reads what none has chosen before"):
+        Model.load(all_files(arch_peer)["glm5-next-chosen"], metadata={"glm5-next.attention.indexer.types": 0})
+    with pytest.raises(ModelError, match="top_k is 9, must be pools of 4 tokens"):
+        Model.load(shared, metadata={"glm5-next.attention.indexer.top_k": 9})
+
+
+@pytest.mark.parametrize("what", GLM_MUTANTS)
+def test_mutants_of_pools(what: str, arch_peer: ArchPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = all_files(arch_peer)["glm5-next-chosen"]
+    wanted = arch_peer.rows(path, Script(flash=True).decode(TOKENS))
+    GLM_MUTANTS[what](monkeypatch)
+    assert nmse(wanted, glm(path)) > 2 * LIMIT
 
 
 # Memory

@@ -307,6 +307,15 @@ VARIANTS = STATE_VARIANTS | {
     "deepseek4-chosen": Variant(
         "deepseek4-moe", {"attention.indexer.top_k": 6, **LONGER}, factors={r"indexer_compressor_kv": 4.0}
     ),
+    "glm5-next-chosen": Variant(
+        "glm5-next-moe",
+        {
+            "attention.indexer.top_k": 8,
+            "swiglu_clamp_exp": np.array([0.02, 0.03], np.float32),
+            "kda.gate_lower_bound": float("-inf"),
+        },
+        factors={r"indexer.attn_k": 4.0},
+    ),
     "gpt-oss-fused": Variant(
         "gpt-oss-moe",
         tensors={"blk.*.attn_qkv.weight": (0.3, (768, 256))},
