@@ -63,6 +63,7 @@ def _generator(
     from pyggml.runtime.checkpoints import CheckpointRule
     from pyggml.runtime.context import Context
     from pyggml.runtime.idle_prompts import IdlePrompts
+    from pyggml.runtime.warm_up import warm_up
     from pyggml_cli.loading import context_arguments
 
     arguments = context_arguments(values, model)
@@ -102,7 +103,9 @@ def _generator(
             batcher.pace = guesses.pace if batcher.places[0].drafter is not None else None
             served = Served(model, batcher, tokenizer, settings, template, loras)
             if values.warmup:
-                _warm_up(context)
+                if guesses.small is not None:
+                    warm_up(guesses.small)
+                warm_up(context, drafts=batcher.pace is not None)
             yield served, _slots(served.name, context)
     finally:
         context.close()
@@ -115,15 +118,6 @@ def _loras(values: Values) -> list[tuple[str, float]]:
 def tell(text: str) -> None:
     """A line on stderr."""
     print(text, file=sys.stderr, flush=True)
-
-
-def _warm_up(context: Any) -> None:
-    """Have the kernels compiled and the weights read once."""
-    from pyggml import jit
-
-    jit.wait(context.prepare(min(context.n_ubatch, context.n_ctx_seq - 1)))
-    context.decode([0])
-    context.clear()
 
 
 def _slots(name: str, context: Any) -> str:

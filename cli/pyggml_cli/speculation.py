@@ -117,10 +117,11 @@ def wanted_types(values: Any) -> list[str]:
 
 
 class Guesses(NamedTuple):
-    """What makes a drafter for one of a context's sequences, or none, and whether drafts are worth it there."""
+    """What makes a drafter for one of a context's sequences, or none; whether drafts are worth it there; a smaller model's context."""
 
     make: Callable[[int], Drafter | None]
     pace: DraftPace
+    small: Context | None
 
 
 @contextlib.contextmanager
@@ -146,7 +147,11 @@ def guesses_for(values: Any, context: Context) -> Iterator[Guesses]:
             drafters = [one(name, seq) for name in wanted]
             return FirstOf(drafters) if len(drafters) > 1 else drafters[0] if drafters else None
 
-        yield Guesses(make, DraftPace(lambda: clock() - sum(one.seconds_for_graphs for one in contexts)))
+        yield Guesses(
+            make,
+            DraftPace(lambda: clock() - sum(one.seconds_for_graphs for one in contexts)),
+            None if small is None else small.context,
+        )
 
 
 @contextlib.contextmanager

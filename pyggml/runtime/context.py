@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -136,10 +136,10 @@ class Context:
         if used in self._reserved:
             return
         make = self._schedules.make
-        self.scheduler.reserve(make(self._shape(self.n_ubatch, self.n_ctx, 1), self.adapters)[1].sizes)
+        self.scheduler.reserve(make(self.shape(self.n_ubatch, self.n_ctx, 1), self.adapters)[1].sizes)
         if self.n_seq_max > 1:
             n = min(self.n_seq_max, self.n_ubatch)
-            self.scheduler.reserve(make(self._shape(n, self.n_ctx, n, self.memory.n_streams), self.adapters)[1].sizes)
+            self.scheduler.reserve(make(self.shape(n, self.n_ctx, n, self.memory.n_streams), self.adapters)[1].sizes)
         if self.encodes:
             self.scheduler.reserve(make(encoding.shape(self, self.n_ubatch), self.adapters)[1].sizes)
         self._reserved.add(used)
@@ -373,13 +373,17 @@ class Context:
         shapes = []
         for done in range(0, size, self.n_ubatch):
             n = min(self.n_ubatch, size - done)
-            shapes.append(self._shape(n, start + done + n, int(done + n == size)))
+            shapes.append(self.shape(n, start + done + n, int(done + n == size)))
         if start + size < self.n_ctx_seq:
-            shapes.append(self._shape(1, start + size + 1, 1))
+            shapes.append(self.shape(1, start + size + 1, 1))
         different = {(s.n_tokens, s.n_outputs): s for s in shapes}  # the last ones are needed last
-        return list(dict.fromkeys(job for s in different.values() for job in self._ready(s)[1].begin()))
+        return self.prepare_shapes(different.values())
 
-    def _shape(self, n_tokens: int, n_used: int, n_outputs: int, n_streams: int = 1) -> UbatchShape:
+    def prepare_shapes(self, shapes: Iterable[UbatchShape]) -> list[Job]:
+        """Begin to make ready for micro-batches of these shapes; the jobs to wait for."""
+        return list(dict.fromkeys(job for s in shapes for job in self._ready(s)[1].begin()))
+
+    def shape(self, n_tokens: int, n_used: int, n_outputs: int, n_streams: int = 1) -> UbatchShape:
         """Of a micro-batch of the first sequences that sees `n_used` cells of each stream."""
         n_seqs = min(n_streams, n_tokens)
         parts: list[Hashable] = []
@@ -416,7 +420,7 @@ class Context:
 
     def schedule_for(self, n_tokens: int, n_kv: int, n_outputs: int) -> tuple[BuiltGraph, Schedule]:
         """The graph of a micro-batch of one sequence that sees `n_kv` cells."""
-        return self._ready(self._shape(n_tokens, n_kv, n_outputs))
+        return self._ready(self.shape(n_tokens, n_kv, n_outputs))
 
     def _ready(self, shape: UbatchShape) -> tuple[BuiltGraph, Schedule]:
         return self._schedules.ready(shape, self.adapters)

@@ -69,7 +69,7 @@ def test_few_layers_of_architectures(arch_peer: ArchPeer, devices: list[Device],
     model = Model.load(grown(arch_peer.files()[name], tmp_path / "m.gguf", 6), devices=devices, n_gpu_layers=99)
     context = Context(model, n_ctx=512, n_ubatch=64, n_threads=1)
     schedules, built = context._schedules, []
-    for shape in (context._shape(*shape) for shape in SHAPES):
+    for shape in (context.shape(*shape) for shape in SHAPES):
         schedules._few.clear()
         whole = schedules.make(shape, context.adapters)[1]
         few = schedules.make(shape, context.adapters)[1]

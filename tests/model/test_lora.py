@@ -203,7 +203,7 @@ def test_scales_of_weights_and_adapters(opened, weight, quant, ops):
         weights = [w for m in context.model.modules.modules() for w in m.own() if w.name == name]
         weights[0].tensor = Tensor(GGMLType[quant], weights[0].value.ne, name=name)
     built = context.model.modules.build(
-        GraphBuilder(context.model.config, context.memory, context._shape(1, 1, 1), (lora.Applied(adapter, 1.0),))
+        GraphBuilder(context.model.config, context.memory, context.shape(1, 1, 1), (lora.Applied(adapter, 1.0),))
     )
     found = [(Op(node.op).name, [source.name for source in node.src if source]) for node in built.graph.nodes]
     at = next(i for i, (op, sources) in enumerate(found) if op == "MUL_MAT" and name in sources)

@@ -40,7 +40,7 @@ class FewModel:
         return LayeredGraph(built, built.graph, ends if g.n_outputs else ends[:-1])
 
     def shape(self, n_tokens: int, n_kv: int, n_outputs: int) -> UbatchShape:
-        return self.context._shape(n_tokens, n_kv, n_outputs)
+        return self.context.shape(n_tokens, n_kv, n_outputs)
 
     def whole(self, n_tokens: int, n_kv: int, n_outputs: int) -> tuple[BuiltGraph, Schedule]:
         return self.whole_of(self.shape(n_tokens, n_kv, n_outputs))
