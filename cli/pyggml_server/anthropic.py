@@ -58,6 +58,8 @@ def as_openai(fields: Fields) -> Fields:
             **(given if isinstance(given, dict) else {}),
             "enable_thinking": kind != "disabled",
         }
+        if kind == "enabled":  # tools/server/server-chat.cpp: server_chat_convert_anthropic_to_oai
+            made["thinking_budget_tokens"] = thinking.integer("budget_tokens", 10000, low=-1)
     return Fields(made)
 
 

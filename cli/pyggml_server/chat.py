@@ -13,7 +13,7 @@ from pyggml.chat import Options as ChatOptions
 from pyggml.chat.request import REASONING_FORMATS
 from pyggml.errors import GrammarError
 from pyggml.prefix import common_prefix
-from pyggml.sampler.budget import budget_of
+from pyggml_server.budget import budget
 from pyggml_server.errors import RequestError
 from pyggml_server.fields import Fields
 from pyggml_server.requests import Options, options, refuse_unknown
@@ -173,9 +173,8 @@ def chat(fields: Fields, served: Served) -> Chat:
         wanted.params = replace(wanted.params, grammar=prepared.grammar, grammar_trigger=prepared.trigger)
     elif wanted.params.grammar:
         wanted.params = replace(wanted.params, grammar_trigger=prepared.after_reasoning)
-    said = served.tokenizer.encode(settings.reasoning_budget_message, add_special=False, parse_special=True)
-    budget = budget_of(prepared.reasoning_tokens(served.tokenizer), settings.reasoning_budget, said)
-    wanted.params = replace(wanted.params, budget=budget)
+    reasons = prepared.reasoning_tokens(served.tokenizer)
+    wanted.params = replace(wanted.params, budget=budget(fields, served, reasons))
     if fields.boolean("logprobs", False):
         wanted.n_logprobs = fields.integer("top_logprobs", 0, 0, 20)
     elif fields.has("top_logprobs"):

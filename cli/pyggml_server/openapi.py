@@ -13,6 +13,7 @@ from starlette.routing import Route
 
 from pyggml.chat.request import REASONING_FORMATS
 from pyggml_server import FINGERPRINT, anthropic, embeddings, native, native_completion, openai, responses, slots
+from pyggml_server.budget import MOST_TAGS
 from pyggml_server.chat import ROLES
 from pyggml_server.embeddings import MOST_TEXTS
 from pyggml_server.fields import I32
@@ -101,6 +102,11 @@ COMMON: dict[str, Schema] = {
     "timings_per_token": FLAG,
     "post_sampling_probs": FLAG,
     "verbose": FLAG,
+    "reasoning_budget_tokens": _integer(-1),
+    "reasoning_budget_message": {"type": ["string", "null"]},
+    "reasoning_budget_start_tag": {"type": ["string", "null"]},
+    "reasoning_budget_end_tags": _any_of(TEXT, _array(TEXT, 0, MOST_TAGS), NULL),
+    "reasoning_budget_end_tag": {"type": ["string", "null"]},
 }
 """What all completions take."""
 NATIVE: dict[str, Schema] = {
@@ -126,6 +132,7 @@ TOOL = _object({"type": _choice("function"), "function": FUNCTION}, "type", "fun
 THINKING: dict[str, Schema] = {
     "chat_template_kwargs": _any_of(ANY, NULL),
     "reasoning_format": _any_of(_choice(*REASONING_FORMATS), NULL),
+    "thinking_budget_tokens": _integer(-1),
 }
 CHAT: dict[str, Schema] = {
     **COMMON,
@@ -178,7 +185,9 @@ MESSAGES: dict[str, Schema] = {
         _object({"type": _choice("tool"), "name": TEXT}, "type", "name"),
         NULL,
     ),
-    "thinking": _any_of(_object({"type": _choice("enabled", "disabled", "adaptive")}, "type"), NULL),
+    "thinking": _any_of(
+        _object({"type": _choice("enabled", "disabled", "adaptive"), "budget_tokens": _integer(-1)}, "type"), NULL
+    ),
 }
 ITEM = _any_of(
     _object({"type": _choice("message"), "role": _choice(*ROLES), "content": _any_of(TEXT, _array(

@@ -15,6 +15,7 @@ from pyggml.errors import GrammarError, PyggmlError, SamplerError
 from pyggml.runtime.sequence import Sequence as Text
 from pyggml.runtime.stops import StopTexts
 from pyggml.sampler import LLAMA_DEFAULT_SEED, SamplerChain, SamplerParams
+from pyggml_server.budget import budget
 from pyggml_server.errors import RequestError
 from pyggml_server.fields import Fields
 from pyggml_server.sampling import grammar_of, sampler_params
@@ -74,6 +75,7 @@ def options(fields: Fields, served: Served, grammar: str | None = None) -> Optio
         grammar_of(fields) if grammar is None else grammar,
         settings.ignore_eos,
     )
+    params = replace(params, budget=budget(fields, served))
     longest = fields.first("max_tokens", "max_completion_tokens", "n_predict", "max_output_tokens")
     stops = [*settings.stops, *fields.texts("stop", MOST_STOPS)]
     for text in stops:

@@ -41,6 +41,14 @@ def _thinking(messages: list[Json], variables: Mapping[str, Any]) -> list[Json]:
     ]
 
 
+def _reasoning(messages: list[Json], variables: Mapping[str, Any]) -> list[Json]:
+    """Reasoning is called "reasoning" (Solar Open)."""
+    return [
+        {"reasoning": m["reasoning_content"], **m} if isinstance(m.get("reasoning_content"), str) else m
+        for m in messages
+    ]
+
+
 def _harmony(messages: list[Json], variables: Mapping[str, Any]) -> list[Json]:
     """Reasoning is called "thinking", and stands beside calls in place of the content (gpt-oss)."""
     out = _thinking(messages, variables)
@@ -156,6 +164,7 @@ ROWS = [
     Rewrite(("<|channel|>",), (), _harmony),
     Rewrite(("<|ifm|im_start|>",), (), _reasoning_of_its_own),
     Rewrite(("<|tool_list_start|>",), (), _thinking),
+    Rewrite(("<|begin|>assistant<|think|>", "message.reasoning"), ("message.reasoning_content",), _reasoning),
     Rewrite(("List of tools: [",), ("<|tool_list_start|>",), _thinking),
     Rewrite(("dsml_token", "DSML"), ("function_calls",), _results_in_order),
     Rewrite(("'<|tool_call>call:'",), ("{#- OpenAI Chat Completions:",), _results_with_calls),

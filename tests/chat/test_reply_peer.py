@@ -163,3 +163,41 @@ def test_what_hys_own_template_writes_is_read():
         parser.finish()
         assert (parser.reply.reasoning, parser.reply.content.split("<")[0]) == ("Hm.", "Well.")
         assert [(c.name, json.loads(c.arguments)) for c in parser.reply.calls] == 2 * [("find", ARGUMENTS)]
+
+
+def test_solar_open() -> None:
+    """The reference has no cases of its replies. A reply is read, and its message rendered as the reply was; what is prefilled goes
+    on as the template would have written it; with little effort reasoning is closed before it begins."""
+    path = source(cache_dir("peer")) / "models/templates/upstage-Solar-Open-100B.jinja"
+    template = ChatTemplate(path.read_text(encoding="utf-8"))
+    tools = (
+        {"type": "function", "function": {"name": "get_time", "parameters": {"type": "object", "properties": {}}}},
+    )
+    prepared = prepare(template, [USER], Options(tools=tools))
+    assert prepared.row.name == "solar-open" and prepared.prompt.endswith("<|end|><|begin|>assistant")
+    call = "<|tool_call:begin|>a1b2c3d4e5<|tool_call:name|>get_time<|tool_call:args|>{}<|tool_call:end|><|calls|>"
+    text = f"<|think|>What time?<|end|><|begin|>assistant<|tool_calls|>{call}"
+    parser = prepared.parser()
+    parser.feed(text), parser.finish()
+    reply = parser.reply
+    assert (reply.reasoning, reply.content) == ("What time?", "")
+    (made,) = reply.calls
+    assert (made.name, made.arguments, made.id) == ("get_time", "{}", "a1b2c3d4e5")
+    function = {"name": made.name, "arguments": made.arguments}
+    said = {
+        "role": "assistant", "content": "", "reasoning_content": reply.reasoning,
+        "tool_calls": [{"id": made.id, "type": "function", "function": function}],
+    }  # fmt: skip
+    result = {"role": "tool", "content": "12:00", "tool_call_id": made.id}
+    again = prepare(template, [USER, said, result], Options(tools=tools)).prompt
+    assert f"<|begin|>assistant{text}<|begin|>tool<|tool_response|>" in again
+    parser = prepared.parser()
+    parser.feed("<|think|>Hm<|end|><|begin|>assistant<|content|>Noon.<|end|>"), parser.finish()
+    assert (parser.reply.reasoning, parser.reply.content) == ("Hm", "Noon.")
+    begun = {"role": "assistant", "content": "It is", "reasoning_content": "Hm"}
+    prompt = prepare(template, [USER, begun], Options(go_on=True)).prompt
+    assert prompt.endswith("<|begin|>assistant<|think|>Hm<|end|><|begin|>assistant<|content|>It is")
+    quick = prepare(
+        template, [USER], Options(tools=tools, tool_choice="required", variables={"reasoning_effort": "low"})
+    )
+    assert quick.prompt.endswith("<|begin|>assistant<|think|><|end|><|begin|>assistant")

@@ -60,6 +60,7 @@ def test_every_field_that_is_read_is_told_of() -> None:
     for name in (
         "requests",
         "sampling",
+        "budget",
         "chat",
         "openai",
         "native_completion",

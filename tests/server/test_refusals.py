@@ -15,6 +15,10 @@ COMPLETION = {"prompt": "hello", "max_tokens": 4}
 CHAT = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
 
 WRONG: list[tuple[str, dict[str, Any], str]] = [
+    ("/v1/chat/completions", {**CHAT, "reasoning_budget_tokens": -2}, "reasoning_budget_tokens"),
+    ("/v1/chat/completions", {**CHAT, "reasoning_budget_message": 1}, "reasoning_budget_message"),
+    ("/v1/completions", {**COMPLETION, "reasoning_budget_start_tag": 1}, "reasoning_budget_start_tag"),
+    ("/v1/completions", {**COMPLETION, "reasoning_budget_end_tags": [1]}, "reasoning_budget_end_tags"),
     ("/v1/completions", {}, "prompt"),
     ("/v1/completions", {"prompt": 5}, "prompt"),
     ("/v1/completions", {"prompt": [1, "a", None]}, "prompt"),

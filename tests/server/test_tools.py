@@ -136,3 +136,26 @@ def test_a_budget_of_reasoning(model: Model) -> None:
         assert "".join(delta.get("reasoning_content") or "" for delta in deltas) == "xxxxSo."
         message = client.ok("/v1/chat/completions", body)["choices"][0]["message"]
         assert "reasoning_content" not in message and message["content"] == 30 * "x"
+
+
+def test_a_request_brings_its_own_budget(hermes: Client) -> None:
+    """By every protocol's name for it; over the server's, which has none here."""
+    body = {"messages": [{"role": "user", "content": "q"}], "max_tokens": 30, "logit_bias": [[ord("x"), 100]]}
+    thinks = {**body, "chat_template_kwargs": {"think": True}}
+
+    def thought(**more: Any) -> str:
+        found = hermes.ok("/v1/chat/completions", {**thinks, **more})["choices"][0]["message"]
+        return str(found["reasoning_content"])
+
+    assert thought() == thought(reasoning_budget_tokens=-1) == 30 * "x"
+    assert thought(reasoning_budget_tokens=4, reasoning_budget_message="So.") == "xxxxSo."
+    assert thought(thinking_budget_tokens=3) == "xxx"
+    assert thought(reasoning_budget_tokens=2, thinking_budget_tokens=5) == "xx"
+    asked = {**thinks, "thinking": {"type": "enabled", "budget_tokens": 3}}
+    assert hermes.ok("/v1/messages", asked)["content"][0]["thinking"] == "xxx"
+    plain = {"prompt": "q", "n_predict": 8, "logit_bias": [[ord("x"), 100]]}
+    own = {"reasoning_budget_tokens": 2, "reasoning_budget_start_tag": "xx", "reasoning_budget_end_tags": ["!", "?"]}
+    assert hermes.ok("/completion", {**plain, **own})["content"] == "xxxx!xxx"
+    own = {"reasoning_budget_tokens": 0, "reasoning_budget_start_tag": "xx", "reasoning_budget_end_tag": "?"}
+    assert hermes.ok("/completion", {**plain, **own, "reasoning_budget_message": "So"})["content"] == "xxSo?xxS"
+    assert hermes.ok("/completion", {**plain, "reasoning_budget_tokens": 2})["content"] == 8 * "x"

@@ -61,6 +61,11 @@ CASES = {  # format -> reasoning's marks, a call of find with ARGUMENTS, one of 
         "<|eom|><|start|>assistant to=stop<|message|><atem:function_calls>\n"
         '<atem:invoke name="stop">\n</atem:invoke>\n</atem:function_calls>',
     ),
+    "solar-open": (
+        ("<|think|>", "<|end|><|begin|>assistant"),
+        f"<|tool_calls|><|tool_call:begin|>a1b2c3d4e5<|tool_call:name|>find<|tool_call:args|>{AS_JSON}<|tool_call:end|>",
+        "<|tool_call:begin|>0123456789<|tool_call:name|>stop<|tool_call:args|>{}<|tool_call:end|><|calls|>",
+    ),
     "hy3": (
         ("<think:opensource>", "</think:opensource>"),
         _tags(

@@ -216,6 +216,18 @@ MISTRAL = NamedCalls(
 )
 FUNCTIONARY = NamedCalls(call="<function=", named=(">",), close=("</function>",))
 
+SOLAR = NamedCalls(
+    call="<|tool_call:begin|>",
+    named=("<|tool_call:args|>",),
+    close=("<|tool_call:end|>",),
+    section=("<|tool_calls|>",),
+    section_end="<|calls|>",
+    id_rule="[a-z0-9]{10}",
+    prefix="<|tool_call:name|>",
+    header=r"\s*(?P<id>.*?)\s*<\|tool_call:name\|>\s*(?P<name>.*?)\s*",
+)
+SOLAR_AGAIN = "<|begin|>assistant"
+
 ROWS = [
     Row("ministral", ("[SYSTEM_PROMPT]", "[TOOL_CALLS]", "[ARGS]"), Marked(("[THINK]", "[/THINK]"), MISTRAL)),
     Row("mistral", ("[TOOL_CALLS]", "[ARGS]"), Marked(("[THINK]", "[/THINK]"), MISTRAL)),
@@ -227,6 +239,19 @@ ROWS = [
         "kimi-k2",
         ("<|tool_calls_section_begin|>", "<|tool_call_begin|>"),
         Marked(("<think>", "</think>"), KIMI),
+        thinks=True,
+    ),
+    Row(
+        "solar-open",
+        ("<|tool_call:begin|>", "<|think|>", "<|calls|>"),
+        Marked(
+            ("<|think|>", "<|end|>"),
+            SOLAR,
+            (SOLAR_AGAIN, "<|content|>", "<|end|>"),
+            tight=True,
+            again=SOLAR_AGAIN,
+            answer="<|content|>",
+        ),
         thinks=True,
     ),
     Row("hy3", ("<tool_sep{}>", f"'{HY}'"), Marked((f"<think{HY}>", f"</think{HY}>"), HY3), thinks=True),

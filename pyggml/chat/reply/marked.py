@@ -26,6 +26,8 @@ class Marked:
     dropped  markers around the answer that say nothing more
     bare     a call may be a JSON object and nothing else, at the beginning of the answer (Llama 3)
     tight    no line breaks stand around reasoning
+    again    what the message that follows reasoning begins with, where reasoning is a message of its own
+    answer   what stands before an answer
     """
 
     think: tuple[str, str] | None = None
@@ -33,6 +35,8 @@ class Marked:
     dropped: tuple[str, ...] = ()
     bare: bool = False
     tight: bool = False
+    again: str = ""
+    answer: str = ""
 
     def read(self, reader: Reader, sink: Sink, tools: Tools, reasoning: bool) -> Step[None]:
         """The whole reply. reasoning: whether it is told apart; else it is part of the text, with its markers."""
@@ -73,9 +77,10 @@ class Marked:
         if self.think is None or self.think[1] in begun:
             return f"space {calls}"
         start, end = self.think
+        rest = f"{literal(end)} space" + (f" ({literal(self.again)} space)?" if self.again else "")
         if begun:
-            return f"{out.until(end)} {literal(end)} space {calls}"
-        return f"space ({literal(start)} {out.until(end)} {literal(end)} space)? {calls}"
+            return f"{out.until(end)} {rest} {calls}"
+        return f"space ({literal(start)} {out.until(end)} {rest})? {calls}"
 
     def trigger(self, out: ComposedGrammar, tools: Tools, several: bool, begun: str) -> tuple[str, Trigger] | None:
         """Calls from their opening marker on."""
@@ -101,14 +106,15 @@ class Marked:
 
     def going_on(self, reasoning: str, content: str, opened: str) -> str:
         """How a reply goes on that has said so much, where the prompt has `opened` reasoning."""
+        said = f"{self.answer}{content}" if content else ""
         if self.think is None or not (reasoning or opened):
-            return content
+            return said
         start, end = self.think
         if end in opened:
-            return content
+            return said
         line, gap = ("", "") if self.tight else ("\n", "\n\n")
         begun = reasoning if start in opened else f"{start}{line}{reasoning}"
-        return f"{begun}{line}{end}{gap}{content}" if content or not reasoning else begun
+        return f"{begun}{line}{end}{gap}{self.again}{said}" if content or not reasoning else begun
 
     def _bare(self, reader: Reader) -> Step[bool]:
         """Whether a call stands here as a bare object."""

@@ -17,6 +17,7 @@ from pyggml.grammar.composed import ComposedGrammar, literal
 class NamedCalls:
     """[section] (call name named {arguments} [close])+ [section_end].
 
+    id_rule  a rule (GBNF) for an id between `call` and `prefix`; "": there is none
     prefix, suffix  around the name: a text before it, a rule (GBNF) after it
     header   a pattern over what stands between `call` and `named`, with groups "name" and maybe "id"
     """
@@ -26,6 +27,7 @@ class NamedCalls:
     close: tuple[str, ...] = ()
     section: tuple[str, ...] = ()
     section_end: str = ""
+    id_rule: str = ""
     prefix: str = ""
     suffix: str = ""
     header: str = r"\s*(?P<name>.*?)\s*"
@@ -65,7 +67,9 @@ class NamedCalls:
         """A section of calls, or calls without one."""
         ways = []
         for i, (name, schema) in enumerate(tools.schemas.items()):
-            head = f"{literal(self.call + self.prefix + name)} {self.suffix} {literal(self.named[0])}"
+            begin = f"{literal(self.call)} {self.id_rule} {literal(self.prefix + name)}"
+            begin = begin if self.id_rule else literal(self.call + self.prefix + name)
+            head = f"{begin} {self.suffix} {literal(self.named[0])}"
             close = f" space {literal(self.close[0])}" if self.close else ""
             ways.append(out.rule(f"tool-{i}", f"{head} {out.schema(f'tool-{i}-arguments', schema)}{close}"))
         one = out.rule("tool", " | ".join(ways))

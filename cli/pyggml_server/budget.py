@@ -1,0 +1,38 @@
+"""How long an answer may reason, as a request says it (tools/server/server-schema.cpp: reasoning_budget_tokens and those behind it;
+server-common.cpp: oaicompat_chat_params_parse).
+
+Owns these fields.
+"""
+
+from pyggml.sampler.budget import BudgetParams, Tokens, budget_of
+from pyggml_server.fields import Fields
+from pyggml_server.served import Served
+
+MOST_TAGS = 16
+
+
+def budget(
+    fields: Fields, served: Served, marks: tuple[Tokens, tuple[Tokens, ...], Tokens] | None = None
+) -> BudgetParams | None:
+    """Of a chat whose reply has these `marks` of reasoning (budget_of). Else, and outside of chats, they are those that the request
+    names: reasoning_budget_start_tag and reasoning_budget_end_tags. None: no end is set. Raises RequestError."""
+    settings = served.settings
+    wanted = fields.integer("reasoning_budget_tokens", -1, low=-1)
+    if marks is None:
+        marks = _marks(fields, served)
+    elif not fields.has("reasoning_budget_tokens"):
+        wanted = fields.integer("thinking_budget_tokens", -1, low=-1)
+    message = fields.text("reasoning_budget_message", settings.reasoning_budget_message)
+    return budget_of(marks, settings.reasoning_budget if wanted == -1 else wanted, _tokens(served, message))
+
+
+def _marks(fields: Fields, served: Served) -> tuple[Tokens, tuple[Tokens, ...], Tokens] | None:
+    start = _tokens(served, fields.text("reasoning_budget_start_tag", ""))
+    named = fields.first("reasoning_budget_end_tags", "reasoning_budget_end_tag")
+    ends = [_tokens(served, text) for text in fields.texts(named, MOST_TAGS)]
+    ends = [end for end in ends if end]
+    return (start, tuple(ends), ()) if start and ends else None
+
+
+def _tokens(served: Served, text: str) -> Tokens:
+    return tuple(served.tokenizer.encode(text, add_special=False, parse_special=True))
