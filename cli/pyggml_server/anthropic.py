@@ -124,7 +124,7 @@ async def messages(request: Request) -> Response:
 
     def prepare() -> tuple[Chat, list[Text]]:
         asked = chat(as_openai(fields), served)
-        return asked, texts(served, asked.prompt, asked.options)
+        return asked, texts(served, [asked.prompt], asked.options)
 
     asked, made = await in_thread(prepare)
     running = Answer(served.engine, made, client_of(request))

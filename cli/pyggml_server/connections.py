@@ -6,6 +6,7 @@ Owns these limits, around uvicorn's HTTP protocol; what a body may be is incomin
 import asyncio
 from typing import Any, cast
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
@@ -15,7 +16,7 @@ from pyggml_server.settings import Settings
 from pyggml_server.streams import dump
 
 LARGEST_HEAD = 1 << 16  # bytes of a request line and its headers
-WORDS = {408: "Request Timeout", 431: "Request Header Fields Too Large", 503: "Service Unavailable"}
+WORDS = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large", 503: "Service Unavailable"}
 
 
 class Connection(HttpToolsProtocol):
@@ -26,6 +27,7 @@ class Connection(HttpToolsProtocol):
         self._settings = settings
         self._timer: asyncio.TimerHandle | None = None  # set as long as the head of a request is awaited
         self._head = 0  # bytes of it so far
+        self._apart = 0  # bytes since the last one of a body: what stands around its chunks, and headers behind it
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """The first request's head is awaited."""
@@ -43,14 +45,47 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """A head that grows too long is refused."""
+        """A head that grows too long is refused, and so is what stands around a body."""
         if self._timer is not None:
             self._head += len(data)
             if self._head > LARGEST_HEAD + (1 << 18 if b"\r\n\r\n" in data else 0):  # a body may follow in one piece
                 self._refuse(431, f"the head of a request must have at most {LARGEST_HEAD} bytes")
                 return
         if not self.transport.is_closing():
-            super().data_received(data)
+            self._apart += len(data)
+            self._unset_keepalive_if_required()
+            self._parse(data)
+            if self._timer is None and self._apart > LARGEST_HEAD:
+                self._refuse(431, f"what stands around a body must have at most {LARGEST_HEAD} bytes")
+
+    def _parse(self, data: bytes) -> None:
+        """A request that offers another protocol (HTTP/2 by Java and curl, a WebSocket) is read again without the offer: the
+        parser takes what follows such a head for that protocol's, also a body."""
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as offer:
+                method = self.parser.get_method()
+                if method != b"CONNECT":
+                    kept = [(name, value) for name, value in self.headers if name != b"upgrade"]
+                    lines = [b"%s %s HTTP/1.1" % (method, self.url), *(b"%s: %s" % header for header in kept)]
+                    data = b"\r\n".join(lines) + b"\r\n\r\n" + data[offer.args[0] :]
+                    self.parser = httptools.HttpRequestParser(self)
+                    continue
+                self._refuse(400, "this is no proxy: CONNECT leads nowhere")
+            except httptools.HttpParserError:
+                self._refuse(400, "what came is not a request of HTTP/1.1")
+            return
+
+    def on_message_complete(self) -> None:
+        """The body is there."""
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A part of a body."""
+        self._apart = 0
+        super().on_body(body)
 
     def on_message_begin(self) -> None:
         """A further request on the same connection."""
@@ -60,7 +95,10 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head is there."""
+        if self.parser.should_upgrade():
+            return
         self._stop_waiting()
+        self._apart = 0
         super().on_headers_complete()
 
     def _await_head(self) -> None:
@@ -78,6 +116,12 @@ class Connection(HttpToolsProtocol):
         self._refuse(408, f"the head of a request did not come within {seconds:g} seconds")
 
     def _refuse(self, status: int, why: str) -> None:
+        cycle = self.cycle
+        if self.transport.is_closing():
+            return
+        if cycle is not None and cycle.response_started and not cycle.response_complete:  # another answer has begun
+            self.transport.close()
+            return
         body = dump(RequestError(why, status=status).body())
         head = f"HTTP/1.1 {status} {WORDS[status]}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
         more = "retry-after: 1\r\n" if status == 503 else ""

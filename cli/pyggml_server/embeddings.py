@@ -5,6 +5,7 @@ Owns these routes; a request's texts are computed together, one request after an
 
 import asyncio
 import base64
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,11 @@ from pyggml.errors import ContextError, PyggmlError
 from pyggml.runtime.embedder import Embedder, normalised
 from pyggml.runtime.ranking import joined
 from pyggml.runtime.timings import clock
-from pyggml_server.answers import in_thread
+from pyggml_server.answers import in_thread, unless_gone
 from pyggml_server.errors import RequestError, unsupported
 from pyggml_server.fields import Fields
 from pyggml_server.incoming import body_of, served_by
-from pyggml_server.requests import prompt_tokens
+from pyggml_server.requests import encoded, prompt_tokens
 from pyggml_server.served import Served
 from pyggml_server.streams import answer
 
@@ -37,32 +38,41 @@ def _embedder(served: Served, rank: bool) -> Embedder:
     return served.embedder
 
 
-def _check(served: Served, name: str, texts: list[list[int]]) -> None:
-    if len(texts) > MOST_TEXTS:
-        raise RequestError(f"{name} has {len(texts)} texts, at most {MOST_TEXTS} are taken", param=name)
-    for i, tokens in enumerate(texts):
-        if not tokens:
-            raise RequestError(f"{name}[{i}] has no tokens", param=name)
-        if len(tokens) > served.n_ctx:
-            raise RequestError(
-                f"{name}[{i}] is too large: it has {len(tokens)} tokens, at most {served.n_ctx} are computed at once (-b)",
-                param=name, kind="exceed_context_size_error", n_prompt_tokens=len(tokens), n_ctx=served.n_ctx,
-            )  # fmt: skip
+def _check_number(name: str, n: int) -> None:
+    if n > MOST_TEXTS:
+        raise RequestError(f"{name} has {n} texts, at most {MOST_TEXTS} are taken", param=name)
 
 
-async def _encode(served: Served, embedder: Embedder, texts: list[list[int]]) -> list[F32]:
+def _check(served: Served, name: str, tokens: list[int], i: int) -> None:
+    if not tokens:
+        raise RequestError(f"{name}[{i}] has no tokens", param=name)
+    if len(tokens) > served.n_ctx:
+        raise RequestError(
+            f"{name}[{i}] is too large: it has {len(tokens)} tokens, at most {served.n_ctx} are computed at once (-b)",
+            param=name, kind="exceed_context_size_error", n_prompt_tokens=len(tokens), n_ctx=served.n_ctx,
+        )  # fmt: skip
+
+
+async def _encode(request: Request, served: Served, embedder: Embedder, texts: list[list[int]]) -> list[F32]:
+    """A micro-batch at a time, between which others have their turn and it is seen whether the client is still there."""
     counters = served.engine.counters
 
-    def encode() -> list[F32]:
+    def encode(some: list[list[int]]) -> list[F32]:
         before = clock()
-        found = embedder.encode(texts)
+        found = embedder.encode(some)
         counters.prompt_seconds += clock() - before
-        counters.prompt_tokens += sum(map(len, texts))
+        counters.prompt_tokens += sum(map(len, some))
         counters.steps += 1
         return found
 
+    async def all_of_them() -> list[F32]:
+        found: list[F32] = []
+        for first, end in embedder.together([len(text) for text in texts]):
+            found += await asyncio.wrap_future(served.engine.call(partial(encode, texts[first:end])))
+        return found
+
     try:
-        return await asyncio.wrap_future(served.engine.call(encode))
+        return await unless_gone(request, all_of_them())
     except ContextError as reason:
         raise RequestError(str(reason)) from None
     except PyggmlError as reason:
@@ -80,11 +90,13 @@ async def _vectors(request: Request, name: str, served: Served, fields: Fields) 
         if fields.raw(name) == []:
             raise fields.wrong(name, "must not be empty")
         texts = prompt_tokens(served, fields, name)
-        _check(served, name, texts)
+        _check_number(name, len(texts))
+        for i, tokens in enumerate(texts):
+            _check(served, name, tokens, i)
         return texts
 
     texts = await in_thread(prepare)
-    found = await _encode(served, embedder, texts)
+    found = await _encode(request, served, embedder, texts)
     rows = [np.stack([normalised(row, kind) for row in np.atleast_2d(text)]) for text in found]
     return rows, sum(map(len, texts))
 
@@ -131,15 +143,16 @@ async def rerank(request: Request) -> Response:
         documents = fields.items(name)
         if not documents or not all(isinstance(document, str) for document in documents):
             raise fields.wrong(name, "must be an array of texts, at least one")
-        whole = [
-            joined(served.tokenizer, served.metadata, [query, document]) for document in documents[: MOST_TEXTS + 1]
-        ]
-        texts = [served.tokenizer.encode(text, add_special=True, parse_special=True) for text in whole]
-        _check(served, name, texts)
+        _check_number(name, len(documents))
+        texts = []
+        for i, document in enumerate(documents):  # one by one: a long query is not to be there once a document
+            whole = joined(served.tokenizer, served.metadata, [query, document])
+            texts.append(encoded(served, name, whole, add_special=True))
+            _check(served, name, texts[-1], i)
         return texts
 
     texts = await in_thread(prepare)
-    scores = [float(found[0]) for found in await _encode(served, embedder, texts)]
+    scores = [float(found[0]) for found in await _encode(request, served, embedder, texts)]
     most = fields.integer("top_n", len(texts), 1)
     order = sorted(range(len(texts)), key=lambda i: -scores[i])[:most]
     n = sum(map(len, texts))

@@ -149,6 +149,11 @@ class Engine:
         """Begin to work."""
         self._thread.start()
 
+    def check_number(self, n: int) -> None:
+        """Raises RequestError where a request has more answers than could ever wait together."""
+        if self.batcher is not None and n > (most := self.queue_limit + self.n_slots):
+            raise RequestError(f"{n} answers in one request: at most {most} are taken")
+
     def submit(self, tasks: Sequence[Task]) -> None:
         """Compute these, all or none. Raises RequestError where too many wait."""
         with self._changed:
@@ -156,10 +161,7 @@ class Engine:
                 raise RequestError(self._closing, status=503)
             if self.batcher is None:
                 raise RequestError("this server makes embeddings, no text: start one without --embedding", status=501)
-            if len(tasks) > self.queue_limit + self.n_slots:
-                raise RequestError(
-                    f"{len(tasks)} answers in one request: at most {self.queue_limit + self.n_slots} are taken"
-                )
+            self.check_number(len(tasks))
             waiting = self.n_waiting
             if waiting + len(tasks) > self.queue_limit + max(0, self.n_slots - len(self._tasks)):
                 raise RequestError(

@@ -4,6 +4,8 @@ Owns reading a body and the checks of single values.
 """
 
 import json
+import math
+import re
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -12,25 +14,47 @@ from pyggml_server.errors import RequestError
 MISSING: Any = object()
 LARGEST = 3.4e38  # of single precision
 I32 = (1 << 31) - 1
+DEEPEST = 256  # levels of a body's JSON: what was read has to be written, too, wherever that happens
+MOST_VALUES = 1 << 20  # of a body's JSON: each is an object of Python, of 28 bytes to 200
 
 
 def read_json(data: bytes) -> Any:
     """A body's JSON. Raises RequestError."""
+    n = sum(data.count(mark) for mark in (b",", b"[", b"{"))  # in texts too: a text of so many has no room in a context
+    if n > MOST_VALUES:
+        raise RequestError(f"the body's JSON has {n} commas and brackets, at most {MOST_VALUES} are taken", status=413)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as reason:
         raise RequestError(f"the body is not UTF-8: byte {reason.start} is wrong") from None
     try:
-        found = json.loads(text, parse_constant=_no_constant)
-        if "\\u" in text:
+        found = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
+        if re.search(r"\\u[dD][89a-fA-F]", text):
             json.dumps(found, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise RequestError("the body has half of a surrogate pair, which is no character") from None
     except ValueError as reason:
         raise RequestError(f"the body is not JSON: {' '.join(str(reason).split())[:200]}") from None
     except RecursionError:
-        raise RequestError("the body's JSON is nested too deeply") from None
+        raise _too_deep() from None
+    if _is_deeper(found, DEEPEST):
+        raise _too_deep()
     return found
+
+
+def _is_deeper(found: Any, most: int) -> bool:
+    """Whether there are more than `most` objects and arrays inside each other."""
+    level = [found] if isinstance(found, dict | list) else []
+    for _ in range(most):
+        if not level:
+            break
+        inside = (value for one in level for value in (one.values() if isinstance(one, dict) else one))
+        level = [value for value in inside if isinstance(value, dict | list)]
+    return bool(level)
+
+
+def _too_deep() -> RequestError:
+    return RequestError(f"the body's JSON is nested too deeply: at most {DEEPEST} levels are taken")
 
 
 def as_fields(found: Any) -> "Fields":
@@ -42,6 +66,12 @@ def as_fields(found: Any) -> "Fields":
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite(digits: str) -> float:
+    if math.isinf(number := float(digits)):
+        raise ValueError(f"{digits[:40]} is larger than any number of double precision")
+    return number
 
 
 def _kind(value: object) -> str:

@@ -5,11 +5,13 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
-from pyggml_server.answers import ClientGone
+from pyggml_server.answers import ClientGone, in_thread
 from pyggml_server.errors import RequestError
 from pyggml_server.fields import Fields, as_fields, read_json
 from pyggml_server.served import Served
 from pyggml_server.settings import Settings
+
+SMALL = 1 << 16  # bytes of a body that are read without a thread
 
 
 def served_by(request: Request) -> Served:
@@ -34,7 +36,12 @@ async def body_of(request: Request) -> Fields:
 
 async def json_of(request: Request) -> Any:
     """The request's JSON. Raises RequestError, ClientGone."""
-    return read_json(await data_of(request, served_by(request).settings))
+    return await read(await data_of(request, served_by(request).settings))
+
+
+async def read(data: bytes) -> Any:
+    """A body's JSON; a long one is read on a thread, so that answers go on. Raises RequestError."""
+    return read_json(data) if len(data) <= SMALL else await in_thread(lambda: read_json(data))
 
 
 async def data_of(request: Request, settings: Settings) -> bytes:

@@ -14,8 +14,11 @@ from pyggml_server.errors import unsupported
 from pyggml_server.fields import Fields
 from pyggml_server.incoming import body_of, json_of, served_by
 from pyggml_server.requests import one_prompt, scale_of
-from pyggml_server.streams import answer
+from pyggml_server.streams import answer, dump
 from pyggml_server.telling import generation_settings
+
+TOKENS_WRITTEN = 4096
+"""As JSON at a time: the interpreter is kept for as long."""
 
 
 async def health(request: Request) -> Response:
@@ -102,16 +105,21 @@ async def tokenize(request: Request) -> Response:
     served = served_by(request)
     fields = await body_of(request)
 
-    def work() -> list[Any]:
-        if not fields.has("content"):
-            return []
-        bos, special = fields.boolean("add_special", False), fields.boolean("parse_special", True)
-        tokens = one_prompt(served, fields, "content", fields.raw("content"), special, bos, empty=True)
-        if not fields.boolean("with_pieces", False):
+    def shown(tokens: list[int]) -> list[Any]:
+        if not pieces:
             return tokens
         return [{"id": token, "piece": _piece(served.tokenizer.token_bytes(token))} for token in tokens]
 
-    return answer({"tokens": await in_thread(work)})
+    def work() -> bytes:
+        if not fields.has("content"):
+            return b""
+        bos, special = fields.boolean("add_special", False), fields.boolean("parse_special", True)
+        tokens = one_prompt(served, fields, "content", fields.raw("content"), special, bos, empty=True)
+        parts = (tokens[i : i + TOKENS_WRITTEN] for i in range(0, len(tokens), TOKENS_WRITTEN))
+        return b",".join(dump(shown(part))[1:-1] for part in parts)
+
+    pieces = fields.boolean("with_pieces", False)
+    return Response(b'{"tokens":[' + await in_thread(work) + b"]}", media_type="application/json")
 
 
 def _piece(data: bytes) -> str | list[int]:
@@ -125,10 +133,14 @@ async def detokenize(request: Request) -> Response:
     """POST /detokenize: the text of `tokens`."""
     served = served_by(request)
     fields = await body_of(request)
-    tokens = fields.items("tokens", [])
-    if not all(isinstance(t, int) and not isinstance(t, bool) and 0 <= t < served.tokenizer.n_vocab for t in tokens):
-        raise fields.wrong("tokens", f"must be tokens from 0 to {served.tokenizer.n_vocab - 1}")
-    return answer({"content": await in_thread(lambda: served.tokenizer.decode(tokens, special=True))})
+
+    def work() -> str:
+        n, tokens = served.tokenizer.n_vocab, fields.items("tokens", [])
+        if not all(isinstance(t, int) and not isinstance(t, bool) and 0 <= t < n for t in tokens):
+            raise fields.wrong("tokens", f"must be tokens from 0 to {n - 1}")
+        return served.tokenizer.decode(tokens, special=True)
+
+    return answer({"content": await in_thread(work)})
 
 
 async def apply_template(request: Request) -> Response:

@@ -15,7 +15,7 @@ from pyggml_server.errors import unsupported
 from pyggml_server.fields import Fields
 from pyggml_server.incoming import body_of, client_of, served_by
 from pyggml_server.openai import MOST_PROMPTS
-from pyggml_server.requests import MOST_LOGPROBS, Options, options, prompt_tokens, texts
+from pyggml_server.requests import MOST_LOGPROBS, Options, encoded, options, prompt_tokens, texts
 from pyggml_server.served import Served
 from pyggml_server.streams import PING, answer, begun, event, stream
 from pyggml_server.telling import final, progress, timings
@@ -45,23 +45,24 @@ def _infill_prompt(served: Served, fields: Fields) -> list[int]:
     """As format_prompt_infill in tools/server/server-common.cpp, with its shares of a batch."""
     tokenizer = served.tokenizer
 
-    def tokens(text: str) -> list[int]:
-        return tokenizer.encode(text, add_special=False, parse_special=False)
+    def tokens(text: str, name: str) -> list[int]:
+        return encoded(served, name, text, parse_special=False)
 
-    before, after = tokens(fields.text("input_prefix")), tokens(fields.text("input_suffix"))
-    more = tokens(fields.text("prompt", ""))
+    before = tokens(fields.text("input_prefix"), "input_prefix")
+    after = tokens(fields.text("input_suffix"), "input_suffix")
+    more = tokens(fields.text("prompt", ""), "prompt")
     before = before[-max(1, 3 * WINDOW // 4) :]
     after = after[: max(0, WINDOW // 4 - (2 + len(more)))]
-    extra: list[int] = [] if tokenizer.fim_rep is None else [tokenizer.fim_rep, *tokens("myproject\n")]
+    extra: list[int] = [] if tokenizer.fim_rep is None else [tokenizer.fim_rep, *tokens("myproject\n", "")]
     for entry in fields.objects("input_extra"):
         name, text = entry.text("filename", "tmp"), entry.text("text")
         if tokenizer.fim_sep is not None:
-            extra += [tokenizer.fim_sep, *tokens(f"{name}\n")]
+            extra += [tokenizer.fim_sep, *tokens(f"{name}\n", entry.name("filename"))]
         else:
-            extra += tokens("\n\n--- snippet ---\n\n")
-        extra += tokens(text)
+            extra += tokens("\n\n--- snippet ---\n\n", "")
+        extra += tokens(text, entry.name("text"))
     if tokenizer.fim_sep is not None:
-        extra += [tokenizer.fim_sep, *tokens("filename\n")]
+        extra += [tokenizer.fim_sep, *tokens("filename\n", "")]
     room = served.n_ctx - len(before) - len(after) - len(more) - 8
     extra = extra[max(0, len(extra) - max(0, room)) :]
     head = [tokenizer.bos] if tokenizer.add_bos and tokenizer.bos is not None else []
@@ -78,7 +79,7 @@ async def _answered(request: Request, served: Served, fields: Fields, prompts: A
         found = prompts()
         if len(found) > MOST_PROMPTS:
             raise fields.wrong("prompt", f"has {len(found)} prompts, at most {MOST_PROMPTS} are taken")
-        return wanted, [text for i, prompt in enumerate(found) for text in texts(served, prompt, wanted, i * wanted.n)]
+        return wanted, texts(served, found, wanted)
 
     wanted, made = await in_thread(prepare)
     running = Answer(served.engine, made, client_of(request), wanted.progress)

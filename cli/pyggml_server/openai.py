@@ -91,7 +91,7 @@ async def completions(request: Request) -> Response:
         prompts = prompt_tokens(served, fields)
         if len(prompts) > MOST_PROMPTS:
             raise fields.wrong("prompt", f"has {len(prompts)} prompts, at most {MOST_PROMPTS} are taken")
-        made = [text for i, prompt in enumerate(prompts) for text in texts(served, prompt, wanted, i * wanted.n)]
+        made = texts(served, prompts, wanted)
         shown = [""] * len(made)
         if fields.boolean("echo", False):
             shown = [served.tokenizer.decode(text.tokens) for text in made]
@@ -184,7 +184,7 @@ async def chat_completions(request: Request) -> Response:
 
 def _prepared_chat(fields: Fields, served: Served) -> tuple[Chat, list[Text]]:
     asked = chat(fields, served)
-    return asked, texts(served, asked.prompt, asked.options)
+    return asked, texts(served, [asked.prompt], asked.options)
 
 
 def finish_reason(finish: Finish | None, calls: bool) -> str:

@@ -20,7 +20,7 @@ from pyggml_server.fields import I32
 from pyggml_server.incoming import served_by
 from pyggml_server.openai import MOST_PROMPTS
 from pyggml_server.requests import LONGEST_STOP, MOST_CHOICES, MOST_LOGPROBS, MOST_STOPS
-from pyggml_server.sampling import MOST_BIASES, MOST_BREAKERS, NUMBERS
+from pyggml_server.sampling import MOST_BIASES, MOST_BREAKERS, MOST_STAGES, NUMBERS
 from pyggml_server.served import Served
 from pyggml_server.streams import answer
 
@@ -80,7 +80,7 @@ SAMPLING: dict[str, Schema] = {
     "seed": _integer(-(1 << 63), (1 << 64) - 1),
     "repeat_last_n": _integer(-1),
     "dry_penalty_last_n": _integer(-1),
-    "samplers": _any_of(TEXT, _array(TEXT, 0, 64), NULL),
+    "samplers": _any_of({"type": "string", "maxLength": MOST_STAGES}, _array(TEXT, 0, MOST_STAGES), NULL),
     "logit_bias": BIASES,
     "ignore_eos": FLAG,
     "grammar": {"type": ["string", "null"]},
@@ -324,7 +324,7 @@ def document(served: Served, routes: Iterable[Route]) -> Schema:
     for route in routes:
         if not _offered(served, route.endpoint) or route.endpoint is page_of:
             continue
-        path = served.settings.api_prefix + route.path.replace(":int}", "}")
+        path = served.settings.api_prefix + route.path
         for method in sorted((route.methods or set()) - {"HEAD"}):
             paths.setdefault(path, {})[method.lower()] = _operation(route, method)
     keys = {"key": {"type": "http", "scheme": "bearer"}}

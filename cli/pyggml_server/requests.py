@@ -25,10 +25,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from pyggml.grammar.lazy import LazyGrammar
+    from pyggml.grammar.vocabulary import GrammarState
     from pyggml.model.lora import Applied
 
 MOST_STOPS = 64
 LONGEST_STOP = 4096  # characters
+LONGEST_TEXT = 1 << 23  # characters: each takes 5 bytes while it becomes tokens, each token 60
 MOST_CHOICES = 64
 MOST_LOGPROBS = 100
 
@@ -126,15 +129,20 @@ def refuse_unknown(fields: Fields, names: Sequence[str], why: str) -> None:
             raise RequestError(f"{fields.name(name)}: {why}", status=400, param=fields.name(name))
 
 
-def texts(served: Served, prompt: list[int], options: Options, index: int = 0) -> list[Text]:
-    """A text for each choice of one prompt; `index` is what a fixed seed is counted on by. Raises RequestError."""
-    served.check_prompt(prompt)
+def texts(served: Served, prompts: Sequence[list[int]], options: Options) -> list[Text]:
+    """A text for each choice of each prompt; they share what was made of the grammar. Raises RequestError."""
+    served.engine.check_number(len(prompts) * options.n)
+    for prompt in prompts:
+        served.check_prompt(prompt)
     made: list[Text] = []
-    for i in range(index, index + options.n):
+    grammar = None
+    for i, prompt in enumerate(prompt for prompt in prompts for _ in range(options.n)):
         params = options.params
         if params.seed != LLAMA_DEFAULT_SEED:
             params = replace(params, seed=(params.seed + i) & 0xFFFFFFFF)
-        sampler = chain(served, params, prompt)
+        sampler = chain(served, params, prompt, grammar)
+        grammar = sampler.grammar
+        first = made[i - i % options.n] if i % options.n else None
         made.append(
             Text(
                 prompt,
@@ -148,7 +156,7 @@ def texts(served: Served, prompt: list[int], options: Options, index: int = 0) -
                 reuses=options.reuses,
                 drafter=served.make_drafter(),
                 wants=options.slot,
-                after=made[0] if made and options.reuses else None,
+                after=first if options.reuses else None,
                 adapters=options.adapters,
                 messages=options.messages,
             )
@@ -160,12 +168,15 @@ def _candidates(sampler: SamplerChain) -> tuple[NDArray[np.int32], NDArray[np.fl
     return sampler.probs
 
 
-def chain(served: Served, params: SamplerParams, prompt: Sequence[int]) -> SamplerChain:
-    """What chooses tokens after `prompt`; the last of its tokens count for penalties. Raises RequestError."""
+def chain(
+    served: Served, params: SamplerParams, prompt: Sequence[int], grammar: GrammarState | LazyGrammar | None = None
+) -> SamplerChain:
+    """What chooses tokens after `prompt`; the last of its tokens count for penalties. `grammar`: that of `params`, if a chain has
+    one already. Raises RequestError."""
     tokenizer = served.tokenizer
     bias = [*params.logit_bias, *((token, float("-inf")) for token in tokenizer.suppressed)]
     try:
-        made = SamplerChain(replace(params, logit_bias=bias), served.model.n_vocab, vocab=tokenizer)
+        made = SamplerChain(replace(params, logit_bias=bias), served.model.n_vocab, vocab=tokenizer, grammar=grammar)
         if made.grammar is not None:
             made.grammar.mask()  # what is slow about the first token is done here
     except GrammarError as reason:
@@ -189,6 +200,16 @@ def prompt_tokens(served: Served, fields: Fields, name: str = "prompt") -> list[
     if isinstance(value, list) and len(value) > 1 and all(isinstance(part, str) for part in value):
         return [one_prompt(served, fields, name, part) for part in value]
     return [one_prompt(served, fields, name, value)]
+
+
+def encoded(served: Served, name: str, text: str, add_special: bool = False, parse_special: bool = True) -> list[int]:
+    """The tokens of a text of the field `name`. Raises RequestError."""
+    if len(text) > LONGEST_TEXT:
+        raise RequestError(f"{name} has {len(text)} characters, at most {LONGEST_TEXT} are taken", param=name)
+    try:
+        return served.tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
+    except PyggmlError as reason:
+        raise RequestError(f"{name}: {reason}", param=name) from None
 
 
 def object_text(prompt: Fields) -> str:
@@ -228,10 +249,7 @@ def one_prompt(
     tokens: list[int] = []
     for i, part in enumerate(parts):
         if isinstance(part, str):
-            try:
-                tokens += tokenizer.encode(part, add_special=bos and i == 0, parse_special=special)
-            except PyggmlError as reason:
-                raise RequestError(f"{fields.name(name)}: {reason}", param=fields.name(name)) from None
+            tokens += encoded(served, fields.name(name), part, add_special=bos and i == 0, parse_special=special)
         elif isinstance(part, int) and not isinstance(part, bool) and 0 <= part < served.model.n_vocab:
             tokens.append(part)
         else:

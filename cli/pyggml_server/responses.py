@@ -111,7 +111,7 @@ async def responses(request: Request) -> Response:
 
     def prepare() -> tuple[Chat, list[Text]]:
         asked = chat(as_chat(fields), served)
-        return asked, texts(served, asked.prompt, asked.options)
+        return asked, texts(served, [asked.prompt], asked.options)
 
     asked, made = await in_thread(prepare)
     running = Answer(served.engine, made, client_of(request), asked.options.progress)

@@ -38,6 +38,8 @@ NUMBERS = {
 
 MOST_BIASES = 1024
 MOST_BREAKERS = 64
+MOST_STAGES = 64
+LONGEST_BIASED = 1024  # characters of a text whose tokens are biased
 
 
 def sampler_params(
@@ -79,9 +81,13 @@ def sampler_params(
 
 def _stages(fields: Fields) -> tuple[str, ...]:
     try:
-        if isinstance(fields.data["samplers"], str):
-            return tuple(samplers_from_chars(fields.data["samplers"]))
-        return tuple(samplers_from_names(fields.texts("samplers", 64)))
+        if not isinstance(letters := fields.data["samplers"], str):
+            return tuple(samplers_from_names(fields.texts("samplers", MOST_STAGES)))
+        if len(letters) > MOST_STAGES:
+            raise RequestError(
+                f"samplers has {len(letters)} letters, at most {MOST_STAGES} are taken", param="samplers"
+            )
+        return tuple(samplers_from_chars(letters))
     except SamplerError as reason:
         raise fields.wrong("samplers", " ".join(str(reason).split())) from None
 
@@ -107,6 +113,11 @@ def _biases(fields: Fields, tokenizer: Tokenizer) -> list[tuple[int, float]]:
         if isinstance(token, str) and re.fullmatch(r"[0-9]{1,10}", token) and isinstance(value, dict):
             token = int(token)
         if isinstance(token, str):
+            if len(token) > LONGEST_BIASED:
+                raise RequestError(
+                    f"logit_bias: a text of {len(token)} characters, at most {LONGEST_BIASED} are taken",
+                    param="logit_bias",
+                )
             found += [(t, number) for t in tokenizer.encode(token, add_special=False, parse_special=True)]
         elif isinstance(token, int) and not isinstance(token, bool) and 0 <= token < tokenizer.n_vocab:
             found.append((token, number))

@@ -69,7 +69,7 @@ def _under_way(served: Served, text: Text) -> dict[str, Any]:
 async def slot_action(request: Request) -> Response:
     """POST /slots/N?action=save, restore or erase; of a slot that is computing an answer once that has ended."""
     served = served_by(request)
-    number, action = request.path_params["slot"], request.query_params.get("action", "")
+    number, action = _number(request.path_params["slot"]), request.query_params.get("action", "")
     if action not in ("save", "restore", "erase"):
         raise RequestError(f"action is {action[:60]!r}: must be save, restore or erase", param="action")
     if not served.settings.slots and served.settings.slot_folder is None:
@@ -88,6 +88,12 @@ async def slot_action(request: Request) -> Response:
     took = {f"{action}_ms": (clock() - start) * 1e3}
     told = {"n_saved": n, "n_written": n_bytes} if action == "save" else {"n_restored": n, "n_read": n_bytes}
     return answer({"id_slot": number, "filename": path.name, **told, "timings": took})
+
+
+def _number(path: str) -> int:
+    if not re.fullmatch("[0-9]{1,9}", path):
+        raise RequestError(f"there is no slot {path[:60]}: they are numbered from 0", status=404, param="id_slot")
+    return int(path)
 
 
 def _file(served: Served, fields: Fields) -> Path:

@@ -12,8 +12,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pyggml_server import FINGERPRINT
 from pyggml_server.app import application, model_routes
 from pyggml_server.errors import RequestError
-from pyggml_server.fields import Fields, as_fields, read_json
-from pyggml_server.incoming import data_of
+from pyggml_server.fields import Fields, as_fields
+from pyggml_server.incoming import data_of, read
 from pyggml_server.openai import described
 from pyggml_server.streams import answer
 from pyggml_server.zoo import Entry, Zoo
@@ -88,14 +88,14 @@ def _described(zoo: Zoo, entry: Entry) -> dict[str, Any]:
 async def load(request: Request) -> Response:
     """POST /models/load: begin to load a model; /models says when it is there."""
     zoo = _zoo_of(request)
-    zoo.load(_name(as_fields(read_json(await data_of(request, zoo.settings)))))
+    zoo.load(_name(as_fields(await read(await data_of(request, zoo.settings)))))
     return answer({"success": True})
 
 
 async def unload(request: Request) -> Response:
     """POST /models/unload: unload a model once its requests have ended."""
     zoo = _zoo_of(request)
-    zoo.unload(_name(as_fields(read_json(await data_of(request, zoo.settings)))))
+    zoo.unload(_name(as_fields(await read(await data_of(request, zoo.settings)))))
     return answer({"success": True})
 
 
@@ -122,7 +122,7 @@ class Forward:
         name = request.query_params.get("model", "")
         if request.method == "POST" and not name:
             data = await data_of(request, zoo.settings)
-            name = _name(as_fields(read_json(data)))
+            name = _name(as_fields(await read(data)))
             receive = _again(data, receive)
         if not name:
             raise _no_name()

@@ -150,10 +150,10 @@ def prepare(template: ChatTemplate, messages: Sequence[Mapping[str, Any]], optio
         last = fitting.pop()
     wanted = options.add_generation_prompt or options.go_on
     fitting = rewritten(fitting, template.source, variables)
-    prompt = template.render(fitting, add_generation_prompt=wanted, parts=True, **variables)
+    prompt = template.render(fitting, wanted, True, **variables)
     opened = ""
     if wanted:
-        without = template.render(fitting, add_generation_prompt=False, parts=True, **variables)
+        without = template.render(fitting, False, True, **variables)
         opened = row.form.begun(prompt[len(_common(prompt, without)) :])
     if last is not None:
         addition = _continued(last, row, opened, reasoning)

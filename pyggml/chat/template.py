@@ -58,9 +58,9 @@ class ChatTemplate:
         return cls(source, bos, eos)
 
     def render(
-        self, messages: Sequence[Message], add_generation_prompt: bool = True, parts: bool = False, **variables: Any
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, parts: bool = False, /, **variables: Any
     ) -> str:
-        """The text of `messages`, by default up to where the reply begins; `variables` are for the file's template.
+        """The text of `messages`, by default up to where the reply begins; `variables`, of any names, are for the file's template.
 
         Each message is a mapping with "role" and "content". `parts`: contents that are lists stay so, for templates that
         take them; else they must be texts, and become one. Raises ChatError.

@@ -101,7 +101,7 @@ def environment() -> Environment:
 def render(template: jinja2.Template, variables: dict[str, Any]) -> str:
     pieces: list[str] = []
     size = 0
-    for piece in template.generate(**variables):
+    for piece in template.generate(variables):
         size += len(piece)
         if size > LARGEST_OUTPUT:
             raise Refused(f"its text is longer than {LARGEST_OUTPUT} characters")

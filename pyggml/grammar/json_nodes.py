@@ -187,6 +187,8 @@ class _Reader:
             values = schema["enum"]
             if not isinstance(values, list) or not values:
                 raise _fail(path, "enum must be an array with at least one value")
+            if len(values) > MAX_NODES:
+                raise _fail(path, f"enum has {len(values)} values, at most {MAX_NODES} can be followed")
             return Const(values, False)
         if kind is not None and not isinstance(kind, str):
             raise _fail(path, "type must be a string or an array of strings")

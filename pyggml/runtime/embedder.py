@@ -99,7 +99,7 @@ class Embedder:
         for i, text in enumerate(ids):
             self._check(i, text)
         found: list[NDArray[np.float32]] = []
-        for first, end in self._together([text.size for text in ids]):
+        for first, end in self.together([text.size for text in ids]):
             rows = self._compute(ids[first:end])
             if self.pooling == "none":
                 found += np.split(rows, np.cumsum([text.size for text in ids[first : end - 1]]))
@@ -121,8 +121,8 @@ class Embedder:
         if bad.size:
             raise ComputeError(f"token {text[bad[0]]} is outside the vocabulary of {self.model.n_vocab}")
 
-    def _together(self, sizes: list[int]) -> Iterator[tuple[int, int]]:
-        """Ranges of texts that a micro-batch has room for."""
+    def together(self, sizes: list[int]) -> Iterator[tuple[int, int]]:
+        """Ranges of texts, of so many tokens each, that a micro-batch has room for: those of a range give the same alone."""
         first = tokens = 0
         most = MAX_TEXTS if self._why_kept is None else 1
         for i, size in enumerate(sizes):

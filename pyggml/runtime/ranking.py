@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,8 @@ def joined(tokenizer: Tokenizer, metadata: Mapping[str, Any], parts: Sequence[st
     EOS and SEP stand between all of them, as far as the vocabulary wants either."""
     template = metadata.get(TEMPLATE)
     if isinstance(template, str):
-        return template.replace("{query}", parts[0]).replace("{document}", parts[1])
+        said = {"{query}": parts[0], "{document}": parts[1]}  # what a query says is no part of the template
+        return re.sub("{query}|{document}", lambda found: said[found[0]], template)
     between = ""
     for wanted, token in ((tokenizer.add_eos, tokenizer.eos), (tokenizer.add_sep, tokenizer.sep)):
         if wanted and token is not None:

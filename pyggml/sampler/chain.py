@@ -31,6 +31,7 @@ class SamplerChain:
 
     Of a token drawn, the grammar is asked whether it fits. Only if not, all tokens that do not fit are banned and the
     stages draw again (so that their random numbers advance twice); `grammar_first` bans them before every draw.
+    `grammar`: what another chain made of the same grammar, at its beginning; both share what they learn of it.
     """
 
     def __init__(
@@ -40,14 +41,15 @@ class SamplerChain:
         stages: Sequence[Stage] | None = None,
         vocab: Vocabulary | None = None,
         grammar_first: bool = False,
+        grammar: GrammarState | LazyGrammar | None = None,
     ) -> None:
         self.params = params
         self.n_vocab = n_vocab
         self.candidates: Candidates | None = None  # what the last draw left; None before the first
         self.stages = list(stages) if stages is not None else self._build(vocab)
         self.grammar_first = grammar_first
-        self.grammar: GrammarState | LazyGrammar | None = None
-        if params.grammar:
+        self.grammar = None if grammar is None else grammar.clone()
+        if params.grammar and grammar is None:
             if vocab is None:
                 raise SamplerError("a grammar needs the model's vocabulary: give SamplerChain a vocab")
             trigger = params.grammar_trigger

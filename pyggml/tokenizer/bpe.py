@@ -24,6 +24,9 @@ WORDS_KEPT = 0
 server which loads one model after the other would grow."""
 
 
+LONG = 1 << 13  # characters, of which some milliseconds
+
+
 def _byte_characters() -> list[str]:
     """The character that stands for each byte: itself where it prints, else one from U+0100 on (GPT-2's encoder.py)."""
     shown = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
@@ -79,11 +82,18 @@ class BPE(Tokenizer, models=("gemma4", "gpt2", "whitespace")):
             elif self._characters is not None:
                 ids += self._characters.encode(fragment)
             else:
-                ids += self._tokenizer.encode(fragment, add_special_tokens=False).ids
+                ids += self._encoded(fragment)
         n = len(self.vocab.texts)
         if self._characters is None and self._fallbacks and ids and max(ids) >= n:
             ids = [j for i in ids for j in ([i] if i < n else self._fallback_ids[i - n])]
         return ids
+
+    def _encoded(self, text: str) -> list[int]:
+        """The library keeps the interpreter to itself while it encodes, unless it gets several texts: others would stand still."""
+        if len(text) < LONG:
+            return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        (found,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        return list(found.ids)
 
     def normal_bytes(self, token: int) -> bytes:
         """A character that stands for no byte is shown as llama.cpp shows it."""

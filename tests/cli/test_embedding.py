@@ -90,6 +90,7 @@ def test_a_template_for_ranks(bert: Path) -> None:
     tokenizer = tokenizer_of(bert)
     assert joined(tokenizer, {}, ["q", "d", "e"]) == "q[SEP]d[SEP]e"
     assert joined(tokenizer, {TEMPLATE: "<{query}|{document}>"}, ["q", "d"]) == "<q|d>"
+    assert joined(tokenizer, {TEMPLATE: "<{query}|{document}>"}, ["{document}", "{query}"]) == "<{document}|{query}>"
     tokenizer.add_sep = False
     assert joined(tokenizer, {}, ["q", "d"]) == "qd"
 

@@ -70,6 +70,50 @@ def test_a_head_that_is_too_long(hasty: Client) -> None:
     assert hasty.get("/health")[0] == 200
 
 
+@pytest.mark.parametrize("at", [None, 0, 90, 400], ids=["whole", "head apart", "head in two", "body in two"])
+def test_another_protocol_is_offered(hasty: Client, at: int | None) -> None:
+    """As Java's client and curl --http2 do: HTTP/1.1 answers, several times on one connection, and bodies are read."""
+    offer = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAAP__\r\n"
+    head = HEAD + offer + b"x: %s\r\ncontent-length: %d\r\n\r\n" % (b"y" * 150, len(BODY))
+    with socket.create_connection((hasty.host, hasty.port)) as link:
+        for last in (False, False, True):
+            data = head.replace(b"connection:", b"connection: close,") + BODY if last else head + BODY
+            cut = len(head) + (5 if last else 0) if at == 0 else at
+            for part in (data[:cut], data[cut:]) if cut is not None else (data,):
+                link.sendall(part)
+                time.sleep(0.02)
+            answer = read_all(link) if last else link.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 200 "), answer
+
+
+@pytest.mark.parametrize(("around", "status"), [
+    (b"1e;%s\r\n" % (b"x" * 200_000), 431),
+    (b"%x\r\n%s\r\n0\r\n%s" % (len(BODY), BODY, b"a: b\r\n" * 60_000), 431),
+    (b"zz\r\n", 400),
+], ids=["extension", "trailers", "no size"])  # fmt: skip
+def test_what_stands_around_a_body(hasty: Client, around: bytes, status: int) -> None:
+    with socket.create_connection((hasty.host, hasty.port)) as link:
+        data = b""
+        try:
+            link.sendall(HEAD + b"transfer-encoding: chunked\r\n\r\n")
+            link.sendall(around)
+            data = link.recv(65536)
+        except OSError:  # as above
+            data = data or b"HTTP/1.1 %d " % status
+        assert data.startswith(b"HTTP/1.1 %d " % status), data
+    assert hasty.get("/health")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "data", [b"\x16\x03\x01\x00\xa5\x01", b"CONNECT a:80 HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"]
+)
+def test_what_is_no_request(hasty: Client, data: bytes) -> None:
+    with socket.create_connection((hasty.host, hasty.port)) as link:
+        link.sendall(data)
+        head, _, body = read_all(link).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400 ") and json.loads(body)["error"]["code"] == 400
+
+
 def test_more_connections_than_there_may_be(hasty: Client) -> None:
     forever = {"prompt": "hello", "max_tokens": 100000, "ignore_eos": True}
     with hasty.open_stream("/v1/completions", forever) as first, hasty.open_stream("/v1/completions", forever):

@@ -1,7 +1,11 @@
 """Embeddings and ranks: what the routes answer is what the runtime computes."""
 
 import base64
+import json
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +51,38 @@ def test_embeddings(server: Client, model: Model) -> None:
     with openai.OpenAI(base_url=f"{server.address}/v1", api_key="none") as client:
         made = client.embeddings.create(model="x", input=TEXTS)
     np.testing.assert_allclose([one.embedding for one in made.data], right, atol=1e-6)
+
+
+def test_who_leaves_and_who_comes(server: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two micro-batches another request has its turn, and one that nobody waits for any more ends."""
+    embedder = server.served.embedder
+    compute, sizes = embedder._compute, []
+    first, hold = threading.Event(), threading.Event()
+
+    def slow(texts: list[np.ndarray]) -> np.ndarray:
+        sizes.append(len(texts))
+        first.set()
+        assert hold.wait(20)
+        return compute(texts)
+
+    monkeypatch.setattr(embedder, "_compute", slow)
+    link = server.connection()
+    link.request("POST", "/v1/embeddings", json.dumps({"input": ["x" * 400] * 50}))
+    assert first.wait(20)
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(server.ok, "/v1/embeddings", {"input": ["y", "z"]})
+        while not server.served.engine._calls:
+            time.sleep(0.001)
+        hold.set()
+        assert len(other.result(60)["data"]) == 2
+    assert 2 in sizes[:5], "it did not wait for the other 49"
+    hold.clear()
+    link.close()
+    time.sleep(0.1)
+    hold.set()
+    for _ in range(3):
+        server.ok("/v1/embeddings", {"input": "x"})
+    assert len(sizes) < 30, "what nobody wants is not computed to its end"
 
 
 @pytest.mark.parametrize("body", [

@@ -7,14 +7,16 @@ import random
 from typing import Any
 
 import pytest
+from pyggml_server import requests
 from serving import Client, serving
 
+from pyggml.grammar import parse, vocabulary
 from pyggml.model.model import Model
 
 COMPLETION = {"prompt": "hello", "max_tokens": 4}
 CHAT = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
 
-WRONG: list[tuple[str, dict[str, Any], str]] = [
+WRONG: list[tuple[str, dict[str, Any], str | None]] = [
     ("/v1/chat/completions", {**CHAT, "reasoning_budget_tokens": -2}, "reasoning_budget_tokens"),
     ("/v1/chat/completions", {**CHAT, "reasoning_budget_message": 1}, "reasoning_budget_message"),
     ("/v1/completions", {**COMPLETION, "reasoning_budget_start_tag": 1}, "reasoning_budget_start_tag"),
@@ -38,10 +40,14 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("/v1/completions", {**COMPLETION, "stop": ["x"] * 1000}, "stop"),
     ("/v1/completions", {**COMPLETION, "logit_bias": {"hello": "x"}}, "logit_bias"),
     ("/v1/completions", {**COMPLETION, "logit_bias": [[1e9, 1]]}, "logit_bias"),
+    ("/v1/completions", {**COMPLETION, "logit_bias": {"x" * 1025: 1}}, "logit_bias"),
     ("/v1/completions", {**COMPLETION, "samplers": ["nothing"]}, "samplers"),
+    ("/v1/completions", {**COMPLETION, "samplers": "k" * 65}, "samplers"),
     ("/v1/completions", {**COMPLETION, "grammar": "root ::= ("}, "grammar"),
     ("/v1/completions", {**COMPLETION, "grammar": "root ::= 'x'", "json_schema": {}}, "json_schema"),
     ("/v1/completions", {**COMPLETION, "json_schema": {"type": "nothing"}}, "json_schema"),
+    ("/v1/completions", {**COMPLETION, "json_schema": {"enum": list(range(5001))}}, "json_schema"),
+    ("/v1/completions", {**COMPLETION, "prompt": ["x"] * 64, "n": 64, "grammar": "root ::= 'x'"}, None),
     ("/v1/completions", {**COMPLETION, "suffix": "end"}, "suffix"),
     ("/v1/completions", {**COMPLETION, "stream": "yes"}, "stream"),
     ("/v1/chat/completions", {}, "messages"),
@@ -61,7 +67,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
 @pytest.mark.parametrize(
     ("path", "body", "param"), WRONG, ids=[f"{p.split('/')[2]} {q} {i}" for i, (p, _, q) in enumerate(WRONG)]
 )
-def test_a_wrong_field_is_named(client: Client, path: str, body: dict, param: str) -> None:
+def test_a_wrong_field_is_named(client: Client, path: str, body: dict, param: str | None) -> None:
     status, found = client.post(path, body)
     assert status == 400, found
     error = found["error"]
@@ -128,10 +134,61 @@ def test_two_hundred_malformed_requests_leave_a_running_stream_unharmed(client: 
     assert sent == 200 and said == alone
 
 
+@pytest.mark.parametrize(("value", "status"), [
+    ("[" * 254 + "]" * 254, 200), ("[" * 256 + "]" * 256, 400), ("1e999", 400), ("[-1e400]", 400), ("1e308", 200),
+    ("[" + "0," * 999_999 + "0]", 200), ("[" + "[]," * (1 << 19) + "0]", 413), ('"\\ud83d\\ude00"', 200), ('"\\ud83d"', 400),
+], ids=lambda value: str(value)[:12])  # fmt: skip
+def test_what_a_body_may_be(client: Client, value: str, status: int) -> None:
+    """What is read can be written again, takes a bounded memory, and is read where streams go on."""
+    body = f'{{"input": "x", "max_output_tokens": 1, "metadata": {{"a": {value}}}}}'
+    got, _, data = client.raw("POST", "/v1/responses", body.encode())
+    assert got == status, data[:300]
+    if status == 200:
+        assert json.loads(data)["metadata"] == json.loads(value.join(('{"a":', "}")))
+
+
+def test_variables_of_a_template_have_any_names(client: Client) -> None:
+    names = ("self", "messages", "parts", "add_generation_prompt", "template", "args", "kwargs", "", "a b", "__class__")
+    body = {**CHAT, "chat_template_kwargs": dict.fromkeys(names, 7)}
+    assert client.post("/apply-template", body) == (200, {"prompt": "[user]hello[assistant]"})
+
+
+def test_texts_that_take_too_much(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests, "LONGEST_TEXT", 100)
+    for path, body in (
+        ("/v1/completions", {"prompt": "x" * 101}),
+        ("/tokenize", {"content": "x" * 101}),
+        ("/infill", {"input_prefix": "x", "input_suffix": "x" * 101}),
+        ("/infill", {"input_prefix": "", "input_suffix": "", "input_extra": [{"text": "x" * 101}]}),
+    ):
+        status, found = client.post(path, body)
+        assert status == 400 and "101 characters, at most 100" in found["error"]["message"], found
+    assert client.ok("/tokenize", {"content": "x" * 100})["tokens"] == [ord("x")] * 100
+
+
+def test_choices_share_what_was_made_of_a_grammar(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    monkeypatch.setattr(vocabulary, "parse", lambda text, **more: read.append(text) or parse(text, **more))
+    body = {
+        "prompt": ["a", "b"],
+        "n": 3,
+        "grammar": 'root ::= "x" [0-9]{2} | "y" [a-f]{2}',
+        "temperature": 1.5,
+        "seed": 4,
+    }
+    alone = [
+        client.ok("/v1/completions", {**body, "prompt": prompt, "n": 1, "seed": 4 + i})["choices"][0]["text"]
+        for i, prompt in enumerate("aaabbb")
+    ]
+    del read[:]
+    assert [c["text"] for c in client.ok("/v1/completions", body)["choices"]] == alone and len(set(alone)) > 1
+    assert len(read) == 1
+
+
 def test_other_paths_and_methods(client: Client) -> None:
     for method, path, wanted in (
         ("GET", "/nowhere", 404), ("GET", "/../etc/passwd", 404), ("GET", "/v1/completions", 405), ("DELETE", "/v1/models", 405),
-        ("PUT", "/v1/chat/completions", 405),
+        ("PUT", "/v1/chat/completions", 405), ("POST", "/slots/" + "9" * 5000, 404),
     ):  # fmt: skip
         status, _, data = client.raw(method, path)
         assert status == wanted and json.loads(data)["error"]["code"] == wanted

@@ -163,6 +163,16 @@ def test_merges_in_their_order() -> None:
     assert t.encode("abc") == [256, ord("c")] if t.vocab.ids["c"] == ord("c") else [256, t.vocab.ids["c"]]
 
 
+def test_long_texts_are_cut_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    t = Tokenizer.from_metadata(made("ab", "bc", "abc", merges=("a b", "b c", "a bc")))
+    text = "abc ab\n\n  bcabc 123 \u00e9\U0001f600 " * 50
+    found = []
+    for longest in (1, len(text) + 1):
+        monkeypatch.setattr(bpe, "LONG", longest)
+        found.append(t.encode(text))
+    assert found[0] == found[1] and t.decode(found[0]) == text and len(found[0]) > 900
+
+
 def test_special_texts_in_the_text() -> None:
     m = made("<s>", "<ss>", "<u>", "<?>", types={"<s>": CONTROL, "<ss>": CONTROL, "<u>": USER_DEFINED, "<?>": UNKNOWN})
     t = Tokenizer.from_metadata(m)
