@@ -51,6 +51,7 @@ FAR = 1 << 28  # bytes, beyond any cache
 K, N, TOKENS = 2048, 4096, 512
 HEAD, N_HEAD, N_HEAD_KV = 64, 32, 8
 INDEXER_HEAD, INDEXER_HEADS = 128, 64
+EXPONENT = 120  # a scale of 2^-7, as the first byte of a block of MXFP4 says it
 COLUMNS = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128]
 MODELS = {
     "smollm2": [(576, 576, 2), (576, 192, 2), (576, 1536, 2), (1536, 576, 1), (576, 49152 // 30, 1)],
@@ -72,6 +73,8 @@ class Work:
         data = self.rng.integers(0, 0x38, t.nbytes, np.uint8)
         if dtype in (GGMLType.F32, GGMLType.F16):
             data = self.rng.normal(size=t.nelements).astype(np.float32 if dtype == GGMLType.F32 else np.float16)
+        if dtype == GGMLType.MXFP4:
+            data[:: SIZES[dtype].type_size] = EXPONENT
         return self.place(t, data.tobytes())
 
     def place(self, t: Tensor, data: bytes | None = None) -> Tensor:

@@ -35,6 +35,7 @@ from pyggml.simd.codegen import HAS_F16C, HAS_FMA, HAS_VNNI, LEVEL, U
 from pyggml.simd.columns import (
     columns_of_bytes,
     columns_of_nibbles,
+    exponents_at,
     halves_at,
     put_columns,
     put_columns_of,
@@ -42,6 +43,7 @@ from pyggml.simd.columns import (
     signed_columns,
 )
 from pyggml.simd.dot import SIGNED_BIAS, dot_u8i8, dot_weights, signed_weights
+from pyggml.simd.exponent import e8m0_at, e8m0_gather
 from pyggml.simd.functions import exp, exp2, tanh
 from pyggml.simd.grids import grid, negate_where
 from pyggml.simd.groups import ROWS, ColumnOps

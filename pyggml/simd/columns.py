@@ -10,6 +10,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from pyggml.simd import codegen as cg
+from pyggml.simd import exponent
 from pyggml.simd.tables import emit_table
 from pyggml.simd.vectors import Tile, Vec
 
@@ -99,6 +100,21 @@ def halves_at(at):
         def codegen(ctx, b, sig, a):
             words = _run(b, *a, before, 1 if word == 0 else 4)
             return cg.f16_to_f32(b, b.trunc(b.lshr(words[word], _splat(right)), ir.VectorType(cg.I16, 16)))
+
+        return out(types.uintp, types.uintp), codegen
+
+    return column
+
+
+def exponents_at(at):
+    """-> f(x, stride): f32 x 16 from the byte of E8M0 at `at` of each row. The 15 bytes behind it are read too."""
+    out = Vec("f32", 16)
+
+    @intrinsic
+    def column(tyctx, x, stride):
+        def codegen(ctx, b, sig, a):
+            (word,) = _run(b, *a, at, 1)
+            return exponent.emit(b, b.and_(word, _splat(255)))
 
         return out(types.uintp, types.uintp), codegen
 

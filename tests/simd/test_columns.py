@@ -7,6 +7,7 @@ from levels import OTHERS, run_at
 from primitive_checks import F32, POISON, Array, four_products, kernel, poisoned, same
 
 from pyggml import jit
+from pyggml.quants.fp4 import E8M0
 
 
 @pytest.mark.parametrize("level", OTHERS)
@@ -35,7 +36,7 @@ def test_columns_of_16_rows(stride: int) -> None:
     src = at_the_end(15 * stride + BYTES + 32)
     src[:] = np.random.default_rng(15).integers(0, 256, len(src)).astype(np.uint8)
     rows = np.stack([src[stride * i :][: BYTES + 32] for i in range(16)])
-    out = poisoned(2880)
+    out = poisoned(2944)
     assert HALVES_AT[-1] == BYTES + 30
     kernel("tiles.of_16_rows", "pip")(src, stride, out)
 
@@ -55,6 +56,7 @@ def test_columns_of_16_rows(stride: int) -> None:
         halves = np.ascontiguousarray(rows[:, at : at + 2]).view(np.float16)[:, 0].astype(F32)
         found = np.ascontiguousarray(out[2560 + 64 * i :][:64]).view(F32)
         assert np.array_equal(found, halves, equal_nan=True), i
+    same(np.ascontiguousarray(out[2880:]).view(F32), E8M0[rows[:, BYTES]], "exponents")
 
 
 def test_parts_of_16_rows() -> None:

@@ -11,6 +11,8 @@ from guard_page import at_the_end
 from levels import OTHERS, run_at
 from primitive_checks import F32, POISON, kernel, mixed, poisoned, same
 
+from pyggml.quants.fp4 import E8M0
+
 SUPPORT = Path(__file__).parents[1] / "support"
 
 
@@ -121,6 +123,17 @@ def test_gathers_read_their_halves_only() -> None:
     )
     kernel("memory.column", "pp")(rows, out)
     same(out, h[[0, 1, 2, 3, *[4] * 12]].astype(F32))
+
+
+def test_exponents() -> None:
+    """Every byte of E8M0, gathered and alone; the last one ends the memory."""
+    x, out = at_the_end(7 * 17 + 1), np.zeros(24, F32)
+    for first in range(0, 256, 8):
+        x[:] = np.arange(first, first + len(x)).astype(np.uint8)
+        x[::17] = np.arange(first, first + 8)
+        kernel("memory.exponents", "pp")(x, out)
+        same(out[:8], E8M0[first : first + 8])
+        same(out[8:], E8M0[x[:16]])
 
 
 def test_copy_bytes_may_overlap() -> None:

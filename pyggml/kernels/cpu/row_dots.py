@@ -123,7 +123,8 @@ def _blocks(dtype, count):
     def scales(count):
         """-> f(x): the scales of `count` blocks and their minimums, or the scales again."""
         assert not has_min or blocks.m == blocks.d + 2
-        d, pairs = v.f16_gather(count, size, 8), v.f16_gather_pairs(count, size)
+        d = v.e8m0_gather(count, size, 8) if blocks.exponent else v.f16_gather(count, size, 8)
+        pairs = v.f16_gather_pairs(count, size)
 
         @v.device
         def with_minimums(x):

@@ -38,7 +38,7 @@ def _unpack_blocks(dtype):
     U = v.U
     blocks = functions(dtype).vector()
     size = U(SIZES[dtype].type_size)
-    columns, d_of = blocks.columns, v.halves_at(blocks.d)
+    columns, d_of = blocks.columns, v.exponents_at(blocks.d) if blocks.exponent else v.halves_at(blocks.d)
     has_min, signed = blocks.m is not None, blocks.signed
     m_of = v.halves_at(blocks.m or 0)
 

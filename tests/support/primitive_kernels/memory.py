@@ -90,6 +90,18 @@ def gathered():
     return kernel
 
 
+def exponents():
+    """-> kernel(x, out): 8 bytes of E8M0 that lie 17 bytes apart, then each of the first 16 bytes alone."""
+    eight = v.e8m0_gather(8, 17, 8)
+
+    def kernel(x, out):
+        v.store(out, eight(x))
+        for i in range(16):
+            v.put_f32(out + U(32 + 4 * i), v.e8m0_at(x + U(i)))
+
+    return kernel
+
+
 def pairs():
     """-> kernel(x, out): pairs of f16, three of them 20 bytes apart, in 16 lanes."""
     three = v.f16_gather_pairs(3, 20)

@@ -24,10 +24,11 @@ HALVES_AT = (0, 2, 10, 16, 52)
 
 def of_16_rows():
     """-> kernel(src, stride, out): columns of 16 rows: 8 of nibbles, 8 of nibbles in LEVELS, 8 of nibbles with fifth bits,
-    8 of bytes, those in the form for products; then one of halves for each of HALVES_AT."""
+    8 of bytes, those in the form for products; then one of halves for each of HALVES_AT, and one of exponents at BYTES."""
     low, levels = v.columns_of_nibbles(NIBBLES), v.columns_of_nibbles(NIBBLES, LEVELS)
     five, whole = v.columns_of_nibbles(NIBBLES, fifth=BITS), v.columns_of_bytes(BYTES)
     h0, h1, h2, h3, h4 = map(v.halves_at, HALVES_AT)
+    exponents = v.exponents_at(BYTES)
 
     def kernel(src, stride, out):
         apart = U(stride)
@@ -41,6 +42,7 @@ def of_16_rows():
         v.store(out + U(2688), h2(src, apart))
         v.store(out + U(2752), h3(src, apart))
         v.store(out + U(2816), h4(src, apart))
+        v.store(out + U(2880), exponents(src, apart))
 
     return kernel
 

@@ -8,8 +8,9 @@ from pyggml import simd as v
 from pyggml.jit import device, inline
 from pyggml.kernels.cpu.formats.blocks_32_encode import ENCODERS
 from pyggml.kernels.cpu.formats.forms import Functions, VectorBlocks
-from pyggml.quants import iq4_nl, q4_0, q4_1, q5_0, q5_1, q8_0, q8_1
+from pyggml.quants import iq4_nl, mxfp4, q4_0, q4_1, q5_0, q5_1, q8_0, q8_1
 from pyggml.quants.base import field_offsets
+from pyggml.quants.fp4 import LEVELS
 
 U = v.U
 _load_i8x16 = v.loader("i8", 16)
@@ -86,12 +87,15 @@ def _bytes(layout):
 
 
 def _levels(layout, entries):
+    """With an f16 scale, or an exponent where the layout has `e`."""
+
     def decoder(half):
-        unpack, d_at, level = _nibbles(layout, half), _offset(layout, "d"), v.table(entries)
+        unpack, level = _nibbles(layout, half), v.table(entries)
+        d_at, scale = (_offset(layout, "e"), v.e8m0_at) if "e" in layout.fields else (_offset(layout, "d"), v.f16_at)
 
         @v.device
         def decode(block):
-            return v.to_f32(v.widen(level(v.low_u8(unpack(block))))) * v.splat_f32(v.f16_at(block + d_at))
+            return v.to_f32(v.widen(level(v.low_u8(unpack(block))))) * v.splat_f32(scale(block + d_at))
 
         return decode
 
@@ -136,8 +140,9 @@ def _of_levels(layout, entries):
         return device(lambda addr: level(index(addr)))
 
     def vector():
-        (at,), (d,) = field_offsets(layout, "qs"), field_offsets(layout, "d")
-        return VectorBlocks(quants, v.columns_of_nibbles(at, entries), d=d, signed=True)
+        exponent = "e" in layout.fields
+        (at,), (d,) = field_offsets(layout, "qs"), field_offsets(layout, "e" if exponent else "d")
+        return VectorBlocks(quants, v.columns_of_nibbles(at, entries), d=d, signed=True, exponent=exponent)
 
     return vector
 
@@ -153,5 +158,10 @@ FUNCTIONS = {
         vector=_of_levels(iq4_nl.LAYOUT, iq4_nl.LEVELS),
         half=_levels(iq4_nl.LAYOUT, iq4_nl.LEVELS),
         encode_pair=ENCODERS["IQ4_NL"],
+    ),
+    "MXFP4": Functions(
+        vector=_of_levels(mxfp4.LAYOUT, LEVELS),
+        half=_levels(mxfp4.LAYOUT, LEVELS),
+        encode_pair=ENCODERS["MXFP4"],
     ),
 }

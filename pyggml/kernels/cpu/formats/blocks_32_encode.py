@@ -5,9 +5,12 @@ Owns how vector code writes these layouts; the steps are those of quants/roundin
 
 import itertools
 
+import numpy as np
+
 from pyggml import simd as v
 from pyggml.jit import inline
-from pyggml.quants import iq4_nl, q4_0, q4_1, q5_0, q5_1, q8_0, q8_1
+from pyggml.quants import fp4, iq4_nl, mxfp4, q4_0, q4_1, q5_0, q5_1, q8_0, q8_1
+from pyggml.simd.constants import memory
 
 U = v.U
 
@@ -246,6 +249,64 @@ def _encoder_levels(layout, entries):
     return encoder
 
 
+def _first_of_each_power():
+    """For K from -149 to 128 the least float whose logarithm, rounded to a float, is at least K."""
+    powers = np.arange(-149, 129)
+    with np.errstate(all="ignore"):
+        first = np.ldexp(np.float64(1), powers).astype(np.float32)  # the last one is infinite
+        for _ in range(64):
+            lower = np.nextafter(first, np.float32(0))
+            still = (lower > 0) & (np.log2(lower, dtype=np.float64).astype(np.float32) >= powers)
+            first = np.where(still, lower, first)
+    return first
+
+
+def _nearest_number(entries):
+    """-> f(x, d): i32 lanes, of each x the number of the first level nearest to x / d; 0 for a NaN."""
+    levels = v.constant("f32", [float(e) for e in entries])
+
+    @v.device
+    def nearest(x, d):
+        best, least = v.zero_i32(), v.absolute(v.splat_f32(v.lane(levels(), 0) * d) - x)
+        for i in range(1, 16):
+            error = v.absolute(v.splat_f32(v.lane(levels(), i) * d) - x)
+            best = v.where_less(error, least, v.splat_i32(v.np.int32(i)), best)
+            least = v.where_less(error, least, error, least)
+        return best
+
+    return nearest
+
+
+def _encoder_exponent(layout, entries):
+    """MXFP4: the power of two of the largest magnitude, and the levels nearest to the values (ggml-quants.c
+    quantize_row_mxfp4_ref)."""
+
+    def encoder():
+        e_at, put, nearest = _offset(layout, "e"), _put_nibbles(layout), _nearest_number(entries)
+        first = memory(_first_of_each_power())
+        none, infinity = v.np.float32(0), v.np.float32(v.np.inf)
+
+        @v.device
+        def exponent(most):
+            if not none < most < infinity:
+                return v.np.int64(0)
+            power = v.np.int64(-149)
+            while power < 128 and most >= v.f32_at(first() + U(4 * (power + 150))):
+                power += 1
+            return (power + 125) & 255
+
+        @v.device
+        def encode(block, x, y):
+            largest = v.maximum(v.maximum(v.absolute(x), _zero()), v.maximum(v.absolute(y), _zero()))
+            v.put_u8(block + e_at, v.np.uint8(exponent(v.hmax(largest))))
+            d = v.e8m0_at(block + e_at)
+            put(block, nearest(x, d), nearest(y, d))
+
+        return encode
+
+    return encoder
+
+
 ENCODERS = {
     "Q4_0": _encoder_scaled(q4_0.LAYOUT, 8),
     "Q4_1": _encoder_with_minimum(q4_1.LAYOUT, 15),
@@ -254,4 +315,5 @@ ENCODERS = {
     "Q8_0": _encoder_bytes(q8_0.LAYOUT),
     "Q8_1": _encoder_bytes(q8_1.LAYOUT),
     "IQ4_NL": _encoder_levels(iq4_nl.LAYOUT, iq4_nl.LEVELS),
+    "MXFP4": _encoder_exponent(mxfp4.LAYOUT, fp4.LEVELS),
 }

@@ -30,7 +30,8 @@ class VectorBlocks:
 
     quants: (1 or 2 blocks) -> f(addr): their q in order, u8 x 64 of at most 31, or i8 where `signed`; with one block the rest is 0.
     columns: f(addr, stride): the same of one block of 16 rows, transposed: Tile of 8 columns (simd.columns).
-    d: offset of the f16 scale. m: offset of the f16 minimum, which lies behind it; None = there is none.
+    d: offset of the f16 scale, or of a byte of E8M0 where `exponent`. m: offset of the f16 minimum, which lies behind it;
+        None = there is none.
     """
 
     quants: Callable[[int], Primitive]
@@ -39,6 +40,7 @@ class VectorBlocks:
     m: int | None = None
     bias: int = 0
     signed: bool = False
+    exponent: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""MXFP4 and NVFP4: four-bit floats with a scale of eight bits.
+"""NVFP4: four-bit floats, each 16 with a scale of eight bits.
 
-Owns how vector code reads and writes these layouts. Imported by factories only (Numba).
+Owns how vector code reads and writes this layout. Imported by factories only (Numba).
 """
 
 import numpy as np
@@ -9,26 +9,11 @@ from pyggml import simd as v
 from pyggml.jit import device
 from pyggml.kernels.cpu.formats.byte_blocks import HALF, SPARE, ZERO, at, greatest, put_byte
 from pyggml.kernels.cpu.formats.forms import Functions
-from pyggml.quants import mxfp4, nvfp4
-from pyggml.quants.fp4 import E8M0, LEVELS, UE4M3
+from pyggml.quants import nvfp4
+from pyggml.quants.fp4 import LEVELS, UE4M3
 from pyggml.simd.constants import memory
 
 U = v.U
-
-
-def _mxfp4():
-    e_at, q_at = (at(mxfp4.LAYOUT, field) for field in ("e", "qs"))
-    powers = memory(np.append(E8M0, np.zeros(256 - len(E8M0), np.float32)))
-    level, low, four = v.table(LEVELS), v.constant("i32", [15] * 16), v.constant("i32", [4] * 16)
-
-    @v.device
-    def block(x, to):
-        d = v.splat_f32(v.f32_at(powers() + U(4) * U(v.u8_at(x + e_at))))
-        q = v.widen(v.load_u8x16(x + q_at))
-        v.store(to, v.to_f32(v.widen(level(v.low_u8(q & low())))) * d)
-        v.store(to + U(64), v.to_f32(v.widen(level(v.low_u8(q >> four())))) * d)
-
-    return block
 
 
 def _nvfp4():
@@ -59,44 +44,6 @@ def _nearest(x, d):
         if error < least:
             best, least = np.int64(i), error
     return best
-
-
-def _first_of_each_power():
-    """For K from -149 to 128 the least float whose logarithm, rounded to a float, is at least K."""
-    powers = np.arange(-149, 129)
-    with np.errstate(all="ignore"):
-        first = np.ldexp(np.float64(1), powers).astype(np.float32)  # the last one is infinite
-        for _ in range(64):
-            lower = np.nextafter(first, np.float32(0))
-            still = (lower > 0) & (np.log2(lower, dtype=np.float64).astype(np.float32) >= powers)
-            first = np.where(still, lower, first)
-    return first
-
-
-def _mxfp4_encode():
-    e_at, q_at = at(mxfp4.LAYOUT, "e"), at(mxfp4.LAYOUT, "qs")
-    scales, first = memory(np.append(E8M0, np.zeros(1, np.float32))), memory(_first_of_each_power())
-    infinity = np.float32(np.inf)
-
-    @device
-    def exponent(most):
-        if not ZERO < most < infinity:
-            return np.int64(0)
-        power = np.int64(-149)
-        while power < 128 and most >= v.f32_at(first() + U(4 * (power + 150))):
-            power += 1
-        return (power + 125) & 255
-
-    @device
-    def encode(block, room):
-        e = exponent(greatest(room, 32))
-        d = v.f32_at(scales() + U(4 * e))
-        put_byte(block + e_at, e)
-        for i in range(16):
-            low, high = v.f32_at(room + U(4 * i)), v.f32_at(room + U(64 + 4 * i))
-            put_byte(block + q_at + U(i), _nearest(low, d) | _nearest(high, d) << 4)
-
-    return encode
 
 
 def _nvfp4_encode():
@@ -132,6 +79,5 @@ def _nvfp4_encode():
 
 
 FUNCTIONS = {
-    "MXFP4": Functions(dequantise=_mxfp4, encode=_mxfp4_encode),
     "NVFP4": Functions(dequantise=_nvfp4, encode=_nvfp4_encode),
 }
