@@ -15,9 +15,10 @@ from pyggml.memory.base import Compute, Memory
 from pyggml.memory.blocks import BlockLayer, Blocks
 from pyggml.memory.encoded import Encoded
 from pyggml.memory.kv import KVCache
-from pyggml.memory.kv_tensors import KVLayer
+from pyggml.memory.kv_tensors import KVLayer, pad_cells
 from pyggml.memory.layered import Layered
 from pyggml.memory.recurrent import RecurrentState, StateLayer
+from pyggml.memory.tokens import Tokens
 from pyggml.memory.window import Window
 
 
@@ -37,6 +38,7 @@ class Need:
     alibi    masks hold distances, for scores that fall with them
     encoded  keys and values of a text that an encoder has read
     blocks   rows that stand for blocks of tokens
+    tokens   whether the tokens before count themselves
     """
 
     kv: KVLayer | None = None
@@ -47,6 +49,7 @@ class Need:
     alibi: bool = False
     encoded: KVLayer | None = None
     blocks: BlockLayer | None = None
+    tokens: bool = False
 
     @property
     def seen(self) -> Window | None:
@@ -113,6 +116,8 @@ def make_memory(needs: Sequence[Need], options: MemoryOptions) -> Layered:
         for i, block_layer in enumerate(alike):
             where.setdefault(block_layer.il, []).append((len(parts), i))
         parts.append(Blocks(alike, options.n_ctx, options.type_k, options.n_seq_max))
+    if any(need.tokens for need in needs):
+        parts.append(Tokens(pad_cells(options.n_ctx), options.n_seq_max))
     if encoded := [need.encoded for need in needs if need.encoded is not None]:
         for i, layer in enumerate(encoded):
             where.setdefault(layer.il, []).append((len(parts), i))
@@ -135,7 +140,7 @@ def allocate(memory: Layered, device_of: Sequence[Device], compute: Compute) -> 
     """Each layer's part on the layer's device; `compute` runs the graphs that move cells. Raises DeviceError."""
     try:
         for part in memory.parts:
-            assert isinstance(part, KVCache | RecurrentState | Encoded | Blocks)
+            assert isinstance(part, KVCache | RecurrentState | Encoded | Blocks | Tokens)
             if isinstance(part, KVCache):
                 part.compute = compute
             part.allocate([device_of[layer.il] for layer in part.layers])

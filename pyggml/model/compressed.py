@@ -68,6 +68,12 @@ class BlockInputs:
         fill = lambda ub, _: self.blocks.completed(ub).pos.reshape(-1)  # noqa: E731
         return self._input("pos", GGMLType.I32, self.n * self.g.n_seqs, fill=fill)
 
+    @property
+    def positions4(self) -> Tensor:
+        """I32: the same four times, for positions of several axes."""
+        fill = lambda ub, _: np.tile(self.blocks.completed(ub).pos.reshape(-1), 4)  # noqa: E731
+        return self._input("pos4", GGMLType.I32, 4 * self.n * self.g.n_seqs, fill=fill)
+
     def sources(self, n_kept: int, before: int) -> Tensor:
         """I32 (ratio * n, n_seqs): among `n_kept` tokens that are kept and those of the micro-batch, the tokens of each block, or
         of the one `before` it."""
@@ -156,14 +162,18 @@ class Compressor:
     def __call__(self, g: GraphBuilder, x: Tensor) -> None:
         """Keep the rows of the blocks that x (n_embd, n_tokens) completes."""
         at = BlockInputs(g, self.owner.il)
+        row = self.finished(g, self.row(g, x, at), at)
+        g.store(at.blocks.write(at.i, f"{self.name}_row", ops.reshape(row, self.size, row.ne[2]), at.rows))
+
+    def row(self, g: GraphBuilder, x: Tensor, at: BlockInputs) -> Tensor:
+        """The sums: (size, 1, blocks)."""
         score = ops.add(g.linear(self._part("gate"), x), ops.get_rows(self._part("ape").weight.value, at.phase))
         values = self._sources(g, at, "kv", self.values(g, x))
         scores = self._sources(g, at, "score", score)
         if self.overlap:
             scores = ops.add(scores, at.nothing_before)
         row = ops.sum_rows(ops.mul(values, ops.soft_max(scores)))  # (1, size, blocks)
-        row = self.finished(g, ops.reshape(row, self.size, 1, at.n * g.n_seqs), at)
-        g.store(at.blocks.write(at.i, f"{self.name}_row", ops.reshape(row, self.size, row.ne[2]), at.rows))
+        return ops.reshape(row, self.size, 1, at.n * g.n_seqs)
 
     def _sources(self, g: GraphBuilder, at: BlockInputs, which: str, new: Tensor) -> Tensor:
         """What the tokens of each block say, (tokens, size, blocks); the last ones are kept."""

@@ -64,9 +64,12 @@ class DeltaNet(Remembers):
         q, k = l2_norm(q, self.eps), l2_norm(k, self.eps)
         q, k = self.widened(q), self.widened(k)
         y = delta_rule(g, self.il, q, k, v, decay, beta)
-        z = ops.reshape(z, *y.ne)
-        y = ops.glu(z, self.ssm_norm(g, y), ops.GluOp.SWIGLU, name=f"delta_out-{self.il}")
+        y = self.gated(ops.reshape(z, *y.ne), self.ssm_norm(g, y))
         return g.linear(self.ssm_out, ops.reshape(y, keys.d_inner, g.n_tokens))
+
+    def gated(self, z: Tensor, y: Tensor) -> Tensor:
+        """The normed result, times a function of what gates it."""
+        return ops.glu(z, y, ops.GluOp.SWIGLU, name=f"delta_out-{self.il}")
 
     def projected(self, g: GraphBuilder, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Queries, keys and values (n_qkv, n_tokens), what gates the result (d_inner, n_tokens), strengths and steps

@@ -4,7 +4,7 @@ build_layer_attn) or having one of its own (models/afmoe.cpp, laguna.cpp). Owns 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pyggml import ops
@@ -22,6 +22,10 @@ class GatedAttention(Attention):
 
     query_parts = 2
 
+    def only(self, g: GraphBuilder, x: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """What makes another mask of the cache's, for a subclass to say."""
+        return None
+
     def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:
         both, k, v = self.project(g, x)
         ne, strides = (self.head_k, self.n_head, g.n_tokens), both.nb[1:3]
@@ -29,7 +33,7 @@ class GatedAttention(Attention):
         gate = ops.view(both, ne, strides, self.head_k * both.nb[0])
         gate = ops.cont(gate, self.head_k * self.n_head, g.n_tokens, name=f"gate-{self.il}")
         q, k, v = self.place(g, q, k, v)
-        cur = g.attend(self.il, q, k, v, scale=self.scale)
+        cur = g.attend(self.il, q, k, v, scale=self.scale, only=self.only(g, x))
         return self.back(g, x, ops.mul(cur, ops.unary(gate, ops.UnaryOp.SIGMOID)))
 
 

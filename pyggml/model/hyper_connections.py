@@ -6,6 +6,9 @@ Owns the weights of both; knows no layer.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 from pyggml import ops
 from pyggml.errors import ModelError
 from pyggml.model.graph import GraphBuilder
@@ -94,6 +97,50 @@ class Remix(Module):
         wrote = ops.scale(squashed(mixes, scale, base, n, 1), 2.0)
         comb = ops.dsv4_hc_comb(mixes, scale.weight.value, base.weight.value, self.eps, self.n_iter)
         return ops.dsv4_hc_pre(x, read, name=f"{self.name}_pre-{self.il}"), wrote, comb
+
+
+class GatedMix(Module):
+    """What a layer reads is the mean of the streams, normed, each element times a gate of low rank; weights of what is added are twice
+    the sigmoid of a product (llama.cpp: models/qwen4exp.cpp, build_hc_mix, build_hc_combine)."""
+
+    def __init__(self, hp: Hparams, name: str, *, adds: bool = True) -> None:
+        self.n, self.name, self.eps, self.adds = hp.u32("hyper_connection.count", least=2), name, hp.rms_eps, adds
+        rank, wide = hp.u32("hyper_connection.low_rank"), self.n * hp.n_embd
+        setattr(self, f"{name}_norm", StreamWeights(hp.n_embd, self.n))
+        setattr(self, f"{name}_down", Linear(wide, rank))
+        setattr(self, f"{name}_up", Linear(rank, wide))
+        if adds:
+            setattr(self, f"{name}_inject", Linear(wide, self.n))
+
+    def __call__(self, g: GraphBuilder, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """x (n_embd, n, n_tokens) -> what is read (n_embd, n_tokens), and the weights of what is added (n, n_tokens)."""
+        norm: StreamWeights = getattr(self, f"{self.name}_norm")
+        normed = norm(x, self.eps)
+        flat = ops.reshape(normed, x.ne[0] * self.n, x.ne[2])
+        low = ops.scale(g.linear(getattr(self, f"{self.name}_down"), flat), 1.0 / self.n)
+        gate = g.linear(getattr(self, f"{self.name}_up"), ops.unary(low, ops.UnaryOp.SILU))
+        read = ops.dsv4_hc_pre_gated(normed, ops.reshape(gate, *x.ne[:3]), 1.0 / self.n, name=f"{self.name}-{self.il}")
+        if not self.adds:
+            return read, None
+        weights = ops.scale(g.linear(getattr(self, f"{self.name}_inject"), flat), 1.0 / self.n)
+        return read, ops.scale(ops.unary(weights, ops.UnaryOp.SIGMOID), 2.0)
+
+
+class StreamWeights(Module):
+    """(n_embd, n): an RMS norm of each stream, with weights of its own; the file may have them in one row."""
+
+    def __init__(self, n_embd: int, n: int) -> None:
+        self.weight, self.ne = Weight(n_embd, n), (n_embd, n)
+
+    def wanted(self, tensors: Mapping[str, Any]) -> Iterator[Weight]:
+        found = tensors.get(self.weight.name)
+        if found is not None and found.ne[0] == self.ne[0] * self.ne[1]:
+            self.weight.ne = found.ne[:1]
+        yield self.weight
+
+    def __call__(self, x: Tensor, eps: float) -> Tensor:
+        """(n_embd, n, n_tokens) -> the same."""
+        return ops.mul(ops.rms_norm(x, eps), ops.reshape(self.weight.value, *self.ne), name=self.label())
 
 
 def squashed(mixes: Tensor, scale: Numbers, base: Numbers, n: int, kind: int) -> Tensor:

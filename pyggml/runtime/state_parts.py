@@ -20,6 +20,7 @@ from pyggml.memory.blocks import Blocks
 from pyggml.memory.encoded import Encoded
 from pyggml.memory.kv import KVCache
 from pyggml.memory.recurrent import RecurrentState
+from pyggml.memory.tokens import Tokens
 from pyggml.runtime.state_base import DIGEST, MAGIC, SavedState, check_digest
 from pyggml.runtime.state_plain import type_name
 
@@ -55,8 +56,15 @@ PART = np.dtype(
 assert PART.itemsize == 40
 CHECKPOINT = np.dtype([("end", "<u4"), ("zero", "<u4")])
 assert CHECKPOINT.itemsize == 8
-KINDS: dict[int, type[Memory]] = {1: KVCache, 2: RecurrentState, 3: Encoded, 4: Blocks}
-WORDS = {0: "unknown", 1: "keys and values", 2: "recurrent states", 3: "an encoded text", 4: "blocks of tokens"}
+KINDS: dict[int, type[Memory]] = {1: KVCache, 2: RecurrentState, 3: Encoded, 4: Blocks, 5: Tokens}
+WORDS = {
+    0: "unknown",
+    1: "keys and values",
+    2: "recurrent states",
+    3: "an encoded text",
+    4: "blocks of tokens",
+    5: "tokens",
+}
 MOST_PARTS = 1024
 
 Bytes = NDArray[np.uint8]
@@ -183,7 +191,7 @@ class PartsState(SavedState):
 
 def _record(part: Memory, size: int) -> Any:
     record = np.zeros(1, PART)
-    assert isinstance(part, KVCache | RecurrentState | Encoded | Blocks), part
+    assert isinstance(part, KVCache | RecurrentState | Encoded | Blocks | Tokens), part
     record["kind"] = next(number for number, kind in KINDS.items() if isinstance(part, kind))
     record["n_layer"], record["row"], record["size"] = len(part.layers), part.row, size
     if isinstance(part, KVCache):

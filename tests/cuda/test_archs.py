@@ -26,7 +26,7 @@ from pyggml.runtime.embedder import Embedder
 from pyggml.tensor import Tensor
 
 FILES = [*(name for name in NAMES if known(name) and name not in (*NOT_THERE, *DENOISERS)), *WRITTEN, *VARIANTS]
-LEAVING = ("deepseek4-moe", "deepseek4-chosen", "glm5-next-moe", "glm5-next-chosen")
+LEAVING = ("deepseek4-moe", "deepseek4-chosen", "glm5-next-moe", "glm5-next-chosen", "qwen4exp-moe", "qwen4exp-chosen")
 NO_KERNELS = ("DSV4_HC_COMB ", "DSV4_HC_POST ", "DSV4_HC_PRE ", "LIGHTNING_INDEXER ")
 """What the CPU computes of these models: there are no kernels for them yet."""
 SHAPES = ((1, 256, 1), (40, 256, 40))
@@ -85,7 +85,7 @@ def test_every_node_of_models_of_whole_texts_stays_on_the_gpu(arch_peer: ArchPee
 def test_every_node_stays_on_the_gpu(arch_peer: ArchPeer, name: str) -> None:
     found = sorted(set(refused(all_files(arch_peer)[name])))
     assert [one for one in found if not (name in LEAVING and one.startswith(NO_KERNELS))] == []
-    assert (len({one.split()[0] for one in found}) == len(NO_KERNELS)) == (name in LEAVING)
+    assert bool(found) == (name in LEAVING)
 
 
 @pytest.mark.parametrize(

@@ -311,7 +311,7 @@ def test_texts_leave_nothing_behind(arch_peer: ArchPeer) -> None:
         embedder.close(), model.close()
 
 
-PEER_ENDS = ("deepseek4-moe",)
+PEER_ENDS = ("deepseek4-moe", "qwen4exp-moe")
 """Of these llama.cpp reads as many embeddings as there are streams, where there is one, and aborts."""
 
 

@@ -41,7 +41,6 @@ DENOISERS = ("dream-dense", "llada-dense", "llada-moe-moe", "rnd1-moe")
 """Those that see all tokens and keep none: tests/model/test_denoisers.py compares them."""
 
 NOT_THERE: dict[str, str] = {
-    "qwen4exp-moe": "its indexer chooses pools of keys too, and a hash of the last tokens chooses embeddings",
     "refact-moe": "llama.cpp reads its experts and computes none of them",
 }
 """Files of the reference that we do not compute yet, and why."""

@@ -316,6 +316,16 @@ VARIANTS = STATE_VARIANTS | {
         },
         factors={r"indexer.attn_k": 4.0},
     ),
+    "qwen4exp-chosen": Variant(
+        "qwen4exp-moe",
+        {
+            "attention.indexer.top_k": 8,
+            "ple.layer_multipliers": np.array([3_000_000_000_000_019, 1_000_003, 77], np.uint64),
+            "ple.head_vocab_sizes": np.array([101, 97, 89, 128], np.uint64),
+            "ple.eos_token_id": 5,
+        },
+        factors={r"indexer.q_proj": 4.0, r"ple_(key|value)": 3.0, r"per_layer_token_embd": 10.0},
+    ),
     "gpt-oss-fused": Variant(
         "gpt-oss-moe",
         tensors={"blk.*.attn_qkv.weight": (0.3, (768, 256))},

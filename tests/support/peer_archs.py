@@ -35,6 +35,7 @@ UNREAD: dict[str, tuple[str, ...]] = {
     "kimi-linear": (*SCALES, ".attn_q.bias", ".attn_k.bias", ".attn_v.bias"),
     "bailingmoe3": (*SCALES, ".attn_q.bias", ".attn_k.bias", ".attn_v.bias"),
     "glm5-next": (*SCALES, ".attn_q.bias", ".attn_k.bias", ".attn_v.bias"),
+    "qwen4exp": (*SCALES, ".attn_q.bias", ".attn_k.bias", ".attn_v.bias"),
     "kimi-k3": (*SCALES, ".attn_q.bias", ".attn_k.bias", ".attn_v.bias"),
     "falcon-h1": (*SCALES, ".attn_output.bias", "rope_freqs.weight"),
     "dream": (*SCALES, "output.bias"),
