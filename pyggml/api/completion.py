@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from pyggml.api.arguments import LogitsProcessor, ParameterError, StoppingCriterion, sampling
+from pyggml.api.checks import tokens_of
 from pyggml.api.draft_model import Asked, DraftModel
 from pyggml.api.evaluation import Evaluation
 from pyggml.api.tokenizers import LlamaTokenizer, Spoken
@@ -86,7 +87,7 @@ class Completions(Evaluation):
         room = self.n_ctx() - len(tokens)
         if room <= 0:
             raise TooLongError(f"Requested tokens ({len(tokens)}) exceed context window of {self.n_ctx()}")
-        prompt_text = prompt if isinstance(prompt, str) else self.detokenize(prompt).decode("utf-8", "ignore")
+        prompt_text = prompt if isinstance(prompt, str) else self.detokenize(tokens).decode("utf-8", "ignore")
         head = {
             "id": f"cmpl-{uuid.uuid4()}",
             "object": "text_completion",
@@ -135,7 +136,7 @@ class Completions(Evaluation):
     def _prompt_tokens(self, prompt: str | list[int], suffix: str | None) -> tuple[list[int], str]:
         """Tokens to evaluate, and the text to put after the answer."""
         if not isinstance(prompt, str):
-            tokens = list(prompt)
+            tokens = tokens_of("prompt", prompt)
             bad = [token for token in tokens if not 0 <= token < self.n_vocab()]
             if bad:
                 raise ParameterError(f"prompt: token {bad[0]} is not in the vocabulary of {self.n_vocab()}")

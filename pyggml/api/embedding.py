@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pyggml.api.arguments import ParameterError
 from pyggml.api.chat_completion import ChatCompletions
+from pyggml.api.checks import texts_of
 from pyggml.model.pooling import POOLINGS
 from pyggml.runtime.embedder import Embedder, normalised
 from pyggml.runtime.ranking import joined
@@ -59,7 +60,7 @@ class Embeddings(ChatCompletions):
         return_count  -> (that, number of tokens)
         Raises ParameterError, ContextError, ComputeError.
         """
-        texts = [input] if isinstance(input, str) else list(input)
+        texts = texts_of("input", input)
         ids = [self.tokenize(text.encode("utf-8", "surrogateescape")) for text in texts]
         vectors = self._encode([tokens[: self.n_batch] if truncate else tokens for tokens in ids])
         data = [self._as_list(one, normalize) for one in vectors]
@@ -73,7 +74,7 @@ class Embeddings(ChatCompletions):
         model: str | None = None,
     ) -> dict[str, Any]:
         """OpenAI's answer: data[i]["embedding"] is that of input number i. Raises as `embed`."""
-        texts = [input] if isinstance(input, str) else list(input)
+        texts = texts_of("input", input)
         found, count = self.embed(texts, return_count=True)
         return {
             "object": "list",

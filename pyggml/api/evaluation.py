@@ -26,6 +26,7 @@ from pyggml.api.arguments import (
     without_effect,
 )
 from pyggml.api.cache import BaseLlamaCache
+from pyggml.api.checks import ParameterTypeError, check, tokens_of
 from pyggml.api.facts import LlamaFacts
 from pyggml.api.scored_slot import ScoredSlot
 from pyggml.api.state import LlamaState
@@ -94,7 +95,8 @@ class Evaluation(LlamaFacts):
             told(text)
 
     def _noting(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Say once of each parameter that has no effect so; gives back what was given."""
+        """Say once of each parameter that has no effect so; gives back what was given. Raises ParameterTypeError."""
+        check(given)
         for name, line in without_effect(given).items():
             if name not in self._noted:
                 self._noted.add(name)
@@ -162,8 +164,8 @@ class Evaluation(LlamaFacts):
         with self._turns as turns:
             turns.begin()
             slot = self._open_slot()
-            if len(tokens):
-                slot.decode([int(token) for token in tokens])
+            if given := tokens_of("tokens", tokens):
+                slot.decode(given)
 
     # ---- choosing
 
@@ -275,12 +277,12 @@ class Evaluation(LlamaFacts):
         stopping_criteria: StoppingCriterion | Iterable[StoppingCriterion] | None,
     ) -> Generator[int, Sequence[int] | None, None]:
         sampler, rule = self._sampler(chain, logits_processor), self._rule(stopping_criteria)
-        text = Text([int(token) for token in tokens], sampler, stop_when=rule)
+        text = Text(tokens_of("tokens", tokens), sampler, stop_when=rule)
         for piece in self._pieces(text, reset):
             if piece.finish is not None:
                 return
             more = yield piece.token
-            text.extend([int(token) for token in more or ()])
+            text.extend(tokens_of("tokens", [] if more is None else more))
 
     def _pieces(self, text: Text, reset: bool = True) -> Iterator[Piece]:
         """What `generate` gives, each piece in a turn of its own. Raises OvertakenError."""
@@ -316,6 +318,8 @@ class Evaluation(LlamaFacts):
 
     def load_state(self, state: LlamaState) -> None:
         """Go on from there. Raises StateError when it is of another model, or longer than this context."""
+        if not isinstance(state, LlamaState):
+            raise ParameterTypeError(f"state={state!r:.60}: must be what save_state gave")
         saved = parse(state.llama_state, "state")
         if len(saved.tokens) > self.n_ctx():
             raise StateError(f"state: {len(saved.tokens)} tokens do not fit into a context of {self.n_ctx()}")

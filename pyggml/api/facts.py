@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 
+from pyggml.api.checks import ParameterTypeError, tokens_of
 from pyggml.api.tokenizers import BaseLlamaTokenizer, LlamaTokenizer
 from pyggml.model.model import Model
 from pyggml.runtime.context import Context
@@ -86,7 +87,9 @@ class LlamaFacts:
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
         """Token ids of UTF-8 text. `add_bos`: BOS and EOS, where the file asks for them; `special`: read their names."""
-        return self.tokenizer_.tokenize(text, add_bos, special)
+        if not isinstance(text, bytes | bytearray | str):
+            raise ParameterTypeError(f"text={text!r:.60}: must be bytes")
+        return self.tokenizer_.tokenize(bytes(text) if isinstance(text, bytearray) else text, add_bos, special)
 
     def detokenize(
         self, tokens: Iterable[int], prev_tokens: Sequence[int] | None = None, special: bool = False
@@ -95,7 +98,7 @@ class LlamaFacts:
 
         After BOS a space at the beginning is left out: SentencePiece's tokenizers have put it there.
         """
-        return self.tokenizer_.detokenize([int(token) for token in tokens], prev_tokens, special)
+        return self.tokenizer_.detokenize(tokens_of("tokens", tokens), prev_tokens, special)
 
     def tokenizer(self) -> LlamaTokenizer:
         """The file's own tokenizer, which takes and gives text as well as bytes."""

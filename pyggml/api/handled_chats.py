@@ -18,6 +18,7 @@ from pyggml.api.chat_handlers import (
     chat_formatter_to_chat_completion_handler,
 )
 from pyggml.api.chatml_functions import chatml_function_calling
+from pyggml.api.checks import check
 from pyggml.api.embedding import Embeddings
 from pyggml.api.tokenizers import MissingPackageError
 from pyggml.chat import built_in_names
@@ -48,12 +49,13 @@ class HandledChats(Embeddings):
     @functools.wraps(ChatCompletions.create_chat_completion)
     def create_chat_completion(self, *args: Any, **given: Any) -> Any:  # type: ignore[override]
         """As in ChatCompletions; a handler gets all arguments by their names."""
+        named = dict(zip(_NAMES, args, strict=False))
+        check({**named, **given})
         handler = self.chat_handler
         if handler is None and self.chat_format in _REGISTRY.names():
             handler = _REGISTRY.get_chat_completion_handler_by_name(str(self.chat_format))
         if handler is None:
             return super().create_chat_completion(*args, **given)
-        named = dict(zip(_NAMES, args, strict=False))
         return handler(llama=self, **{**_DEFAULTS, **named, **given})
 
     def create_chat_completion_openai_v1(self, *args: Any, **kwargs: Any) -> Any:

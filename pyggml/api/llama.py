@@ -27,6 +27,7 @@ from pyggml.api.arguments import (
     unknown,
 )
 from pyggml.api.cache import BaseLlamaCache
+from pyggml.api.checks import check
 from pyggml.api.evaluation import told
 from pyggml.api.handled_chats import HandledChats, chat_formats
 from pyggml.api.hub import download
@@ -142,6 +143,7 @@ class Llama(HandledChats):
         **old: Any,
     ) -> None:
         self._given = {name: value for name, value in locals().items() if name not in ("self", "old")}
+        check(self._given)
         for name in old:
             if name not in OLD_PARAMETERS:
                 warnings.warn(unknown(name, self._given), stacklevel=2)
@@ -188,7 +190,7 @@ class Llama(HandledChats):
         self.chat_handler, self.draft_model = chat_handler, draft_model
         self.n_threads = n_threads or default_threads()
         self.n_threads_batch = n_threads_batch or self.n_threads
-        if not Path(self.model_path).exists():
+        if "\0" in self.model_path or not Path(self.model_path).exists():
             raise ParameterError(f"Model path does not exist: {self.model_path}")
         self._noting(self._given)
         for name in old:

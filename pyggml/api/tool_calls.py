@@ -25,6 +25,8 @@ def as_tools(
     if function_call in ("none", "auto"):
         choice = function_call
     elif isinstance(function_call, Mapping):
+        if not isinstance(function_call.get("name"), str):
+            raise ParameterError('function_call must be "none", "auto" or {"name": ...}')
         choice = {"type": "function", "function": {"name": function_call["name"]}}
     return tools, choice
 
