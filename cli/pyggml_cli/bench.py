@@ -17,6 +17,7 @@ from pyggml_cli.bench_output import PRINTERS, Result
 from pyggml_cli.completion_flags import layers
 from pyggml_cli.entry import run
 from pyggml_cli.flags import (
+    WEEK,
     Flag,
     Ignored,
     Refused,
@@ -88,7 +89,7 @@ GENERAL: list[Row] = [
     Flag(("--version",), "version", "print the version and exit", default=False),
     Flag(("--list-devices",), "list_devices", "print the devices (also those of --rpc) and exit", default=False),
     Flag(("-r", "--repetitions"), "reps", "how often each test is measured (5)", whole(1), "N", 5),
-    Flag(("--delay",), "delay", "seconds to rest before each test (0)", whole(0), "N", 0),
+    Flag(("--delay",), "delay", "seconds to rest before each test (0)", whole(0, WEEK), "N", 0),
     Flag(("-o", "--output"), "output", "format on stdout (md)", choice(*PRINTERS), "|".join(PRINTERS), "md"),
     Flag(("-oe", "--output-err"), "output_err", "format on stderr (none)", choice("none", *PRINTERS), "FORMAT", "none"),
     Flag(("--progress",), "progress", "say on stderr which test runs", default=False),

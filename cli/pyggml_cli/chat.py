@@ -375,7 +375,7 @@ class ChatSession:
         from pyggml.runtime.stops import ReversePrompts
 
         values = self.values
-        stops = ReversePrompts([text.encode() for text in self.reverse], self.tokenizer)
+        stops = ReversePrompts([text.encode("utf-8", "surrogateescape") for text in self.reverse], self.tokenizer)
         reply = Sequence(
             tokens,
             self.chain,

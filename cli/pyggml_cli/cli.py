@@ -217,7 +217,7 @@ def _print_text(
     from pyggml.runtime.stops import SLACK, ReversePrompts
     from pyggml.tokenizer import StreamDecoder
 
-    stops = ReversePrompts([text.encode() for text in reverse_prompts(values)], tokenizer)
+    stops = ReversePrompts([text.encode("utf-8", "surrogateescape") for text in reverse_prompts(values)], tokenizer)
     out = sys.stdout
     if hasattr(out, "reconfigure"):
         out.reconfigure(encoding="utf-8", errors="replace", newline="")

@@ -35,7 +35,7 @@ ROWS: list[Row] = [
         comma_separated,
         "DEV,...",
     ),
-    Flag(("-t", "--threads"), "n_threads", "CPU threads (one a core)", whole(1), "N"),
+    Flag(("-t", "--threads"), "n_threads", "CPU threads, at most 1024 (one a core)", whole(1, 1024), "N"),
     Flag(
         ("-m", "--mem"),
         "memory",

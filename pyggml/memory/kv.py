@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,7 +76,11 @@ class KVCache(KVTensors, Memory):
         self.alibi = alibi
         self.compute: Compute | None = None
         """How a graph that moves or turns cells is run; the context's."""
-        self.cells = Cells(self.n_cells, n_streams, n_seq_max)
+
+    @cached_property
+    def cells(self) -> Cells:
+        """Made when they are first asked for, so that a context whose tensors find no room takes no time for them."""
+        return Cells(self.n_cells, self.n_streams, self.n_seq_max)
 
     def n_kv(self, n_used: int) -> int:
         """Cells that a graph looks at when the last token lies in cell n_used - 1 (llama_kv_cache::get_n_kv)."""

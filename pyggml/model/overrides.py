@@ -10,6 +10,7 @@ from pyggml.backend.base import Device
 from pyggml.errors import ModelError
 from pyggml.gguf import GGUFFile
 from pyggml.gguf.header import ValueType
+from pyggml.model.hparams import MAX_LAYERS
 
 Value = bool | int | float | str
 Override = tuple[re.Pattern[str], Device]
@@ -81,5 +82,6 @@ def device_for(name: str, overrides: Sequence[Override], otherwise: Device) -> D
 
 
 def cpu_layers(n: int, weights: str) -> list[str]:
-    """Patterns of `weights` (EXPERTS or DENSE) in the first `n` layers (llm_add_n_cpu_ffn_overrides)."""
-    return [rf"blk\.{i}{weights}" for i in range(n)]
+    """Patterns of `weights` (EXPERTS or DENSE) in the first `n` layers (llm_add_n_cpu_ffn_overrides); no model has more than
+    MAX_LAYERS."""
+    return [rf"blk\.{i}{weights}" for i in range(min(n, MAX_LAYERS))]

@@ -21,6 +21,7 @@ from pyggml.errors import ComputeError, ContextError, DeviceError
 from pyggml.graph import Graph
 from pyggml.memory import MemoryOptions, allocate, make_memory
 from pyggml.memory.blocks import Blocks
+from pyggml.memory.cells import FREE
 from pyggml.memory.encoded import Encoded
 from pyggml.memory.kv import KVCache
 from pyggml.memory.kv_tensors import KVShape, pad_cells
@@ -78,6 +79,8 @@ class Context:
         """Raises ContextError, DeviceError, UnsupportedError."""
         if n_ctx < 0 or n_batch < 1 or n_ubatch < 1:
             raise ContextError(f"n_ctx {n_ctx}, n_batch {n_batch}, n_ubatch {n_ubatch}: must not be negative or zero")
+        if n_ctx > FREE:
+            raise ContextError(f"n_ctx {n_ctx}: must be at most {FREE}, as positions have 32 bits")
         if not 1 <= n_seq_max <= MAX_SEQUENCES:
             raise ContextError(f"n_seq_max {n_seq_max}: must be 1 to {MAX_SEQUENCES}")
         if not model.modules.speaks:

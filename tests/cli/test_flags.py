@@ -108,6 +108,36 @@ def test_mistakes_are_one_line_and_exit_code_2(call: Callable[..., Any], line: s
     assert outcome.err.startswith("error: ") and outcome.err.count("\n") == 1 and words in outcome.err
 
 
+@pytest.mark.parametrize(
+    ("main", "line", "code", "words"),
+    [
+        (cli.main, "-c 99999999999999999999", 1, "n_ctx 99999999999999999999: must be at most 2147483647"),
+        (cli.main, "-c 2147483647", 1, "cannot allocate"),
+        (cli.main, "-ncmoe 99999999999999999999 -ncffn 99999999999999999999", 0, ""),
+        (cli.main, "-r \udcff", 0, ""),
+        (cli.main, "-cnv -st -r \udcff", 0, ""),
+        (bench.main, "--delay 99999999999999999999", 2, "must be from 0 to 604800"),
+        (rpc_server.main, "-t 1025", 2, "must be from 1 to 1024"),
+    ],
+)
+def test_values_that_no_machine_has_room_for(
+    call: Callable[..., Any], model: Path, reference: None, monkeypatch: pytest.MonkeyPatch,
+    main: Any, line: str, code: int, words: str,
+) -> None:  # fmt: skip
+    """They are refused before anything is made for them, or mean as much as there is."""
+    if words == "cannot allocate":
+
+        def refuse(size: int) -> None:
+            raise MemoryError(size)
+
+        monkeypatch.setattr("pyggml.backend.host._map", refuse)
+        monkeypatch.setattr("pyggml.memory.kv.Cells", lambda *sizes: pytest.fail(f"cells {sizes} without tensors"))
+    argv = line.split() if main is rpc_server.main else ["-m", str(model), "-p", "4", "-n", "1", *line.split()]
+    outcome = call(main, *argv)
+    assert outcome.code == code and words in outcome.err
+    assert outcome.err.count("error: ") == bool(code)
+
+
 @given(st.lists(st.sampled_from([*NAMES, "1", "0.5", "x", "-1", "a,b", "--", "-"]), max_size=6))
 @settings(deadline=None, max_examples=200)
 def test_any_line_is_parsed_or_refused(argv: list[str]) -> None:
