@@ -80,8 +80,8 @@ class Several:
                 preset.at_start,
                 preset.patience,
             )
-            if preset.hides_cached and own.hf_repo is not None:
-                hidden.add(_cached_name(found, own))
+            if preset.hides_cached:
+                hidden.update(_cached_name(found, *repo) for repo in _repositories(own))
         made = {name: replace(one, hidden=name in hidden) for name, one in made.items()}
         _check_names(made)
         self.notes = list(notes)
@@ -114,15 +114,21 @@ class Several:
         return replace(own, given=given)
 
 
-def _cached_name(found: "Mapping[str, Found]", own: Values) -> str | None:
-    """What the cache calls the model that hf-repo names."""
-    repo, quant = own.hf_repo
+def _repositories(own: Values) -> list[tuple[hub.Repo, str | None]]:
+    """Those of a model and of the smaller one that guesses, each with the file that is named in it."""
+    found = [(own.hf_repo, own.hf_file), (own.draft_repo, None)]
+    return [(repo, file) for repo, file in found if repo is not None]
+
+
+def _cached_name(found: "Mapping[str, Found]", wanted: hub.Repo, file: str | None) -> str | None:
+    """What the cache calls the model of a repository."""
+    repo, quant = wanted
     files = {
         one.path.name: name
         for name, one in found.items()
         if one.source == "cache" and one.path is not None and name.rpartition(":")[0] == repo
     }
-    chosen = own.hf_file if own.hf_file is not None else hub.choose(list(files), quant)
+    chosen = file if file is not None else hub.choose(list(files), quant)
     return None if chosen is None else files.get(chosen)
 
 

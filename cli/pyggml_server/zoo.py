@@ -45,6 +45,10 @@ class Entry:
     users: int = 0
     used: int = 0
     gone: bool = False  # it is listed no more
+    waiting: int = 0  # requests that wait until it is loaded
+    asked: bool = False  # it is to be loaded even if nobody waits for it
+    begun: bool = False  # it is being loaded: there is no way back
+    loading: "asyncio.Task[None] | None" = None
     unused: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -124,12 +128,37 @@ class Zoo:
         entry = self.find(name)
         if not (self.autoload if autoload is None else autoload) and not entry.running:
             raise RequestError("model is not loaded", param="model")
-        while entry.status != LOADED:  # it may have gone again before our turn to use it came
-            await self._loaded(entry)
-        entry.users += 1
+        if entry.status == LOADED:
+            entry.users += 1
+        else:
+            await self._wait_for(entry)
         entry.unused.clear()
         entry.used = next(self._count)
         return entry
+
+    async def _wait_for(self, entry: Entry) -> None:
+        """Until it is loaded, and ours, before others make room for theirs. If nobody waits any more before that has begun, no other
+        model has to go for it. Raises RequestError."""
+        task = self._wanted(entry)
+        entry.waiting += 1
+        try:
+            await asyncio.shield(task)
+        except BaseException:
+            if task.done() and not task.cancelled() and task.exception() is None:
+                self.release(entry)
+            else:
+                entry.waiting -= 1
+                if not (entry.waiting or entry.asked or entry.begun):
+                    task.cancel()
+                    entry.loading = None
+            raise
+
+    @staticmethod
+    def _hand_over(entry: Entry) -> None:
+        """Who waited for it has it now."""
+        entry.users, entry.waiting = entry.users + entry.waiting, 0
+        if entry.users:
+            entry.unused.clear()
 
     def release(self, entry: Entry) -> None:
         """One request less."""
@@ -181,11 +210,16 @@ class Zoo:
                 del self.entries[name]
 
     def _begin(self, entry: Entry) -> None:
-        async def work() -> None:
-            with contextlib.suppress(RequestError):  # entry.failed says it
-                await self._loaded(entry)
+        entry.asked = True
+        self._wanted(entry)
 
-        self._keep(asyncio.ensure_future(work()))
+    def _wanted(self, entry: Entry) -> "asyncio.Task[None]":
+        """What loads it, in the order in which models were wanted; one for all who wait."""
+        if entry.loading is None or entry.loading.done():
+            entry.loading = asyncio.ensure_future(self._loaded(entry))
+            entry.loading.add_done_callback(lambda task: task.cancelled() or task.exception())  # entry.failed says it
+            self._keep(entry.loading)
+        return entry.loading
 
     def _begin_unloading(self, entry: Entry) -> None:
         async def work() -> None:
@@ -205,20 +239,28 @@ class Zoo:
         """Have it loaded, when it is our turn. Raises RequestError."""
         async with self._turns:
             if entry.status == LOADED:
+                self._hand_over(entry)
                 return
             if entry.gone:
                 raise RequestError(f"model '{entry.name}' not found", param="model")
             entry.status = LOADING
             try:
                 await self._make_room(entry)
+                entry.begun = True
                 served = await self.loads.run(self._open_on_thread, entry)
             except RequestError as reason:
                 entry.status, entry.failed = UNLOADED, str(reason)
                 raise
+            except asyncio.CancelledError:
+                entry.status = UNLOADED
+                raise
+            finally:
+                entry.asked = entry.begun = False
             entry.app = self._make_app(served)
             entry.served, entry.status, entry.failed = served, LOADED, ""
             entry.used = next(self._count)
             served.start(self._post)
+            self._hand_over(entry)
 
     async def _make_room(self, entry: Entry) -> None:
         """Unload those that were used least recently; of those first who have no requests."""
@@ -229,15 +271,29 @@ class Zoo:
             await self._unload(min(others, key=lambda one: (one.users > 0, one.used)))
 
     async def _unload(self, entry: Entry) -> None:
-        """Its requests end first, or are cut off where they have only so long; new ones wait until it can be loaded again."""
+        """Its requests end first, or are cut off where they have only so long; new ones wait until it can be loaded again. Who is
+        cancelled meanwhile leaves it loaded."""
         entry.status = UNLOADING
+        try:
+            if entry.users:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(entry.unused.wait(), entry.found.patience)
+        except asyncio.CancelledError:
+            entry.status = LOADED
+            raise
+        closing = asyncio.ensure_future(self._close(entry))
+        self._keep(closing)
+        try:
+            await asyncio.shield(closing)
+        except asyncio.CancelledError:
+            await closing
+            raise
+
+    async def _close(self, entry: Entry) -> None:
         if entry.users:
-            try:
-                await asyncio.wait_for(entry.unused.wait(), entry.found.patience)
-            except TimeoutError:
-                assert entry.served is not None, "it was loaded"
-                await self.loads.run(entry.served.close, f"model '{entry.name}' is being unloaded")
-                await entry.unused.wait()
+            assert entry.served is not None, "it was loaded"
+            await self.loads.run(entry.served.close, f"model '{entry.name}' is being unloaded")
+            await entry.unused.wait()
         await self.loads.run(self._shut, entry.name)
         entry.served, entry.app, entry.status = None, None, UNLOADED
 

@@ -10,6 +10,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pyggml_server import FINGERPRINT
+from pyggml_server.answers import unless_gone
 from pyggml_server.app import application, model_routes
 from pyggml_server.errors import RequestError
 from pyggml_server.fields import Fields, as_fields
@@ -120,14 +121,15 @@ class Forward:
         request = Request(scope, receive)
         zoo = _zoo_of(request)
         name = request.query_params.get("model", "")
+        data = await data_of(request, zoo.settings)
         if request.method == "POST" and not name:
-            data = await data_of(request, zoo.settings)
             name = _name(as_fields(await read(data)))
-            receive = _again(data, receive)
         if not name:
             raise _no_name()
         asked = request.query_params.get("autoload")
-        entry = await zoo.acquire(name, None if asked is None else asked in ("true", "1"))
+        autoload = None if asked is None else asked in ("true", "1")
+        entry = await unless_gone(request, zoo.acquire(name, autoload))
+        receive = _again(data, receive)
         try:
             assert entry.app is not None
             inner = {key: value for key, value in scope.items() if key in _KEPT}

@@ -247,6 +247,24 @@ def test_the_end_waits_for_answers_and_closes_all(folder: Path) -> None:
     assert sorted(opened.events) == ["+a", "+b", "-a", "-b"]
 
 
+def test_who_leaves_before_a_model_is_loaded_costs_no_other_its_place(folder: Path) -> None:
+    with zoo(folder, most=1) as (client, opened):
+        with client.open_stream("/v1/completions", {**BODY, "model": "a", "max_tokens": 1500}) as events:
+            next(events)
+            gone = client.connection()
+            gone.request("POST", "/v1/completions", json.dumps({**BODY, "model": "b"}).encode())
+            until(lambda: statuses(client)["a"] == "unloading", "a is to go once it is idle")
+            gone.close()
+            until(lambda: statuses(client)["a"] == "loaded", "nobody waits for b any more")
+            asking = [threading.Thread(target=text, args=(client, name)) for name in "bc"]
+            for thread in asking:
+                thread.start()
+                until(lambda: client.served.entries["b"].waiting, "b is wanted first")
+        for thread in asking:
+            thread.join(zoos.WAIT)
+        assert opened.events == ["+a", "-a", "+b", "-b", "+c"], "each has its model before others make room for theirs"
+
+
 def test_many_clients_of_more_models_than_there_is_room_for(folder: Path) -> None:
     """Each gets the text that it gets alone, also beside those who hang up."""
     with zoo(folder, most=2) as (client, opened):
@@ -312,7 +330,7 @@ MUTANTS: dict[str, tuple[Mutant, Callable[..., Any]]] = {
     "the first in the list goes": ((Zoo, "_make_room", "one.used)", "one.name)"), test_the_least_recently_used_goes),
     "one more than the most": ((Zoo, "_make_room", "len(others) < self.most", "len(others) <= self.most"), test_the_least_recently_used_goes),
     "requests do not count as use": ((Zoo, "acquire", "entry.used = next(self._count)", "pass"), test_the_least_recently_used_goes),
-    "everybody who waits loads it": ((Zoo, "_loaded", "if entry.status == LOADED:", "if False:"), test_a_model_is_loaded_once_for_all_who_wait),
+    "who has left is waited for": ((Zoo, "_wait_for", "task.cancel()", "pass"), test_who_leaves_before_a_model_is_loaded_costs_no_other_its_place),
     "requests load in spite of --no-models-autoload": (
         (Zoo, "acquire", "(self.autoload if autoload is None else autoload)", "True"), test_loading_and_unloading_by_request,
     ),

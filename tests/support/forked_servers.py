@@ -86,6 +86,8 @@ def _attend(link: socket.socket) -> None:
             sys.argv = ["pyggml-server", *argv]
             from pyggml_cli.server import main
 
+            if environment.get("LLAMA_SERVER_DEBUG_FAKE_TIMING") and _queues(environment):
+                _slow_down()
             code = main(argv)
         finally:
             sys.stdout.flush()
@@ -97,6 +99,34 @@ def _attend(link: socket.socket) -> None:
     with contextlib.suppress(OSError):
         link.sendall(f"{abs(os.waitstatus_to_exitcode(status))}\n".encode())
     os._exit(0)
+
+
+def _queues(environment: dict[str, str]) -> bool:
+    """Whether the test that runs is about who waits for a model; of a sample, the one that needs it."""
+    what = "queue_client_disconnect" if environment.get("ANSWERS_SAMPLE") else "test_router_queue"
+    return what in environment.get("PYTEST_CURRENT_TEST", "")
+
+
+def _slow_down() -> None:
+    """As llama-server is where its tests say so (server-models.cpp: debug_fake_timing): a load and each request take 2 s more."""
+    import asyncio
+    import time
+    from typing import Any
+
+    from pyggml_server.zoo import Entry, Zoo
+
+    load, acquire = Zoo._open_on_thread, Zoo.acquire
+
+    def slowly(zoo: Zoo, entry: Entry) -> Any:
+        time.sleep(2)
+        return load(zoo, entry)
+
+    async def later(zoo: Zoo, name: str, autoload: bool | None = None) -> Entry:
+        entry = await acquire(zoo, name, autoload)
+        await asyncio.sleep(2)
+        return entry
+
+    Zoo._open_on_thread, Zoo.acquire = slowly, later  # type: ignore[method-assign]
 
 
 def _end_with(link: socket.socket, child: int) -> None:
