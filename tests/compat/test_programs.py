@@ -1,6 +1,7 @@
 """Programs that are written for llama_cpp, installed from the index into temporary folders, run with pyggml in its place.
 
-Minutes and hundreds of megabytes, and so only when they are asked for: pytest -m programs tests/compat/test_programs.py
+Minutes and hundreds of megabytes (with txtai, which wants torch and its CUDA libraries, 6 GB), and so only when they are asked for:
+pytest -m programs tests/compat/test_programs.py
 """
 
 import json
@@ -123,6 +124,19 @@ out["asked"] = made(PROMPT, max_tokens=8, temperature=0)
 out["choice"] = made("Is the sky blue? ", Literal["yes", "no"], max_tokens=8)
 """,
     ),
+    "txtai": Program(
+        ("txtai",),
+        (),
+        """
+from txtai import LLM
+llm, greedy = LLM(model, n_ctx=256), dict(maxlength=8, temperature=0)
+messages = [{"role": "user", "content": "Who are you?"}]
+out["trimmed"] = llm(PROMPT, defaultrole="prompt", **greedy)
+out["trimmed_stream"] = "".join(llm(PROMPT, defaultrole="prompt", stream=True, **greedy))
+out["trimmed_chat"] = llm(messages, **greedy)
+out["trimmed_chat_stream"] = "".join(llm(messages, stream=True, **greedy))
+""",
+    ),
 }
 HEAD = f"""
 import json, sys
@@ -166,6 +180,10 @@ def test_program(name: str, tmp_path: Path) -> None:
         "chat": chat,
         "chat_stream": chat,
         "person": ["str", "int"],
+        "trimmed": text.strip(),
+        "trimmed_stream": text.strip(),
+        "trimmed_chat": chat.strip(),
+        "trimmed_chat_stream": chat.strip(),
     }
     for key in said.keys() & expected.keys():
         assert said[key] == expected[key], key
