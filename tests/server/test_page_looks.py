@@ -149,6 +149,13 @@ def test_a_phone_of_360_pixels(chromium: Any, slow: Client) -> None:
     tab.answered()
     tab.page.evaluate("document.querySelectorAll('details').forEach((one) => one.open = true)")
     assert overflow(tab) == []
+    tab.find("article.user [aria-label='Edit and ask again']").tap()
+    for box in (tab.find("article.user textarea"), tab.find("#prompt")):  # Enter begins a line, where fingers type
+        box.fill("one")
+        box.press("Enter")
+        tab.expect(box).to_have_value("one\n")
+    tab.find("article.user button.quiet").tap()
+    tab.expect(tab.find("article")).to_have_count(2)
     tab.expect(tab.find("#sidebar")).not_to_be_visible()
     tab.page.tap("#open-sidebar")
     tab.expect(tab.find("#sidebar")).to_be_visible()
@@ -159,6 +166,7 @@ def test_a_phone_of_360_pixels(chromium: Any, slow: Client) -> None:
     tab.expect(tab.find("article")).to_have_count(0)
     tab.page.tap("#open-settings")
     tab.expect(tab.find("#settings")).to_be_visible()
+    tab.expect(tab.find(".keys")).not_to_be_visible()
     assert overflow(tab) == []
     small = tab.page.evaluate(
         "[...document.querySelectorAll('dialog[open] button, dialog[open] input:not([type=checkbox])')].filter((e) => e.checkVisibility() && e.getBoundingClientRect().height < 24).length"

@@ -14,6 +14,11 @@ export function el(tag, props = {}, ...children) {
   return made;
 }
 
+/** Whether a key sends what is written: Enter, but where fingers type it begins a line, as there is no Shift to hold. */
+export function sends(event) {
+  return event.key === "Enter" && !event.shiftKey && !event.isComposing && !matchMedia("(pointer: coarse)").matches;
+}
+
 /** A drawing of index.html's, by its name there. */
 export function icon(name) {
   const made = document.createElementNS(SVG, "svg");

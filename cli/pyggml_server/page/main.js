@@ -2,7 +2,7 @@
 
 import { get } from "./api.js";
 import { add, choose, drop, newConversation, path } from "./conversation.js";
-import { announce } from "./dom.js";
+import { announce, sends } from "./dom.js";
 import { Run } from "./run.js";
 import { apiKey, asksForKey, openSettings, showDefaults } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
@@ -248,7 +248,7 @@ function listen(app) {
     if (prompt.value.trim()) app.send(prompt.value);
   });
   prompt.addEventListener("keydown", (event) => {
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing || matchMedia("(pointer: coarse)").matches) return;
+    if (!sends(event)) return;
     event.preventDefault();
     $("composer").requestSubmit();
   });

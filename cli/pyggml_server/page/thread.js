@@ -1,7 +1,7 @@
 // The messages of a conversation as they are shown, and what can be done with each of them.
 
 import { path, siblings } from "./conversation.js";
-import { copyButton, el, iconButton } from "./dom.js";
+import { copyButton, el, iconButton, sends } from "./dom.js";
 import { show } from "./markdown.js";
 
 const NEAR = 80; // pixels from the end within which the view follows an answer
@@ -152,7 +152,7 @@ class View {
       if (event.key === "Escape") {
         event.stopPropagation();
         cancel();
-      } else if (event.key === "Enter" && !event.shiftKey && !event.isComposing && mine) {
+      } else if (mine && sends(event)) {
         event.preventDefault();
         save();
       }
