@@ -4,7 +4,9 @@ server-common.cpp: oaicompat_chat_params_parse).
 Owns these fields.
 """
 
+from pyggml.errors import PyggmlError
 from pyggml.sampler.budget import BudgetParams, Tokens, budget_of
+from pyggml_server.errors import RequestError
 from pyggml_server.fields import Fields
 from pyggml_server.served import Served
 
@@ -23,16 +25,21 @@ def budget(
     elif not fields.has("reasoning_budget_tokens"):
         wanted = fields.integer("thinking_budget_tokens", -1, low=-1)
     message = fields.text("reasoning_budget_message", settings.reasoning_budget_message)
-    return budget_of(marks, settings.reasoning_budget if wanted == -1 else wanted, _tokens(served, message))
+    said = _tokens(fields, "reasoning_budget_message", served, message)
+    return budget_of(marks, settings.reasoning_budget if wanted == -1 else wanted, said)
 
 
 def _marks(fields: Fields, served: Served) -> tuple[Tokens, tuple[Tokens, ...], Tokens] | None:
-    start = _tokens(served, fields.text("reasoning_budget_start_tag", ""))
+    name = "reasoning_budget_start_tag"
+    start = _tokens(fields, name, served, fields.text(name, ""))
     named = fields.first("reasoning_budget_end_tags", "reasoning_budget_end_tag")
-    ends = [_tokens(served, text) for text in fields.texts(named, MOST_TAGS)]
+    ends = [_tokens(fields, named, served, text) for text in fields.texts(named, MOST_TAGS)]
     ends = [end for end in ends if end]
     return (start, tuple(ends), ()) if start and ends else None
 
 
-def _tokens(served: Served, text: str) -> Tokens:
-    return tuple(served.tokenizer.encode(text, add_special=False, parse_special=True))
+def _tokens(fields: Fields, name: str, served: Served, text: str) -> Tokens:
+    try:
+        return tuple(served.tokenizer.encode(text, add_special=False, parse_special=True))
+    except PyggmlError as reason:
+        raise RequestError(f"{fields.name(name)}: {reason}", param=fields.name(name)) from None
