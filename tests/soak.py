@@ -4,12 +4,15 @@ usage: python tests/soak.py guardfuzz COUNT [--seed S] [--first N] [--ops OP,OP 
        python tests/soak.py hang-ups SECONDS [--threads N]
        python tests/soak.py memory SECONDS [--mem MIB] [--clients N]
        python tests/soak.py server SECONDS [--clients N]
+       python tests/soak.py stalls SECONDS [--clients N] [--model FILE] [--seed S] [-- FLAGS]
        python tests/soak.py layers SECONDS [--devices NAME] [--seed S]
 """
 
 import argparse
+import os
 import random
 import secrets
+import signal
 import sys
 import time
 from pathlib import Path
@@ -123,6 +126,50 @@ def server(args: argparse.Namespace) -> int:
     return 1 if tally.wrong or busy else 0
 
 
+def stalls(args: argparse.Namespace) -> int:
+    """Users of pyggml-server whose number changes at random (support/server_stalls.py): gaps between two tokens. Where one waits for long
+    the server prints what each of its threads does."""
+    from peer_build import ensure_smollm2
+    from served_process import SCRIPT, running
+    from server_stalls import LONG, change
+
+    script = (
+        "import faulthandler, signal, sys; faulthandler.enable(); faulthandler.register(signal.SIGUSR1)\n"
+        "from pyggml_server.pace import Pace\n"
+        "took = Pace.took\n"
+        "def noted(pace, seconds, running, n_prompt):\n"
+        "    if running and seconds > 10 * pace._plain.get(running.bit_length(), seconds):\n"
+        "        print(f'a step of {running} texts and {n_prompt} tokens of prompts took {seconds:.2f} s', file=sys.stderr)\n"
+        "    took(pace, seconds, running, n_prompt)\n"
+        f"Pace.took = noted\n{SCRIPT}"
+    )
+    model = args.model or ensure_smollm2()
+    flags = ("-m", str(model), "-np", str(args.clients), "-c", str(1024 * args.clients), "--temp", "0", *args.flags)
+    told = 0
+    with running(*flags, script=script) as (process, client):
+
+        def stalled(seconds: float) -> None:
+            nonlocal told
+            told += 1
+            if told <= 5:
+                print(f"a stream has waited for {seconds:.2f} s", file=sys.stderr, flush=True)
+                os.kill(process.pid, signal.SIGUSR1)
+
+        found = change(client, args.seconds, args.clients, args.seed, stalled)
+    for wrong in found.failed[:5]:
+        print(wrong)
+    for bits, seconds in found.usual().items():
+        mine = [gap.seconds for gap in found.gaps if gap.users.bit_length() == bits]
+        print(f"up to {2**bits - 1:2} users: {len(mine):6} gaps, usually {seconds:.4f} s, at most {max(mine):.4f} s")
+    long = found.long()
+    for gap in long[:8]:
+        print(f"at {gap.at:.2f} s, {gap.users} users: {gap.seconds:.3f} s")
+    print(
+        f"seed {args.seed}: {found.answers} answers, {len(found.gaps)} gaps, {len(long)} above {LONG} times the usual one"
+    )
+    return 1 if found.failed else 0
+
+
 def layers(args: argparse.Namespace) -> int:
     """Random layers of which a few stand for all, beside all of them (support/random_layers.py)."""
     from few_compare import assert_same
@@ -168,6 +215,13 @@ def main() -> int:
     served.add_argument("seconds", type=float)
     served.add_argument("--clients", type=int, default=32)
     served.set_defaults(run=server)
+    held = commands.add_parser("stalls", help=stalls.__doc__)
+    held.add_argument("seconds", type=float)
+    held.add_argument("--clients", type=int, default=8, help="at once at most (default: %(default)s)")
+    held.add_argument("--model", type=Path, help="default: SmolLM2-135M")
+    held.add_argument("--seed", type=int, default=secrets.randbelow(1 << 31), help="default: another one each time")
+    held.add_argument("flags", nargs="*", help="further ones of the server, behind --")
+    held.set_defaults(run=stalls)
     few = commands.add_parser("layers", help=layers.__doc__)
     few.add_argument("seconds", type=float)
     few.add_argument("--devices", default="two GPUs", help="a name of support/layer_devices.py (default: %(default)s)")

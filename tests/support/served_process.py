@@ -11,9 +11,9 @@ SCRIPT = "import sys; from pyggml_cli.server import main; sys.exit(main())"
 
 
 @contextlib.contextmanager
-def running(*flags: str) -> Iterator[tuple["subprocess.Popen[str]", Client]]:
+def running(*flags: str, script: str = SCRIPT) -> Iterator[tuple["subprocess.Popen[str]", Client]]:
     """The process, which must end with 0 when it was told to, and a client of it."""
-    argv = [sys.executable, "-c", SCRIPT, "--port", "0", *flags]
+    argv = [sys.executable, "-c", script, "--port", "0", *flags]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
