@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("numba_cuda", reason="numba-cuda is not installed: pip install '.[cuda]'")
 
 import tiny_encoders
+import tiny_t5
 from arch_files import DENOISERS, NAMES, NOT_THERE, known
 from arch_variants import VARIANTS, all_files
 from cuda_recording import RecordingGPU
@@ -21,6 +22,7 @@ from pyggml.backend.cuda.device import CudaDevice
 from pyggml.kernels import cuda
 from pyggml.model.model import Model
 from pyggml.ops import VIEW_OPS, Op
+from pyggml.runtime import encoding
 from pyggml.runtime.context import Context
 from pyggml.runtime.embedder import Embedder
 from pyggml.tensor import Tensor
@@ -48,6 +50,23 @@ def refused(path: Path, shapes: tuple[tuple[int, int, int], ...] = SHAPES) -> It
             context.close()
     finally:
         model.close()
+
+
+@pytest.mark.parametrize("name", tiny_t5.NAMES)
+def test_every_node_of_an_encoder_and_a_decoder_stays_on_the_gpu(name: str) -> None:
+    device = CudaDevice(RecordingGPU())
+    model = Model.load(tiny_t5.ensure_t5()[name], devices=[device], n_gpu_layers=99)
+    for flash in (True, False):
+        context = Context(model, n_ctx=256, n_ubatch=256, flash_attn=flash)
+        graphs = [context.schedule_for(*shape)[0].graph for shape in SHAPES]
+        graphs.append(context._schedules.ready(encoding.shape(context, 40), ())[0].graph)
+        nodes = [node for graph in graphs for node in graph.nodes if node.op not in VIEW_OPS]
+        refused = {
+            f"{Op(node.op).name} {node.name}: {device.why_not(node)}" for node in nodes if not device.supports_op(node)
+        }
+        assert len(nodes) > 250 and sorted(refused) == []
+        context.close()
+    model.close()
 
 
 class Asked(CudaDevice):

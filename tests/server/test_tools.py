@@ -64,7 +64,7 @@ def test_a_call_in_the_midst_of_text_is_held_to_its_schema(hermes: Client) -> No
     """Any token may come until the mark of a call; after it only what begins one of a tool that there is."""
     served = hermes.served
     asked = chat(Fields(ASK), served)
-    (text,) = texts(served, asked.prompt, asked.options)
+    (text,) = texts(served, [asked.prompt], asked.options)
     grammar = text.sampler.grammar
     assert grammar.mask().all()
     for token in served.tokenizer.encode('Hm. <tool_call>{"name":"', add_special=False):
