@@ -40,16 +40,16 @@ def describe(file: GGUFFile) -> dict[str, Any]:
         "paths": [str(path) for path in file.paths],
         "version": file.version,
         "alignment": file.alignment,
-        "name": _text(file, "general.name"),
-        "architecture": _text(file, "general.architecture"),
+        "name": file.text("general.name"),
+        "architecture": file.text("general.architecture"),
         "file_type": file_type(file),
         "n_tensors": len(tensors),
         **_sizes(tensors, "n_parameters", "n_bytes"),
         "types": _types(tensors),
         "metadata": {key: entry(file.value_types[key], value) for key, value in file.metadata.items()},
         "tensors": [_tensor(tensor) for tensor in tensors],
-        "chat_template": _text(file, "tokenizer.chat_template"),
-        "adapter": _adapter(file) if _text(file, "general.type") == "adapter" else None,
+        "chat_template": file.text("tokenizer.chat_template"),
+        "adapter": _adapter(file) if file.text("general.type") == "adapter" else None,
     }
 
 
@@ -57,7 +57,7 @@ def _adapter(file: GGUFFile) -> dict[str, Any]:
     alpha = file.metadata.get("adapter.lora.alpha")
     halves = [tensor for name, tensor in file.tensors.items() if name.endswith(".lora_b")]
     return {
-        "type": _text(file, "adapter.type"),
+        "type": file.text("adapter.type"),
         "alpha": _plain(file.value_types["adapter.lora.alpha"], alpha) if isinstance(alpha, float) else None,
         "ranks": sorted({tensor.ne[0] for tensor in halves}),
         "weights": len(halves),
@@ -141,11 +141,6 @@ def _plain(kind: ValueType, value: Any) -> Any:
             return str(value)
         return float(str(np.float32(value))) if kind is ValueType.F32 else value
     return value
-
-
-def _text(file: GGUFFile, key: str) -> str | None:
-    value = file.metadata.get(key)
-    return value if isinstance(value, str) else None
 
 
 def _sizes(tensors: Iterable[TensorInfo], count: str, size: str) -> dict[str, Any]:

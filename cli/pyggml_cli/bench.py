@@ -284,7 +284,7 @@ def model_facts(model: "Model", path: Path, backends: str) -> dict[str, Any]:
     from pyggml.inspection import long_file_type
 
     n_params = sum(math.prod(tensor.ne) for tensor in model.file.tensors.values())
-    label = model.file.metadata.get("general.size_label") or f"{n_params / 1e6:.0f}M"
+    label = model.file.text("general.size_label") or f"{n_params / 1e6:.0f}M"
     return {
         "build_commit": f"pyggml-{version('pyggml')}",
         "cpu_info": model.cpu.description,

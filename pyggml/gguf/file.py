@@ -174,6 +174,11 @@ class GGUFFile:
             raise GGUFError(f"{self.paths[0]}: {key} must be an array of strings, it holds something else")
         return value
 
+    def text(self, key: str) -> str | None:
+        """The string that a key has; None where the key is missing or its value is no string."""
+        value = self.metadata.get(key)
+        return value if isinstance(value, str) else None
+
     def _get(self, key: str, default: Any, types: set[ValueType], wanted: str) -> Any:
         if key not in self.metadata:
             if default is None:

@@ -33,7 +33,7 @@ def architecture_of(metadata: Mapping[str, Any]) -> str:
     if (plain := name.replace("_", "-")) not in (known := architectures()):
         near = get_close_matches(plain, known, 1)
         nearest = f" (nearest: {near[0]})" if near else ""
-        raise ModelError(f"architecture {name!r} is unknown here{nearest}; supported: {', '.join(known)}")
+        raise ModelError(f"architecture {name!r:.40} is unknown here{nearest}; supported: {', '.join(known)}")
     return name
 
 

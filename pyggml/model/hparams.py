@@ -5,7 +5,7 @@ Keys and their defaults follow llama.cpp (llama-arch.cpp, llama-model.cpp: load_
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -295,7 +295,7 @@ class PoolingKeys:
         self.pooling, self.ranked = (self._pooling(hp, key) for key in ("pooling_type", "classifier.pooling_type"))
         self.activation = hp.choice("classifier.activation", ("gelu", "silu", "tanh"), "")
         full, labels = hp.find("classifier.output_labels")
-        if labels is not None and (isinstance(labels, str) or not isinstance(labels, Sized)):
+        if labels is not None and not _texts(labels):
             raise ModelError(f"key {full} is {labels!r:.60}, must be an array of texts")
         self.n_classes = 1 if labels is None else len(labels) or 1
         self.causal = hp.boolean("attention.causal", True)
@@ -315,3 +315,8 @@ class PoolingKeys:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(names):
             raise ModelError(f"key {full} is {value!r:.60}, known are 0 to {len(names) - 1}")
         return names[value]
+
+
+def _texts(value: Any) -> bool:
+    """Whether a value is an array of strings."""
+    return isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(v, str) for v in value)

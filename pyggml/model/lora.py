@@ -51,8 +51,8 @@ class Adapter:
             ("adapter.type", "lora"),
             ("general.architecture", architecture),
         ):
-            if (found := file.metadata.get(key)) != wanted:
-                what = f"is {found!r:.60}" if key in file.metadata else "is missing"
+            if file.text(key) != wanted:
+                what = f"is {file.metadata[key]!r:.60}" if key in file.metadata else "is missing"
                 whose = " as in the model" if key == "general.architecture" else ""
                 raise ModelError(f"not an adapter for this model: {key} {what}, must be {wanted!r}{whose}")
         alpha = file.get_f32("adapter.lora.alpha", 0.0)

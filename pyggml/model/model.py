@@ -97,7 +97,7 @@ class Model:
         """
         file = GGUFFile.open(path)
         try:
-            if file.metadata.get("general.type") == "adapter":
+            if file.text("general.type") == "adapter":
                 raise ModelError("general.type is 'adapter': not a model, but something to use beside one (--lora)")
             override_metadata(file, metadata or {})
             if check:
@@ -179,7 +179,7 @@ class Model:
         """Rows of the embedding are tokens: another number of either is another model's (llama.cpp: n_vocab)."""
         metadata = self.file.metadata
         n_tokens, what = None, "the vocabulary has"
-        if metadata.get("tokenizer.ggml.model") in NO_VOCABULARY:
+        if self.file.text("tokenizer.ggml.model") in NO_VOCABULARY:
             what = "vocab_size says"
             if self.config.find("vocab_size")[1] is not None:
                 n_tokens = self.config.u32("vocab_size", least=0)

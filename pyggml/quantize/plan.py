@@ -107,7 +107,7 @@ def make_plan(
     check       raise for what could not be carried out; a plan that is only looked at need not
     Raises ModelError, UnsupportedError, ShapeError, GGUFError.
     """
-    if file.metadata.get("general.type") == "adapter":
+    if file.text("general.type") == "adapter":
         raise ModelError(f"{file.paths[0]}: general.type is 'adapter': not a model, and only models are quantised")
     pairs = {key: Pair(key, file.value_types[key], value) for key, value in file.metadata.items()}
     order = in_order(file.tensors)

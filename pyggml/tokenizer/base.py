@@ -62,7 +62,7 @@ class Tokenizer(ABC):
         for i, attr in enumerate(vocab.attrs):
             if attr & _BYTE and not _BYTE_TOKEN.fullmatch(vocab.texts[i]):
                 raise TokenizerError(
-                    f"token {i} is of the byte type, but {vocab.texts[i]!r} does not name a byte (<0x00>...)"
+                    f"token {i} is of the byte type, but {vocab.texts[i]!r:.40} does not name a byte (<0x00>...)"
                 )
 
     @staticmethod
@@ -70,8 +70,8 @@ class Tokenizer(ABC):
         """`metadata`: GGUFFile.metadata, or a mapping with the same keys and lists. Raises TokenizerError."""
         kinds = Tokenizer.kinds
         model = metadata.get("tokenizer.ggml.model")
-        if model not in kinds:
-            what = "no tokenizer.ggml.model" if model is None else f"tokenizer {model!r}, which is not known"
+        if not isinstance(model, str) or model not in kinds:
+            what = "no tokenizer.ggml.model" if model is None else f"tokenizer {model!r:.40}, which is not known"
             raise TokenizerError(f"the file has {what}; supported are: {', '.join(sorted(kinds))}")
         made = kinds[model].build(metadata)
         made.add_sep = boolean(metadata, "tokenizer.ggml.add_sep_token", made.add_sep)

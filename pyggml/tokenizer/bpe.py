@@ -119,12 +119,12 @@ def _special(metadata: Mapping[str, Any], pre: PreTokenizer) -> dict[str, int]:
 def _pre_tokenizer(metadata: Mapping[str, Any]) -> PreTokenizer:
     model = metadata.get("tokenizer.ggml.model")
     name = "gemma4" if model == "gemma4" else metadata.get("tokenizer.ggml.pre", "")
+    if not isinstance(name, str):
+        raise TokenizerError(f"tokenizer.ggml.pre must be a string, it is {name!r:.40}")
     if (model == "whitespace") != (name == "whitespace"):
         raise TokenizerError(
             f"tokenizer {model!r} with the pre-tokenizer {name!r:.40}: both are to be 'whitespace', or none"
         )
-    if not isinstance(name, str):
-        raise TokenizerError(f"tokenizer.ggml.pre must be a string, it is {name!r:.40}")
     if not name:
         log.warning("the file names no pre-tokenizer (tokenizer.ggml.pre), the default is used: text may suffer")
         return DEFAULT

@@ -230,4 +230,4 @@ def pre_tokenizer(name: str) -> PreTokenizer:
         return PRE_TOKENIZERS[name]
     except KeyError:
         known = ", ".join(sorted(PRE_TOKENIZERS))
-        raise TokenizerError(f"the file's pre-tokenizer {name!r} is not known; supported are: {known}") from None
+        raise TokenizerError(f"the file's pre-tokenizer {name!r:.40} is not known; supported are: {known}") from None

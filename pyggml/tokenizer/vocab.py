@@ -164,7 +164,7 @@ class Vocab:
         ids = dict(zip(texts, range(len(texts)), strict=True))
         if len(ids) != len(texts):
             i = next(i for i, text in enumerate(texts) if ids[text] != i)
-            raise TokenizerError(f"tokens {i} and {ids[texts[i]]} of the vocabulary are the same: {texts[i]!r}")
+            raise TokenizerError(f"tokens {i} and {ids[texts[i]]} of the vocabulary are the same: {texts[i]!r:.40}")
         vocab = cls(texts, _attrs(metadata, len(texts)), ids, {})
         vocab._find_special(metadata, special)
         vocab._find_eog()

@@ -6,6 +6,7 @@ import re
 import gguf
 import numpy as np
 import pytest
+from edit_gguf import edit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_lora import all_weights, matrices, write_lora
@@ -59,6 +60,15 @@ METADATA = {
         {"general.architecture": "qwen3"}, "general.architecture is 'qwen3', must be 'llama' as in the model",
     ),
 }  # fmt: skip
+
+
+def test_metadata_that_is_an_array(model, tmp_path):
+    path = edit(
+        write_lora(tmp_path / "a.gguf", [Q]), tmp_path / "b.gguf", metadata={"general.type": np.array([1, 2], np.int32)}
+    )
+    assert refused(model, path) == (
+        "not an adapter for this model: general.type is array([1, 2], dtype=int32), must be 'adapter'"
+    )
 
 
 @pytest.mark.parametrize("name", METADATA)

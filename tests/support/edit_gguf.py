@@ -13,7 +13,13 @@ from pyggml.gguf.write import Pair, Planned, head, padding
 from pyggml.quants import quantize_row
 
 ALIGNMENT = 32
-TYPES = {bool: ValueType.BOOL, int: ValueType.U32, float: ValueType.F32, str: ValueType.STRING}
+TYPES = {
+    np.ndarray: ValueType.ARRAY,
+    bool: ValueType.BOOL,
+    int: ValueType.U32,
+    float: ValueType.F32,
+    str: ValueType.STRING,
+}
 
 
 def edit(
