@@ -158,6 +158,7 @@ def guesses_for(values: Any, context: Context) -> Iterator[Guesses]:
 def _smaller_model(values: Any, context: Context) -> Iterator[DraftModel]:
     """It has as many sequences; on the CPU, whatever the model is on."""
     from pyggml.dtypes import GGMLType
+    from pyggml.errors import ModelError
     from pyggml.model.model import Model
     from pyggml.runtime.context import Context
     from pyggml.runtime.draft_model import DraftModel, check_same_tokens
@@ -167,6 +168,10 @@ def _smaller_model(values: Any, context: Context) -> Iterator[DraftModel]:
         path = hub.fetch(values.draft_repo, token=values.hf_token, offline=values.offline)
     model = Model.load(path)
     try:
+        if model.modules.encodes:
+            raise ModelError(
+                f"{path}: a {model.config.architecture} model answers a text, it cannot guess how one goes on"
+            )
         small = Context(
             model,
             context.n_ctx,

@@ -20,6 +20,8 @@ def warm_up(context: Context, drafts: bool = False) -> None:
     """Make a context without tokens ready for any number of its texts; `drafts`: whose guesses are computed together. Raises
     DeviceError, ComputeError."""
     jit.wait(context.prepare_shapes(shapes(context, drafts)))
+    if context.encodes:
+        context.encode([0])
     context.decode([0])
     context.clear()
 

@@ -60,6 +60,7 @@ def test_llama_answers(files: Mapping[str, Path], call: Callable[..., Any]) -> N
         (cli.main, ("-p", "a", "-cnv"), "answers one text, which its encoder reads whole, and holds no conversation"),
         (cli.main, ("-p", "a", "--prompt-cache", "FILE"), "--prompt-cache: an encoder reads this model's prompt whole"),
         (cli.main, ("-p", 70 * "a ", "-ub", 64), "a text of 72 tokens: an encoder reads 1 to 64 at once (n_ubatch)"),
+        (cli.main, ("-p", "a", "-md", "ITSELF"), "answers a text, it cannot guess how one goes on"),
         (embedding.main, ("-p", "a"), "which has an encoder and a decoder"),
         (bench.main, ("-p", 4, "-n", 0, "-r", 1), "a t5 model answers a text, and none has been encoded"),
         (batched_bench.main, ("-npp", 4, "-ntg", 1, "-npl", 1), "a t5 model answers a text, and none has been encoded"),
@@ -68,6 +69,7 @@ def test_llama_answers(files: Mapping[str, Path], call: Callable[..., Any]) -> N
 def test_what_it_cannot_do_is_said(
     files: Mapping[str, Path], call: Callable[..., Any], tmp_path: Path, main: Any, args: tuple[Any, ...], said: str
 ) -> None:
-    args = tuple(tmp_path / "cache" if arg == "FILE" else arg for arg in args)
+    named = {"FILE": tmp_path / "cache", "ITSELF": files["t5"]}
+    args = tuple(named.get(arg, arg) for arg in args)
     outcome = call(main, "-m", files["t5"], *args)
     assert outcome.code in (1, 2) and said in outcome.err and "Traceback" not in outcome.err

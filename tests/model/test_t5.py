@@ -20,6 +20,7 @@ from pyggml.runtime import state
 from pyggml.runtime.batch import Batch
 from pyggml.runtime.context import Context
 from pyggml.runtime.embedder import Embedder
+from pyggml.runtime.warm_up import warm_up
 
 LIMIT = 5e-7
 ROUNDED = 5e-6
@@ -113,6 +114,13 @@ def test_a_sequence_is_copied_and_saved(model: Model) -> None:
         assert state.parse(saved, "it").restore(context, 9) == 9
         np.testing.assert_array_equal(context.decode(TOKENS[9:10]), wanted)
         context.close()
+
+
+def test_a_context_is_made_ready(model: Model) -> None:
+    context = Context(model, n_ctx=512, n_ubatch=64, n_seq_max=2)
+    warm_up(context)
+    assert context.text == () and context.n_past == 0
+    context.close()
 
 
 def test_a_full_context_goes_on(model: Model, arch_peer: ArchPeer) -> None:
