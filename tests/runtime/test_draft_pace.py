@@ -8,6 +8,10 @@ import pytest
 from fake_context import Argmax, FakeContext, row
 from mutants import Mutant, assert_caught
 
+from pyggml.model.model import Model
+from pyggml.runtime.batcher import Batcher
+from pyggml.runtime.context import Context
+from pyggml.runtime.draft_model import DraftModel
 from pyggml.runtime.draft_pace import DraftPace
 from pyggml.runtime.generate import generate
 from pyggml.runtime.sequence import Sequence as Text
@@ -162,6 +166,42 @@ def test_one_text_alone() -> None:
         asked[right] = drafter.asked
         assert len(text.answer) == 200
     assert asked[True] > 25 and 0 < asked[False] < 15
+
+
+@pytest.mark.parametrize(("cost", "gains"), [(0.02, True), (2.0, False)])
+def test_texts_of_a_batcher(
+    draft_models: tuple[Model, Model], monkeypatch: pytest.MonkeyPatch, cost: float, gains: bool
+) -> None:
+    """The draft model is the model itself, whose guesses are right; `cost` of a step of it, over one of the model."""
+    now, steps = [0.0], {"model": 0, "draft": 0}
+    context, small = (Context(draft_models[0], n_ctx=3 * 256, n_seq_max=3) for _ in range(2))
+    plain = Context.decode
+
+    def timed(self: Context, *args: Any, **options: Any) -> Any:
+        now[0] += PLAIN * (1.0 if self is context else cost)
+        steps["model" if self is context else "draft"] += 1
+        return plain(self, *args, **options)
+
+    monkeypatch.setattr(Context, "decode", timed)
+    answers = []
+    for pace in (None, DraftPace(lambda: now[0])):
+        drafts = DraftModel(small, 3)
+        batcher = Batcher(context, 64, pace=pace)
+        for place in batcher.places:
+            place.drafter = drafts.drafter(place.seq)
+        texts = [Text([3 + i, 7, 11], Argmax(), max_tokens=200) for i in range(3)]
+        for text in texts:
+            batcher.add(text)
+        steps.update(model=0, draft=0)
+        while not batcher.idle:
+            batcher.step()
+        answers.append([text.answer for text in texts])
+        context.clear()
+        small.clear()
+    assert answers[0] == answers[1]
+    assert (steps["draft"] > 120) if gains else (0 < steps["draft"] < 40), steps
+    context.close()
+    small.close()
 
 
 MUTANTS: dict[str, tuple[Mutant, Callable[..., Any], dict[str, Any]]] = {
