@@ -5,6 +5,7 @@ made by itself, then with those of all texts made together, then with these wher
 what it has measured it keeps from round to round. Rates are tokens of answers a second of all texts, prompts not counted; a
 ratio is that of one round, the median of the rounds is told. All texts are the same to the token, which is checked. Without
 files: SmolLM2-135M in F16, and in Q4_0 for drafts. A draft model that is the model itself loses where texts are many: name one file twice.
+`--cpu-time` on one thread says what is gained where other programs keep the cores busy.
 """
 
 import argparse
@@ -25,7 +26,6 @@ from pyggml.runtime.draft_model import DraftModel, ModelDrafter, check_same_toke
 from pyggml.runtime.draft_pace import DraftPace
 from pyggml.runtime.drafter import Drafter
 from pyggml.runtime.sequence import Sequence
-from pyggml.runtime.timings import clock
 from pyggml.sampler import SamplerChain, SamplerParams
 from pyggml.tokenizer import Tokenizer
 
@@ -34,6 +34,10 @@ SUBJECTS = (
     *("rivers", "trains", "glass", "bees", "clocks", "bread", "maps", "salt", "paper", "bridges", "wool", "stars"),
     *("harbours", "rain", "copper", "letters"),
 )
+
+
+seconds = time.perf_counter
+"""The clock; with --cpu-time seconds of the processor."""
 
 
 class ByItself:
@@ -65,10 +69,10 @@ def generate(
         batcher.add(texts[-1])
     while not all(text.ends for text in texts):
         batcher.step()
-    before, start = sum(len(text.ends) for text in texts), time.perf_counter()
+    before, start = sum(len(text.ends) for text in texts), seconds()
     while not batcher.idle:
         batcher.step()
-    took = time.perf_counter() - start
+    took = seconds() - start
     return texts, (sum(len(text.ends) for text in texts) - before) / took
 
 
@@ -80,7 +84,7 @@ def measure(model: Model, small: Model, texts: int, options: argparse.Namespace)
     tokenizer = Tokenizer.from_metadata(model.file.metadata)
     drafts = DraftModel(guessing, options.most)
     together = [drafts.drafter(seq) for seq in range(texts)]
-    pace = DraftPace(lambda: clock() - context.seconds_for_graphs - guessing.seconds_for_graphs)
+    pace = DraftPace(lambda: seconds() - context.seconds_for_graphs - guessing.seconds_for_graphs)
     sides: list[tuple[Items[Drafter | None], DraftPace | None]] = [
         ([None] * texts, None),
         ([ByItself(one) for one in together], None),
@@ -119,7 +123,11 @@ def main() -> None:
     parser.add_argument("-n", "--generate", type=int, default=64, help="tokens of an answer (%(default)s)")
     parser.add_argument("-r", "--rounds", type=int, default=3)
     parser.add_argument("-t", "--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--cpu-time", action="store_true", help="seconds of the processor, on one thread")
     options = parser.parse_args()
+    if options.cpu_time:
+        global seconds
+        seconds, options.threads = time.process_time, 1
     paths = options.models or [smollm2(stock(), name) for name in ("F16", "Q4_0")]
     if len(paths) != 2:
         parser.error("name two files: the model, and the smaller one")
