@@ -124,17 +124,23 @@ _LEFT = (  # parts of the names of matrices that stay as they are: small, or sen
     "a.rvq.codebook", "mm.a.code_embd",
 )  # fmt: skip
 
-_UNKNOWN = ("glm5-next",)  # architectures with rules of their own, which are not followed here
+_LEFT_BY = {  # more of them, by architecture
+    "glm5-next": (
+        "hc_", "indexer.attn_q_b", "indexer.attn_k", "indexer.proj", "indexer_compressor_gate", "indexer_compressor_ape",
+        *(f"{x}.weight" for x in ("ssm_f_a", "ssm_f_b", "ssm_g_a", "ssm_g_b", "ssm_beta", "attn_kv_a_mqa", "attn_k_b", "attn_v_b")),
+    ),
+}  # fmt: skip
+_EIGHT_BITS_BY = {"glm5-next": ("attn_q_a", "attn_q_b", "nextn.eh_proj")}  # these have Q8_0 at the least
 
 
-def quantisable(tensor: Shape, leave_output: bool = False) -> bool:
+def quantisable(tensor: Shape, leave_output: bool = False, architecture: str = "") -> bool:
     """Whether a tensor is a matrix, or a stack of them, that llama-quantize converts (tensor_allows_quantization)."""
     name = tensor.name
     if max(tensor.ne[1:]) < 2 or not name.endswith("weight"):
         return False
     if name in ("position_embd.weight", "token_types.weight") or (leave_output and name == "output.weight"):
         return False
-    return not any(part in name for part in _LEFT)
+    return not any(part in name for part in (*_LEFT, *_LEFT_BY.get(architecture, ())))
 
 
 _SMALLER = {  # what a type with longer blocks becomes where rows are no multiple of them
@@ -185,10 +191,10 @@ def choose(mix: Mix, tensors: Sequence[Shape], facts: Facts, wishes: Wishes | No
     Raises ModelError and UnsupportedError.
     """
     wishes = wishes or Wishes()
-    if facts.architecture in _UNKNOWN:
-        raise UnsupportedError(f"{facts.architecture}: llama.cpp's quantisation rules for it are not implemented")
     rules = _Rules(mix, tensors, facts, wishes)
-    return [rules.choice(t) if quantisable(t, wishes.leave_output) else Choice(t.type) for t in tensors]
+    return [
+        rules.choice(t) if quantisable(t, wishes.leave_output, facts.architecture) else Choice(t.type) for t in tensors
+    ]
 
 
 class _Rules:
@@ -218,6 +224,8 @@ class _Rules:
     def standard(self, tensor: Shape, kind: str) -> GGMLType:
         """llama_tensor_get_type_impl, for the mixes that there are here and without an importance matrix."""
         mine, eight = self.mix.type, self.facts.n_expert == 8
+        if any(part in tensor.name for part in _EIGHT_BITS_BY.get(self.facts.architecture, ())):
+            return T.Q8_0
         if kind == "output" or (kind == "embedding" and self.tied):
             if self.wishes.output is not None:
                 return self.wishes.output
