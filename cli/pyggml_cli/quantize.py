@@ -168,18 +168,18 @@ def _wishes(values: Values) -> "Wishes":
     """Raises UsageError, UnsupportedError."""
     from pyggml.quantize import Wishes, find_type
 
-    pairs = list(values.tensor_type)
+    pairs = [("--tensor-type", pair) for pair in values.tensor_type]
     for name in values.tensor_type_files:
-        pairs += read_bytes(name).decode("utf-8", "surrogateescape").split()
+        pairs += [(f"{name}:", pair) for pair in read_bytes(name).decode("utf-8", "surrogateescape").split()]
     overrides = []
-    for pair in pairs:
+    for where, pair in pairs:
         pattern, equals, kind = pair.partition("=")
         if not pattern or not equals or not kind:
-            raise UsageError(f"--tensor-type {pair!r}: must be NAME=TYPE")
+            raise UsageError(f"{where} {pair!r:.60}: must be NAME=TYPE, as in ffn_up=q8_0")
         try:
             overrides.append((re.compile(pattern.lower()), find_type(kind)))
         except re.error as reason:
-            raise UsageError(f"--tensor-type {pair!r}: not a regular expression: {reason}") from None
+            raise UsageError(f"{where} {pair!r:.60}: not a regular expression: {reason}") from None
     return Wishes(
         output=find_type(values.output_type) if values.output_type is not None else None,
         embedding=find_type(values.embedding_type) if values.embedding_type is not None else None,

@@ -108,6 +108,11 @@ def test_help_names_every_mix(run: Callable[..., Any]) -> None:
         ("--imatrix im.dat IN OUT Q4_K_M", 2, "--imatrix im.dat: not implemented here"),
         ("--prune-layers 1 IN OUT Q4_K_M", 2, "--prune-layers 1: not implemented here"),
         ("--tensor-type x IN OUT Q4_K_M", 2, "--tensor-type 'x': must be NAME=TYPE"),
+        (
+            "--tensor-type-file IN IN OUT Q4_K_M",
+            2,
+            r"tiny.gguf: 'GGUF\x03\x00",
+        ),
         ("--tensor-type (=q8_0 IN OUT Q4_K_M", 2, "not a regular expression: "),
         ("--tensor-type a=q9 IN OUT Q4_K_M", 1, "quantising to q9 is not supported (supported: "),
         ("--tensor-type-file /nonexistent IN OUT Q4_K_M", 1, "/nonexistent: No such file"),
