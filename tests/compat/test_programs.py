@@ -151,9 +151,9 @@ def test_program(name: str, tmp_path: Path) -> None:
     program = PROGRAMS[name]
     folders = [tmp_path / "needs", tmp_path / "alone"]
     pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--target"]
-    subprocess.run([*pip, str(folders[0]), *program.needs], check=True, timeout=900)
+    subprocess.run([*pip, str(folders[0]), *program.needs], check=True, timeout=1800)
     if program.alone:
-        subprocess.run([*pip, str(folders[1]), "--no-deps", *program.alone], check=True, timeout=900)
+        subprocess.run([*pip, str(folders[1]), "--no-deps", *program.alone], check=True, timeout=1800)
     model, encoder, script = ensure_smollm2(), tmp_path / "bert.gguf", tmp_path / "program.py"
     write(encoder, "bert", vocabulary=True)
     script.write_text(HEAD + program.script + "\nprint(json.dumps(out))\n")
