@@ -10,7 +10,7 @@ from pyggml.jit import device
 from pyggml.kernels.cpu.formats.forms import Functions, SuperBlocks
 from pyggml.kernels.cpu.formats.k_quants_columns import COLUMNS
 from pyggml.kernels.cpu.formats.k_quants_encode import ENCODERS
-from pyggml.kernels.cpu.formats.super_blocks import lanes
+from pyggml.kernels.cpu.formats.super_blocks import bits_of, every_byte, half_at, lanes, shifted, twice
 from pyggml.quants import iq4_nl, iq4_xs, q2_k, q3_k, q4_k, q5_k, q6_k
 
 U = v.U
@@ -22,55 +22,11 @@ def _at(layout, field):
     return layout.fields[field][1]
 
 
-def _words(values):
-    """Sixteen u32 of a register of 64 bytes: values[0] for its first half, values[1] for its second."""
-    return v.constant("u32", [values[0]] * 8 + [values[1]] * 8)
-
-
-def _bytes(value, n=64):
-    return v.constant("u8", [value] * n)
-
-
-def _shifted(left, right):
-    """-> f(words): the halves of a register moved left, then right, by so many bits each."""
-    up, down = _words(left), _words(right)
-    if left == (0, 0):
-        return device(lambda x: x >> down())
-    if right == (0, 0):
-        return device(lambda x: x << up())
-    return device(lambda x: (x << up()) >> down())
-
-
-_twice = v.shuffler([*range(32), *range(32)])
 _runs_twice = v.shuffler([*range(16), *range(16), *range(16, 32), *range(16, 32)])
-
-
-def _bits_of(at, both, low, width, to=0):
-    """-> f(addr): 64 values out of the 32 bytes at addr + at: `width` bits from bit low[0] for the first 32 values,
-    from low[1] for the others, moved to bit `to`. `both` puts the bytes in both halves."""
-    move = _shifted(tuple(max(to - x, 0) for x in low), tuple(max(x - to, 0) for x in low))
-    keep, at = _bytes(((1 << width) - 1) << to), U(at)
-
-    @device
-    def unpack(addr):
-        return v.as_bytes(move(v.as_words(both(_load_32(addr + at))))) & keep()
-
-    return unpack
 
 
 def _either(x, y):
     return device(lambda addr: x(addr) | y(addr))
-
-
-def _half_at(at):
-    """-> f(addr): the f16 at addr + at in lane 7 of f32 x 8; nothing behind it is read. `at` is 14 at least."""
-    before = U(at - 14)
-
-    @device
-    def load(addr):
-        return v.f16_to_f32(v.load_u16x8(addr + before))
-
-    return load
 
 
 # ---- Q4_K, Q5_K: d, dmin, then eight scales and eight minimums of 6 bits in 12 bytes
@@ -99,7 +55,7 @@ def _scales_and_minimums():
 
 def _q4_k():
     at = _at(q4_k.LAYOUT, "qs")
-    quants = tuple(_bits_of(at + 32 * i, _twice, (0, 4), 4) for i in range(4))
+    quants = tuple(bits_of(at + 32 * i, twice, (0, 4), 4) for i in range(4))
     return SuperBlocks(quants, _scales_and_minimums(), run=32, has_min=True)
 
 
@@ -107,7 +63,7 @@ def _q5_k():
     at, high = _at(q5_k.LAYOUT, "qs"), _at(q5_k.LAYOUT, "qh")
 
     def part(i):
-        return _either(_bits_of(at + 32 * i, _twice, (0, 4), 4), _bits_of(high, _twice, (2 * i, 2 * i + 1), 1, to=4))
+        return _either(bits_of(at + 32 * i, twice, (0, 4), 4), bits_of(high, twice, (2 * i, 2 * i + 1), 1, to=4))
 
     return SuperBlocks(tuple(map(part, range(4))), _scales_and_minimums(), run=32, has_min=True)
 
@@ -117,7 +73,7 @@ def _q5_k():
 
 def _q2_k():
     at, d_at = _at(q2_k.LAYOUT, "qs"), _at(q2_k.LAYOUT, "d")
-    scales_at, half = U(_at(q2_k.LAYOUT, "scales")), _half_at(d_at + 2)
+    scales_at, half = U(_at(q2_k.LAYOUT, "scales")), half_at(d_at + 2)
     assert _at(q2_k.LAYOUT, "dmin") == d_at + 2
     every = [*range(16)]
     low, high = lanes(every, [0] * 16, [15] * 16), lanes(every, [4] * 16, [15] * 16)
@@ -129,7 +85,7 @@ def _q2_k():
         return v.to_f32(low(packed)) * d_of(d), v.to_f32(high(packed)) * (m_of(d) * minus())
 
     def part(i):
-        return _bits_of(at + 32 * (i // 2), _twice, (4 * (i % 2), 4 * (i % 2) + 2), 2)
+        return bits_of(at + 32 * (i // 2), twice, (4 * (i % 2), 4 * (i % 2) + 2), 2)
 
     return SuperBlocks(tuple(map(part, range(4))), scales, run=16, has_min=True)
 
@@ -138,7 +94,7 @@ def _q3_k():
     at, high = _at(q3_k.LAYOUT, "qs"), _at(q3_k.LAYOUT, "hmask")
     d_at = _at(q3_k.LAYOUT, "d")
     assert _at(q3_k.LAYOUT, "scales") == d_at - 12
-    end, half = U(d_at - 14), _half_at(d_at)  # sixteen bytes: two others, the scales, d
+    end, half = U(d_at - 14), half_at(d_at)  # sixteen bytes: two others, the scales, d
     lower = lanes([*range(2, 10), *range(2, 10)], [0] * 8 + [4] * 8, [15] * 16)
     upper = lanes([*range(10, 14)] * 4, [0] * 4 + [2] * 4 + [4] * 4 + [6] * 4, [3] * 16, to=4)
     d_of, middle = v.shuffler([7] * 16), v.constant("i32", [32] * 16)
@@ -149,24 +105,24 @@ def _q3_k():
         return v.to_f32((lower(packed) | upper(packed)) - middle()) * d_of(half(addr))
 
     def part(i):
-        low = _bits_of(at + 32 * (i // 2), _twice, (4 * (i % 2), 4 * (i % 2) + 2), 2)
-        return _either(low, _bits_of(high, _twice, (2 * i, 2 * i + 1), 1, to=2))
+        low = bits_of(at + 32 * (i // 2), twice, (4 * (i % 2), 4 * (i % 2) + 2), 2)
+        return _either(low, bits_of(high, twice, (2 * i, 2 * i + 1), 1, to=2))
 
     return SuperBlocks(tuple(map(part, range(4))), scales, run=16, bias=4)
 
 
 def _q6_k():
     at, high = _at(q6_k.LAYOUT, "ql"), _at(q6_k.LAYOUT, "qh")
-    scales_at, half = U(_at(q6_k.LAYOUT, "scales")), _half_at(_at(q6_k.LAYOUT, "d"))
-    d_of, keep = v.shuffler([7] * 16), _bytes(15)
+    scales_at, half = U(_at(q6_k.LAYOUT, "scales")), half_at(_at(q6_k.LAYOUT, "d"))
+    d_of, keep = v.shuffler([7] * 16), every_byte(15)
 
     @device
     def scales(addr):
         return v.to_f32(v.widen(_load_i8x16(addr + scales_at))) * d_of(half(addr))
 
     def part(i):
-        here, move = U(at + 64 * (i // 2)), _shifted((0, 0), (4 * (i % 2),) * 2)
-        upper = _bits_of(high + 32 * (i // 2), _twice, (4 * (i % 2), 4 * (i % 2) + 2), 2, to=4)
+        here, move = U(at + 64 * (i // 2)), shifted((0, 0), (4 * (i % 2),) * 2)
+        upper = bits_of(high + 32 * (i // 2), twice, (4 * (i % 2), 4 * (i % 2) + 2), 2, to=4)
 
         @device
         def unpack(addr):
@@ -187,7 +143,7 @@ def _iq4_xs():
     upper = lanes([high + i // 4 for i in range(8)], [0, 2, 4, 6] * 2, [3] * 8, to=4)
     d_of, middle = v.shuffler([_at(iq4_xs.LAYOUT, "d") // 2] * 8), v.constant("i32", [32] * 8)
     down = v.constant("u32", ([0] * 4 + [4] * 4) * 2)
-    keep = _bytes(15)
+    keep = every_byte(15)
 
     @device
     def scales(addr):

@@ -6,6 +6,9 @@ Knows no type. Imported by factories only (Numba).
 from pyggml import simd as v
 from pyggml.jit import device
 
+U = v.U
+_load_32 = v.load_u8x32
+
 
 def lanes(index, shift, mask, to=0):
     """-> f(bytes): i32 lanes (bytes[index] >> shift & mask) << to, each list one entry a lane."""
@@ -14,6 +17,52 @@ def lanes(index, shift, mask, to=0):
     if to == 0:
         return device(lambda x: (v.widen(pick(x)) >> down()) & keep())
     return device(lambda x: ((v.widen(pick(x)) >> down()) & keep()) << up())
+
+
+def _words(values):
+    """Sixteen u32 of a register of 64 bytes: values[0] for its first half, values[1] for its second."""
+    return v.constant("u32", [values[0]] * 8 + [values[1]] * 8)
+
+
+def every_byte(value, n=64):
+    return v.constant("u8", [value] * n)
+
+
+def shifted(left, right):
+    """-> f(words): the halves of a register moved left, then right, by so many bits each."""
+    up, down = _words(left), _words(right)
+    if left == (0, 0):
+        return device(lambda x: x >> down())
+    if right == (0, 0):
+        return device(lambda x: x << up())
+    return device(lambda x: (x << up()) >> down())
+
+
+twice = v.shuffler([*range(32), *range(32)])
+
+
+def bits_of(at, both, low, width, to=0):
+    """-> f(addr): 64 values out of the 32 bytes at addr + at: `width` bits from bit low[0] for the first 32 values,
+    from low[1] for the others, moved to bit `to`. `both` puts the bytes in both halves."""
+    move = shifted(tuple(max(to - x, 0) for x in low), tuple(max(x - to, 0) for x in low))
+    keep, at = every_byte(((1 << width) - 1) << to), U(at)
+
+    @device
+    def unpack(addr):
+        return v.as_bytes(move(v.as_words(both(_load_32(addr + at))))) & keep()
+
+    return unpack
+
+
+def half_at(at):
+    """-> f(addr): the f16 at addr + at in lane 7 of f32 x 8; nothing behind it is read. `at` is 14 at least."""
+    before = U(at - 14)
+
+    @device
+    def load(addr):
+        return v.f16_to_f32(v.load_u16x8(addr + before))
+
+    return load
 
 
 def pick(blocks):

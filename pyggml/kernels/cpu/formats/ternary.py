@@ -8,63 +8,69 @@ import numpy as np
 from pyggml import simd as v
 from pyggml.jit import device
 from pyggml.kernels.cpu.formats.byte_blocks import ONE, SPARE, ZERO, at, put_byte
-from pyggml.kernels.cpu.formats.forms import Functions
+from pyggml.kernels.cpu.formats.forms import Functions, SuperBlocks
+from pyggml.kernels.cpu.formats.super_blocks import bits_of, every_byte, half_at, twice
 from pyggml.quants import tq1_0, tq2_0
 
 U = v.U
 
 
 def _tq2_0():
-    d_at, q_at = (at(tq2_0.LAYOUT, field) for field in ("d", "qs"))
-    three, one = v.constant("i32", [3] * 16), v.constant("i32", [1] * 16)
-    shifts = [v.constant("i32", [2 * i] * 16) for i in range(4)]
-    s0, s1, s2, s3 = shifts
+    """Every run has the scale of all; q of 128 values lie in 32 bytes, two bits each."""
+    d_at, q_at = (tq2_0.LAYOUT.fields[field][1] for field in ("d", "qs"))
+    half, each = half_at(d_at), v.shuffler([7] * 8)
+    quants = (bits_of(q_at + 32 * (i // 2), twice, (4 * (i % 2), 4 * (i % 2) + 2), 2) for i in range(4))
 
-    @v.device
-    def values(q, d):
-        return v.to_f32((q & three()) - one()) * d
+    @device
+    def scales(addr):
+        return each(half(addr))
 
-    @v.device
-    def block(x, to):
-        d = v.splat_f32(v.f16_at(x + d_at))
-        for part in range(4):  # sixteen bytes: parts 0 and 1 of the first 128 values, 2 and 3 of the others
-            q = v.widen(v.load_u8x16(x + q_at + U(16 * part)))
-            at = to + U(512 * (part >> 1) + 64 * (part & 1))
-            v.store(at, values(q >> s0(), d))
-            v.store(at + U(128), values(q >> s1(), d))
-            v.store(at + U(256), values(q >> s2(), d))
-            v.store(at + U(384), values(q >> s3(), d))
-
-    return block
+    return SuperBlocks(tuple(quants), scales, run=32, bias=1)
 
 
 def _tq1_0():
-    d_at, q_at, h_at = (at(tq1_0.LAYOUT, field) for field in ("d", "qs", "qh"))
-    byte, eight, one = (v.constant("i32", [x] * 16) for x in (255, 8, 1))
-    part = v.part_loader("u8", 16)
+    """The same; a byte's digits are had by multiplying, which loses those before the point."""
+    d_at = tq1_0.LAYOUT.fields["d"][1]
+    half, each = half_at(d_at), v.shuffler([7] * 8)
+    last, ends = v.shuffler([*range(16, 32)] * 2), v.shuffler([*range(10, 26)] * 3 + [*range(26, 30)] * 4)
+    two, three, six = every_byte(2), every_byte(3), every_byte(6)
+    powers = [
+        v.constant("u8", numbers)
+        for numbers in (
+            [1] * 32 + [3] * 32,
+            [9] * 32 + [27] * 32,
+            [81] * 32 + [1] * 16 + [3] * 16,
+            [9] * 16 + [27] * 16 + [81] * 16 + [1] * 4 + [3] * 4 + [9] * 4 + [27] * 4,
+        )
+    ]
+    assert tq1_0.LAYOUT.fields["qs"][1] == 0 and tq1_0.LAYOUT.fields["qh"][1] == 48 and d_at == 52
 
-    @v.device
-    def digit(q, d):
-        """The digit before the point, of bytes times three."""
-        return v.to_f32((((q & byte()) + (q & byte()) + (q & byte())) >> eight()) - one()) * d
+    @device
+    def digit(x):
+        """floor(3 x / 256) in bytes: floor(3 x / 4) is x less a quarter of it, rounded up."""
+        return (x - (x >> two()) - (((x & three()) + three()) >> two())) >> six()
 
-    @v.device
-    def digits(q, d, to, step, count, lanes):
-        for _ in range(count):
-            v.store_part(to, digit(q, d), lanes)
-            q = (q + q + q) & byte()
-            to += step
+    def part(load, power):
+        return device(lambda addr: digit(load(addr) * power()))
 
-    @v.device
-    def block(x, to):
-        d = v.splat_f32(v.f16_at(x + d_at))
-        q = x + q_at
-        digits(v.widen(v.load_u8x16(q)), d, to, U(128), 5, 16)
-        digits(v.widen(v.load_u8x16(q + U(16))), d, to + U(64), U(128), 5, 16)
-        digits(v.widen(v.load_u8x16(q + U(32))), d, to + U(640), U(64), 5, 16)
-        digits(v.widen(part(x + h_at, 4)), d, to + U(960), U(16), 4, 4)
+    @device
+    def first(addr):
+        return twice(v.load_u8x32(addr))
 
-    return block
+    @device
+    def middle(addr):
+        return v.join(v.load_u8x32(addr), last(v.load_u8x32(addr + U(16))))
+
+    @device
+    def end(addr):
+        return ends(v.load_u8x32(addr + U(22)))
+
+    @device
+    def scales(addr):
+        return each(half(addr))
+
+    quants = tuple(part(*pair) for pair in zip((first, first, middle, end), powers, strict=True))
+    return SuperBlocks(quants, scales, run=32, bias=1)
 
 
 @device
@@ -126,6 +132,6 @@ def _tq2_0_encode():
 
 
 FUNCTIONS = {
-    "TQ1_0": Functions(dequantise=_tq1_0, encode=_tq1_0_encode),
-    "TQ2_0": Functions(dequantise=_tq2_0, encode=_tq2_0_encode),
+    "TQ1_0": Functions(super_blocks=_tq1_0, encode=_tq1_0_encode),
+    "TQ2_0": Functions(super_blocks=_tq2_0, encode=_tq2_0_encode),
 }
