@@ -27,6 +27,7 @@ from pyggml_cli.flags import (
 from pyggml_cli.text_files import read_bytes
 
 if TYPE_CHECKING:
+    from pyggml.dtypes import GGMLType
     from pyggml.quantize import Mix, Override, Plan, Wishes
 
 MIB = 1 << 20
@@ -165,8 +166,15 @@ def _quantize(values: Values, source: Path, target: Path, mix: "Mix | None", n_t
 
 
 def _wishes(values: Values) -> "Wishes":
-    """Raises UsageError, UnsupportedError."""
+    """Raises UsageError."""
+    from pyggml.errors import UnsupportedError
     from pyggml.quantize import Wishes, find_type
+
+    def chosen(where: str, kind: str) -> "GGMLType":
+        try:
+            return find_type(kind)
+        except UnsupportedError as reason:
+            raise UsageError(f"{where}: {reason}") from None
 
     pairs = [("--tensor-type", pair) for pair in values.tensor_type]
     for name in values.tensor_type_files:
@@ -177,12 +185,12 @@ def _wishes(values: Values) -> "Wishes":
         if not pattern or not equals or not kind:
             raise UsageError(f"{where} {pair!r:.60}: must be NAME=TYPE, as in ffn_up=q8_0")
         try:
-            overrides.append((re.compile(pattern.lower()), find_type(kind)))
+            overrides.append((re.compile(pattern.lower()), chosen(f"{where} {pair!r:.60}", kind)))
         except re.error as reason:
             raise UsageError(f"{where} {pair!r:.60}: not a regular expression: {reason}") from None
     return Wishes(
-        output=find_type(values.output_type) if values.output_type is not None else None,
-        embedding=find_type(values.embedding_type) if values.embedding_type is not None else None,
+        output=None if values.output_type is None else chosen("--output-tensor-type", values.output_type),
+        embedding=None if values.embedding_type is None else chosen("--token-embedding-type", values.embedding_type),
         leave_output=values.leave_output,
         pure=values.pure,
         overrides=overrides,

@@ -8,13 +8,13 @@ build_inp_embd).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import NamedTuple, Self
 
 import numpy as np
 
 from pyggml import ops
-from pyggml.errors import ModelError
+from pyggml.errors import ContextError, ModelError
 from pyggml.gguf import GGUFFile, TensorInfo, ValueType
 from pyggml.model.module import Weight
 from pyggml.tensor import Tensor
@@ -85,6 +85,21 @@ class Applied(NamedTuple):
 
     adapter: Adapter
     scale: float
+
+    @classmethod
+    def of(cls, adapters: Sequence[tuple[Adapter, float]], there: Container[Adapter]) -> tuple[Applied, ...]:
+        """Those that make a difference; `there`: the model's. Raises ContextError."""
+        for adapter, scale in adapters:
+            if adapter not in there:
+                raise ContextError(f"{adapter.path}: not an adapter of this model, or freed")
+            if not math.isfinite(scale):
+                raise ContextError(f"{adapter.path}: a scale of {scale}, must be a finite number")
+        different = {id(adapter) for adapter, _ in adapters}
+        if len(different) < len(adapters):
+            raise ContextError(
+                f"{len(adapters)} adapters, of which {len(different)} are different: give each one scale"
+            )
+        return tuple(cls(adapter, float(scale)) for adapter, scale in adapters if scale)
 
     def factor(self, pair: Pair) -> float:
         """scale x alpha / rank in float32 (llama-adapter.h: get_scale)."""

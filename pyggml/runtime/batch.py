@@ -6,7 +6,7 @@ belongs to one sequence.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pyggml.errors import ContextError
+from pyggml.errors import ComputeError, ContextError
 from pyggml.memory.ubatch import NOBODY, Ubatch
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 28, 32, 40, 48, 64)
@@ -70,6 +70,25 @@ class Batch:
     def part(self, rows: NDArray[np.int64]) -> Batch:
         """Some of the tokens."""
         return Batch(self.tokens[rows], self.pos[rows], self.seq[rows], self.outputs[rows], self.one_by_one[rows])
+
+    def check(self, n_vocab: int, n_seq_max: int, n_ctx_seq: int, end: Callable[[int], int]) -> None:
+        """Raises ContextError, ComputeError for what cannot be decoded. end: tokens that a sequence has."""
+        if not self.n:
+            raise ContextError("no tokens to decode")
+        bad = np.flatnonzero((self.tokens < 0) | (self.tokens >= n_vocab))
+        if bad.size:
+            raise ComputeError(f"token {self.tokens[bad[0]]} is outside the vocabulary of {n_vocab}")
+        single = self.singles
+        for i, seq in enumerate((self.seq if single else np.unique(self.seq)).tolist()):
+            if not 0 <= seq < n_seq_max:
+                raise ContextError(f"sequence {seq}: there are {n_seq_max}, numbered from 0")
+            pos, n = self.pos[i : i + 1] if single else self.pos[self.seq == seq], end(seq)
+            if pos[0] != n or (not single and (np.diff(pos) != 1).any()):
+                raise ContextError(
+                    f"sequence {seq}: positions {pos[0]} to {pos[-1]} of {len(pos)} tokens, must follow {n - 1} one by one"
+                )
+            if n + len(pos) > n_ctx_seq:
+                raise ContextError(f"{len(pos)} tokens after {n} do not fit into a context of {n_ctx_seq}")
 
     @property
     def n(self) -> int:

@@ -5,7 +5,6 @@ Owns the memory and the micro-batches; knows no text and no sampling.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -94,7 +93,7 @@ class Context:
             self.n_ctx_seq = pad_cells(max(1, self.n_ctx // n_seq_max))
             self.n_ctx = self.n_ctx_seq * n_seq_max
         self.n_ubatch = min(n_batch, n_ubatch, self.n_ctx)
-        self.adapters = self._applied(adapters)
+        self.adapters = Applied.of(adapters, self.model.adapters)
         self.computed_with: tuple[Applied, ...] | None = self.adapters  # None: some tokens with others than the rest
         self._reserved: set[frozenset[Adapter]] = set()  # sets of adapters whose largest graphs have room
         self._schedules = Schedules(model, n_seq_max)
@@ -197,24 +196,10 @@ class Context:
         assert self._memory is not None
         self._schedules.use(self._memory, self._scheduler)
 
-    def _applied(self, adapters: Sequence[tuple[Adapter, float]]) -> tuple[Applied, ...]:
-        """Those that make a difference. Raises ContextError."""
-        for adapter, scale in adapters:
-            if adapter not in self.model.adapters:
-                raise ContextError(f"{adapter.path}: not an adapter of this model, or freed")
-            if not math.isfinite(scale):
-                raise ContextError(f"{adapter.path}: a scale of {scale}, must be a finite number")
-        different = {id(adapter) for adapter, _ in adapters}
-        if len(different) < len(adapters):
-            raise ContextError(
-                f"{len(adapters)} adapters, of which {len(different)} are different: give each one scale"
-            )
-        return tuple(Applied(adapter, float(scale)) for adapter, scale in adapters if scale)
-
     def set_adapters(self, adapters: Sequence[tuple[Adapter, float]]) -> None:
         """Use these LoRA adapters of the model, each with a scale, and no others (llama_set_adapters_lora); 0 is as not
         given. What is decoded already stays as it was computed. Raises ContextError, DeviceError."""
-        before, self.adapters = self.adapters, self._applied(adapters)
+        before, self.adapters = self.adapters, Applied.of(adapters, self.model.adapters)
         if self.adapters == before:
             return
         try:
@@ -234,7 +219,9 @@ class Context:
         On an error sequences end with the last micro-batch that was completed. Raises ContextError, ComputeError.
         """
         if isinstance(tokens, Batch):
-            return self._decode(self._checked(tokens))
+            tokens.check(self.model.n_vocab, self.n_seq_max, self.n_ctx_seq, self.memory.end)
+            encoding.check(self, np.unique(tokens.seq).tolist())
+            return self._decode(tokens)
         ids = np.asarray(tokens, np.int32).reshape(-1)
         if n_past is not None:
             self.truncate(n_past)
@@ -275,27 +262,6 @@ class Context:
             if result is not None:
                 out[at if logits == "all" else 0 :][: len(result)] = result
         return out
-
-    def _checked(self, batch: Batch) -> Batch:
-        """Raises ContextError, ComputeError for what cannot be decoded."""
-        if not batch.n:
-            raise ContextError("no tokens to decode")
-        bad = np.flatnonzero((batch.tokens < 0) | (batch.tokens >= self.model.n_vocab))
-        if bad.size:
-            raise ComputeError(f"token {batch.tokens[bad[0]]} is outside the vocabulary of {self.model.n_vocab}")
-        single = batch.singles
-        for i, seq in enumerate((batch.seq if single else np.unique(batch.seq)).tolist()):
-            if not 0 <= seq < self.n_seq_max:
-                raise ContextError(f"sequence {seq}: there are {self.n_seq_max}, numbered from 0")
-            pos, end = batch.pos[i : i + 1] if single else batch.pos[batch.seq == seq], self.memory.end(seq)
-            if pos[0] != end or (not single and (np.diff(pos) != 1).any()):
-                raise ContextError(
-                    f"sequence {seq}: positions {pos[0]} to {pos[-1]} of {len(pos)} tokens, must follow {end - 1} one by one"
-                )
-            if end + len(pos) > self.n_ctx_seq:
-                raise ContextError(f"{len(pos)} tokens after {end} do not fit into a context of {self.n_ctx_seq}")
-        encoding.check(self, np.unique(batch.seq).tolist())
-        return batch
 
     @property
     def encodes(self) -> bool:
