@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -301,6 +302,6 @@ def test_llama_takes_the_time(liar: Liar, tmp_path: Any) -> None:
     liar.lies[C.DEVICE_COUNT] = lambda body: (time.sleep(1), TRUE[C.DEVICE_COUNT](body))[1]
     with pytest.raises(RpcError, match=r"DEVICE_COUNT: no whole answer within 0\.2 s"):
         Llama(str(model), rpc_servers=liar.endpoint, rpc_timeout=0.2, verbose=False)
-    for wrong in (0, -1, float("nan")):
-        with pytest.raises(ParameterError, match=re.escape(f"rpc_timeout={wrong}: must be above 0 seconds")):
+    for wrong, why in ((0, "must be above 0 seconds"), (-1, "must be above 0 seconds"), (np.nan, "must be a number")):
+        with pytest.raises(ParameterError, match=re.escape(f"rpc_timeout={wrong}: {why}")):
             Llama(str(model), rpc_servers=liar.endpoint, rpc_timeout=wrong)
