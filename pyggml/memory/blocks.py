@@ -19,7 +19,8 @@ from pyggml.backend.base import Buffer, Device, Usage
 from pyggml.backend.pack import pack
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.errors import ContextError, StateError, UnsupportedError
-from pyggml.memory.base import Bytes, Checkpoint, Memory, Placement
+from pyggml.memory.base import Bytes, Placement
+from pyggml.memory.ended import Ended
 from pyggml.memory.kv_tensors import KVShape
 from pyggml.memory.placed import Placed
 from pyggml.memory.ubatch import NOBODY, Ubatch
@@ -59,7 +60,7 @@ class Completed(NamedTuple):
     real: NDArray[np.bool_]
 
 
-class Blocks(Placed, Memory):
+class Blocks(Placed, Ended):
     """Of layers with the same ratio; `n_ctx` tokens of each sequence."""
 
     def __init__(self, layers: Sequence[BlockLayer], n_ctx: int, dtype: GGMLType, n_seq_max: int = 1) -> None:
@@ -194,29 +195,7 @@ class Blocks(Placed, Memory):
     def why_not_copy(self, src: int, p0: int = 0, p1: int | None = None) -> str:
         return "" if not p0 else f"blocks of {self.ratio} tokens are copied from the first on, not from {p0}"
 
-    def keep(self, seq: int) -> None:
-        self.ends = [end if s == seq else 0 for s, end in enumerate(self.ends)]
-
-    def shift(self, seq: int, p0: int, p1: int | None, by: int) -> None:
-        if why := self.why_not_shift(seq, p0, p1, by):
-            raise ContextError(why)
-
-    def why_not_shift(self, seq: int, p0: int, p1: int | None, by: int) -> str:
-        return self.why_no_shift if by and p0 < self.ends[seq] else ""
-
-    def clear(self) -> None:
-        self.ends = [0] * self.n_seq_max
-
     # ---- bytes
-
-    def checkpoint(self, seq: int) -> Checkpoint | None:
-        return None
-
-    def restore(self, seq: int, checkpoint: Checkpoint | None, end: int) -> bool:
-        if self.ends[seq] < end:
-            return False
-        self.ends[seq] = end
-        return True
 
     @property
     def row(self) -> int:

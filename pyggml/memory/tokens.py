@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from pyggml.backend.base import Device
 from pyggml.errors import ContextError, StateError
-from pyggml.memory.base import Bytes, Checkpoint, Memory, Placement
+from pyggml.memory.base import Bytes, Placement
+from pyggml.memory.ended import Ended
 from pyggml.memory.ubatch import NOBODY, Ubatch
 
 
@@ -22,7 +23,7 @@ class TokensPlacement(Placement):
     ub: Ubatch
 
 
-class Tokens(Memory):
+class Tokens(Ended):
     """`n_ctx` of them for each sequence."""
 
     n_bytes = 0  # on devices
@@ -101,28 +102,6 @@ class Tokens(Memory):
 
     def why_not_copy(self, src: int, p0: int = 0, p1: int | None = None) -> str:
         return "" if not p0 else f"tokens are copied from the first on, not from {p0}"
-
-    def keep(self, seq: int) -> None:
-        self.ends = [end if s == seq else 0 for s, end in enumerate(self.ends)]
-
-    def shift(self, seq: int, p0: int, p1: int | None, by: int) -> None:
-        if why := self.why_not_shift(seq, p0, p1, by):
-            raise ContextError(why)
-
-    def why_not_shift(self, seq: int, p0: int, p1: int | None, by: int) -> str:
-        return self.why_no_shift if by and p0 < self.ends[seq] else ""
-
-    def clear(self) -> None:
-        self.ends = [0] * self.n_seq_max
-
-    def checkpoint(self, seq: int) -> Checkpoint | None:
-        return None
-
-    def restore(self, seq: int, checkpoint: Checkpoint | None, end: int) -> bool:
-        if self.ends[seq] < end:
-            return False
-        self.ends[seq] = end
-        return True
 
     def pieces(self, seq: int) -> Iterator[bytes]:
         """The tokens (i32)."""

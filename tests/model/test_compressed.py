@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import arch_files
 import numpy as np
 import pytest
 from arch_variants import all_files
@@ -52,12 +53,7 @@ def theirs(arch_peer: ArchPeer, hashed: Path) -> np.ndarray:
 
 
 def ours(path: Path, **options: Any) -> np.ndarray:
-    model = Model.load(path)
-    context = Context(model, n_ctx=256, n_ubatch=256, **options)
-    try:
-        return context.decode(TOKENS, logits="all")
-    finally:
-        context.close(), model.close()
+    return arch_files.ours(path, TOKENS, **options)
 
 
 def test_experts_by_the_token(hashed: Path, theirs: np.ndarray) -> None:

@@ -75,11 +75,12 @@ def pieces_of(tokens: Sequence[int]) -> list[Sequence[int]]:
     return [tokens[:5], tokens[5:48], *([t] for t in tokens[48:])]
 
 
-def ours(path: Path, **options: Any) -> np.ndarray:
+def ours(path: Path, tokens: Sequence[int] = TOKENS, **options: Any) -> np.ndarray:
+    """The logits of all tokens, in one micro-batch."""
     model = Model.load(path)
     context = Context(model, n_ctx=256, n_ubatch=256, **options)
     try:
-        return context.decode(TOKENS, logits="all")
+        return context.decode(tokens, logits="all")
     finally:
         context.close(), model.close()
 
