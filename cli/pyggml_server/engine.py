@@ -18,7 +18,6 @@ from pyggml.runtime.logprobs import TokenLogprobs
 from pyggml.runtime.places import Place
 from pyggml.runtime.sequence import Finish, Piece
 from pyggml.runtime.sequence import Sequence as Text
-from pyggml.runtime.timings import clock
 from pyggml_server.errors import RequestError
 from pyggml_server.pace import Pace
 
@@ -281,8 +280,10 @@ class Engine:
         return None
 
     def _step(self) -> None:
-        batcher, before = self.batcher, clock()
+        batcher = self.batcher
         assert batcher is not None
+        clock = batcher.clock  # a later step of the same shape needs no new graph
+        before = clock()
         running = sum(len(text.pending) == 1 for text in batcher.active)
         room = self._pace.room(running, len(self._tasks) - running)
         context = batcher.context
@@ -292,7 +293,6 @@ class Engine:
         else:
             batcher.n_batch, batcher.prompt_room = context.n_ubatch + running, room
         n_prompt = self._prompt_tokens()
-        once = batcher.context.seconds_for_graphs  # a later step of the same shape does not take it again
         try:
             said = batcher.step()
         except Exception as reason:
@@ -302,8 +302,7 @@ class Engine:
                 text.fail(reason)
             said = [*batcher.step(), *((text, None) for text in self._tasks if text not in batcher.active)]
         n_prompt = self._prompt_tokens() - n_prompt
-        once = batcher.context.seconds_for_graphs - once
-        self._pace.took(clock() - before - once, running, n_prompt)
+        self._pace.took(clock() - before, running, n_prompt)
         for place in batcher.places:
             if place.sequence is not None:
                 self._tasks[place.sequence].slot = place.seq

@@ -3,7 +3,7 @@
 Owns the choice: as much as makes a step a little more than twice as long as one without, measured on the steps so far.
 Where more texts wait for their first token than wait for the next one, more by the square of how many times as many, and
 twice that for several, each of which waits for those before it: the first of those that come at once is not to hold up the
-others. Where even the smallest part takes longer, late in a long prompt, steps without one come between. Part of what a
+others. There is an end to that too: one token of an answer is not to wait for many times as long as the others did. Where even the smallest part takes longer, late in a long prompt, steps without one come between. Part of what a
 step takes is the same for few tokens of a prompt and for many, so that each size is known by itself. Other programs come
 and go: what was measured long ago is measured again.
 """
@@ -13,6 +13,7 @@ from collections import deque
 SMALLEST = 4  # tokens of a prompt in a step: with fewer it would take for ever
 LONGER = 1.25  # times a step without prompts that tokens of one may add; what is measured varies, and 3 is the promise
 SEVERAL = 2  # times as much, where several wait
+MOST = 24  # times LONGER, however many wait: what one text may have to wait for all the others
 TWICE = 1.6  # times as long as half as many take, where it was not measured; it is 2 at most
 HARDLY = 1.25  # times what the fewest add: that more may add, as the fewest are computed whatever they add
 NEW = 0.2  # weight of the newest step without prompts
@@ -45,7 +46,8 @@ class Pace:
             return 0
         if not self._added:
             return min(self.largest, 4 * SMALLEST)
-        allowed = LONGER * max(1.0, (SEVERAL if waiting > 1 else 1) * (waiting / running) ** 2) * plain
+        others = (SEVERAL if waiting > 1 else 1) * (waiting / running) ** 2
+        allowed = LONGER * min(max(1.0, others), MOST) * plain
         self._saved = min(self._saved + allowed, SAVED * allowed)
         if self._saved < min(self._expected(SMALLEST), SAVED * allowed):
             return 0

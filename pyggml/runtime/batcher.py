@@ -23,6 +23,8 @@ from pyggml.runtime.sequence import Finish, Piece, Sequence
 from pyggml.runtime.timings import clock
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -102,6 +104,13 @@ class Batcher:
     @property
     def idle(self) -> bool:
         return not self.waiting and not self.active and not self._held
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """Seconds, without those in which graphs were made of shapes that had not been seen: a model's, and that of one that guesses."""
+        if self.pace is not None:
+            return self.pace.clock
+        return lambda: clock() - self.context.seconds_for_graphs
 
     @property
     def stored(self) -> Places:

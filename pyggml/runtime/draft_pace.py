@@ -66,7 +66,7 @@ class DraftPace:
     """
 
     def __init__(self, clock: Callable[[], float] = clock) -> None:
-        self._clock = clock
+        self.clock = clock
         self._loads: dict[int, _Load] = {}
         self._debt = 0.0  # seconds of prompts in a draft model, not yet counted
         self._token = 0.0  # seconds that it takes for a token of a prompt
@@ -87,7 +87,7 @@ class DraftPace:
             self._token = spent / (before - lacking)
         self._before = (0, 0.0)
         self._running, self._lacking, self._alone = running, lacking, alone
-        self._start, self._stop, self._drafting, self._any = self._clock(), None, 0.0, False
+        self._start, self._stop, self._drafting, self._any = self.clock(), None, 0.0, False
         self._wanted = bool(running) and self._wants()
         return self._wanted
 
@@ -114,16 +114,16 @@ class DraftPace:
 
     def drafted(self, some: bool) -> None:
         """The drafts are made, of some text or of none."""
-        self._drafting, self._any = self._clock() - self._start, some
+        self._drafting, self._any = self.clock() - self._start, some
 
     def computed(self) -> None:
         """What follows until `end` is no part of the step."""
-        self._stop = self._clock()
+        self._stop = self.clock()
 
     def end(self, tokens: int) -> None:
         """The step has ended; so many tokens were chosen."""
         running = self._running
-        seconds = (self._clock() if self._stop is None else self._stop) - self._start
+        seconds = (self.clock() if self._stop is None else self._stop) - self._start
         load = self._loads.get(running.bit_length())
         if load is None or not running:
             return

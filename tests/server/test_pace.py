@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from mutants import Mutant, assert_caught
-from pyggml_server.pace import LONGER, SMALLEST, STALE, Pace
+from pyggml_server.pace import LONGER, MOST, SMALLEST, STALE, Pace
 
 
 def steps(
@@ -51,6 +51,13 @@ def test_a_prompt_gets_on_however_long_a_part_takes() -> None:
 def test_more_is_taken_where_more_wait() -> None:
     few, many = (steps(Pace(512), 0.005, 0.0007, 1, waiting)[-1][1] for waiting in (1, 15))
     assert many > 4 * few
+
+
+@pytest.mark.parametrize("waiting", [7, 31, 1000])
+def test_however_many_wait_nobody_waits_for_ever(waiting: int) -> None:
+    took = steps(Pace(1 << 16), 0.005, 0.0004, 1, waiting, 400)[20:]
+    assert max(seconds for seconds, _ in took) <= 0.005 * (1 + LONGER * MOST), "7 that wait would allow 98 times as much"
+    assert max(room for _, room in took) >= 256
 
 
 def test_three_that_wait_beside_one_are_computed_in_large_parts() -> None:
@@ -120,13 +127,14 @@ MUTANTS: dict[str, tuple[Mutant, Any]] = {
                                          test_a_machine_that_becomes_slower_while_prompts_follow_each_other),
     "the fewest, whatever they take": ((Pace, "room", "self._steps - self._when.get(SMALLEST, -STALE) < STALE", "False"),
                                        test_few_tokens_that_take_as_long_as_many_are_not_all_that_is_taken),
+    "no end to how long one waits for many": ((Pace, "room", ", MOST)", ", 1e9)"), test_however_many_wait_nobody_waits_for_ever),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_mutants_are_caught(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong, test = MUTANTS[mutant]
-    assert_caught(monkeypatch, wrong, test, slower=10, fixed=0.005)
+    assert_caught(monkeypatch, wrong, test, slower=10, fixed=0.005, waiting=31)
 
 
 def test_with_nobody_under_way_all_is_taken() -> None:
