@@ -56,7 +56,9 @@ def test_more_is_taken_where_more_wait() -> None:
 @pytest.mark.parametrize("waiting", [7, 31, 1000])
 def test_however_many_wait_nobody_waits_for_ever(waiting: int) -> None:
     took = steps(Pace(1 << 16), 0.005, 0.0004, 1, waiting, 400)[20:]
-    assert max(seconds for seconds, _ in took) <= 0.005 * (1 + LONGER * MOST), "7 that wait would allow 98 times as much"
+    assert max(seconds for seconds, _ in took) <= 0.005 * (1 + LONGER * MOST), (
+        "7 that wait would allow 98 times as much"
+    )
     assert max(room for _, room in took) >= 256
 
 
