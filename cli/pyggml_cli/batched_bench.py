@@ -24,6 +24,7 @@ from pyggml_cli.flags import (
     parse,
     show_notes,
     whole,
+    without_effect,
 )
 from pyggml_cli.interrupts import on_ctrl_c
 from pyggml_cli.other_flags import NO_DIFFERENCE, NOT_HERE
@@ -66,8 +67,8 @@ GROUPS = {
     "positions": ROPE,
 }
 OTHERS: list[Row] = [
-    *(Ignored(row.names, int(row.parse is not None), row.off) for row in SAMPLING if isinstance(row, Flag)),
-    Ignored(("-np", "--parallel"), 1),  # -npl says how many sequences there are
+    *without_effect(SAMPLING),
+    Ignored(("-np", "--parallel"), 1, parse=whole(-1)),  # -npl says how many sequences there are
     *(Refused(row.names, why="pyggml-cli prints that") for row in LISTS),
     *NO_DIFFERENCE,
     *(row for row in NOT_HERE if "--parallel" not in row.names),

@@ -27,6 +27,7 @@ from pyggml_cli.flags import (
     parse,
     show_notes,
     whole,
+    without_effect,
 )
 from pyggml_cli.interrupts import on_ctrl_c
 from pyggml_cli.other_flags import NO_DIFFERENCE, NOT_HERE
@@ -84,11 +85,11 @@ GROUPS = {
 }
 _HERE = {name for group in GROUPS.values() for row in group for name in row.names}
 OTHERS: list[Row] = [
-    *(Ignored(row.names, int(row.parse is not None), row.off) for row in SAMPLING if isinstance(row, Flag)),
+    *without_effect(SAMPLING),
     Ignored(("-kvu", "--kv-unified"), off=("-no-kvu", "--no-kv-unified")),  # nothing is kept
-    Ignored(("-np", "--parallel"), 1),
+    Ignored(("-np", "--parallel"), 1, parse=whole(-1)),
     Ignored(("--embedding", "--embeddings")),
-    *(Ignored(row.names, int(row.parse is not None)) for row in MODEL if isinstance(row, Flag) and KEPT & set(row.names)),
+    *without_effect(row for row in MODEL if KEPT & set(row.names)),
     *(Refused(row.names, why="pyggml-cli prints that") for row in LISTS),
     *(row for row in NO_DIFFERENCE if not _HERE & set(row.names)),
     *(row for row in NOT_HERE if "--parallel" not in row.names and not _HERE & set(row.names)),

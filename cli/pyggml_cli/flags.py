@@ -42,11 +42,13 @@ class Flag:
 
 @dataclass(frozen=True)
 class Ignored:
-    """A flag of llama.cpp that makes no difference here: accepted, and one note says so."""
+    """A flag of llama.cpp that makes no difference here: accepted, and one note says so. What `parse` refuses is none of
+    its values, and a mistake here as it is there."""
 
     names: tuple[str, ...]
     n_args: int = 0
     off: tuple[str, ...] = ()
+    parse: Callable[[str], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,9 @@ class _Reader:
                 self.values.given[row.dest] = value
             self.values.seen.add(row.dest)
         elif isinstance(row, Ignored):
+            if row.parse is not None:
+                for text in given:
+                    _convert(name, row.parse, text)
             self.ignored.append(name)
         elif on and (not given or any(value not in row.harmless for value in given)):
             why = f": {row.why}" if row.why else ""
@@ -271,10 +276,16 @@ def choice(*allowed: str) -> Callable[[str], str]:
 
     def convert(text: str) -> str:
         if text not in allowed:
-            raise ValueError(f"must be one of {', '.join(allowed)}")
+            raise ValueError(f"must be one of {', '.join(word or repr(word) for word in allowed)}")
         return text
 
     return convert
+
+
+def without_effect(rows: Iterable[Row]) -> list[Row]:
+    """Flags of another command that make no difference in this one; their values are read as they are there."""
+    flags = (row for row in rows if isinstance(row, Flag))
+    return [Ignored(row.names, 0 if row.parse is None else row.count, row.off, row.parse) for row in flags]
 
 
 def proportions(text: str) -> list[float]:

@@ -4,7 +4,11 @@ Owns their names (common/arg.cpp) and the reasons. With completion_flags.py it n
 that none of them is taken for a mistake.
 """
 
-from pyggml_cli.flags import Ignored, Refused, Row
+from pyggml_cli.flags import FALSE, TRUE, Ignored, Refused, Row, choice, number, whole
+
+LAZY_MODES = choice("on", "auto", "off")
+NUMA = choice("distribute", "isolate", "numactl", "")
+PRIORITY = whole(-1, 3)  # GGML_SCHED_PRIO_LOW to GGML_SCHED_PRIO_REALTIME
 
 NO_DIFFERENCE: list[Row] = [
     Ignored(("-bs", "--backend-sampling")),  # the same tokens are chosen here
@@ -22,16 +26,18 @@ NO_DIFFERENCE: list[Row] = [
     Ignored(("-Cr", "--cpu-range"), 1),
     Ignored(("-Cb", "--cpu-mask-batch"), 1),
     Ignored(("-Crb", "--cpu-range-batch"), 1),
-    Ignored(("-lzm", "--lazy-mode"), 1),
-    Ignored(("-dt", "--defrag-thold"), 1),
-    Ignored(("-fit", "--fit"), 1),
+    Ignored(("-lzm", "--lazy-mode"), 1, parse=LAZY_MODES),
+    Ignored(("-dt", "--defrag-thold"), 1, parse=number),
+    Ignored(("-fit", "--fit"), 1, parse=choice(*TRUE, *FALSE)),
     Ignored(("-fitt", "--fit-target"), 1),
     Ignored(("-fitc", "--fit-ctx"), 1),
-    Ignored(("-lv", "--verbosity", "--log-verbosity"), 1),
-    Ignored(("-ptc", "--print-token-count"), 1),
-    Ignored(("-cram", "--cache-ram"), 1),
-    *(Ignored((name,), 1) for name in ("--cpu-strict", "--prio", "--poll", "--cpu-strict-batch", "--prio-batch")),
-    *(Ignored((name,), 1) for name in ("--poll-batch", "--numa", "--log-colors")),
+    Ignored(("-lv", "--verbosity", "--log-verbosity"), 1, parse=whole()),
+    Ignored(("-ptc", "--print-token-count"), 1, parse=whole()),
+    Ignored(("-cram", "--cache-ram"), 1, parse=whole(-1)),
+    *(Ignored((name,), 1, parse=whole(0)) for name in ("--cpu-strict", "--poll", "--cpu-strict-batch", "--poll-batch")),
+    *(Ignored((name,), 1, parse=PRIORITY) for name in ("--prio", "--prio-batch")),
+    Ignored(("--numa",), 1, parse=NUMA),
+    Ignored(("--log-colors",), 1, parse=choice(*TRUE, *FALSE, "auto", "-1")),
 ]
 
 DOWNLOADS = "models are fetched from repositories (-hf) alone; give other files with -m"

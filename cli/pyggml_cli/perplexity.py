@@ -27,6 +27,7 @@ from pyggml_cli.flags import (
     parse,
     show_notes,
     whole,
+    without_effect,
 )
 from pyggml_cli.interrupts import on_ctrl_c
 from pyggml_cli.other_flags import NO_DIFFERENCE, NOT_HERE
@@ -83,9 +84,9 @@ GROUPS = {
     "positions": ROPE,
 }
 OTHERS: list[Row] = [
-    *(Ignored(row.names, int(row.parse is not None), row.off) for row in SAMPLING if isinstance(row, Flag)),
+    *without_effect(SAMPLING),
     Ignored(("-kvu", "--kv-unified"), off=("-no-kvu", "--no-kv-unified")),
-    Ignored(("-np", "--parallel"), 1),  # -b says how many chunks are computed together
+    Ignored(("-np", "--parallel"), 1, parse=whole(-1)),  # -b says how many chunks are computed together
     *(Refused(row.names, why="pyggml-cli prints that") for row in LISTS),
     *NO_DIFFERENCE,
     *(row for row in NOT_HERE if "--parallel" not in row.names),

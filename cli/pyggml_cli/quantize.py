@@ -103,6 +103,12 @@ def _mixes() -> str:
     return f"Mixes: {named}, and {COPY}, which converts nothing. Q3_K, Q4_K and Q5_K are their _M."
 
 
+def _unknown(word: str) -> str:
+    from pyggml.quantize import COPY, MIXES
+
+    return f"{word}: unknown quantisation mix; known are {', '.join([*MIXES, COPY])}"
+
+
 def _arguments(values: Values) -> "tuple[Path, Path, Mix | None, int]":
     """IN, OUT, MIX and THREADS. Raises UsageError, UnsupportedError."""
     from pyggml.quantize import COPY, find_mix
@@ -125,10 +131,10 @@ def _arguments(values: Values) -> "tuple[Path, Path, Mix | None, int]":
     else:
         target = Path(rest.pop(0))
         if not rest:
-            raise UsageError(f"{target}: unknown quantisation mix; --help lists them")
+            raise UsageError(_unknown(str(target)))
         found = taken()
         if found is None:
-            raise UsageError(f"{rest[0]}: unknown quantisation mix; --help lists them")
+            raise UsageError(_unknown(rest[0]))
     rest.pop(0)
     if len(rest) > 1:
         raise UsageError(f"unexpected argument {rest[1]!r}")

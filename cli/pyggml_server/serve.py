@@ -53,8 +53,9 @@ class _Server(uvicorn.Server):
         for host in self.settings.hosts:
             try:
                 made = await loop.create_server(protocol, host, port, ssl=config.ssl, backlog=config.backlog)
-            except OSError as reason:
-                raise ServeError(f"{host} port {port}: cannot listen there: {reason.strerror or reason}") from None
+            except (OSError, UnicodeError) as reason:  # a name whose parts are empty or too long is none for IDNA
+                why = getattr(reason, "strerror", None) or reason
+                raise ServeError(f"{host} port {port}: cannot listen there: {why}") from None
             self.servers.append(made)
             port = self.port  # the others have the one that was free at the first address
         self.started = True

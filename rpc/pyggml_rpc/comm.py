@@ -33,19 +33,35 @@ Join = Callable[[int, str, int, Callable[[], bool]], Ends]
 """rank, host, port, whether the client is gone -> the connection. Raises CommError."""
 
 
-class AllowList:
-    """Who may call this server, or be called by it: addresses, networks (10.0.0.0/8), and names, which are looked up
-    only if they stand here. Raises ValueError for what is none of them."""
+LookUp = Callable[[str], Sequence[str]]
+"""A host's name -> its addresses. Raises OSError."""
+KNOWN = "an address, a network such as 10.0.0.0/8, a host name, or none alone"
 
-    def __init__(self, words: Sequence[str] = ()) -> None:
+
+class AllowList:
+    """Who may call this server, or be called by it: addresses, networks (10.0.0.0/8), and names.
+
+    A name is looked up here, so that one that means nobody is found at once, and who has its addresses may call; and
+    again when it is called itself. No name that does not stand here is ever looked up. Raises ValueError for what is
+    none of these.
+    """
+
+    def __init__(self, words: Sequence[str] = (), look_up: LookUp = lambda name: ()) -> None:
         self._networks, self._names = [], set()
         for word in words:
             try:
                 self._networks.append(ipaddress.ip_network(word))
+                continue
             except ValueError:
-                if "/" in word or not word.strip() or word.replace(".", "").isdigit():
-                    raise ValueError(f"{word!r} is not an address, a network or a host name") from None
-                self._names.add(word.lower())
+                if "/" in word or not word.strip() or word.lower() == "none" or word.replace(".", "").isdigit():
+                    raise ValueError(f"{word!r} is not {KNOWN}") from None
+            try:
+                found = look_up(word)
+            except (OSError, UnicodeError) as error:  # a label that is empty or too long is no IDNA
+                why = getattr(error, "strerror", None) or error
+                raise ValueError(f"{word!r} is not {KNOWN}: looked up as a name: {why}") from None
+            self._names.add(word.lower())
+            self._networks += [ipaddress.ip_network(address.partition("%")[0]) for address in found]
 
     def admits(self, address: str) -> bool:
         try:
@@ -66,6 +82,6 @@ LOOPBACK = AllowList(["127.0.0.0/8", "::1", "localhost"])
 NOBODY = AllowList()
 
 
-def allow_list(words: Sequence[str]) -> AllowList:
+def allow_list(words: Sequence[str], look_up: LookUp) -> AllowList:
     """What --comm says. Raises ValueError."""
-    return NOBODY if list(words) == ["none"] else AllowList(words)
+    return NOBODY if list(words) == ["none"] else AllowList(words, look_up)

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, unique
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, NoReturn, TypeAlias
 
 from pyggml_rpc.errors import RemoteProtocolError
 from pyggml_rpc.wire import (
@@ -39,6 +39,8 @@ INBOX = 1 << 16
 HEADER = REQUEST_HEADER.itemsize
 FIRST_STEP = 1 << 16  # a graph's memory begins so small and doubles as its bytes arrive
 MAX_GRAPH = 1 << 26
+VERSION = 3  # bytes: major, minor, patch, with which an answer to HELLO of any version begins
+LARGEST_HELLO = 1 << 10  # of those that may be a later version's; what is larger is no ggml RPC server's
 
 
 class Request(NamedTuple):
@@ -265,8 +267,9 @@ class ServerConnection(_Receiver):
         if self.greeted:
             raise self._fail("a second HELLO")
         if length != fixed:
+            than = "older" if length < fixed else "newer"
             raise self._fail(
-                f"HELLO of {length} bytes, not {fixed}: the client is older than this server's protocol {self.protocol}"
+                f"HELLO of {length} bytes, not {fixed}: the client is {than} than this server's protocol {self.protocol}"
             )
 
     def _read_graph(self) -> memoryview | None:
@@ -316,6 +319,7 @@ class ClientConnection(_Receiver):
         self._greeted = False
         self._pending: deque[tuple[Command, memoryview | None]] = deque()
         self._in_body = False
+        self._other_hello: int | None = None  # bytes of an answer to HELLO that is none of a version spoken here
         self.protocol = NEWEST  # until the server has answered HELLO, which is the same in all
         self.version: Version | None = None  # the server's, once it has answered HELLO
 
@@ -380,10 +384,16 @@ class ClientConnection(_Receiver):
                 return None
             expected = layout.itemsize if into is None else len(into)
             length = int.from_bytes(header, "little")
-            if length != expected:
+            self._other_hello = length if command is Command.HELLO and length != expected else None
+            if length != expected and (self._other_hello is None or not VERSION <= length <= LARGEST_HELLO):
                 raise self._fail(f"the reply to {command.name} has {length} bytes, not {expected}")
             self._in_body = True
             self._aim(into)
+        if self._other_hello is not None:
+            begun = self._take(VERSION)
+            if begun is None:
+                return None
+            self._refuse(Version(*begun), f"; its answer to HELLO has {self._other_hello} bytes, not {layout.itemsize}")
         if into is not None:
             if not self._fill():
                 return None
@@ -407,7 +417,10 @@ class ClientConnection(_Receiver):
         self.version = Version(major, minor, patch)
         spoken = next((p for p in PROTOCOLS if p.version == self.version), None)
         if spoken is None:
-            ours = " and ".join(map(str, PROTOCOLS))
-            older = "the server" if self.version < NEWEST.version else "this client"
-            raise self._fail(f"the server speaks protocol {self.version}, this client {ours}: {older} needs an upgrade")
+            self._refuse(self.version)
         self.protocol = spoken
+
+    def _refuse(self, theirs: Version, more: str = "") -> NoReturn:
+        ours = " and ".join(map(str, PROTOCOLS))
+        older = "the server" if theirs < NEWEST.version else "this client"
+        raise self._fail(f"the server speaks protocol {theirs}, this client {ours}: {older} needs an upgrade{more}")

@@ -61,6 +61,11 @@ class Link:
         self._sock.close()
 
 
+def look_up(name: str) -> list[str]:
+    """The addresses of a host's name. Raises OSError."""
+    return sorted({str(found[4][0]) for found in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)})
+
+
 def join(allowed: AllowList, here: str, rank: int, host: str, port: int, gone: Callable[[], bool]) -> Link:
     """The other rank, within JOIN_TIMEOUT. `here`: the address to listen at. Raises CommError saying why not."""
     if not LOWEST_PORT <= port < 65536:

@@ -22,7 +22,7 @@ from pyggml_rpc.admission import Admitted, FullError, make_room
 from pyggml_rpc.comm import LOOPBACK, NOBODY, allow_list
 from pyggml_rpc.connection import Piece, ServerConnection
 from pyggml_rpc.errors import RefusedError, RemoteProtocolError
-from pyggml_rpc.link import join
+from pyggml_rpc.link import join, look_up
 from pyggml_rpc.memory import trim
 from pyggml_rpc.server import Server
 from pyggml_rpc.session import Session
@@ -193,7 +193,7 @@ class Listener:
         host = bare_host(host)
         where = join_endpoint(host, port)
         try:
-            allowed = None if comm is None else allow_list(comm)
+            allowed = None if comm is None else allow_list(comm, look_up)
         except ValueError as error:
             raise DeviceError(f"--comm: {error}") from None
         if not 0 <= port < 65536:
@@ -202,8 +202,8 @@ class Listener:
             family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
             both = family == socket.AF_INET6 and host == "::" and socket.has_dualstack_ipv6()
             self._sock = socket.create_server((host, port), family=family, backlog=128, dualstack_ipv6=both)
-        except OSError as error:
-            raise DeviceError(f"cannot listen on {where}: {error.strerror or error}") from error
+        except (OSError, UnicodeError) as error:  # a name whose parts are empty or too long is none for IDNA
+            raise DeviceError(f"cannot listen on {where}: {getattr(error, 'strerror', None) or error}") from error
         self.address: tuple[str, int] = self._sock.getsockname()[:2]
         if allowed is None:  # its own machine's servers, where it is for its own machine alone
             allowed = LOOPBACK if is_local(self.address[0]) else NOBODY

@@ -21,7 +21,7 @@ from pyggml_cli import (
     server,
 )
 from pyggml_cli.completion_flags import ROWS, unescape
-from pyggml_cli.flags import Flag, Ignored, Refused, UsageError, parse
+from pyggml_cli.flags import FALSE, TRUE, Flag, Ignored, Refused, UsageError, parse
 
 NAMES = [name for row in ROWS for name in row.names + row.off]
 
@@ -62,7 +62,8 @@ def test_values() -> None:
 
 @pytest.mark.parametrize("row", [row for row in ROWS if isinstance(row, Ignored)], ids=lambda row: row.names[-1])
 def test_flags_without_a_difference_are_noted_once(row: Ignored) -> None:
-    args = [row.names[0], *["1"] * row.n_args]
+    value = {"--numa": "isolate", "-lzm": "on"}.get(row.names[0], "1")
+    args = [row.names[0], *[value] * row.n_args]
     assert parse(ROWS, [*args, *args]).notes == [f"note: {row.names[0]} makes no difference here"]
 
 
@@ -106,6 +107,61 @@ def test_mistakes_are_one_line_and_exit_code_2(call: Callable[..., Any], line: s
     outcome = call(cli.main, *line.split())
     assert outcome.code == 2 and outcome.out == ""
     assert outcome.err.startswith("error: ") and outcome.err.count("\n") == 1 and words in outcome.err
+
+
+CACHE_TYPES = "f32, f16, bf16, q8_0, q4_0, q4_1, iq4_nl, q5_0, q5_1"
+LOADS = "auto, none, mmap, mlock, mmap+mlock, dio"
+TRUTHS = ", ".join(TRUE + FALSE)
+WORDS: dict[Any, dict[str, str]] = {
+    cli.main: {
+        "-fa": "on, off, auto", "-ctk": CACHE_TYPES, "-ctv": CACHE_TYPES, "-sm": "none, layer, row", "-lm": LOADS,
+        "--rope-scaling": "none, linear, yarn", "--color": "on, off, auto", "-rea": "on, off, auto",
+        "--reasoning-format": "none, auto, deepseek, deepseek-legacy", "-ctkd": CACHE_TYPES,
+        "--spec-type": "'nobody' is not one of none, draft-simple, ngram-simple, ngram-map-k",
+        "-lzm": "on, auto, off", "--numa": "distribute, isolate, numactl, ''", "-fit": TRUTHS,
+        "--log-colors": f"{TRUTHS}, auto, -1", "--prio": "must be a whole number", "-lv": "must be a whole number",
+        "--samplers": "known: penalties, dry, ", "--sampler-seq": "known: e, d, s, ", "-dev": "available: none",
+        "--override-kv": "must be KEY=TYPE:VALUE", "--rpc": "'nobody' is not host:port", "-ot": "must be PATTERN=DEV",
+        "-ot a=": "available: REF",
+    },
+    server.main: {
+        "-fa": "on, off, auto", "--pooling": "none, mean, cls, last, rank", "--attention": "causal, non-causal",
+        "--numa": "distribute, isolate, numactl, ''", "--reasoning-format": "none, auto, deepseek, deepseek-legacy",
+    },
+    rpc_server.main: {"--protocol": "7, 7.0.0, 8, 8.0.0", "-d": "available: REF"},
+    bench.main: {
+        "-o": "md, json, jsonl, csv, sql", "-oe": "none, md, json, jsonl, csv, sql", "-ctk": CACHE_TYPES, "-lm": LOADS,
+        "-fa": "on, off, auto, 1, 0, -1", "-lzm": "on, auto, off", "--numa": "distribute, isolate, numactl, ''",
+    },
+    batched_bench.main: {"--output-format": "md, jsonl", "-ctk": CACHE_TYPES, "--temp": "must be a number"},
+    perplexity.main: {"--ppl-output-type": "0, 1", "-sm": "none, layer, row", "--mirostat": "must be "},
+    embedding.main: {
+        "--embd-output-format": "'', array, json, json+, raw", "--pooling": "none, mean, cls, last, rank",
+        "-ctv": CACHE_TYPES,
+    },
+    quantize.main: {
+        "x.gguf": "known are Q4_0, Q4_1", "--output-tensor-type": "supported: F32, F16",
+        "--token-embedding-type": "supported: F32, F16", "--tensor-type a=": "supported: F32, F16",
+        "--override-kv": "must be KEY=int:N, KEY=float:X, KEY=bool:true|false or KEY=str:TEXT",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("main", "flag"),
+    [pytest.param(main, flag, id=f"{main.__module__[11:]} {flag}") for main, flags in WORDS.items() for flag in flags],
+)
+def test_an_unknown_word_is_refused_in_a_line_that_lists_what_is_known(
+    call: Callable[..., Any], reference: None, model: Path, main: Any, flag: str
+) -> None:
+    argv = f"{flag}nobody".split(" ") if flag.endswith("=") else [flag, "nobody"]
+    if main in (cli.main, embedding.main):
+        argv += ["-p", "a"]
+    if main is quantize.main and flag.startswith("-"):
+        argv += [str(model), "never.gguf", "q8_0"]
+    outcome = call(main, *argv)
+    assert outcome.code in (1, 2) and outcome.out == ""
+    assert outcome.err.startswith("error: ") and outcome.err.count("\n") == 1 and WORDS[main][flag] in outcome.err
 
 
 @pytest.mark.parametrize(

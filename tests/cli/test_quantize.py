@@ -100,7 +100,7 @@ def test_help_names_every_mix(run: Callable[..., Any]) -> None:
     [
         ("", 2, "usage: pyggml-quantize [flags] IN.gguf [OUT.gguf] MIX [THREADS]"),
         ("IN", 2, "usage: "),
-        ("IN OUT", 2, "OUT: unknown quantisation mix; --help lists them"),
+        ("IN OUT", 2, "OUT: unknown quantisation mix; known are Q4_0, "),
         ("IN OUT Q4_X", 2, "Q4_X: unknown quantisation mix"),
         ("IN OUT IQ2_XS", 1, "mix IQ2_XS is not supported (supported: Q4_0, Q4_1,"),
         ("IN OUT Q8_0 two", 2, "threads 'two': must be a whole number"),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from mutants import Mutant, assert_caught
-from pyggml_rpc import communicators, link
+from pyggml_rpc import communicators, link, transport
 from pyggml_rpc.comm import LOOPBACK, NOBODY, AllowList, CommError, allow_list
 from pyggml_rpc.communicators import Communicators
 from pyggml_rpc.errors import RefusedError
@@ -272,23 +272,45 @@ def test_who_is_called_must_be_such_a_server(
 
 
 def test_allow_list() -> None:
-    allowed = allow_list(["10.1.0.0/16", "192.168.0.7", "gpu1.lan", "fd00::/8"])
-    for address in ("10.1.2.3", "192.168.0.7", "::ffff:10.1.2.3", "fd00::5", "fd00::5%eth0"):
+    def look_up(name: str) -> list[str]:
+        return {"gpu1.lan": ["10.3.0.1", "fe80::7%eth0"]}[name]
+
+    allowed = allow_list(["10.1.0.0/16", "192.168.0.7", "gpu1.lan", "fd00::/8"], look_up)
+    for address in (
+        "10.1.2.3",
+        "192.168.0.7",
+        "::ffff:10.1.2.3",
+        "fd00::5",
+        "fd00::5%eth0",
+        "10.3.0.1",
+        "fe80::7%eth1",
+    ):
         assert allowed.admits(address)
-    for address in ("10.2.0.1", "127.0.0.1", "192.168.0.8", "::1", "", "gpu1.lan"):
+    for address in ("10.2.0.1", "127.0.0.1", "192.168.0.8", "::1", "", "gpu1.lan", "10.3.0.2"):
         assert not allowed.admits(address)
     assert allowed.callable("GPU1.lan") == "GPU1.lan"
     with pytest.raises(CommError):
         allowed.callable("gpu2.lan")
-    assert allow_list(["none"]) is NOBODY
+    assert allow_list(["none"], look_up) is NOBODY
+    assert "127.0.0.1" in link.look_up("localhost")
     assert LOOPBACK.admits("127.0.0.1") and LOOPBACK.admits("::1") and LOOPBACK.callable("localhost")
     assert not LOOPBACK.admits("128.0.0.1")
 
 
-@pytest.mark.parametrize("word", ["10.0.0.0/33", "10.0.0.1/8", "300.1.1.1", "", "1.2.3"])
-def test_words_that_are_nobody(toy: Any, word: str) -> None:
-    with pytest.raises(DeviceError, match=f"--comm: {word!r} is not an address, a network or a host name"):
-        Listener(Server([toy]), port=0, comm=[word])
+@pytest.mark.parametrize(
+    "word", ["10.0.0.0/33", "10.0.0.1/8", "300.1.1.1", "", "1.2.3", "none", "x", "a..b", "b" * 64 + ".lan", "a b"]
+)
+def test_words_that_are_nobody(toy: Any, monkeypatch: pytest.MonkeyPatch, word: str) -> None:
+    """A name that nobody has, too: `x` and `nobody` are mistakes."""
+
+    def unknown(name: str) -> list[str]:
+        name.encode("idna")
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(transport, "look_up", unknown)
+    known = "an address, a network such as 10.0.0.0/8, a host name, or none alone"
+    with pytest.raises(DeviceError, match=f"--comm: {word!r} is not {known}(: looked up as a name: .+)?$"):
+        Listener(Server([toy]), port=0, comm=["127.0.0.1", word])
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyggml_rpc.connection import (
     INBOX,
+    LARGEST_HELLO,
     ClientConnection,
     Closed,
     Reply,
@@ -199,6 +200,10 @@ BROKEN = {
     "old client": (pack_header(Command.HELLO, 0), "HELLO of 0 bytes, not 24: the client is older than .* 8.0.0"),
     "long HELLO": (pack_header(Command.HELLO, 25) + bytes(25), "HELLO of 25 bytes, not 24"),
     "second HELLO": (HELLO + HELLO, "a second HELLO"),
+    "later client": (
+        pack_header(Command.HELLO, 32),
+        "HELLO of 32 bytes, not 24: the client is newer than this server's protocol 8.0.0",
+    ),
     "command 23": (HELLO + bytes([23]) + bytes(8), r"unknown command 23 \(this server speaks protocol 8.0.0\)"),
     "command 255": (HELLO + b"\xff" * 9, "unknown command 255"),
     "SET_TENSOR of 304": (HELLO + pack_header(Command.SET_TENSOR, 304), "SET_TENSOR of 304 bytes, at least 305"),
@@ -364,6 +369,28 @@ def test_client_names_all_versions_when_it_speaks_none_of_the_servers(version: t
     message = rf"speaks protocol {major}\.{minor}\.{patch}, this client 7\.0\.0 and 8\.0\.0: {older} needs an upgrade"
     with pytest.raises(RemoteProtocolError, match=message):
         feed_client(client, framed(pack(HELLO_REPLY, major=major, minor=minor, patch=patch)))
+
+
+@pytest.mark.parametrize("size", [3, 27, 29, LARGEST_HELLO])
+def test_an_answer_to_hello_of_another_size_names_its_version(size: int) -> None:
+    client = ClientConnection()
+    client.request(Command.HELLO, bytes(24))
+    message = (
+        f"protocol 9.2.1, this client 7.0.0 and 8.0.0: this client .*; its answer to HELLO has {size} bytes, not 28"
+    )
+    answer = framed(bytes([9, 2, 1]).ljust(size, b"\xff"))
+    assert feed_client(client, answer[:10]) == []
+    for _ in range(2):
+        with pytest.raises(RemoteProtocolError, match=message):
+            feed_client(client, answer[10:])
+
+
+@pytest.mark.parametrize("size", [0, 2, LARGEST_HELLO + 1, int.from_bytes(b"HTTP/1.1", "little")])
+def test_what_is_no_answer_to_hello_names_no_version(size: int) -> None:
+    client = ClientConnection()
+    client.request(Command.HELLO, bytes(24))
+    with pytest.raises(RemoteProtocolError, match=f"the reply to HELLO has {size} bytes, not 28$"):
+        feed_client(client, size.to_bytes(8, "little"))
 
 
 def test_replies_come_in_the_order_of_requests_however_split() -> None:

@@ -203,8 +203,9 @@ def test_a_port_in_use(listener: Listener, toy: Any) -> None:
         Listener(Server([toy]), port=listener.address[1])
     with pytest.raises(DeviceError, match="cannot listen on"):
         Listener(Server([toy]), port=70000)
-    with pytest.raises(DeviceError, match=r"cannot listen on no.such.host.invalid:1"):
-        Listener(Server([toy]), host="no.such.host.invalid", port=1)
+    for host in ("no.such.host.invalid", "a..b", "b" * 64):
+        with pytest.raises(DeviceError, match=f"cannot listen on {host}:1: "):
+            Listener(Server([toy]), host=host, port=1)
 
 
 def test_a_fault_of_our_own_ends_one_connection(

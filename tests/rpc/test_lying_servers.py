@@ -162,6 +162,11 @@ LIES: dict[str, tuple[int, bytes, str]] = {
     "short tensor": (C.GET_TENSOR, bytes(764), "the reply to GET_TENSOR has 764 bytes, not 768"),
     "long tensor": (C.GET_TENSOR, bytes(772), "the reply to GET_TENSOR has 772 bytes, not 768"),
     "version 9": (C.HELLO, bytes([9]) + bytes(27), "the server speaks protocol 9.0.0"),
+    "version 9.1.2 and a longer HELLO": (
+        C.HELLO,
+        bytes([9, 1, 2]) + bytes(29),
+        r"the server speaks protocol 9\.1\.2, .*: this client needs an upgrade; its answer to HELLO has 32 bytes",
+    ),
     "version 255.255.255": (C.HELLO, b"\xff" * 28, "the server speaks protocol 255.255.255"),
     "HELLO of nothing": (C.HELLO, b"", "the reply to HELLO has 0 bytes, not 28"),
     "alloc size 2^64-1": (C.GET_ALLOC_SIZE, words(U64), f"GET_ALLOC_SIZE: {U64} bytes for a tensor of"),

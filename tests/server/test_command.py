@@ -75,6 +75,7 @@ def test_mistakes_end_in_a_line(tmp_path: Path, capfd: pytest.CaptureFixture[str
         (["--ssl-key-file", "x"], 2, "TLS needs both"),
         (["-m", path, "--api-key-file", str(empty)], 2, "there is no key in it"),
         (["-m", path, "--host", "256.1.1.1"], 1, "256.1.1.1 port 9931: cannot listen there"),
+        (["-m", path, "--host", "a..b"], 1, "a..b port 9931: cannot listen there: encoding with 'idna' codec failed"),
         (["-m", path, "--ssl-key-file", path, "--ssl-cert-file", path], 1, "no key and certificate"),
         (["-m", path, "--rerank"], 1, "pooling rank needs a classifier"),
         (["-m", path, "-p", "x"], 2, "a flag of the completion tool"),
