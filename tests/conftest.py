@@ -15,6 +15,8 @@ from _pytest.assertion import util as assertion_util
 from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
+# Before NumPy is imported: its threads wait for each other in a loop, which doubles what the tests take of the processor.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 from peer import Peer
 from peer_archs import ArchPeer
