@@ -39,13 +39,24 @@ def post_to(loop: asyncio.AbstractEventLoop) -> Post:
 
 
 class Answer:
-    """`async with` submits the texts and, at the end, cancels what is not complete; iterating gives (which text, update)."""
+    """`async with` submits the texts and, at the end, cancels what is not complete; iterating gives (which text, update).
+    `tells`, `completion` and `controlled` are Task's."""
 
-    def __init__(self, engine: Engine, texts: Sequence[Text], client: str, tells: bool = False) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        texts: Sequence[Text],
+        client: str,
+        tells: bool = False,
+        completion: str = "",
+        controlled: bool = False,
+    ) -> None:
         self._engine = engine
         self._updates: asyncio.Queue[tuple[int, Update]] = asyncio.Queue()
         self.texts = texts
-        self.tasks = [Task(text, partial(self._got, i), client, tells) for i, text in enumerate(texts)]
+        self.tasks = [
+            Task(text, partial(self._got, i), client, tells, completion, controlled) for i, text in enumerate(texts)
+        ]
         self._left = len(texts)
 
     def _got(self, i: int, update: Update) -> None:

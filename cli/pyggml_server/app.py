@@ -12,6 +12,7 @@ from starlette.routing import Route
 
 from pyggml_server import (
     anthropic,
+    budget,
     embeddings,
     native,
     native_completion,
@@ -51,6 +52,7 @@ ROUTES = [
     Route("/lora-adapters", native.lora_adapters, methods=["GET", "POST"]),
     Route("/chat/completions/input_tokens", native.count_chat, methods=POST),
     Route("/v1/chat/completions/input_tokens", native.count_chat, methods=POST),
+    Route("/v1/chat/completions/control", budget.control, methods=POST),
     Route("/v1/completions", openai.completions, methods=POST),
     Route("/chat/completions", openai.chat_completions, methods=POST),
     Route("/v1/embeddings", embeddings.openai, methods=POST),

@@ -49,10 +49,19 @@ class Update(NamedTuple):
 
 class Task:
     """A text and who waits for it. `deliver` is called by whoever `post` hands the update to; `tells`: it is told how far the
-    prompt is."""
+    prompt is; `completion`: the answer's id that clients know; `controlled`: its reasoning may be ended by that."""
 
-    def __init__(self, text: Text, deliver: Callable[[Update], None], client: str = "", tells: bool = False) -> None:
+    def __init__(
+        self,
+        text: Text,
+        deliver: Callable[[Update], None],
+        client: str = "",
+        tells: bool = False,
+        completion: str = "",
+        controlled: bool = False,
+    ) -> None:
         self.text, self.deliver, self.client = text, deliver, client
+        self.completion, self.controlled = completion, controlled
         self.slot = -1
         self._told = -1 if tells else len(text.tokens)  # tokens of the prompt
         self._sent = self._sent_logprobs = 0
@@ -191,6 +200,10 @@ class Engine:
             self._calls.append(Call(future, function, free))
             self._changed.notify()
         return future
+
+    def under_way(self, completion: str) -> list[Task]:
+        """The texts of an answer that have slots; for calls (`call`)."""
+        return [task for task in self._tasks.values() if task.completion == completion]
 
     @property
     def n_waiting(self) -> int:

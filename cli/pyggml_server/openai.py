@@ -99,7 +99,7 @@ async def completions(request: Request) -> Response:
 
     wanted, made, shown = await in_thread(prepare)
     head = _head("cmpl", "text_completion", served)
-    running = Answer(served.engine, made, client_of(request), wanted.progress)
+    running = Answer(served.engine, made, client_of(request), wanted.progress, head["id"], wanted.controlled)
     if wanted.stream:
         return stream(await begun(_completion_chunks(served, running, head, wanted, shown)))
     return answer(await unless_gone(request, _completion(served, running, head, wanted, shown)))
@@ -176,7 +176,8 @@ async def chat_completions(request: Request) -> Response:
     fields = await body_of(request)
     asked, made = await in_thread(lambda: _prepared_chat(fields, served))
     head = _head("chatcmpl", "chat.completion.chunk" if asked.options.stream else "chat.completion", served)
-    running = Answer(served.engine, made, client_of(request), asked.options.progress)
+    wanted = asked.options
+    running = Answer(served.engine, made, client_of(request), wanted.progress, head["id"], wanted.controlled)
     if asked.options.stream:
         return stream(await begun(_chat_chunks(served, running, head, asked)))
     return answer(await unless_gone(request, _chat_answer(served, running, head, asked)))

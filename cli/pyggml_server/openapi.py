@@ -12,8 +12,17 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from pyggml.chat.request import REASONING_FORMATS
-from pyggml_server import FINGERPRINT, anthropic, embeddings, native, native_completion, openai, responses, slots
-from pyggml_server.budget import MOST_TAGS
+from pyggml_server import (
+    FINGERPRINT,
+    anthropic,
+    budget,
+    embeddings,
+    native,
+    native_completion,
+    openai,
+    responses,
+    slots,
+)
 from pyggml_server.chat import ROLES
 from pyggml_server.embeddings import MOST_TEXTS
 from pyggml_server.fields import I32
@@ -105,8 +114,9 @@ COMMON: dict[str, Schema] = {
     "reasoning_budget_tokens": _integer(-1),
     "reasoning_budget_message": {"type": ["string", "null"]},
     "reasoning_budget_start_tag": {"type": ["string", "null"]},
-    "reasoning_budget_end_tags": _any_of(TEXT, _array(TEXT, 0, MOST_TAGS), NULL),
+    "reasoning_budget_end_tags": _any_of(TEXT, _array(TEXT, 0, budget.MOST_TAGS), NULL),
     "reasoning_budget_end_tag": {"type": ["string", "null"]},
+    "reasoning_control": FLAG,
 }
 """What all completions take."""
 NATIVE: dict[str, Schema] = {
@@ -225,6 +235,7 @@ BODIES: dict[Endpoint, Schema] = {
         {**COMMON, "prompt": PROMPT, "echo": FLAG, "logprobs": _integer(0, MOST_LOGPROBS), "best_of": _integer(1, MOST_CHOICES)}, "prompt"
     ),
     openai.chat_completions: _object(CHAT, "messages"),
+    budget.control: _object({"id": {"type": "string", "minLength": 1}, "action": _choice(budget.END), "model": TEXT}, "id", "action"),
     native.count_chat: _object(CHAT, "messages"),
     native.apply_template: _object(CHAT, "messages"),
     native_completion.completion: _object({**NATIVE, "prompt": PROMPT}, "prompt"),
@@ -278,6 +289,7 @@ def _offered(served: Served, endpoint: Endpoint) -> bool:
         native_completion.completion,
         responses.responses,
         anthropic.messages,
+        budget.control,
     )
     return served.embedder is None or endpoint not in (*computes, native.lora_adapters)
 

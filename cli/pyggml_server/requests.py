@@ -15,7 +15,7 @@ from pyggml.errors import GrammarError, PyggmlError, SamplerError
 from pyggml.runtime.sequence import Sequence as Text
 from pyggml.runtime.stops import StopTexts
 from pyggml.sampler import LLAMA_DEFAULT_SEED, SamplerChain, SamplerParams
-from pyggml_server.budget import budget
+from pyggml_server.budget import budget, controlled
 from pyggml_server.errors import RequestError
 from pyggml_server.fields import Fields
 from pyggml_server.sampling import grammar_of, sampler_params
@@ -46,6 +46,7 @@ class Options:
     progress, timings_per_token, verbose  what is told besides the answer
     messages    tokens of the prompt that begin a message of a user, by number
     adapters    LoRA adapters and scales; None: those of the server
+    controlled  the reasoning may be ended by the answer's id
     """
 
     params: SamplerParams
@@ -65,6 +66,7 @@ class Options:
     verbose: bool = False
     adapters: tuple[Applied, ...] | None = None
     messages: tuple[int, ...] = ()
+    controlled: bool = False
 
 
 def options(fields: Fields, served: Served, grammar: str | None = None) -> Options:
@@ -105,6 +107,7 @@ def options(fields: Fields, served: Served, grammar: str | None = None) -> Optio
         timings_per_token=stream and fields.boolean("timings_per_token", False),
         verbose=fields.boolean("verbose", settings.verbose),
         adapters=served.applied(_scales(fields, served)),
+        controlled=controlled(fields),
     )
 
 

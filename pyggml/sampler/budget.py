@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pyggml.errors import SamplerError
 
 Tokens = tuple[int, ...]
+ENDLESS = (1 << 31) - 1  # tokens: what llama.cpp takes where none are said (common/sampling.cpp: INT_MAX)
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,15 @@ class BudgetParams:
 
 
 def budget_of(
-    marks: tuple[Tokens, tuple[Tokens, ...], Tokens] | None, tokens: int, said: Sequence[int]
+    marks: tuple[Tokens, tuple[Tokens, ...], Tokens] | None, tokens: int, said: Sequence[int], controlled: bool = False
 ) -> BudgetParams | None:
     """Of a reply whose reasoning has these `marks` (start, ends, what the prompt has of the reply); `said` are the tokens of
-    what is written before it is ended. None for fewer than 0 tokens, and without marks."""
-    if marks is None or tokens < 0:
+    what is written before it is ended. None without marks, and for fewer than 0 tokens, which are no limit: unless the
+    reasoning is to be `controlled` (`Budget.end`)."""
+    if marks is None or (tokens < 0 and not controlled):
         return None
     start, ends, written = marks
-    return BudgetParams(tokens, start, ends, (*said, *ends[0]), written)
+    return BudgetParams(tokens if tokens >= 0 else ENDLESS, start, ends, (*said, *ends[0]), written)
 
 
 class Budget:
@@ -77,6 +79,15 @@ class Budget:
     def wanted(self) -> int | None:
         """The token that must come next."""
         return self.params.forced[-self._forced] if self._forced else None
+
+    def end(self) -> bool:
+        """Reasoning that goes on ends here, as if its tokens were used up. Whether there was any to end
+        (common_reasoning_budget_force; a character that is not complete is waited for, as where the budget ends)."""
+        if not self._left:
+            return False
+        self._left = 0
+        self._end_if_used_up()
+        return True
 
     def accept(self, token: int) -> None:
         """The token has come."""

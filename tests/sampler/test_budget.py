@@ -7,7 +7,7 @@ import pytest
 
 from pyggml.errors import SamplerError
 from pyggml.sampler import SamplerChain, SamplerParams
-from pyggml.sampler.budget import Budget, BudgetParams
+from pyggml.sampler.budget import Budget, BudgetParams, budget_of
 
 PARAMS = BudgetParams(2, (100,), ((101,),), (102, 101))
 
@@ -46,6 +46,29 @@ def test_none_at_all_and_what_the_prompt_has() -> None:
     begun = budget(replace(PARAMS, written=(100,)), 50, 51, 102)
     begun.reset()
     assert begun.wanted is None
+
+
+def test_reasoning_is_ended_from_outside() -> None:
+    """Where it goes on, and nowhere else; with or without a number of tokens."""
+    marks = ((100,), ((101,),), ())
+    assert budget_of(marks, -1, ()) is None and budget_of(None, -1, (), controlled=True) is None
+    endless = budget_of(marks, -1, (102,), controlled=True)
+    assert endless is not None
+    for begun in ((), (50,), (100, 50, 101), (100, 50, 101, 51)):
+        untouched = budget(endless, *begun)
+        assert not untouched.end() and untouched.wanted is None, begun
+    for begun in ((100,), (100, 50), (100, 50, 101, 100)):
+        ended = budget(endless, *begun)
+        assert ended.end() and ended.wanted == 102
+        ended.accept(102)
+        assert not ended.end() and ended.wanted == 101, "it is being ended"
+        ended.accept(101)
+        assert ended.wanted is None
+    text = "€".encode()
+    waiting = budget(endless, 100, *text[:2])
+    assert waiting.end() and waiting.wanted is None and not waiting.end()
+    waiting.accept(text[2])
+    assert waiting.wanted == 102
 
 
 def test_several_ends_of_several_tokens() -> None:

@@ -21,6 +21,11 @@ WRONG: list[tuple[str, dict[str, Any], str | None]] = [
     ("/v1/chat/completions", {**CHAT, "reasoning_budget_message": 1}, "reasoning_budget_message"),
     ("/v1/completions", {**COMPLETION, "reasoning_budget_start_tag": 1}, "reasoning_budget_start_tag"),
     ("/v1/completions", {**COMPLETION, "reasoning_budget_end_tags": [1]}, "reasoning_budget_end_tags"),
+    ("/v1/chat/completions", {**CHAT, "reasoning_control": "yes"}, "reasoning_control"),
+    ("/v1/chat/completions/control", {"action": "reasoning_end"}, "id"),
+    ("/v1/chat/completions/control", {"id": 5, "action": "reasoning_end"}, "id"),
+    ("/v1/chat/completions/control", {"id": "chatcmpl-1"}, "action"),
+    ("/v1/chat/completions/control", {"id": "chatcmpl-1", "action": "stop"}, "action"),
     ("/v1/completions", {}, "prompt"),
     ("/v1/completions", {"prompt": 5}, "prompt"),
     ("/v1/completions", {"prompt": [1, "a", None]}, "prompt"),
@@ -223,6 +228,10 @@ def test_keys(model: Model) -> None:
         status, found = client.post("/v1/completions", COMPLETION, authorization="Bearer two")
         assert status == 401 and found["error"]["type"] == "authentication_error"
         assert client.post("/v1/completions", COMPLETION, authorization="Bearer on")[0] == 401
+        ends = {"id": "chatcmpl-1", "action": "reasoning_end"}  # of another's answer
+        assert client.post("/v1/chat/completions/control", ends)[0] == 401
+        status, found = client.post("/v1/chat/completions/control", ends, authorization="Bearer one")
+        assert status == 200 and found == {"success": False, "message": "no active completion for this id"}
         assert client.post("/v1/completions", COMPLETION, authorization="Bearer one")[0] == 200
         assert client.post("/v1/completions", COMPLETION, **{"x-api-key": "one"})[0] == 200
 

@@ -1,6 +1,7 @@
 """Calls of tools through the server: forced, free and forbidden; as a stream; reasoning; what templates are given."""
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -159,3 +160,44 @@ def test_a_request_brings_its_own_budget(hermes: Client) -> None:
     own = {"reasoning_budget_tokens": 0, "reasoning_budget_start_tag": "xx", "reasoning_budget_end_tag": "?"}
     assert hermes.ok("/completion", {**plain, **own, "reasoning_budget_message": "So"})["content"] == "xxSo?xxS"
     assert hermes.ok("/completion", {**plain, "reasoning_budget_tokens": 2})["content"] == 8 * "x"
+
+
+def test_the_reasoning_of_an_answer_under_way_is_ended(hermes: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its id, of all its choices; told apart: an id that nobody has, one that was not to be controlled, one without reasoning."""
+    path = "/v1/chat/completions/control"
+    batcher = hermes.served.engine.batcher
+    step = batcher.step
+    monkeypatch.setattr(batcher, "step", lambda: time.sleep(0.005) or step())
+    body = {"messages": [{"role": "user", "content": "q"}], "max_tokens": 900, "logit_bias": [[ord("x"), 100]]}
+    thinks = {**body, "chat_template_kwargs": {"think": True}, "reasoning_control": True}
+
+    def control(event: Any) -> Any:
+        return hermes.ok(path, {"id": event["id"], "action": "reasoning_end"})
+
+    with hermes.open_stream("/v1/chat/completions", {**thinks, "n": 2, "reasoning_budget_message": "So."}) as events:
+        thoughts, said, asked = ["", ""], [False, False], False
+        for event in events:
+            for choice in event["choices"]:
+                thoughts[choice["index"]] += choice["delta"].get("reasoning_content") or ""
+                said[choice["index"]] |= bool(choice["delta"].get("content"))
+            if all(thoughts) and not asked:
+                asked = True
+                assert control(event) == {"success": True}
+            if all(said):
+                break
+        assert all(said) and all(text.endswith("xSo.") for text in thoughts), "both have an answer"
+        assert control(event) == {"success": True}, "there is nothing to end any more"
+    found = hermes.ok(path, {"id": event["id"], "action": "reasoning_end"})
+    assert found["success"] is False and found["message"] == "no active completion for this id", "it has ended"
+    for more, answer in (
+        (
+            {"reasoning_control": False},
+            {"success": False, "message": "reasoning control not enabled for this completion"},
+        ),
+        ({"chat_template_kwargs": {}}, {"success": True}),
+    ):
+        with hermes.open_stream("/v1/chat/completions", {**thinks, **more}) as events:
+            assert control(next(events)) == answer
+            kind = "content" if "chat_template_kwargs" in more else "reasoning_content"
+            for _, event in zip(range(9), events, strict=False):
+                assert set(event["choices"][0]["delta"]) == {kind}, "it goes on as it was"
