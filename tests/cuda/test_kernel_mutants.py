@@ -86,6 +86,22 @@ def product(dtype: GGMLType) -> Callable[[Operands], Tensor]:
     return lambda make: ops.mul_mat(make.leaf(dtype, (512, 5), scale=0.05), make.leaf(F32, (512, 1)))
 
 
+def mixed(make: Operands) -> Tensor:
+    """Of more streams than one pass makes results of, and a last pass that is not full."""
+    x, r = make.leaf(F32, (150, 2)), make.leaf(F32, (150, 5, 2))
+    return ops.dsv4_hc_post(x, r, make.leaf(F32, (5, 2)), make.leaf(F32, (5, 5, 2)))
+
+
+def matrices(make: Operands) -> Tensor:
+    return ops.dsv4_hc_comb(make.leaf(F32, (24, 9)), make.leaf(F32, (3,)), make.leaf(F32, (24,)), 0.01, 3)
+
+
+def indexer(make: Operands) -> Tensor:
+    """More cells and heads than a tile has, and streams that share two masks by turns."""
+    q, k = make.leaf(F32, (20, 67, 2, 4)), make.leaf(F16, (20, 1, 66, 4))
+    return ops.lightning_indexer(q, k, make.leaf(F32, (67, 2, 1, 4)), make.leaf(F16, (66, 2, 1, 2)))
+
+
 UNPACKING = ("matvec_one", "unpack")
 
 MUTANTS: dict[str, Wrong] = {
@@ -136,6 +152,20 @@ MUTANTS: dict[str, Wrong] = {
         "unpack_codebook", "return signs | (((p ^ (p >> 1)) & 1) << 7)", "return signs", product(T.IQ2_XS), UNPACKING),
     "shifted up alone": Wrong("unpack_codebook", "((high >> 12) << 8)", "(((high >> 12) & 7) << 8)", product(T.IQ1_M), UNPACKING),
     "numbers of eight bits": Wrong("unpack_codebook", " | (((high >> bit) & 1) << 8)", "", product(T.IQ3_S), UNPACKING),
+    "rows for columns": Wrong("dsv4_hc", "x / (over(x, 4) + eps)\n        done", "x / (over(x, 1) + eps)\n        done", matrices),
+    "rounds one too few": Wrong("dsv4_hc", "done = d.i32(1)", "done = d.i32(2)", matrices),
+    "a gate that is not squashed": Wrong(
+        "dsv4_hc", "if gated != 0:", "if gated == 2:",
+        lambda m: ops.dsv4_hc_pre_gated(m.leaf(F32, (150, 3, 2)), m.leaf(F32, (150, 3, 2)), 0.5)),
+    "the first four streams alone": Wrong("dsv4_hc", "while first < streams", "while first < 4", mixed),
+    "sources for results": Wrong("dsv4_hc", "mixes + (first + k) * c0 + s * c1", "mixes + (first + k) * c1 + s * c0", mixed),
+    "products below zero count": Wrong(
+        "lightning_indexer", "d.fmaximum(products[4 * i + j], d.f32(0))", "products[4 * i + j]", indexer),
+    "half a warp's heads": Wrong("lightning_indexer", "found[i] + d.shuffle_xor_f32(found[i], 16)", "found[i]", indexer),
+    "the first tile of heads": Wrong("lightning_indexer", "while h0 < heads", "while h0 < min(heads, 64)", indexer),
+    "neighbours share a mask": Wrong("lightning_indexer", "d.urem(stream, masks)", "d.udiv(stream, masks)", indexer),
+    "sums that are read before they are there": Wrong(
+        "lightning_indexer", "            d.barrier()\n            if me < TILE", "            if me < TILE", indexer),
     "NaNs that are kept": Wrong(
         "unary", "r = x if x < high else high", "r = high if x > high else x",
         lambda m: ops.clamp(m.leaf(F32, (4,), np.array([np.nan, 1, 5, -5])), -2.0, 2.0)),

@@ -117,6 +117,15 @@ KERNELS: list[Expected] = [
     Expected(Spec("copy", "quantize"), ("SHFL",), hot=True),
     *(Expected(Spec("copy", "dequantize", (family,))) for family in FAMILIES if family != "floats"),
     *(Expected(Spec("tile", "tile", (family,)), ("FFMA",), hot=True) for family in FAMILIES),
+    *(
+        Expected(
+            Spec("lightning_indexer", "scores", (family,)), ("FFMA", "SHFL.BFLY"), hot=True, often=family == "floats"
+        )
+        for family in FAMILIES
+    ),
+    Expected(Spec("dsv4_hc", "comb"), ("SHFL.BFLY", "MUFU.EX2"), hot=True),
+    Expected(Spec("dsv4_hc", "pre"), ("FFMA", "MUFU.EX2"), hot=True),
+    Expected(Spec("dsv4_hc", "post"), ("FFMA",), hot=True),
     Expected(Spec("attention", "plain")),
     *(
         Expected(

@@ -26,7 +26,7 @@ def every() -> list[Spec]:
         Spec("norm", "group_norm"), Spec("reduce", "sum_rows"), Spec("reduce", "sum_all"), Spec("reduce", "cumsum"),
         Spec("add_id", "add_id"), Spec("concat", "concat"), Spec("repeat", "repeat"), Spec("pad", "pad"),
         Spec("fill", "sequence"), Spec("fill", "part"), Spec("solve_tri", "solve_tri"), Spec("ssm", "ssm_conv"),
-        Spec("unary", "functions"),
+        Spec("unary", "functions"), *(Spec("dsv4_hc", name) for name in ("comb", "pre", "post")),
     ]  # fmt: skip
     for parts in PARTS:
         found.append(Spec("ssm", "ssm_scan", (parts,)))
@@ -37,6 +37,7 @@ def every() -> list[Spec]:
     found += [Spec("rows", "get_rows", (family,)) for family in FAMILIES]
     found += [Spec("copy", "dequantize", (family,)) for family in FAMILIES if family != "floats"]
     found += [Spec("tile", "tile", (family,)) for family in FAMILIES]
+    found += [Spec("lightning_indexer", "scores", (family,)) for family in FAMILIES]
     for head in HEADS:
         packed = (0, 1) if head % 32 == 0 else (0,)
         found += [Spec("attention_tile", "attend", (head, split_kv, p)) for split_kv in (0, 1) for p in packed]
