@@ -6,6 +6,7 @@ On a GPU that runs no kernel: which nodes it takes is asked, not what they say.
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("numba_cuda", reason="numba-cuda is not installed: pip install '.[cuda]'")
@@ -14,6 +15,7 @@ import tiny_encoders
 import tiny_t5
 from arch_files import DENOISERS, NAMES, NOT_THERE, known
 from arch_variants import VARIANTS, all_files
+from cuda_device import EmulatedDevice
 from cuda_recording import RecordingGPU
 from peer_archs import ArchPeer
 from written_archs import WRITTEN
@@ -100,6 +102,22 @@ def test_every_node_of_models_of_whole_texts_stays_on_the_gpu(arch_peer: ArchPee
 @pytest.mark.parametrize("name", FILES)
 def test_every_node_stays_on_the_gpu(arch_peer: ArchPeer, name: str) -> None:
     assert sorted(set(refused(all_files(arch_peer)[name]))) == []
+
+
+def test_streams_and_an_indexer_give_the_logits_of_the_cpu(arch_peer: ArchPeer) -> None:
+    """On an emulated GPU, in one split behind the embeddings: nothing goes to the CPU in the middle."""
+    path, device = all_files(arch_peer)["glm5-next-chosen"], EmulatedDevice()
+    found: list[np.ndarray] = []
+    for devices in ([device], []):
+        model = Model.load(path, devices=devices, n_gpu_layers=99)
+        context = Context(model, n_ctx=256)
+        found.append(np.concatenate([context.decode(tokens, logits="all") for tokens in ([3, 1, 4, 1, 5, 9], [2])]))
+        splits = [len(schedule.splits) for _, schedule in context._schedules.values()]
+        assert splits == ([2, 2] if devices else [1, 1])
+        context.close()
+        model.close()
+    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-4)
+    assert device.gpu.launches > 200
 
 
 @pytest.mark.parametrize(
