@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+
+pytest.importorskip("numba_cuda", reason="numba-cuda is not installed: pip install '.[cuda]'")
 from cuda_fake_driver import CUresult
 from cuda_recording import place
 from mutants import Mutant, assert_caught
