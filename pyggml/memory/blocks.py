@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyggml import ops
-from pyggml.backend.base import Buffer, Device, Usage
-from pyggml.backend.pack import pack
+from pyggml.backend.base import Buffer
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.errors import ContextError, StateError, UnsupportedError
 from pyggml.memory.base import Bytes, Placement
@@ -81,21 +80,7 @@ class Blocks(Placed, Ended):
         self.ends = [0] * n_seq_max
         self.buffers: list[Buffer] = []
 
-    def allocate(self, devices: Sequence[Device]) -> None:
-        """`devices[i]` is where layer number i of this memory lies. Raises DeviceError; nothing is kept then."""
-        try:
-            for device in {id(d): d for d in devices}.values():
-                here = [i for i, d in enumerate(devices) if d is device]
-                buffers = pack(device, [t for i in here for t in self.tensors(i)], Usage.ANY)
-                self.buffers += buffers
-                for buffer in buffers:
-                    buffer.clear(0)  # what is not seen is multiplied by 0, and 0 x NaN would still be NaN
-        except BaseException:
-            self.free()
-            raise
-
     def tensors(self, i: int) -> list[Tensor]:
-        """Where layer number i keeps its rows."""
         return list(self.rows[i].values())
 
     # ---- nodes of layer number i
@@ -149,37 +134,13 @@ class Blocks(Placed, Ended):
 
     def commit(self, placement: Placement) -> None:
         assert isinstance(placement, BlockPlacement)
-        ub = placement.ub
-        for seq in np.unique(ub.seq[ub.seq != NOBODY]).tolist():
-            self.ends[seq] = int(ub.pos[ub.seq == seq].max()) + 1
+        self.follow(placement.ub)
 
     def shape(self, placement: Placement) -> KVShape:
         assert isinstance(placement, BlockPlacement)
         return placement.shape
 
     # ---- sequences
-
-    def begin(self, seq: int) -> int:
-        return 0
-
-    def end(self, seq: int) -> int:
-        return self.ends[seq]
-
-    def remove(self, seq: int, p0: int = 0, p1: int | None = None) -> bool:
-        if not self.can_remove(seq, p0, p1):
-            return False
-        if p1 is None or p1 >= self.ends[seq]:
-            self.ends[seq] = min(self.ends[seq], p0)
-        return True
-
-    def can_remove(self, seq: int, p0: int = 0, p1: int | None = None) -> bool:
-        """Its last tokens: blocks that are complete before them stay."""
-        end = self.ends[seq]
-        return p0 >= end or p1 is None or p1 >= end or p1 <= p0
-
-    @property
-    def rewinds(self) -> bool:
-        return True
 
     @property
     def why_no_shift(self) -> str:

@@ -5,15 +5,45 @@ Owns the ends; what lies before them is the classes' own.
 
 from __future__ import annotations
 
+import numpy as np
+
 from pyggml.errors import ContextError
 from pyggml.memory.base import Checkpoint, Memory
+from pyggml.memory.ubatch import NOBODY, Ubatch
 
 
 class Ended(Memory):
-    """ends: tokens of each sequence. Nothing can be shifted."""
+    """ends: tokens of each sequence, from the first on. Nothing can be shifted."""
 
     n_seq_max: int
     ends: list[int]
+
+    def follow(self, ub: Ubatch) -> None:
+        """What has been computed: each sequence ends behind its last token."""
+        for seq in np.unique(ub.seq[ub.seq != NOBODY]).tolist():
+            self.ends[seq] = int(ub.pos[ub.seq == seq].max()) + 1
+
+    def begin(self, seq: int) -> int:
+        return 0
+
+    def end(self, seq: int) -> int:
+        return self.ends[seq]
+
+    def remove(self, seq: int, p0: int = 0, p1: int | None = None) -> bool:
+        if not self.can_remove(seq, p0, p1):
+            return False
+        if p1 is None or p1 >= self.ends[seq]:
+            self.ends[seq] = min(self.ends[seq], p0)
+        return True
+
+    def can_remove(self, seq: int, p0: int = 0, p1: int | None = None) -> bool:
+        """Its last tokens: what was made of those before them alone stays."""
+        end = self.ends[seq]
+        return p0 >= end or p1 is None or p1 >= end or p1 <= p0
+
+    @property
+    def rewinds(self) -> bool:
+        return True
 
     def keep(self, seq: int) -> None:
         self.ends = [end if s == seq else 0 for s, end in enumerate(self.ends)]

@@ -13,9 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from pyggml import ops
-from pyggml.backend.base import Buffer, Device, Usage
-from pyggml.backend.host import HostBuffer
-from pyggml.backend.pack import pack
+from pyggml.backend.base import Buffer, Device
 from pyggml.dtypes import SIZES, GGMLType, row_size
 from pyggml.errors import UnsupportedError
 from pyggml.memory.hadamard import hadamard, k_rotation, rotated, v_rotation
@@ -139,27 +137,14 @@ class KVTensors(Placed):
     def allocate(self, devices: Sequence[Device]) -> None:
         """`devices[i]` is where layer number i of this cache lies. Raises DeviceError; nothing is kept then."""
         self._make_rotations(devices)
-        try:
-            for device in {id(d): d for d in devices}.values():
-                here = [i for i, d in enumerate(devices) if d is device]
-                rotations = {id(t): t for i in here for t in (self.k_rotation[i], self.v_rotation[i]) if t is not None}
-                self._place(device, [t for i in here for t in self.tensors(i)], list(rotations.values()))
-        except BaseException:
-            self.free()
-            raise
+        super().allocate(devices)
 
-    def _place(self, device: Device, caches: list[Tensor], rotations: list[Tensor]) -> None:
-        buffers = pack(device, [*caches, *rotations], Usage.ANY)
-        self.buffers += buffers
-        for buffer in buffers:
-            if not isinstance(buffer, HostBuffer):  # that one is zero, and its pages are not there yet
-                buffer.clear(0)  # cells that no token has filled are masked, but 0 x NaN would still be NaN
-        for matrix in rotations:
-            assert matrix.buffer is not None
-            matrix.buffer.set(matrix, hadamard(matrix.ne[0]).tobytes())
+    def _beside(self, here: Sequence[int]) -> list[tuple[Tensor, bytes]]:
+        """Their rotations, each once."""
+        rotations = {id(t): t for i in here for t in (self.k_rotation[i], self.v_rotation[i]) if t is not None}
+        return [(matrix, hadamard(matrix.ne[0]).tobytes()) for matrix in rotations.values()]
 
     def tensors(self, i: int) -> list[Tensor]:
-        """Where layer number i keeps what it remembers."""
         v = self.v[i]
         return [self.k[i]] if v is None else [self.k[i], v]
 

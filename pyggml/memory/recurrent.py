@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyggml import ops
-from pyggml.backend.base import Buffer, Device, Usage
-from pyggml.backend.pack import pack
+from pyggml.backend.base import Buffer
 from pyggml.dtypes import GGMLType
 from pyggml.errors import ContextError, StateError
 from pyggml.memory.base import Bytes, Checkpoint, Memory, Placement
@@ -54,21 +53,7 @@ class RecurrentState(Placed, Memory):
         self.ends = [0] * n_seq_max
         self.buffers: list[Buffer] = []
 
-    def allocate(self, devices: Sequence[Device]) -> None:
-        """`devices[i]` is where layer number i of this memory lies. Raises DeviceError; nothing is kept then."""
-        try:
-            for device in {id(d): d for d in devices}.values():
-                here = [i for i, d in enumerate(devices) if d is device]
-                buffers = pack(device, [t for i in here for t in self.states[i].values()], Usage.ANY)
-                self.buffers += buffers
-                for buffer in buffers:
-                    buffer.clear(0)
-        except BaseException:
-            self.free()
-            raise
-
     def tensors(self, i: int) -> list[Tensor]:
-        """Where layer number i keeps what it remembers."""
         return list(self.states[i].values())
 
     # ---- nodes of layer number i

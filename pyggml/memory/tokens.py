@@ -59,34 +59,11 @@ class Tokens(Ended):
         ub = placement.ub
         real = ub.seq != NOBODY
         self.tokens[ub.seq[real], ub.pos[real]] = ub.tokens[real]
-        for seq in np.unique(ub.seq[real]).tolist():
-            self.ends[seq] = int(ub.pos[ub.seq == seq].max()) + 1
+        self.follow(ub)
 
     def shape(self, placement: Placement) -> int:
         """Graphs do not depend on it."""
         return 0
-
-    def begin(self, seq: int) -> int:
-        return 0
-
-    def end(self, seq: int) -> int:
-        return self.ends[seq]
-
-    def remove(self, seq: int, p0: int = 0, p1: int | None = None) -> bool:
-        if not self.can_remove(seq, p0, p1):
-            return False
-        if p1 is None or p1 >= self.ends[seq]:
-            self.ends[seq] = min(self.ends[seq], p0)
-        return True
-
-    def can_remove(self, seq: int, p0: int = 0, p1: int | None = None) -> bool:
-        """The last ones."""
-        end = self.ends[seq]
-        return p0 >= end or p1 is None or p1 >= end or p1 <= p0
-
-    @property
-    def rewinds(self) -> bool:
-        return True
 
     @property
     def why_no_shift(self) -> str:
