@@ -10,6 +10,7 @@ from typing import Any
 from pyggml import ops
 from pyggml.model.graph import GraphBuilder
 from pyggml.model.hparams import Hparams
+from pyggml.model.hyper_connections import Remix
 from pyggml.model.module import Module
 from pyggml.model.norms import RMSNorm
 from pyggml.tensor import Tensor
@@ -80,6 +81,28 @@ class ParallelBlock(Block):
         cur, x, normed = g.select_outputs(self.il, self.attn(g, normed), x, normed)
         ffn = self.ffn(g, normed if self.ffn_norm is None else self.ffn_norm(g, x))
         return ops.add(ops.add(ffn, x), cur, name=f"l_out-{self.il}")
+
+
+class RemixedBlock(Module):
+    """Streams of embeddings, each time mixed anew around attn(attn_norm(mix)) and ffn(ffn_norm(mix)) (llama.cpp:
+    models/deepseek4.cpp, models/glm5-next.cpp). An architecture sets `attn` and `ffn`."""
+
+    attn: Any
+    ffn: Any
+
+    def __init__(self, hp: Hparams, il: int) -> None:
+        self.attn_mix, self.ffn_mix = Remix(hp, "hc_attn"), Remix(hp, "hc_ffn")
+        self.attn_norm, self.ffn_norm = RMSNorm.of(hp), RMSNorm.of(hp)
+
+    def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:
+        """(n_embd, streams, n_tokens) -> the same."""
+        cur, weights, mixing = self.attn_mix(g, x)
+        cur = self.attn(g, self.attn_norm(g, cur))
+        x = ops.dsv4_hc_post(cur, x, weights, mixing, name=f"hc_attn_post-{self.il}")
+        cur, weights, mixing = self.ffn_mix(g, x)
+        g.expand(self.il, x, weights, mixing)
+        cur = self.ffn(g, self.ffn_norm(g, cur))
+        return ops.dsv4_hc_post(cur, x, weights, mixing, name=f"l_out-{self.il}")
 
 
 def _normed(g: GraphBuilder, norm: Any, x: Tensor) -> Tensor:

@@ -240,6 +240,15 @@ class ExpertsAndShared(Module):
         return ops.add(cur, shared, name=f"ffn_out-{self.il}")
 
 
+def clamped(hp: Hparams, il: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What experts of SWIGLU_CLAMP are told of layer `il`, and those that every token uses, which go by the others' limit
+    where the file has none of theirs."""
+    keys, own = hp.expert, hp.find("swiglu_clamp_shexp")[1] is not None
+    limit, shared = keys.limits[il], (keys.limits_shared if own else keys.limits)[il]
+    kind = ops.GluOp.SWIGLU_CLAMP
+    return {"kind": kind, "limit": limit} if limit else {}, {"kind": kind, "limit": shared} if shared else {}
+
+
 class VectorProduct(Module):
     """x (n_embd, n_tokens) -> its product with one vector, (1, n_tokens)."""
 

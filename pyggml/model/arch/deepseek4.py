@@ -9,14 +9,13 @@ from typing import Any
 
 from pyggml import ops
 from pyggml.errors import ModelError
+from pyggml.model.blocks import RemixedBlock
 from pyggml.model.compressed import CHOOSES, KEEPS_ALL, CompressedAttention
-from pyggml.model.experts import Experts, ExpertsAndShared
+from pyggml.model.experts import Experts, ExpertsAndShared, clamped
 from pyggml.model.graph import GraphBuilder
 from pyggml.model.hparams import Hparams
-from pyggml.model.hyper_connections import Mix, Remix
+from pyggml.model.hyper_connections import Mix
 from pyggml.model.layers import CausalLM
-from pyggml.model.module import Module
-from pyggml.model.norms import RMSNorm
 from pyggml.model.rope import Rope
 from pyggml.tensor import Tensor
 
@@ -39,38 +38,24 @@ def _rope(hp: Hparams, ratio: int) -> Rope:
     return Rope(hp, ops.ROPE_NORMAL, freq_base=base, scaling=replace(scaling, attn_factor=factor), factors="none")
 
 
-class Block(Module):
+class Block(RemixedBlock):
     n_vocab = 0
 
     def __init__(self, hp: Hparams, il: int) -> None:
-        self.attn_mix, self.ffn_mix = Remix(hp, "hc_attn"), Remix(hp, "hc_ffn")
-        self.attn_norm, self.ffn_norm = RMSNorm.of(hp), RMSNorm.of(hp)
+        super().__init__(hp, il)
         ratio = _ratio(hp, il)
         self.attn = CompressedAttention(hp, il, ratio, _rope(hp, ratio))
-        keys, clamped = hp.expert, ops.GluOp.SWIGLU_CLAMP
+        keys = hp.expert
         if keys.gating != "sqrt_softplus":
             raise ModelError(f"key {hp.architecture}.expert_gating_func must say sqrt_softplus (4)")
-        limit = keys.limits[il]
-        limit_shared = keys.limits_shared[il] if hp.find("swiglu_clamp_shexp")[1] is not None else limit
         hashed = il < hp.u32("hash_layer_count", 0, least=0)
-        cut: dict[str, Any] = {"kind": clamped, "limit": limit} if limit else {}
-        cut_shared: dict[str, Any] = {"kind": clamped, "limit": limit_shared} if limit_shared else {}
+        cut, cut_shared = clamped(hp, il)
         experts = Experts.of(hp, il, bias=not hashed, by_token=self.n_vocab if hashed else 0, **cut)
         self.ffn = ExpertsAndShared(hp, experts, keys.n_ff(il) * keys.n_shared, **cut_shared)
 
     def passed_over(self, tensors: Container[str]) -> Iterator[str]:
         """What is added to probabilities for tokens of images."""
         yield f"blk.{self.il}.exp_probs_b_vl.bias"
-
-    def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:
-        """(n_embd, streams, n_tokens) -> the same."""
-        cur, weights, mixing = self.attn_mix(g, x)
-        cur = self.attn(g, self.attn_norm(g, cur))
-        x = ops.dsv4_hc_post(cur, x, weights, mixing, name=f"hc_attn_post-{self.il}")
-        cur, weights, mixing = self.ffn_mix(g, x)
-        g.expand(self.il, x, weights, mixing)
-        cur = self.ffn(g, self.ffn_norm(g, cur))
-        return ops.dsv4_hc_post(cur, x, weights, mixing, name=f"l_out-{self.il}")
 
 
 class Model(CausalLM):

@@ -3,19 +3,17 @@ of tokens, hyper-connections whose streams are mixed anew, and experts behind th
 
 import math
 from collections.abc import Container, Iterator
-from typing import Any
 
 from pyggml import ops
 from pyggml.errors import ModelError
-from pyggml.model.experts import Experts, ExpertsAndShared
+from pyggml.model.blocks import RemixedBlock
+from pyggml.model.experts import Experts, ExpertsAndShared, clamped
 from pyggml.model.graph import GraphBuilder
 from pyggml.model.hparams import Hparams
-from pyggml.model.hyper_connections import Remix
 from pyggml.model.kimi_delta import KimiDelta
 from pyggml.model.layers import CausalLM
 from pyggml.model.mlp import GatedMLP
-from pyggml.model.module import Module, Weight
-from pyggml.model.norms import RMSNorm
+from pyggml.model.module import Weight
 from pyggml.model.pooled_indexer import PooledLatentAttention
 from pyggml.tensor import Tensor
 
@@ -39,20 +37,15 @@ class BoundedDelta(KimiDelta):
         return ops.scale(ops.unary(ops.scale(ops.mul(steps, a), -1.0), ops.UnaryOp.SIGMOID), self.bound)
 
 
-class Block(Module):
+class Block(RemixedBlock):
     def __init__(self, hp: Hparams, il: int) -> None:
-        self.attn_mix, self.ffn_mix = Remix(hp, "hc_attn"), Remix(hp, "hc_ffn")
-        self.attn_norm, self.ffn_norm = RMSNorm.of(hp), RMSNorm.of(hp)
+        super().__init__(hp, il)
         self.sparse, self.chooses = hp.has_attention(il), _chooses(hp, il)
-        self.attn: Any = (
+        self.attn = (
             PooledLatentAttention(hp, il, rope=None, chooses=self.chooses) if self.sparse else BoundedDelta(hp, il)
         )
-        keys, kind = hp.expert, ops.GluOp.SWIGLU_CLAMP
-        limit = keys.limits[il]
-        limit_shared = keys.limits_shared[il] if hp.find("swiglu_clamp_shexp")[1] is not None else limit
-        cut: dict[str, Any] = {"kind": kind, "limit": limit} if limit else {}
-        cut_shared: dict[str, Any] = {"kind": kind, "limit": limit_shared} if limit_shared else {}
-        self.ffn: Any
+        keys = hp.expert
+        cut, cut_shared = clamped(hp, il)
         if il < keys.n_dense:
             self.ffn = GatedMLP(hp.n_embd, hp.n_ff(il), **cut_shared)
         else:
@@ -64,15 +57,6 @@ class Block(Module):
         if self.sparse and not self.chooses:
             yield from (f"blk.{self.il}.{name}.weight" for name in INDEXER)
             yield f"blk.{self.il}.indexer.k_norm.bias"
-
-    def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:
-        """(n_embd, streams, n_tokens) -> the same."""
-        cur, weights, mixing = self.attn_mix(g, x)
-        cur = self.attn(g, self.attn_norm(g, cur))
-        x = ops.dsv4_hc_post(cur, x, weights, mixing, name=f"hc_attn_post-{self.il}")
-        cur, weights, mixing = self.ffn_mix(g, x)
-        cur = self.ffn(g, self.ffn_norm(g, cur))
-        return ops.dsv4_hc_post(cur, x, weights, mixing, name=f"l_out-{self.il}")
 
 
 def _chooses(hp: Hparams, il: int) -> bool:
