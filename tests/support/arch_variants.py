@@ -4,16 +4,13 @@ heads of latent attention.
 Owns what each is changed to, and where the files are kept.
 """
 
-import hashlib
-import os
 import re
 from pathlib import Path
 
 import numpy as np
 from edit_gguf import edit
-from made_folders import keep
+from made_folders import made
 from peer_archs import ArchPeer
-from peer_build import locked
 from state_variants import STATE_VARIANTS
 from variant import Shapes, Variant
 from written_archs import written
@@ -352,18 +349,13 @@ VARIANTS = STATE_VARIANTS | {
 def variants(peer: ArchPeer) -> dict[str, Path]:
     """By name; written when they are new."""
     root = peer.folder.parent
-    key = hashlib.sha256(
-        f"{peer.folder.name} {VARIANTS} {Path(__file__).read_text(encoding='utf-8')}".encode()
-    ).hexdigest()[:16]
-    folder = root / f"variants-{key}"
-    with locked(root / "lock"):
-        if not folder.exists():
-            fresh = root / f"fresh.{os.getpid()}"
-            fresh.mkdir()
-            for name, variant in VARIANTS.items():
-                _write(peer.files()[variant.base], fresh / f"{name}.gguf", variant)
-            fresh.rename(folder)
-        keep(folder, "variants-*")
+    made_of = f"{peer.folder.name} {VARIANTS} {Path(__file__).read_text(encoding='utf-8')}"
+
+    def make(folder: Path) -> None:
+        for name, variant in VARIANTS.items():
+            _write(peer.files()[variant.base], folder / f"{name}.gguf", variant)
+
+    folder = made(root, made_of, make, "variants-")
     return {name: folder / f"{name}.gguf" for name in VARIANTS}
 
 

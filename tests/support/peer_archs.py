@@ -16,7 +16,7 @@ from pathlib import Path
 import edit_gguf
 import numpy as np
 from kept import file_digest, kept
-from made_folders import keep
+from made_folders import made
 from peer_build import PeerMissing, cpu_key, locked
 from peer_programs import Programs
 
@@ -71,21 +71,15 @@ SEEDS = {"smallthinker": 12}
 def ensure_archs(programs: Programs) -> Path:
     """The folder of NAME-dense.gguf and NAME-moe.gguf, F32 all; ten seconds when it is new."""
     facts = (str(programs.bin), *(Path(file).read_text(encoding="utf-8") for file in (__file__, edit_gguf.__file__)))
-    key = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
-    root = cache_dir("peer") / "archs"
-    root.mkdir(exist_ok=True)
-    folder = root / key
-    with locked(root / "lock"):
-        if not folder.exists():
-            fresh = root / f"fresh.{os.getpid()}"
-            fresh.mkdir()
-            command = [programs.bin / "test-llama-archs", "-s", SEED, "-d", STDEV, "-o", fresh]
-            subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL)
-            for path in fresh.glob("*.gguf"):
-                _sharpen(path, path.with_suffix(".new"))
-                path.with_suffix(".new").rename(path)
-            fresh.rename(folder)
-        return keep(folder, 16 * "[0-9a-f]")
+
+    def make(folder: Path) -> None:
+        command = [programs.bin / "test-llama-archs", "-s", SEED, "-d", STDEV, "-o", folder]
+        subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL)
+        for path in folder.glob("*.gguf"):
+            _sharpen(path, path.with_suffix(".new"))
+            path.with_suffix(".new").rename(path)
+
+    return made(cache_dir("peer") / "archs", "\n".join(facts), make)
 
 
 def _left_out(arch: str, name: str) -> bool:

@@ -4,14 +4,12 @@ Owns their vocabularies and weights, and under which name of a repository and a 
 weights says is not what the tests expect of the real ones: peer_server.py puts llama-server's own answers there.
 """
 
-import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import gguf
 import numpy as np
-from peer_build import locked
+from made_folders import made
 
 from pyggml.cachedir import cache_dir
 
@@ -269,13 +267,4 @@ DOWNLOADS = ("stories15M-q4_0.gguf", "moe_shakespeare15M.gguf")
 
 def ensure_models() -> Path:
     """The folder with all files; a second when they are new."""
-    key = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
-    folder = cache_dir("peer") / "server-models" / key
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with locked(folder.parent / "lock"):
-        if not folder.exists():
-            fresh = folder.with_name(f"fresh.{os.getpid()}")
-            fresh.mkdir()
-            _write(fresh)
-            fresh.rename(folder)
-    return folder
+    return made(cache_dir("peer") / "server-models", Path(__file__).read_text(encoding="utf-8"), _write)

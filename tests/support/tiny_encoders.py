@@ -4,15 +4,13 @@ Owns which tensors and keys each has, after load_arch_tensors and load_arch_hpar
 compute. Queries and keys are large, so that tokens attend to some and not all alike.
 """
 
-import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
-from peer_build import locked
+from made_folders import made
 
 from pyggml.cachedir import cache_dir
 
@@ -197,16 +195,12 @@ def architecture(name: str) -> str:
 
 def ensure_encoders() -> Mapping[str, Path]:
     """The files, by name; a second when they are new."""
-    text = Path(__file__).read_bytes()
-    folder = cache_dir("peer") / "encoders" / hashlib.sha256(text).hexdigest()[:16]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with locked(folder.parent / "lock"):
-        if not folder.exists():
-            fresh = folder.with_name(f"fresh.{os.getpid()}")
-            fresh.mkdir()
-            for name in NAMES:
-                write(fresh / f"{name}.gguf", name)
-            fresh.rename(folder)
+
+    def make(folder: Path) -> None:
+        for name in NAMES:
+            write(folder / f"{name}.gguf", name)
+
+    folder = made(cache_dir("peer") / "encoders", Path(__file__).read_text(encoding="utf-8"), make)
     return {name: folder / f"{name}.gguf" for name in NAMES}
 
 

@@ -3,15 +3,13 @@
 Owns their keys, shapes and vocabulary, after models/t5.cpp; must not know how we compute them.
 """
 
-import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
-from peer_build import locked
+from made_folders import made
 
 from pyggml.cachedir import cache_dir
 
@@ -116,13 +114,10 @@ def write(path: Path, name: str) -> None:
 
 def ensure_t5() -> Mapping[str, Path]:
     """The files, by name."""
-    folder = cache_dir("peer") / "t5" / hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with locked(folder.parent / "lock"):
-        if not folder.exists():
-            fresh = folder.with_name(f"fresh.{os.getpid()}")
-            fresh.mkdir()
-            for name in NAMES:
-                write(fresh / f"{name}.gguf", name)
-            fresh.rename(folder)
+
+    def make(folder: Path) -> None:
+        for name in NAMES:
+            write(folder / f"{name}.gguf", name)
+
+    folder = made(cache_dir("peer") / "t5", Path(__file__).read_text(encoding="utf-8"), make)
     return {name: folder / f"{name}.gguf" for name in NAMES}
