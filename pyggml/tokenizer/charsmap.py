@@ -13,6 +13,8 @@ import numpy as np
 from pyggml.errors import TokenizerError
 
 KEY = "tokenizer.ggml.precompiled_charsmap"
+LOOKED_AT = 8  # characters that are looked up together; longer sequences are sought byte by byte
+MOST_KNOWN = 1 << 16
 
 
 class Charsmap:
@@ -21,7 +23,9 @@ class Charsmap:
     def __init__(self, nodes: list[int], texts: bytes) -> None:
         self._nodes, self._texts = nodes, texts
         safe = [byte for byte in range(1, 128) if self._is_safe(byte)]
-        self._run = re.compile(b"[%s]+(?![\x80-\xff])" % b"".join(b"\\x%02x" % byte for byte in safe)) if safe else None
+        characters = "".join(f"\\x{byte:02x}" for byte in safe)
+        self._run = re.compile(f"[{characters}]+(?![^\x00-\x7f])") if safe else None
+        self._known: dict[str, tuple[int, str] | None] = {}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> "Charsmap | None":
@@ -38,13 +42,52 @@ class Charsmap:
         return cls(np.frombuffer(data, "<u4", size // 4, 4).tolist(), data[4 + size :])
 
     def replaced(self, text: str) -> str:
-        data, at, out = text.encode(), 0, []
-        while at < len(data):
-            if self._run is not None and (run := self._run.match(data, at)) is not None:
+        """What the table makes of a text. Raises TokenizerError where an entry leads out of it."""
+        at, out, known = 0, [], self._known
+        ended = text + "\0"  # which no sequence has
+        while at < len(text):
+            if self._run is not None and (run := self._run.match(text, at)) is not None:
                 out.append(run.group())
                 at = run.end()
                 continue
-            length, offset = self._longest(data, at)
+            for n in range(1, LOOKED_AT + 1):
+                here = ended[at : at + n]
+                found = known[here] if here in known else self._learn(here)
+                if found is not None:
+                    break
+            else:
+                return self._by_bytes(text)
+            if not found[0]:
+                return self._by_bytes(text)
+            at += found[0]
+            out.append(found[1])
+        return "".join(out)
+
+    def _learn(self, here: str) -> tuple[int, str] | None:
+        """How many characters are replaced where `here` stands, and by what; None where that depends on what comes next. No
+        character: the table has texts or sequences that are no UTF-8."""
+        data = here.encode() + b"\0"
+        length, offset, end = self._longest(data, 0)
+        made: tuple[int, str] | None
+        try:
+            if end == len(data) - 1:
+                made = None
+            elif length:
+                made = len(data[:length].decode()), self._text(offset).decode()
+            else:
+                made = 1, here[0]
+        except UnicodeDecodeError:
+            made = 0, ""
+        if len(self._known) > MOST_KNOWN:
+            self._known.clear()
+        self._known[here] = made
+        return made
+
+    def _by_bytes(self, text: str) -> str:
+        """The specification."""
+        data, at, out = text.encode(), 0, []
+        while at < len(data):
+            length, offset, _ = self._longest(data, at)
             if length:
                 out.append(self._text(offset))
             else:
@@ -58,18 +101,19 @@ class Charsmap:
         step = self._step(self._base(0), byte)
         return step is None or (not step[0] and all(self._step(step[1], other) is None for other in range(128)))
 
-    def _longest(self, data: bytes, at: int) -> tuple[int, int]:
-        """Bytes of the longest sequence of the table that stands here, 0: none does; and where its text is."""
+    def _longest(self, data: bytes, at: int) -> tuple[int, int, int]:
+        """Bytes of the longest sequence of the table that stands here, 0: none does; where its text is; and which byte, or the end,
+        no sequence goes on with."""
         length = offset = 0
         index = self._base(0)
         for end in range(at, len(data)):
             step = self._step(index, data[end])
             if step is None:
-                break
+                return length, offset, end
             leaf, index = step
             if leaf:
                 length, offset = end - at + 1, self._node(index) & 0x7FFFFFFF
-        return length, offset
+        return length, offset, len(data)
 
     def _step(self, index: int, byte: int) -> tuple[bool, int] | None:
         """Whether a sequence ends with this byte, and where the next one is looked up."""

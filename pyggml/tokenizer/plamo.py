@@ -6,13 +6,14 @@ Owns the search and where PLaMo 3 cuts before it.
 import math
 import re
 from collections.abc import Mapping
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 from pyggml.errors import TokenizerError
 from pyggml.tokenizer.base import Fragment, Tokenizer
 from pyggml.tokenizer.spm import scores_of
-from pyggml.tokenizer.vocab import Attr, Vocab, boolean
+from pyggml.tokenizer.vocab import Attr, Vocab, boolean, prefixes
 
 INVALID, UNKNOWN = -20_000_000, -10_000_000
 """Scores, ten thousand times as large as the file's: at most which a token is not used; that of a character by its bytes."""
@@ -77,16 +78,23 @@ class Plamo(Tokenizer, models=("plamo2", "plamo3")):
         """Tokens of all types but bytes are shown as they are."""
         return super()._piece(token, attr) if attr & Attr.BYTE else self.normal_bytes(token)
 
+    @cached_property
+    def _prefixes(self) -> frozenset[str]:
+        return prefixes(self._scored)
+
     def _best(self, text: str) -> list[int]:
         """From right to left: for each beginning the least cost, the token there and where it ends; no token: bytes."""
         n = len(text)
         costs, tokens, ends = [0] * (n + 1), [-1] * n, list(range(1, n + 1))
-        scored, lengths = self._scored, self._lengths
+        scored, lengths, begins = self._scored, self._lengths, self._prefixes
         for at in range(n - 1, -1, -1):
             least: float = math.inf
-            for end in range(min(n, at + lengths.get(text[at], 0)), at, -1):
-                found = scored.get(text[at:end])
-                if found is not None and costs[end] - found[1] < least:
+            for end in range(at + 1, min(n, at + lengths.get(text[at], 0)) + 1):
+                piece = text[at:end]
+                if piece not in begins:
+                    break
+                found = scored.get(piece)
+                if found is not None and costs[end] - found[1] <= least:
                     least, tokens[at], ends[at] = costs[end] - found[1], found[0], end
             if costs[at + 1] - UNKNOWN < least:
                 least, tokens[at], ends[at] = costs[at + 1] - UNKNOWN, -1, at + 1

@@ -4,11 +4,12 @@ Owns how its tokens are written in the file.
 """
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 from pyggml.errors import TokenizerError
 from pyggml.tokenizer.base import Fragment, Tokenizer
-from pyggml.tokenizer.vocab import Vocab, boolean
+from pyggml.tokenizer.vocab import Vocab, boolean, prefixes
 
 _ESCAPES = {ord("t"): 9, ord("n"): 10, ord("r"): 13}
 
@@ -44,19 +45,27 @@ class RWKV(Tokenizer, models=("rwkv",)):
                 ids += self._cut(fragment.encode())
         return ids
 
+    @cached_property
+    def _prefixes(self) -> frozenset[bytes]:
+        return prefixes(self._ids)
+
     def _cut(self, data: bytes) -> list[int]:
         ids, at = [], 0
+        begins, known = self._prefixes, self._ids
         while at < len(data):
-            for end in range(min(len(data), at + self._lengths[data[at]]), at, -1):
-                token = self._ids.get(data[at:end])
-                if token is not None:
+            token, after = None, at + 1
+            for end in range(at + 1, min(len(data), at + self._lengths[data[at]]) + 1):
+                piece = data[at:end]
+                if piece not in begins:
                     break
-            else:
-                token, end = self.unk, at + 1
-                if token is None:
-                    raise TokenizerError(f"the vocabulary has no token for byte 0x{data[at]:02X}, none for <unk>")
+                found = known.get(piece)
+                if found is not None:
+                    token, after = found, end
+            token = self.unk if token is None else token
+            if token is None:
+                raise TokenizerError(f"the vocabulary has no token for byte 0x{data[at]:02X}, none for <unk>")
             ids.append(token)
-            at = end
+            at = after
         return ids
 
     def normal_bytes(self, token: int) -> bytes:

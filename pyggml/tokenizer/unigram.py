@@ -5,7 +5,7 @@ Owns the search; `charsmap.py` says which characters stand for others.
 
 import re
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,11 @@ from pyggml.errors import TokenizerError
 from pyggml.tokenizer.base import Fragment, Tokenizer
 from pyggml.tokenizer.charsmap import Charsmap
 from pyggml.tokenizer.spm import SPACE, scores_of
-from pyggml.tokenizer.vocab import Attr, Vocab, boolean
+from pyggml.tokenizer.vocab import Attr, Vocab, boolean, prefixes
 
 _WORD = re.compile(f"{SPACE}*[^{SPACE}]+|{SPACE}+")
 _CACHED_WORDS, _CACHED_LENGTH = 1 << 15, 32
+_LONG = 1 << 10  # characters, of which some milliseconds
 UNKNOWN_PENALTY = 10.0
 """How much worse an unknown character is than the worst token."""
 
@@ -105,17 +106,26 @@ class Unigram(Tokenizer, models=("t5",)):
             text = f"{text[:first]} {text[first:]}"
         return text.replace(" ", SPACE)
 
+    @cached_property
+    def _prefixes(self) -> frozenset[str]:
+        return prefixes(self._scored)
+
     def _best(self, text: str) -> list[int]:
         """Viterbi from left to right: for each end of a token the best sum, the token and where it begins."""
         n, unk = len(text), self.vocab.special["unk"]
         sums = [0.0] + [float("-inf")] * n
         tokens, starts = [unk] * (n + 1), [0] * (n + 1)
         scored, lengths, unknown = self._scored, self._lengths, self._unknown
+        begins = self._prefixes if n > _LONG else None  # made where it is worth it: there may be half a million
         for at in range(n):
             before, known = sums[at], False
             for end in range(at + 1, min(n, at + lengths.get(text[at], 0)) + 1):
-                found = scored.get(text[at:end])
-                if found is not None:
+                piece = text[at:end]
+                found = scored.get(piece)
+                if found is None:
+                    if begins is not None and piece not in begins:
+                        break
+                else:
                     known = known or end == at + 1
                     if before + found[1] > sums[end]:
                         sums[end], tokens[end], starts[end] = before + found[1], found[0], at

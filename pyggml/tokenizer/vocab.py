@@ -7,12 +7,13 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntFlag
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from pyggml.errors import TokenizerError
 
+T = TypeVar("T", str, bytes)
 log = logging.getLogger(__name__)
 
 
@@ -246,6 +247,11 @@ class Vocab:
         if not self.attrs[token] & Attr.CONTROL:
             log.info("token %d %r looks like a control token and is made one", token, self.texts[token])
             self.attrs[token] |= Attr.CONTROL
+
+
+def prefixes(texts: Iterable[T]) -> frozenset[T]:
+    """All beginnings of `texts`, so that a search for the longest that stands somewhere ends where none goes on."""
+    return frozenset(text[:n] for text in texts for n in range(1, len(text) + 1))
 
 
 def lower(c: str) -> str:

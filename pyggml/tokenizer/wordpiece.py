@@ -5,15 +5,16 @@ Owns the normalisation of BERT and the search.
 
 import unicodedata
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from pyggml.errors import TokenizerError
 from pyggml.tokenizer.base import Fragment, Tokenizer
 from pyggml.tokenizer.spm import SPACE
-from pyggml.tokenizer.vocab import WHITE_SPACE, Vocab, boolean, lower
+from pyggml.tokenizer.vocab import WHITE_SPACE, Vocab, boolean, lower, prefixes
 
 _CACHED_WORDS, _CACHED_LENGTH = 1 << 15, 32
+_KEPT = 1 << 16  # characters whose normal form is kept
 _IDEOGRAPHS = (
     (0x4E00, 0x9FFF),
     (0x3400, 0x4DBF),
@@ -52,6 +53,7 @@ class WordPiece(Tokenizer, models=("bert",)):
                 raise TokenizerError(f"a WordPiece vocabulary needs a {name.upper()} token, this one has none")
         self.lowercase, self.strip_accents = lowercase, strip_accents
         self._longest = max(len(text) for text in vocab.texts)
+        self._normal = _Normal(lowercase, strip_accents)
         self._remembered = lru_cache(_CACHED_WORDS)(self._word)
 
     @property
@@ -79,38 +81,54 @@ class WordPiece(Tokenizer, models=("bert",)):
     def words(self, text: str) -> list[str]:
         """Text between white space, in lower case and without accents if the vocabulary wants it; punctuation, symbols of
         ASCII and ideographs are words of their own, control characters are nothing (preprocess)."""
-        words, word = [], ""
-        for c in text:
-            c = base_letter(c) if self.strip_accents else c
-            kind = _kind(c)
-            if kind == "white":
-                if word:
-                    words.append(word)
-                word = ""
-            elif kind == "alone":
-                if word:
-                    words.append(word)
-                words.append(lower(c) if self.lowercase else c)
-                word = ""
-            elif kind == "letter" or (kind == "mark" and not self.strip_accents):
-                word += lower(c) if self.lowercase else c
-        return [*words, word] if word else words
+        return [word for word in text.translate(self._normal).split(" ") if word]
+
+    @cached_property
+    def _prefixes(self) -> frozenset[str]:
+        return prefixes(self.vocab.ids)
 
     def _word(self, word: str) -> list[int]:
         text, ids, at, found = SPACE + word, self.vocab.ids, 0, []
+        begins = self._prefixes
         while at < len(text):
-            for end in range(min(len(text), at + self._longest), at, -1):
-                token = ids.get(text[at:end])
-                if token is not None:
-                    found.append(token)
-                    at = end
+            token, after = None, at
+            for end in range(at + 1, min(len(text), at + self._longest) + 1):
+                piece = text[at:end]
+                if piece not in begins:
                     break
-            else:
+                known = ids.get(piece)
+                if known is not None:
+                    token, after = known, end
+            if token is None:
                 return [self.vocab.special["unk"]]
+            found.append(token)
+            at = after
         return found
 
 
-@lru_cache(1 << 12)
+class _Normal(dict[int, str]):
+    """For str.translate: what becomes of a character; it stands between spaces where it is a word of its own."""
+
+    def __init__(self, lowercase: bool, strip_accents: bool) -> None:
+        super().__init__()
+        self._lowercase, self._strips = lowercase, strip_accents
+
+    def __missing__(self, point: int) -> str:
+        c = chr(point)
+        c = base_letter(c) if self._strips else c
+        kind = _kind(c)
+        shown = lower(c) if self._lowercase else c
+        if kind == "white":
+            made = " "
+        elif kind == "alone":
+            made = f" {shown} "
+        else:
+            made = shown if kind == "letter" or (kind == "mark" and not self._strips) else ""
+        if len(self) < _KEPT:
+            self[point] = made
+        return made
+
+
 def _kind(c: str) -> str:
     if c in WHITE_SPACE:
         return "white"
