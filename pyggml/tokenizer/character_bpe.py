@@ -9,8 +9,9 @@ from __future__ import annotations
 import heapq
 import re
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
+from pyggml.tokenizer.pairs import LONG, Pairs
 from pyggml.tokenizer.pretokenizers import PreTokenizer
 from pyggml.tokenizer.spm import SPACE
 from pyggml.tokenizer.vocab import WHITE_SPACE, lower
@@ -67,13 +68,18 @@ class CharacterMerges:
 
     def _merged(self, word: str) -> list[int]:
         found: list[int] = []
-        for piece in self._pieces(word):
+        for piece in self._pairs.merge(word) if len(word) > LONG else self._pieces(word):
             token = self._ids.get(piece)
             if token is not None:
                 found.append(token)
             else:  # bytes that are no tokens are left out
                 found += (token for token in map(self._bytes.__getitem__, piece.encode()) if token is not None)
         return found
+
+    @cached_property
+    def _pairs(self) -> Pairs:
+        parted = ((merge.split(" "), rank) for merge, rank in self._ranks.items())
+        return Pairs((*pair, rank) for pair, rank in parted if len(pair) == 2 and all(pair))
 
     def _pieces(self, word: str) -> list[str]:
         """A heap of pairs by rank and place, and a linked list of what stands beside what."""

@@ -10,11 +10,12 @@ import logging
 import math
 import re
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from pyggml.errors import TokenizerError
 from pyggml.tokenizer.base import Fragment, Tokenizer
+from pyggml.tokenizer.pairs import LONG, Pairs
 from pyggml.tokenizer.vocab import Vocab, boolean
 
 log = logging.getLogger(__name__)
@@ -72,9 +73,20 @@ class SPM(Tokenizer, models=("llama",)):
     def normal_bytes(self, token: int) -> bytes:
         return self.vocab.texts[token].replace(SPACE, " ").encode()
 
+    @cached_property
+    def _pairs(self) -> Pairs:
+        ids, scores = self.vocab.ids, self._scores
+        return Pairs(
+            (text[:at], text[at:], -scores[token])
+            for text, token in ids.items()
+            for at in range(1, len(text))
+            if (at == 1 or text[:at] in ids) and (at == len(text) - 1 or text[at:] in ids)
+        )
+
     def _word(self, text: str) -> list[int]:
         out: list[int] = []
-        for piece in merge_by_score(text, self.vocab.ids, self._scores):
+        merged = self._pairs.merge(text) if len(text) > LONG else merge_by_score(text, self.vocab.ids, self._scores)
+        for piece in merged:
             token = self.vocab.ids.get(piece)
             out += self._fall_back(piece) if token is None else (token,)
         return out
