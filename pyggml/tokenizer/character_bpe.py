@@ -78,8 +78,8 @@ class CharacterMerges:
 
     @cached_property
     def _pairs(self) -> Pairs:
-        parted = ((merge.split(" "), rank) for merge, rank in self._ranks.items())
-        return Pairs((*pair, rank) for pair, rank in parted if len(pair) == 2 and all(pair))
+        parted = ((*merge.partition(" "), rank) for merge, rank in self._ranks.items())
+        return Pairs((left, right, rank) for left, _, right, rank in parted if left and right and " " not in right)
 
     def _pieces(self, word: str) -> list[str]:
         """A heap of pairs by rank and place, and a linked list of what stands beside what."""
