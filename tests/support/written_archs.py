@@ -4,16 +4,13 @@ Owns their keys and shapes, which follow the architecture's load_arch_hparams an
 compute them.
 """
 
-import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
-from made_folders import keep
-from peer_build import locked
+from made_folders import made
 from written import Shapes, Written, gated
 from written_rwkv import RWKV
 
@@ -165,16 +162,13 @@ WRITTEN: dict[str, Callable[[], Written]] = {
 
 def written(root: Path) -> dict[str, Path]:
     """By name; made in a folder of `root` when they are new."""
-    key = hashlib.sha256(b"".join(Path(__file__).with_name(name).read_bytes() for name in SOURCES)).hexdigest()[:16]
-    folder = root / f"written-{key}"
-    with locked(root / "lock"):
-        if not folder.exists():
-            fresh = root / f"fresh.{os.getpid()}"
-            fresh.mkdir()
-            for name, make in WRITTEN.items():
-                _write(fresh / f"{name}.gguf", make())
-            fresh.rename(folder)
-        keep(folder, "written-*")
+    made_of = "".join(Path(__file__).with_name(name).read_text(encoding="utf-8") for name in SOURCES)
+
+    def make(folder: Path) -> None:
+        for name, model in WRITTEN.items():
+            _write(folder / f"{name}.gguf", model())
+
+    folder = made(root, made_of, make, "written-")
     return {name: folder / f"{name}.gguf" for name in WRITTEN}
 
 
