@@ -79,6 +79,7 @@ class Builder:
     _readers: dict[int, list[Tensor]] = field(default_factory=dict)
     _nodes: Sequence[Tensor] = ()
     _ends: frozenset[int] = frozenset()
+    _pieces: dict[int, Scratch] = field(default_factory=dict)  # of work memory that launches name
     _base: Scratch = field(default_factory=lambda: Scratch(0))
 
     def begin_group(self, nodes: Sequence[Tensor], number: int) -> None:
@@ -109,10 +110,11 @@ class Builder:
         assert shared <= self.shared_limit, (spec, shared)
         given = words(args)
         for arg in given:
-            if isinstance(arg, DeviceAddress) and arg.scratch is not self._base:
+            if arg.__class__ is DeviceAddress and arg.scratch is not self._base:
                 scratch = arg.scratch
                 scratch.first = len(self.launches) if scratch.first < 0 else scratch.first
                 scratch.last = len(self.launches)
+                self._pieces[id(scratch)] = scratch
         self.launches.append(Launch(Head(spec, (x, y, z), threads, shared), given, type(args)))
 
     def scratch(self, size: int) -> Scratch:
@@ -177,8 +179,7 @@ class Builder:
     def place_scratch(self) -> int:
         """Give all work memory its offset behind the constants; -> bytes in all."""
         start = -(-self._constant_bytes // ALIGNMENT) * ALIGNMENT
-        named = [arg.scratch for step in self.launches for arg in step.args if isinstance(arg, DeviceAddress)]
-        pieces = list({id(s): s for s in named if s is not self._base}.values())
+        pieces = list(self._pieces.values())
         offsets, size = first_fit(((s.size, s.first, s.last) for s in pieces), ALIGNMENT)
         for piece, offset in zip(pieces, offsets, strict=True):
             piece.offset = start + offset

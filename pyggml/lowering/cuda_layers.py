@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from pyggml.graph import Graph, IrregularError
 from pyggml.kernels.cuda.launch_args import words_of
-from pyggml.kernels.cuda.spec import DeviceAddress, Scratch
 from pyggml.lowering.cuda import Builder, Packed
 from pyggml.lowering.hazards import Span
 from pyggml.lowering.relied import Relied
@@ -95,13 +94,7 @@ class LayerBuilder(Builder):
         """Work memory that repeated layers share lives to the last of them. Raises IrregularError where one keeps some for
         the next."""
         pattern = self._pattern
-        pieces: dict[int, Scratch] = {
-            id(arg.scratch): arg.scratch
-            for launch in self.launches
-            for arg in launch.args
-            if arg.__class__ is DeviceAddress and arg.scratch is not self._base
-        }
-        for piece in pieces.values():
+        for piece in self._pieces.values():
             first, last = (int(np.searchsorted(starts, launch, "right")) - 1 for launch in (piece.first, piece.last))
             if pattern.repeated(first) and pattern.unit_of(first) != pattern.unit_of(last):
                 raise IrregularError("work memory is kept from one layer to the next")

@@ -27,8 +27,11 @@ def together(nodes: list[Tensor]) -> list[Tensor]:
             i += 1
             continue
         at = i + _unit(out, i)
-        j = at
-        while j < min(len(out), i + WINDOW):
+        j, end = at, min(len(out), i + WINDOW)
+        while j < end:
+            if out[j].op != Op.MUL_MAT:
+                j += 1
+                continue
             size = _unit(out, j)
             if _alike(first, out[j]) and _may_come(out[j : j + size], out[at:j]):
                 unit = out[j : j + size]
@@ -41,13 +44,14 @@ def together(nodes: list[Tensor]) -> list[Tensor]:
 
 
 def _unit(nodes: list[Tensor], i: int) -> int:
-    """A product and the ADD behind it that reads it are one."""
-    follows = i + 1 < len(nodes) and nodes[i].op == Op.MUL_MAT and nodes[i + 1].op == Op.ADD
+    """A product, and the ADD behind it that reads it, are one."""
+    follows = i + 1 < len(nodes) and nodes[i + 1].op == Op.ADD
     return 2 if follows and any(s is nodes[i] for s in nodes[i + 1].src) else 1
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:
-    if b.op != Op.MUL_MAT or a.src[1] is not b.src[1]:
+    """Of two products."""
+    if a.src[1] is not b.src[1]:
         return False
     left, right = a.src[0], b.src[0]
     return left is not None and right is not None and left.type == right.type

@@ -38,11 +38,13 @@ def takes(node: Tensor, a: Tensor, b: Tensor) -> bool:
         or experts.batches(node) > 65535
     ):
         return False
+    _, a1, a2, a3 = a.nb
     if a.type in FLOATS:
-        aligned = all(x % 16 == 0 for x in (a.data, *a.nb[1:], b.data, *b.nb[1:]))
+        _, b1, b2, b3 = b.nb
+        aligned = not (a.data | a1 | a2 | a3 | b.data | b1 | b2 | b3) & 15
         return aligned and a.ne[0] % 8 == 0 and a.nb[0] == SIZES[a.type].type_size
-    step = ALIGNMENT.get(a.type, 2)
-    return a.type in UNPACKED and all(x % step == 0 for x in (a.data, *a.nb[1:]))
+    step = ALIGNMENT.get(a.type, 2)  # a power of two
+    return a.type in UNPACKED and not (a.data | a1 | a2 | a3) & (step - 1)
 
 
 def warps_a_row(n_rows: int, groups: int) -> int:

@@ -7,6 +7,7 @@ ggml_rope_yarn_corr_dims.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,10 +18,10 @@ from pyggml.kernels.cuda.launch_args import Extents, Place, entry, extents, plac
 from pyggml.kernels.cuda.layout import F16, F32, KINDS, THREADS, blocks, option, refuse, refuse_types, source
 from pyggml.kernels.cuda.spec import Spec, f32, i32, i64
 from pyggml.ops import ROPE_IMROPE, ROPE_MROPE, ROPE_NORMAL, ROPE_VISION, Op, rope_pairs
+from pyggml.tensor import Tensor
 
 if TYPE_CHECKING:
     from pyggml.lowering.cuda import Builder
-    from pyggml.tensor import Tensor
 
 
 def why_not(node: Tensor) -> str | None:
@@ -97,15 +98,33 @@ class Turning(NamedTuple):
     way: f32
 
 
-def turning(builder: Builder, node: Tensor) -> Turning:
-    positions, factors = source(node, 1), option(node, 2)
+class Pairs(NamedTuple):
+    """Of each pair: turns for each position as the sum of two F32, and which position, as I32. `magnitude` of the rotation."""
+
+    table: NDArray[np.float32]
+    content: bytes
+    magnitude: float
+
+
+@functools.lru_cache(64)
+def pairs_of(params: bytes) -> Pairs:
+    """By op_params alone: the same for all layers of a model."""
+    node = Tensor(F32, (1,))
+    node.op_params = params
     which, numbers = axes(node)
     turns, magnitude = rates(node, numbers)
     high = turns.astype(np.float32)
     table = np.zeros((len(turns), 4), np.float32)
     table[:, 0], table[:, 1] = high, turns - high
     table[:, 2] = np.array(which, np.int32).view(np.float32)
-    key = "rope", table.tobytes()
+    table.setflags(write=False)
+    return Pairs(table, table.tobytes(), float(magnitude))
+
+
+def turning(builder: Builder, node: Tensor) -> Turning:
+    positions, factors = source(node, 1), option(node, 2)
+    table, content, magnitude = pairs_of(bytes(node.op_params))
+    key = "rope", content
     constant = builder.remembered(key)
     if constant is None:
         constant = builder.constant(table)
@@ -113,8 +132,8 @@ def turning(builder: Builder, node: Tensor) -> Turning:
     return Turning(
         positions=positions.data, position_step=positions.nb[0], rates=constant,
         factors=0 if factors is None else factors.data, factor_step=0 if factors is None else factors.nb[0],
-        pairs=len(turns), offset=node.param_i32(15), halves=int(node.param_i32(2) != ROPE_NORMAL),
-        magnitude=float(magnitude), way=-1.0 if node.op == Op.ROPE_BACK else 1.0,
+        pairs=len(table), offset=node.param_i32(15), halves=int(node.param_i32(2) != ROPE_NORMAL),
+        magnitude=magnitude, way=-1.0 if node.op == Op.ROPE_BACK else 1.0,
     )  # fmt: skip
 
 
