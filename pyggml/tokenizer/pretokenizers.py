@@ -65,7 +65,14 @@ _SYMBOLS_REST = r" ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _KANA = rf"[{_set('4E00-9FA5 3040-30FF')}]+"
 _PARTS = rf" ?[^(\s|.,!?{_set('2026 3002 FF0C 3001 964 6D4 60C')})]+"
 # Digits in threes from the right, what comes before them together with the first: unicode_regex_split_custom_afmoe.
-_THREES = r"[^\p{N}]*\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))"
+# Each run of digits is looked at to its end once, and no pattern fails after a long way: text of any kind takes linear time.
+_THREES = (
+    r"[^\p{N}]+\p{N}*|\p{N}+",
+    r"\A[^\p{N}]*\p{N}{1,2}(?=(?>(?:\p{N}{3})*)\z)",
+    r"[^\p{N}]+\p{N}{0,3}|\p{N}{1,3}",
+)
+# Cut before each three digits from the right; what stands between two runs belongs to what comes before it.
+_ODD_DIGITS = r"(?:[^0-9]+|(?<![0-9])[0-9]{1,2}(?=(?>(?:[0-9]{3})*)(?![0-9])))"
 _AFMOE_SCRIPTS = (
     "4E00-9FFF 3400-4DBF 8C48-FAFF 3040-30FF FF65-FF9F 2F00-2FDF E40-E7F E80-EFF 1780-17FF 1000-109F AA60-AA7F A9E0-A9FF "
     "AC00-D7AF 1100-11FF"
@@ -166,8 +173,8 @@ _NAMES: list[tuple[str, PreTokenizer]] = [
             ignore_merges=True,
         ),
     ),
-    ("tiny_aya cohere2moe", PreTokenizer((_THREES, rf"{_MARKED}|\p{{N}}{{1,3}}|{_SLASH_REST}"))),
-    ("superbpe", PreTokenizer((r"\p{N}+", r"(?m:.)(?:(?!(?:[0-9]{3})+(?![0-9]))(?m:.))*"))),
+    ("tiny_aya cohere2moe", PreTokenizer((*_THREES, rf"{_MARKED}|\p{{N}}{{1,3}}|{_SLASH_REST}"))),
+    ("superbpe", PreTokenizer((r"\p{N}+", rf"{_ODD_DIGITS}+|[0-9]{{3}}{_ODD_DIGITS}*"))),
     (
         "bailingmoe bailingmoe2 llada-moe",
         PreTokenizer(
@@ -187,7 +194,7 @@ _NAMES: list[tuple[str, PreTokenizer]] = [
         ),
     ),
     ("ufakzeka", PreTokenizer((rf"[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}",))),
-    ("afmoe", PreTokenizer((_THREES, f"[{_set(_AFMOE_SCRIPTS)}]+", f"{_SYMBOLS}|{_SYMBOLS_REST}"))),
+    ("afmoe", PreTokenizer((*_THREES, f"[{_set(_AFMOE_SCRIPTS)}]+", f"{_SYMBOLS}|{_SYMBOLS_REST}"))),
     ("laguna", PreTokenizer((r"[^\n]+|\n+", _QWEN2))),
     (
         "exaone-moe",

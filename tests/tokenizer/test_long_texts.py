@@ -121,3 +121,32 @@ def test_a_table_of_characters(odd: dict[bytes, bytes], monkeypatch: pytest.Monk
     for _ in range(300):
         text = "".join(random_.choices(some, k=random_.randrange(9)))
         assert table.replaced(text) == table._by_bytes(text), text
+
+
+PLAIN = {
+    "afmoe": [r"[^\p{N}]*\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))"],
+    "superbpe": [r"\p{N}+", r"(?m:.)(?:(?!(?:[0-9]{3})+(?![0-9]))(?m:.))*"],
+}
+"""Of patterns that are written otherwise because these take the square of a text's length."""
+
+
+def splits(*patterns: str) -> Any:
+    from tokenizers import Regex, pre_tokenizers
+
+    return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns])
+
+
+@pytest.mark.parametrize(("name", "n"), [("afmoe", 3), ("superbpe", 2)])
+def test_digits_in_threes_from_the_right(name: str, n: int) -> None:
+    plain, used = splits(*PLAIN[name]), splits(*pre_tokenizer(name).patterns[:n])
+    random_ = random.Random(name)
+    for _ in range(2000):
+        text = "".join(random_.choices("0123\u00bd\u00b2\u0663a \n", k=random_.randrange(1, 16)))
+        assert plain.pre_tokenize_str(text) == used.pre_tokenize_str(text), text
+
+
+@pytest.mark.parametrize("name", ["afmoe", "cohere2moe", "superbpe"])
+@pytest.mark.parametrize("text", ["x", "7", "7\u00bd"])
+def test_no_pattern_takes_the_square_of_a_length(name: str, text: str) -> None:
+    """One that does takes minutes."""
+    assert splits(*pre_tokenizer(name).patterns).pre_tokenize_str(100_000 * text)
