@@ -128,6 +128,7 @@ class Converter:
         self.rules = {"space": _SPACE}
         self.resolving: set[str] = set()
         self.ref_prefix = ""
+        self._size = 0  # characters of all rules that were added
 
     def add_rule(self, name: str, text: str) -> str:
         """Adds the rule, under another name if there is a different one of this name; returns the name."""
@@ -140,6 +141,9 @@ class Converter:
         while self.rules.get(key, text) != text:
             key = f"{plain}{i}"
             i += 1
+        self._size += len(key) + len(text)
+        if self._size > MAX_LENGTH:  # before more time goes into what parser.py refuses
+            raise GrammarError(f"JSON schema: too large a grammar: more than {MAX_LENGTH} characters")
         self.rules[key] = text
         return key
 
@@ -218,10 +222,10 @@ class Converter:
             return self.add_rule(rule, f'"\\"" ({pattern_rule(pattern, rule, self.add_rule)}) "\\""')
         except UnsupportedPattern as reason:
             self.rules = before
-            log.warning("JSON schema: pattern %s is not supported (%s): any string is accepted", pattern, reason)
+            log.warning("JSON schema: pattern %.60s is not supported (%s): any string is accepted", pattern, reason)
             return self.add_rule(rule, self.builtin("string"))
         except InvalidPattern as reason:
-            raise GrammarError(f"JSON schema: pattern {pattern!r}: {reason}") from None
+            raise GrammarError(f"JSON schema: pattern {pattern!r:.60}: {reason}") from None
 
     def _reference(self, node: RefNode, depth: int) -> str:
         words = node.ref[1:]

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 
 MAX_PATTERN_DEPTH = 100
+MAX_PATTERN = 50_000  # characters
 
 _LITERAL_ESCAPES = {"\r": "\\r", "\n": "\\n", '"': '\\"', "\\": "\\\\"}
 _ESCAPE = re.compile(r'\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[trn\\"\[\]-])')  # those of GBNF
@@ -132,6 +133,8 @@ def pattern_rule(pattern: str, name: str, add_rule: Callable[[str, str], str]) -
 
     Raises UnsupportedPattern or InvalidPattern.
     """
+    if len(pattern) > MAX_PATTERN:
+        raise InvalidPattern(f"{len(pattern)} characters, more than {MAX_PATTERN}")
     if len(pattern) < 2 or pattern[0] != "^" or pattern[-1] != "$":
         raise UnsupportedPattern("not anchored with '^' and '$'")
     reader = _Pattern(pattern[1:-1], name, add_rule)

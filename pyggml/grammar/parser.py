@@ -14,6 +14,7 @@ from pyggml.grammar.rules import Chars, Element, Grammar, Ref, Sequence, TokenId
 MAX_REPETITION = 2000  # llama-grammar.cpp, MAX_REPETITION_THRESHOLD
 MAX_DEPTH = 200  # nested groups
 MAX_ELEMENTS = 1_000_000
+MAX_ALTERNATIVES = 5_000  # of a rule: matcher.py follows no more ways at once
 MAX_LENGTH = 1_000_000  # characters of the text
 
 _SPACE = re.compile(r"(?:[ \t]|#[^\r\n]*)*")
@@ -116,6 +117,8 @@ class _Parser:
     def _alternatives(self, name: str, nested: bool) -> list[Sequence]:
         found = [self._sequence(name, nested)]
         while self._peek() == "|":
+            if len(found) == MAX_ALTERNATIVES:
+                raise self._error(f"more than {MAX_ALTERNATIVES} alternatives")
             self.pos += 1
             self._skip(True)
             found.append(self._sequence(name, nested))

@@ -49,6 +49,8 @@ WRONG: list[tuple[str, dict[str, Any], str | None]] = [
     ("/v1/completions", {**COMPLETION, "samplers": ["nothing"]}, "samplers"),
     ("/v1/completions", {**COMPLETION, "samplers": "k" * 65}, "samplers"),
     ("/v1/completions", {**COMPLETION, "grammar": "root ::= ("}, "grammar"),
+    ("/v1/completions", {**COMPLETION, "grammar": "root ::= " + '"a" | ' * 5000 + '"a"'}, "grammar"),
+    ("/v1/completions", {**COMPLETION, "json_schema": {"pattern": "^" + "a|" * 100_000 + "$"}}, "json_schema"),
     ("/v1/completions", {**COMPLETION, "grammar": "root ::= 'x'", "json_schema": {}}, "json_schema"),
     ("/v1/completions", {**COMPLETION, "json_schema": {"type": "nothing"}}, "json_schema"),
     ("/v1/completions", {**COMPLETION, "json_schema": {"enum": list(range(5001))}}, "json_schema"),
