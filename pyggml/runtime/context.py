@@ -246,7 +246,7 @@ class Context:
         """Tokens of sequence 0: what `_decode` does with a batch of them, with less ado."""
         self.begin()
         n_out = {"last": 1, "all": ids.size, "none": 0}[logits]
-        out = np.empty((n_out, self.model.n_vocab), np.float32)
+        out = np.empty((n_out, self.model.n_vocab), np.float32)  # the system's memory, which is none until it is written
         for at in range(0, ids.size, self.n_ubatch):
             part = ids[at : at + self.n_ubatch]
             end = at + part.size
@@ -259,7 +259,11 @@ class Context:
             if placement is None:
                 raise ContextError(f"no room for {part.size} tokens in a context of {self.n_ctx}")
             result = self._decode_ubatch(ub, placement)
-            if result is not None:
+            if result is None:
+                continue
+            if result.shape == out.shape and result.flags.writeable:
+                out = result  # needs no second copy
+            else:
                 out[at if logits == "all" else 0 :][: len(result)] = result
         return out
 

@@ -3,6 +3,7 @@
 Owns starting and ending them.
 """
 
+import contextlib
 import os
 import re
 import subprocess
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 
 from pyggml.model.model import Model
+from pyggml.runtime.batch import Batch
 from pyggml.runtime.context import Context
 from pyggml.tokenizer import Tokenizer
 
@@ -49,6 +51,32 @@ def follow(context: Context, prompt: Sequence[int], forced: Sequence[int] | None
         yield logits
         if i + 1 < n:
             logits = context.decode([int(logits.argmax()) if forced is None else forced[i]])[-1]
+
+
+ALONE = 3
+"""Texts that are generated one after another, a token a call; others are together, a token of each a call."""
+
+
+def greedy(model: Model, prompts: Sequence[Sequence[int]], n: int, n_threads: int = 1) -> np.ndarray:
+    """The n most likely tokens after each prompt, (prompts, n): of the first ALONE each by itself, of the others in one batch."""
+    with contextlib.closing(Context(model, n_ctx=256, n_threads=n_threads)) as context:
+        found = [[int(row.argmax()) for row in follow(context, prompt, None, n)] for prompt in prompts[:ALONE]]
+    many = prompts[ALONE:]
+    seqs = range(len(many))
+    with contextlib.closing(Context(model, n_ctx=64 * len(many), n_seq_max=len(many), n_threads=n_threads)) as context:
+        rows = np.concatenate(
+            [context.decode(Batch.of(prompt, 0, seq)) for seq, prompt in zip(seqs, many, strict=True)]
+        )
+        steps = [rows.argmax(-1)]
+        for i in range(n - 1):
+            rows = context.decode(Batch.of_each(steps[-1], [len(prompt) + i for prompt in many], seqs))
+            steps.append(rows.argmax(-1))
+    return np.concatenate([found, np.stack(steps, 1)])
+
+
+@pytest.fixture(scope="session", name="greedy")
+def greedy_fixture() -> Callable[..., np.ndarray]:
+    return greedy
 
 
 @pytest.fixture(scope="session", name="follow")

@@ -10,11 +10,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from pyggml import jit
+from pyggml.backend.cpu import CPUDevice
+from pyggml.jit import store
+from pyggml.model.usual import usual_kernels
 
 LOGGING = """
 import os
@@ -175,17 +180,44 @@ def test_python_says_once_that_kernels_are_compiled(
         assert len(re.findall("pyggml: compiling .* kernels?, which later starts find on disk", done.stderr)) == lines
 
 
-def test_a_server_compiles_before_it_listens(command: Callable[..., Any], tmp_path: Path) -> None:
-    """Asked to end meanwhile it does; a second start finds what the first one made."""
+LACKED = 6  # kernels that a server compiles, in place of all that are usual
+
+
+def usual_files(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Those of the kernels that a server wants before it listens, in the cache of the tests."""
+    wanted: dict[jit.Spec, None] = {}
+    prepare = jit.prepare
+
+    def noted(specs: Iterable[jit.Spec]) -> list[jit.Job]:
+        wanted.update(dict.fromkeys(specs := list(specs)))
+        return prepare(specs)
+
+    monkeypatch.setattr(jit, "prepare", noted)
+    usual_kernels(CPUDevice())
+    jit.ensure(list(wanted))
+    return [store.folder().path / store.file_name(spec) for spec in wanted]
+
+
+def test_a_server_compiles_before_it_listens(
+    command: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked to end meanwhile it does; a later start finds what was made, compiles what is lacking, and the next one nothing."""
     env = {"PYGGML_CACHE": str(tmp_path)}
     process = command("rpc_server", "-p", 0, "-d", "cpu", env=env)
     until(process, lambda: process.out, "compiling")
     process.process.send_signal(signal.SIGINT)
     assert process.wait() == 0 and re.fullmatch(r"compiling \d\d kernels, [^\n]*\n", process.out) and process.err == ""
+    (folder,) = tmp_path.glob("kernels/*")
+    files = usual_files(monkeypatch)
+    assert len(files) > 40
+    for file in files[:-LACKED]:
+        shutil.copy(file, folder)
+    for file in files[-LACKED:]:  # which the first start may have got to
+        (folder / file.name).unlink(missing_ok=True)
     process = command("rpc_server", "-p", 0, "-d", "cpu", env=env)
-    process.wait_for(r"compiling \d\d kernels[^\n]*\nusing CPU backend\n(.|\n)*MiB free", 300)
+    process.wait_for(rf"compiling {LACKED} kernels[^\n]*\nusing CPU backend\n(.|\n)*MiB free", 300)
     process.process.terminate()
-    assert process.wait() == 0
+    assert process.wait() == 0 and {file.name for file in files} <= {path.name for path in folder.glob("*.o")}
     process = command("rpc_server", "-p", 0, "-d", "cpu", env=env)
     process.wait_for(r"^using CPU backend\n(.|\n)*MiB free", 300)
     process.process.terminate()
