@@ -246,7 +246,7 @@ class Context:
         """Tokens of sequence 0: what `_decode` does with a batch of them, with less ado."""
         self.begin()
         n_out = {"last": 1, "all": ids.size, "none": 0}[logits]
-        out = np.empty((n_out, self.model.n_vocab), np.float32)  # the system's memory, which is none until it is written
+        out = np.empty((n_out, self.model.n_vocab), np.float32)  # takes no memory until it is written
         for at in range(0, ids.size, self.n_ubatch):
             part = ids[at : at + self.n_ubatch]
             end = at + part.size
