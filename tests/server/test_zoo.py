@@ -1,6 +1,7 @@
 """Several models behind one address: listed, loaded when they are named, unloaded when others need room, in their turn."""
 
 import json
+import os
 import random
 import threading
 from collections.abc import Callable
@@ -10,7 +11,8 @@ from typing import Any
 import pytest
 import zoos
 from mutants import Mutant, assert_caught
-from pyggml_server.models import Found, listed_in
+from pyggml_server import models
+from pyggml_server.models import Found, is_model, listed_in
 from pyggml_server.zoo import Zoo
 from served_process import running
 from text_model import write_text_model
@@ -38,6 +40,30 @@ def test_of_a_split_model_the_first_part_is_listed(tmp_path: Path) -> None:
     for i in (2, 1, 3):
         (tmp_path / "m" / f"m-0000{i}-of-00003.gguf").write_bytes(b"x")
     assert listed_in(tmp_path) == {"m": Found(tmp_path / "m" / "m-00001-of-00003.gguf")}
+
+
+def test_odd_names_are_listed_and_hide_no_other(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Bytes that are no UTF-8, which JSON cannot hold; no name at all; what is no file, and folders that cannot be read."""
+    made = (folder / "a.gguf").read_bytes()
+    (tmp_path / "a").mkdir()
+    for name in (b"caf\xe9.gguf", "\u65e5 \n'.gguf".encode(), b"..a.gguf", b".gguf", b"a/\xff.gguf"):
+        (tmp_path / os.fsdecode(name)).write_bytes(made)
+    (tmp_path / "loop.gguf").symlink_to("loop.gguf")
+    (tmp_path / "folder.gguf").mkdir()
+    os.mkfifo(tmp_path / "fifo.gguf")
+    with zoo(tmp_path) as (client, _):
+        assert set(statuses(client)) == {"caf\ufffd", "\u65e5 \n'", "..a", "a"}
+        for name in statuses(client):
+            assert text(client, name)
+
+    def unreadable(path: Path) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "b").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "is_model", lambda path: unreadable(path) if path.parent.name == "a" else is_model(path))
+        assert set(listed_in(tmp_path)) == {"caf\ufffd", "\u65e5 \n'", "..a"}
+    assert "its models are left out: Permission denied" in caplog.text
 
 
 def test_requests_go_to_the_model_that_they_name(folder: Path) -> None:
