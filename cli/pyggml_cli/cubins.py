@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pyggml_cli.entry import run
 from pyggml_cli.flags import Flag, Row, UsageError, comma_separated, help_text, parse
+from pyggml_cli.progress import meter
 
 
 def capability(text: str) -> tuple[int, int]:
@@ -56,7 +57,8 @@ def _command(argv: Sequence[str]) -> int:
         print(f"{count} kernels for compute capability {cc[0]}.{cc[1]} placed")
         return 0
     specs = cubins.chosen(values.only, values.also)
-    size = cubins.make(folder, values.cc, specs)
+    with meter("compiling kernels", len(specs), unit="kernels") as update:
+        size = cubins.make(folder, values.cc, specs, update)
     print(f"{len(specs)} kernels, {size >> 10} KiB, in {folder}")
     return 0
 

@@ -20,6 +20,7 @@ from peer_build import PeerMissing, locked
 from pyggml_cli import cubins
 
 from pyggml.backend.cuda import compiled
+from pyggml.backend.cuda.cubins import make as make_all
 from pyggml.cachedir import cache_dir
 from pyggml.kernels.cuda.device import build
 from pyggml.kernels.cuda.every import every
@@ -60,6 +61,9 @@ def test_kernels_made_elsewhere_are_found_under_the_names_of_the_versions_here(f
     for spec in (SCALE, Spec("activations", "quantize")):
         assert compiled.cubin(spec, HOPPER) == (folder / f"{spec.label}.cubin").read_bytes()
     assert compiled.Counts.compiled == 2 and compiled.Counts.loaded == 2
+    counts: list[int] = []
+    make_all(folder, (9, 0), [SCALE, Spec("activations", "quantize")], counts.append)
+    assert counts == [0, 1], "how many there were before each"
 
 
 def test_kernels_of_other_sources_are_not_placed(folder, monkeypatch, capsys):

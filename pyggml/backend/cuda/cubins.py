@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pyggml.backend.cuda import compiled
@@ -21,12 +21,15 @@ ADDED = "SPECS"
 """What a module of further kernels calls its list."""
 
 
-def make(folder: Path, cc: tuple[int, int], specs: Sequence[Spec]) -> int:
-    """Compile kernels for this compute capability, those apart that the cache has; -> bytes in all. Raises DeviceError,
-    OSError."""
+def make(
+    folder: Path, cc: tuple[int, int], specs: Sequence[Spec], made: Callable[[int], object] = lambda count: None
+) -> int:
+    """Compile kernels for this compute capability, those apart that the cache has; -> bytes in all. `made` is told how many
+    are there. Raises DeviceError, OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     size = 0
-    for spec in specs:
+    for count, spec in enumerate(specs):
+        made(count)
         image = compiled.cubin(spec, cc)
         (folder / f"{spec.label}.cubin").write_bytes(image)
         size += len(image)
