@@ -24,6 +24,7 @@ from pyggml_server.pace import Pace
 log = logging.getLogger("pyggml.server")
 T = TypeVar("T")
 ENDING = "the server is ending"
+LAST_STEP, AGAIN = 5.0, 0.1  # seconds
 
 
 class Progress(NamedTuple):
@@ -220,13 +221,17 @@ class Engine:
         """Whether there is nothing to do."""
         return not self._tasks and not self._queues
 
-    def close(self, why: str = ENDING) -> None:
-        """End the thread after its present step; texts that are not complete fail, and say why."""
+    def close(self, why: str = ENDING, abort: Callable[[], None] = lambda: None) -> None:
+        """End the thread after its present step; texts that are not complete fail, and say why. A step that takes longer than
+        LAST_STEP is given up (`abort`): an RPC server that has fallen silent would keep it for minutes."""
         with self._changed:
             self._closing = self._closing or why
             self._changed.notify()
         if self._thread.ident is not None:
-            self._thread.join()
+            self._thread.join(LAST_STEP)
+            while self._thread.is_alive():
+                abort()
+                self._thread.join(AGAIN)  # between two graphs nobody hears it
 
     # ---- the thread
 
@@ -308,9 +313,12 @@ class Engine:
         n_prompt = self._prompt_tokens()
         try:
             said = batcher.step()
-        except Exception as reason:
-            if not isinstance(reason, PyggmlError):
+        except Exception as fault:
+            reason = RequestError(self._closing, status=503) if self._closing else fault
+            if not isinstance(fault, PyggmlError):
                 log.exception("a step failed")
+            elif not self._closing:
+                log.warning("a step failed: %s", fault)
             for text in (*batcher.active, *batcher.drop()):
                 text.fail(reason)
             said = [*batcher.step(), *((text, None) for text in self._tasks if text not in batcher.active)]

@@ -71,7 +71,13 @@ class Served:
 
     def close(self, why: str = ENDING) -> None:
         """End after the present step; what is not complete fails, and says why."""
-        self.engine.close(why)
+        self.engine.close(why, self._abort)
+
+    def _abort(self) -> None:
+        """Give up what is being computed; for any thread."""
+        for computing in (self._context, self.embedder):
+            if computing is not None:
+                computing.abort()
 
     @property
     def name(self) -> str:

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 from fake_context import Greedy
+from pyggml_server import engine as engines
 from pyggml_server.engine import Engine, Task
 from serving import Client, serving
 
+from pyggml.errors import ComputeError
 from pyggml.model.model import Model
 from pyggml.runtime.sequence import Sequence as Text
 
@@ -166,3 +168,42 @@ def test_calls_that_nobody_waits_for_any_more_keep_no_others_from_their_end(mode
         closing.join(10)
         assert not closing.is_alive() and not engine._thread.is_alive()
         assert str(other.exception(10)) == "the server is ending"
+
+
+def test_a_step_that_does_not_end_is_given_up_at_the_end(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where an RPC server has fallen silent."""
+    monkeypatch.setattr(engines, "LAST_STEP", 0.05)
+    with serving(model, n_slots=1) as client:
+        batcher = client.served.engine.batcher
+        step, begun, given_up, found = batcher.step, threading.Event(), threading.Event(), []
+
+        def silent() -> Any:
+            batcher.step = step
+            begun.set()
+            assert given_up.wait(60)
+            raise ComputeError("aborted")
+
+        batcher.step = silent
+        monkeypatch.setattr(client.served.context, "abort", given_up.set)
+        asking = threading.Thread(target=lambda: found.append(client.post("/v1/completions", {"prompt": "hello"})))
+        asking.start()
+        assert begun.wait(60)
+        client.served.close()
+        asking.join(60)
+        assert found[0][0] == 503 and found[0][1]["error"]["message"] == "the server is ending"
+
+
+def test_the_log_says_why_a_step_failed(model: Model, caplog: pytest.LogCaptureFixture) -> None:
+    with serving(model, n_slots=1) as client:
+        batcher = client.served.engine.batcher
+        step = batcher.step
+
+        def failing() -> Any:
+            batcher.step = step
+            raise ComputeError("RPC server h:1: gone")
+
+        batcher.step = failing
+        status, found = client.post("/v1/completions", {"prompt": "hello", "max_tokens": 2})
+        assert status == 500 and found["error"]["message"] == "the model could not be computed: RPC server h:1: gone"
+        assert "a step failed: RPC server h:1: gone" in caplog.text and "Traceback" not in caplog.text
+        assert client.ok("/v1/completions", {"prompt": "hello", "max_tokens": 2})["choices"]
