@@ -17,7 +17,18 @@ from cuda_kernels import AMPERE, HOPPER, KERNELS, OLD, Expected
 
 from pyggml.backend.cuda import compiled
 from pyggml.kernels.cuda.device import build
-from pyggml.kernels.cuda.spec import Spec
+from pyggml.kernels.cuda.spec import EARLY, Spec
+
+MEMORY = re.compile(r"\b(ld|st|atom|red|cp)\.(?!param|local)")
+
+
+def waits_first(text: str, spec: Spec, cc: tuple[int, int]) -> None:
+    """A kernel that may begin early waits before it reads or writes anything, and then lets the next one begin."""
+    waits = [line.strip() for line in text.splitlines() if "griddepcontrol" in line or MEMORY.search(line)]
+    asked = [line for line in waits if "griddepcontrol" in line]
+    wanted = ["griddepcontrol.wait;", "griddepcontrol.launch_dependents;"] if cc >= EARLY else []
+    assert asked == wanted, f"{spec.label} asks for {asked}"
+    assert waits[: len(wanted)] == wanted, f"{spec.label} has {waits[0]} before it waits"
 
 
 def holds(expected: Expected, cc: tuple[int, int]) -> None:
@@ -25,6 +36,7 @@ def holds(expected: Expected, cc: tuple[int, int]) -> None:
     text, made = cuda_machine_code.machine_code(expected.spec, cc)
     doubles = [line.strip() for line in text.splitlines() if re.search(r"\.f64\b", line)]
     assert expected.doubles or not doubles, f"{expected.spec.label} computes in f64: {doubles[:3]}"
+    waits_first(text, expected.spec, cc)
     assert 0 < made.registers * kernel_of(expected.spec).threads <= 65536, (expected.spec.label, made.registers)
     if expected.hot:
         assert max(made.spilled_bytes, made.stack_bytes) == 0, (expected.spec.label, made.log)
@@ -70,6 +82,28 @@ def test_mutants_are_caught(name: str, why: str) -> None:
     wrong = Expected(Spec("cuda_wrong_kernels.own", name), ("IDP.4A.S8.S8",), hot=True)
     with pytest.raises(AssertionError, match=why):
         holds(wrong, HOPPER)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ("WAIT", "", r"asks for \['griddepcontrol.launch_dependents;'\]"),
+        ("GO_ON", "", r"asks for \['griddepcontrol.wait;'\]"),
+    ],
+)
+def test_a_kernel_that_does_not_wait_is_noticed(monkeypatch: pytest.MonkeyPatch, old: str, new: str, why: str) -> None:
+    waits_first(build.ptx(kernel_of(SCALE), HOPPER), SCALE, HOPPER)
+    monkeypatch.setattr(build, old, new)
+    with pytest.raises(AssertionError, match=why):
+        waits_first(build.ptx(kernel_of(SCALE), HOPPER), SCALE, HOPPER)
+
+
+def test_a_wait_that_comes_too_late_is_noticed() -> None:
+    text = "ld.param.u64 %rd1;\nld.global.f32 %f1;\ngriddepcontrol.wait;\ngriddepcontrol.launch_dependents;\n"
+    with pytest.raises(AssertionError, match=r"has ld.global.f32 %f1; before it waits"):
+        waits_first(text, SCALE, HOPPER)
+    with pytest.raises(AssertionError, match="asks for"):
+        waits_first(text, SCALE, AMPERE)
 
 
 def test_the_turns_of_rope_are_rounded_by_themselves() -> None:

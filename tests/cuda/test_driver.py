@@ -225,6 +225,45 @@ def test_after_an_illegal_address_memory_is_given_back_and_all_else_is_refused(f
     CudaDevice(CudaGPU(1)).memory()
 
 
+# ---- launches
+
+
+@pytest.mark.parametrize(
+    ("cc", "version", "early"),
+    [((9, 0), 13000, True), ((12, 0), 12030, True), ((8, 9), 13000, False), ((9, 0), 12020, False)],
+)
+def test_kernels_begin_early_where_gpu_and_driver_can(fake, monkeypatch, cc, version, early):
+    monkeypatch.setattr(fake, "cc", cc)
+    monkeypatch.setattr(fake, "version", version)
+    gpu = CudaGPU(0)
+    kernel, parameters = gpu.load(Spec("unary", "scale")), np.zeros(1, np.int64).ctypes.data
+    for grid in ((3, 2, 1), (3, 2, 1), (5, 1, 1)):
+        gpu.launch(kernel, grid, 64, 128, parameters)
+    plain, others = fake.named("cuLaunchKernel"), fake.named("cuLaunchKernelEx")
+    assert (len(plain), len(others)) == ((0, 3) if early else (3, 0))
+    for call, grid in zip(others, ((3, 2, 1), (3, 2, 1), (5, 1, 1)), strict=False):
+        how = call.args[0]
+        assert (how.gridDimX, how.gridDimY, how.gridDimZ) == grid
+        assert (how.blockDimX, how.blockDimY, how.blockDimZ, how.sharedMemBytes) == (64, 1, 1, 128)
+        (attribute,) = how.attrs
+        assert how.numAttrs == 1 and attribute.id == 6
+        assert attribute.value.programmaticStreamSerializationAllowed == 1
+        assert call.args[1:] == (kernel, parameters, 0)
+    assert len({id(call.args[0]) for call in others}) == (2 if early else 0)
+    assert not fake.wrong
+
+
+def test_the_interface_takes_a_launch_that_begins_early():
+    """Of the real package: its classes have the fields that are set, and its call takes them; without a driver it says so."""
+    driver = pytest.importorskip("cuda.bindings.driver", reason="cuda-bindings is not installed")
+    gpu = object.__new__(CudaGPU)
+    gpu._launches, gpu._stream = {}, driver.CUstream(0)
+    how = gpu._how((3, 2, 1), 64, 128)
+    assert (how.gridDimX, how.gridDimY, how.gridDimZ, how.blockDimX, how.sharedMemBytes) == (3, 2, 1, 64, 128)
+    assert how.numAttrs == 1 and how.attrs[0].value.programmaticStreamSerializationAllowed == 1
+    assert int(how.attrs[0].id) == 6, "cuda.h: CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION"
+
+
 # ---- graphs
 
 
@@ -246,13 +285,13 @@ def test_a_plan_that_cannot_be_captured_is_launched_each_time(fake, call, status
     assert len(fake.named("cuGraphDestroy")) == (call == "cuGraphInstantiate"), "the noted graph is left over"
     fake.calls.clear()
     backend.compute(plan)
-    assert len(fake.named("cuLaunchKernel")) == 5 and not fake.named("cuStreamBeginCapture")
+    assert len(fake.named("cuLaunchKernelEx")) == 5 and not fake.named("cuStreamBeginCapture")
 
 
 def test_the_first_failure_within_a_capture_is_the_one_that_is_told(fake):
     backend, plan = chain(CudaDevice(CudaGPU(0)))
     backend.compute(plan)
-    fake.fails["cuLaunchKernel"] = CUresult.CUDA_ERROR_LAUNCH_FAILED
+    fake.fails["cuLaunchKernelEx"] = CUresult.CUDA_ERROR_LAUNCH_FAILED
     fake.fails["cuStreamEndCapture"] = CUresult.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
     with pytest.raises(DeviceError, match=r"launching .* CUDA_ERROR_LAUNCH_FAILED"):
         backend.compute(plan)
@@ -372,7 +411,7 @@ def test_a_model_over_two_gpus_in_two_threads(fake, tmp_path):
             done.result()
     for gpu in gpus:
         gpu.free_retired()
-        launched = [call for call in fake.named("cuLaunchKernel") if call.context == f"context {gpu.gpu.number}"]
+        launched = [call for call in fake.named("cuLaunchKernelEx") if call.context == f"context {gpu.gpu.number}"]
         assert launched and len(fake.named("cuGraphLaunch")) == 8
     left = [block for block in fake.memory.values() if block.context is not None]
     assert not left, f"{len(left)} blocks are left over"

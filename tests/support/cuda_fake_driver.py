@@ -32,6 +32,7 @@ MAKES = {
 TAKES = {
     "cuStreamSynchronize": ("stream",), "cuEventSynchronize": ("event",), "cuEventRecord": ("event", "stream"),
     "cuModuleGetFunction": ("module",), "cuFuncSetAttribute": ("function",), "cuLaunchKernel": ("function", "stream"),
+    "cuLaunchKernelEx": ("stream", "function"),
     "cuStreamBeginCapture": ("stream",), "cuStreamEndCapture": ("stream",), "cuGraphInstantiate": ("graph",),
     "cuGraphDestroy": ("graph",), "cuGraphLaunch": ("executable", "stream"), "cuGraphExecDestroy": ("executable",),
     "cuMemcpyHtoDAsync": ("stream",), "cuMemcpyDtoHAsync": ("stream",), "cuMemcpyDtoDAsync": ("stream",),
@@ -88,6 +89,13 @@ class FakeDriver:
     CUstream_flags = SimpleNamespace(CU_STREAM_NON_BLOCKING=1)
     CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1)
     CUdevice_attribute = CUfunction_attribute = int
+    CUlaunchAttributeID = SimpleNamespace(CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION=6)
+    CUlaunchConfig = SimpleNamespace
+    cc = (9, 0)
+
+    @staticmethod
+    def CUlaunchAttribute() -> SimpleNamespace:
+        return SimpleNamespace(value=SimpleNamespace())
 
     def __init__(self, n: int = 1, version: int = 13000) -> None:
         self.n, self.version, self.most = n, version, 1000
@@ -146,7 +154,8 @@ class FakeDriver:
             return self.lost[context]
         if context is None:
             return self._misuse(CUresult.CUDA_ERROR_INVALID_CONTEXT, f"{name}: no context is current")
-        handles = tuple(arg for arg in args if isinstance(arg, Handle))
+        given = (args[0].hStream, *args[1:]) if name == "cuLaunchKernelEx" else args
+        handles = tuple(arg for arg in given if isinstance(arg, Handle))
         if tuple(handle.kind for handle in handles) != TAKES.get(name, ()):
             return self._misuse(CUresult.CUDA_ERROR_INVALID_HANDLE, f"{name}: {handles}, not {TAKES.get(name, ())}")
         for handle in handles:
@@ -185,7 +194,7 @@ class FakeDriver:
             case "cuDeviceGet":
                 return (args[0],)
             case "cuDeviceGetAttribute":
-                return ({75: 9, 76: 0, 16: 132, 97: 232448}[args[0]],)
+                return ({75: self.cc[0], 76: self.cc[1], 16: 132, 97: 232448}[args[0]],)
             case "cuDevicePrimaryCtxRetain":
                 return (f"context {args[0]}",)
             case "cuCtxSetCurrent":

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pyggml.backend.cuda.toolkit import DRIVERS, toolkit
 from pyggml.errors import DeviceError
-from pyggml.kernels.cuda.spec import Spec
+from pyggml.kernels.cuda.spec import EARLY, Spec
 
 Grid = tuple[int, int, int]
 
@@ -167,6 +167,10 @@ terminated and relaunched")."""
 
 _CC_MAJOR, _CC_MINOR, _MULTIPROCESSORS, _SHARED_OPTIN = 75, 76, 16, 97
 _SHARED_ATTRIBUTE = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+EARLY_FROM = 12030
+"""Drivers from this version on note launches that begin early in graphs, too."""
+MOST_LAUNCHES = 4096
+"""Forms of launches that are kept."""
 PLAIN_SHARED = 48 * 1024
 """A block may have so many bytes of shared memory without asking."""
 
@@ -189,6 +193,9 @@ class CudaGPU:
         self._lock = threading.Lock()
         self._loading = threading.Lock()
         self._functions: dict[Spec, Any] = {}
+        version = int(_checked(d.cuDriverGetVersion(), "version"))
+        self._early = self.cc >= EARLY and version >= EARLY_FROM
+        self._launches: dict[tuple[Grid, int, int], Any] = {}  # how kernels are launched, by their sizes
 
     def _attribute(self, which: int) -> int:
         d = _driver()
@@ -295,9 +302,31 @@ class CudaGPU:
             self._ok(d.cuFuncSetAttribute(kernel, attribute, shared), f"{shared} bytes of shared memory a block")
 
     def launch(self, kernel: Any, grid: Grid, threads: int, shared: int, parameters: int) -> None:
-        status = self._d().cuLaunchKernel(kernel, *grid, threads, 1, 1, shared, self._stream, parameters, 0)
+        d = self._d()
+        if self._early:
+            status = d.cuLaunchKernelEx(self._how(grid, threads, shared), kernel, parameters, 0)
+        else:
+            status = d.cuLaunchKernel(kernel, *grid, threads, 1, 1, shared, self._stream, parameters, 0)
         if status[0]:
             self._ok(status, f"launching {grid} blocks of {threads} threads")
+
+    def _how(self, grid: Grid, threads: int, shared: int) -> Any:
+        """A launch that may begin before the kernel ahead of it has ended, for which all kernels wait by themselves."""
+        found = self._launches.get((grid, threads, shared))
+        if found is None:
+            d = _driver()
+            attribute = d.CUlaunchAttribute()
+            attribute.id = d.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+            attribute.value.programmaticStreamSerializationAllowed = 1
+            found = d.CUlaunchConfig()
+            found.gridDimX, found.gridDimY, found.gridDimZ = grid
+            found.blockDimX, found.blockDimY, found.blockDimZ = threads, 1, 1
+            found.sharedMemBytes, found.hStream = shared, self._stream
+            found.attrs, found.numAttrs = [attribute], 1
+            if len(self._launches) >= MOST_LAUNCHES:
+                self._launches.clear()
+            self._launches[grid, threads, shared] = found
+        return found
 
     def begin_capture(self) -> None:
         d = self._d()

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple, TypeAlias
 
 KINDS = ("i64", "i32", "f32")
+EARLY = (9, 0)
+"""GPUs of this compute capability and later ones may begin a kernel before the one ahead of it has ended: each begins with the
+wait for that (PTX ISA: griddepcontrol)."""
 
 
 class Spec(NamedTuple):

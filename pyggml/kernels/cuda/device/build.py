@@ -17,7 +17,7 @@ from numba.cuda.compiler import _compile_pyfunc_with_fixup
 
 from pyggml.kernels.cuda.device.intrinsic import INTRINSICS, PREFIX, Intrinsic
 from pyggml.kernels.cuda.launch_args import fields
-from pyggml.kernels.cuda.spec import Spec, make
+from pyggml.kernels.cuda.spec import EARLY, Spec, make
 
 ENTRY = "pyggml_kernel"
 NEWEST = (9, 0)
@@ -59,9 +59,21 @@ def front_end(function: Any) -> Kernel:
     return Kernel(ir, kinds, intrinsics, function.threads, function.blocks)
 
 
-def with_words(kernel: Kernel) -> str:
-    """The module with the intrinsics' bodies in it, as libNVVM reads it."""
+WAIT = 'call void asm sideeffect "griddepcontrol.wait;", "~{memory}"() #1'
+"""For all that the kernels ahead have written; nothing is read or written before."""
+GO_ON = 'call void asm sideeffect "griddepcontrol.launch_dependents;", "~{memory}"() #1'
+"""When all blocks have come here, those of the next kernel may take the room that is left, and wait in their turn. It stands
+behind the wait: so only one kernel waits, and all before the one that it waits for have ended."""
+
+
+def with_words(kernel: Kernel, early: bool) -> str:
+    """The module with the intrinsics' bodies in it, as libNVVM reads it. `early`: for GPUs that may begin it early."""
     ir = re.sub(rf'^declare .*@"?{PREFIX}\w+"?\(.*\n', "", kernel.ir, flags=re.MULTILINE)
+    if early:
+        ir, found = re.subn(
+            rf"(^define void @{ENTRY}\(.*\)\s*\{{\nentry:\n)", rf"\1  {WAIT}\n  {GO_ON}\n", ir, flags=re.MULTILINE
+        )
+        assert found == 1, "no beginning of the kernel"
     needs = dict.fromkeys(need for intrinsic in kernel.intrinsics for need in intrinsic.needs)
     missing = [need for need in needs if not _declared(need, ir)]
     parts = [ir, *missing, *(intrinsic.definition for intrinsic in kernel.intrinsics)]
@@ -92,7 +104,7 @@ def ptx(kernel: Kernel, cc: tuple[int, int]) -> str:
 
     arch = min(cc, NEWEST)
     unit = nvvm.CompilationUnit({"opt": 3, "arch": f"compute_{arch[0]}{arch[1]}"})
-    unit.add_module(nvvm.llvm_replace(with_words(kernel)).encode())
+    unit.add_module(nvvm.llvm_replace(with_words(kernel, arch >= EARLY)).encode())
     unit.verify()
     # numba's own search for this file wants NVRTC, which nothing here needs
     unit.lazy_add_module(Path(find_bitcode_lib("device")).read_bytes())
