@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from pyggml_cli.about import answered
 from pyggml_cli.completion_flags import DEVICES, GENERAL, LISTS, MODEL, ROPE, SAMPLING
 from pyggml_cli.entry import run
 from pyggml_cli.environment import VARIABLES
@@ -22,7 +23,6 @@ from pyggml_cli.flags import (
     choice,
     help_text,
     parse,
-    show_notes,
     whole,
     without_effect,
 )
@@ -117,20 +117,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(argv: Sequence[str]) -> int:
     values = parse(ROWS, argv, os.environ, VARIABLES)
-    if values.help:
-        usage = "pyggml-batched-bench [-m FNAME] -npp N -ntg N -npl N [flags]"
-        print(help_text(usage, ABOUT, GROUPS, examples=EXAMPLES), end="")
-        return 0
-    if values.version:
-        from pyggml_cli.cli import version
-
-        print(version())
-        return 0
-    show_notes(values)
-    if values.list_devices:
-        from pyggml_cli.devices import listing, local_devices, offload_devices
-
-        print(listing([*local_devices(), *offload_devices(values.rpc, rpc_timeout=values.rpc_timeout)]))
+    if answered(
+        values,
+        lambda: help_text(
+            "pyggml-batched-bench [-m FNAME] -npp N -ntg N -npl N [flags]", ABOUT, GROUPS, examples=EXAMPLES
+        ),
+    ):
         return 0
     todo = list(cases(values))
     from pyggml.runtime.context import MAX_SEQUENCES, Context

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyggml_cli import hub
+from pyggml_cli.about import answered
 from pyggml_cli.bench_output import PRINTERS, Result
 from pyggml_cli.completion_flags import LOAD_MODES, layers
 from pyggml_cli.entry import run
@@ -28,7 +29,6 @@ from pyggml_cli.flags import (
     parse,
     proportions,
     seconds,
-    show_notes,
     whole,
 )
 from pyggml_cli.interrupts import on_ctrl_c
@@ -226,20 +226,13 @@ def cases(values: Any) -> Iterator[Case]:
 
 def _command(argv: Sequence[str]) -> int:
     values = parse([*GENERAL, *TESTS, *OTHERS], argv)
-    if values.help:
-        print(help_text("pyggml-bench [flags]", ABOUT, {"general": GENERAL, "tests": TESTS}, examples=EXAMPLES), end="")
+    if answered(
+        values,
+        lambda: help_text("pyggml-bench [flags]", ABOUT, {"general": GENERAL, "tests": TESTS}, examples=EXAMPLES),
+    ):
         return 0
-    if values.version:
-        from pyggml_cli.cli import version
+    from pyggml_cli.devices import offload_devices
 
-        print(version())
-        return 0
-    show_notes(values)
-    from pyggml_cli.devices import listing, local_devices, offload_devices
-
-    if values.list_devices:
-        print(listing([*local_devices(), *offload_devices(values.rpc, rpc_timeout=values.rpc_timeout)]))
-        return 0
     values.given["model"].extend(_fetched(values))
     return _run(values, list(cases(values)), offload_devices(values.rpc, rpc_timeout=values.rpc_timeout))
 

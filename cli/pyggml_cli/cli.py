@@ -11,12 +11,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pyggml.errors import GrammarError, PyggmlError, SamplerError
+from pyggml_cli.about import answered
 from pyggml_cli.chat import chat, is_chat
 from pyggml_cli.color import colors
 from pyggml_cli.completion_flags import ABOUT, END, GROUPS, ROWS, unescape
 from pyggml_cli.entry import run
 from pyggml_cli.environment import VARIABLES
-from pyggml_cli.flags import UsageError, Values, help_text, parse, show_notes
+from pyggml_cli.flags import UsageError, Values, help_text, parse
 from pyggml_cli.interrupts import on_ctrl_c
 from pyggml_cli.reverse_prompt import reverse_prompts
 from pyggml_cli.sampling import sampler_params
@@ -52,22 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(_command, argv)
 
 
-def version() -> str:
-    """The version installed."""
-    from importlib.metadata import version
-
-    return f"pyggml {version('pyggml')}"
-
-
 def _command(argv: Sequence[str]) -> int:
     values = parse(ROWS, argv, os.environ, VARIABLES)
-    if values.help:
-        print(help_text("pyggml-cli [-m FNAME] [-p PROMPT] [flags]", ABOUT, GROUPS, END, EXAMPLES), end="")
+    if answered(values, lambda: help_text("pyggml-cli [-m FNAME] [-p PROMPT] [flags]", ABOUT, GROUPS, END, EXAMPLES)):
         return 0
-    if values.version:
-        print(version())
-        return 0
-    show_notes(values)
     if values.completion_bash:
         print(_bash_script(), end="")
         return 0
@@ -81,11 +70,6 @@ def _command(argv: Sequence[str]) -> int:
             *(f"{i:4}. {visible(m)}" for i, m in enumerate(models, 1)),
             sep="\n",
         )
-        return 0
-    if values.list_devices:
-        from pyggml_cli.devices import listing, local_devices, offload_devices
-
-        print(listing([*local_devices(), *offload_devices(values.rpc, rpc_timeout=values.rpc_timeout)]))
         return 0
     named = any(name in values.seen for name in ("prompt", "file", "binary_file"))
     if is_chat(values):

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pyggml_cli.about import answered
 from pyggml_cli.completion_flags import DEVICES, GENERAL, LISTS, MODEL, ROPE, SAMPLING, unescape
 from pyggml_cli.embedding_output import FORMATS, Printed
 from pyggml_cli.entry import run
@@ -25,7 +26,6 @@ from pyggml_cli.flags import (
     choice,
     help_text,
     parse,
-    show_notes,
     whole,
     without_effect,
 )
@@ -118,19 +118,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(argv: Sequence[str]) -> int:
     values = parse(ROWS, argv, os.environ, VARIABLES | {"LLAMA_ARG_POOLING": "--pooling"})
-    if values.help:
-        print(help_text("pyggml-embedding -m FNAME -p TEXT [flags]", ABOUT, GROUPS, examples=EXAMPLES), end="")
-        return 0
-    if values.version:
-        from pyggml_cli.cli import version
-
-        print(version())
-        return 0
-    show_notes(values)
-    if values.list_devices:
-        from pyggml_cli.devices import listing, local_devices, offload_devices
-
-        print(listing([*local_devices(), *offload_devices(values.rpc, rpc_timeout=values.rpc_timeout)]))
+    if answered(
+        values, lambda: help_text("pyggml-embedding -m FNAME -p TEXT [flags]", ABOUT, GROUPS, examples=EXAMPLES)
+    ):
         return 0
     texts = _texts(values)
     from pyggml_cli.loading import compile_progress, model_for

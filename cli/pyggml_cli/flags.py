@@ -6,7 +6,6 @@ Owns parsing and the help text. A flag takes the argument after it whatever that
 
 import difflib
 import shutil
-import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -354,9 +353,3 @@ def help_text(
     if end:
         lines += ["", *textwrap.wrap(end, width)]
     return "\n".join(lines) + "\n"
-
-
-def show_notes(values: Values) -> None:
-    """Write the notes to stderr."""
-    for note in values.notes:
-        print(note, file=sys.stderr)

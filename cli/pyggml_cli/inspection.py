@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from pyggml_cli.about import answered
 from pyggml_cli.entry import run
 from pyggml_cli.flags import Flag, Row, UsageError, Values, help_text, parse
 
@@ -48,13 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(argv: Sequence[str]) -> int:
     values = parse(ROWS, argv, free=True)
-    if values.help:
-        print(help_text(USAGE, ABOUT, {"flags": ROWS}, examples=EXAMPLES), end="")
-        return 0
-    if values.version:
-        from pyggml_cli.cli import version
-
-        print(version())
+    if answered(values, lambda: help_text(USAGE, ABOUT, {"flags": ROWS}, examples=EXAMPLES)):
         return 0
     if len(values.free) != 1:
         raise UsageError(f"usage: {USAGE}")

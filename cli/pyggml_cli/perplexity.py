@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pyggml_cli.about import answered
 from pyggml_cli.completion_flags import DEVICES, GENERAL, LISTS, MODEL, ROPE, SAMPLING, unescape
 from pyggml_cli.entry import run
 from pyggml_cli.environment import VARIABLES
@@ -25,7 +26,6 @@ from pyggml_cli.flags import (
     choice,
     help_text,
     parse,
-    show_notes,
     whole,
     without_effect,
 )
@@ -119,19 +119,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(argv: Sequence[str]) -> int:
     values = parse(ROWS, argv, os.environ, VARIABLES)
-    if values.help:
-        print(help_text("pyggml-perplexity [-m FNAME] -f TEXT [flags]", ABOUT, GROUPS, examples=EXAMPLES), end="")
-        return 0
-    if values.version:
-        from pyggml_cli.cli import version
-
-        print(version())
-        return 0
-    show_notes(values)
-    if values.list_devices:
-        from pyggml_cli.devices import listing, local_devices, offload_devices
-
-        print(listing([*local_devices(), *offload_devices(values.rpc, rpc_timeout=values.rpc_timeout)]))
+    if answered(
+        values, lambda: help_text("pyggml-perplexity [-m FNAME] -f TEXT [flags]", ABOUT, GROUPS, examples=EXAMPLES)
+    ):
         return 0
     from pyggml_cli.loading import compile_progress, model_for
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pyggml_cli.about import answered
 from pyggml_cli.entry import run
 from pyggml_cli.flags import (
     Flag,
@@ -21,7 +22,6 @@ from pyggml_cli.flags import (
     help_text,
     number,
     parse,
-    show_notes,
     whole,
 )
 from pyggml_cli.text_files import read_bytes
@@ -83,15 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(argv: Sequence[str]) -> int:
     values = parse(ROWS, argv, free=True)
-    if values.help:
-        print(help_text(USAGE, ABOUT, {"flags": ROWS}, _mixes(), EXAMPLES), end="")
+    if answered(values, lambda: help_text(USAGE, ABOUT, {"flags": ROWS}, _mixes(), EXAMPLES)):
         return 0
-    if values.version:
-        from pyggml_cli.cli import version
-
-        print(version())
-        return 0
-    show_notes(values)
     source, target, mix, n_threads = _arguments(values)
     return _quantize(values, source, target, mix, n_threads)
 

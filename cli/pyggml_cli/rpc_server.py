@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from pyggml_cli.about import answered
 from pyggml_cli.entry import run
 from pyggml_cli.flags import Flag, Row, Values, choice, comma_separated, help_text, parse, seconds, whole
 
@@ -134,13 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(argv: Sequence[str]) -> int:
     values = parse(ROWS, argv)
-    if values.help:
-        print(help_text("pyggml-rpc-server [flags]", ABOUT, {"flags": ROWS}, examples=EXAMPLES), end="")
-        return 0
-    if values.version:
-        from pyggml_cli.cli import version
-
-        print(version())
+    if answered(values, lambda: help_text("pyggml-rpc-server [flags]", ABOUT, {"flags": ROWS}, examples=EXAMPLES)):
         return 0
     with _held_back() as (wait, end):
         return _serve(values, wait, end)

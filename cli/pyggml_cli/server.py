@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pyggml_cli.about import answered
 from pyggml_cli.completion_flags import unescape
 from pyggml_cli.entry import run
-from pyggml_cli.flags import UsageError, Values, help_text, parse, show_notes
+from pyggml_cli.flags import UsageError, Values, help_text, parse
 from pyggml_cli.server_flags import GROUPS, ROWS, VARIABLES
 from pyggml_cli.several import Several, of_several
 from pyggml_cli.speculation import wanted_types
@@ -50,20 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(argv: Sequence[str]) -> int:
     values = parse(ROWS, argv, os.environ, VARIABLES)
-    if values.help:
-        print(help_text("pyggml-server [-m FNAME] [flags]", ABOUT, GROUPS, END, EXAMPLES), end="")
+    if answered(values, lambda: help_text("pyggml-server [-m FNAME] [flags]", ABOUT, GROUPS, END, EXAMPLES)):
         return 0
-    if values.version:
-        from pyggml_cli.cli import version
-
-        print(version())
-        return 0
-    if values.list_devices:
-        from pyggml_cli.devices import listing, local_devices, offload_devices
-
-        print(listing([*local_devices(), *offload_devices(values.rpc, rpc_timeout=values.rpc_timeout)]))
-        return 0
-    show_notes(values)
     _check(values)
     return _serve(values, argv)
 
