@@ -80,16 +80,21 @@ class Header:
     tensors: list[TensorPlace]
 
 
+_CODES = {code: struct.Struct("<" + code) for code in "IQq"}
+
+
 class _Cursor:
     """A place in the bytes that moves forward and never past the end."""
 
+    __slots__ = ("data", "pos", "size")
+
     def __init__(self, data: memoryview) -> None:
-        self.data = data
+        self.data, self.size = data, len(data)
         self.pos = 0
 
     @property
     def left(self) -> int:
-        return len(self.data) - self.pos
+        return self.size - self.pos
 
     def take(self, size: int, what: str) -> memoryview:
         if size > self.left:
@@ -98,19 +103,25 @@ class _Cursor:
         return self.data[self.pos - size : self.pos]
 
     def number(self, code: str, what: str) -> Any:
-        return struct.unpack("<" + code, self.take(struct.calcsize("<" + code), what))[0]
+        form, at = _CODES[code], self.pos
+        if at + form.size > self.size:
+            self.take(form.size, what)
+        self.pos = at + form.size
+        return form.unpack_from(self.data, at)[0]
 
     def string(self, what: str) -> str:
         at = self.pos
         size = self.number("Q", f"length of {what}")
-        if size > self.left:
+        begin, end = self.pos, self.pos + size
+        if end > self.size:
             raise GGUFError(f"{what} at offset {at} has length {size}, but only {self.left} bytes follow")
-        raw = bytes(self.take(size, what))
+        self.pos = end
         try:
-            return raw.decode()
+            return str(self.data[begin:end], "utf-8")
         except UnicodeDecodeError as e:
-            where = self.pos - size + e.start
-            raise GGUFError(f"{what} is not UTF-8: byte 0x{raw[e.start]:02x} at offset {where}") from None
+            raise GGUFError(
+                f"{what} is not UTF-8: byte 0x{self.data[begin + e.start]:02x} at offset {begin + e.start}"
+            ) from None
 
 
 def parse(data: memoryview) -> Header:

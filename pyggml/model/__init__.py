@@ -5,6 +5,7 @@ Owns the choice of a file in `arch/`; knows no tokenizer, and no sequence of tok
 
 from __future__ import annotations
 
+import functools
 import pkgutil
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -22,7 +23,12 @@ if TYPE_CHECKING:
 
 def architectures() -> list[str]:
     """Values of general.architecture that are known: the files of arch/."""
-    return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(arch.__path__))
+    return list(_names(tuple(arch.__path__)))
+
+
+@functools.cache
+def _names(folders: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(folders)))
 
 
 def architecture_of(metadata: Mapping[str, Any]) -> str:
