@@ -33,13 +33,20 @@ class Newest:
         assert done.returncode == 0, f"{name} ended with {done.returncode}:\n{done.stderr[-4000:]}"
         return done
 
-    def perplexity(self, *args: object) -> float:
-        """llama-perplexity's last word. Its log is another thread's, which at its end is not always done: then once more."""
+    def run_whole(self, name: str, last: str, *args: object, **env: str) -> tuple["re.Match[str]", str, str]:
+        """(what `last` finds at the end of what it says, stdout, stderr). What it says is another thread's work, which at its
+        end is not always done, and with 0 all the same: then once more."""
         for _ in range(8):
-            done = self.run("llama-perplexity", *args, "-t", 1, "-dev", "none", "--no-warmup")
-            if found := re.search(r"Final estimate: PPL = (\d+\.\d+)", done.stdout + done.stderr):
-                return float(found[1])
-        raise AssertionError(f"llama-perplexity ended without its last line:\n{done.stderr[-4000:]}")
+            done = self.run(name, *args, **env)
+            if found := re.search(last, done.stdout + done.stderr):
+                return found, done.stdout, done.stderr
+        raise AssertionError(f"{name} ended without its last line:\n{done.stderr[-4000:]}")
+
+    def perplexity(self, *args: object) -> float:
+        """llama-perplexity's last word."""
+        last = r"Final estimate: PPL = (\d+\.\d+)"
+        found, _, _ = self.run_whole("llama-perplexity", last, *args, "-t", 1, "-dev", "none", "--no-warmup")
+        return float(found[1])
 
     def complete(
         self, model: Path, prompt: str, n: int, *args: object, endpoints: Sequence[str] = (), **env: str
@@ -63,8 +70,8 @@ class Newest:
             "--no-warmup",
             *where,
         )
-        done = self.run("llama-completion", *options, *args, **env)
-        return done.stdout, done.stderr
+        _, text, log = self.run_whole("llama-completion", r"graphs reused = +\d+", *options, *args, **env)
+        return text, log
 
     @contextlib.contextmanager
     def rpc_server(self, n_threads: int = 1) -> Iterator[PeerServer]:
