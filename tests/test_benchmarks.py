@@ -181,3 +181,9 @@ def test_servers(tmp_path: Path) -> None:
     for result in found["results"]:
         assert all(len(result[side]) == 2 and min(result[side]) > 0 for side in ("ours", "llama-server", "ratio"))
         assert result["test"] in out
+
+
+def test_encoding(tmp_path: Path) -> None:
+    model = write_text_model(tmp_path / "tiny.gguf")
+    out = run("encoding.py", model, "-n", 50)
+    assert re.fullmatch(r"tiny\.gguf \(\w+\): prose [\d.]+, one letter [\d.]+, .*Unicode [\d.]+\n", out)
