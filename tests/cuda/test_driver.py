@@ -229,10 +229,14 @@ def test_after_an_illegal_address_memory_is_given_back_and_all_else_is_refused(f
 
 
 @pytest.mark.parametrize(
-    ("cc", "version", "early"),
-    [((9, 0), 13000, True), ((12, 0), 12030, True), ((8, 9), 13000, False), ((9, 0), 12020, False)],
-)
-def test_kernels_begin_early_where_gpu_and_driver_can(fake, monkeypatch, cc, version, early):
+    ("cc", "version", "said", "early"),
+    [
+        ((9, 0), 13000, "", True), ((12, 0), 12030, "1", True), ((8, 9), 13000, "", False), ((9, 0), 12020, "", False),
+        ((9, 0), 13000, "0", False),
+    ],
+)  # fmt: skip
+def test_kernels_begin_early_where_gpu_and_driver_can(fake, monkeypatch, cc, version, said, early):
+    monkeypatch.setenv("PYGGML_EARLY_LAUNCH", said)
     monkeypatch.setattr(fake, "cc", cc)
     monkeypatch.setattr(fake, "version", version)
     gpu = CudaGPU(0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+import os
 import sys
 import threading
 from typing import Any, Protocol
@@ -194,7 +195,7 @@ class CudaGPU:
         self._loading = threading.Lock()
         self._functions: dict[Spec, Any] = {}
         version = int(_checked(d.cuDriverGetVersion(), "version"))
-        self._early = self.cc >= EARLY and version >= EARLY_FROM
+        self._early = self.cc >= EARLY and version >= EARLY_FROM and os.environ.get("PYGGML_EARLY_LAUNCH") != "0"
         self._launches: dict[tuple[Grid, int, int], Any] = {}  # how kernels are launched, by their sizes
 
     def _attribute(self, which: int) -> int:
