@@ -5,6 +5,7 @@ Owns the way from the engine's thread to the loop and back.
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import Self, TypeVar
@@ -95,13 +96,18 @@ class Answer:
             yield await self.next(pause or None)
 
 
+def without_places(told: str) -> str:
+    """What is told of a file or an RPC server, without the folder or the address, which the log has: they are nobody's business."""
+    return re.sub(r"^RPC server \S+: ", "RPC server: ", re.sub(r"^/[^:]*/(?=[^/:]+:)", "", told))
+
+
 def _failed(error: Exception | None) -> RequestError:
     if isinstance(error, RequestError):
         return error
     if isinstance(error, GrammarError | SamplerError):
         return RequestError(f"no token could be chosen: {error}")
     if isinstance(error, PyggmlError):
-        return RequestError(f"the model could not be computed: {error}", status=500)
+        return RequestError(f"the model could not be computed: {without_places(str(error))}", status=500)
     return RequestError("the model could not be computed; the server's log says more", status=500)
 
 

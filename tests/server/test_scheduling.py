@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from fake_context import Greedy
 from pyggml_server import engine as engines
+from pyggml_server.answers import without_places
 from pyggml_server.engine import Engine, Task
 from serving import Client, serving
 
@@ -193,6 +194,15 @@ def test_a_step_that_does_not_end_is_given_up_at_the_end(model: Model, monkeypat
         assert found[0][0] == 503 and found[0][1]["error"]["message"] == "the server is ending"
 
 
+@pytest.mark.parametrize(("why", "told"), [
+    ("RPC server [::1]:50052: GET_TENSOR: gone", "RPC server: GET_TENSOR: gone"),
+    ("/home/me/m.gguf: was cut/short", "m.gguf: was cut/short"),
+    ("no room: 5 MiB/s", "no room: 5 MiB/s"),
+])  # fmt: skip
+def test_clients_are_not_told_where_something_lies(why: str, told: str) -> None:
+    assert without_places(why) == told
+
+
 def test_the_log_says_why_a_step_failed(model: Model, caplog: pytest.LogCaptureFixture) -> None:
     with serving(model, n_slots=1) as client:
         batcher = client.served.engine.batcher
@@ -204,6 +214,6 @@ def test_the_log_says_why_a_step_failed(model: Model, caplog: pytest.LogCaptureF
 
         batcher.step = failing
         status, found = client.post("/v1/completions", {"prompt": "hello", "max_tokens": 2})
-        assert status == 500 and found["error"]["message"] == "the model could not be computed: RPC server h:1: gone"
+        assert status == 500 and found["error"]["message"] == "the model could not be computed: RPC server: gone"
         assert "a step failed: RPC server h:1: gone" in caplog.text and "Traceback" not in caplog.text
         assert client.ok("/v1/completions", {"prompt": "hello", "max_tokens": 2})["choices"]
