@@ -9,6 +9,8 @@ from pyggml.tensor import Tensor, pack_params
 
 STREAMS = 4
 """Of DSV4_HC_COMB; the others take any number."""
+MAX_ROUNDS = 1024
+"""Models have about 20; a parameter of a graph that somebody sent must not take minutes for one token."""
 
 
 def _need_f32(op: Op, *tensors: Tensor) -> None:
@@ -24,7 +26,7 @@ def _dsv4_hc_comb(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     need(mixes.ne == (n, mixes.ne[1], 1, 1), op, f"there must be {n} numbers a token", mixes)
     need(scale.ne[0] >= 3 and scale.ne[1:] == (1, 1, 1), op, "there must be three factors", scale)
     need(base.ne == (n, 1, 1, 1), op, f"there must be {n} numbers to add", base)
-    need(n_iter > 0, op, f"{n_iter} rounds, must be at least 1", mixes)
+    need(0 < n_iter <= MAX_ROUNDS, op, f"{n_iter} rounds, must be 1 to {MAX_ROUNDS}", mixes)
     return GGMLType.F32, (STREAMS, STREAMS, mixes.ne[1], 1)
 
 

@@ -12,7 +12,9 @@ from op_check import assert_caught, check, mutant_of, run
 from pyggml import ops
 from pyggml.backend.base import Device
 from pyggml.backend.reference import dsv4_hc as reference
+from pyggml.errors import ShapeError
 from pyggml.ops import Op
+from pyggml.ops.dsv4_hc import MAX_ROUNDS
 from pyggml.tensor import Tensor
 
 OPS = (Op.DSV4_HC_COMB, Op.DSV4_HC_PRE, Op.DSV4_HC_POST)
@@ -158,3 +160,12 @@ def test_parameters_count(op: Op) -> None:
             node.op_params = right
 
     assert_caught(cases(op, gated=True), mutant_of(op, (reference.refuse, without)))
+
+
+@pytest.mark.parametrize("rounds", [-1, 0, MAX_ROUNDS + 1, (1 << 31) - 1])
+def test_rounds_are_bounded(rounds: int) -> None:
+    """Time goes by a parameter there, which a client of a server chooses."""
+    mixes, scale, base = (Tensor(F32, ne) for ne in ((24, 1), (3,), (24,)))
+    assert ops.dsv4_hc_comb(mixes, scale, base, 1e-6, MAX_ROUNDS).ne == (4, 4, 1, 1)
+    with pytest.raises(ShapeError, match=f"{rounds} rounds, must be 1 to {MAX_ROUNDS}"):
+        ops.dsv4_hc_comb(mixes, scale, base, 1e-6, rounds)
