@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 from _pytest.assertion import util as assertion_util
 from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture import providers
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 # Before NumPy is imported: its threads wait for each other in a loop, which doubles what the tests take of the processor.
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("house"), derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "house")
+if os.environ.get("CI") and hasattr(providers, "_get_local_constants"):
+    # examples take numbers and texts from the sources of the modules that are loaded: other ones in each process, by the
+    # files that it was given before
+    providers._get_local_constants = providers.Constants
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so do processes that a script starts in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)

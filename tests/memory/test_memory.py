@@ -304,7 +304,7 @@ def test_mutants_are_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
                 database=None,
                 derandomize=True,
                 max_examples=2000,
-                stateful_step_count=40,
+                stateful_step_count=20,
                 phases=[Phase.generate],
             ),
         )
