@@ -10,7 +10,7 @@ from pyggml.cachedir import PrivateFolder
 
 SEAL = 32  # bytes of a SHA-256 digest
 FORMAT = b"2\0"  # of the files
-LARGEST = 1 << 28  # bytes; what is larger is made each time
+LARGEST = 1 << 30  # bytes; what is larger is made each time
 FORGET_AFTER = 30 * 86400  # seconds since it was made
 
 
