@@ -224,9 +224,12 @@ class KVCache(KVTensors, Memory):
         return gone[n == self.cells.owners(gone)] if self.cells.shared else gone
 
     def _drop(self, stream: int, cells: NDArray[np.int64]) -> None:
-        """Whoever has these cells gives them up."""
+        """Whoever has these cells gives them up, and all tokens before them, which others may keep: so what a sequence still
+        has begins at `begin`, without a gap behind."""
         for seq in range(self.n_seq_max) if self.cells.shared else (stream,):
-            self.cells.take(seq, np.intersect1d(self.cells.of(seq), cells))
+            lost = np.intersect1d(self.cells.of(seq), cells)
+            if len(lost):
+                self.cells.take(seq, self.cells.of(seq, 0, int(self.cells.pos[stream, lost].max()) + 1))
 
     def _with_dropped(self, stream: int, n: int, gone: NDArray[np.int64]) -> NDArray[np.int64] | None:
         free = np.setdiff1d(np.arange(self.n_cells), self._occupied(stream))

@@ -251,6 +251,20 @@ def test_as_a_dictionary(kind: str) -> None:
     run_state_machine_as_test(machine(kind), settings=SETTINGS)
 
 
+def test_a_shared_token_that_a_window_keeps_for_another_hides_no_gap() -> None:
+    """Sequence 0 has lost token 1 and had token 0, which sequence 2 still sees: nobody is to go back to 2."""
+    state: Any = machine("window unified")()
+    state.start(transposed_v=False)
+    state.decode(sizes={0: 1}, fails=False)
+    state.copy(src=0, dst=2, p1=None)
+    state.decode(sizes={0: 5, 1: 8, 2: 11}, fails=False)
+    for src in range(N_SEQ):
+        state.holds_what_it_should()
+        for p1 in range(1, state.end(src)):
+            state.copy(src=src, dst=1, p1=p1)
+            state.holds_what_it_should()
+
+
 def _own_cells_alone(self: Cells, seq: int, n: int | None = None) -> Any:
     return np.not_equal(self.pos[self.stream_of(seq), : int(self.high[0]) if n is None else n], FREE)
 
