@@ -181,16 +181,20 @@ async def _gaps(address: str, options: argparse.Namespace, seed: int) -> tuple[f
     status, reader, writer = await _request(address, "POST", "/completion", json.dumps(body).encode())
     assert status == 200, status
     before, beside, after = [], [], []
+    gaps = before  # where the next one goes: the one in which the other prompt was sent is beside it, however short it took
     other: asyncio.Task[tuple[float, int]] | None = None
     last = time.perf_counter()
     async for line in reader:
         if not line.startswith(b"data: "):
             continue
         now = time.perf_counter()
-        (before if other is None else after if other.done() else beside).append(now - last)
+        gaps.append(now - last)
         last = now
         if other is None and len(before) == 24:
             other = asyncio.ensure_future(_ask(address, long, 1))
+            gaps = beside
+        elif other is not None and other.done():
+            gaps = after
         if len(after) == 24:
             break
     writer.close()
