@@ -156,27 +156,17 @@ def template_of(values: Values) -> str | None:
 
 
 def _serve(values: Values, argv: Sequence[str]) -> int:
-    from pyggml_server.serve import serve
-
-    from pyggml_cli.loading import compile_progress
-    from pyggml_cli.serving import opened
-
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
     if of_several(values):
         return _serve_zoo(values, argv)
-    template = template_of(values)
-    if values.sleep_after is not None:
-        return _serve_sleeper(values, template)
-    with compile_progress(), opened(values, template, settings_of) as (served, what):
-        serve(served, lambda address: _ready(what, address))
-    return 0
+    return _serve_single(values, template_of(values))
 
 
-def _serve_sleeper(values: Values, template: str | None) -> int:
+def _serve_single(values: Values, template: str | None) -> int:
     from pyggml_server.app import make_app
     from pyggml_server.serve import serve
     from pyggml_server.served import Served
-    from pyggml_server.sleeping import Sleeper
+    from pyggml_server.single import Single
 
     from pyggml_cli.bus_errors import explain_bus_errors
     from pyggml_cli.loading import compile_progress
@@ -191,11 +181,11 @@ def _serve_sleeper(values: Values, template: str | None) -> int:
             yield served
 
     with compile_progress(), explain_bus_errors():
-        sleeper = Sleeper(opening, make_app, values.sleep_after)
+        single = Single(opening, make_app, values.sleep_after)
         try:
-            serve(sleeper, lambda address: _ready(told[0], address))
+            serve(single, lambda address: _ready(told[0], address))
         finally:
-            sleeper.close()
+            single.close()
     return 0
 
 

@@ -101,7 +101,7 @@ def _generator(
             for place in batcher.places:
                 place.drafter = guesses.make(place.seq)
             batcher.pace = guesses.pace if batcher.places[0].drafter is not None else None
-            served = Served(model, batcher, tokenizer, settings, template, loras)
+            served = Served(model, batcher, tokenizer, settings, template, loras, small=guesses.small)
             if values.warmup:
                 if guesses.small is not None:
                     warm_up(guesses.small)

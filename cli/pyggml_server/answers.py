@@ -5,7 +5,6 @@ Owns the way from the engine's thread to the loop and back.
 
 import asyncio
 import contextlib
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import Self, TypeVar
@@ -16,7 +15,7 @@ from pyggml.errors import GrammarError, PyggmlError, SamplerError
 from pyggml.runtime.sequence import Finish
 from pyggml.runtime.sequence import Sequence as Text
 from pyggml_server.engine import Engine, Post, Task, Update
-from pyggml_server.errors import RequestError
+from pyggml_server.errors import RequestError, without_places
 
 T = TypeVar("T")
 
@@ -94,11 +93,6 @@ class Answer:
         """As `each`, and None after each `pause` seconds in which nothing comes; 0: never."""
         while self._left:
             yield await self.next(pause or None)
-
-
-def without_places(told: str) -> str:
-    """What is told of a file or an RPC server, without the folder or the address, which the log has: they are nobody's business."""
-    return re.sub(r"^RPC server \S+: ", "RPC server: ", re.sub(r"^/[^:]*/(?=[^/:]+:)", "", told))
 
 
 def _failed(error: Exception | None) -> RequestError:

@@ -18,7 +18,7 @@ from pyggml.runtime.embedder import Embedder, normalised
 from pyggml.runtime.ranking import joined
 from pyggml.runtime.timings import clock
 from pyggml_server.answers import in_thread, unless_gone
-from pyggml_server.errors import RequestError, unsupported
+from pyggml_server.errors import RequestError, unsupported, without_places
 from pyggml_server.fields import Fields
 from pyggml_server.incoming import body_of, served_by
 from pyggml_server.requests import encoded, prompt_tokens
@@ -73,10 +73,12 @@ async def _encode(request: Request, served: Served, embedder: Embedder, texts: l
 
     try:
         return await unless_gone(request, all_of_them())
+    except RequestError:
+        raise
     except ContextError as reason:
         raise RequestError(str(reason)) from None
     except PyggmlError as reason:
-        raise RequestError(f"the model could not be computed: {reason}", status=500) from None
+        raise RequestError(f"the model could not be computed: {without_places(str(reason))}", status=500) from None
 
 
 async def _vectors(request: Request, name: str, served: Served, fields: Fields) -> tuple[list[F32], int]:

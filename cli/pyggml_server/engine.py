@@ -18,12 +18,13 @@ from pyggml.runtime.logprobs import TokenLogprobs
 from pyggml.runtime.places import Place
 from pyggml.runtime.sequence import Finish, Piece
 from pyggml.runtime.sequence import Sequence as Text
-from pyggml_server.errors import RequestError
+from pyggml_server.errors import RequestError, without_places
 from pyggml_server.pace import Pace
 
 log = logging.getLogger("pyggml.server")
 T = TypeVar("T")
 ENDING = "the server is ending"
+FAILED = "the server has failed; its log says more"
 LAST_STEP, AGAIN = 5.0, 0.1  # seconds
 
 
@@ -93,6 +94,11 @@ class Task:
         return found
 
 
+def cannot(why: str) -> str:
+    """What clients are told while nothing can be computed."""
+    return f"the model cannot be computed now: {without_places(why)}"
+
+
 Post = Callable[[list[tuple[Task, Update]]], None]
 
 
@@ -121,21 +127,26 @@ class Call(NamedTuple):
     function: Callable[[], Any]
     free: Place | None
 
-    def run(self) -> bool:
-        """Whether it was its time."""
+    def run(self, told: Callable[[Exception], Exception]) -> bool:
+        """Whether it was its time. `told` says what the caller is told of an error."""
         if self.free is not None and self.free.sequence is not None:
             return self.future.cancelled()
         if self.future.set_running_or_notify_cancel():
             try:
                 self.future.set_result(self.function())
             except Exception as reason:  # whatever it is: it is the caller's
-                self.future.set_exception(reason)
+                self.future.set_exception(told(reason))
         return True
 
 
 class Engine:
     """`queue_limit`: texts that wait for a slot at most. Call `start` once `post` is set, and `close` at the end. Without a batcher
-    no texts are taken, only calls."""
+    no texts are taken, only calls.
+
+    lost        asked why nothing can be computed any more when something went wrong; None: it can
+    failed      why the engine has ended by itself, for the log; "" otherwise
+    on_failure  told so, on the engine's thread
+    """
 
     def __init__(self, batcher: Batcher | None, queue_limit: int) -> None:
         self.batcher = batcher
@@ -144,6 +155,9 @@ class Engine:
         self.queue_limit = queue_limit
         self.counters = Counters()
         self.post: Post = lambda updates: None
+        self.lost: Callable[[], str | None] = lambda: None
+        self.failed = ""
+        self.on_failure: Callable[[str], None] = lambda why: log.warning("nothing can be computed any more: %s", why)
         self._pace = Pace(1 if batcher is None else batcher.context.n_ubatch)
         self._changed = threading.Condition()
         self._queues: OrderedDict[str, deque[Task]] = OrderedDict()  # by client; who was served last comes last
@@ -241,7 +255,8 @@ class Engine:
         except Exception:  # a fault of ours: nobody is to wait for ever for a thread that is gone
             log.exception("the engine has failed")
             with self._changed:
-                self._closing = self._closing or "the server has failed; its log says more"
+                self.failed = self.failed or FAILED
+                self._closing = self._closing or FAILED
         for call in self._calls:
             if call.future.set_running_or_notify_cancel():
                 call.future.set_exception(RequestError(self._closing, status=503))
@@ -251,6 +266,15 @@ class Engine:
         self._tasks.clear()
         self._queues.clear()
         self.post([(task, task.update(())) for task in left])
+        if self.failed:
+            self.on_failure(self.failed)
+
+    def _told(self, fault: Exception) -> Exception:
+        """What those are told whom it befell. If all is lost, the engine ends."""
+        with self._changed:
+            if not self._closing and (why := self.lost()):
+                self.failed, self._closing = why, cannot(why)
+            return RequestError(self._closing, status=503) if self._closing else fault
 
     def _work(self) -> None:
         while True:
@@ -261,11 +285,11 @@ class Engine:
                     return
                 self._admit()
                 calls, self._calls = self._calls, []
-            later = [call for call in calls if not call.run()]
+            later = [call for call in calls if not call.run(self._told)]
             if later:
                 with self._changed:
                     self._calls = [*later, *self._calls]
-            if self._tasks:
+            if self._tasks and not self.failed:
                 self._step()
 
     def _admit(self) -> None:
@@ -278,7 +302,7 @@ class Engine:
             try:
                 self.batcher.add(task.text)  # type: ignore[union-attr]
             except PyggmlError as reason:
-                task.text.fail(reason)
+                task.text.fail(self._told(reason))
                 self.post([(task, task.update(()))])
                 continue
             self._tasks[task.text] = task
@@ -314,7 +338,7 @@ class Engine:
         try:
             said = batcher.step()
         except Exception as fault:
-            reason = RequestError(self._closing, status=503) if self._closing else fault
+            reason = self._told(fault)
             if not isinstance(fault, PyggmlError):
                 log.exception("a step failed")
             elif not self._closing:

@@ -3,6 +3,8 @@
 Owns the shape and its names of errors (tools/server/server-common.cpp: format_error_response).
 """
 
+import re
+from pathlib import Path
 from typing import Any
 
 from pyggml.errors import PyggmlError
@@ -49,3 +51,17 @@ class RequestError(PyggmlError):
 def unsupported(what: str, param: str | None = None) -> RequestError:
     """Something that the protocol has and this server has not."""
     return RequestError(what, status=501, param=param)
+
+
+def without_places(told: str) -> str:
+    """What is told of a file or an RPC server, without the folder or the address, which the log has: they are nobody's business."""
+    return re.sub(r"^RPC server \S+: ", "RPC server: ", re.sub(r"^/[^:]*/(?=[^/:]+:)", "", told))
+
+
+def told_of(reason: BaseException, *paths: Path | str | None) -> str:
+    """One line about an error, without the folders of these files and of the one that it names, and without addresses."""
+    told = " ".join(str(reason).split()) or type(reason).__name__
+    for path in (*paths, getattr(reason, "filename", None)):
+        if path is not None:
+            told = told.replace(str(path), Path(path).name)
+    return without_places(told)

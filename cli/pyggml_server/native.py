@@ -10,7 +10,7 @@ from pyggml_server import FINGERPRINT
 from pyggml_server.answers import in_thread
 from pyggml_server.chat import chat
 from pyggml_server.engine import Counters
-from pyggml_server.errors import unsupported
+from pyggml_server.errors import RequestError, unsupported
 from pyggml_server.fields import Fields
 from pyggml_server.incoming import body_of, json_of, served_by
 from pyggml_server.requests import one_prompt, scale_of
@@ -22,8 +22,10 @@ TOKENS_WRITTEN = 4096
 
 
 async def health(request: Request) -> Response:
-    """GET /health: whether requests are answered."""
-    served_by(request)
+    """GET /health: whether requests are answered; what they need has been looked at."""
+    served = served_by(request)
+    if served.trouble:
+        raise RequestError(served.trouble, status=503)
     return answer({"status": "ok"})
 
 

@@ -20,7 +20,7 @@ from pyggml_server.app import make_app
 from pyggml_server.connections import protocol_of
 from pyggml_server.served import Served
 from pyggml_server.settings import Settings
-from pyggml_server.sleeping import Sleeper
+from pyggml_server.single import Single
 from pyggml_server.zoo import Zoo
 from pyggml_server.zoo_app import make_zoo_app
 
@@ -28,7 +28,7 @@ SWITCH = 0.0005  # seconds that a thread keeps the interpreter while others want
 LAST = 3  # seconds for what is written already to reach its reader
 
 
-Service = Served | Zoo | Sleeper
+Service = Served | Zoo | Single
 
 
 class ServeError(PyggmlError):
@@ -91,7 +91,7 @@ def _config(served: Service) -> uvicorn.Config:
 
 
 def _app(served: Service) -> ASGIApp:
-    if isinstance(served, Sleeper):
+    if isinstance(served, Single):
         return served.app
     return make_app(served) if isinstance(served, Served) else make_zoo_app(served)
 

@@ -18,7 +18,7 @@ from pyggml.runtime.drafter import Drafter
 from pyggml.runtime.embedder import Embedder
 from pyggml.runtime.encoding import why_not
 from pyggml.tokenizer import Tokenizer
-from pyggml_server.engine import ENDING, Engine, Post
+from pyggml_server.engine import ENDING, Engine, Post, cannot
 from pyggml_server.errors import RequestError
 from pyggml_server.loads import Loads
 from pyggml_server.settings import Settings
@@ -29,6 +29,8 @@ class Served:
     adapters      LoRA files that were loaded, with their scales
     make_drafter  makes what guesses a text's next tokens, for each text one
     embedder      of a server without a batcher, which makes embeddings and no text
+    small         the context of a model that drafters ask
+    away          why the model is not in memory and nothing can be computed, as clients are told; "": it is, or it sleeps
     """
 
     def __init__(
@@ -41,16 +43,19 @@ class Served:
         adapters: list[tuple[Adapter, float]] | None = None,
         make_drafter: Callable[[], Drafter | None] = lambda: None,
         embedder: Embedder | None = None,
+        small: Context | None = None,
     ) -> None:
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
         self._context = None if batcher is None else batcher.context
-        self.embedder = embedder
+        self.embedder, self._small = embedder, small
         self.engine = Engine(batcher, settings.queue_limit)
+        self.engine.lost = self._lost
         self.adapters = list(adapters or ())
         self.make_drafter = make_drafter
         self.started = int(time.time())
         self.ending = False
-        self.sleeping = False  # not in memory (sleeping.py)
+        self.sleeping = False  # not in memory (single.py)
+        self.away = ""
         self.loads = Loads()
         self.path = Path(str(model.file.paths[0]))
         self.n_bytes = sum(
@@ -75,9 +80,23 @@ class Served:
 
     def _abort(self) -> None:
         """Give up what is being computed; for any thread."""
-        for computing in (self._context, self.embedder):
+        for computing in (self._context, self._small, self.embedder):
             if computing is not None:
                 computing.abort()
+
+    def _lost(self) -> str | None:
+        models = [self.model] if self._small is None else [self.model, self._small.model]
+        return next((why for model in models for device in model.devices if (why := device.lost)), None)
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing can be computed now, as clients are told; "" where it can."""
+        return self.away or (cannot(why) if (why := self.lost) else "")
+
+    @property
+    def lost(self) -> str:
+        """Why nothing can be computed any more, for the log; "" where nothing is known of that."""
+        return self.engine.failed or self._lost() or ""
 
     @property
     def name(self) -> str:

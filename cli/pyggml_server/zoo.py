@@ -13,13 +13,12 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from starlette.applications import Starlette
 
 from pyggml.errors import PyggmlError
-from pyggml_server.engine import Post
-from pyggml_server.errors import RequestError
+from pyggml_server.engine import Post, cannot
+from pyggml_server.errors import RequestError, told_of
 from pyggml_server.loads import Loads
 from pyggml_server.models import Found
 from pyggml_server.served import Served
@@ -34,7 +33,7 @@ Opening = Callable[[str, Found], AbstractContextManager[Served]]
 
 @dataclass
 class Entry:
-    """A model. `failed` is why it could not be loaded the last time, `used` counts on with each request."""
+    """A model. `failed` is why it could not be loaded the last time, or could not go on, `used` counts on with each request."""
 
     name: str
     found: Found
@@ -45,6 +44,7 @@ class Entry:
     users: int = 0
     used: int = 0
     gone: bool = False  # it is listed no more
+    lost: bool = False  # what computed it, since it was loaded last
     waiting: int = 0  # requests that wait until it is loaded
     asked: bool = False  # it is to be loaded even if nobody waits for it
     begun: bool = False  # it is being loaded: there is no way back
@@ -126,9 +126,10 @@ class Zoo:
     async def acquire(self, name: str, autoload: bool | None = None) -> Entry:
         """A model that is loaded and stays so until `release`. Raises RequestError."""
         entry = self.find(name)
-        if not (self.autoload if autoload is None else autoload) and not entry.running:
+        lost = self._look(entry)
+        if not (self.autoload if autoload is None else autoload) and (lost or not entry.running):
             raise RequestError("model is not loaded", param="model")
-        if entry.status == LOADED:
+        if entry.status == LOADED and not lost:
             entry.users += 1
         else:
             await self._wait_for(entry)
@@ -183,6 +184,24 @@ class Zoo:
             raise RequestError("model is not running", param="model")
         self._begin_unloading(entry)
 
+    def look(self) -> None:
+        """Unload the models that can be computed no more, as far as that is known."""
+        for entry in self.entries.values():
+            self._look(entry)
+
+    def _look(self, entry: Entry) -> bool:
+        """Whether it is loaded and can be computed no more, for which it is then unloaded."""
+        if entry.served is not None and (why := entry.served.lost):
+            self._lost(entry, entry.served, why)
+        return entry.lost and entry.served is not None
+
+    def _lost(self, entry: Entry, served: Served, why: str) -> None:
+        if entry.served is not served or entry.lost or self.ending:
+            return
+        entry.lost, entry.failed, served.away = True, why, cannot(why)
+        log.warning("%s cannot be computed: %s; it is unloaded, and loaded again when it is asked for", entry.name, why)
+        self._begin_unloading(entry)
+
     async def reload(self) -> None:
         """Look for models again: new ones are listed, those that are others now unloaded, and those that are gone forgotten, too.
         Raises RequestError where it cannot be found out, and nothing changes."""
@@ -222,9 +241,11 @@ class Zoo:
         return entry.loading
 
     def _begin_unloading(self, entry: Entry) -> None:
+        served = entry.served
+
         async def work() -> None:
             async with self._turns:
-                if entry.status == LOADED:
+                if entry.status == LOADED and served in (None, entry.served):
                     await self._unload(entry)
             if entry.gone and self.entries.get(entry.name) is entry:
                 del self.entries[entry.name]
@@ -259,8 +280,21 @@ class Zoo:
             entry.app = self._make_app(served)
             entry.served, entry.status, entry.failed = served, LOADED, ""
             entry.used = next(self._count)
+            self._watch(entry, served)
             served.start(self._post)
+            if entry.lost:
+                log.warning("%s is loaded again", entry.name)
+            entry.lost = False
             self._hand_over(entry)
+
+    def _watch(self, entry: Entry, served: Served) -> None:
+        loop = asyncio.get_running_loop()
+
+        def failed(why: str) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(self._lost, entry, served, why)
+
+        served.engine.on_failure = failed
 
     async def _make_room(self, entry: Entry) -> None:
         """Unload those that were used least recently; of those first who have no requests."""
@@ -275,7 +309,7 @@ class Zoo:
         cancelled meanwhile leaves it loaded."""
         entry.status = UNLOADING
         try:
-            if entry.users:
+            if entry.users and not entry.lost:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(entry.unused.wait(), entry.found.patience)
         except asyncio.CancelledError:
@@ -292,7 +326,7 @@ class Zoo:
     async def _close(self, entry: Entry) -> None:
         if entry.users:
             assert entry.served is not None, "it was loaded"
-            await self.loads.run(entry.served.close, f"model '{entry.name}' is being unloaded")
+            await self.loads.run(entry.served.close, entry.served.away or f"model '{entry.name}' is being unloaded")
             await entry.unused.wait()
         await self.loads.run(self._shut, entry.name)
         entry.served, entry.app, entry.status = None, None, UNLOADED
@@ -302,9 +336,8 @@ class Zoo:
         try:
             served = manager.__enter__()
         except (PyggmlError, OSError, MemoryError) as reason:
-            told = " ".join(str(reason).split()) or type(reason).__name__
-            log.warning("%s cannot be loaded: %s", entry.name, told)
-            told = _without_folders(told, entry.found.path, getattr(reason, "filename", None))
+            log.warning("%s cannot be loaded: %s", entry.name, " ".join(str(reason).split()) or type(reason).__name__)
+            told = told_of(reason, entry.found.path)
             raise RequestError(f"model '{entry.name}' cannot be loaded: {told}", status=500) from None
         except Exception:
             log.exception("%s cannot be loaded", entry.name)
@@ -327,11 +360,3 @@ class Zoo:
             served.close()
         if manager is not None:
             manager.__exit__(None, None, None)
-
-
-def _without_folders(told: str, *paths: Path | str | None) -> str:
-    """What is told of files, without where they lie, which is nobody's business."""
-    for path in paths:
-        if path is not None:
-            told = told.replace(str(path), Path(path).name)
-    return told

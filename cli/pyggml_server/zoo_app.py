@@ -62,6 +62,7 @@ async def models(request: Request) -> Response:
     zoo = _zoo_of(request)
     if request.query_params.get("reload"):
         await zoo.reload()
+    zoo.look()
     return answer(
         {"object": "list", "data": [_described(zoo, entry) for entry in zoo.entries.values() if not entry.found.hidden]}
     )

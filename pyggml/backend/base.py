@@ -120,8 +120,8 @@ class Device(ABC):
 
     @property
     def lost(self) -> str | None:
-        """Why nothing can be computed there any more in this process; None = all is well. Then buffers can be freed and
-        no memory is free; all else raises DeviceError."""
+        """Why nothing can be computed there any more by those who use this object; None = all is well. Then buffers can be
+        freed, and a local device has no `memory` free; all else raises PyggmlError."""
         return None
 
     @abstractmethod

@@ -92,6 +92,10 @@ class RpcDevice(Device):
     def _ask(self, command: Command) -> Record:
         return self.client.ask(command, _body(command, device=self.number))
 
+    @property
+    def lost(self) -> str | None:
+        return self.client.lost
+
     def memory(self) -> tuple[int, int]:
         answer = self._ask(Command.GET_DEVICE_MEMORY)
         free, total = int(answer["free"][0]), int(answer["total"][0])

@@ -103,6 +103,7 @@ class Client:
         self.endpoint = endpoint
         self.lock = threading.RLock()
         self.broken = False
+        self._why: str | None = None  # it is broken
         self.users = 0
         self.computing = False
         self.probe = b""  # a question that is answered when all that was handed over is computed
@@ -204,8 +205,7 @@ class Client:
                 closed = f"the server closed the connection ({error.strerror or error})"
                 raise self._failed(NO_PLACE if self._connection.silent else closed) from error
             except BaseException:  # half a request may be out
-                self.broken = True
-                self.close()
+                self._failed("a request was broken off")
                 raise
             self.bytes_sent += size
 
@@ -287,12 +287,25 @@ class Client:
     def distrust(self, command: Command, reason: str) -> RpcError:
         """The error for an answer that cannot be true; the connection ends."""
         with self.lock:
-            self.broken = True
-            self.close()
-        return RpcError(self.endpoint, command.name, reason)
+            return self._ended(command, reason)
+
+    @property
+    def lost(self) -> str | None:
+        """Why what was on the server is lost; None = it is not, as far as is known. Unless somebody just waits for the server, it is
+        seen here whether that has hung up."""
+        if not self.broken and self.lock.acquire(blocking=False):
+            try:
+                if self._wire is not None and self._wire.ended():
+                    self._failed("the server closed the connection")
+            finally:
+                self.lock.release()
+        return self._why
 
     def _failed(self, reason: str) -> RpcError:
-        command = self._connection.waiting_for or self._last
-        self.broken = True
+        return self._ended(self._connection.waiting_for or self._last, reason)
+
+    def _ended(self, command: Command, reason: str) -> RpcError:
+        error = RpcError(self.endpoint, command.name, reason)
+        self.broken, self._why = True, str(error)
         self.close()
-        return RpcError(self.endpoint, command.name, reason)
+        return error

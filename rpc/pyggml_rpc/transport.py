@@ -114,6 +114,15 @@ class Wire:
             self._flows = count == len(space)
             return count
 
+    def ended(self) -> bool:
+        """Whether the other side has closed the connection, and all that it had sent was read."""
+        try:
+            return not self._sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
     def wake(self) -> None:
         """Make a `receive_into` that waits, or else the next one, return None; from any thread."""
         with contextlib.suppress(OSError):  # it is closed, or enough are under way

@@ -10,7 +10,7 @@ import pytest
 from pyggml_server.app import make_app
 from pyggml_server.served import Served
 from pyggml_server.settings import Settings
-from pyggml_server.sleeping import Sleeper
+from pyggml_server.single import Single
 from serving import Client, serving, serving_at
 from text_model import write_text_model
 from tiny_lora import write_lora
@@ -180,7 +180,7 @@ def test_a_smaller_model_guesses_for_every_slot(model: Model) -> None:
 
 
 @pytest.fixture
-def sleeper(tmp_path: Path) -> Iterator[tuple[Client, Sleeper, list[str]]]:
+def sleeper(tmp_path: Path) -> Iterator[tuple[Client, Single, list[str]]]:
     path, told = write_text_model(tmp_path / "m.gguf", n_ctx=256), []
 
     @contextlib.contextmanager
@@ -197,14 +197,14 @@ def sleeper(tmp_path: Path) -> Iterator[tuple[Client, Sleeper, list[str]]]:
             model.close()
             told.append("closed")
 
-    made = Sleeper(opening, make_app, 0.3)
+    made = Single(opening, make_app, 0.3)
     with serving_at(made) as client:
         yield client, made, told
     made.close()
     assert told.count("open") == told.count("closed")
 
 
-def test_a_model_that_sleeps(sleeper: tuple[Client, Sleeper, list[str]], tmp_path: Path) -> None:
+def test_a_model_that_sleeps(sleeper: tuple[Client, Single, list[str]], tmp_path: Path) -> None:
     client, made, told = sleeper
     key = {"x-api-key": "k"}
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from fake_context import Greedy
 from pyggml_server import engine as engines
-from pyggml_server.answers import without_places
 from pyggml_server.engine import Engine, Task
+from pyggml_server.errors import without_places
 from serving import Client, serving
 
 from pyggml.errors import ComputeError

@@ -352,7 +352,7 @@ def test_flags_that_contradict(flags: list[str], told: str, tmp_path: Path, monk
 
 
 MUTANTS: dict[str, tuple[Mutant, Callable[..., Any]]] = {
-    "requests are cut off": ((Zoo, "_unload", "if entry.users:", "if False:"), test_requests_under_way_end_before_their_model_goes),
+    "requests are cut off": ((Zoo, "_unload", "if entry.users and not entry.lost:", "if False:"), test_requests_under_way_end_before_their_model_goes),
     "the first in the list goes": ((Zoo, "_make_room", "one.used)", "one.name)"), test_the_least_recently_used_goes),
     "one more than the most": ((Zoo, "_make_room", "len(others) < self.most", "len(others) <= self.most"), test_the_least_recently_used_goes),
     "requests do not count as use": ((Zoo, "acquire", "entry.used = next(self._count)", "pass"), test_the_least_recently_used_goes),
@@ -360,7 +360,7 @@ MUTANTS: dict[str, tuple[Mutant, Callable[..., Any]]] = {
     "requests load in spite of --no-models-autoload": (
         (Zoo, "acquire", "(self.autoload if autoload is None else autoload)", "True"), test_loading_and_unloading_by_request,
     ),
-    "where files lie is told": ((Zoo, "_open_on_thread", "told = _without_folders(told, entry.found.path, getattr(reason, \"filename\", None))", "pass"),
+    "where files lie is told": ((Zoo, "_open_on_thread", "told = told_of(reason, entry.found.path)", "told = str(reason)"),
                                 test_a_fault_of_ours_says_nothing_of_the_inside),
     "the loop waits for a load": (
         (Zoo, "_loaded", "await self.loads.run(self._open_on_thread, entry)", "self._open_on_thread(entry)"),

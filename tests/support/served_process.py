@@ -4,6 +4,7 @@ import contextlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import IO
 
 from serving import Client
 
@@ -11,10 +12,12 @@ SCRIPT = "import sys; from pyggml_cli.server import main; sys.exit(main())"
 
 
 @contextlib.contextmanager
-def running(*flags: str, script: str = SCRIPT) -> Iterator[tuple["subprocess.Popen[str]", Client]]:
+def running(
+    *flags: str, script: str = SCRIPT, stderr: IO[str] | None = None
+) -> Iterator[tuple["subprocess.Popen[str]", Client]]:
     """The process, which must end with 0 when it was told to, and a client of it."""
     argv = [sys.executable, "-c", script, "--port", "0", *flags]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=stderr, text=True) as process:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
