@@ -6,6 +6,7 @@ once a step. Without work the thread sleeps.
 
 import logging
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -25,7 +26,7 @@ log = logging.getLogger("pyggml.server")
 T = TypeVar("T")
 ENDING = "the server is ending"
 FAILED = "the server has failed; its log says more"
-LAST_STEP, AGAIN = 5.0, 0.1  # seconds
+LAST_STEP, LAST_WAIT, AGAIN = 5.0, 1.0, 0.1  # seconds
 
 
 class Progress(NamedTuple):
@@ -235,16 +236,25 @@ class Engine:
         """Whether there is nothing to do."""
         return not self._tasks and not self._queues
 
-    def close(self, why: str = ENDING, abort: Callable[[], None] = lambda: None) -> None:
+    def close(
+        self,
+        why: str = ENDING,
+        abort: Callable[[], None] = lambda: None,
+        give_up: Callable[[], None] = lambda: None,
+    ) -> None:
         """End the thread after its present step; texts that are not complete fail, and say why. A step that takes longer than
-        LAST_STEP is given up (`abort`): an RPC server that has fallen silent would keep it for minutes."""
+        LAST_STEP is ended (`abort`): an RPC server that has fallen silent would keep it for minutes. Where that does not help
+        within LAST_WAIT, as nothing is computed yet, the devices are given up."""
         with self._changed:
             self._closing = self._closing or why
             self._changed.notify()
         if self._thread.ident is not None:
             self._thread.join(LAST_STEP)
+            end = time.monotonic() + LAST_WAIT
             while self._thread.is_alive():
                 abort()
+                if time.monotonic() > end:
+                    give_up()
                 self._thread.join(AGAIN)  # between two graphs nobody hears it
 
     # ---- the thread

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pyggml.backend.base import Device
 from pyggml.chat import ChatTemplate
 from pyggml.model.lora import Adapter, Applied
 from pyggml.model.model import Model
@@ -76,7 +77,7 @@ class Served:
 
     def close(self, why: str = ENDING) -> None:
         """End after the present step; what is not complete fails, and says why."""
-        self.engine.close(why, self._abort)
+        self.engine.close(why, self._abort, self._give_up)
 
     def _abort(self) -> None:
         """Give up what is being computed; for any thread."""
@@ -84,9 +85,16 @@ class Served:
             if computing is not None:
                 computing.abort()
 
+    def _give_up(self) -> None:
+        for device in self._devices:
+            device.give_up()
+
+    @property
+    def _devices(self) -> list[Device]:
+        return [*self.model.devices, *(() if self._small is None else self._small.model.devices)]
+
     def _lost(self) -> str | None:
-        models = [self.model] if self._small is None else [self.model, self._small.model]
-        return next((why for model in models for device in model.devices if (why := device.lost)), None)
+        return next((why for device in self._devices if (why := device.lost)), None)
 
     @property
     def trouble(self) -> str:

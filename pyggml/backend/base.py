@@ -124,6 +124,10 @@ class Device(ABC):
         freed, and a local device has no `memory` free; all else raises PyggmlError."""
         return None
 
+    def give_up(self) -> None:  # noqa: B027
+        """Make whatever waits for the device fail: nothing is computed there any more. For any thread. Optional: for devices that may
+        fall silent."""
+
     @abstractmethod
     def alloc_buffer(self, size: int, usage: Usage = Usage.ANY) -> Buffer:
         """All bytes are zero. Raises DeviceError when the memory is not there."""

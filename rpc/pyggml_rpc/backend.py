@@ -96,6 +96,9 @@ class RpcDevice(Device):
     def lost(self) -> str | None:
         return self.client.lost
 
+    def give_up(self) -> None:
+        self.client.hang_up()
+
     def memory(self) -> tuple[int, int]:
         answer = self._ask(Command.GET_DEVICE_MEMORY)
         free, total = int(answer["free"][0]), int(answer["total"][0])

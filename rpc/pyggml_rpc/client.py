@@ -219,6 +219,11 @@ class Client:
             self._interrupted = True
             wire.wake()
 
+    def hang_up(self) -> None:
+        """From any thread: whoever waits for the server, for what reason ever, gets an RpcError, and so does all that comes."""
+        if (wire := self._wire) is not None:
+            wire.hang_up()
+
     def close(self) -> None:
         """Leave the server to others."""
         with self.lock:

@@ -128,6 +128,11 @@ class Wire:
         with contextlib.suppress(OSError):  # it is closed, or enough are under way
             self._wake.send(b"!")
 
+    def hang_up(self) -> None:
+        """Make whatever waits, and all that comes, fail; from any thread."""
+        with contextlib.suppress(OSError):  # it is closed, or was by the other side
+            self._sock.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         self._selector.close()
         for sock in (self._sock, self._wake, self._woken):

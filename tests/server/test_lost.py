@@ -1,17 +1,31 @@
 """An RPC server that ends, and starts again: the server says so, and goes on by itself with the weights placed there anew."""
 
 import contextlib
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pyggml_rpc.backend import devices_from_spec
+from pyggml_server.served import Served
+from pyggml_server.settings import Settings
 from served_process import running
-from serving import Client
+from serving import Client, serving_at
 from text_model import write_text_model
 from waiting import until
+
+from pyggml.backend.cpu import CPUDevice
+from pyggml.model.model import Model
+from pyggml.runtime.batcher import Batcher
+from pyggml.runtime.context import Context
+from pyggml.runtime.draft_model import DraftModel
+from pyggml.sampler import SamplerParams
+from pyggml.tokenizer import Tokenizer
 
 BODY = {"prompt": "hello world", "max_tokens": 24, "ignore_eos": True, "temperature": 0}
 LONG = {**BODY, "max_tokens": 1900}
@@ -35,7 +49,9 @@ class RpcProcess:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
 
 
 @pytest.fixture
@@ -143,3 +159,51 @@ def test_embeddings(tmp_path: Path, rpc: RpcProcess) -> None:
         rpc.start()
         until(lambda: client.get("/health")[0] == 200)
         assert ask(client) == before
+
+
+@contextlib.contextmanager
+def with_smaller_model(path: Path, rpc: RpcProcess) -> Iterator[tuple[Client, Any]]:
+    """On the CPU; what guesses for it is on the RPC server, which is the second result."""
+    with (
+        contextlib.closing(Model.load(path, cpu=CPUDevice())) as model,
+        contextlib.closing(Model.load(path, devices=devices_from_spec(rpc.endpoint))) as draft_model,
+        contextlib.closing(Context(model, 2048)) as context,
+        contextlib.closing(Context(draft_model, 2048)) as small,
+    ):
+        batcher = Batcher(context, context.n_ubatch)
+        batcher.places[0].drafter = DraftModel(small, 4).drafter()
+        tokenizer = Tokenizer.from_metadata(model.file.metadata)
+        settings = Settings(port=0, sampling=SamplerParams(temp=0.0), grace=0.5)
+        with serving_at(Served(model, batcher, tokenizer, settings, small=small)) as client:
+            yield client, draft_model.devices[0]
+
+
+def moves(client: Client) -> bool:
+    counters = client.served.engine.counters
+    steps = counters.steps
+    time.sleep(0.3)
+    return bool(counters.steps > steps)
+
+
+@pytest.mark.parametrize("n", [1, 200])
+def test_a_smaller_model_whose_rpc_server_hangs_keeps_nobody_from_the_end(
+    tmp_path: Path, rpc: RpcProcess, n: int
+) -> None:
+    path = write_text_model(tmp_path / "m.gguf", n_ctx=2048)
+    with with_smaller_model(path, rpc) as (client, device), client.open_stream("/v1/completions", LONG) as events:
+        for _ in range(n):
+            next(events)
+        os.kill(rpc.process.pid, signal.SIGSTOP)
+        until(lambda: not moves(client))
+        computing, began = device.client.computing, time.monotonic()
+        client.served.close()
+        assert time.monotonic() - began < 10
+        *_, last = events
+        assert last["error"]["message"] == "the server is ending"
+        assert (device.lost is None) == computing, "a computation is aborted, and the connection goes on"
+
+
+def test_a_smaller_model_whose_rpc_server_is_gone(tmp_path: Path, rpc: RpcProcess) -> None:
+    with with_smaller_model(write_text_model(tmp_path / "m.gguf", n_ctx=2048), rpc) as (client, _):
+        check(cut_off(client, rpc), rpc)
+        assert client.get("/health")[0] == 503
