@@ -32,7 +32,7 @@ from pyggml_cli.flags import (
     whole,
 )
 from pyggml_cli.interrupts import on_ctrl_c
-from pyggml_cli.other_flags import LAZY_MODES, NUMA, PRIORITY
+from pyggml_cli.other_flags import LAZY_MODES, NUMA, PRIORITY, cpu_mask
 from pyggml_cli.speculation import CACHE_TYPES
 
 if TYPE_CHECKING:
@@ -132,13 +132,13 @@ OTHERS: list[Row] = [
     Ignored(("-v", "--verbose")),
     Ignored(("--numa",), 1, parse=NUMA),
     Ignored(("--prio",), 1, parse=PRIORITY),
-    Ignored(("-C", "--cpu-mask"), 1),
+    Ignored(("-C", "--cpu-mask"), 1, parse=several(cpu_mask)),
     *(Ignored((name,), 1, parse=numbers) for name in ("--cpu-strict", "--poll", "--no-host", "--repack")),
     *(Ignored(names, 1, parse=numbers) for names in (("-ncmoe", "--n-cpu-moe"), ("-mg", "--main-gpu"))),
     Ignored(("-nopo", "--no-op-offload"), 1, parse=numbers),
     Ignored(("-lm", "--load-mode"), 1, parse=several(choice(*LOAD_MODES))),
     Ignored(("-lzm", "--lazy-mode"), 1, parse=several(LAZY_MODES)),
-    *(Ignored(names, 1) for names in (("-fitt", "--fit-target"), ("-fitc", "--fit-ctx"))),
+    *(Ignored(names, 1, parse=several(whole(0))) for names in (("-fitt", "--fit-target"), ("-fitc", "--fit-ctx"))),
     Refused(("-sm", "--split-mode"), 1, harmless=("layer",), why="pyggml-cli has it; here -dev chooses devices"),
     Refused(("-nkvo", "--no-kv-offload"), 1, harmless=("0",), why="keys and values lie with their layers"),
     Refused(("-embd", "--embeddings"), 1, harmless=("0",), why="models compute no embeddings here"),

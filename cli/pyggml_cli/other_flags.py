@@ -4,11 +4,39 @@ Owns their names (common/arg.cpp) and the reasons. With completion_flags.py it n
 that none of them is taken for a mistake.
 """
 
+import re
+
 from pyggml_cli.flags import FALSE, TRUE, Ignored, Refused, Row, choice, number, whole
 
 LAZY_MODES = choice("on", "auto", "off")
 NUMA = choice("distribute", "isolate", "numactl", "")
 PRIORITY = whole(-1, 3)  # GGML_SCHED_PRIO_LOW to GGML_SCHED_PRIO_REALTIME
+
+MOST_CPUS = 512  # GGML_MAX_N_THREADS
+
+
+def cpu_mask(text: str) -> str:
+    """Parser of CPUs as a mask (parse_cpu_mask in common/common.cpp)."""
+    if not re.fullmatch(r"(0x)?[0-9a-fA-F]*", text):
+        raise ValueError("must be a mask in hexadecimal digits, such as ff or 0xff")
+    return text
+
+
+def cpu_range(text: str) -> str:
+    """Parser of CPUs as a range, whose ends may be missing (parse_cpu_range in common/common.cpp)."""
+    found = re.fullmatch(r"([0-9]*)-([0-9]*)", text)
+    if not found or any(end and int(end) >= MOST_CPUS for end in found.groups()):
+        raise ValueError(f"must be a range of CPUs such as 0-7, of numbers below {MOST_CPUS}")
+    return text
+
+
+def margins(text: str) -> list[int]:
+    """Parser of a size in MiB, or of one for each device."""
+    try:
+        return [whole(0)(part) for part in re.split("[,/]", text)]
+    except ValueError:
+        raise ValueError("must be MiB, or MiB of each device such as 1024,512") from None
+
 
 NO_DIFFERENCE: list[Row] = [
     Ignored(("-bs", "--backend-sampling")),  # the same tokens are chosen here
@@ -22,15 +50,13 @@ NO_DIFFERENCE: list[Row] = [
     Ignored(("--mmproj-auto",), off=("--no-mmproj", "--no-mmproj-auto")),
     Ignored(("--mmproj-offload",), off=("--no-mmproj-offload",)),
     Ignored(("-v", "--verbose", "--log-verbose")),
-    Ignored(("-C", "--cpu-mask"), 1),
-    Ignored(("-Cr", "--cpu-range"), 1),
-    Ignored(("-Cb", "--cpu-mask-batch"), 1),
-    Ignored(("-Crb", "--cpu-range-batch"), 1),
+    *(Ignored(names, 1, parse=cpu_mask) for names in (("-C", "--cpu-mask"), ("-Cb", "--cpu-mask-batch"))),
+    *(Ignored(names, 1, parse=cpu_range) for names in (("-Cr", "--cpu-range"), ("-Crb", "--cpu-range-batch"))),
     Ignored(("-lzm", "--lazy-mode"), 1, parse=LAZY_MODES),
     Ignored(("-dt", "--defrag-thold"), 1, parse=number),
     Ignored(("-fit", "--fit"), 1, parse=choice(*TRUE, *FALSE)),
-    Ignored(("-fitt", "--fit-target"), 1),
-    Ignored(("-fitc", "--fit-ctx"), 1),
+    Ignored(("-fitt", "--fit-target"), 1, parse=margins),
+    Ignored(("-fitc", "--fit-ctx"), 1, parse=whole(0)),
     Ignored(("-lv", "--verbosity", "--log-verbosity"), 1, parse=whole()),
     Ignored(("-ptc", "--print-token-count"), 1, parse=whole()),
     Ignored(("-cram", "--cache-ram"), 1, parse=whole(-1)),

@@ -57,7 +57,7 @@ ROWS: list[Row] = [
     ),
     Flag(("--keep-split",), "keep_split", "as many files as the model has now", default=False),
     Flag(("--dry-run",), "dry_run", "show types and sizes, and write nothing", default=False),
-    Ignored(("--max-buffer-size",), 1),
+    Ignored(("--max-buffer-size",), 1, parse=whole(1)),
     *(Refused((name,), 1, why=EQUAL) for name in ("--imatrix", "--include-weights", "--exclude-weights")),
     Refused(("--prune-layers",), 1, why="all layers are kept"),
 ]  # fmt: skip

@@ -148,11 +148,11 @@ GUESSES: list[Row] = [row for row in speculation.FLAGS if isinstance(row, Flag)]
 
 NO_DIFFERENCE: list[Row] = [
     Ignored(("-cb", "--cont-batching"), off=("-nocb", "--no-cont-batching")),
-    Ignored(("--threads-http",), 1),
-    Ignored(("--kv-unified-per-slot",), 1),
+    Ignored(("--threads-http",), 1, parse=whole(-1)),
+    Ignored(("--kv-unified-per-slot",), 1, parse=whole(0)),
     Ignored(("--reuse-port",)),
     Ignored(("--perf", "--show-timings"), off=("--no-perf", "--no-show-timings")),
-    Ignored(("--mtmd-batch-max-tokens",), 1),
+    Ignored(("--mtmd-batch-max-tokens",), 1, parse=whole()),
 ]
 
 _PAGE, _AGENT = (

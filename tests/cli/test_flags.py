@@ -13,6 +13,7 @@ from pyggml_cli import (
     bench,
     cli,
     completion_flags,
+    cubins,
     embedding,
     inspection,
     perplexity,
@@ -62,9 +63,38 @@ def test_values() -> None:
 
 @pytest.mark.parametrize("row", [row for row in ROWS if isinstance(row, Ignored)], ids=lambda row: row.names[-1])
 def test_flags_without_a_difference_are_noted_once(row: Ignored) -> None:
-    value = {"--numa": "isolate", "-lzm": "on"}.get(row.names[0], "1")
+    value = {"--numa": "isolate", "-lzm": "on", "-Cr": "0-3", "-Crb": "2-"}.get(row.names[0], "1")
     args = [row.names[0], *[value] * row.n_args]
     assert parse(ROWS, [*args, *args]).notes == [f"note: {row.names[0]} makes no difference here"]
+
+
+COMMANDS = (batched_bench, cli, cubins, embedding, inspection, perplexity, quantize, rpc_server, server)
+EVERY = [
+    row
+    for rows in (*(module.ROWS for module in COMMANDS), bench.GENERAL, bench.TESTS, bench.OTHERS)
+    for row in rows
+]  # fmt: skip
+
+
+def test_no_flag_without_a_difference_takes_any_text() -> None:
+    assert not [row.names for row in EVERY if isinstance(row, Ignored) and row.n_args and row.parse is None]
+
+
+@pytest.mark.parametrize(
+    ("flag", "right", "wrong", "words"),
+    [
+        ("-C", "0 ff 0xF0F0", "fg 0x-1 -1", "must be a mask in hexadecimal digits, such as ff or 0xff"),
+        ("-Cr", "0-3 2- -5 - 511-0", "3 a-b 0-512 1-2-3 0--1", "must be a range of CPUs such as 0-7, of numbers below 512"),
+        ("-fitt", "1024 512,0 1/2", "all 1,,2 -5 1.5", "must be MiB, or MiB of each device such as 1024,512"),
+        ("-fitc", "0 4096", "all -1 1.5", "must be "),
+    ],
+)  # fmt: skip
+def test_values_without_a_difference(flag: str, right: str, wrong: str, words: str) -> None:
+    for value in right.split():
+        assert parse(ROWS, [flag, value]).notes == [f"note: {flag} makes no difference here"]
+    for value in wrong.split():
+        with pytest.raises(UsageError, match=f"^{flag} '{value}': {re.escape(words)}"):
+            parse(ROWS, [flag, value])
 
 
 def test_flags_not_implemented_are_refused_by_name_and_with_a_reason() -> None:
@@ -127,11 +157,14 @@ WORDS: dict[Any, dict[str, str]] = {
     server.main: {
         "-fa": "on, off, auto", "--pooling": "none, mean, cls, last, rank", "--attention": "causal, non-causal",
         "--numa": "distribute, isolate, numactl, ''", "--reasoning-format": "none, auto, deepseek, deepseek-legacy",
+        "--threads-http": "must be a whole number", "--kv-unified-per-slot": "must be a whole number",
+        "--mtmd-batch-max-tokens": "must be a whole number",
     },
     rpc_server.main: {"--protocol": "7, 7.0.0, 8, 8.0.0", "-d": "available: REF"},
     bench.main: {
         "-o": "md, json, jsonl, csv, sql", "-oe": "none, md, json, jsonl, csv, sql", "-ctk": CACHE_TYPES, "-lm": LOADS,
         "-fa": "on, off, auto, 1, 0, -1", "-lzm": "on, auto, off", "--numa": "distribute, isolate, numactl, ''",
+        "-C": "must be a mask in hexadecimal digits", "-fitt": "must be a whole number", "-fitc": "must be a whole number",
     },
     batched_bench.main: {"--output-format": "md, jsonl", "-ctk": CACHE_TYPES, "--temp": "must be a number"},
     perplexity.main: {"--ppl-output-type": "0, 1", "-sm": "none, layer, row", "--mirostat": "must be "},
@@ -142,6 +175,7 @@ WORDS: dict[Any, dict[str, str]] = {
     quantize.main: {
         "x.gguf": "known are Q4_0, Q4_1", "--output-tensor-type": "supported: F32, F16",
         "--token-embedding-type": "supported: F32, F16", "--tensor-type a=": "supported: F32, F16",
+        "--max-buffer-size": "must be a whole number",
         "--override-kv": "must be KEY=int:N, KEY=float:X, KEY=bool:true|false or KEY=str:TEXT",
     },
 }  # fmt: skip

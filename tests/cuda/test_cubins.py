@@ -83,6 +83,14 @@ def test_kernels_of_other_sources_are_not_placed(folder, monkeypatch, capsys):
         (["make", "{}", "--only", "nothing"], "no kernel's name has nothing in it"),
         (["make", "{}", "--also", "no_such_module"], "No module named 'no_such_module'"),
         (["make", "{}", "--also", "json"], "has no attribute 'SPECS'"),
+        (
+            ["make", "{}", "--sm", "200"],
+            "no GPU of compute capability 20.0 is known to the compiler here, which has 7.5, 8.0,",
+        ),
+        (
+            ["make", "{}", "--sm", "8.1"],
+            "no GPU of compute capability 8.1 is known to the compiler here, which has 7.5, 8.0,",
+        ),
         (["make", "/dev/null/x", "--only", "unary-scale"], "Not a directory"),
     ],
 )
@@ -90,6 +98,7 @@ def test_a_mistake_is_one_line(folder, capsys, arguments, why):
     assert cubins.main([argument.format(folder) for argument in arguments]) == 1
     said = capsys.readouterr().err
     assert why in said and said.startswith("error: ") and said.count("\n") == 1
+    assert not folder.exists() or "--only" in arguments
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"kernels": []}', '{"compute capability": [9, 0], "kernels": [1]}'])

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pyggml.backend.cuda import compiled
+from pyggml.backend.cuda.toolkit import capabilities
 from pyggml.errors import DeviceError
 from pyggml.kernels.cuda.every import every
 from pyggml.kernels.cuda.spec import Spec
@@ -26,6 +27,11 @@ def make(
 ) -> int:
     """Compile kernels for this compute capability, those apart that the cache has; -> bytes in all. `made` is told how many
     are there. Raises DeviceError, OSError."""
+    if (known := capabilities()) and cc not in known:
+        listed = ", ".join(f"{major}.{minor}" for major, minor in known)
+        raise DeviceError(
+            f"no GPU of compute capability {cc[0]}.{cc[1]} is known to the compiler here, which has {listed}"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     size = 0
     for count, spec in enumerate(specs):
