@@ -70,7 +70,7 @@ EMBEDDINGS: list[Row] = [
     Flag(("--attention",), "attention", "causal: tokens see those before them; non-causal: all of their text (as the file "
          "says)", choice("causal", "non-causal"), "KIND"),
     Flag(("--embd-normalize",), "normalize", "lengths: -1: as they are, 0: the largest is 32760, 1: taxicab, 2: Euclidean, "
-         "above: p-norm (2; scores of rank stay as they are)", whole(-1), "N", 2),
+         "above: p-norm (2; scores of rank stay as they are)", whole(-1, (1 << 31) - 1), "N", 2),
     Flag(("--embd-output-format",), "format", "array: [[],...]; json: as OpenAI's; json+: with cosine similarities; raw: a "
          "line each; else for people", choice("", *FORMATS), "FORMAT", ""),
     Flag(("--perf",), "perf", "print how long it took, on stderr (on)", default=True, off=("--no-perf",)),
@@ -154,6 +154,7 @@ def _embed(values: Values, model: "Model", texts: list[str]) -> None:
     embedder = Embedder(model, **embedder_arguments(values, model))
     try:
         ids = [_tokens(values, embedder, tokenizer, text) for text in texts]
+        _check(ids, embedder.n_ubatch)
         if any(not one or one[-1] not in (tokenizer.sep, tokenizer.eos) for one in ids):
             print("warning: a text ends with neither SEP nor EOS: the file's tokenizer.ggml.add_eos_token may be wrong",
                   file=sys.stderr)  # fmt: skip
@@ -180,6 +181,20 @@ def _embed(values: Values, model: "Model", texts: list[str]) -> None:
     if values.perf:
         n = sum(map(len, ids))
         print(f"total time = {took:.2f} s for {n} tokens ({n / took:.2f} tokens per second)", file=sys.stderr)
+
+
+def _check(ids: list[list[int]], most: int) -> None:
+    """Raises ContextError."""
+    from pyggml.errors import ContextError
+
+    for i, one in enumerate(ids, 1):
+        what = f"text {i} of {len(ids)}"
+        if not one:
+            raise ContextError(f"{what} is empty, and this model puts no token before or after a text")
+        if len(one) > most:
+            raise ContextError(
+                f"{what} has {len(one)} tokens, at most {most} are computed at once: -b {len(one)} takes it"
+            )
 
 
 def _tokens(values: Values, embedder: "Embedder", tokenizer: "Tokenizer", text: str) -> list[int]:

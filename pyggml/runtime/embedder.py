@@ -217,6 +217,16 @@ def _no_moves(graph: Graph, inputs: Any) -> None:
     raise AssertionError("a text is computed once and forgotten: nothing of it is moved")
 
 
+def _norm(x: NDArray[np.float64], p: int) -> float:
+    """Where powers are too large or too small for numbers, they are taken of parts of the largest: the reference then has 0."""
+    with np.errstate(over="ignore", under="ignore"):
+        length = float((x**p).sum() ** (1.0 / p))
+        largest = float(x.max(initial=0.0))
+        if largest and not 0 < length < np.inf:
+            length = largest * float(((x / largest) ** p).sum() ** (1.0 / p))
+    return length
+
+
 def normalised(x: NDArray[np.float32], kind: int = 2) -> NDArray[np.float32]:
     """An embedding of a length that makes it comparable (common.cpp: common_embd_normalize): kind -1: as it is, 0: the largest
     is 32760, 2: the root of the sum of squares is 1, else the kind-norm is."""
@@ -228,6 +238,6 @@ def normalised(x: NDArray[np.float32], kind: int = 2) -> NDArray[np.float32]:
     elif kind == 2:
         length = float(np.sqrt((wide**2).sum()))
     else:
-        length = float((np.abs(wide) ** kind).sum() ** (1.0 / kind))
+        length = _norm(np.abs(wide), kind)
     factor = np.float32(1.0 / length) if length > 0 else np.float32(0)
     return x * factor

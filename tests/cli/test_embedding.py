@@ -12,6 +12,7 @@ from arch_files import LIMIT
 from peer_archs import ArchPeer, Script, nmse
 from pyggml_cli import embedding
 from pyggml_cli.embedding_output import Printed, cosine
+from text_model import write_text_model
 from tiny_encoders import write
 
 from pyggml.gguf import GGUFFile
@@ -179,7 +180,12 @@ def test_cosine() -> None:
         (("-p", "x", "--embd-output-format", "xml"), 2, "--embd-output-format"),
         (("-f", "/nowhere/x"), 1, "/nowhere/x"),
         (("-p", "a " * 200), 1, "has 202 tokens, the model knows 128 positions"),
-        (("-p", "a " * 100, "-b", "64"), 1, "has 102 tokens, at most 64 are computed at once"),
+        (
+            ("-p", "a " * 100, "-b", "64"),
+            1,
+            "text 1 of 1 has 102 tokens, at most 64 are computed at once: -b 102 takes it",
+        ),
+        (("-p", "a", "--embd-normalize", "1" + "0" * 400), 2, "must be from -1 to 2147483647"),
         (("-p", "x", "--temp", "1", "--grammar", "x"), 0, "make no difference here"),
     ],
 )
@@ -188,6 +194,24 @@ def test_mistakes_end_in_one_line(args: tuple[str, ...], code: int, message: str
     assert outcome.code == code and message in outcome.err and "Traceback" not in outcome.err
     if code:
         assert outcome.err.count("\n") == 1 and not outcome.out
+
+
+def test_a_line_without_a_token_is_named(call: Callable[..., Any], tmp_path: Path) -> None:
+    texts = tmp_path / "texts"
+    texts.write_text("a\n\nb\n")
+    outcome = call(embedding.main, "-m", write_text_model(tmp_path / "m.gguf"), "-f", texts)
+    said = "error: text 2 of 3 is empty, and this model puts no token before or after a text\n"
+    assert (outcome.code, outcome.out, outcome.err) == (1, "", said)
+
+
+@pytest.mark.parametrize("x", [[3.0, -4.0, 0.5], [3e38, -1e38, 0.0], [1e-30, 2e-30, 0.0]])
+def test_a_norm_whose_powers_have_no_room(x: list[float], recwarn: pytest.WarningsRecorder) -> None:
+    """The higher, the nearer to the largest."""
+    for kind in (1000, 1_000_000, (1 << 31) - 1):
+        np.testing.assert_allclose(
+            normalised(np.float32(x), kind), np.float32(x) / np.abs(np.float32(x)).max(), rtol=2e-3
+        )
+    assert not recwarn.list
 
 
 def test_other_commands_refuse_encoders_in_one_line(call: Callable[..., Any], bert: Path) -> None:
