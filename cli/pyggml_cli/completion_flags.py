@@ -24,6 +24,7 @@ from pyggml_cli.speculation import CACHE_TYPES
 from pyggml_cli.speculation import FLAGS as DRAFTS
 from pyggml_cli.template_flags import VARIABLES
 
+LARGEST = 3.4028234e38  # of F32
 RANDOM_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED; not imported, because --help shall not wait for NumPy
 LOAD_MODES = ("auto", "none", "mmap", "mlock", "mmap+mlock", "dio")
 
@@ -88,7 +89,14 @@ def scaled_adapters(text: str) -> list[tuple[str, float]]:
     pairs = [part.split(":") for part in csv_row(text)]
     if not all(len(pair) == 2 and pair[0] for pair in pairs):
         raise ValueError("must be FNAME:SCALE, as in adapter.gguf:0.5")
-    return [(name, number(scale)) for name, scale in pairs]
+    return [(name, _finite(scale)) for name, scale in pairs]
+
+
+def _finite(text: str) -> float:
+    value = number(text)
+    if not abs(value) <= LARGEST:
+        raise ValueError(f"the scale must be from -{LARGEST:g} to {LARGEST:g}")
+    return value
 
 
 GENERAL: list[Row] = [
@@ -170,7 +178,7 @@ ROPE: list[Row] = [
     Flag(("--rope-freq-scale",), "rope_freq_scale", "the same, as 1/n", number, "N", 0.0),
     Flag(("--rope-freq-base",), "rope_freq_base", "base of the frequencies (as the file says)", number, "N", 0.0),
     Flag(("--yarn-orig-ctx",), "yarn_orig_ctx", "YaRN: context that the model was trained on (as the file says)",
-         whole(0), "N", 0),
+         whole(0, (1 << 31) - 1), "N", 0),
     Flag(("--yarn-ext-factor",), "yarn_ext_factor", "YaRN: mix of extrapolation; 0: interpolate only; -1: 1 with YaRN (-1)",
          number, "N", -1.0),
     Flag(("--yarn-attn-factor",), "yarn_attn_factor", "scale of the attention without YaRN; -1: 1 (-1)", number, "N", -1.0),

@@ -163,10 +163,13 @@ def _batch_threads(given: int | None) -> int | None:
 
 def adapters_of(values: Any, model: Model) -> list[tuple[Adapter, float]]:
     """LoRA adapters and control vectors of the command line, each with its scale. Raises GGUFError, ModelError, DeviceError,
-    OSError."""
+    OSError, UsageError."""
     adapters = [(model.load_adapter(name), scale) for some in values.lora for name, scale in some]
+    first, last = values.control_layers or (-1, -1)
+    if 0 < last < first:
+        raise UsageError(f"--control-vector-layer-range {first} {last}: the last layer lies before the first")
     if vectors := [one for some in values.control for one in some]:
-        adapters.append((model.load_control_vectors(vectors, *(values.control_layers or ())), 1.0))
+        adapters.append((model.load_control_vectors(vectors, first, last), 1.0))
     return adapters
 
 

@@ -6,6 +6,7 @@ Owns the rule by which llama.cpp joins both (llama-context.cpp: the constructor 
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, fields, replace
 
 from pyggml.errors import ModelError
@@ -75,8 +76,8 @@ class RopeOptions:
         """Raises ModelError for numbers that no positions can be turned by."""
         for field in fields(self):
             value = getattr(self, field.name)
-            least = 0.0 if field.name in ("freq_base", "freq_scale", "n_ctx_orig") else -math.inf
-            if field.name != "scaling" and not (math.isfinite(value) and value >= least):
+            least = 0.0 if field.name in ("freq_base", "freq_scale", "n_ctx_orig") else -sys.float_info.max
+            if field.name != "scaling" and not least <= value <= sys.float_info.max:
                 raise ModelError(
                     f"rope {field.name} {value}: must be a finite number" + (" from 0" if not least else "")
                 )

@@ -45,6 +45,9 @@ def test_what_is_named() -> None:
     for args, why in (
         (["--control-vector", "a,"], "must be FNAME,..., none of them empty"),
         (["--control-vector-scaled", "a"], "must be FNAME:SCALE"),
+        (["--control-vector-scaled", "a:inf"], "the scale must be from -3.40282e+38 to 3.40282e+38"),
+        (["--lora-scaled", "a:nan"], "the scale must be from -3.40282e+38 to 3.40282e+38"),
+        (["--yarn-orig-ctx", "1" + "0" * 400], "must be from 0 to 2147483647"),
         (["--control-vector-layer-range", "1"], "--control-vector-layer-range needs an argument"),
         (["--control-vector-layer-range", "1", "x"], "--control-vector-layer-range 'x': must be a whole number"),
     ):
@@ -62,6 +65,12 @@ def test_what_they_change(run: Callable[..., Any], vectors: list[Path]) -> None:
     assert run("--control-vector-scaled", f"{one}:0").out == plain.out
     both = run("--control-vector", f"{one},{two}")
     assert both.out == run("--control-vector", two, "--control-vector", one).out not in (plain.out, first.out)
+
+
+def test_a_range_that_ends_before_it_begins(run: Callable[..., Any], vectors: list[Path]) -> None:
+    outcome = run("--control-vector", vectors[0], "--control-vector-layer-range", 9, 3)
+    said = "error: --control-vector-layer-range 9 3: the last layer lies before the first\n"
+    assert (outcome.code, outcome.out, outcome.err) == (2, "", said)
 
 
 def test_a_prompt_cache_knows_them(run: Callable[..., Any], vectors: list[Path], tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_mistakes_are_a_line(run: Callable[..., Any], call: Callable[..., Any], 
             ("--lora", other),
             f"{other}: the model has no tensor 'blk.7.attn_q.weight': the adapter belongs to another one",
         ),
-        (("--lora-scaled", f"{other}:inf"), f"{other}: the model has no tensor 'blk.7.attn_q.weight'"),
+        (("--lora-scaled", f"{other}:0.5"), f"{other}: the model has no tensor 'blk.7.attn_q.weight'"),
         (("--lora", cut), f"{cut}: "),
         (("-m", other), f"{other}: general.type is 'adapter': not a model, but something to use beside one (--lora)"),
     ):
