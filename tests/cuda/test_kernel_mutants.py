@@ -102,6 +102,12 @@ def indexer(make: Operands) -> Tensor:
     return ops.lightning_indexer(q, k, make.leaf(F32, (67, 2, 1, 4)), make.leaf(F16, (66, 2, 1, 2)))
 
 
+def wide(make: Operands) -> Tensor:
+    """So many heads that no blocks share their keys: three tiles of them, one after the other."""
+    q, k, v = make.leaf(F32, (80, 9, 16), scale=2.0), make.leaf(F16, (80, 130, 8)), make.leaf(F16, (144, 130, 8))
+    return ops.flash_attn_ext(q, k, v, None, 80**-0.5)
+
+
 UNPACKING = ("matvec_one", "unpack")
 
 MUTANTS: dict[str, Wrong] = {
@@ -166,6 +172,8 @@ MUTANTS: dict[str, Wrong] = {
     "neighbours share a mask": Wrong("lightning_indexer", "d.urem(stream, masks)", "d.udiv(stream, masks)", indexer),
     "sums that are read before they are there": Wrong(
         "lightning_indexer", "            d.barrier()\n            if me < TILE", "            if me < TILE", indexer),
+    "copies that nobody waits for": Wrong("attention_wide", "                    d.cp_async_wait()\n", "", wide),
+    "sums of another maximum": Wrong("attention_wide", "result[4 * i + 2 * r + e] * keep", "result[4 * i + 2 * r + e]", wide),
     "NaNs that are kept": Wrong(
         "unary", "r = x if x < high else high", "r = high if x > high else x",
         lambda m: ops.clamp(m.leaf(F32, (4,), np.array([np.nan, 1, 5, -5])), -2.0, 2.0)),

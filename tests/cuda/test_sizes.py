@@ -139,6 +139,17 @@ ATTENTION = [("device", F16), ("device", T.Q4_0)] + [
 @pytest.mark.parametrize("head", [64, 128])
 @pytest.mark.parametrize(("where", "dtype"), ATTENTION)
 def test_attention(on, dtype, head):
+    hold_attention(on, dtype, head, head)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("head", "head_v"), [(256, 256), (192, 128), (512, 512), (576, 512)])
+@pytest.mark.parametrize("dtype", [F16, T.Q8_0, T.Q4_0])
+def test_attention_with_large_heads(card, dtype, head, head_v):
+    hold_attention(card, dtype, head, head_v)
+
+
+def hold_attention(on, dtype, head, head_v):
     """All heads have the same keys and queries; past tokens are seen, later ones are not."""
     rng = np.random.default_rng(2)
     emulated = isinstance(on, EmulatedDevice)
@@ -147,19 +158,22 @@ def test_attention(on, dtype, head):
     for n_tokens, n_kv in ((1, 300), (40, 96)) if emulated else real:
         query = rng.standard_normal((1, head)).astype(np.float32)
         (raw_k, keys), (raw_v, values) = (
-            packed(dtype, rng.standard_normal((n_kv, head)).astype(np.float32)) for _ in range(2)
+            packed(dtype, rng.standard_normal((n_kv, size)).astype(np.float32)) for size in (head, head_v)
         )
         seen = np.arange(n_kv)[None] <= n_kv - n_tokens + np.arange(n_tokens)[:, None]
         bias = np.where(seen, 0.0, -np.inf)
         q = put(on, Tensor(F32, (head, n_tokens, heads)), np.tile(query, (heads * n_tokens, 1)))
         mask = put(on, Tensor(F16, (n_kv, n_tokens)), bias.astype(np.float16))
-        k, v = (put(on, Tensor(dtype, (head, n_kv, kv_heads)), np.tile(raw, (kv_heads, 1))) for raw in (raw_k, raw_v))
+        k, v = (
+            put(on, Tensor(dtype, (size, n_kv, kv_heads)), np.tile(raw, (kv_heads, 1)))
+            for size, raw in ((head, raw_k), (head_v, raw_v))
+        )
         y = ops.flash_attn_ext(q, k, v, mask, head**-0.5)
         scores = (query @ keys.T) * head**-0.5 + bias
         weights = np.exp(scores - scores.max(1, keepdims=True))
         expected = (weights / weights.sum(1, keepdims=True)) @ values
         found = results(on, y, counts(on, 2, 12))
-        hold(found, [np.arange(n_tokens), np.zeros(heads, int), np.arange(head)], expected[:, None], 1e-5)
+        hold(found, [np.arange(n_tokens), np.zeros(heads, int), np.arange(head_v)], expected[:, None], 1e-5)
         for t in (q, mask, k, v, y):
             t.buffer.free()
 

@@ -30,6 +30,7 @@ KINDS = {
     1: "loads outside of all memory", 2: "stores outside of all memory", 3: "loads outside of shared memory",
     4: "stores outside of shared memory", 10: "loads from an odd address", 11: "stores to an odd address",
     12: "loads from an odd shared address", 13: "stores to an odd shared address", 20: "lanes meet at different intrinsics",
+    21: "has more copies under way than the emulator has room for",
 }  # fmt: skip
 
 _PLACES = {
@@ -43,7 +44,6 @@ _PLACES = {
     "blocks_z": 7,
 }
 _SHUFFLES = {"shuffle_xor": 1, "shuffle": 2}
-_NOTHING = {"cp_async_commit", "cp_async_wait", "cp_async_wait_one"}
 
 
 class EmulatorError(AssertionError):
@@ -62,8 +62,6 @@ def body(intrinsic: Intrinsic) -> tuple[str, tuple[str, ...]]:
         return f"ret i32 {SHARED_BASE}", ()
     if name == "barrier":
         return "call void @emu_yield(i32 2)\nret void", ("declare void @emu_yield(i32)",)
-    if name in _NOTHING:
-        return "ret void", ()
     if name == "funnel":
         return "%r = call i32 @llvm.fshr.i32(i32 %a1, i32 %a0, i32 %a2)\nret i32 %r", (
             "declare i32 @llvm.fshr.i32(i32, i32, i32)",

@@ -27,6 +27,10 @@ SHARED_BASE = 1024
 """Where shared memory begins in its own address space, as on GPUs since compute capability 8.0."""
 
 LOAD, STORE = 0, 1
+MOST_COPIES = 64
+"""That a thread may have under way: cp.async begins them, and nothing is there before the thread waits."""
+COPIES = 3 + 2 * MOST_COPIES
+"""Numbers of a thread: how many there are, of those committed, of those committed before the last group; then (to, from)."""
 
 
 class Machine:
@@ -46,6 +50,7 @@ class Machine:
         self.half = np.arange(65536, dtype=np.uint16).view(np.float16).astype(np.float32)
         self.kernel = np.zeros(2, np.int64)  # entry, parameters
         self.fresh = np.zeros(MAX_THREADS, np.bool_)
+        self.copies = np.zeros(MAX_THREADS * COPIES, np.int64)
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
         llvm.initialize_native_asmparser()
@@ -158,7 +163,7 @@ again:
         resume = ctypes.CFUNCTYPE(None, ctypes.c_int64)(self.emu_resume)  # type: ignore[attr-defined]
         a_slots, a_state, a_place = (x.ctypes.data for x in (self.slots, self.state, self.place))
         a_parity, a_ranges, a_fault, a_half = (x.ctypes.data for x in (self.parity, self.ranges, self.fault, self.half))
-        shared_at = self.shared_at
+        shared_at, a_copies = self.shared_at, self.copies.ctypes.data
 
         def pointer(element: Any) -> Any:
             @intrinsic
@@ -306,8 +311,39 @@ again:
         @helper("cp_async16", "void(int32,int64)")
         def cp_async16(to: Any, address: Any) -> None:
             check(address, np.int32(16), np.int32(LOAD))
-            for k in range(4):
-                ints(row_of(to))[k] = ints(address)[k]
+            row_of(to)
+            c, at = longs(a_copies), ints(a_place)[0] * COPIES
+            if c[at] == MOST_COPIES:
+                fail(np.int64(21), address, np.int64(16))
+            c[at + 3 + 2 * c[at]], c[at + 4 + 2 * c[at]] = to, address
+            c[at] += 1
+
+        @helper("cp_async_commit", "void()")
+        def cp_async_commit() -> None:
+            c, at = longs(a_copies), ints(a_place)[0] * COPIES
+            c[at + 2], c[at + 1] = c[at + 1], c[at]
+
+        def arrive(n: Any) -> None:
+            """The thread's first n copies are made."""
+            c, at = longs(a_copies), ints(a_place)[0] * COPIES
+            for i in range(c[at]):
+                to, address = c[at + 3 + 2 * i], c[at + 4 + 2 * i]
+                if i < n:
+                    for k in range(4):
+                        ints(row_of(to))[k] = ints(address)[k]
+                else:
+                    c[at + 3 + 2 * (i - n)], c[at + 4 + 2 * (i - n)] = to, address
+            c[at], c[at + 1], c[at + 2] = c[at] - n, c[at + 1] - n, max(c[at + 2] - n, 0)
+
+        arrive = numba.njit(arrive)
+
+        @helper("cp_async_wait", "void()")
+        def cp_async_wait() -> None:
+            arrive(longs(a_copies)[ints(a_place)[0] * COPIES + 1])
+
+        @helper("cp_async_wait_one", "void()")
+        def cp_async_wait_one() -> None:
+            arrive(longs(a_copies)[ints(a_place)[0] * COPIES + 2])
 
         @numba.njit
         def run_grid(
@@ -325,6 +361,8 @@ again:
                     ints(shared_at)[i] = -1  # NaN: whoever reads what nobody wrote shall see it
                 for t in range(n):
                     st[t] = RUN
+                    for i in range(3):
+                        longs(a_copies)[t * COPIES + i] = 0
                 while True:
                     progress = False
                     for i in range(n_warps):

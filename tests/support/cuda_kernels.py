@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from pyggml.dtypes import GGMLType
 from pyggml.kernels.cuda.blocks import FAMILIES
+from pyggml.kernels.cuda.every import WIDE_HEADS
 from pyggml.kernels.cuda.recurrence import PARTS
 from pyggml.kernels.cuda.spec import Spec
 from pyggml.kernels.cuda.unpack import UNPACKED
@@ -65,6 +66,8 @@ def floats(name: str) -> list[Expected]:
 
 
 ATTENTION = ("LDGSTS.E.BYPASS.128", "HMMA.16816.F32", "LDSM.16.M88.4", "LDSM.16.MT88.4", "MUFU.EX2")
+
+WIDE_OFTEN = ((256, 256, 32, 0), (576, 512, 32, 1))
 
 STATES = (
     ("gated_delta_net", "gated_delta_net"),
@@ -133,6 +136,19 @@ KERNELS: list[Expected] = [
         )
         for head in (64, 128)
         for split_kv in (0, 1)
+        for packed in (0, 1)
+    ),
+    *(
+        Expected(
+            Spec("attention_wide", "attend", (*sizes, rows, packed)),
+            ATTENTION[packed:],
+            True,
+            AMPERE,
+            tight=True,
+            often=(*sizes, rows, packed) in WIDE_OFTEN,
+        )
+        for sizes in WIDE_HEADS
+        for rows in (16, 32)
         for packed in (0, 1)
     ),
     Expected(Spec("experts", "table"), hot=True),

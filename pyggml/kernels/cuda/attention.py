@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from pyggml.kernels.cuda import attention_tile
+from pyggml.kernels.cuda import attention_tile, attention_wide
 from pyggml.kernels.cuda.attention_operands import Operands, Shared
 from pyggml.kernels.cuda.blocks import SIMPLE
 from pyggml.kernels.cuda.launch_args import entry
@@ -39,9 +39,10 @@ def why_not(node: Tensor) -> str | None:
 def lower(builder: Builder, node: Tensor) -> None:
     x = Operands(builder, node)
     k, v = x.k, x.v
-    if attention_tile.takes(builder.cc, node, x):
-        attention_tile.lower(builder, node, x)
-        return
+    for tiled in (attention_tile, attention_wide):
+        if tiled.takes(builder.cc, node, x):
+            tiled.lower(builder, node, x)
+            return
 
     args = PlainArgs(x.args, kk=TYPES.index(k.type), kv=TYPES.index(v.type))
     shared = 2 * AREA + 4 * THREADS + 4 * x.q.ne[0]

@@ -1,14 +1,55 @@
-"""Keys and values on their way into shared memory: blocks of 32 become F16."""
+"""Keys and values on their way into shared memory: blocks of 32 become F16; and which of them tensor cores can have so."""
 
 from __future__ import annotations
 
-from pyggml.dtypes import GGMLType
+from typing import TYPE_CHECKING
+
+from pyggml.dtypes import SIZES, GGMLType
 from pyggml.kernels.cuda.blocks import SIMPLE
 from pyggml.kernels.cuda.layout import F16
+from pyggml.kernels.cuda.unpack import ALIGNMENT
+
+if TYPE_CHECKING:
+    from pyggml.kernels.cuda.attention_operands import Operands
+    from pyggml.tensor import Tensor
 
 T = GGMLType
+OLDEST = (8, 0)
 TYPES = (*SIMPLE, F16)
 """Of keys and values, by the numbers that kernels know them by."""
+
+
+def is_packed(*tensors: Tensor) -> bool:
+    return any(t.type != F16 for t in tensors)
+
+
+def is_loaded(*tensors: Tensor) -> bool:
+    """Whether keys or values have types, elements and addresses that can be loaded so."""
+    step = {F16: 16, **ALIGNMENT}
+    return all(
+        t.type in TYPES
+        and not (t.type == F16 and t.nb[0] != 2)
+        and all(b % step.get(t.type, 2) == 0 for b in (t.data, *t.nb[1:]))
+        for t in tensors
+    )
+
+
+def is_tiled(cc: tuple[int, int], node: Tensor, x: Operands) -> bool:
+    """Whether tensor cores can do this attention, but for the sizes of its heads: this GPU, these types, heads of whole tiles,
+    addresses that are aligned."""
+    unit = 32 if is_packed(x.k, x.v) else 16
+    if cc < OLDEST or x.q.ne[0] % unit or x.v.ne[0] % unit or x.k.ne[2] != x.v.ne[2] or not is_loaded(x.k, x.v):
+        return False
+    if x.q.nb[0] != 4 or node.nb[0] != 4 or x.k.ne[2] * x.q.ne[3] >= 65536:
+        return False
+    return all(b % 8 == 0 for t in (x.q, node) for b in (t.data, *t.nb[1:]))
+
+
+def layout_of(of: str, t: Tensor) -> dict[str, int]:
+    """Number of the type, bytes of a block, where its quants begin, as arguments of keys ("k") or values ("v")."""
+    size = SIZES[t.type]
+    start = size.type_size - (32 if t.type == T.Q8_0 else 16)
+    return {f"kind_{of}": TYPES.index(t.type), f"size_{of}": size.type_size, f"start_{of}": start}
 
 
 def block_halves():

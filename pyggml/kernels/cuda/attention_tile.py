@@ -13,23 +13,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from pyggml.dtypes import SIZES, GGMLType
 from pyggml.kernels.cuda.activations import GROUP, wanted
-from pyggml.kernels.cuda.attention_join import LOG2E, THREADS, WARPS, joining
-from pyggml.kernels.cuda.attention_load import TYPES, block_halves
+from pyggml.kernels.cuda.attention_join import LOG2E, THREADS, WARPS, capping, joining, sharing
+from pyggml.kernels.cuda.attention_load import block_halves, is_packed, is_tiled, layout_of
 from pyggml.kernels.cuda.attention_operands import Shared
 from pyggml.kernels.cuda.launch_args import entry
-from pyggml.kernels.cuda.layout import F16, blocks
+from pyggml.kernels.cuda.layout import blocks
 from pyggml.kernels.cuda.spec import DeviceAddress, Spec, i32, i64
-from pyggml.kernels.cuda.unpack import ALIGNMENT
 
 if TYPE_CHECKING:
     from pyggml.kernels.cuda.attention_operands import Operands
     from pyggml.lowering.cuda import Builder
     from pyggml.tensor import Tensor
 
-T = GGMLType
-OLDEST = (8, 0)
 KEYS_TILED, KEYS_SPLIT = 32, 16
 MOST_HEAD = 128
 SPLIT_ROWS = 32
@@ -37,31 +33,9 @@ BLOCKS_A_MULTIPROCESSOR = 2
 FLAGS = 32
 
 
-def is_packed(x: Operands) -> bool:
-    return x.k.type != F16 or x.v.type != F16
-
-
-def layout_of(of: str, t: Tensor) -> dict[str, int]:
-    """Number of the type, bytes of a block, where its quants begin, as arguments of keys ("k") or values ("v")."""
-    size = SIZES[t.type]
-    start = size.type_size - (32 if t.type == T.Q8_0 else 16)
-    return {f"kind_{of}": TYPES.index(t.type), f"size_{of}": size.type_size, f"start_{of}": start}
-
-
 def takes(cc: tuple[int, int], node: Tensor, x: Operands) -> bool:
     """Whether these kernels can do it: this GPU, these types, heads of whole tiles, addresses that are aligned."""
-    head = x.q.ne[0]
-    if cc < OLDEST or head % (32 if is_packed(x) else 16) or head > MOST_HEAD or x.v.ne[0] != head:
-        return False
-    if x.k.type not in TYPES or x.v.type not in TYPES or x.k.ne[2] != x.v.ne[2] or x.q.nb[0] != 4 or node.nb[0] != 4:
-        return False
-    if any(t.type == F16 and t.nb[0] != 2 for t in (x.k, x.v)):
-        return False
-    step = {F16: 16, **ALIGNMENT}
-    aligned = all(b % step.get(t.type, 2) == 0 for t in (x.k, x.v) for b in (t.data, *t.nb[1:]))
-    return (
-        aligned and all(b % 8 == 0 for t in (x.q, node) for b in (t.data, *t.nb[1:])) and x.k.ne[2] * x.q.ne[3] < 65536
-    )
+    return x.q.ne[0] <= MOST_HEAD and x.v.ne[0] == x.q.ne[0] and is_tiled(cc, node, x)
 
 
 def lower(builder: Builder, node: Tensor, x: Operands) -> None:
@@ -69,7 +43,7 @@ def lower(builder: Builder, node: Tensor, x: Operands) -> None:
     heads = x.k.ne[2]
     rows = n_tokens * (n_head // heads)
     row_bytes = 2 * head + 16
-    packed, kinds = int(is_packed(x)), {**layout_of("k", x.k), **layout_of("v", x.v)}
+    packed, kinds = int(is_packed(x.k, x.v)), {**layout_of("k", x.k), **layout_of("v", x.v)}
     if rows > SPLIT_ROWS:
         shared = FLAGS + 2 * KEYS_TILED * row_bytes
         grid = (blocks(rows, 16 * WARPS), heads * n_batch)
@@ -132,13 +106,7 @@ def attend(head, split_kv, packed):
     from pyggml.kernels.cuda import device as d
 
     halves = block_halves() if packed else None
-    join = joining(head)
-
-    @d.inline
-    def capped(x, softcap):
-        """softcap x tanh x, for ex2."""
-        return softcap * d.f32(LOG2E) * (d.f32(1) - d.f32(2) * d.rcp(d.f32(1) + d.ex2(x * d.f32(2 * LOG2E))))
-
+    join, capped, share_of = joining(head), capping(), sharing()
     keys = KEYS_SPLIT if split_kv else KEYS_TILED
     row_bytes = 2 * head + 16
     deep, wide, tiles = head // 16, head // 8, keys // 8
@@ -350,18 +318,9 @@ def attend(head, split_kv, packed):
             for r in range(2):
                 row = d.i32(row0 + g + 8 * r)
                 if row < rows:
-                    x = total[r]
                     token = d.udiv(row, ratio_k)
                     h = key_head * ratio_k + d.urem(row, ratio_k)
-                    less = d.f32(1)
-                    if sinks != 0:
-                        sink = d.ld_f32(sinks + h * sink_step) * d.f32(LOG2E)
-                        most = d.fmaximum(top[r], sink)
-                        less = d.ex2(top[r] - most)
-                        x = x * less + d.ex2(sink - most)
-                    share = d.f32(0)
-                    if x != d.f32(0):
-                        share = less / x
+                    share = share_of(top[r], total[r], h, sinks, sink_step)
                     to = y + h * y1 + token * y2 + z * y3
                     for i in range(wide):
                         at = to + (8 * i + 2 * t) * 4

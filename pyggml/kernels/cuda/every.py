@@ -13,6 +13,8 @@ from pyggml.kernels.cuda.unpack import UNPACKED
 FLOATS = ("F32", "F16", "BF16")
 COLUMNS = (1, 8)
 HEADS = range(16, 129, 16)
+WIDE_HEADS = ((192, 128), (192, 192), (256, 256), (320, 256), (512, 512), (576, 512))
+"""Elements of keys and values of larger heads that models have."""
 
 
 def every() -> list[Spec]:
@@ -41,6 +43,8 @@ def every() -> list[Spec]:
     for head in HEADS:
         packed = (0, 1) if head % 32 == 0 else (0,)
         found += [Spec("attention_tile", "attend", (head, split_kv, p)) for split_kv in (0, 1) for p in packed]
+    for sizes in WIDE_HEADS:
+        found += [Spec("attention_wide", "attend", (*sizes, rows, p)) for rows in (16, 32) for p in (0, 1)]
     for t in UNPACKED:
         found += [Spec("matvec", "integers", (t.name, n)) for n in COLUMNS]
         found.append(Spec("mma", "integers", (t.name,)))
