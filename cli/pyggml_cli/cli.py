@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyggml.errors import GrammarError, PyggmlError, SamplerError
@@ -61,20 +62,28 @@ def _command(argv: Sequence[str]) -> int:
         print(_bash_script(), end="")
         return 0
     if values.cache_list:
-        from pyggml.cachedir import cache_dir
-
-        print(f"folder: {cache_dir('models')}", file=sys.stderr)
-        models = sorted(path.name for path in cache_dir("models").glob("*.gguf"))
-        print(
-            f"number of models in cache: {len(models)}",
-            *(f"{i:4}. {visible(m)}" for i, m in enumerate(models, 1)),
-            sep="\n",
-        )
+        _list_cached()
         return 0
     named = any(name in values.seen for name in ("prompt", "file", "binary_file"))
     if is_chat(values):
         return chat(values, _prompt(values) if named else None, _chain)
     return _complete(values, _prompt(values) if named or values.prompt_cache is None else None)
+
+
+def _list_cached() -> None:
+    """The default model, by its file, and what -hf has fetched, by the names that it takes."""
+    from pyggml.cachedir import cache_dir
+    from pyggml_cli.caches import cached_models, hub_folder
+
+    home = Path.home()
+    print(f"folders: {cache_dir('models')}, {hub_folder(os.environ, home)}", file=sys.stderr)
+    models = sorted(path.name for path in cache_dir("models").glob("*.gguf"))
+    models += cached_models(os.environ, home)
+    print(
+        f"number of models in cache: {len(models)}",
+        *(f"{i:4}. {visible(m)}" for i, m in enumerate(models, 1)),
+        sep="\n",
+    )
 
 
 def _prompt(values: Values) -> str:

@@ -108,7 +108,7 @@ GENERAL: list[Row] = [
 LISTS: list[Row] = [
     Flag(("--completion-bash",), "completion_bash", "print a script that completes flags in bash: source it",
          default=False),
-    Flag(("-cl", "--cache-list"), "cache_list", "print the models in the cache folder and exit", default=False),
+    Flag(("-cl", "--cache-list"), "cache_list", "print the models that were fetched and exit", default=False),
 ]  # fmt: skip
 
 MODEL: list[Row] = [

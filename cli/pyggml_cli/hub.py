@@ -186,6 +186,11 @@ def _told(hub: Any, what: str, reason: Exception) -> str:
         return f"{what}: who may have it is asked for a token: --hf-token, or HF_TOKEN"
     if isinstance(reason, errors.RepositoryNotFoundError):
         return f"{what}: there is no such repository, or it is private and wants a token: --hf-token, or HF_TOKEN"
+    if isinstance(reason, errors.LocalEntryNotFoundError):
+        cause = reason.__cause__  # what the hub answered, where it was asked
+        if isinstance(cause, Exception):
+            return f"{what}: the hub cannot be reached" if _unreachable(cause) else _told(hub, what, cause)
+        return f"{what}: it is not in the cache"
     if isinstance(reason, errors.EntryNotFoundError):
         return f"{what}: it is not there"
     status = getattr(getattr(reason, "response", None), "status_code", None)

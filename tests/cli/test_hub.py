@@ -119,6 +119,8 @@ def test_fetched_once_and_found_again_without_the_hub(there: Hub, tmp_path: Path
     gone = run(there, home, "-hf", "some/model-GGUF", *COMPLETE, HF_ENDPOINT="http://127.0.0.1:9")
     assert gone.stdout == own["m-Q4_K_M.gguf"]
     assert "note: some/model-GGUF: the hub cannot be reached, the file is the cache's" in gone.stderr
+    listed = run(there, home, "-cl", HF_HUB_CACHE=str(home / "hub"), PYGGML_CACHE=str(tmp_path / "cache")).stdout
+    assert listed == "number of models in cache: 2\n   1. some/model-GGUF:Q4_K_M\n   2. some/model-GGUF:Q8_0\n"
 
 
 def test_all_files_of_a_split_model_and_one_that_is_named(there: Hub, tmp_path: Path) -> None:
@@ -156,6 +158,7 @@ def test_tokens(there: Hub, tmp_path: Path) -> None:
         (["-hf", "some/gated"], 1, "some/gated: m.gguf: who may have it is asked for a token"),
         (["-hf", "some/climbing"], 1, "some/climbing: no GGUF file there"),
         (["-hf", "some/broken"], 1, "some/broken: the hub answered with status 500"),
+        (["-hf", "some/limited"], 1, "some/limited: m.gguf: the hub answered with status 429"),
         (
             ["-hf", "some/model-GGUF", "--offline"],
             1,
@@ -173,7 +176,8 @@ def test_what_is_wrong_is_one_line(there: Hub, tmp_path: Path, args: list[str], 
     there.repos |= {"some/texts": {"README.md": b"x"}, "some/gated": {"m.gguf": b"x"}, "some/broken": {"m.gguf": b"x"}}
     there.repos["some/climbing"] = {"../../../climbs.gguf": there.repos["some/model-GGUF"]["m-Q4_K_M.gguf"]}
     there.gated.add("some/gated")
-    there.broken["some/broken"] = 500
+    there.repos["some/limited"] = {"m.gguf": b"x"}
+    there.broken |= {"some/broken": 500, "some/limited/resolve": 429}
     done = run(there, tmp_path, *args, *COMPLETE)
     assert (done.returncode, done.stdout) == (code, "")
     lines = [line for line in done.stderr.splitlines() if not line.startswith("fetching ")]

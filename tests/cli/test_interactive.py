@@ -165,6 +165,7 @@ def test_lists(call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_pa
     script = call(cli.main, "--completion-bash").out
     assert script.startswith("complete -o default -W '") and script.endswith(" pyggml-cli\n") and " --temp " in script
     monkeypatch.setenv("PYGGML_CACHE", str(tmp_path))
+    monkeypatch.setenv("LLAMA_CACHE", str(tmp_path / "none"))
     assert call(cli.main, "-cl").out == "number of models in cache: 0\n"
     (tmp_path / "models/a.gguf").touch()
     assert call(cli.main, "--cache-list").out == "number of models in cache: 1\n   1. a.gguf\n"
