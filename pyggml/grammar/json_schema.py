@@ -129,6 +129,9 @@ class Converter:
         self.resolving: set[str] = set()
         self.ref_prefix = ""
         self._size = 0  # characters of all rules that were added
+        self._made: dict[tuple[str, str], str] = {}  # by the name that was wanted and the text: the first rule of it
+        self._next: dict[str, int] = {}  # by wanted name: of which number a name may be free; -1: itself
+        self._trial: list[tuple[str, int, str]] | None = None  # by a pattern: wanted name, its number before, rule
 
     def add_rule(self, name: str, text: str) -> str:
         """Adds the rule, under another name if there is a different one of this name; returns the name."""
@@ -136,15 +139,33 @@ class Converter:
         plain = "".join(char if char.isascii() and (char.isalnum() or char == "-") else "\0" for char in name)
         while "\0\0" in plain:
             plain = plain.replace("\0\0", "\0")
-        plain = key = plain.replace("\0", "-")
-        i = 0
-        while self.rules.get(key, text) != text:
-            key = f"{plain}{i}"
-            i += 1
+        plain = plain.replace("\0", "-")
+        key = self._rule(plain, text)
         self._size += len(key) + len(text)
         if self._size > MAX_LENGTH:  # before more time goes into what parser.py refuses
             raise GrammarError(f"JSON schema: too large a grammar: more than {MAX_LENGTH} characters")
         self.rules[key] = text
+        return key
+
+    def _rule(self, plain: str, text: str) -> str:
+        """The first of `plain`, `plain`0, `plain`1 ... that is free or has this text. Each is looked at once, however
+        many are asked for."""
+        key = self._made.get((plain, text))
+        if key is not None and self.rules.get(key) == text:
+            return key
+        before = i = self._next.get(plain, -1)
+        while True:
+            key = plain if i < 0 else f"{plain}{i}"
+            there = self.rules.get(key, text)
+            known = self._made.get((plain, there))
+            if known is None or self.rules.get(known) != there:
+                self._made[plain, there] = key
+            i += 1
+            if there == text:
+                break
+        self._next[plain] = i
+        if self._trial is not None:
+            self._trial.append((plain, before, "" if key in self.rules else key))
         return key
 
     def builtin(self, name: str, rule: str | None = None) -> str:
@@ -217,15 +238,20 @@ class Converter:
         return self._primitive(rule, "string")
 
     def _pattern(self, pattern: str, rule: str) -> str:
-        before = dict(self.rules)
+        trial = self._trial = []
         try:
             return self.add_rule(rule, f'"\\"" ({pattern_rule(pattern, rule, self.add_rule)}) "\\""')
         except UnsupportedPattern as reason:
-            self.rules = before
+            self._trial = None
+            for plain, number, added in reversed(trial):
+                self._next[plain] = number
+                self.rules.pop(added, None)
             log.warning("JSON schema: pattern %.60s is not supported (%s): any string is accepted", pattern, reason)
             return self.add_rule(rule, self.builtin("string"))
         except InvalidPattern as reason:
             raise GrammarError(f"JSON schema: pattern {pattern!r:.60}: {reason}") from None
+        finally:
+            self._trial = None
 
     def _reference(self, node: RefNode, depth: int) -> str:
         words = node.ref[1:]
