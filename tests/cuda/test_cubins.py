@@ -101,6 +101,27 @@ def test_a_mistake_is_one_line(folder, capsys, arguments, why):
     assert not folder.exists() or "--only" in arguments
 
 
+def test_a_file_that_has_changed_on_the_way_is_not_placed(folder, tmp_path, monkeypatch, capsys):
+    assert cubins.main(["make", str(folder), "--only", "unary-scale,activations"]) == 0
+    monkeypatch.setenv("PYGGML_CACHE", str(tmp_path / "other"))
+    cut = folder / "unary-scale.cubin"
+    cut.write_bytes(cut.read_bytes()[:-1])
+    assert cubins.main(["place", str(folder)]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"error: {cut} is not the file that was made there: ")
+    assert not list((tmp_path / "other").rglob("*.cubin"))
+
+
+@pytest.mark.parametrize("module", ["no_such", "../../x", "no.such", 5, ""])
+def test_a_list_of_kernels_that_are_not_here(folder, capsys, module):
+    folder.mkdir()
+    kernels = [[module, "scale", [], "0", "0"]]
+    (folder / "kernels.json").write_text(json.dumps({"compute capability": [9, 0], "kernels": kernels}))
+    assert cubins.main(["place", str(folder)]) == 1
+    said = capsys.readouterr().err
+    assert "1 of 1 kernels" in said and "were made of other sources than those here" in said and said.count("\n") == 1
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"kernels": []}', '{"compute capability": [9, 0], "kernels": [1]}'])
 def test_a_damaged_list_is_one_line(folder, capsys, text):
     folder.mkdir()
