@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 
 import uvicorn
+from pyggml_rpc.client import hang_up
 from starlette.types import ASGIApp
 
 from pyggml.errors import PyggmlError
@@ -118,7 +119,7 @@ def serve(
         asyncio.run(_serve(served, ready, stopped))
     finally:
         sys.setswitchinterval(before)
-        served.loads.finish()  # what was being loaded is closed, too
+        served.loads.finish(hang_up)  # what was being loaded is closed, too
         served.close()
 
 

@@ -36,6 +36,8 @@ OUTBOX = 1 << 18
 
 _clients: "weakref.WeakValueDictionary[str, Client]" = weakref.WeakValueDictionary()
 _clients_lock = threading.Lock()
+_every: "weakref.WeakSet[Client]" = weakref.WeakSet()
+_every_lock = threading.Lock()
 
 
 def connect(
@@ -52,6 +54,14 @@ def connect(
         else:
             client.set_timeout(io_timeout)
         return client
+
+
+def hang_up() -> None:
+    """From any thread: whoever waits for a server, in all of this process, gets an RpcError. For its end."""
+    with _every_lock:
+        found = list(_every)
+    for client in found:
+        client.hang_up()
 
 
 def client_key(endpoint: str) -> bytes:
@@ -120,6 +130,8 @@ class Client:
         self._last = Command.HELLO
         self._asked = self._answered = 0
         self._last_reply: Record | None = None
+        with _every_lock:
+            _every.add(self)
         with self.lock:
             self._open()
 

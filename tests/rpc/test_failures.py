@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from loopback import Adder, device_of, framed
 from pyggml_rpc.backend import devices_from_spec
+from pyggml_rpc.client import hang_up
 from pyggml_rpc.errors import RpcError
 from pyggml_rpc.server import Server
 from pyggml_rpc.transport import Listener
@@ -106,6 +107,26 @@ def test_a_busy_server(fake: Callable[..., str]) -> None:
         endpoint = f"127.0.0.1:{busy.getsockname()[1]}"
         with pytest.raises(RpcError, match=r"HELLO: no answer within 0.2 s: the server is busy"):
             devices_from_spec(endpoint, hello_timeout=0.2)
+
+
+def test_at_the_end_nobody_waits_any_longer_for_a_silent_server() -> None:
+    found = []
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        endpoint = f"127.0.0.1:{busy.getsockname()[1]}"
+
+        def connect() -> None:
+            with pytest.raises(RpcError) as caught:
+                devices_from_spec(endpoint, hello_timeout=60)
+            found.append(str(caught.value))
+
+        connecting = threading.Thread(target=connect)
+        connecting.start()
+        end = time.monotonic() + 30
+        while connecting.is_alive():
+            hang_up()
+            connecting.join(0.01)
+            assert time.monotonic() < end
+    assert len(found) == 1 and found[0].startswith(f"RPC server {endpoint}: HELLO: ")
 
 
 def test_a_silent_server(fake: Callable[..., str]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyggml_server.loads import Loads
 from zoos import WAIT, statuses, text, until, write_models, zoo
 
 
@@ -51,6 +52,26 @@ def test_loads_and_the_preparation_of_requests_do_not_wait_for_each_other(folder
             done.set()
             for thread in asking:
                 thread.join(WAIT)
+
+
+def test_at_the_end_what_loads_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where an RPC server has fallen silent."""
+    monkeypatch.setattr("pyggml_server.loads.LAST_CALL", 0.05)
+    begun, given_up, found = threading.Event(), threading.Event(), list[bool]()
+
+    def silent() -> None:
+        begun.set()
+        found.append(given_up.wait(WAIT))
+
+    async def load() -> None:
+        loads = Loads()
+        loading = asyncio.ensure_future(loads.run(silent))
+        assert await asyncio.to_thread(begun.wait, WAIT)
+        await asyncio.to_thread(loads.finish, given_up.set)
+        await loading
+
+    asyncio.run(load())
+    assert found == [True]
 
 
 def test_loads_on_the_threads_of_requests_are_caught(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

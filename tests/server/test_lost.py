@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from pyggml_server.settings import Settings
 from served_process import running
 from serving import Client, serving_at
 from text_model import write_text_model
-from waiting import until
+from waiting import until as until_within
 
 from pyggml.backend.cpu import CPUDevice
 from pyggml.model.model import Model
@@ -29,8 +29,13 @@ from pyggml.tokenizer import Tokenizer
 
 BODY = {"prompt": "hello world", "max_tokens": 24, "ignore_eos": True, "temperature": 0}
 LONG = {**BODY, "max_tokens": 1900}
+PATIENCE = 150.0  # seconds: pauses between tries to load a model grow while an RPC server starts on a busy machine
 GONE = "cannot be computed: RPC server {}: "
 BACK = "is loaded again\n"
+
+
+def until(condition: Callable[[], bool]) -> None:
+    until_within(condition, PATIENCE)
 
 
 class RpcProcess:
