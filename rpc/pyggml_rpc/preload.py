@@ -50,7 +50,7 @@ class Preload:
         self._lock = threading.Lock()
         self._of_length: dict[int, list[_Entry]] = {}
         self.n_tensors = self.n_bytes = 0
-        for path in paths:
+        for path in {os.path.realpath(path): path for path in paths}.values():  # each once
             with GGUFFile.open(path) as file:
                 large = [tensor for tensor in file.tensors.values() if tensor.nbytes >= smallest]
                 for tensor in large:

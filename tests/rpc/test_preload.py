@@ -177,6 +177,12 @@ def test_files_that_cannot_be_laid_ready(tmp_path: Path, file: Path) -> None:
         Preload([file, tmp_path / "text.gguf"], smallest=0)
 
 
+def test_a_file_that_is_named_twice_counts_once(file: Path) -> None:
+    file.with_suffix(".link").symlink_to(file)
+    once, twice = Preload([file], smallest=0), Preload([file, file.with_suffix(".link"), file], smallest=0)
+    assert (once.n_tensors, once.n_bytes) == (twice.n_tensors, twice.n_bytes)
+
+
 # ---- real clients
 
 
