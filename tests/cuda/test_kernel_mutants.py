@@ -108,6 +108,12 @@ def wide(make: Operands) -> Tensor:
     return ops.flash_attn_ext(q, k, v, None, 80**-0.5)
 
 
+def indexer_tiles(make: Operands) -> Tensor:
+    """The same, where tensor cores can do it, and more tokens than blocks."""
+    q, k = make.leaf(F32, (128, 67, 3, 4)), make.leaf(F16, (128, 1, 130, 4))
+    return ops.lightning_indexer(q, k, make.leaf(F32, (67, 3, 1, 4)), make.leaf(F16, (130, 3, 1, 2)))
+
+
 UNPACKING = ("matvec_one", "unpack")
 
 MUTANTS: dict[str, Wrong] = {
@@ -174,6 +180,9 @@ MUTANTS: dict[str, Wrong] = {
         "lightning_indexer", "            d.barrier()\n            if me < TILE", "            if me < TILE", indexer),
     "copies that nobody waits for": Wrong("attention_wide", "                    d.cp_async_wait()\n", "", wide),
     "sums of another maximum": Wrong("attention_wide", "result[4 * i + 2 * r + e] * keep", "result[4 * i + 2 * r + e]", wide),
+    "the keys of the first stream": Wrong("indexer_tile", "if stream != held:", "if held < 0:", indexer_tiles),
+    "queries that are overwritten": Wrong(
+        "indexer_tile", "            while h0 < heads:\n                d.barrier()\n", "            while h0 < heads:\n", indexer_tiles),
     "NaNs that are kept": Wrong(
         "unary", "r = x if x < high else high", "r = high if x > high else x",
         lambda m: ops.clamp(m.leaf(F32, (4,), np.array([np.nan, 1, 5, -5])), -2.0, 2.0)),

@@ -126,6 +126,18 @@ KERNELS: list[Expected] = [
         )
         for family in FAMILIES
     ),
+    *(
+        Expected(
+            Spec("indexer_tile", "scores", (size, packed)),
+            ("LDGSTS.E.BYPASS.128", "HMMA.16816.F32", "LDSM.16.M88.4", "SHFL.BFLY")[packed:],
+            True,
+            AMPERE,
+            tight=True,
+            often=(size, packed) in ((128, 0), (128, 1)),
+        )
+        for size in (64, 128)
+        for packed in (0, 1)
+    ),
     Expected(Spec("dsv4_hc", "comb"), ("SHFL.BFLY", "MUFU.EX2"), hot=True),
     Expected(Spec("dsv4_hc", "pre"), ("FFMA", "MUFU.EX2"), hot=True),
     Expected(Spec("dsv4_hc", "post"), ("FFMA",), hot=True),

@@ -40,6 +40,7 @@ def every() -> list[Spec]:
     found += [Spec("copy", "dequantize", (family,)) for family in FAMILIES if family != "floats"]
     found += [Spec("tile", "tile", (family,)) for family in FAMILIES]
     found += [Spec("lightning_indexer", "scores", (family,)) for family in FAMILIES]
+    found += [Spec("indexer_tile", "scores", (size, packed)) for size in (64, 128) for packed in (0, 1)]
     for head in HEADS:
         packed = (0, 1) if head % 32 == 0 else (0,)
         found += [Spec("attention_tile", "attend", (head, split_kv, p)) for split_kv in (0, 1) for p in packed]

@@ -1,5 +1,6 @@
-"""LIGHTNING_INDEXER: a block of threads has 64 cells and one token, whose heads' queries it multiplies with their keys in tiles of
-64 x 64, in f32; what is above zero is weighed and added up over heads before anything is written.
+"""LIGHTNING_INDEXER: which kernel takes it, and the one for keys of any type and size: a block of threads has 64 cells and one token,
+whose heads' queries it multiplies with their keys in tiles of 64 x 64, in f32; what is above zero is weighed and added up over heads
+before anything is written.
 
 Source: ggml-cpu/ops.cpp: ggml_compute_forward_lightning_indexer.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from pyggml.kernels.cuda import indexer_tile
 from pyggml.kernels.cuda.blocks import READ, reader
 from pyggml.kernels.cuda.launch_args import Place, entry, place
 from pyggml.kernels.cuda.layout import F32, THREADS, blocks, refuse, refuse_types, source
@@ -27,6 +29,9 @@ def why_not(node: Tensor) -> str | None:
 
 
 def lower(builder: Builder, node: Tensor) -> None:
+    if indexer_tile.takes(builder.cc, node):
+        indexer_tile.lower(builder, node)
+        return
     q, k, weights, mask = (source(node, i) for i in range(4))
     size, heads, tokens, streams = q.ne
     family, (kind, table) = reader(builder, k.type)
@@ -59,8 +64,9 @@ class IndexerArgs(NamedTuple):
 def scores(family):
     from pyggml.kernels.cuda import device as d
     from pyggml.kernels.cuda.blocks import element
+    from pyggml.kernels.cuda.tile import multiplying
 
-    value = element(family)
+    value, multiply = element(family), multiplying()
 
     @entry(IndexerArgs, THREADS)
     def kernel(
@@ -72,7 +78,6 @@ def scores(family):
         right = d.i32(left + 4 * DEEP * STEP)
         column, row = d.i32((me & 15) * 4), d.i32((me >> 4) * 4)  # four cells, four heads
         products, found = d.cuda.local.array(16, d.f32), d.cuda.local.array(4, d.f32)
-        u, v = d.cuda.local.array(4, d.f32), d.cuda.local.array(4, d.f32)
         first = d.i32(d.block_x() * TILE)
         item = d.i32(d.block_y())
         while item < rows:
@@ -100,13 +105,7 @@ def scores(family):
                         d.sst_f32(left + 4 * (e * STEP + r), x)
                         d.sst_f32(right + 4 * (e * STEP + r), z)
                     d.barrier()
-                    for e in range(DEEP):
-                        for i in range(4):
-                            u[i] = d.sld_f32(left + 4 * (e * STEP + column + i))
-                            v[i] = d.sld_f32(right + 4 * (e * STEP + row + i))
-                        for i in range(4):
-                            for j in range(4):
-                                products[4 * i + j] = d.fma(u[i], v[j], products[4 * i + j])
+                    multiply(left, right, column, row, products)
                     d.barrier()
                     e0 = d.i32(e0 + DEEP)
                 for j in range(4):

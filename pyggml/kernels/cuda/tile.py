@@ -53,6 +53,25 @@ class TileArgs(NamedTuple):
     lists: experts.Lists
 
 
+def multiplying():
+    """-> f(left, right, i0, j0, total): adds DEEP products to each of 4 x 4 sums, rows i0 ... of the left tile in shared memory by
+    rows j0 ... of the right one."""
+    from pyggml.kernels.cuda import device as d
+
+    @d.inline
+    def multiply(left, right, i0, j0, total):
+        u, w = d.cuda.local.array(4, d.f32), d.cuda.local.array(4, d.f32)
+        for k in range(DEEP):
+            for i in range(4):
+                u[i] = d.sld_f32(left + 4 * (k * STEP + i0 + i))
+                w[i] = d.sld_f32(right + 4 * (k * STEP + j0 + i))
+            for i in range(4):
+                for j in range(4):
+                    total[4 * i + j] = d.fma(u[i], w[j], total[4 * i + j])
+
+    return multiply
+
+
 def tile(family):
     from pyggml.kernels.cuda import device as d
     from pyggml.kernels.cuda.blocks import element
@@ -61,7 +80,7 @@ def tile(family):
 
     load, _ = access()
     value = element(family)
-    choose = chosen()
+    choose, multiply = chosen(), multiplying()
 
     @entry(TileArgs, THREADS)
     def kernel(
@@ -73,7 +92,6 @@ def tile(family):
         right = d.i32(left + 4 * DEEP * STEP)
         row, column = d.i32((me & 15) * 4), d.i32((me >> 4) * 4)
         total = d.cuda.local.array(16, d.f32)
-        u, w = d.cuda.local.array(4, d.f32), d.cuda.local.array(4, d.f32)
         first = d.i32(d.block_x() * TILE)
         z = d.i32(d.block_z())
         while z < batches:
@@ -108,13 +126,7 @@ def tile(family):
                         d.sst_f32(left + 4 * (kk * STEP + r), x)
                         d.sst_f32(right + 4 * (kk * STEP + r), v)
                     d.barrier()
-                    for kk in range(DEEP):
-                        for i in range(4):
-                            u[i] = d.sld_f32(left + 4 * (kk * STEP + row + i))
-                            w[i] = d.sld_f32(right + 4 * (kk * STEP + column + i))
-                        for i in range(4):
-                            for j in range(4):
-                                total[4 * i + j] = d.fma(u[i], w[j], total[4 * i + j])
+                    multiply(left, right, row, column, total)
                     d.barrier()
                     k0 = d.i32(k0 + DEEP)
                 for i in range(4):
