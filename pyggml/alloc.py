@@ -8,7 +8,8 @@ a source that nobody reads any more.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from pyggml.ops import VIEW_OPS, Op
@@ -43,14 +44,17 @@ class Arena:
     def alloc(self, size: int) -> int:
         """Offset of `size` bytes: the smallest hole that holds them, else the end."""
         size = self.round_up(size)
-        best = min((i for i, hole in enumerate(self._sizes) if hole >= size), key=self._sizes.__getitem__, default=None)
-        if best is None:
+        best, least = -1, 0
+        for i, hole in enumerate(self._sizes):
+            if hole >= size and (best < 0 or hole < least):
+                best, least = i, hole
+        if best < 0:
             offset = self._top
             self._top += size
             self.size = max(self.size, self._top)
             return offset
         offset = self._offsets[best]
-        if self._sizes[best] == size:
+        if least == size:
             del self._offsets[best], self._sizes[best]
         else:
             self._offsets[best] += size
@@ -109,13 +113,13 @@ def place_tensors(
     arenas: Sequence[Arena],
     arena_of: Callable[[Tensor], int],
     size_of: Callable[[Tensor], int] = lambda tensor: tensor.nbytes,
-    after: Callable[[int], None] = lambda index: None,
+    after: Mapping[int, Callable[[], None]] = MappingProxyType({}),
 ) -> dict[int, Allocation]:
     """id(root) -> Allocation, for each root in `steps` that has no buffer yet; views lie in their root.
 
     Tensors flagged INPUT lie apart from all others from the first step to the last: they are written before the first
-    step and the next run may write only some of them. Those flagged OUTPUT are kept to the end. `after` is told of each
-    step whose results and memory are settled.
+    step and the next run may write only some of them. Those flagged OUTPUT are kept to the end. `after`, by id() of results:
+    what is called when the memory of the step that makes one is settled.
     """
     last_use = _last_uses(steps)
     places: dict[int, Allocation] = {}
@@ -125,53 +129,53 @@ def place_tensors(
             arena, size = arena_of(tensor), size_of(tensor)
             places[id(tensor)] = Allocation(arena, arenas[arena].alloc(size), size)
 
-    for step in steps:
-        for tensor in (*step.reads, step.result):
-            root = tensor.view_src or tensor
-            if root.flags & INPUT:
-                add(root)
     ends: list[list[Tensor]] = [[] for _ in steps]
-    for index, root in last_use.values():
-        if not root.flags & STAYS:
+    for index, root in last_use.values():  # in the order in which they are met
+        if root.flags & INPUT:
+            add(root)
+        elif not root.flags & STAYS:
             ends[index].append(root)
     for index, step in enumerate(steps):
-        if step.result.op in VIEW_OPS and step.result.is_view:
+        result, dying = step.result, None
+        if result.view_src is not None and result.op in VIEW_OPS:
             continue
         for tensor in step.reads:
             root = tensor.view_src or tensor
             if root.buffer is None and id(root) not in places:
                 add(root)
-        result = root_of(step.result)
-        dying = None
-        if result is step.result and result.buffer is None and id(result) not in places:
-            dying = _reusable(step, index, last_use, places, arena_of(result))
-        kept = size_of(result) if dying is not None else 0
-        if dying is not None and kept <= places[id(dying)].size:
-            arena, offset, size = places[id(dying)]
-            places[id(result)] = Allocation(arena, offset, kept)
-            tail = arenas[arena].round_up(kept)
-            arenas[arena].free(offset + tail, max(arenas[arena].round_up(size) - tail, 0))
-        else:
-            dying = None
-            add(result)
+        root = result.view_src or result
+        if root.buffer is None and id(root) not in places:
+            if result.op in INPLACE_OPS and root is result:
+                dying = _reusable(step, index, last_use, places, arena_of(result))
+                kept = size_of(result) if dying is not None else 0
+                if dying is not None and kept > places[id(dying)].size:
+                    dying = None
+            if dying is None:
+                add(root)
+            else:
+                arena, offset, size = places[id(dying)]
+                places[id(root)] = Allocation(arena, offset, kept)
+                tail = arenas[arena].round_up(kept)
+                arenas[arena].free(offset + tail, max(arenas[arena].round_up(size) - tail, 0))
         for root in ends[index]:
             if root is not dying and id(root) in places:
                 arena, offset, size = places[id(root)]
                 arenas[arena].free(offset, size)
-        after(index)
+        if id(result) in after:
+            after[id(result)]()
     return places
 
 
 def _last_uses(steps: Sequence[Step]) -> dict[int, tuple[int, Tensor]]:
     """id(root) -> (index of the last step that writes or reads it, directly or through a view; the root), of roots that
-    have no buffer yet."""
+    have no buffer yet; inputs that are only named too."""
     last: dict[int, tuple[int, Tensor]] = {}
     for index, step in enumerate(steps):
-        if step.result.op in VIEW_OPS and step.result.is_view:
-            continue  # naming a view touches no byte
-        for tensor in (*step.reads, step.result):
+        result = step.result
+        named = result.view_src is not None and result.op in VIEW_OPS  # which touches no byte
+        for tensor in (*step.reads, result):
             root = tensor.view_src or tensor
-            if root.buffer is None:
+            if root.buffer is None and (not named or root.flags & INPUT):
                 last[id(root)] = index, root
     return last
 
@@ -181,18 +185,16 @@ def _reusable(
 ) -> Tensor | None:
     """The root of a source that the result may overwrite, if there is one (ggml_gallocr_allocate_node)."""
     node = step.result
-    if node.op not in INPLACE_OPS:
-        return None
     for source in step.reads:
-        root = root_of(source)
+        root = source.view_src or source
         if (
             root.flags & STAYS == 0
             and id(root) in places
             and places[id(root)].arena == arena
-            and (source.view_offs == 0 or not source.is_view)
+            and (source.view_offs == 0 or source.view_src is None)
             and (source.type, source.ne, source.nb) == (node.type, node.ne, node.nb)
             and last_use[id(root)][0] == index
-            and sum(root_of(other) is root for other in step.reads) == 1
+            and [other.view_src or other for other in step.reads].count(root) == 1
         ):
             return root
     return None

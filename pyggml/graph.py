@@ -24,7 +24,8 @@ class Graph:
     """`nodes` have an op and stand after all that they read; `leafs` hold data. `uses` counts readers by id(). `repeats`: the
     layers here, which one device computes, stand for more of them. `runs`: the same of a model's graph, of each run of
     layers that have one device; the scheduler makes graphs of one device with `repeats` of it. `ends`: id() of the nodes
-    that layers end with, where that is known."""
+    that layers end with, where that is known. `closed`: nodes are read by those here alone, whatever `uses` would say. `proved`: each node has passed `ops.check`
+    where it lies, and the device that computes it has been asked."""
 
     nodes: list[Tensor] = field(default_factory=list)
     leafs: list[Tensor] = field(default_factory=list)
@@ -32,6 +33,19 @@ class Graph:
     repeats: Repeats | None = None
     ends: frozenset[int] = frozenset()
     runs: Sequence[Repeats] = ()
+    closed: bool = False
+    proved: bool = False
+
+
+class _CountedGraph(Graph):
+    """Its readers are counted when somebody asks."""
+
+    def __init__(self) -> None:
+        self.nodes, self.leafs = [], []
+
+    @cached_property
+    def uses(self) -> dict[int, int]:  # type: ignore[override]
+        return Counter([id(s) for node in self.nodes for s in node.src if s is not None])
 
 
 def build_forward(outputs: Iterable[Tensor]) -> Graph:
@@ -40,32 +54,35 @@ def build_forward(outputs: Iterable[Tensor]) -> Graph:
     Each node is marked Flag.COMPUTE. Outputs are visited in turn, so a write (SET_ROWS, CPY) that is listed before
     its reader is computed before it.
     """
-    graph = Graph()
-    seen: set[int] = set()
-    compute = int(Flag.COMPUTE)
+    graph = _CountedGraph()
+    nodes, leafs = graph.nodes, graph.leafs
+    seen: set[Tensor] = set()
+    compute, param = int(Flag.COMPUTE), int(Flag.PARAM)
     for output in outputs:
         stack: list[Tensor | None] = [output]
         while stack:
             tensor = stack.pop()
             if tensor is not None:
-                if id(tensor) in seen:  # done, or a cast, which is its own second source
+                if tensor in seen:  # done, or a cast, which is its own second source
                     continue
-                seen.add(id(tensor))
+                seen.add(tensor)
                 if tensor.src or tensor.view_src is not None:
                     stack += (tensor, None)  # None: the sources of the one below it are done
-                    for s in (tensor.view_src, *tensor.src[::-1]):
-                        if s is not None and id(s) not in seen:
+                    root = tensor.view_src
+                    if root is not None and root not in seen:
+                        stack.append(root)
+                    for s in tensor.src[::-1]:
+                        if s is not None and s not in seen:
                             stack.append(s)
                     continue
             else:
                 tensor = stack.pop()
                 assert tensor is not None
-            if tensor.op == NONE_OP and not (tensor.flags & Flag.PARAM):
-                graph.leafs.append(tensor)
+            if tensor.op == NONE_OP and not tensor.flags & param:
+                leafs.append(tensor)
             else:
                 tensor.flags |= compute
-                graph.nodes.append(tensor)
-    graph.uses.update(Counter([id(s) for node in graph.nodes for s in node.src if s is not None]))
+                nodes.append(tensor)
     return graph
 
 

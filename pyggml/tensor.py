@@ -182,6 +182,22 @@ def made_by(op: int, op_params: bytes, src: tuple[Tensor | None, ...], name: str
     return node
 
 
+def view_of(
+    a: Tensor,
+    op: int,
+    op_params: bytes,
+    ne: tuple[int, int, int, int],
+    nb: tuple[int, int, int, int],
+    offset: int,
+    name: str,
+) -> Tensor:
+    """A view of a's bytes from `offset` on."""
+    node = made_by(op, op_params, (a,), name)
+    node.type, node.ne, node.nb = a.type, ne, nb
+    node.view_src, node.view_offs = a.view_src or a, a.view_offs + offset
+    return node
+
+
 class Usage(Enum):
     ANY = 0
     WEIGHTS = 1

@@ -47,7 +47,7 @@ class _Assignment:
         self.nodes = [node for node in graph.nodes if node.op not in VIEW_OPS]
 
     def run(self) -> dict[int, int]:
-        if not self.cpu and all(self.devices[0].supports_op(node) for node in self.nodes):
+        if not self.cpu and all(map(self.devices[0].supports_op, self.nodes)):
             return _OneDevice()
         for leaf in self.graph.leafs:
             where = self.holder(leaf)

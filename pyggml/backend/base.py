@@ -153,8 +153,12 @@ class Device(ABC):
 
 def while_wanted(items: Sequence[Item], cancelled: Callable[[], bool] | None) -> Iterator[Item]:
     """The items in turn. Raises ComputeError when `cancelled`, asked before every 256th, says so."""
+    return iter(items) if cancelled is None else _while_wanted(items, cancelled)
+
+
+def _while_wanted(items: Sequence[Item], cancelled: Callable[[], bool]) -> Iterator[Item]:
     for number, item in enumerate(items):
-        if cancelled is not None and number % ASK_EVERY == 0 and cancelled():
+        if number % ASK_EVERY == 0 and cancelled():
             raise ComputeError(f"cancelled at node {number} of {len(items)}")
         yield item
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import importlib
 import itertools
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +26,7 @@ from pyggml.ops.overlap import check_overlap
 from pyggml.tensor import Flag, Tensor
 
 SMALL_STEPS = 4
+OUTPUT = int(Flag.OUTPUT)
 LARGE_OPS = (Op.MUL_MAT, Op.MUL_MAT_ID, Op.OUT_PROD, Op.FLASH_ATTN_EXT)
 SMALL_BYTES = 65536
 """A plan of so few steps with results of so few bytes is run by one thread."""
@@ -63,17 +63,18 @@ def _family(op: int) -> Any:
 
 
 def _passing_nodes(graph: Graph, nodes: list[Tensor]) -> set[int]:
-    """id() of each node whose result is read once, by the node behind it, and by nobody outside."""
-    readers = Counter([id(s.view_src or s) for node in nodes for s in node.src if s is not None])
-    return {
-        id(a)
+    """id() of each node whose result is read once, by the node behind it, and by nobody outside; of those that may be fused."""
+    readers = {
+        id(a): 0
         for a, b in itertools.pairwise(nodes)
-        if readers.get(id(a)) == 1
-        and graph.uses.get(id(a), 1) == 1
-        and not a.flags & Flag.OUTPUT
-        and a.view_src is None
-        and any(s is a for s in b.src)
+        if (a.op, b.op) in FUSIONS and not a.flags & OUTPUT and a.view_src is None and any(s is a for s in b.src)
     }
+    if readers:
+        for node in nodes:
+            for s in node.src:
+                if s is not None and (key := id(s.view_src or s)) in readers:
+                    readers[key] += 1
+    return {key for key, n in readers.items() if n == 1 and (graph.closed or graph.uses.get(key, 1) == 1)}
 
 
 class CPUDevice(Device):
@@ -136,13 +137,15 @@ class CPUBackend(Backend):
 
     def begin(self, graph: Graph) -> Begun:
         builder = self._lower(graph, None, asked=True)
-        return Begun(jit.prepare(builder.kernels()), lambda: CPUPlan(builder.finish(self.pool.status_address)))
+        return Begun(
+            jit.prepare(builder.kernels()), lambda: CPUPlan(builder.finish(self.pool.status_address, clear=False))
+        )
 
     def _lower(self, graph: Graph, cancelled: Callable[[], bool] | None, asked: bool = False) -> Builder:
         """`asked`: whether the device supports each node, which leaves the addresses to be checked."""
         compute = int(Flag.COMPUTE)
         nodes = [n for n in graph.nodes if n.op not in VIEW_OPS and n.flags & compute and 0 not in n.ne]
-        for node in while_wanted(nodes, cancelled):
+        for node in while_wanted([] if graph.proved else nodes, cancelled):
             if asked:
                 check_overlap(node)
                 continue
@@ -158,8 +161,8 @@ class CPUBackend(Backend):
                 continue
             builder.node = node
             if following is not None and id(node) in passing:
-                fusion = FUSIONS.get((Op(node.op), Op(following.op)))
-                if fusion and _module(fusion).lower_pair(builder, node, following):
+                fusion = FUSIONS[node.op, following.op]  # type: ignore[index]  # an Op's hash is its number's
+                if _module(fusion).lower_pair(builder, node, following):
                     done = following
                     continue
             _family(node.op).lower(builder, node)

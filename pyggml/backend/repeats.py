@@ -10,6 +10,7 @@ work memory is taken (the backend's business). That is checked, never assumed: a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from pyggml.alloc import Allocation, Arena, Step
@@ -104,18 +105,16 @@ def _kinds(graph: Graph, repeats: Repeats) -> list[int]:
 
 
 class PlaceWatch:
-    """Follows the placing of a graph's results, step by step (alloc.place_tensors: `after`)."""
+    """Follows the placing of a graph's results; `after` as alloc.place_tensors has it."""
 
     def __init__(self, repeats: Repeats, steps: Sequence[Step], arena: Arena) -> None:
         self.repeats, self.steps, self.arena = repeats, steps, arena
         self.layer_of = repeats.layers_of(step.result for step in steps)
-        self.ends = {id(end): i for i, end in enumerate(repeats.ends)}
         self.states: dict[int, Any] = {}
+        self.after = {id(end): partial(self._behind, i) for i, end in enumerate(repeats.ends)}
 
-    def after(self, index: int) -> None:
-        end = self.ends.get(id(self.steps[index].result))
-        if end is not None:
-            self.states[end] = self.arena.state()
+    def _behind(self, layer: int) -> None:
+        self.states[layer] = self.arena.state()
 
     def check(self, places: dict[int, Allocation]) -> None:
         """Raises IrregularError unless each unit of layers that is repeated leaves the buffer as it found it, its input's

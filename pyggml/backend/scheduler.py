@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pyggml.alloc import Allocation, Arena, Step, place_tensors, root_of, steps_of
+from pyggml.alloc import Allocation, Arena, Step, place_tensors, steps_of
 from pyggml.backend.assign import assign
 from pyggml.backend.base import Backend, Begun, Buffer, Plan, Usage
 from pyggml.backend.host import ELEMENTS, HostBuffer
@@ -122,18 +123,17 @@ class Schedule:
         arenas = [Arena(device.alignment) for device in scheduler.devices]
         runs = [run for run in graph.runs if run.pattern.first < run.pattern.last]
         watches = [self._watch(run, steps, arenas) for run in runs]
-
-        def after(index: int) -> None:
-            for watch in watches:
-                watch.after(index)
-
-        places = place_tensors(
-            steps,
-            arenas,
-            lambda t: device_of[id(t)],
-            lambda t: scheduler.devices[device_of[id(t)]].alloc_size(t),
-            after,
-        )
+        after = {key: done for watch in watches for key, done in watch.after.items()}
+        if len(scheduler.devices) == 1:
+            places = place_tensors(steps, arenas, lambda t: 0, scheduler.devices[0].alloc_size, after)
+        else:
+            places = place_tensors(
+                steps,
+                arenas,
+                lambda t: device_of[id(t)],
+                lambda t: scheduler.devices[device_of[id(t)]].alloc_size(t),
+                after,
+            )
         for watch in watches:
             with of_run(watch.repeats):
                 watch.check(places)
@@ -212,21 +212,23 @@ class Schedule:
 
     def _collect(self, steps: list[Step], places: dict[int, Allocation]) -> None:
         """List what has to get an address: placed tensors, views of anything, inputs that are read where they are."""
-        seen: dict[int, Tensor] = {}  # in the order in which they are met
+        views: dict[Tensor, None] = {}
+        roots: dict[Tensor, None] = {}
         for step in steps:
             for tensor in (*step.reads, step.result):
-                if id(tensor) not in seen:
-                    root = tensor.view_src
-                    if root is not None:
-                        seen[id(root)] = root
-                    seen[id(tensor)] = tensor
-        for key, t in seen.items():
-            if t.view_src is not None:
-                self._views.append(t)
-            elif key in places:
-                self._places.append((t, places[key]))
-                if key in self._input_names:
-                    self._inputs.setdefault(key, []).append(t)
+                root = tensor.view_src
+                if root is None:
+                    root = tensor
+                else:
+                    views[tensor] = None
+                if root.buffer is None:
+                    roots[root] = None
+        self._views = list(views)
+        for root in roots:
+            key = id(root)
+            self._places.append((root, places[key]))
+            if key in self._input_names:
+                self._inputs.setdefault(key, []).append(root)
 
     def begin(self) -> list[Job]:
         """The first half of `bind`, which does not wait for kernels that have to be compiled; the jobs to wait for."""
@@ -236,12 +238,20 @@ class Schedule:
             for tensor, place in self._places:
                 scheduler.buffer(place.arena).place(tensor, place.offset)
             for view in self._views:
-                root = root_of(view)
+                root = view.view_src
+                assert root is not None
                 view.buffer = root.buffer
                 view.data = root.data + view.view_offs
-            for split, uses in zip(self.splits, self._uses(), strict=True):
+            all_uses: list[Counter[int]] = []
+            for number, split in enumerate(self.splits):
+
+                def uses(number: int = number) -> Counter[int]:
+                    if not all_uses:
+                        all_uses.extend(self._uses())
+                    return all_uses[number]
+
                 split.plan = None
-                made = _graph_of(split.nodes, uses, split.repeats, self._ends)
+                made = _SplitGraph(split.nodes, uses, split.repeats, self._ends, len(self.splits) == 1)
                 with of_run(split.repeats):
                     split.begun = scheduler.backends[split.device].begin(made)
             self._generation = scheduler.generation
@@ -348,16 +358,39 @@ def _copies_first(splits: list[Split], steps: list[Step]) -> list[Step]:
     return ordered
 
 
-def _graph_of(nodes: list[Tensor], uses: Counter[int], repeats: Repeats | None, ends: frozenset[int]) -> Graph:
-    """A split's nodes as a graph of its own; leafs are what it reads and does not make. `uses` are those of the run."""
-    read: dict[int, Tensor] = {}
-    for node in nodes:
-        for source in node.src:
-            if source is not None:
-                root = source.view_src
-                if root is not None:
-                    read[id(root)] = root
-                read[id(source)] = source
-    known = {id(node) for node in nodes}
-    leafs = [t for key, t in read.items() if t.view_src is None and key not in known]
-    return Graph(nodes, leafs, {key: uses[key] for key in read}, repeats, ends)
+class _SplitGraph(Graph):
+    """A split's nodes as a graph of its own; leafs are what it reads and does not make. `uses` are those of the run, counted
+    when somebody asks."""
+
+    def __init__(
+        self,
+        nodes: list[Tensor],
+        uses: Callable[[], Counter[int]],
+        repeats: Repeats | None,
+        ends: frozenset[int],
+        closed: bool,
+    ) -> None:
+        self.nodes, self.repeats, self.ends, self.closed = nodes, repeats, ends, closed
+        self._uses = uses
+
+    @cached_property
+    def _read(self) -> dict[int, Tensor]:
+        read: dict[int, Tensor] = {}
+        for node in self.nodes:
+            for source in node.src:
+                if source is not None:
+                    root = source.view_src
+                    if root is not None:
+                        read[id(root)] = root
+                    read[id(source)] = source
+        return read
+
+    @cached_property
+    def leafs(self) -> list[Tensor]:  # type: ignore[override]
+        known = {id(node) for node in self.nodes}
+        return [t for key, t in self._read.items() if t.view_src is None and key not in known]
+
+    @cached_property
+    def uses(self) -> dict[int, int]:  # type: ignore[override]
+        uses = self._uses()
+        return {key: uses[key] for key in self._read}

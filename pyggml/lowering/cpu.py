@@ -5,27 +5,24 @@ Knows no single op: each family in kernels/cpu lowers its own through `Builder`.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pyggml import jit
-from pyggml.dtypes import GGMLType
+from pyggml.dtypes import SIZES, GGMLType
 from pyggml.errors import WorkMemoryError
 from pyggml.kernels.cpu.step_args import MAX_ARGS, StepArgs, packed
 from pyggml.lowering.hazards import Hazards, Memo, Span
 from pyggml.lowering.parts import cost_ns, parts
 from pyggml.lowering.spans import first_fit
-from pyggml.lowering.table import StepTable
+from pyggml.lowering.table import FIRST_OPERAND, STEP_HEAD, STEP_OPERAND, StepTable, aligned_bytes
 from pyggml.steps import MAX_OPERANDS, OPERAND, PLAN, STEP
 from pyggml.tensor import Tensor
 
 NOTHING = (0,) * 8
-AT_ONCE = 1024
 
 
 class Lowered(NamedTuple):
@@ -77,7 +74,7 @@ class _Step:
     src: tuple[Tensor | None, ...]
     ints: tuple[int, ...]
     scratch: tuple[Scratch, ...]
-    held: tuple[Scratch, ...]  # those and the operands' own
+    held: Sequence[Scratch]  # those and the operands' own
     kernels: tuple[int, ...]  # numbers of the step's own and of those that it calls
     sync: bool = False
 
@@ -109,41 +106,43 @@ class Builder:
         which the kernel finds in this order in its `scratch`. The threads meet before it only if it needs what a
         step since their last meeting wrote, or would overwrite what one of those reads. `calls`: at most three kernels whose
         addresses the step's own kernel finds in its record. `args`: an instance of the class that stands beside the kernel."""
-        assert self.node is not None and len(src) <= MAX_OPERANDS and len(args) <= MAX_ARGS
+        node, steps, hazards = self.node, self.steps, self._hazards
+        assert node is not None and len(src) <= MAX_OPERANDS and len(args) <= MAX_ARGS
         scratch = (*writes, *reads)
         assert len(scratch) <= 2 and len(calls) <= 3
-        held, written, read, write = list(scratch), [id(s) for s in writes], [], []
-        if isinstance(dst, WorkTensor):
-            held.append(dst.scratch)
-            written.append(id(dst.scratch))
-        elif dst is not None:
-            write.append((dst.data, dst.data + dst.nbytes))
+        held, written, read, write = list(scratch), [id(s) for s in writes] if writes else [], [], []
+        if dst is not None:
+            if isinstance(dst, WorkTensor):
+                held.append(dst.scratch)
+                written.append(id(dst.scratch))
+            else:
+                low = dst.data
+                write.append((low, low + dst.nbytes))
         for t in src:
-            if isinstance(t, WorkTensor):
-                held.append(t.scratch)
-            elif t is not None:
-                read.append((t.data, t.data + t.nbytes))
-        if self._hazards.in_the_way(read, write, [id(s) for s in held if not s.per_thread] if held else ()):
+            if t is not None:
+                if isinstance(t, WorkTensor):
+                    held.append(t.scratch)
+                else:
+                    low = t.data
+                    read.append((low, low + t.nbytes))
+        number = len(steps)
+        shared: Sequence[int] = ()
+        if held:
+            shared = [id(s) for s in held if not s.per_thread]
+            for s in held:
+                if s.first < 0:
+                    s.first = number
+                s.last = number
+        if hazards.in_the_way(read, write, shared):
             self.barrier()
         for low, high in write:
             self._memo.wrote(low, high)
-        self._hazards.add(read, write, written)
-        number, kernels = len(self.steps), self._kernels
-        for s in held:
-            s.first = number if s.first < 0 else s.first
-            s.last = number
-        self.steps.append(
-            _Step(
-                spec,
-                self.node,
-                dst,
-                tuple(src),
-                packed(args),
-                scratch,
-                tuple(held),
-                tuple([kernels.setdefault(s, len(kernels)) for s in (spec, *calls)]),
-            )
-        )
+        hazards.add(read, write, written)
+        kernels = self._kernels
+        run = kernels.setdefault(spec, len(kernels))
+        called = (run, *[kernels.setdefault(s, len(kernels)) for s in calls]) if calls else (run,)
+        given = packed(args) if args else ()
+        steps.append(_Step(spec, node, dst, tuple(src), given, scratch, held, called))
 
     def barrier(self) -> None:
         """A barrier behind the last step."""
@@ -178,15 +177,16 @@ class Builder:
         """What the steps run, each once."""
         return list(self._kernels)
 
-    def finish(self, status: int, max_work: int | None = None) -> Lowered:
-        """`status`: the address that kernels report to. Raises WorkMemoryError for more than `max_work` bytes."""
+    def finish(self, status: int, max_work: int | None = None, *, clear: bool = True) -> Lowered:
+        """`status`: the address that kernels report to. `clear`: whether work memory is zero in the beginning; no kernel asks for
+        that, as each run finds what the last one left. Raises WorkMemoryError for more than `max_work` bytes."""
         arena_size, record_size = self.place(), PLAN.itemsize + self.count() * STEP.itemsize
         work = arena_size + record_size + 128
         if max_work is not None and work > max_work:
             raise WorkMemoryError(work, max_work)
         jit.ensure(self.kernels())
-        arena = _zeros(arena_size)
-        table = self.records(int(arena.ctypes.data)).sealed(status)
+        arena = _zeros(arena_size) if clear else aligned_bytes(arena_size, clear=False)
+        table = self.records(int(arena.ctypes.data), status).headed(status)
         return Lowered(table, [s.node for s in self.steps], self.where(), [arena, self.buffers()], work)
 
     def check(self) -> None:
@@ -217,43 +217,44 @@ class Builder:
         """All that the steps' operands lie in."""
         return list({id(t.buffer): t.buffer for s in self.steps for t in (s.dst, *s.src) if t is not None}.values())
 
-    def records(self, arena: int) -> StepTable:
-        """The steps' records. `arena`: the address of the work memory. NumPy takes in so many steps at a time that other
-        threads get the interpreter in between."""
-        table = StepTable(len(self.steps))
+    def records(self, arena: int, status: int) -> StepTable:
+        """The steps' records. `arena`: the address of the work memory."""
+        table, n_threads = StepTable(len(self.steps)), self.n_threads
+        if self.steps:
+            self.steps[-1].sync = True  # what runs them waits for all
         for s in self.steps:
             for t in (s.dst, *s.src):
                 if isinstance(t, WorkTensor):
                     t.data = arena + t.scratch.address
-        for first in range(0, len(self.steps), AT_ONCE):
-            last = min(first + AT_ONCE, len(self.steps))
-            self._fill(table.steps[first:last], table.operands[first:last], self.steps[first:last], arena)
-        table.steps["index"] = np.arange(len(self.steps))
-        return table
-
-    def _fill(self, records: NDArray[Any], operands: NDArray[np.int64], steps: list[_Step], arena: int) -> None:
-        """A field of all records at a time."""
-        addresses, n_threads = [jit.address(spec) for spec in self._kernels], self.n_threads
-        numbers, slots, words = array("q"), array("q"), array("q")
-        kernels, work, own = [], [], []
-        for i, s in enumerate(steps):
-            for j, t in enumerate((s.dst, *s.src)):
+        addresses = [jit.address(spec) for spec in self._kernels]
+        memory, at, due = memoryview(table.bytes), 0, 0  # type: ignore[arg-type]
+        put_head, put_operand, size = STEP_HEAD.pack_into, STEP_OPERAND.pack_into, OPERAND.itemsize
+        for number, s in enumerate(self.steps):
+            read, to = 0, at + FIRST_OPERAND
+            for t in (s.dst, *s.src):
                 if t is not None:
-                    numbers.append(i)
-                    slots.append(j)
-                    words.extend((t.data, *t.ne, *t.nb))
-            kernels.append([*[addresses[k] for k in s.kernels], *NOTHING[len(s.kernels) : 4]])
-            work.append([*[arena + w.address for w in s.scratch], *NOTHING[len(s.scratch) : 2]])
-            own.append(max([w.size // n_threads for w in s.scratch if w.per_thread], default=0))
-        called = np.array(kernels, np.uint64)
-        records["kernel"], records["calls"] = called[:, 0], called[:, 1:]
-        records["sync"] = [s.sync for s in steps]
-        records["parts"] = [parts(cost_ns(s.node, s.dst, s.src), n_threads) for s in steps]
-        records["params"] = np.frombuffer(b"".join([s.node.op_params for s in steps]), "<i4").reshape(-1, 16)
-        records["ints"] = [(*s.ints, *NOTHING[len(s.ints) :]) for s in steps]
-        records["scratch"], records["thread_bytes"] = work, own
-        at = np.frombuffer(numbers, np.int64), np.frombuffer(slots, np.int64)
-        operands[at] = np.frombuffer(words, np.int64).reshape(-1, OPERAND.itemsize // 8)
+                    n0, n1, n2, n3 = t.ne
+                    put_operand(memory, to, t.data, n0, n1, n2, n3, *t.nb)
+                    block_size, type_size = SIZES[t.type]
+                    read += n0 * n1 * n2 * n3 * type_size // block_size
+                to += size
+            share, places = 0, [0, 0]
+            for i, w in enumerate(s.scratch):
+                places[i] = arena + w.address
+                if w.per_thread:
+                    share = max(share, w.size // n_threads)
+            run, *called = [addresses[k] for k in s.kernels]
+            count = parts(cost_ns(s.node, s.dst, read), n_threads)
+            due += count
+            ints = s.ints + NOTHING[len(s.ints) :]
+            put_head(
+                memory, at, run, s.sync, status, number, s.node.op_params, *ints, *places, share,
+                *called, *NOTHING[: 3 - len(called)], count, due if s.sync else 0,
+            )  # fmt: skip
+            if s.sync:
+                due = 0
+            at += STEP.itemsize
+        return table
 
 
 def _span(tensor: Tensor) -> Span:
@@ -262,5 +263,4 @@ def _span(tensor: Tensor) -> Span:
 
 def _zeros(size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Bytes at a multiple of 64."""
-    raw = np.zeros(size + 64, np.uint8)
-    return raw[-raw.ctypes.data % 64 :][:size]
+    return aligned_bytes(size)

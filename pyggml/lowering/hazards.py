@@ -6,7 +6,7 @@ all before it, is the specification in tests/lowering/test_hazards.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from pyggml.lowering.spans import Spans
@@ -44,24 +44,29 @@ class Hazards:
         writes. `pieces`: the work memory that it touches, by id()."""
         if self._pending and not self._pending.isdisjoint(pieces):
             return True
-        written = self._few_writes
+        few_reads, few_writes, all_reads, all_writes = self._few_reads, self._few_writes, self._reads, self._writes
         for low, high in reads:
-            if _overlaps(low, high, written) or (self._writes is not None and self._writes.overlaps(low, high)):
+            if few_writes and _overlaps(low, high, few_writes):
+                return True
+            if all_writes is not None and all_writes.overlaps(low, high):
                 return True
         for low, high in writes:
-            if _overlaps(low, high, written) or _overlaps(low, high, self._few_reads):
+            if few_writes and _overlaps(low, high, few_writes):
                 return True
-            if self._writes is not None and self._writes.overlaps(low, high):
+            if few_reads and _overlaps(low, high, few_reads):
                 return True
-            if self._reads is not None and self._reads.overlaps(low, high):
+            if all_writes is not None and all_writes.overlaps(low, high):
+                return True
+            if all_reads is not None and all_reads.overlaps(low, high):
                 return True
         return False
 
-    def add(self, reads: Iterable[Span], writes: Iterable[Span], written: Iterable[int]) -> None:
+    def add(self, reads: Iterable[Span], writes: Iterable[Span], written: Collection[int]) -> None:
         """Count a step in. `written`: the work memory that it writes to, by id()."""
         self._few_reads += reads
         self._few_writes += writes
-        self._pending.update(written)
+        if written:
+            self._pending.update(written)
         if len(self._few_reads) > FEW:
             self._reads = self._put_away(self._reads, self._few_reads)
         if len(self._few_writes) > FEW:
@@ -106,7 +111,7 @@ class Memo:
 
     def wrote(self, low: int, high: int) -> None:
         """Forget what was made of bytes of [low, high)."""
-        if low < high:
+        if low < high and self._kept:
             stale = [key for key, (_, (a, b)) in self._kept.items() if a < high and low < b and a < b]
             for key in stale:
                 del self._kept[key]

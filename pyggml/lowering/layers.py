@@ -20,7 +20,10 @@ from pyggml.lowering.cpu import Builder, Scratch, WorkTensor
 from pyggml.lowering.relied import Relied
 from pyggml.lowering.spans import first_fit
 from pyggml.lowering.table import StepTable
+from pyggml.steps import offset
 from pyggml.tensor import Tensor
+
+INDEX = offset("index") // 8
 
 
 @dataclass(slots=True)
@@ -70,16 +73,22 @@ class LayerBuilder(Builder):
         self._relied.made(key, self._layer)
         if not self._pattern.repeated(self._layer):
             return
+        if not self._is_new(key, source):  # a layer that comes before this one in the model may have made the same
+            raise IrregularError(f"what is made of {source.name!r} may serve several layers")
+
+    def _is_new(self, key: Any, source: Tensor) -> bool:
+        """Whether what is made of it is this unit's own: it was written here, or it, or what else the key names, is a leaf that no
+        other layer has."""
         start = self._starts[self._pattern.unit_of(self._layer)]
         if isinstance(source, WorkTensor):
-            new = source.scratch.first >= start
-        else:
-            written = [step.dst for step in self.steps[start:] if step.dst is not None]
-            leafs, layer = self._repeats.leafs, self._pattern.layers[self._layer]
-            new = any(_overlap(source, t) for t in written) or id(source.view_src or source) in leafs.apart[layer]
-            new = new or any(part in leafs.own[layer] for part in key)
-        if not new:  # a layer that comes before this one in the model may have made the same
-            raise IrregularError(f"what is made of {source.name!r} may serve several layers")
+            return source.scratch.first >= start
+        low, high = source.data, source.data + source.nbytes
+        for number in range(len(self.steps) - 1, start - 1, -1):  # mostly a step or two before
+            t = self.steps[number].dst
+            if t is not None and low < t.data + t.nbytes and t.data < high:
+                return True
+        leafs, layer = self._repeats.leafs, self._pattern.layers[self._layer]
+        return id(source.view_src or source) in leafs.apart[layer] or any(part in leafs.own[layer] for part in key)
 
     def remembered(self, key: Any) -> Any:
         found = super().remembered(key)
@@ -102,8 +111,12 @@ class LayerBuilder(Builder):
                 raise IrregularError(f"{end.name!r} is not what a layer ends with and the next begins with")
         self._relied.check(self._memo.remembered)
         self._order = [*pattern.order, *[len(pattern.layers)] * behind]
-        self._sizes = np.diff(starts)[self._order]
-        self._steps_of = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in self._order])
+        begins = np.array(starts)
+        self._sizes = (begins[1:] - begins[:-1])[self._order]
+        behind_each = self._sizes.cumsum()
+        self._steps_of = np.arange(behind_each[-1]) + (begins[self._order] + self._sizes - behind_each).repeat(
+            self._sizes
+        )
         self._find_pieces()
 
     def _find_pieces(self) -> None:
@@ -162,13 +175,13 @@ class LayerBuilder(Builder):
     def buffers(self) -> list[Any]:
         return [super().buffers(), self._repeats.leafs.buffers]
 
-    def records(self, arena: int) -> StepTable:
-        few, table = super().records(arena), StepTable(self.count(), clear=False)
+    def records(self, arena: int, status: int) -> StepTable:
+        few, table = super().records(arena, status), StepTable(self.count(), clear=False)
         np.take(few.words, self._steps_of, axis=0, out=table.words, mode="clip")  # "raise" copies twice
-        table.steps["index"] = np.arange(self.count())
+        table.words[:, INDEX] = np.arange(self.count())
         pattern, addresses = self._pattern, self._repeats.leafs.addresses
         starts = [*self._starts, len(self.steps)]
-        first_of = np.cumsum(self._sizes) - self._sizes  # the first step of each layer in the table
+        first_of = self._sizes.cumsum() - self._sizes  # the first step of each layer in the table
         order = np.array(self._order)
         buffer_ids = self._repeats.leafs.buffer_ids
         for i in range(pattern.first, pattern.last):

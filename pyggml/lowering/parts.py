@@ -7,9 +7,8 @@ short that taking it costs more than computing it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 
-from pyggml.dtypes import SIZES
 from pyggml.ops import Op
 from pyggml.tensor import Tensor
 
@@ -30,15 +29,9 @@ REUSE = frozenset(
 """Ops that multiply more numbers than they read."""
 
 
-def cost_ns(node: Tensor, dst: Tensor | None, src: Sequence[Tensor | None]) -> float:
-    """What one thread needs for a step of `node`, roughly. Elements count as often as they are read, also where many of
-    them are one in memory (strides of 0)."""
-    read = 0
-    for t in (dst, *src):
-        if t is not None:
-            block_size, type_size = SIZES[t.type]
-            n0, n1, n2, n3 = t.ne
-            read += n0 * n1 * n2 * n3 * type_size // block_size
+def cost_ns(node: Tensor, dst: Tensor | None, read: int) -> float:
+    """What one thread needs for a step of `node`, roughly, that writes to `dst`. `read`: bytes of all its operands; elements
+    count as often as they are read, also where many of them are one in memory (strides of 0)."""
     if node.op not in REUSE or (dst is None and node.op != Op.FLASH_ATTN_EXT):  # what is made of activations first
         return read / BYTES_PER_NS
     return read / BYTES_PER_NS + _products(node) / PRODUCTS_PER_NS
@@ -77,4 +70,4 @@ def parts(cost: float, n_threads: int) -> int:
     least = cost / LONG_NS
     if n_threads > 1:
         least = max(least, n_threads, min(cost / PART_NS, 8 * n_threads))
-    return int(min(max(1, -(-least // 1)), AT_MOST))
+    return min(max(1, math.ceil(least)), AT_MOST)

@@ -101,9 +101,37 @@ class Spans:
             del self._lows[block], self._highs[block], self._heads[block], self._widest[block]
 
 
+FEW = 24
+"""So many pieces of memory that are in use at a time are gone through one by one."""
+
+
 def first_fit(pieces: Iterable[tuple[int, int, int]], step: int) -> tuple[list[int], int]:
     """Addresses for pieces of memory (size, first, last), in order of `first`, and the bytes in all. Each gets the
     lowest multiple of `step` that is free; a piece's memory is free again for those that begin after its `last`."""
+    pieces = list(pieces)
+    addresses: list[int] = []
+    used: list[tuple[int, int, int]] = []  # (from, to, last), ascending
+    top = 0
+    for size, first, last in pieces:
+        if not size:
+            addresses.append(0)
+            continue
+        length, at, number = -(-size // step) * step, 0, 0
+        used = [piece for piece in used if piece[2] >= first]
+        for low, high, _ in used:
+            if low - at >= length:
+                break
+            at, number = high, number + 1
+        if len(used) > FEW:
+            return _first_fit_of_many(pieces, step)
+        used.insert(number, (at, at + length, last))
+        addresses.append(at)
+        top = max(top, at + length)
+    return addresses, top
+
+
+def _first_fit_of_many(pieces: Iterable[tuple[int, int, int]], step: int) -> tuple[list[int], int]:
+    """The same in the logarithm of their number."""
     free = Spans()
     free.add(0, 1 << 63)
     alive: list[tuple[int, int, int]] = []  # a heap of (last, from, to)

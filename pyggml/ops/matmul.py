@@ -19,16 +19,15 @@ from pyggml.tensor import Tensor
 @rule(Op.MUL_MAT)
 def _mul_mat(src: Srcs, node: Tensor) -> tuple[GGMLType, Shape]:
     a, b = sources(Op.MUL_MAT, src, 2)
-    need(a.ne[0] == b.ne[0], Op.MUL_MAT, "rows differ in length", a, b)
-    need(
-        divides(a.ne[2], b.ne[2]) and divides(a.ne[3], b.ne[3]),
-        Op.MUL_MAT,
-        "dimensions 2 and 3 of the first operand do not divide those of the second",
-        a,
-        b,
-    )
-    need(not a.is_transposed, Op.MUL_MAT, "the first operand is transposed", a)
-    return GGMLType.F32, (a.ne[1], b.ne[1], b.ne[2], b.ne[3])
+    (k, n, a2, a3), (kb, m, b2, b3) = a.ne, b.ne
+    if k != kb:
+        need(False, Op.MUL_MAT, "rows differ in length", a, b)
+    if not (divides(a2, b2) and divides(a3, b3)):
+        why = "dimensions 2 and 3 of the first operand do not divide those of the second"
+        need(False, Op.MUL_MAT, why, a, b)
+    if a.is_transposed:
+        need(False, Op.MUL_MAT, "the first operand is transposed", a)
+    return GGMLType.F32, (n, m, b2, b3)
 
 
 def mul_mat(a: Tensor, b: Tensor, name: str = "") -> Tensor:

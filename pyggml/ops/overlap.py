@@ -27,7 +27,6 @@ def check_overlap(node: Tensor) -> None:
             f"{Op(node.op).name} {node.name!r}: elements of the result share bytes: {list(node.ne)}, strides"
             f" {list(node.nb)}"
         )
-    allowed = IN_PLACE.get(node.op, ())  # type: ignore[call-overload]  # an Op's hash is its number's
     low, buffer = node.data, node.buffer
     high = low + node.nbytes
     for index, source in enumerate(node.src):
@@ -35,6 +34,7 @@ def check_overlap(node: Tensor) -> None:
             continue
         if source.data >= high or source.data + source.nbytes <= low:
             continue
+        allowed = IN_PLACE.get(node.op, ())  # type: ignore[call-overload]  # an Op's hash is its number's
         if (index in allowed and same_place(node, source)) or not share_bytes(node, source):
             continue
         op = Op(node.op)
@@ -50,8 +50,9 @@ def check_overlap(node: Tensor) -> None:
 
 def same_place(a: Tensor, b: Tensor) -> bool:
     """Same bytes, seen in the same way (ggml-alloc.c: ggml_are_same_layout)."""
-    strides = zip(a.ne, a.nb, b.nb, strict=True)
-    return a.data == b.data and a.type == b.type and a.ne == b.ne and all(n == 1 or x == y for n, x, y in strides)
+    if a.data != b.data or a.type != b.type or a.ne != b.ne:
+        return False
+    return a.nb == b.nb or all(n == 1 or x == y for n, x, y in zip(a.ne, a.nb, b.nb, strict=True))
 
 
 def share_bytes(a: Tensor, b: Tensor) -> bool:

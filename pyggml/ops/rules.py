@@ -37,19 +37,13 @@ def form_of(node: Tensor) -> Form:
     return (node.op, node.op_params, node.type, node.ne, node.nb, *shapes)
 
 
-class Forms:
-    """A set of forms to which the answer was yes; emptied when it is full, so that no peer's graphs make it grow."""
-
-    def __init__(self) -> None:
-        self._forms: set[Form] = set()
-
-    def __contains__(self, form: Form) -> bool:
-        return form in self._forms
+class Forms(set[Form]):
+    """Forms to which the answer was yes; emptied when there are too many, so that no peer's graphs make it grow."""
 
     def add(self, form: Form) -> None:
-        if len(self._forms) >= MAX_FORMS:
-            self._forms.clear()
-        self._forms.add(form)
+        if len(self) >= MAX_FORMS:
+            self.clear()
+        super().add(form)
 
 
 _well_formed = Forms()
@@ -93,6 +87,8 @@ def need(ok: bool, op: Op, why: str, *tensors: Tensor | None) -> None:
 
 def sources(op: Op, src: Srcs, required: int, optional: int = 0) -> tuple[Tensor, ...]:
     """The required sources; any beyond required + optional must be absent."""
+    if len(src) == required and None not in src:
+        return tuple(src)  # type: ignore[arg-type]
     have = tuple([s for s in src[:required] if s is not None])
     if len(have) != required:
         need(False, op, f"{len(have)} of {required} sources given")
@@ -107,6 +103,8 @@ def option(src: Srcs, index: int) -> Tensor | None:
 
 def can_repeat(a: Tensor, b: Tensor) -> bool:
     """Whether `a` tiles `b` in every dimension (ggml.c: ggml_can_repeat)."""
+    if a.ne == b.ne:
+        return True
     if 0 in a.ne:
         return 0 in b.ne
     return all(nb % na == 0 for na, nb in zip(a.ne, b.ne, strict=True))

@@ -144,6 +144,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
     """Blocks of two, so that a few spans fill many."""
     if "real" not in request.node.name:
         monkeypatch.setattr(spans_module, "BLOCK", 2)
+        monkeypatch.setattr(spans_module, "FEW", 3)
         monkeypatch.setattr(hazards_module, "FEW", 1)
 
 
@@ -225,6 +226,8 @@ def test_spans_are_the_numbers_put_in(spans: list[Span], taken: list[int]) -> No
     assert bool(made) == bool(numbers)
 
 
+Fit = Callable[[Iterable[tuple[int, int, int]], int], tuple[list[int], int]]
+
 PIECES = st.lists(st.tuples(st.integers(0, 300), st.integers(0, 2), st.integers(0, 6)), max_size=60).map(
     lambda drawn: [(size, first, first + life) for (size, _, life), first in zip(drawn, firsts(drawn), strict=True)]
 )
@@ -234,9 +237,19 @@ def firsts(drawn: list[tuple[int, int, int]]) -> list[int]:
     return [sum(later for _, later, _ in drawn[:i]) for i in range(len(drawn))]
 
 
-@given(PIECES)
-def test_work_memory_lies_where_the_specification_says(pieces: list[tuple[int, int, int]]) -> None:
-    assert first_fit(pieces, 64) == plain_first_fit(pieces, 64)
+@pytest.mark.parametrize("fit", [first_fit, spans_module._first_fit_of_many])
+@given(pieces=PIECES)
+def test_work_memory_lies_where_the_specification_says(fit: Fit, pieces: list[tuple[int, int, int]]) -> None:
+    assert fit(pieces, 64) == plain_first_fit(pieces, 64)
+
+
+def test_pieces_that_all_live_are_not_gone_through_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(spans_module, "_first_fit_of_many", lambda pieces, step: asked.append(len(pieces)))
+    first_fit([(64, 0, 1)] * 3, 64)
+    assert not asked
+    first_fit([(64, 0, 1)] * 5, 64)
+    assert asked == [5]
 
 
 def test_memory_freed_too_early_is_noticed() -> None:

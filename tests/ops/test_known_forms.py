@@ -94,4 +94,4 @@ def test_no_more_forms_are_kept_than_there_is_room_for() -> None:
     forms = rules.Forms()
     for i in range(3 * rules.MAX_FORMS):
         forms.add((i,))
-        assert (i,) in forms and len(forms._forms) <= rules.MAX_FORMS
+        assert (i,) in forms and len(forms) <= rules.MAX_FORMS

@@ -197,7 +197,7 @@ class CudaBackend(Backend):
         for node in while_wanted(nodes, cancelled):
             if asked:
                 check_overlap(node)
-            else:
+            elif not graph.proved:
                 check(node)
                 reason = self.device.why_not(node)
                 if reason is not None:

@@ -14,6 +14,7 @@ where d and dv are the head sizes of k and v, rounded up to 16.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 from pyggml.kernels.cpu.attention_rows import CALL
@@ -33,12 +34,13 @@ def fixed_areas(width: int) -> list[int]:
     return [sum(sizes[: i + 1]) for i in range(len(sizes))]
 
 
-def work_memory(d: int, dv: int, width: int) -> tuple[list[int], int]:
+@functools.lru_cache(256)
+def work_memory(d: int, dv: int, width: int) -> tuple[tuple[int, ...], int]:
     """(byte offsets of the rows of keys, keys, values, odd values and the result; bytes in all)."""
     d, dv = _round16(d), _round16(dv)
     sizes = [GROUP * d * width, 64 * d, 64 * d, 64 * dv, 64 * dv, GROUP * width * dv + 16]
     ends = [fixed_areas(width)[-1] + 4 * sum(map(_round16, sizes[: i + 1])) for i in range(len(sizes))]
-    return ends[:-1], ends[-1]
+    return tuple(ends[:-1]), ends[-1]
 
 
 class TileArgs(NamedTuple):

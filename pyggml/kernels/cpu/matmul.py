@@ -7,7 +7,8 @@ transposed ones or activations of another type than F32, are copied into work me
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+import functools
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from pyggml import jit
 from pyggml.dtypes import SIZES, GGMLType
@@ -30,6 +31,8 @@ MIN_TILE_COLUMNS = {"vnni": 3, "v4": 2, "v3": 3}
 WIDTH = {"vnni": (12, 12, 12), "v4": (12, 10, 10), "v3": (4, 3, 2), "v2": (1, 1, 1), "generic": (4, 4, 4)}
 """Tokens in a register tile, whose accumulators should stay in registers: of floats, of integers (which have a second
 set), and of integers that are signed or whose scales change every 16 values (benchmarks/kernels.py)."""
+
+PLANES = Spec("activations", "planes")
 
 Listed: TypeAlias = "tuple[WorkTensor, tuple[int, int]] | None"
 """A table of experts.py and where its parts begin."""
@@ -97,6 +100,7 @@ def _transposed(builder: Builder, t: Tensor) -> Tensor:
     return _f32(builder, turned)
 
 
+@functools.cache
 def tile_width(dtype: GGMLType) -> int:
     """Tokens in a register tile that meets weights of this type."""
     floats, integers, halves = WIDTH[jit.level()]
@@ -104,15 +108,15 @@ def tile_width(dtype: GGMLType) -> int:
     return floats if row.as_floats else halves if row.runs_of_16 or row.signed else integers
 
 
+@functools.cache
 def min_tile_columns(dtype: GGMLType) -> int:
     return 4 if FORMATS[dtype].as_floats else MIN_TILE_COLUMNS.get(jit.level(), 4)
 
 
 def _product(builder: Builder, node: Tensor, a: Tensor, b: Tensor) -> None:
     if b.ne[1] >= min_tile_columns(a.type) and not is_one_by_one(node):
-        width = tile_width(a.type)
-        each = -(-b.ne[1] // width)
-        _gemm(builder, node, a, b, width, each, each * b.ne[2] * b.ne[3])
+        each = -(-b.ne[1] // tile_width(a.type))
+        _gemm(builder, node, a, b, each, each * b.ne[2] * b.ne[3])
     else:
         _matvec(builder, node, a, b)
 
@@ -128,7 +132,7 @@ def _by_expert(builder: Builder, node: Tensor, a: Tensor, b: Tensor) -> None:
     if ids.ne[0] * ids.ne[1] >= min_tile_columns(a.type) * n_experts and not is_one_by_one(node):
         width = tile_width(a.type)
         table = experts.table(builder, ids, n_experts, width)
-        _gemm(builder, node, a, b, width, 0, experts.most_panels(ids, n_experts, width), table)
+        _gemm(builder, node, a, b, 0, experts.most_panels(ids, n_experts, width), table)
     else:
         _matvec(builder, node, a, b, experts.table(builder, ids, n_experts, ids.ne[0] * ids.ne[1]))
 
@@ -141,20 +145,21 @@ def _converted(
     found: Scratch | None = builder.remembered(key)
     if found is None:
         found = builder.scratch(size)
-        builder.step(spec, None, [b, table], args=args, writes=[found])
+        builder.step(spec, None, (b, table), args=args, writes=(found,))
         builder.remember(key, found, b)
     return found
 
 
-def _kernel(a: Tensor, module: str, *args: int) -> tuple[Spec, list[Spec]]:
-    """(kernel, what it calls) for weights of a's type."""
-    if a.type not in DEQUANTISED_FIRST:
-        return Spec(module, "rows", (a.type.name, *args)), []
-    return Spec("dequant_fallback", "product"), [dequant_fallback.decoder(a.type), Spec(module, "rows", ("F32", *args))]
+@functools.cache
+def _kernel(dtype: GGMLType, module: str, *args: int) -> tuple[Spec, tuple[Spec, ...]]:
+    """(kernel, what it calls) for weights of this type."""
+    if dtype not in DEQUANTISED_FIRST:
+        return Spec(module, "rows", (dtype.name, *args)), ()
+    return Spec("dequant_fallback", "product"), (dequant_fallback.decoder(dtype), Spec(module, "rows", ("F32", *args)))
 
 
 def _matvec(builder: Builder, node: Tensor, a: Tensor, b: Tensor, listed: Listed = None) -> None:
-    spec, calls = _kernel(a, "matvec", *matvec.together(1 if listed else b.ne[1]))
+    spec, calls = _kernel(a.type, "matvec", *matvec.together(1 if listed else b.ne[1]))
     reads, room = [], 0
     table, (panels_from, pairs_from) = listed or (None, (0, 0))
     length = padded = size = 0
@@ -163,7 +168,7 @@ def _matvec(builder: Builder, node: Tensor, a: Tensor, b: Tensor, listed: Listed
         padded = activations.padded(length)
         size = padded * activations.PLANE_BYTES
         planes = activations.PlaneArgs(length, padded, size)
-        reads = [_converted(builder, b, Spec("activations", "planes"), b.nrows * size, planes)]
+        reads = [_converted(builder, b, PLANES, b.nrows * size, planes)]
     elif calls:
         room = dequant_fallback.product_bytes(a.ne[0], 0)
     args = ProductArgs(
@@ -172,40 +177,58 @@ def _matvec(builder: Builder, node: Tensor, a: Tensor, b: Tensor, listed: Listed
     )  # fmt: skip
     if listed is not None:
         writes = [builder.thread_scratch(experts.RECORD + room)]
-        by_row, calls = Spec("experts", "matvec"), [spec, *calls]
-        builder.step(by_row, node, [a, b, table], args=args, writes=writes, reads=reads, calls=calls)
+        by_row, calls = Spec("experts", "matvec"), (spec, *calls)
+        builder.step(by_row, node, (a, b, table), args=args, writes=writes, reads=reads, calls=calls)
         return
     writes = [builder.thread_scratch(room)] if room else []
-    builder.step(spec, node, [a, b], args=args, writes=writes, reads=reads, calls=[spec, *calls] if calls else [])
+    builder.step(spec, node, (a, b), args=args, writes=writes, reads=reads, calls=(spec, *calls) if calls else ())
 
 
-def _gemm(
-    builder: Builder, node: Tensor, a: Tensor, b: Tensor, width: int, each: int, panels: int, listed: Listed = None
-) -> None:
-    """`panels` of `width` tokens, `each` for one matrix."""
-    k = a.ne[0]
-    if FORMATS[a.type].as_floats:
+class _Tiles(NamedTuple):
+    """How tiles meet rows of one type and length. `convert` makes panels of activations, which have `length` blocks, or elements
+    where weights meet floats, and `size` bytes; `room`: work memory of a thread."""
+
+    convert: Spec
+    length: int
+    size: int
+    kernel: Spec
+    calls: tuple[Spec, ...]
+    room: int
+    row_blocks: int
+
+
+@functools.lru_cache(256)
+def _tiles(dtype: GGMLType, k: int) -> _Tiles:
+    """For weights with rows of `k` elements."""
+    width, row = tile_width(dtype), FORMATS[dtype]
+    if row.as_floats:
         length, size = k, k * 4 * width
-        spec = Spec("activations", "columns", (width,))
+        convert = Spec("activations", "columns", (width,))
     else:
         length = k // activations.BLOCK
         size = length * activations.PANEL_BYTES * width
-        spec = Spec("activations", "panels", (width, 1) if FORMATS[a.type].runs_of_16 else (width,))
-    table, parts = listed or (None, (0, 0))
-    columns = _converted(builder, b, spec, panels * size, activations.PanelArgs(length, each, *parts), table)
-    spec, calls = _kernel(a, "tile", width)
-    room = -(-tile.work_bytes(T.F32 if calls else a.type, k) // 64) * 64
+        convert = Spec("activations", "panels", (width, 1) if row.runs_of_16 else (width,))
+    kernel, calls = _kernel(dtype, "tile", width)
+    room = -(-tile.work_bytes(T.F32 if calls else dtype, k) // 64) * 64
     if calls:
         room = dequant_fallback.product_bytes(k, room)
+    return _Tiles(convert, length, size, kernel, calls, room, k // SIZES[dtype].block_size if calls else 0)
+
+
+def _gemm(builder: Builder, node: Tensor, a: Tensor, b: Tensor, each: int, panels: int, listed: Listed = None) -> None:
+    """`panels` of activations, `each` for one matrix."""
+    convert, length, size, kernel, calls, room, row_blocks = _tiles(a.type, a.ne[0])
+    table, parts = listed or (None, (0, 0))
+    columns = _converted(builder, b, convert, panels * size, activations.PanelArgs(length, each, *parts), table)
     args = ProductArgs(
         length=length, column_bytes=size, panels_from=parts[0], pairs_from=parts[1], work_bytes=room,
-        row_blocks=k // SIZES[a.type].block_size if calls else 0, panels_each=each,
+        row_blocks=row_blocks, panels_each=each,
     )  # fmt: skip
     if listed is None:
         work = builder.thread_scratch(room)
-        calls = [spec, *calls] if calls else []
-        builder.step(spec, node, [a, b], args=args, writes=[work], reads=[columns], calls=calls)
+        calls = (kernel, *calls) if calls else ()
+        builder.step(kernel, node, (a, b), args=args, writes=(work,), reads=(columns,), calls=calls)
         return
     work = builder.thread_scratch(experts.RECORD + room + node.ne[1] * node.ne[2] * 4 * experts.ROWS)
     by_tile = Spec("experts", "gemm")
-    builder.step(by_tile, node, [a, b, table], args=args, writes=[work], reads=[columns], calls=[spec, *calls])
+    builder.step(by_tile, node, (a, b, table), args=args, writes=(work,), reads=(columns,), calls=(kernel, *calls))
