@@ -101,6 +101,17 @@ def test_what_a_new_shape_costs_on_a_gpu(tmp_path: Path) -> None:
     assert len(rows) == 12 and all(float(row.split()[-1]) > 0 for row in rows)
 
 
+def test_what_a_new_shape_costs_a_server(tmp_path: Path) -> None:
+    out = run("miss.py", write_text_model(tmp_path / "tiny.gguf"), "-r", 1, "-t", 1, "--rpc")
+    title, head, *rows = out.splitlines()
+    assert re.fullmatch(r"tiny.gguf: \d+ layers, a token takes [\d.]+ ms", title)
+    assert head.split()[4:] == ["build", "place", "lower", "records", "server", "sum", "/", "token"]
+    assert len(rows) == 12
+    for row in rows:
+        *_, build, place, lower, records, server, total, share = map(float, row.split())
+        assert server > 0 and abs(total - (build + place + lower + records + server)) < 0.04 and share > 0
+
+
 def test_help() -> None:
     for program in ("vs_llamacpp.py", "report.py", "kernels.py", "sampler.py", "miss.py"):
         assert "usage:" in run(program, "--help")

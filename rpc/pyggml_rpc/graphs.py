@@ -125,6 +125,7 @@ class Graphs:
             reason = served.device.why_not(node)
             if reason is not None:
                 raise RefusedError(f"node {node.name!r} ({Op(node.op).name}): {reason}")
+        graph.proved = True
         objects = RECORD_COST * len(tensors)
         client.host.take(objects)
         try:

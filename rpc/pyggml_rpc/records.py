@@ -194,24 +194,35 @@ def _place(tensor: Tensor, handle: int, data: int, buffers: Mapping[int, ClientB
                 f"tensor {tensor.name!r}: data 0x{data:x} in no buffer of this connection (0x{handle:x})"
             )
         return
-    where = f"tensor {tensor.name!r} ({tensor.type.name} {list(tensor.ne)}, strides {list(tensor.nb)})"
     buffer, offset = found.buffer, data - found.base
     if size.block_size > 1 and tensor.nb[0] != size.type_size:
-        raise RefusedError(f"{where}: blocks are {tensor.nb[0]} bytes apart, not {size.type_size}")
-    extent = tensor.nbytes
-    if not 0 <= offset <= offset + extent <= buffer.size:
-        raise RefusedError(f"{where}: {extent} bytes at offset {offset} lie outside a buffer of {buffer.size}")
+        raise RefusedError(f"{_shown(tensor)}: blocks are {tensor.nb[0]} bytes apart, not {size.type_size}")
+    extent, room = tensor.nbytes, buffer.size
+    if not 0 <= offset <= offset + extent <= room:
+        raise RefusedError(f"{_shown(tensor)}: {extent} bytes at offset {offset} lie outside a buffer of {room}")
     # elements that share bytes could be more than the buffer holds, and take for ever
     dense = prod(tensor.ne) // size.block_size * size.type_size
-    if dense > buffer.size:
-        raise RefusedError(f"{where}: {dense} bytes of elements in a buffer of {buffer.size}")
-    if not dense and prod(n or 1 for n in tensor.ne) > max(buffer.size, EMPTY_MOST):
-        raise RefusedError(f"{where}: a tensor of no elements with dimensions beyond a buffer of {buffer.size}")
+    if dense > room:
+        raise RefusedError(f"{_shown(tensor)}: {dense} bytes of elements in a buffer of {room}")
+    if not dense and prod(n or 1 for n in tensor.ne) > max(room, EMPTY_MOST):
+        raise RefusedError(f"{_shown(tensor)}: a tensor of no elements with dimensions beyond a buffer of {room}")
     step = gcd(size.type_size, buffer.device.alignment)
-    if offset % step or any(n > 1 and b % step for n, b in zip(tensor.ne, tensor.nb, strict=True)):
-        raise RefusedError(f"{where}: offset {offset} or a stride is not a multiple of {step}")
+    if offset % step or _apart(tensor, step):
+        raise RefusedError(f"{_shown(tensor)}: offset {offset} or a stride is not a multiple of {step}")
     tensor.buffer = buffer
     tensor.data = buffer.base + offset
+
+
+def _apart(tensor: Tensor, step: int) -> bool:
+    """Whether a stride that is used is no multiple of `step`."""
+    (n0, n1, n2, n3), (b0, b1, b2, b3) = tensor.ne, tensor.nb
+    if not (b0 % step or b1 % step or b2 % step or b3 % step):
+        return False
+    return bool((n0 > 1 and b0 % step) or (n1 > 1 and b1 % step) or (n2 > 1 and b2 % step) or (n3 > 1 and b3 % step))
+
+
+def _shown(tensor: Tensor) -> str:
+    return f"tensor {tensor.name!r} ({tensor.type.name} {list(tensor.ne)}, strides {list(tensor.nb)})"
 
 
 def prune(graph: ForeignGraph) -> ForeignGraph:
