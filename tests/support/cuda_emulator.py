@@ -120,7 +120,7 @@ def _memory(intrinsic: Intrinsic, is_global: bool) -> tuple[str, tuple[str, ...]
 
 def _helper(intrinsic: Intrinsic) -> tuple[str, tuple[str, ...]]:
     """A call of compiled Python; tuples come back through memory."""
-    assert intrinsic.name in machine().cfuncs, f"the emulator does not know the intrinsic {intrinsic.name}"
+    assert intrinsic.name in machine().helpers, f"the emulator does not know the intrinsic {intrinsic.name}"
     kind, count = split(intrinsic.result)
     kinds = [TEXT[a] for a in intrinsic.args]
     arguments = ", ".join(f"{k} %a{i}" for i, k in enumerate(kinds))
@@ -205,9 +205,11 @@ def code(spec: Spec) -> int:
         function = ctypes.cast(getattr(libm, name.removeprefix("__nv_")), ctypes.c_void_p).value
         assert function
         llvm.add_symbol(name, function)
-    known = (*(f"emu_{n}" for n in machine().cfuncs), "emu_yield")
     for name in re.findall(r'^declare [^@]*@"?([\w.]+)"?\(', text, flags=re.MULTILINE):
-        assert name.startswith(("llvm.", "__nv_")) or name in known, f"{spec.label} calls {name}"
+        if name.removeprefix("emu_") in machine().helpers:
+            machine().made(name.removeprefix("emu_"))
+        else:
+            assert name.startswith(("llvm.", "__nv_")) or name == "emu_yield", f"{spec.label} calls {name}"
     address: int = machine().link(text, keep=True).get_function_address("emulated")
     return address
 

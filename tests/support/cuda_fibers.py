@@ -60,6 +60,8 @@ class Machine:
         llvm.add_symbol("emu_place", self.place.ctypes.data)
         llvm.add_symbol("emu_parameters", self.kernel.ctypes.data + 8)
         self.engines: list[Any] = []
+        self.helpers: dict[str, Any] = {}  # those of intrinsics, by name: what compiles them
+        self.cfuncs: dict[str, Any] = {}  # those that a kernel has called for
         self.symbols(self.core())
         self.run_grid = self.build()
 
@@ -94,6 +96,13 @@ class Machine:
             address = engine.get_function_address(name)
             llvm.add_symbol(name, address)
             setattr(self, name, address)
+
+    def made(self, name: str) -> Any:
+        """A helper, compiled when a kernel first calls it: most take a tenth of a second or more."""
+        if name not in self.cfuncs:
+            self.cfuncs[name] = self.helpers[name]()
+            llvm.add_symbol("emu_" + name, self.cfuncs[name].address)
+        return self.cfuncs[name]
 
     def core(self) -> Any:
         """Switching from a fiber to the scheduler and back (System V x86-64)."""
@@ -177,14 +186,10 @@ again:
 
         ints, longs, floats = pointer(nt.int32), pointer(nt.int64), pointer(nt.float32)
 
-        self.cfuncs: dict[str, Any] = {}
-
         def helper(name: str, sig: str) -> Any:
             def register(function: Any) -> Any:
-                made = numba.cfunc(sig)(function)
-                self.cfuncs[name] = made
-                llvm.add_symbol("emu_" + name, made.address)
-                return made
+                self.helpers[name] = functools.partial(numba.cfunc(sig), function)
+                return function
 
             return register
 
@@ -222,6 +227,8 @@ again:
                     r[1] = i
                     return
             fail(np.int64(1 + kind), address, np.int64(size))
+
+        check = self.made("check")
 
         @helper("shared", "int64(int32,int32,int32)")
         def shared(address: Any, size: Any, kind: Any) -> Any:
@@ -326,14 +333,12 @@ again:
         def arrive(n: Any) -> None:
             """The thread's first n copies are made."""
             c, at = longs(a_copies), ints(a_place)[0] * COPIES
-            for i in range(c[at]):
-                to, address = c[at + 3 + 2 * i], c[at + 4 + 2 * i]
-                if i < n:
-                    for k in range(4):
-                        ints(row_of(to))[k] = ints(address)[k]
-                else:
-                    c[at + 3 + 2 * (i - n)], c[at + 4 + 2 * (i - n)] = to, address
-            c[at], c[at + 1], c[at + 2] = c[at] - n, c[at + 1] - n, max(c[at + 2] - n, 0)
+            for i in range(n):
+                to, address = longs(row_of(c[at + 3 + 2 * i])), longs(c[at + 4 + 2 * i])
+                to[0], to[1] = address[0], address[1]
+            for i in range(2 * (c[at] - n)):
+                c[at + 3 + i] = c[at + 3 + 2 * n + i]
+            c[at], c[at + 1], c[at + 2] = c[at] - n, c[at + 1] - n, 0
 
         arrive = numba.njit(arrive)
 
