@@ -37,7 +37,8 @@ def holds(expected: Expected, cc: tuple[int, int]) -> None:
     doubles = [line.strip() for line in text.splitlines() if re.search(r"\.f64\b", line)]
     assert expected.doubles or not doubles, f"{expected.spec.label} computes in f64: {doubles[:3]}"
     waits_first(text, expected.spec, cc)
-    assert 0 < made.registers * kernel_of(expected.spec).threads <= 65536, (expected.spec.label, made.registers)
+    kernel = kernel_of(expected.spec)
+    assert 0 < made.registers * kernel.threads * kernel.blocks <= 65536, (expected.spec.label, made.registers)
     if expected.hot:
         assert max(made.spilled_bytes, made.stack_bytes) == 0, (expected.spec.label, made.log)
     if expected.has and cc == HOPPER:

@@ -198,6 +198,20 @@ def test_matrices_from_shared_memory(gpu, transposed):
     assert (found == (a.transpose(0, 2, 1) if transposed else a)).all()
 
 
+def copied(gpu, mistake):
+    """-> (what a kernel with this mistake makes of random words, what it should)."""
+    a = RNG.integers(0, 2**31, (64, 2, 4)).astype(np.int32)
+    out = run(gpu, "tiles", "copies", np.zeros((64, 2, 4), np.int32), a, args=(mistake,), threads=64, shared=2048)
+    return out, np.stack([a[:, 0], a[::-1, 1]], 1)
+
+
+def test_asynchronous_copies(gpu):
+    if gpu.cc < (8, 0):
+        pytest.skip(f"compute capability {gpu.cc}")
+    out, expected = copied(gpu, 0)
+    assert (out == expected).all()
+
+
 # ---- the emulator itself
 
 
@@ -232,3 +246,10 @@ def test_the_emulator_finds_a_missing_barrier():
         out = run(EmulatedGPU(seed=seed), "wrong", "no_barrier", np.zeros(128, np.float32), x, threads=128, shared=512)
         right += bool((out == x[::-1]).all())
     assert right < 6
+
+
+@pytest.mark.parametrize("mistake", [1, 2, 3, 4])
+def test_the_emulator_shows_copies_to_nobody_who_has_not_waited(mistake):
+    for seed in range(3):
+        out, expected = copied(EmulatedGPU(seed=seed), mistake)
+        assert (out != expected).any()

@@ -114,6 +114,12 @@ def indexer_tiles(make: Operands) -> Tensor:
     return ops.lightning_indexer(q, k, make.leaf(F32, (67, 3, 1, 4)), make.leaf(F16, (130, 3, 1, 2)))
 
 
+def tiles(dtype: GGMLType) -> Callable[[Operands], Tensor]:
+    """Four stages of rows that begin anywhere."""
+    k = 448 if dtype == T.Q4_0 else 200
+    return lambda make: ops.mul_mat(make.leaf(dtype, (k, 5), scale=0.05), make.leaf(F32, (k, 9)))
+
+
 UNPACKING = ("matvec_one", "unpack")
 
 MUTANTS: dict[str, Wrong] = {
@@ -183,6 +189,14 @@ MUTANTS: dict[str, Wrong] = {
     "the keys of the first stream": Wrong("indexer_tile", "if stream != held:", "if held < 0:", indexer_tiles),
     "queries that are overwritten": Wrong(
         "indexer_tile", "            while h0 < heads:\n                d.barrier()\n", "            while h0 < heads:\n", indexer_tiles),
+    "blocks that nobody waits for": Wrong(
+        "mma", "if staged:\n                d.cp_async_wait()\n            d.barrier()", "d.barrier()", tiles(T.Q4_0)),
+    "columns that nobody waits for": Wrong(
+        "mma", "d.cp_async_wait()\n            d.barrier()  # the stage", "d.barrier()  # the stage", tiles(T.Q4_0)),
+    "a stage that is written while it is multiplied": Wrong("mma", "d.barrier()  # blocks are there", "#", tiles(T.Q4_0)),
+    "the stage before the last one twice": Wrong("mma", "if staged and j0 < end", "if staged and j0 + GROUPS < end", tiles(T.Q4_0)),
+    "pieces behind the last row": Wrong("mma_stage", "                if left > 32 * i:", "                if i < 9:", tiles(T.Q4_0), ("mma",)),
+    "the stage that is filled is multiplied": Wrong("mma", "from_left + LEFT + RIGHT - at", "from_left + at", tiles(F16)),
     "NaNs that are kept": Wrong(
         "unary", "r = x if x < high else high", "r = high if x > high else x",
         lambda m: ops.clamp(m.leaf(F32, (4,), np.array([np.nan, 1, 5, -5])), -2.0, 2.0)),
@@ -192,7 +206,10 @@ MUTANTS: dict[str, Wrong] = {
 def computed(gpu: EmulatedGPU, wrong: Wrong) -> None:
     make = Operands(np.random.default_rng(0))
     node = wrong.node(make)
-    check(Case(node, make.contents, 5e-4 if wrong.through else 1e-6, atol=1e-6), EmulatedDevice(gpu))
+    check(
+        Case(node, make.contents, 5e-4 if wrong.through or wrong.module == "mma" else 1e-6, atol=1e-6),
+        EmulatedDevice(gpu),
+    )
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from typing import Any
 
 import llvmlite.binding as llvm
 import numpy as np
+from cuda_copies import TOO_MANY
 from cuda_fibers import LOAD, MAX_RANGES, SHARED_BASE, STORE, WARP, machine
 from kept import kept
 
@@ -30,7 +31,7 @@ KINDS = {
     1: "loads outside of all memory", 2: "stores outside of all memory", 3: "loads outside of shared memory",
     4: "stores outside of shared memory", 10: "loads from an odd address", 11: "stores to an odd address",
     12: "loads from an odd shared address", 13: "stores to an odd shared address", 20: "lanes meet at different intrinsics",
-    21: "has more copies under way than the emulator has room for",
+    TOO_MANY: "has more copies under way than the emulator has room for",
 }  # fmt: skip
 
 _PLACES = {
@@ -70,6 +71,8 @@ def body(intrinsic: Intrinsic) -> tuple[str, tuple[str, ...]]:
         lines = [f"%h{i} = fptrunc float %a{i} to half\n%b{i} = bitcast half %h{i} to i16" for i in range(2)]
         lines += [f"%w{i} = zext i16 %b{i} to i32" for i in range(2)]
         return "\n".join([*lines, "%u = shl i32 %w1, 16\n%r = or i32 %u, %w0\nret i32 %r"]), ()
+    if name == "once":
+        return "ret i32 %a0", ()
     if name == "mul_rn":
         return "%r = fmul float %a0, %a1\nret float %r", ()
     if name == "round_down":

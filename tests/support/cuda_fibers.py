@@ -14,6 +14,7 @@ import llvmlite
 import llvmlite.binding as llvm
 import numpy as np
 from cuda_computed import SLOTS, Warp, numbers, tensor_cores
+from cuda_copies import Copies
 from kept import kept
 
 from pyggml.jit.compiling import _numba  # sets Numba to this machine as the CPU kernels want it
@@ -27,10 +28,6 @@ SHARED_BASE = 1024
 """Where shared memory begins in its own address space, as on GPUs since compute capability 8.0."""
 
 LOAD, STORE = 0, 1
-MOST_COPIES = 64
-"""That a thread may have under way: cp.async begins them, and nothing is there before the thread waits."""
-COPIES = 3 + 2 * MOST_COPIES
-"""Numbers of a thread: how many there are, of those committed, of those committed before the last group; then (to, from)."""
 
 
 class Machine:
@@ -50,7 +47,7 @@ class Machine:
         self.half = np.arange(65536, dtype=np.uint16).view(np.float16).astype(np.float32)
         self.kernel = np.zeros(2, np.int64)  # entry, parameters
         self.fresh = np.zeros(MAX_THREADS, np.bool_)
-        self.copies = np.zeros(MAX_THREADS * COPIES, np.int64)
+        self.copies = Copies(MAX_THREADS)
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
         llvm.initialize_native_asmparser()
@@ -172,7 +169,7 @@ again:
         resume = ctypes.CFUNCTYPE(None, ctypes.c_int64)(self.emu_resume)  # type: ignore[attr-defined]
         a_slots, a_state, a_place = (x.ctypes.data for x in (self.slots, self.state, self.place))
         a_parity, a_ranges, a_fault, a_half = (x.ctypes.data for x in (self.parity, self.ranges, self.fault, self.half))
-        shared_at, a_copies = self.shared_at, self.copies.ctypes.data
+        shared_at = self.shared_at
 
         def pointer(element: Any) -> Any:
             @intrinsic
@@ -227,8 +224,6 @@ again:
                     r[1] = i
                     return
             fail(np.int64(1 + kind), address, np.int64(size))
-
-        check = self.made("check")
 
         @helper("shared", "int64(int32,int32,int32)")
         def shared(address: Any, size: Any, kind: Any) -> Any:
@@ -315,40 +310,26 @@ again:
         def ldmatrix_x4_trans(out: Any, address: Any) -> None:
             matrices(out, address, 1)
 
-        @helper("cp_async16", "void(int32,int64)")
-        def cp_async16(to: Any, address: Any) -> None:
-            check(address, np.int32(16), np.int32(LOAD))
-            row_of(to)
-            c, at = longs(a_copies), ints(a_place)[0] * COPIES
-            if c[at] == MOST_COPIES:
-                fail(np.int64(21), address, np.int64(16))
-            c[at + 3 + 2 * c[at]], c[at + 4 + 2 * c[at]] = to, address
-            c[at] += 1
+        def place_of(address: Any, size: Any) -> Any:
+            at = np.int64(address) - SHARED_BASE
+            if at & (size - 1):
+                fail(np.int64(13), at, size)
+            if at < 0 or at + size > ints(a_place)[8]:
+                fail(np.int64(4), at, size)
+            return shared_at + at
 
-        @helper("cp_async_commit", "void()")
-        def cp_async_commit() -> None:
-            c, at = longs(a_copies), ints(a_place)[0] * COPIES
-            c[at + 2], c[at + 1] = c[at + 1], c[at]
+        def check_pieces(address: Any, size: Any) -> None:
+            """Copies take whole pieces: those that a range touches, as allocations begin and end with whole ones."""
+            if address & (size - 1):
+                fail(np.int64(10), address, size)
+            r = longs(a_ranges)
+            for i in range(r[0]):
+                if r[2 + 2 * i] & -size <= address and address + size <= (r[3 + 2 * i] + size - 1) & -size:
+                    return
+            fail(np.int64(1), address, size)
 
-        def arrive(n: Any) -> None:
-            """The thread's first n copies are made."""
-            c, at = longs(a_copies), ints(a_place)[0] * COPIES
-            for i in range(n):
-                to, address = longs(row_of(c[at + 3 + 2 * i])), longs(c[at + 4 + 2 * i])
-                to[0], to[1] = address[0], address[1]
-            for i in range(2 * (c[at] - n)):
-                c[at + 3 + i] = c[at + 3 + 2 * n + i]
-            c[at], c[at + 1], c[at + 2] = c[at] - n, c[at + 1] - n, 0
-
-        arrive = numba.njit(arrive)
-
-        @helper("cp_async_wait", "void()")
-        def cp_async_wait() -> None:
-            arrive(longs(a_copies)[ints(a_place)[0] * COPIES + 1])
-
-        @helper("cp_async_wait_one", "void()")
-        def cp_async_wait_one() -> None:
-            arrive(longs(a_copies)[ints(a_place)[0] * COPIES + 2])
+        place_of, check_pieces = numba.njit(place_of), numba.njit(check_pieces)
+        forget = self.copies.register(numba, helper, ints, longs, a_place, place_of, check_pieces, fail)
 
         @numba.njit
         def run_grid(
@@ -364,10 +345,9 @@ again:
                 p[1], p[2], p[3] = b % gx, (b // gx) % gy, b // (gx * gy)
                 for i in range(shared_bytes // 4):
                     ints(shared_at)[i] = -1  # NaN: whoever reads what nobody wrote shall see it
+                forget(n)
                 for t in range(n):
                     st[t] = RUN
-                    for i in range(3):
-                        longs(a_copies)[t * COPIES + i] = 0
                 while True:
                     progress = False
                     for i in range(n_warps):

@@ -7,7 +7,7 @@ from pyggml.kernels.cuda.blocks import FAMILIES
 from pyggml.kernels.cuda.every import WIDE_HEADS
 from pyggml.kernels.cuda.recurrence import PARTS
 from pyggml.kernels.cuda.spec import Spec
-from pyggml.kernels.cuda.unpack import UNPACKED
+from pyggml.kernels.cuda.unpack import HALVES, UNPACKED
 
 T = GGMLType
 OLD, AMPERE, HOPPER = (7, 5), (8, 0), (9, 0)
@@ -48,6 +48,7 @@ def products(t: GGMLType) -> list[Expected]:
             ("IMMA.168", "LDSM.16.M88.4", "LDGSTS.E.BYPASS.128"),
             True,
             AMPERE,
+            tight=t in HALVES,
             often=t not in FEW_FILES,
         ),
     ]

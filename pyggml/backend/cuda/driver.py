@@ -174,6 +174,8 @@ MOST_LAUNCHES = 4096
 """Forms of launches that are kept."""
 PLAIN_SHARED = 48 * 1024
 """A block may have so many bytes of shared memory without asking."""
+PIECE = 16
+"""Memory is taken in pieces of so many bytes: kernels copy whole ones, of which the last may end behind a buffer."""
 
 
 class CudaGPU:
@@ -237,7 +239,7 @@ class CudaGPU:
 
     def alloc(self, size: int) -> int:
         d = self._d()
-        result = d.cuMemAlloc(max(size, 1))
+        result = d.cuMemAlloc(max(-(-size // PIECE) * PIECE, 1))
         if result[0] == d.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
             raise DeviceError(f"{self.name}: cannot allocate {size} bytes, {self.memory()[0]} are free")
         return int(self._ok(result, f"allocating {size} bytes"))

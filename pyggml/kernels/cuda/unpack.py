@@ -12,7 +12,7 @@ from typing import Any
 
 from pyggml.dtypes import GGMLType
 from pyggml.kernels.cuda.blocks import BLOCKS, CODEBOOK, SMALL
-from pyggml.kernels.cuda.unpack_words import LOW, ONE_BIT, TWO_BITS, eight_words, fifths, level_pairs
+from pyggml.kernels.cuda.unpack_words import LOW, ONE_BIT, TWO_BITS, eight_words, fifths, less, level_pairs
 from pyggml.quants.iq4_nl import LEVELS
 
 T = GGMLType
@@ -36,13 +36,14 @@ def has_minimum(dtype: GGMLType, signed: bool) -> bool:
     return not signed if dtype in TWO_WAYS else dtype not in NO_MINIMUM
 
 
-def unpack(name: str, signed: bool = False):
+def unpack(name: str, signed: bool = False, memory: Any = None):
     """-> f(row, j, codebook): group j of 32 values: q0 ... q7, d, m, and for HALVES d and m of the second half. `signed`:
-    types of TWO_WAYS have no minimum.
+    types of TWO_WAYS have no minimum. `memory`: the vocabulary whose loads read the row; global memory's where nothing is said.
 
     codebook: address of the runs of values that blocks of a CODEBOOK type number (unpack_codebook.py)."""
-    from pyggml.kernels.cuda import device as d
+    from pyggml.kernels.cuda import device
 
+    d = memory or device
     if GGMLType[name] in CODEBOOK:
         from pyggml.kernels.cuda.unpack_codebook import MAKERS
 
@@ -63,19 +64,18 @@ def unpack(name: str, signed: bool = False):
 
 
 def _q4_0(d, signed):
+    difference = less()
+
     @d.inline
     def four(x):
         """Minus 8 if `signed`."""
-        if not signed:
-            return d.i32(x)
-        y = x ^ 0x08080808
-        return d.i32(y | ((y & 0x08080808) * 30))
+        return difference(x, 0x08080808) if signed else d.i32(x)
 
     def unpack_q4_0(row, j):
         b = row + j * 18
         odd = b & 2
         at = b - odd
-        select = 0x7654 if odd else 0x5432
+        select = 0x5432 + odd * 0x1111
         w0, w1, w2, w3, w4 = d.ld_i32(at), d.ld_i32(at + 4), d.ld_i32(at + 8), d.ld_i32(at + 12), d.ld_i32(at + 16)
         a0, a1, a2, a3 = (
             d.permute(w0, w1, select), d.permute(w1, w2, select), d.permute(w2, w3, select), d.permute(w3, w4, select),
@@ -103,22 +103,19 @@ def _q4_1(d):
 
 
 def _q5_0(d, signed):
-    fifth = fifths()
+    fifth, difference = fifths(), less()
 
     @d.inline
     def five(x, bits, shift):
         """Four bits and a fifth, minus 16 if `signed`."""
         y = (x & LOW) | fifth(bits, shift)
-        if not signed:
-            return d.i32(y)
-        y = y ^ 0x10101010
-        return d.i32(y | ((y & 0x10101010) * 14))
+        return difference(y, 0x10101010) if signed else d.i32(y)
 
     def unpack_q5_0(row, j):
         b = row + j * 22
         odd = b & 2
         at = b - odd
-        select = 0x7654 if odd else 0x5432
+        select = 0x5432 + odd * 0x1111
         w0, w1, w2 = d.ld_i32(at), d.ld_i32(at + 4), d.ld_i32(at + 8)
         w3, w4, w5 = d.ld_i32(at + 12), d.ld_i32(at + 16), d.ld_i32(at + 20)
         h = d.permute(w0, w1, select)
@@ -157,7 +154,7 @@ def _q8_0(d):
         b = row + j * 34
         odd = b & 2
         at = b - odd
-        select = 0x7654 if odd else 0x5432
+        select = 0x5432 + odd * 0x1111
         w0, w1, w2, w3, w4 = d.ld_i32(at), d.ld_i32(at + 4), d.ld_i32(at + 8), d.ld_i32(at + 12), d.ld_i32(at + 16)
         w5, w6, w7, w8 = d.ld_i32(at + 20), d.ld_i32(at + 24), d.ld_i32(at + 28), d.ld_i32(at + 32)
         return (
@@ -176,7 +173,7 @@ def _iq4_nl(d):
         b = row + j * 18
         odd = b & 2
         at = b - odd
-        select = 0x7654 if odd else 0x5432
+        select = 0x5432 + odd * 0x1111
         w0, w1, w2, w3, w4 = d.ld_i32(at), d.ld_i32(at + 4), d.ld_i32(at + 8), d.ld_i32(at + 12), d.ld_i32(at + 16)
         a0, a1, a2, a3 = (
             d.permute(w0, w1, select), d.permute(w1, w2, select), d.permute(w2, w3, select), d.permute(w3, w4, select),
@@ -211,7 +208,7 @@ def _q2_k(d):
 
 
 def _q3_k(d, signed):
-    eight = eight_words(d)
+    eight, difference = eight_words(d), less()
 
     @d.inline
     def scale_of(b, s):
@@ -222,10 +219,7 @@ def _q3_k(d, signed):
     def three(low, high, shift, sub):
         """Two bits and a third, minus 4 if `signed`."""
         y = (d.shr(low, shift) & TWO_BITS) | ((d.shr(high, sub) & ONE_BIT) << 2)
-        if not signed:
-            return d.i32(y)
-        y = y ^ 0x04040404
-        return d.i32(y | ((y & 0x04040404) * 62))
+        return difference(y, 0x04040404) if signed else d.i32(y)
 
     def unpack_q3_k(row, j):
         sub = j & 7
@@ -307,16 +301,13 @@ def _q5_k(d):
 
 
 def _q6_k(d, signed):
-    eight = eight_words(d)
+    eight, difference = eight_words(d), less()
 
     @d.inline
     def six(low, high, shift, pair):
         """Four bits and two, minus 32 if `signed`."""
         y = (d.shr(low, shift) & LOW) | ((d.shr(high, pair) & TWO_BITS) << 4)
-        if not signed:
-            return d.i32(y)
-        y = y ^ 0x20202020
-        return d.i32(y | ((y & 0x20202020) * 6))
+        return difference(y, 0x20202020) if signed else d.i32(y)
 
     def unpack_q6_k(row, j):
         sub = j & 7

@@ -38,15 +38,17 @@ def codebook_of(builder: Builder, dtype: GGMLType) -> int | DeviceAddress:
 
 def _helpers(d):
     """-> run(table, number): eight values as two words; four(table, number): four as one; minus(word, signs, shift): negated
-    where bits of four signs are set (no value is 0); parity(signs): seven signs with the eighth; word(at)."""
+    where bits of four signs are set (no value is 0); parity(signs): seven signs with the eighth; word(at). Tables lie in global
+    memory, wherever rows do."""
+    from pyggml.kernels.cuda import device
 
     @d.inline
     def run(table, number):
-        return d.ld_i32x2(table + number * 8)
+        return device.ld_i32x2(table + number * 8)
 
     @d.inline
     def four(table, number):
-        return d.ld_i32(table + number * 4)
+        return device.ld_i32(table + number * 4)
 
     @d.inline
     def minus(word, signs, shift):

@@ -7,6 +7,17 @@ from typing import Any
 LOW, ONE_BIT, TWO_BITS = 0x0F0F0F0F, 0x01010101, 0x03030303
 
 
+def less():
+    """-> f(word, by): of each of four bytes below 128 the difference to the byte that stands four times in `by`, signed."""
+    from pyggml.kernels.cuda import device as d
+
+    @d.inline
+    def difference(word, by):
+        return d.i32(((word | 0x80808080) - by) ^ 0x80808080)  # no byte borrows from the next one
+
+    return difference
+
+
 def fifths():
     """-> f(bits, shift), see there."""
     from pyggml.kernels.cuda import device as d
@@ -45,7 +56,7 @@ def eight_words(d):
     def eight(b):
         odd = b & 2
         at = b - odd
-        select = 0x5432 if odd else 0x3210
+        select = 0x3210 + odd * 0x1111
         w0, w1, w2, w3, w4 = d.ld_i32(at), d.ld_i32(at + 4), d.ld_i32(at + 8), d.ld_i32(at + 12), d.ld_i32(at + 16)
         w5, w6, w7, w8 = d.ld_i32(at + 20), d.ld_i32(at + 24), d.ld_i32(at + 28), d.ld_i32(at + 28 + 2 * odd)
         return (

@@ -100,3 +100,40 @@ def loads(transposed):
         d.st_i32x4(y + 16 * d.thread(), r0, r1, r2, r3)
 
     return kernel
+
+
+class CopiesArgs(NamedTuple):
+    y: i64
+    a: i64
+
+
+def copies(mistake):
+    """32 bytes a thread through shared memory by asynchronous copies in two groups: the first half of its own, then the second of
+    another's. mistake: 0 none; 1 nobody waits for the second group; 2 all but that one are waited for; 3 it is no group; 4 threads
+    do not meet."""
+    from pyggml.kernels.cuda import device as d
+
+    @entry(CopiesArgs, 64)
+    def kernel(y, a):
+        me = d.thread()
+        at, of = d.shared() + 32 * me, a + 32 * me
+        d.cp_async16(at, of)
+        d.cp_async_commit()
+        d.cp_async8(at + 16, of + 16)
+        d.cp_async4(at + 24, of + 24)
+        d.cp_async4(at + 28, of + 28)
+        if mistake != 3:
+            d.cp_async_commit()
+        d.cp_async_wait_one()
+        r0, r1, r2, r3 = d.sld_i32x4(at)
+        d.st_i32x4(y + 32 * me, r0, r1, r2, r3)
+        if mistake == 2:
+            d.cp_async_wait_one()
+        elif mistake != 1:
+            d.cp_async_wait()
+        if mistake != 4:
+            d.barrier()
+        r0, r1, r2, r3 = d.sld_i32x4(d.shared() + 32 * (d.once(63) - me) + 16)
+        d.st_i32x4(y + 32 * me + 16, r0, r1, r2, r3)
+
+    return kernel

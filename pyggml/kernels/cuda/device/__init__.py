@@ -24,6 +24,7 @@ from pyggml.kernels.cuda.device.arithmetic import (
     funnel,
     h2f,
     mul_rn,
+    once,
     pack_bf16,
     pack_f16,
     permute,
@@ -39,6 +40,8 @@ from pyggml.kernels.cuda.device.arithmetic import (
 )
 from pyggml.kernels.cuda.device.memory import (
     add_i32,
+    cp_async4,
+    cp_async8,
     cp_async16,
     cp_async_commit,
     cp_async_wait,

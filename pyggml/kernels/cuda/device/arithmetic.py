@@ -28,6 +28,8 @@ funnel = intrinsic(
     asm("shf.r.wrap.b32 $0, $1, $2, $3;", "=r,r,r,r", "i32", "i32 %a0, i32 %a1, i32 %a2", pure=True),
 )  # fmt: skip
 """32 bits from bit n (0 to 31) of the pair low, high."""
+once = intrinsic("once", "i32", ["i32"], asm("mov.b32 $0, $1;", "=r,r", "i32", "i32 %a0"))
+"""The same number, which is not computed anew in a loop from what it was made of."""
 permute = intrinsic(
     "permute", "i32", ["i32", "i32", "i32"],
     asm("prmt.b32 $0, $1, $2, $3;", "=r,r,r,r", "i32", "i32 %a0, i32 %a1, i32 %a2", pure=True),

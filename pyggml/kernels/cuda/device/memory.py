@@ -116,15 +116,23 @@ sst_bf16, sst_i32x4, sst_i32x2, sst_f32x4, sst_f32x2 = (
 shared = intrinsic(
     "shared", "i32", [],
     "%r = ptrtoint [0 x i8] addrspace(3)* @block_memory to i32\nret i32 %r",
-    needs=("@block_memory = external addrspace(3) global [0 x i8], align 16",),
+    needs=("@block_memory = external addrspace(3) global [0 x i8], align 128",),
 )  # fmt: skip
-"""Where the block's shared memory begins; its size is the launch's. Undefined until the kernel has written it."""
+"""Where the block's shared memory begins, a multiple of 128; its size is the launch's. Undefined until the kernel has written it."""
 
 cp_async16 = intrinsic(
     "cp_async16", "void", ["i32", "i64"],
     asm("cp.async.cg.shared.global [$0], [$1], 16;", "r,l,~{memory}", "void", "i32 %a0, i64 %a1"),
 )  # fmt: skip
-"""Begin to copy 16 bytes from global (second) to shared memory (first). Compute capability 8.0."""
+"""Begin to copy 16 bytes from global (second) to shared memory (first), both at multiples of 16. Compute capability 8.0."""
+cp_async8, cp_async4 = (
+    intrinsic(
+        f"cp_async{size}", "void", ["i32", "i64"],
+        asm(f"cp.async.ca.shared.global [$0], [$1], {size};", "r,l,~{memory}", "void", "i32 %a0, i64 %a1"),
+    )
+    for size in (8, 4)
+)  # fmt: skip
+"""The same of 8 and of 4 bytes."""
 
 cp_async_commit = intrinsic("cp_async_commit", "void", [], asm("cp.async.commit_group;", "~{memory}", "void", ""))
 cp_async_wait = intrinsic("cp_async_wait", "void", [], asm("cp.async.wait_group 0;", "~{memory}", "void", ""))
