@@ -71,11 +71,13 @@ def test_a_planted_place_is_found(planted: str) -> None:
 
 
 def fused(make: Operands) -> list[Tensor]:
-    """Products of each kind, and attention on tensor cores."""
+    """Products of each kind, and attention on tensor cores, with narrow heads and wide ones."""
     q = make.leaf(F32, (64, 3, 4))
     found = [ops.flash_attn_ext(q, make.leaf(F16, (64, 40, 2)), make.leaf(F16, (64, 40, 2)), None, 1.0)]
     long = make.leaf(F32, (64, 40, 4))
     found.append(ops.flash_attn_ext(long, make.leaf(F16, (64, 40, 2)), make.leaf(F16, (64, 40, 2)), None, 1.0))
+    wide = [make.leaf(F32, (256, 40, 4)), make.leaf(F16, (256, 40, 2)), make.leaf(F16, (256, 40, 2))]
+    found.append(ops.flash_attn_ext(*wide, None, 1.0))
     for dtype in (F16, GGMLType.Q4_0, GGMLType.IQ2_XS):
         for m in (1, 40):
             w, x = make.leaf(dtype, (256, 8)), make.leaf(F32, (256, m))

@@ -8,12 +8,12 @@ np = v.np
 
 
 def count():
-    """-> kernel: adds 1 to the i64 with the part's number at scratch."""
+    """-> kernel: adds 1 to the i64 with the part's number at scratch; where nothing waits in between, another step's part may at
+    the same time."""
     at = record.field("scratch")
 
     def kernel(step, ith, nth, thread):
-        mine = at(step) + U(8 * ith)
-        v.put_i64(mine, v.i64_at(mine) + 1)
+        v.atomic_add(at(step) + U(8 * ith), 1)
 
     return kernel
 
