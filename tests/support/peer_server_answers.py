@@ -101,8 +101,9 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Write what was noted and how the tests ended, of each process of xdist in a file of its own."""
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    """Write what was noted and how the tests ended, of each process of xdist in a file of its own. The environment does not tell
+    which that is: the tests that run these tests may themselves be in such a process."""
+    worker = getattr(session.config, "workerinput", {}).get("workerid", "")
     if MODE == "record":
         FILE.with_name(f"{FILE.name}.{worker}.json").write_text(json.dumps(_noted))
     REPORT.with_name(f"{REPORT.name}.{worker}.json").write_text(json.dumps(_results))
