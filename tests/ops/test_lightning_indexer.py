@@ -45,17 +45,17 @@ def cases(draw: Callable, dtype: GGMLType | None = None) -> Case:
         F16, (cells, tokens, 1, masks), np.where(make.rng.random(cells * tokens * masks) < 0.3, -np.inf, 0)
     )
     node = ops.lightning_indexer(q, k, weights, mask)
-    return Case(node, make.contents, law(dtype), size=0.1 * size**0.5)
-
-
-def law(dtype: GGMLType) -> float:
-    """Tensor cores have keys of blocks as F16."""
-    return 1e-6 if dtype in SIMPLE else 1e-9
+    return Case(node, make.contents, 1e-9, size=0.1 * size**0.5)
 
 
 @settings(deadline=None, max_examples=100)
 @given(case=cases())
 def test_lightning_indexer(device: Device, case: Case) -> None:
+    keys = case.node.src[1]
+    if device.name.startswith("CUDA") and keys is not None and keys.type in SIMPLE:
+        case.nmse = (
+            1e-3  # keys become F16 there, and products as large as 100 may cancel out; test_tiles_on_a_gpu is closer
+        )
     check(case, device)
 
 
@@ -70,7 +70,7 @@ def test_tiles_on_a_gpu(cuda_device: Device, dtype: GGMLType) -> None:
     k = ops.view(whole, (128, 1, 130, 4), whole.nb[1:], 0)
     q, weights = make.leaf(F32, (128, 70, 3, 4)), make.leaf(F32, (70, 3, 1, 4))
     node = ops.lightning_indexer(q, k, weights, make.leaf(F16, (130, 3, 1, 2)))
-    check(Case(node, make.contents, law(dtype)), cuda_device)
+    check(Case(node, make.contents, 1e-9 if dtype == F16 else 1e-7), cuda_device)
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 3])

@@ -2,8 +2,8 @@
 capability 8.0.
 
 A warp has 16 cells, whose keys stay in its registers from token to token; the queries of a token, 64 heads at a time, lie in shared
-memory. A query is the sum of two F16, what rounding takes from the first being the second: so that products are those of F32, and
-the cells with the best scores are the CPU's. Queries have to be in the range of F16. Owns tiles and fragments.
+memory. A query is the sum of two F16, what rounding takes from the first being the second: so that with keys of F16 products are
+those of F32, and the cells with the best scores are the CPU's. Queries have to be in the range of F16. Owns tiles and fragments.
 """
 
 from __future__ import annotations
