@@ -158,7 +158,7 @@ def test_tokens(there: Hub, tmp_path: Path) -> None:
         (["-hf", "some/gated"], 1, "some/gated: m.gguf: who may have it is asked for a token"),
         (["-hf", "some/climbing"], 1, "some/climbing: no GGUF file there"),
         (["-hf", "some/broken"], 1, "some/broken: the hub answered with status 500"),
-        (["-hf", "some/limited"], 1, "some/limited: m.gguf: the hub answered with status 429"),
+        (["-hf", "some/closed"], 1, "some/closed: m.gguf: the hub answered with status 410"),
         (
             ["-hf", "some/model-GGUF", "--offline"],
             1,
@@ -176,8 +176,8 @@ def test_what_is_wrong_is_one_line(there: Hub, tmp_path: Path, args: list[str], 
     there.repos |= {"some/texts": {"README.md": b"x"}, "some/gated": {"m.gguf": b"x"}, "some/broken": {"m.gguf": b"x"}}
     there.repos["some/climbing"] = {"../../../climbs.gguf": there.repos["some/model-GGUF"]["m-Q4_K_M.gguf"]}
     there.gated.add("some/gated")
-    there.repos["some/limited"] = {"m.gguf": b"x"}
-    there.broken |= {"some/broken": 500, "some/limited/resolve": 429}
+    there.repos["some/closed"] = {"m.gguf": b"x"}
+    there.broken |= {"some/broken": 500, "some/closed/resolve": 410}
     done = run(there, tmp_path, *args, *COMPLETE)
     assert (done.returncode, done.stdout) == (code, "")
     lines = [line for line in done.stderr.splitlines() if not line.startswith("fetching ")]

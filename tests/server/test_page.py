@@ -143,8 +143,11 @@ def test_a_server_of_several_models(chromium: Any, tmp_path: Path) -> None:
         tab.page.reload()
         tab.expect(tab.find("#model")).to_have_value("b")
         names = ("temperature", "top_k", "max_tokens", "seed")
-        shown = [tab.find(f"#settings [name={name}]").get_attribute("placeholder") for name in names]
-        assert shown == ["", "", "no limit", "random"]  # each model has its own
+
+        def defaults() -> list[str | None]:
+            return [tab.find(f"#settings [name={name}]").get_attribute("placeholder") for name in names]
+
+        tab.until(lambda: defaults() == ["", "", "no limit", "random"], "each model has its own")
         tab.close()
         tab.check()
 
@@ -154,8 +157,12 @@ def test_a_server_of_several_models(chromium: Any, tmp_path: Path) -> None:
 
 def test_what_settings_ask_for(told: Tab) -> None:
     names = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "max_tokens", "seed")
-    defaults = [told.find(f"#settings [name={name}]").get_attribute("placeholder") for name in names]
-    assert defaults == ["0", "40", "0.95", "0.05", "1", "no limit", "random"]  # the server's
+
+    def defaults() -> list[str | None]:
+        return [told.find(f"#settings [name={name}]").get_attribute("placeholder") for name in names]
+
+    servers = ["0", "40", "0.95", "0.05", "1", "no limit", "random"]
+    told.until(lambda: defaults() == servers, "the server's defaults are shown")
     asked = told.answers(events("ok"))
     told.send("one")
     told.answered()
