@@ -120,9 +120,10 @@ def test_experts(two_servers: Any, tmp_path: Any, quant: str) -> None:
 
 @pytest.mark.parametrize("n_expert", [0, 8])
 def test_adapters(two_servers: Any, tmp_path: Any, n_expert: int) -> None:
-    """Their matrices lie on the servers, beside the weights."""
-    path = write_llama(tmp_path / "model.gguf", n_layer=3, n_expert=n_expert)
-    weights = [*all_weights(3, n_expert), "token_embd.weight"]
+    """Their matrices lie on the servers, beside the weights. Four layers and the output: with three, the half would end a layer,
+    and a server with a few bytes less free would get none."""
+    path = write_llama(tmp_path / "model.gguf", n_layer=4, n_expert=n_expert)
+    weights = [*all_weights(4, n_expert), "token_embd.weight"]
     file = write_lora(tmp_path / "adapter.gguf", weights, n_expert=n_expert)
     tokens = np.random.default_rng(0).integers(0, N_VOCAB, 60).tolist()
     results = []
