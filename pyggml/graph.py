@@ -21,30 +21,33 @@ NONE_OP = 0
 
 @dataclass
 class Graph:
-    """`nodes` have an op and stand after all that they read; `leafs` hold data. `uses` counts readers by id(). `repeats`: the
-    layers here, which one device computes, stand for more of them. `runs`: the same of a model's graph, of each run of
-    layers that have one device; the scheduler makes graphs of one device with `repeats` of it. `ends`: id() of the nodes
-    that layers end with, where that is known. `closed`: nodes are read by those here alone, whatever `uses` would say. `proved`: each node has passed `ops.check`
-    where it lies, and the device that computes it has been asked."""
+    """`nodes` have an op and stand after all that they read.
+
+    repeats  the layers here, which one device computes, stand for more of them
+    ends     id() of the nodes that layers end with, where that is known
+    runs     `repeats` of a model's graph, of each run of layers that have one device; the scheduler makes graphs of one device
+             with `repeats` of it
+    closed   nodes are read by those here alone, whatever `uses` would say
+    proved   each node has passed `ops.check` where it lies, and the device that computes it has been asked
+    """
 
     nodes: list[Tensor] = field(default_factory=list)
-    leafs: list[Tensor] = field(default_factory=list)
-    uses: dict[int, int] = field(default_factory=dict)
     repeats: Repeats | None = None
     ends: frozenset[int] = frozenset()
     runs: Sequence[Repeats] = ()
     closed: bool = False
     proved: bool = False
 
-
-class _CountedGraph(Graph):
-    """Its readers are counted when somebody asks."""
-
-    def __init__(self) -> None:
-        self.nodes, self.leafs = [], []
+    @cached_property
+    def leafs(self) -> list[Tensor]:
+        """What holds data: found when somebody asks, unless whoever made the graph has said it."""
+        made = {id(node) for node in self.nodes}
+        read = {id(root): root for node in self.nodes for s in node.src if s is not None for root in (s.view_src or s,)}
+        return [root for key, root in read.items() if key not in made]
 
     @cached_property
-    def uses(self) -> dict[int, int]:  # type: ignore[override]
+    def uses(self) -> dict[int, int]:
+        """How often each tensor is read, by id(); like `leafs`."""
         return Counter([id(s) for node in self.nodes for s in node.src if s is not None])
 
 
@@ -54,8 +57,8 @@ def build_forward(outputs: Iterable[Tensor]) -> Graph:
     Each node is marked Flag.COMPUTE. Outputs are visited in turn, so a write (SET_ROWS, CPY) that is listed before
     its reader is computed before it.
     """
-    graph = _CountedGraph()
-    nodes, leafs = graph.nodes, graph.leafs
+    nodes: list[Tensor] = []
+    leafs: list[Tensor] = []
     seen: set[Tensor] = set()
     compute, param = int(Flag.COMPUTE), int(Flag.PARAM)
     for output in outputs:
@@ -83,6 +86,8 @@ def build_forward(outputs: Iterable[Tensor]) -> Graph:
             else:
                 tensor.flags |= compute
                 nodes.append(tensor)
+    graph = Graph(nodes)
+    graph.leafs = leafs
     return graph
 
 

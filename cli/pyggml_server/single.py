@@ -154,7 +154,7 @@ class Single:
             if before.ending:
                 raise RequestError(ENDING, status=503)
             served = await self.loads.run(self._load)
-        except Exception as reason:
+        except Exception as reason:  # whatever it is: the log has it, and the next try may succeed
             self._tried = time.monotonic()
             told = self._told(reason)
             if before.away:

@@ -359,38 +359,20 @@ def _copies_first(splits: list[Split], steps: list[Step]) -> list[Step]:
 
 
 class _SplitGraph(Graph):
-    """A split's nodes as a graph of its own; leafs are what it reads and does not make. `uses` are those of the run, counted
-    when somebody asks."""
+    """A split's nodes as a graph of its own. `run_uses` counts the readers of the run."""
 
     def __init__(
         self,
         nodes: list[Tensor],
-        uses: Callable[[], Counter[int]],
+        run_uses: Callable[[], Counter[int]],
         repeats: Repeats | None,
         ends: frozenset[int],
         closed: bool,
     ) -> None:
-        self.nodes, self.repeats, self.ends, self.closed = nodes, repeats, ends, closed
-        self._uses = uses
+        super().__init__(nodes, repeats, ends, closed=closed)
+        self._run_uses = run_uses
 
     @cached_property
-    def _read(self) -> dict[int, Tensor]:
-        read: dict[int, Tensor] = {}
-        for node in self.nodes:
-            for source in node.src:
-                if source is not None:
-                    root = source.view_src
-                    if root is not None:
-                        read[id(root)] = root
-                    read[id(source)] = source
-        return read
-
-    @cached_property
-    def leafs(self) -> list[Tensor]:  # type: ignore[override]
-        known = {id(node) for node in self.nodes}
-        return [t for key, t in self._read.items() if t.view_src is None and key not in known]
-
-    @cached_property
-    def uses(self) -> dict[int, int]:  # type: ignore[override]
-        uses = self._uses()
-        return {key: uses[key] for key in self._read}
+    def uses(self) -> dict[int, int]:
+        uses, sources = self._run_uses(), [s for node in self.nodes for s in node.src if s is not None]
+        return {id(t): uses[id(t)] for s in sources for t in (s.view_src, s) if t is not None}

@@ -257,7 +257,8 @@ def link(graph: ForeignGraph, tensors: list[Tensor]) -> Graph:
     row_of = {number: row for row, number in enumerate(numbers)}
     sources, roots = graph.records["src"].tolist(), graph.records["view_src"].tolist()
     use_counts = graph.records["use_count"].tolist()
-    result = Graph()
+    nodes: list[Tensor] = []
+    uses: dict[int, int] = {}
     for number in graph.nodes:
         row = row_of.get(number)
         if row is None:
@@ -283,11 +284,10 @@ def link(graph: ForeignGraph, tensors: list[Tensor]) -> Graph:
         node.src = tuple(src)
         if roots[row]:
             node.view_src = by_id.get(roots[row])
-        result.nodes.append(node)
-        result.uses[id(node)] = use_counts[row]
-    computed = {id(node) for node in result.nodes}
-    leafs = {id(s): s for node in result.nodes for s in node.src if s is not None and id(s) not in computed}
-    result.leafs.extend(leafs.values())
+        nodes.append(node)
+        uses[id(node)] = use_counts[row]
+    result = Graph(nodes)
+    result.uses = uses
     return result
 
 

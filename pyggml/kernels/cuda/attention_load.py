@@ -1,20 +1,25 @@
-"""Keys and values on their way into shared memory: blocks of 32 become F16; and which of them tensor cores can have so."""
+"""Keys and values on their way into shared memory: blocks of 32 become F16; which of them tensor cores can have so, how blocks of threads
+share them, and the arguments that tell both."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.kernels.cuda.blocks import SIMPLE
-from pyggml.kernels.cuda.layout import F16
+from pyggml.kernels.cuda.layout import F16, blocks
+from pyggml.kernels.cuda.spec import DeviceAddress, i32, i64
 from pyggml.kernels.cuda.unpack import ALIGNMENT
 
 if TYPE_CHECKING:
     from pyggml.kernels.cuda.attention_operands import Operands
+    from pyggml.lowering.cuda import Builder
     from pyggml.tensor import Tensor
 
 T = GGMLType
 OLDEST = (8, 0)
+BLOCKS_A_MULTIPROCESSOR = 2
+"""So many are wanted: where rows are few, blocks share the keys."""
 TYPES = (*SIMPLE, F16)
 """Of keys and values, by the numbers that kernels know them by."""
 
@@ -50,6 +55,45 @@ def layout_of(of: str, t: Tensor) -> dict[str, int]:
     size = SIZES[t.type]
     start = size.type_size - (32 if t.type == T.Q8_0 else 16)
     return {f"kind_{of}": TYPES.index(t.type), f"size_{of}": size.type_size, f"start_{of}": start}
+
+
+class Tiled(NamedTuple):
+    """sums, meta: work memory of blocks that share the keys, and how many do, `steps` times what their kernel takes at a time each;
+    kind ... start: `layout_of` keys and values; ticket: of the blocks that share."""
+
+    sums: i64
+    meta: i64
+    splits: i32
+    steps: i32
+    kind_k: i32
+    size_k: i32
+    start_k: i32
+    kind_v: i32
+    size_v: i32
+    start_v: i32
+    ticket: i64
+
+
+def tiled(builder: Builder, x: Operands, row_blocks: int = 0, steps: int = 0) -> Tiled:
+    """`row_blocks`: of all rows of the heads that have the same keys; `steps`: in which a kernel takes all keys. Without them no blocks
+    share keys."""
+    _, n_tokens, n_head, n_batch = x.q.ne
+    lists, size = x.k.ne[2] * n_batch, x.v.ne[0]  # of keys; of a row of values
+    splits = 1
+    if row_blocks:
+        enough = blocks(BLOCKS_A_MULTIPROCESSOR * builder.multiprocessors, row_blocks * lists)
+        splits = max(1, min(steps, enough, 65535))
+    sums: int | DeviceAddress = 0
+    meta: int | DeviceAddress = 0
+    ticket: int | DeviceAddress = 0
+    if splits > 1:
+        entries = n_batch * n_tokens * n_head * splits
+        work = builder.scratch(entries * 4 * (size + 2))
+        sums, meta, ticket = work.at(), work.at(entries * 4 * size), builder.counters(row_blocks * lists)
+    return Tiled(
+        sums=sums, meta=meta, splits=splits, steps=blocks(steps, splits), **layout_of("k", x.k), **layout_of("v", x.v),
+        ticket=ticket,
+    )  # fmt: skip
 
 
 def block_halves():

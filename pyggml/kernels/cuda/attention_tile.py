@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pyggml.kernels.cuda.activations import GROUP, wanted
 from pyggml.kernels.cuda.attention_join import LOG2E, THREADS, WARPS, capping, joining, sharing
-from pyggml.kernels.cuda.attention_load import block_halves, is_packed, is_tiled, layout_of
+from pyggml.kernels.cuda.attention_load import Tiled, block_halves, is_packed, is_tiled, tiled
 from pyggml.kernels.cuda.attention_operands import Shared
 from pyggml.kernels.cuda.launch_args import entry
 from pyggml.kernels.cuda.layout import blocks
-from pyggml.kernels.cuda.spec import DeviceAddress, Spec, i32, i64
+from pyggml.kernels.cuda.spec import Spec, i32, i64
 
 if TYPE_CHECKING:
     from pyggml.kernels.cuda.attention_operands import Operands
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 KEYS_TILED, KEYS_SPLIT = 32, 16
 MOST_HEAD = 128
 SPLIT_ROWS = 32
-BLOCKS_A_MULTIPROCESSOR = 2
 FLAGS = 32
 
 
@@ -40,63 +39,32 @@ def takes(cc: tuple[int, int], node: Tensor, x: Operands) -> bool:
 
 def lower(builder: Builder, node: Tensor, x: Operands) -> None:
     head, n_tokens, n_head, n_batch = x.q.ne
-    heads = x.k.ne[2]
-    rows = n_tokens * (n_head // heads)
-    row_bytes = 2 * head + 16
-    packed, kinds = int(is_packed(x.k, x.v)), {**layout_of("k", x.k), **layout_of("v", x.v)}
+    heads = x.k.ne[2] * n_batch
+    rows = n_tokens * (n_head // x.k.ne[2])
+    row_bytes, packed = 2 * head + 16, int(is_packed(x.k, x.v))
     if rows > SPLIT_ROWS:
-        shared = FLAGS + 2 * KEYS_TILED * row_bytes
-        grid = (blocks(rows, 16 * WARPS), heads * n_batch)
-        builder.launch(
-            Spec("attention_tile", "attend", (head, 0, packed)),
-            grid,
-            THREADS,
-            AttendArgs(
-                x.args, sums=0, meta=0, splits=1, steps=0, **kinds, ticket=0, made_q=0, made_scales=0, made_step=0
-            ),
-            shared,
-        )
+        args = AttendArgs(x.args, tiled=tiled(builder, x), made_q=0, made_scales=0, made_step=0)
+        spec, shared = Spec("attention_tile", "attend", (head, 0, packed)), FLAGS + 2 * KEYS_TILED * row_bytes
+        builder.launch(spec, (blocks(rows, 16 * WARPS), heads), THREADS, args, shared)
         return
-    row_blocks = blocks(rows, 16)
-    steps = blocks(x.k.ne[1], KEYS_SPLIT * WARPS)
-    enough = blocks(BLOCKS_A_MULTIPROCESSOR * builder.multiprocessors, row_blocks * heads * n_batch)
-    splits = max(1, min(steps, enough, 65535))
-    entries = heads * n_batch * rows * splits
-    sums: int | DeviceAddress = 0
-    meta: int | DeviceAddress = 0
-    if splits > 1:
-        work = builder.scratch(entries * 4 * (head + 2))
-        sums, meta = work.at(), work.at(entries * 4 * head)
-    made = None
+    row_blocks, made = blocks(rows, 16), None
+    given = tiled(builder, x, row_blocks, blocks(x.k.ne[1], KEYS_SPLIT * WARPS))
     if head % 32 == 0 and head * n_head % GROUP == 0:
         made = wanted(builder, node, head * n_head)
     q, q_scales, q_step = (0, 0, 0) if made is None else made
-    args = AttendArgs(
-        x.args, sums=sums, meta=meta, splits=splits, steps=blocks(steps, splits), **kinds,
-        ticket=builder.counters(row_blocks * heads * n_batch) if splits > 1 else 0, made_q=q, made_scales=q_scales,
-        made_step=q_step,
-    )  # fmt: skip
-    shared = FLAGS + (16 + 2 * KEYS_SPLIT * WARPS) * row_bytes
-    grid = (row_blocks, heads * n_batch, splits)  # type: ignore[assignment]
-    builder.launch(Spec("attention_tile", "attend", (head, 1, packed)), grid, THREADS, args, shared)
+    args = AttendArgs(x.args, tiled=given, made_q=q, made_scales=q_scales, made_step=q_step)
+    spec, shared = (
+        Spec("attention_tile", "attend", (head, 1, packed)),
+        FLAGS + (16 + 2 * KEYS_SPLIT * WARPS) * row_bytes,
+    )
+    builder.launch(spec, (row_blocks, heads, given.splits), THREADS, args, shared)
 
 
 class AttendArgs(NamedTuple):
-    """sums, meta: work memory of split_kv, and how many blocks share the keys, `steps` of KEYS_SPLIT x WARPS keys each; ticket: of
-    the blocks that share. made_q ...: where a token's results go as bytes too (0: nowhere)."""
+    """made_q ...: where a token's results go as bytes too (0: nowhere)."""
 
     shared: Shared
-    sums: i64
-    meta: i64
-    splits: i32
-    steps: i32
-    kind_k: i32
-    size_k: i32
-    start_k: i32
-    kind_v: i32
-    size_v: i32
-    start_v: i32
-    ticket: i64
+    tiled: Tiled
     made_q: i64
     made_scales: i64
     made_step: i32

@@ -15,11 +15,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyggml.kernels.cuda.attention_join import LOG2E, capping, over_blocks, sharing
-from pyggml.kernels.cuda.attention_load import block_halves, is_packed, is_tiled, layout_of
+from pyggml.kernels.cuda.attention_load import Tiled, block_halves, is_packed, is_tiled, tiled
 from pyggml.kernels.cuda.attention_operands import Shared
 from pyggml.kernels.cuda.launch_args import entry
 from pyggml.kernels.cuda.layout import blocks
-from pyggml.kernels.cuda.spec import DeviceAddress, Spec, i32, i64
+from pyggml.kernels.cuda.spec import Spec
 
 if TYPE_CHECKING:
     from pyggml.kernels.cuda.attention_operands import Operands
@@ -33,7 +33,6 @@ STRIDE = 2 * PART + 16
 TILE = KEYS * STRIDE
 MOST_KEY, MOST_VALUE = 576, 512
 FEW_ROWS, MANY_ROWS = 16, 32
-BLOCKS_A_MULTIPROCESSOR = 2
 FLAGS = 64
 
 
@@ -57,38 +56,15 @@ def lower(builder: Builder, node: Tensor, x: Operands) -> None:
     heads, value = x.k.ne[2] * n_batch, x.v.ne[0]
     rows = n_tokens * (n_head // x.k.ne[2])
     each = FEW_ROWS if rows <= FEW_ROWS else MANY_ROWS
-    row_blocks, steps = blocks(rows, each), blocks(x.k.ne[1], KEYS)
-    enough = blocks(BLOCKS_A_MULTIPROCESSOR * builder.multiprocessors, row_blocks * heads)
-    splits = max(1, min(steps, enough, 65535))
-    entries = heads * rows * splits
-    sums: int | DeviceAddress = 0
-    meta: int | DeviceAddress = 0
-    if splits > 1:
-        work = builder.scratch(entries * 4 * (value + 2))
-        sums, meta = work.at(), work.at(entries * 4 * value)
-    args = WideArgs(
-        x.args, sums=sums, meta=meta, splits=splits, steps=blocks(steps, splits), **layout_of("k", x.k),
-        **layout_of("v", x.v), ticket=builder.counters(row_blocks * heads) if splits > 1 else 0,
-    )  # fmt: skip
+    row_blocks = blocks(rows, each)
+    args = WideArgs(x.args, tiled=tiled(builder, x, row_blocks, blocks(x.k.ne[1], KEYS)))
     spec = Spec("attention_wide", "attend", (head, value, each, int(is_packed(x.k, x.v))))
-    builder.launch(spec, (row_blocks, heads, splits), 8 * each, args, shared_bytes(head, each))
+    builder.launch(spec, (row_blocks, heads, args.tiled.splits), 8 * each, args, shared_bytes(head, each))
 
 
 class WideArgs(NamedTuple):
-    """sums, meta: work memory, and how many blocks share the keys, `steps` times KEYS each; ticket: of the blocks that share."""
-
     shared: Shared
-    sums: i64
-    meta: i64
-    splits: i32
-    steps: i32
-    kind_k: i32
-    size_k: i32
-    start_k: i32
-    kind_v: i32
-    size_v: i32
-    start_v: i32
-    ticket: i64
+    tiled: Tiled
 
 
 def loading(threads: int, packed: int):
