@@ -9,8 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from pyggml import jit
 from pyggml.dtypes import SIZES, GGMLType
 from pyggml.errors import WorkMemoryError
@@ -185,7 +183,7 @@ class Builder:
         if max_work is not None and work > max_work:
             raise WorkMemoryError(work, max_work)
         jit.ensure(self.kernels())
-        arena = _zeros(arena_size) if clear else aligned_bytes(arena_size, clear=False)
+        arena = aligned_bytes(arena_size, clear)
         table = self.records(int(arena.ctypes.data), status).headed(status)
         return Lowered(table, [s.node for s in self.steps], self.where(), [arena, self.buffers()], work)
 
@@ -259,8 +257,3 @@ class Builder:
 
 def _span(tensor: Tensor) -> Span:
     return tensor.data, tensor.data + tensor.nbytes
-
-
-def _zeros(size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Bytes at a multiple of 64."""
-    return aligned_bytes(size)
