@@ -48,6 +48,7 @@ ALLOWED_IMPORTERS = {
     "socket": (
         "pyggml_rpc.transport",
         "pyggml_rpc.link",
+        "pyggml_rpc.unheard",
         "pyggml_cli.interrupts",
     ),  # the latter: a pair through which a signal wakes it
     "argparse": ("pyggml_cli",),

@@ -21,6 +21,7 @@ from pyggml_rpc.errors import RemoteProtocolError, RpcError
 from pyggml_rpc.kept import SentGraphs
 from pyggml_rpc.records import KEY
 from pyggml_rpc.transport import Wire
+from pyggml_rpc.unheard import UnheardError
 from pyggml_rpc.wire import CAPS, WAITS, Command, Protocol, Record, Version
 
 log = logging.getLogger("pyggml.rpc.client")
@@ -213,6 +214,8 @@ class Client:
                 raise self._failed(
                     f"{size} bytes were not accepted within {self._timeout + size / SLOWEST:.3g} s"
                 ) from error
+            except UnheardError as error:
+                raise self._failed(str(error)) from error
             except OSError as error:
                 closed = f"the server closed the connection ({error.strerror or error})"
                 raise self._failed(NO_PLACE if self._connection.silent else closed) from error
@@ -289,6 +292,8 @@ class Client:
             raise self._failed(NO_PLACE if self._connection.silent else str(error)) from error
         except TimeoutError as error:
             raise self._failed(self._silence()) from error
+        except UnheardError as error:
+            raise self._failed(str(error)) from error
         except OSError as error:
             broke = f"the connection broke ({error.strerror or error})"
             raise self._failed(NO_PLACE if self._connection.silent else broke) from error

@@ -26,11 +26,15 @@ from pyggml_rpc.link import join, look_up
 from pyggml_rpc.memory import trim
 from pyggml_rpc.server import Server
 from pyggml_rpc.session import Session
+from pyggml_rpc.unheard import Watch, unheard
 
 log = logging.getLogger("pyggml.rpc")
 
 MAX_PIECES = 64  # in one call of sendmsg
 KEEPALIVE_IDLE = 60  # seconds until the kernel asks a silent machine whether it still exists
+KEEPALIVE_AGAIN, KEEPALIVE_TIMES = 10, 6  # then it asks again and again
+UNHEARD = 30.0  # seconds after which a server's machine is asked whether it still exists, while what was sent is not acknowledged
+REPETITIONS = 3  # of what was sent that a client's machine, which cannot be asked, leaves unanswered
 STEADY = 1 << 12  # bytes that come at once show that a client is not silent, even if its request is not whole yet
 TICK = 1.0  # seconds between looks at what takes too long
 HEAVY = 1 << 24  # bytes that a client caused, from which its end is worth giving memory back to the system
@@ -63,7 +67,11 @@ def send_pieces(sock: socket.socket, pieces: Sequence[Piece], wait: Callable[[],
 def _tune(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in (("TCP_KEEPIDLE", KEEPALIVE_IDLE), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6)):
+    for option, value in (
+        ("TCP_KEEPIDLE", KEEPALIVE_IDLE),
+        ("TCP_KEEPINTVL", KEEPALIVE_AGAIN),
+        ("TCP_KEEPCNT", KEEPALIVE_TIMES),
+    ):
         if hasattr(socket, option):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
@@ -75,12 +83,13 @@ class Wire:
     """A connected socket. Every failure is an OSError.
 
     Where it waits, `pause` is asked again and again how many seconds to wait before it is asked next; it raises
-    TimeoutError when that was long enough.
+    TimeoutError when that was long enough. A wait ends with UnheardError when the other machine is lost.
     """
 
     def __init__(self, host: str, port: int, timeout: float) -> None:
         self._sock = socket.create_connection((host, port), timeout)
         _tune(self._sock)
+        self._watch = Watch(self._sock, UNHEARD)
         self._sock.setblocking(False)
         self._flows = False  # more is there most likely: it is asked for before it is waited for
         self._wake, self._woken = socket.socketpair()
@@ -93,7 +102,7 @@ class Wire:
         def wait() -> None:
             with selectors.DefaultSelector() as selector:
                 selector.register(self._sock, selectors.EVENT_WRITE)
-                selector.select(pause())
+                self._select(selector, pause())
 
         send_pieces(self._sock, pieces, wait)
 
@@ -102,7 +111,7 @@ class Wire:
         while True:
             seconds = pause()
             if not self._flows:
-                ready = self._selector.select(seconds)
+                ready = self._select(self._selector, seconds)
                 if any(key.fileobj is self._woken for key, _ in ready):
                     self._woken.recv(1 << 12)
                     return None
@@ -113,6 +122,13 @@ class Wire:
                 continue
             self._flows = count == len(space)
             return count
+
+    def _select(self, selector: selectors.BaseSelector, seconds: float) -> list[tuple[selectors.SelectorKey, int]]:
+        """Wait no longer than that, and look after the other machine where nothing happens for long."""
+        ready = selector.select(min(seconds, self._watch.pause))
+        if not ready:
+            self._watch.look()
+        return ready
 
     def ended(self) -> bool:
         """Whether the other side has closed the connection, and all that it had sent was read."""
@@ -134,6 +150,7 @@ class Wire:
             self._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
+        self._watch.close()
         self._selector.close()
         for sock in (self._sock, self._wake, self._woken):
             sock.close()
@@ -170,12 +187,14 @@ class _Client(Admitted):
 @dataclass(frozen=True)
 class Limits:
     """How many clients, and how long they may be silent, in seconds. `idle_timeout` None: as long as nobody needs the
-    place, as stock clients expect."""
+    place, as stock clients expect. `unheard`: how long a client's machine may leave unanswered what was sent; as long as
+    keepalive waits where nothing was."""
 
     max_clients: int = 64
     max_clients_of_one: int = 32  # of one address; on this machine each connection is a client of its own
     greeting_timeout: float = 10.0  # for all of HELLO, which every client sends at once
     idle_timeout: float | None = None
+    unheard: float = KEEPALIVE_IDLE + KEEPALIVE_AGAIN * KEEPALIVE_TIMES
 
 
 class Listener:
@@ -394,8 +413,8 @@ class Listener:
         log.debug("%s: disconnected", client.peer)
 
     def _tick(self) -> None:
-        """End graphs that compute for longer than they may; tell when no device is left; after heavy clients, give their
-        memory back."""
+        """End graphs that compute for longer than they may; hang up on machines that are lost; tell when no device is left;
+        after heavy clients, give their memory back."""
         timeout = self.server.graph_timeout
         while not self._closing.wait(TICK if timeout is None else min(TICK, timeout / 4)):
             if self.server.lost is not None:
@@ -403,12 +422,20 @@ class Listener:
             if timeout is not None:
                 for served in self.server.devices:
                     served.end_overdue()
+            self._leave_the_lost()
             if self._untidy.is_set():
                 self._untidy.clear()
                 for served in self.server.devices:
                     served.trim()
                 gc.collect()
                 trim()
+
+    def _leave_the_lost(self) -> None:
+        with self._lock:
+            clients = list(self._clients.values())
+        for client in clients:
+            if (seconds := unheard(client.sock, REPETITIONS)) >= self.limits.unheard and not client.leaving:
+                client.hang_up(f"its machine has answered nothing for {seconds:.0f} s")
 
     def _watch(self) -> None:
         """Abort what is computed for clients that have hung up: their own threads are busy computing it."""
