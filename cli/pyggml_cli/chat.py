@@ -5,7 +5,6 @@ Owns reading lines, commands such as /regen, and the loop of a reply.
 
 import functools
 import sys
-import textwrap
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -296,6 +295,8 @@ class ChatSession:
 
     def _last_messages(self) -> list[str]:
         """A line for each of the last ones, so that one knows where one is."""
+        import textwrap
+
         shown = self.conversation.messages[-SHOWN_MESSAGES:]
         more = ["  ..."] if len(shown) < len(self.conversation.messages) else []
         lines = [(m["role"], " ".join(m["content"].split())) for m in shown]

@@ -25,8 +25,11 @@ def run(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> 
     escapes; own bugs keep their traceback.
     """
     closed = _without_holes()
-    with interruptible(last=argv is None), shown_controls():
-        return _run(command, argv, closed)
+    try:
+        with interruptible(last=argv is None), shown_controls():
+            return _run(command, argv, closed)
+    except KeyboardInterrupt:  # before anything was begun
+        return _interrupted()
 
 
 def _run(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None, closed: bool) -> int:
@@ -61,8 +64,12 @@ def _run(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None, cl
     except MemoryError as reason:
         return _fail(f"out of memory: {reason}", EXIT_ERROR)
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return _interrupted()
+
+
+def _interrupted() -> int:
+    print("\ninterrupted", file=sys.stderr)
+    return EXIT_INTERRUPTED
 
 
 def _without_holes() -> bool:

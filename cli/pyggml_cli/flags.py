@@ -4,9 +4,7 @@ Owns parsing and the help text. A flag takes the argument after it whatever that
 `--a-b`, the last one given counts.
 """
 
-import difflib
 import shutil
-import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -229,6 +227,8 @@ def _unknown(arg: str, table: dict[str, Any]) -> str:
 
 def _likeness(arg: str, name: str) -> float:
     """From 0 to 1; what only goes on longer, such as --temperature for --temp, is near."""
+    import difflib
+
     alike = difflib.SequenceMatcher(None, arg, name).ratio()
     shorter, longer = sorted((arg, name), key=len)
     return max(alike, 0.9) if len(shorter) > 4 and longer.startswith(shorter) else alike
@@ -331,6 +331,8 @@ def help_text(
 ) -> str:
     """The page for --help, as wide as the terminal: flags that do something, group by group; examples are command and what
     it does."""
+    import textwrap
+
     width = min(WIDEST, max(NARROWEST, shutil.get_terminal_size((WIDEST, 24)).columns))
     indent = INDENT if width >= 2 * INDENT else 8
     lines = [*textwrap.wrap(f"usage: {usage}", width, subsequent_indent="    "), "", *textwrap.wrap(about, width)]

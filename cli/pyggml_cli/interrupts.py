@@ -2,7 +2,8 @@
 
 Owns the handler of SIGINT while a command runs. Python calls a handler between any two instructions of the main thread,
 so the KeyboardInterrupt that it raises may come when something is half set up, or before its end was even begun. A
-signal that comes within a function marked as `whole` waits until that function has ended.
+signal that comes within a function marked as `whole` waits until that function has ended; one that comes within an import
+waits for that, too, as what is imported may take a KeyboardInterrupt for something else: NumPy makes an ImportError of it.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from typing import Any, Self, TypeVar
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _MARKED: set[CodeType] = set()
+_IMPORTS = "<frozen importlib._bootstrap>"  # the file that functions of Python's import are said to be from
 
 
 def _end() -> None:
@@ -60,12 +62,25 @@ def _pressed(number: int, frame: FrameType | None) -> None:
         if State.last:  # what is left to write waits for a reader who does not read
             os._exit(EXIT_INTERRUPTED)
         return
+    importing = None
     while frame is not None:
         if frame.f_code in _MARKED:
             State.pending = True
             return
+        if frame.f_code.co_filename == _IMPORTS:
+            importing = frame  # at last the outermost
         frame = frame.f_back
-    State.handler()
+    if importing is None or sys.getprofile() is not None:  # or it is pressed again
+        State.handler()
+    else:
+        sys.setprofile(functools.partial(_profiled, importing))
+
+
+def _profiled(importing: FrameType, frame: FrameType, event: str, _arg: object) -> None:
+    """Python calls this at each call and return. What it raises at the end of the import, the import raises."""
+    if frame is importing and event == "return":
+        sys.setprofile(None)
+        State.handler()
 
 
 def _here() -> bool:
@@ -76,12 +91,13 @@ def _here() -> bool:
 @contextlib.contextmanager
 def interruptible(last: bool) -> Iterator[None]:
     """While a command runs. `last`: the process ends with it, and Ctrl-C does nothing on its way out."""
-    if not _here() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # who started us ignores it
+    before = [signal.default_int_handler, *([signal.SIG_DFL] if last else [])]  # the latter: start.py
+    if not _here() or signal.getsignal(signal.SIGINT) not in before:  # who started us ignores it
         yield
         return
     State.over, State.last = False, last
-    signal.signal(signal.SIGINT, _pressed)
     try:
+        signal.signal(signal.SIGINT, _pressed)
         yield
     finally:
         State.over = True

@@ -5,6 +5,8 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ def nothing_left() -> Iterator[None]:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert "ctrl-c" not in [thread.name for thread in threading.enumerate()]
     assert signal.set_wakeup_fd(-1) == -1
+    assert sys.getprofile() is None
 
 
 def press() -> None:
@@ -113,6 +116,21 @@ def test_a_press_within_a_whole_function_waits_for_its_end() -> None:
         assert done == ["inner", "outer"]
         with pytest.raises(KeyboardInterrupt):
             press()
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+def test_a_press_within_an_import_waits_for_its_end_and_a_second_one_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, presses: int
+) -> None:
+    (tmp_path / "outer_pressed.py").write_text("import inner_pressed\n")
+    text = presses * "signal.raise_signal(signal.SIGINT)\n"
+    (tmp_path / "inner_pressed.py").write_text(f"import signal\n{text}")
+    monkeypatch.syspath_prepend(tmp_path)
+    with interruptible(last=False), pytest.raises(KeyboardInterrupt):
+        import_module("outer_pressed")
+    assert [sys.modules.pop(name, None) is not None for name in ("inner_pressed", "outer_pressed")] == 2 * [
+        presses == 1
+    ]
 
 
 def test_the_callback_runs_at_once_and_the_handler_instead_of_an_interrupt() -> None:
