@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import gc
 import importlib.util
 import os
 import signal
@@ -17,9 +16,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.internal.conjecture import providers
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
-# Before NumPy is imported: its threads wait for each other in a loop, which doubles what the tests take of the processor.
-os.environ["OPENBLAS_NUM_THREADS"] = "1"
-
+import machine
 from peer import Peer
 from peer_archs import ArchPeer
 from peer_build import PeerMissing, Say, ensure_peer, ensure_smollm2
@@ -70,10 +67,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What was collected lives to the end, and looking through it for garbage again and again took a tenth of the time."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 20, 20)
+    machine.forget()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    machine.share(item.path.relative_to(HERE).parts[0] if item.path.is_relative_to(HERE) else "")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    yield
+    if nextitem is None or nextitem.path != item.path:
+        machine.forget()
 
 
 def pytest_report_header() -> list[str]:

@@ -10,7 +10,7 @@ LEAST = 130  # tests that must have run and passed
 
 @pytest.mark.slow
 def test_llama_servers_own_tests(newest: Newest) -> None:
-    found = run(Programs(newest.bin, newest.source), sample=True)
+    found = run(Programs(newest.bin, newest.source), jobs=2, sample=True)
     failed = {test: why for test, (ended, why) in found.items() if ended == "failed"}
     assert not failed, failed
     assert sum(ended == "passed" for ended, _ in found.values()) >= LEAST
