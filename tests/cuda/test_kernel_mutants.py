@@ -115,12 +115,13 @@ def indexer_tiles(make: Operands) -> Tensor:
 
 
 def tiles(dtype: GGMLType) -> Callable[[Operands], Tensor]:
-    """Four stages of rows that begin anywhere."""
-    k = 448 if dtype == T.Q4_0 else 200
+    """Four stages or six of rows that begin anywhere."""
+    k = {T.Q4_0: 448, F16: 200}.get(dtype, 768)
     return lambda make: ops.mul_mat(make.leaf(dtype, (k, 5), scale=0.05), make.leaf(F32, (k, 9)))
 
 
 UNPACKING = ("matvec_one", "unpack")
+HELD = ("mma", "mma_stage")
 
 MUTANTS: dict[str, Wrong] = {
     "a norm without its epsilon": Wrong(
@@ -190,12 +191,23 @@ MUTANTS: dict[str, Wrong] = {
     "queries that are overwritten": Wrong(
         "indexer_tile", "            while h0 < heads:\n                d.barrier()\n", "            while h0 < heads:\n", indexer_tiles),
     "blocks that nobody waits for": Wrong(
-        "mma", "if staged:\n                d.cp_async_wait()\n            d.barrier()", "d.barrier()", tiles(T.Q4_0)),
+        "mma", "d.cp_async_wait()\n            d.barrier()  # blocks", "d.barrier()  # blocks", tiles(T.Q4_0)),
     "columns that nobody waits for": Wrong(
         "mma", "d.cp_async_wait()\n            d.barrier()  # the stage", "d.barrier()  # the stage", tiles(T.Q4_0)),
     "a stage that is written while it is multiplied": Wrong("mma", "d.barrier()  # blocks are there", "#", tiles(T.Q4_0)),
-    "the stage before the last one twice": Wrong("mma", "if staged and j0 < end", "if staged and j0 + GROUPS < end", tiles(T.Q4_0)),
-    "pieces behind the last row": Wrong("mma_stage", "                if left > 32 * i:", "                if i < 9:", tiles(T.Q4_0), ("mma",)),
+    "the stage before the last one twice": Wrong("mma", "if j0 < end and j0", "if j0 + GROUPS < end and j0", tiles(T.Q4_0)),
+    "pieces behind the last row": Wrong("mma_stage", "                    if left > 2 * piece * i:", "                    if i < 9:", tiles(T.Q4_0), ("mma",)),
+    "a range without its last piece": Wrong("mma_stage", "elif odd == 0 and (", "elif odd == 2 and (", tiles(T.Q6_K), ("mma",)),
+    "one half of each block": Wrong("mma_stage", "return Blocks(stages, size, 1,", "return Blocks(stages, size, 2,", tiles(T.Q6_K), ("mma",)),
+    "words where pieces would lie": Wrong("mma_stage", "PIECE - WORD)", "0)", tiles(T.Q6_K), ("mma",)),
+    **{
+        f"the first half's {what} twice": Wrong("unpack", part, part.replace(f", {step}, ", ", 0, "), tiles(dtype), HELD)
+        for dtype, what, part, step in (
+            (T.Q5_K, "low bits", "Part(48, 64, 64)", 64), (T.Q6_K, "low bits", "Part(0, 64, 64)", 64),
+            (T.Q6_K, "high bits", "Part(128, 32, 32)", 32), (T.Q6_K, "scales", "Part(192, 8, 8)", 8))
+    },
+    "fifth bits that are not copied": Wrong("unpack", "Part(0, 0, 48)", "Part(0, 0, 32)", tiles(T.Q5_K), HELD),
+    "another number for the scales'": Wrong("unpack", "Part(208, 0, 2)", "Part(204, 0, 2)", tiles(T.Q6_K), HELD),
     "the stage that is filled is multiplied": Wrong("mma", "from_left + LEFT + RIGHT - at", "from_left + at", tiles(F16)),
     "NaNs that are kept": Wrong(
         "unary", "r = x if x < high else high", "r = high if x > high else x",

@@ -15,7 +15,7 @@ from pyggml.kernels.cuda.activations import quantized
 from pyggml.kernels.cuda.launch_args import Rows, entry, rows
 from pyggml.kernels.cuda.layout import BF16, F16, THREADS, blocks
 from pyggml.kernels.cuda.mma_parts import COLUMNS, LISTS, ROWS, Split, adding, columns, split_of, storing
-from pyggml.kernels.cuda.mma_stage import DEEP, GROUPS, areas, blocks_of
+from pyggml.kernels.cuda.mma_stage import DEEP, GROUPS, areas
 from pyggml.kernels.cuda.spec import Spec, i32, i64
 from pyggml.kernels.cuda.unpack import ALIGNMENT, HALVES, UNPACKED, has_minimum
 from pyggml.kernels.cuda.unpack_codebook import codebook_of
@@ -94,9 +94,7 @@ def lower(builder: Builder, node: Tensor, a: Tensor, b: Tensor) -> None:
         table=table,
         split=split,
     )
-    builder.launch(
-        Spec("mma", "integers", (a.type.name,)), grid, THREADS, packed, areas(a.type, blocks_of(a.type)).size
-    )
+    builder.launch(Spec("mma", "integers", (a.type.name,)), grid, THREADS, packed, areas(a.type).size)
 
 
 class IntegersArgs(NamedTuple):
@@ -113,8 +111,8 @@ class IntegersArgs(NamedTuple):
 def integers(name):
     """Blocks of integers with activations of bytes.
 
-    A stage is 128 values of k. While it is multiplied, its successor's blocks are copied, as they are, where mma_stage.py has room for
-    them; they are unpacked while the columns' bytes are copied. A row or a column of bytes is eight pieces of 16, of which piece p lies
+    A stage is 128 values of k. While it is multiplied, what its successor needs of the blocks is copied, as it is, and
+    unpacked while the columns' bytes are copied. A row or a column of bytes is eight pieces of 16, of which piece p lies
     at place p ^ (row & 7), so that rows that are read together lie in different banks.
     """
     from pyggml.dtypes import GGMLType
@@ -123,19 +121,14 @@ def integers(name):
     from pyggml.kernels.cuda.unpack import unpack
 
     dtype = GGMLType[name]
-    copied = blocks_of(dtype)
-    staged = copied is not None
-    stages_each, block_bytes, row_bytes, copy = 1, 0, 0, None
-    if staged:
-        stages_each, block_bytes, row_bytes = copied.stages, copied.size, 16 * copied.pieces
-        copy = copying(dtype)
-    group = unpack(name, signed=True, memory=from_shared_memory() if staged else None)
-    at_left, at_right, at_left_scales, at_right_scales, at_blocks, _, wide, wide_right = areas(dtype, copied)
+    stages_each, block_bytes, at_once, _, row_bytes, held = blocks_of(dtype)
+    copy, group = copying(dtype), unpack(name, signed=True, memory=from_shared_memory(), held=held)
+    at_left, at_right, at_left_scales, at_right_scales, at_blocks, _, wide, wide_right = areas(dtype)
     store, choose, add = storing(), columns(), adding()
     halves, minimum = dtype in HALVES, has_minimum(dtype, signed=True)
     ends_inside = SIZES[dtype].block_size < DEEP  # a row may end within a stage
     turns = 2 if halves and minimum else 1  # all rows' scales at once take too many registers
-    at_once = 1 if halves else 2
+    pair = not halves
     ones = 0x01010101
     group_left, group_right = ROWS * wide, COLUMNS * wide_right
 
@@ -285,13 +278,11 @@ def integers(name):
         )
         from_left_scales = d.once(lists + at_left_scales + (wm + (lane >> 2) * 4) * wide)
         from_right_scales = d.once(lists + at_right_scales + (wn + (lane & 3) * 2) * wide_right)
-        if staged and width > 0:
-            first = d.i32(d.shr(j0, 1 + stages_each) * block_bytes)
-            copy(row, first, row_end - first, lists + at_blocks, me)
+        if width > 0:
+            copy(row, j0, row_end, lists + at_blocks, me)
             d.cp_async_commit()
         while j0 < end and width > 0:
-            if staged:
-                d.cp_async_wait()
+            d.cp_async_wait()
             d.barrier()  # blocks are there, and the stage before is multiplied
             d.cp_async16(bytes_to, piece + d.sld_i32(bytes_of) * d.i64(step) + j0 * 32)
             d.cp_async16(bytes_to + 32 * DEEP, piece + d.sld_i32(bytes_of + 4 * 32) * d.i64(step) + j0 * 32)
@@ -312,14 +303,10 @@ def integers(name):
                 d.cp_async4(scales_to, scales_here)
             d.cp_async_commit()
             shift = d.i32((aligned + d.shr(j0, 1 + stages_each) * block_bytes) & 15)
-            more, both = d.i32(0), 2 if staged else d.once(2)
-            while more < both:
-                if staged:
-                    j = d.i32((j0 + part) & (GROUPS * stages_each - 1))
-                    at = d.i32(slot + more * (64 * row_bytes) + shift)
-                else:
-                    j = d.i32(j0 + part)
-                    at = matrix + min(row0 + r + 64 * more, n - 1) * a1
+            more = d.i32(0)
+            while more < 2:
+                j = d.i32((j0 + part) & (GROUPS * stages_each - 1))
+                at = d.i32(slot + more * (64 * row_bytes) + shift)
                 q0, q1, q2, q3, q4, q5, q6, q7, d0, m0, d1, m1 = twelve(at, j, codebook)
                 if ends_inside and j0 + part >= groups:
                     d0 = m0 = d1 = m1 = d.f32(0)
@@ -331,19 +318,18 @@ def integers(name):
             d.cp_async_wait()
             d.barrier()  # the stage is there, and all blocks are unpacked
             j0 = d.i32(j0 + GROUPS)
-            if staged and j0 < end and j0 & (GROUPS * stages_each - 1) == 0:
-                first = d.i32(d.shr(j0, 1 + stages_each) * block_bytes)
-                copy(row, first, row_end - first, lists + at_blocks, me)
+            if j0 < end and j0 & (GROUPS * at_once - 1) == 0:
+                copy(row, j0, row_end, lists + at_blocks, me)
                 d.cp_async_commit()
             # more groups at once take more registers than two blocks a multiprocessor have
             k, many = d.i32(0), d.i32(min(GROUPS, end - j0 + GROUPS))
             while k < many:
                 multiply(total, low, high, weights, from_left, from_right, from_left_scales, from_right_scales, k)
-                if at_once == 2:
+                if pair:
                     multiply(
                         total, low, high, weights, from_left, from_right, from_left_scales, from_right_scales, k + 1
                     )
-                k = d.i32(k + at_once)
+                k = d.i32(k + (2 if pair else 1))
         if add(total, splits, sums, tickets, d.shared() + LISTS):
             store(z, total, y, y1, y2, y3, batch, table, used, row0 + wm, wn, n, width, lane)
 

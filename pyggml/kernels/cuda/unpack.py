@@ -8,7 +8,7 @@ Rows of types that ALIGNMENT does not name begin at any even address: aligned wo
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyggml.dtypes import GGMLType
 from pyggml.kernels.cuda.blocks import BLOCKS, CODEBOOK, SMALL
@@ -26,6 +26,32 @@ UNPACKED = (*BLOCKS, *(t for t in SMALL if t != T.TQ1_0), *CODEBOOK)
 """Of the block types with values of their own only TQ1_0 is left out, whose digits are of base 3."""
 
 
+class Part(NamedTuple):
+    """Bytes of a block of 256 values that four of its groups need: `size` of them, from `at` on, and `step` further for the last four."""
+
+    at: int
+    step: int
+    size: int
+
+
+PARTS = {
+    # scales and fifth bits; low bits
+    T.Q5_K: (Part(0, 0, 48), Part(48, 64, 64)),
+    # low bits; high bits; scales; the block's scale
+    T.Q6_K: (Part(0, 64, 64), Part(128, 32, 32), Part(192, 8, 8), Part(208, 0, 2)),
+}
+"""Of types that may be read when only half of each block is at hand (block_q5_K and block_q6_K in ggml-common.h)."""
+
+
+class Held(NamedTuple):
+    """Where what there is of a block lies: of how many groups, and where each of PARTS begins behind the address of the block; the bits of that
+    address that do not count for parts of less than 16 bytes, which were moved to a multiple of 16."""
+
+    groups: int
+    starts: tuple[int, ...]
+    ignored: int = 0
+
+
 TWO_WAYS = frozenset({T.Q4_0, T.Q5_0, T.Q3_K, T.Q6_K})
 """Types without a minimum of their own, whose values are numbers from 0 on less half their range: they are unpacked as signed
 bytes, or as they are with a minimum, which takes fewer instructions there and more in the product."""
@@ -36,9 +62,10 @@ def has_minimum(dtype: GGMLType, signed: bool) -> bool:
     return not signed if dtype in TWO_WAYS else dtype not in NO_MINIMUM
 
 
-def unpack(name: str, signed: bool = False, memory: Any = None):
+def unpack(name: str, signed: bool = False, memory: Any = None, held: Held | None = None):
     """-> f(row, j, codebook): group j of 32 values: q0 ... q7, d, m, and for HALVES d and m of the second half. `signed`:
     types of TWO_WAYS have no minimum. `memory`: the vocabulary whose loads read the row; global memory's where nothing is said.
+    `held`: blocks of a type of PARTS of which not all is there.
 
     codebook: address of the runs of values that blocks of a CODEBOOK type number (unpack_codebook.py)."""
     from pyggml.kernels.cuda import device
@@ -54,7 +81,10 @@ def unpack(name: str, signed: bool = False, memory: Any = None):
         "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q8_0": _q8_0, "IQ4_NL": _iq4_nl, "Q2_K": _q2_k,
         "Q3_K": _q3_k, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k, "IQ4_XS": _iq4_xs, **unpack_small.MAKERS,
     }  # fmt: skip
-    one = d.inline(makers[name](d, signed) if GGMLType[name] in TWO_WAYS else makers[name](d))
+    options: dict[str, Any] = {"signed": signed} if GGMLType[name] in TWO_WAYS else {}
+    if GGMLType[name] in PARTS:
+        options["held"] = held or Held(8, tuple(part.at for part in PARTS[GGMLType[name]]))
+    one = d.inline(makers[name](d, **options))
 
     @d.inline
     def group(row, j, codebook):
@@ -274,8 +304,8 @@ def _q4_k(d):
     return unpack_q4_k
 
 
-def _q5_k(d):
-    header = _k4_header(d)
+def _q5_k(d, held):
+    header, (head, quants), last = _k4_header(d), held.starts, held.groups - 1
 
     @d.inline
     def five(low, high, shift, sub):
@@ -284,11 +314,11 @@ def _q5_k(d):
     def unpack_q5_k(row, j):
         sub = j & 7
         b = row + (j >> 3) * 176
-        scale, low = header(b, sub)
+        scale, low = header(b + head, sub)
         shift = (sub & 1) * 4
-        at = b + 48 + (sub >> 1) * 32
-        h0, h1, h2, h3 = d.ld_i32x4(b + 16)
-        h4, h5, h6, h7 = d.ld_i32x4(b + 32)
+        at = b + quants + ((j & last) >> 1) * 32
+        h0, h1, h2, h3 = d.ld_i32x4(b + head + 16)
+        h4, h5, h6, h7 = d.ld_i32x4(b + head + 32)
         w0, w1, w2, w3 = d.ld_i32x4(at)
         w4, w5, w6, w7 = d.ld_i32x4(at + 16)
         return (
@@ -300,8 +330,9 @@ def _q5_k(d):
     return unpack_q5_k
 
 
-def _q6_k(d, signed):
-    eight, difference = eight_words(d), less()
+def _q6_k(d, signed, held):
+    eight, difference, last, ignored = eight_words(d), less(), held.groups - 1, held.ignored
+    lows, highs, scales, scale = held.starts
 
     @d.inline
     def six(low, high, shift, pair):
@@ -310,13 +341,15 @@ def _q6_k(d, signed):
         return difference(y, 0x20202020) if signed else d.i32(y)
 
     def unpack_q6_k(row, j):
-        sub = j & 7
+        sub = j & last
         b = row + (j >> 3) * 210
         shift, pair = ((sub >> 1) & 1) * 4, (sub & 3) * 2
-        h0, h1, h2, h3, h4, h5, h6, h7 = eight(b + 128 + (sub >> 2) * 32)
-        w0, w1, w2, w3, w4, w5, w6, w7 = eight(b + (sub >> 2) * 64 + (sub & 1) * 32)
-        by, least = d.ld_f16(b + 208), d.f32(0 if signed else -32)
-        s0, s1 = by * d.f32(d.ld_i8(b + 192 + 2 * sub)), by * d.f32(d.ld_i8(b + 193 + 2 * sub))
+        h0, h1, h2, h3, h4, h5, h6, h7 = eight(b + highs + (sub >> 2) * 32)
+        w0, w1, w2, w3, w4, w5, w6, w7 = eight(b + lows + (sub >> 2) * 64 + (sub & 1) * 32)
+        near = b - (b & ignored)
+        by, least = d.ld_f16(near + scale), d.f32(0 if signed else -32)
+        at = near + scales + 2 * sub
+        s0, s1 = by * d.f32(d.ld_i8(at)), by * d.f32(d.ld_i8(at + 1))
         return (
             six(w0, h0, shift, pair), six(w1, h1, shift, pair), six(w2, h2, shift, pair), six(w3, h3, shift, pair),
             six(w4, h4, shift, pair), six(w5, h5, shift, pair), six(w6, h6, shift, pair), six(w7, h7, shift, pair),
