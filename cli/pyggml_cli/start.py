@@ -13,64 +13,45 @@ def plain_ctrl_c() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def cli() -> int:
+def _run(module: str) -> int:
     plain_ctrl_c()
-    from pyggml_cli.cli import main
+    from importlib import import_module
 
-    return main()
+    code: int = import_module(f"pyggml_cli.{module}").main()
+    return code
+
+
+def cli() -> int:
+    return _run("cli")
 
 
 def rpc_server() -> int:
-    plain_ctrl_c()
-    from pyggml_cli.rpc_server import main
-
-    return main()
+    return _run("rpc_server")
 
 
 def server() -> int:
-    plain_ctrl_c()
-    from pyggml_cli.server import main
-
-    return main()
+    return _run("server")
 
 
 def bench() -> int:
-    plain_ctrl_c()
-    from pyggml_cli.bench import main
-
-    return main()
+    return _run("bench")
 
 
 def batched_bench() -> int:
-    plain_ctrl_c()
-    from pyggml_cli.batched_bench import main
-
-    return main()
+    return _run("batched_bench")
 
 
 def quantize() -> int:
-    plain_ctrl_c()
-    from pyggml_cli.quantize import main
-
-    return main()
+    return _run("quantize")
 
 
 def perplexity() -> int:
-    plain_ctrl_c()
-    from pyggml_cli.perplexity import main
-
-    return main()
+    return _run("perplexity")
 
 
 def embedding() -> int:
-    plain_ctrl_c()
-    from pyggml_cli.embedding import main
-
-    return main()
+    return _run("embedding")
 
 
 def inspection() -> int:
-    plain_ctrl_c()
-    from pyggml_cli.inspection import main
-
-    return main()
+    return _run("inspection")
