@@ -126,7 +126,7 @@ def test_a_small_run_after_an_aborted_one() -> None:
     memory that was given back."""
     end, aborted = time.monotonic() + 60, 0
     with pool_of(4) as pool:
-        while aborted < 15 and time.monotonic() < end:
+        while aborted < 30 and time.monotonic() < end:
             long, short = Steps(pool), Steps(pool).add("count", sync=True, parts=3)
             for _ in range(400):
                 long.add("spin", 300, 0, sync=True)

@@ -13,5 +13,5 @@ from pyggml.backend.cpu import CPUDevice
 @pytest.mark.parametrize("n_threads", [2, 4])
 def test_nobody_waits_for_clients_that_hung_up(n_threads: int) -> None:
     with Listener(Server([CPUDevice()], n_threads=n_threads), port=0) as listener:
-        tally = run(listener.endpoint, 3, n_threads)
+        tally = run(listener.endpoint, 5, n_threads)
     assert tally.hang_ups > 5 and tally.sums > 50, tally
