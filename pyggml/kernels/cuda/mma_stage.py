@@ -137,7 +137,7 @@ def copying(dtype: GGMLType):
                 elif 2 * i + 1 < pieces:
                     if left > 2 * piece * i:
                         asynchronous(place + 2 * piece * i, source + 2 * piece * i)
-                elif odd == 0 and (piece < PIECE or left > 2 * piece * i):  # of words only a half has, which is whole
+                elif odd == 0 and (piece < PIECE or left > 2 * piece * i):  # words are copied of whole blocks alone
                     asynchronous(place + 2 * piece * i, source + 2 * piece * i)
 
         if further is None:
