@@ -13,9 +13,8 @@ from typing import Any
 
 from hypothesis import strategies
 
-os.environ["OPENBLAS_NUM_THREADS"] = (
-    "1"  # threads that wait for each other in a loop double what tests take of the processor
-)
+# NumPy's threads wait for each other in a loop, which doubles what the tests take of the processor.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
     # glibc gives the memory of large arrays back at once, and the system clears each page of the next: up to a seventh of
     # the time of tests that compare logits
@@ -62,6 +61,6 @@ def _kept(elements: Sequence[Any]) -> strategies.SearchStrategy[Any]:
         return _sampled_from(elements)
 
 
+# What an example draws within it is a new strategy each time, which hypothesis examines anew but for the few kinds that it
+# keeps itself: a quarter of the time of tests/ops/test_supports.py.
 strategies.sampled_from = _kept
-"""What an example draws within it is a new strategy each time, which hypothesis examines anew but for the few kinds that it
-keeps itself; that took half of the time of examples of 30 draws."""
