@@ -47,9 +47,11 @@ class Communicators:
         try:
             self._links[device] = server.join(rank, host, port, lambda: client.gone)
         except CommError as error:
-            server.devices[device].reserve(None)
             log.warning("%s: COMM_INIT: %s", who, error)
             return False
+        finally:
+            if device not in self._links:
+                server.devices[device].reserve(None)
         log.info("%s: adds up with another server, as rank %d", who, rank)
         return True
 

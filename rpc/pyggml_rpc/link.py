@@ -2,31 +2,40 @@
 
 Owns its sockets and times. Rank 0 listens, rank 1 calls; each sends 24 bytes, in which a peer could offer another
 transport (RDMA). What the other side says comes from whoever was called: 24 zeros is what a server of ours or of
-llama.cpp over TCP says, and nothing else. Facts: ggml-rpc.cpp, `comm_init`.
+llama.cpp over TCP says, and nothing else. A machine that is lost is noticed as a client notices its server's
+(`unheard.py`). Facts: ggml-rpc.cpp, `comm_init`.
 """
 
 import contextlib
-import select
+import errno
+import selectors
 import socket
 import time
 from collections.abc import Callable
 
 from pyggml_rpc.comm import LOWEST_PORT, AllowList, CommError
+from pyggml_rpc.unheard import SILENT, UNHEARD, UnheardError, Watch, ask_when_silent
 from pyggml_rpc.wire import CAPS
 
 JOIN_TIMEOUT = 5.0  # seconds, for all of it
 AGAIN = 0.05  # seconds between two calls of rank 1, and between two looks whether the client is still there
 STALLED = 300.0  # seconds without a byte: the other server may be computing a large prompt
+REFUSAL = 0.2  # seconds in which a machine refuses a connection, if it does
 
 
 class Link:
-    """One rank's end. `gone` is asked while it waits: whether nobody needs it any more."""
+    """One rank's end. `gone` is asked while it waits: whether nobody needs it any more. `unheard`: seconds for which the
+    other machine may leave unanswered what was sent, before it is asked for a connection."""
 
-    def __init__(self, sock: socket.socket, rank: int, gone: Callable[[], bool]) -> None:
+    def __init__(self, sock: socket.socket, rank: int, gone: Callable[[], bool], unheard: float) -> None:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        ask_when_silent(sock)
         self._sock = sock
         self._gone = gone
+        self._watch = Watch(sock, unheard)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(sock, selectors.EVENT_READ)
         self.rank = rank
 
     def swap(self, mine: memoryview, theirs: memoryview) -> None:
@@ -54,10 +63,16 @@ class Link:
             raise CommError("the client is gone")
         if time.monotonic() - since > STALLED:
             raise CommError(f"nothing came from the other server for {STALLED:g} s")
-        lists = ([self._sock], []) if way == "receive" else ([], [self._sock])
-        select.select(*lists, [], AGAIN)
+        self._selector.modify(self._sock, selectors.EVENT_READ if way == "receive" else selectors.EVENT_WRITE)
+        if not self._selector.select(AGAIN):
+            try:
+                self._watch.look()
+            except UnheardError as error:
+                raise CommError(f"the other server: {error}") from error
 
     def close(self) -> None:
+        self._watch.close()
+        self._selector.close()
         self._sock.close()
 
 
@@ -71,16 +86,16 @@ def join(allowed: AllowList, here: str, rank: int, host: str, port: int, gone: C
     if not LOWEST_PORT <= port < 65536:
         raise CommError(f"port {port} is not within {LOWEST_PORT} to 65535")
     until = time.monotonic() + JOIN_TIMEOUT
-    sock = _accept(allowed, here, port, until, gone) if rank == 0 else _connect(allowed, host, port, until, gone)
     try:
-        _greet(sock, rank, until)
-    except OSError as error:
-        sock.close()
-        raise CommError(f"the other server: {error.strerror or error}") from error
-    except CommError:
-        sock.close()
-        raise
-    return Link(sock, rank, gone)
+        sock = _accept(allowed, here, port, until, gone) if rank == 0 else _connect(allowed, host, port, until, gone)
+        with contextlib.ExitStack() as failed:
+            failed.callback(sock.close)
+            _greet(sock, rank, until)
+            link = Link(sock, rank, gone, UNHEARD if rank == 1 or _refuses(sock) else SILENT)
+            failed.pop_all()
+            return link
+    except OSError as error:  # it broke, or no descriptor is left here
+        raise CommError(f"no connection with the other server: {error.strerror or error}") from error
 
 
 def _accept(allowed: AllowList, here: str, port: int, until: float, gone: Callable[[], bool]) -> socket.socket:
@@ -110,6 +125,17 @@ def _connect(allowed: AllowList, host: str, port: int, until: float, gone: Calla
             reason = error.strerror or error
             time.sleep(AGAIN)
     raise CommError(f"cannot connect to {host} port {port}: {reason}")
+
+
+def _refuses(sock: socket.socket) -> bool:
+    """Whether the other machine refuses a connection where nobody listens, rather than say nothing, as some firewalls do: only
+    then does silence prove anything. Who was called listens, or refuses."""
+    with socket.socket(sock.family) as asking:
+        asking.settimeout(REFUSAL)
+        try:
+            return asking.connect_ex(sock.getpeername()) in (0, errno.ECONNREFUSED)
+        except OSError:
+            return False
 
 
 def _greet(sock: socket.socket, rank: int, until: float) -> None:

@@ -26,14 +26,11 @@ from pyggml_rpc.link import join, look_up
 from pyggml_rpc.memory import trim
 from pyggml_rpc.server import Server
 from pyggml_rpc.session import Session
-from pyggml_rpc.unheard import Watch, unheard
+from pyggml_rpc.unheard import SILENT, UNHEARD, Watch, ask_when_silent, unheard
 
 log = logging.getLogger("pyggml.rpc")
 
 MAX_PIECES = 64  # in one call of sendmsg
-KEEPALIVE_IDLE = 60  # seconds until the kernel asks a silent machine whether it still exists
-KEEPALIVE_AGAIN, KEEPALIVE_TIMES = 10, 6  # then it asks again and again
-UNHEARD = 30.0  # seconds after which a server's machine is asked whether it still exists, while what was sent is not acknowledged
 REPETITIONS = 3  # of what was sent that a client's machine, which cannot be asked, leaves unanswered
 STEADY = 1 << 12  # bytes that come at once show that a client is not silent, even if its request is not whole yet
 TICK = 1.0  # seconds between looks at what takes too long
@@ -66,14 +63,7 @@ def send_pieces(sock: socket.socket, pieces: Sequence[Piece], wait: Callable[[],
 
 def _tune(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in (
-        ("TCP_KEEPIDLE", KEEPALIVE_IDLE),
-        ("TCP_KEEPINTVL", KEEPALIVE_AGAIN),
-        ("TCP_KEEPCNT", KEEPALIVE_TIMES),
-    ):
-        if hasattr(socket, option):
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+    ask_when_silent(sock)
 
 
 # ---- the client's end
@@ -194,7 +184,7 @@ class Limits:
     max_clients_of_one: int = 32  # of one address; on this machine each connection is a client of its own
     greeting_timeout: float = 10.0  # for all of HELLO, which every client sends at once
     idle_timeout: float | None = None
-    unheard: float = KEEPALIVE_IDLE + KEEPALIVE_AGAIN * KEEPALIVE_TIMES
+    unheard: float = SILENT
 
 
 class Listener:

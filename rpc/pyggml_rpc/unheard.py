@@ -14,6 +14,12 @@ import sys
 import time
 from typing import NamedTuple
 
+KEEPALIVE_IDLE = 60  # seconds until the kernel asks a silent machine whether it still exists
+KEEPALIVE_AGAIN, KEEPALIVE_TIMES = 10, 6  # then it asks again and again
+SILENT = float(KEEPALIVE_IDLE + KEEPALIVE_AGAIN * KEEPALIVE_TIMES)  # seconds, after which it gives such a machine up
+UNHEARD = (
+    30.0  # seconds after which a machine is asked whether it still exists, while what was sent is not acknowledged
+)
 LOOKS = 6  # in the time after which a machine is asked; it has until the next look to answer
 _FIELDS = struct.Struct("=2xBB20xI24xII84xI80xI")  # to tcpi_snd_wnd, which Linux has since 5.4
 _NO_ANSWER = (  # of connect
@@ -71,8 +77,20 @@ def unheard(sock: socket.socket, repetitions: int) -> float:
     return min(known.last_data, known.last_acknowledgement) / 1000 if without_answer >= repetitions else 0.0
 
 
+def ask_when_silent(sock: socket.socket) -> None:
+    """Keepalive, where the system lets its times be set: SILENT seconds in all."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        ("TCP_KEEPIDLE", KEEPALIVE_IDLE),
+        ("TCP_KEEPINTVL", KEEPALIVE_AGAIN),
+        ("TCP_KEEPCNT", KEEPALIVE_TIMES),
+    ):
+        if hasattr(socket, option):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+
 class Watch:
-    """Of a connection to a server, for whoever waits for it.
+    """Of a connection to a machine that answers new ones, or refuses them; for whoever waits for it.
 
     A machine that has answered nothing for `limit` seconds is asked for another connection. Only if that has no answer
     either is it lost: there are kernels that drop segments without a word where a program does not read (Linux before

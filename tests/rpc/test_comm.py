@@ -1,8 +1,10 @@
 """COMM_INIT, COMM_ALLREDUCE and COMM_FREE: two servers that add up tensors, and who may make them do so."""
 
 import contextlib
+import errno
 import functools
 import inspect
+import os
 import socket
 import threading
 import time
@@ -161,6 +163,27 @@ def test_a_server_that_says_nothing_for_long(kit: Any, pair: tuple[Any, Any], mo
         pair[0].request(C.COMM_ALLREDUCE, tensor=records[0])
 
 
+def test_descriptors_of_any_number(pair: tuple[Any, Any], kit: Any) -> None:
+    """A server of a thousand clients has more than select(2) can name."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+    try:
+        held = [os.dup(0) for _ in range(1024)]
+        records = tensors(kit, pair, 4, GGMLType.F32, [bytes(16)] * 2)
+        for client in pair:
+            client.request(C.COMM_FREE, device=0)
+        port = free_port()
+        assert at_once(lambda: init(pair[0], 0, port), lambda: init(pair[1], 1, port)) == [1, 1]
+        first = functools.partial(pair[0].request, C.COMM_ALLREDUCE, device=0, tensor=records[0])
+        second = functools.partial(pair[1].request, C.COMM_ALLREDUCE, device=0, tensor=records[1])
+        assert at_once(first, lambda: [time.sleep(0.1), second()][1]) == [None, None], "the first one waits"
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 # ---- who has one
 
 
@@ -209,6 +232,26 @@ def test_nobody_there(kit: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.
     with socket.create_server(("127.0.0.1", port)):
         pass  # it is free again
     assert client.session.server.devices[0].reserve(client.session)
+
+
+def test_no_descriptor_is_left(kit: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """The client is told so, and the next one may try."""
+    client = client_of(kit)
+
+    def none_left() -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(link.selectors, "DefaultSelector", none_left)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def greet() -> None:
+            with listening.accept()[0] as sock:
+                sock.sendall(bytes(24))
+                sock.recv(24, socket.MSG_WAITALL)
+
+        assert at_once(lambda: init(client, 1, listening.getsockname()[1]), greet)[0] == 0
+    assert "COMM_INIT: no connection with the other server: Too many open files" in caplog.text
+    assert client.session.server.devices[0].reserve(client.session), "nobody has it"
 
 
 def re_one(text: str, words: str) -> bool:
@@ -415,6 +458,7 @@ MUTANTS: dict[str, tuple[Mutant, Callable[..., Any]]] = {
     "strides do not matter": ((*ALL, "tensor.nb != contiguous", "() == contiguous"), not_added(nb=[4, 32, 64, 64])),
     "a device has several": ((ServedDevice, "reserve", "return False", "return True"), one_of_all_clients),
     "it stays with who left": ((Communicators, "leave", "self._client.server.devices[device].reserve(None)", "pass"), one_of_all_clients),
+    "and who had no descriptor": ((link, "join", "except OSError as error", "except EOFError as error"), test_no_descriptor_is_left),
     "and who found nobody": ((*JOIN, "server.devices[device].reserve(None)", "pass"), nobody_there),
     "worlds of any size": ((*JOIN, "world != WORLD or ", ""), alone_in_the_world),
     "any rank": ((*JOIN, "rank >= world or ", ""), rank_two),

@@ -16,10 +16,12 @@ import two_machines
 from deaf import deafen, hear_again, linux_only
 from loopback import framed
 from mutants import Mutant, assert_caught
-from pyggml_rpc import transport, unheard
+from pyggml_rpc import link, transport, unheard
 from pyggml_rpc.addresses import join_endpoint
 from pyggml_rpc.client import Client
+from pyggml_rpc.comm import LOOPBACK, CommError
 from pyggml_rpc.errors import RpcError
+from pyggml_rpc.link import Link
 from pyggml_rpc.server import Server
 from pyggml_rpc.transport import Limits, Listener, Wire
 from pyggml_rpc.unheard import UnheardError, Watch, info
@@ -57,6 +59,14 @@ def test_a_server_whose_cable_is_back_in_time(two: Callable[..., dict[str, Any]]
 def test_a_server_that_loses_its_cable_while_one_sends(two: Callable[..., dict[str, Any]]) -> None:
     found = two("dead while one sends")
     assert found["ended"] == "lost" and LIMIT < found["seconds"] < 3 * LIMIT
+
+
+def test_a_server_that_loses_its_cable_while_it_adds_up(two: Callable[..., dict[str, Any]]) -> None:
+    found = two("dead while one adds up")
+    assert re.fullmatch(
+        r"the other server: its machine has answered nothing for \d s \(off, or without network\)", found["error"]
+    )
+    assert found["sum"] == 7 and LIMIT < found["seconds"] < 3 * LIMIT
 
 
 def test_a_server_that_does_not_read(two: Callable[..., dict[str, Any]], mutant: str = "none") -> None:
@@ -208,6 +218,84 @@ def test_a_server_stays_with_a_client_that_does_not_read(kit: Any, toy: Any) -> 
             left -= len(slow.recv(left))
 
 
+# ---- two servers
+
+
+@contextlib.contextmanager
+def rank_0(seconds: float) -> Iterator[tuple[Link, socket.socket, socket.socket]]:
+    """One rank's end, the other end, and what listens there."""
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        sock = socket.create_connection(listening.getsockname(), 5)
+        made = stack.enter_context(contextlib.closing(Link(sock, 0, lambda: False, seconds)))
+        yield made, stack.enter_context(listening.accept()[0]), listening
+
+
+def swapped(made: Link) -> str:
+    """What ends it."""
+    with pytest.raises(CommError) as caught:
+        made.swap(memoryview(b"?" * 64), memoryview(bytearray(64)))
+    return str(caught.value)
+
+
+@linux_only
+def test_another_server_whose_machine_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "STALLED", 1.5)
+    with rank_0(0.4) as (made, accepted, listening):
+        deafen(accepted)
+        deafen(listening)
+        reason = r"the other server: its machine has answered nothing for \d s \(off, or without network\)"
+        assert re.fullmatch(reason, swapped(made))
+
+
+@linux_only
+def test_another_server_that_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its machine answers, or refuses new connections."""
+    monkeypatch.setattr(link, "STALLED", 0.6)
+    with rank_0(0.2) as (made, _, _):
+        assert swapped(made) == "nothing came from the other server for 0.6 s"
+    with rank_0(0.2) as (made, accepted, listening):
+        deafen(accepted)
+        listening.close()
+        assert swapped(made) == "nothing came from the other server for 0.6 s"
+
+
+def test_other_servers_are_asked_when_they_are_silent() -> None:
+    """By the kernel, as clients and servers are, so that it is noticed where all was acknowledged."""
+    with rank_0(1.0) as (made, _, _), connected(1.0) as (wire, _, _):
+        for option in ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT"):
+            if hasattr(socket, option):
+                theirs, ours = (
+                    end._sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, option)) for end in (made, wire)
+                )
+                assert theirs == ours
+        assert made._sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+
+
+@linux_only
+def test_a_firewall_that_says_nothing_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has called may not be asked at all: then it has longer."""
+    with rank_0(1.0) as (made, _, listening):
+        assert link._refuses(made._sock)
+        deafen(listening)
+        assert not link._refuses(made._sock)
+        listening.close()
+        assert link._refuses(made._sock)
+    patience: list[float] = []
+    monkeypatch.setattr(link, "Link", lambda sock, rank, gone, seconds: patience.append(seconds) or sock.close())
+    monkeypatch.setattr(link, "_greet", lambda *args: None)
+    for refuses in (True, False):
+        monkeypatch.setattr(link, "_refuses", lambda sock, answer=refuses: answer)
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            port = listening.getsockname()[1]
+            link.join(LOOPBACK, "", 1, "127.0.0.1", port, lambda: False)
+        calling = threading.Timer(0.1, lambda at=port: socket.create_connection(("127.0.0.1", at), 5).close())
+        calling.start()
+        link.join(LOOPBACK, "127.0.0.1", 0, "", port, lambda: False)
+        calling.join()
+    assert patience == [30.0, 30.0, 30.0, 120.0]
+
+
 MUTANTS: dict[str, tuple[Mutant, Callable[..., None], dict[str, Any]]] = {
     "nobody is asked": (
         (Watch, "_answers", ".getpeername()) not in _NO_ANSWER", ".getpeername()) is None"),
@@ -225,6 +313,22 @@ MUTANTS: dict[str, tuple[Mutant, Callable[..., None], dict[str, Any]]] = {
     "a server does not look": (
         (Listener, "_leave_the_lost", "client.hang_up(", "len("),
         test_a_server_leaves_a_client_whose_machine_is_lost, {"wait": 2 * LIMIT},
+    ),
+    "nobody looks after the other server": (
+        (Link, "_wait", "self._watch.look()", "pass"),
+        test_another_server_whose_machine_is_lost, {},
+    ),
+    "another server's silence is enough": (
+        (unheard.Watch, "_answers", ".getpeername()) not in _NO_ANSWER", ".getpeername()) is None"),
+        test_another_server_that_computes, {},
+    ),
+    "another server is not asked": (
+        (Link, "__init__", "ask_when_silent(sock)", "pass"),
+        test_other_servers_are_asked_when_they_are_silent, {},
+    ),
+    "a firewall proves as much": (
+        (link, "join", "UNHEARD if rank == 1 or _refuses(sock) else SILENT", "UNHEARD"),
+        test_a_firewall_that_says_nothing_proves_nothing, {},
     ),
     "a server counts seconds alone": (
         (transport, "unheard", "without_answer >= repetitions", "True"),

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 NEAR, FAR = "10.99.0.1", "10.99.0.2"
+PORT = 51052  # where rank 0 listens
 
 
 def why_not() -> str | None:
@@ -76,7 +77,7 @@ def far(kind: str) -> Iterator[Far]:
 
 
 def serve(kind: str) -> None:
-    """The other machine's program: does what is said on standard input. `kind`: ours, or "reads nothing"."""
+    """The other machine's program: does what is said on standard input. `kind`: ours, "rank 1", or "reads nothing"."""
     from pyggml_rpc.server import Server
     from pyggml_rpc.transport import Listener
 
@@ -89,12 +90,23 @@ def serve(kind: str) -> None:
         if word == "begin":
             ip("addr", "add", f"{FAR}/24", "dev", "far")
             ip("link", "set", "far", "up")
-            if kind == "ours":
+            if kind == "rank 1":
+                answer = "0"
+            elif kind == "ours":
                 answer = str(Listener(Server([CPUDevice()], n_threads=1), FAR, 0).address[1])
             else:
                 listening = socket.create_server((FAR, 0))
                 threading.Thread(target=accept, args=(listening, accepted), daemon=True).start()
                 answer = str(listening.getsockname()[1])
+        elif word == "call":
+            from pyggml_rpc import link
+            from pyggml_rpc.comm import AllowList
+
+            called = link.join(AllowList([NEAR]), FAR, 1, NEAR, PORT, lambda: False)
+            space = bytearray(1 << 16)
+            threading.Thread(
+                target=called.swap, args=(memoryview(b"\7" * len(space)), memoryview(space)), daemon=True
+            ).start()
         elif word == "accepted":
             answer = str(len(accepted))
         else:  # "down" or "up"
@@ -161,12 +173,37 @@ def flood(down: bool, seconds: float) -> dict[str, Any]:
         return {"ended": ended, "seconds": took, "silence": silence / 1000, "accepted": int(other.ask("accepted"))}
 
 
+def add_up() -> dict[str, Any]:
+    """Two servers that add up, of which the other one loses its cable."""
+    from pyggml_rpc import link
+    from pyggml_rpc.comm import AllowList, CommError
+
+    with far("rank 1") as other:
+        joined: list[link.Link] = []
+        allowed = AllowList([FAR])
+        waiting = threading.Thread(target=lambda: joined.append(link.join(allowed, NEAR, 0, "", PORT, lambda: False)))
+        waiting.start()
+        assert other.ask("call") == "done"
+        waiting.join()
+        mine = memoryview(bytearray(1 << 16))
+        theirs = memoryview(bytearray(1 << 16))
+        joined[0].swap(mine, theirs)
+        other.ask("down")
+        began, error = time.monotonic(), None
+        try:
+            joined[0].swap(mine, theirs)
+        except CommError as reason:
+            error = str(reason)
+        return {"error": error, "seconds": time.monotonic() - began, "sum": theirs[0]}
+
+
 LIMIT = 1.5  # seconds; above the 1.2 s for which Linux leaves the first probes of a window unanswered (tcp_invalid_ratelimit)
 LONGER = 4.0  # a second without a cable is less, however late a busy machine gives it back
 CASES = {
     "dead": lambda: request(None),
     "back": lambda: request(1.0),
     "dead while one sends": lambda: flood(True, 20.0),
+    "dead while one adds up": add_up,
     "alive with its window closed": lambda: flood(False, 4 * LIMIT),
 }
 MUTANTS = {
@@ -178,14 +215,15 @@ MUTANTS = {
 def main(case: str, mutant: str) -> None:
     import pytest
     from mutants import mutate
-    from pyggml_rpc import transport, unheard
+    from pyggml_rpc import link, transport, unheard
 
     with pytest.MonkeyPatch.context() as monkeypatch:
         if mutant in MUTANTS:
             where, name, old, new = MUTANTS[mutant]
             owner = {"transport.Wire": transport.Wire, "unheard": unheard}[where]
             mutate(monkeypatch, (owner, name, old, new))
-        monkeypatch.setattr(transport, "UNHEARD", LONGER if case == "back" else LIMIT)
+        for module in (transport, link):
+            monkeypatch.setattr(module, "UNHEARD", LONGER if case == "back" else LIMIT)
         print(json.dumps(CASES[case]()))
 
 
