@@ -225,6 +225,30 @@ def test_a_fault_of_our_own_ends_one_connection(
 
 def test_connects_are_debug_lines(listener: Listener, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG", "pyggml.rpc")
-    raw(listener).close()
+    raw(listener, hello=False).close()
+    with raw(listener) as sock:
+        sock.sendall(pack_header(C.DEVICE_COUNT, 0))
+        assert sock.recv(12, socket.MSG_WAITALL)
     until(lambda: listener.n_clients == 0)
     assert {r.levelname for r in caplog.records} == {"DEBUG"}
+
+
+def test_a_client_of_another_protocol_leaves_a_line(listener: Listener, caplog: pytest.LogCaptureFixture) -> None:
+    """It does not say which; but no other one goes without having asked anything."""
+    caplog.set_level("INFO", "pyggml.rpc")
+    raw(listener).close()
+    until(lambda: listener.n_clients == 0)
+    (line,) = caplog.messages
+    version = listener.server.protocol.version
+    assert f": left when it heard that this server speaks protocol {version} (" in line
+
+
+FEATURES = {"none": bytes(24), "the first": b"\1" + bytes(23), "the last": bytes(23) + b"\x80", "all": b"\xff" * 24}
+
+
+@pytest.mark.parametrize("features", FEATURES)
+def test_features_that_nobody_knows_are_not_agreed_on(listener: Listener, features: str) -> None:
+    major = listener.server.protocol.version.major
+    with raw(listener, hello=False) as sock, sock.makefile("rb") as stream:
+        sock.sendall(pack_header(C.HELLO, 24) + FEATURES[features] + pack_header(C.DEVICE_COUNT, 0))
+        assert stream.read(48) == framed(C.HELLO, major=major) + framed(C.DEVICE_COUNT, device_count=1)
