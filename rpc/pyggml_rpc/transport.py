@@ -366,7 +366,8 @@ class Listener:
         try:
             # the short connections that stock clients begin with are not worth a line
             figures, worth = session.figures.line(session.most_held), session.most_held > 0
-            if session.finished and session.figures.requests == 1:  # HELLO, after which every client asks something
+            # every client that goes on after HELLO asks something
+            if session.finished and not client.why and session.figures.requests == 1:
                 why, worth = f"left when it heard that this server speaks protocol {session.protocol}", True
             log.log(level if worth or level > logging.INFO else logging.DEBUG, "%s: %s (%s)", peer, why, figures)
             if session.most_held + session.figures.received > HEAVY:

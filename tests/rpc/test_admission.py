@@ -337,7 +337,9 @@ def told(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
 def test_who_came_what_was_lent_and_who_left(server: Server, told: Callable[[], list[str]]) -> None:
     with Listener(server, port=0) as listener:
         for _ in range(10):
-            greeted(listener).close()
+            with greeted(listener) as short:
+                short.sendall(pack_header(C.DEVICE_COUNT, 0))
+                assert short.recv(12)
         client = Client(listener.endpoint, 5, 5, 5)
         for size in (5 << 20, 1 << 19):
             client.ask(C.ALLOC_BUFFER, NEWEST.pack(C.ALLOC_BUFFER, device=0, size=size))
