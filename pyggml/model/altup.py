@@ -35,19 +35,19 @@ class Versions(Module):
     def __init__(self, n_embd: int) -> None:
         self.weight = Weight(n_embd, n_embd, N - 1)
 
-    def __call__(self, x: Tensor, first: Tensor) -> Tensor:
+    def __call__(self, g: GraphBuilder, x: Tensor, first: Tensor) -> Tensor:
         """x (n_embd, n_tokens, N - 1) -> their products, each token's as long as in `first` (n_embd, n_tokens)."""
-        made = ops.mul_mat(self.weight.value, x, name=self.attribute)
+        made = g.linear_each(self.weight.value, x, name=self.attribute)
         return ops.div(ops.mul(made, _length(first)), _length(made))
 
-    def split(self, x: Tensor) -> Tensor:
+    def split(self, g: GraphBuilder, x: Tensor) -> Tensor:
         """(n_embd, n_tokens) -> (n_embd, n_tokens, N)"""
-        return ops.concat(x, self(ops.repeat(x, *x.ne[:2], N - 1), x), 2)
+        return ops.concat(x, self(g, ops.repeat(x, *x.ne[:2], N - 1), x), 2)
 
-    def merge(self, x: Tensor) -> Tensor:
+    def merge(self, g: GraphBuilder, x: Tensor) -> Tensor:
         """(n_embd, n_tokens, N) -> (n_embd, n_tokens), the mean."""
         total = slice_of(x, 0)
-        others = self(rest_of(x), total)
+        others = self(g, rest_of(x), total)
         for i in range(N - 1):
             total = ops.add(total, slice_of(others, i))
         return ops.scale(total, 1.0 / N)

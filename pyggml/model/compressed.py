@@ -286,7 +286,7 @@ class CompressedAttention(Remembers):
         )
         cur = ops.reshape(cur, self.head, self.n_head, g.n_tokens)
         cur = self.rope.at(g, cur, g.positions, self.offset, back=True)
-        cur = self.attn_output_a(ops.reshape(cur, self.attn_output_a.n_in, self.n_groups, g.n_tokens))
+        cur = self.attn_output_a(g, ops.reshape(cur, self.attn_output_a.n_in, self.n_groups, g.n_tokens))
         return g.linear(self.attn_output_b, ops.cont(cur, self.n_groups * self.rank_o, g.n_tokens))
 
     def _more(self, g: GraphBuilder, x: Tensor, low: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -314,9 +314,9 @@ class GroupLinear(HeadLinear):
             self.weight.ne = (self.n_in, self.n_out * self.n)
         yield from super().wanted(tensors)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:
         """(n_in, n, n_tokens) -> (n_out, n, n_tokens), a view."""
         weight = self.weight.value
         if self.n > 1 and weight.ne[2] == 1:
             weight = ops.reshape(weight, self.n_in, self.n_out, self.n)
-        return ops.permute(ops.mul_mat(weight, ops.permute(x, 0, 2, 1, 3), name=self.label()), 0, 2, 1, 3)
+        return ops.permute(g.linear_each(weight, ops.permute(x, 0, 2, 1, 3), name=self.label()), 0, 2, 1, 3)

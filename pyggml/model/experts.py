@@ -230,12 +230,14 @@ class ExpertsAndShared(Module):
     def __init__(self, hp: Hparams, experts: Experts, n_ff_shared: int, *, gated: bool = False, **more: Any) -> None:
         self.experts = experts
         self.shared = GatedMLP(hp.n_embd, n_ff_shared, suffix="_shexp", **more)
-        self.ffn_gate_inp_shexp = VectorProduct(hp.n_embd) if gated else None
+        self.ffn_gate_inp_shexp = Linear(hp.n_embd, 1, plain=True) if gated else None
 
     def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:
         cur, shared = self.experts(g, x), self.shared(g, x)
         if self.ffn_gate_inp_shexp is not None:
-            gate = ops.unary(self.ffn_gate_inp_shexp(g, x), ops.UnaryOp.SIGMOID, name=f"shared_expert_gate-{self.il}")
+            gate = ops.unary(
+                g.linear(self.ffn_gate_inp_shexp, x), ops.UnaryOp.SIGMOID, name=f"shared_expert_gate-{self.il}"
+            )
             shared = ops.mul(shared, gate)
         return ops.add(cur, shared, name=f"ffn_out-{self.il}")
 
@@ -247,13 +249,3 @@ def clamped(hp: Hparams, il: int) -> tuple[dict[str, Any], dict[str, Any]]:
     limit, shared = keys.limits[il], (keys.limits_shared if own else keys.limits)[il]
     kind = ops.GluOp.SWIGLU_CLAMP
     return {"kind": kind, "limit": limit} if limit else {}, {"kind": kind, "limit": shared} if shared else {}
-
-
-class VectorProduct(Module):
-    """x (n_embd, n_tokens) -> its product with one vector, (1, n_tokens)."""
-
-    def __init__(self, n_embd: int) -> None:
-        self.weight = Weight(n_embd)
-
-    def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:
-        return ops.mul_mat(self.weight.value, x, name=self.label())

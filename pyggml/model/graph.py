@@ -1,7 +1,7 @@
 """The graph of one micro-batch, as it is built: its inputs, which fill themselves, and what models build with.
 
-GraphBuilder owns the only places where matrices are multiplied with (`linear`, `linear_id`) or tokens looked up (`rows`), so
-that adapters are one place too, and the order in which memory is written and read; knows no architecture and no device.
+GraphBuilder owns the only places where weights are multiplied with (`linear`, `linear_id`, `linear_each`) or tokens looked up
+(`rows`), so that adapters are one place too, and the order in which memory is written and read; knows no architecture and no device.
 Orders follow llama-graph.cpp.
 """
 
@@ -215,6 +215,11 @@ class GraphBuilder:
         for applied in self.adapters:
             y = applied.add_id(layer.weight, x, ids, y)
         return y
+
+    def linear_each(self, weight: Tensor, x: Tensor, name: str = "") -> Tensor:
+        """x (n_in, n_tokens, n), weight (n_in, n_out, n), a matrix for each of n parts of x -> (n_out, n_tokens, n). No adapter
+        adds to it: llama.cpp multiplies with such matrices by ggml_mul_mat, not by build_lora_mm."""
+        return ops.mul_mat(weight, x, name=name)
 
     def rows(self, weight: Weight, il: int, name: str) -> Tensor:
         """The rows (n, n_tokens) of this micro-batch's tokens, read before all else, and what adapters add

@@ -40,9 +40,9 @@ class HeadLinear(Module):
     def __init__(self, n_in: int, n_out: int, n_head: int) -> None:
         self.weight = Weight(n_in, n_out, n_head)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, g: GraphBuilder, x: Tensor) -> Tensor:
         """(n_in, n_head, n_tokens) -> (n_out, n_head, n_tokens), a view."""
-        y = ops.mul_mat(self.weight.value, ops.permute(x, 0, 2, 1, 3), name=self.label())
+        y = g.linear_each(self.weight.value, ops.permute(x, 0, 2, 1, 3), name=self.label())
         return ops.permute(y, 0, 2, 1, 3)
 
 
@@ -157,14 +157,14 @@ class LatentAttention(Latent):
         plain = ops.view(q, (self.n_plain, self.n_head, g.n_tokens), q.nb[1:3])
         k = ops.reshape(row, self.rank, 1, g.n_tokens)
         if shared is None:
-            q = self.attn_k_b(plain)
+            q = self.attn_k_b(g, plain)
         else:
             turned = ops.view(q, (self.n_rot, self.n_head, g.n_tokens), q.nb[1:3], self.n_plain * q.nb[0])
             if self.rope is not None:
                 turned = self.rope(g, turned)
-            q, k = ops.concat(self.attn_k_b(plain), turned, 0), ops.concat(k, shared, 0)
+            q, k = ops.concat(self.attn_k_b(g, plain), turned, 0), ops.concat(k, shared, 0)
         cur = self.attended(g, x, low, self.scaled(g, q), k)
-        cur = self.attn_v_b(ops.reshape(cur, self.rank, self.n_head, g.n_tokens))
+        cur = self.attn_v_b(g, ops.reshape(cur, self.rank, self.n_head, g.n_tokens))
         return self.back(g, x, ops.cont(cur, self.head_v * self.n_head, g.n_tokens))
 
     def attended(self, g: GraphBuilder, x: Tensor, low: Tensor, q: Tensor, k: Tensor) -> Tensor:

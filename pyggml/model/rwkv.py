@@ -141,7 +141,7 @@ class TimeMix6(TimeMix):
         shares = ops.add(ops.mul(difference, self.time_mix_lerp_x.value), x)
         shares = ops.unary(g.linear(self.time_mix_w1, shares), ops.UnaryOp.TANH)
         shares = ops.reshape(shares, self.low, 5, g.n_tokens)
-        shares = ops.mul_mat(self.time_mix_w2.value, ops.cont(ops.permute(shares, 0, 2, 1, 3)))  # (n, n_tokens, 5)
+        shares = g.linear_each(self.time_mix_w2.value, ops.cont(ops.permute(shares, 0, 2, 1, 3)))  # (n, n_tokens, 5)
         w, k, v, r, gate = (self._share(x, difference, shares, i) for i in range(5))
         k, v = self._repeated(g.linear(self.time_mix_key, k)), self._repeated(g.linear(self.time_mix_value, v))
         r = self.heads(g.linear(self.time_mix_receptance, r))

@@ -26,6 +26,22 @@ from pyggml.tensor import Tensor
 
 FIRST, SECOND, THIRD = TOKENS[:20], TOKENS[20:30], TOKENS[30:]
 EXPERTS = {"n_expert": 4}
+GATES = [f"blk.{il}.ffn_gate_inp_shexp.weight" for il in (0, 1)]
+"""The vectors that say how much an expert counts which every token uses (qwen2moe)."""
+QWEN = {"general.architecture": "qwen2moe"}
+
+
+def _shared_experts():
+    """Options of a qwen2moe model."""
+    rng = np.random.default_rng(3)
+    shapes = {"ffn_gate_shexp": (96, 64), "ffn_up_shexp": (96, 64), "ffn_down_shexp": (64, 96)}
+    made = {f"blk.{il}.{n}.weight": rng.normal(0, 0.1, s).astype("f4") for il in (0, 1) for n, s in shapes.items()}
+    made |= {name: rng.normal(0, 0.1, 64).astype("f4") for name in GATES}
+    ints = {f"qwen2moe.expert_{kind}feed_forward_length": 96 for kind in ("", "shared_")}
+    return {**EXPERTS, "tied": False, "arch": "qwen2moe", "ints": ints, "replace": made}
+
+
+SHARED = _shared_experts()
 
 CASES = {
     # of the model; of each adapter: weights and options; scales
@@ -42,6 +58,7 @@ CASES = {
     "token embeddings": ({"tied": False}, [(["token_embd.weight", "blk.0.attn_v.weight"], {})], [1.0]),
     "as large as the weight": ({}, [([f"blk.{i}.attn_q.weight" for i in (0, 1)], {"rank": 64})], [8.0]),
     "experts": (EXPERTS, [(all_weights(n_expert=4), EXPERTS)], [1.0]),
+    "gate of a shared expert": (SHARED, [(GATES, {"shapes": {"ffn_gate_inp_shexp": (64, 1)}, "strings": QWEN})], [8.0]),
     "F16 adapter": ({}, [(all_weights(), {"quant": gguf.GGMLQuantizationType.F16, "rank": 32})], [1.0]),
 }
 

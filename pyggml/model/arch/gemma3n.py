@@ -96,8 +96,8 @@ class Model(gemma.Model):
     def embed(self, g: GraphBuilder) -> Tensor:
         x = super().embed(g)
         g.handed_on[NAME] = self.blk[0].projection(g, self.per_layer_token_embd(g), x)
-        return self.altup_proj.split(x)
+        return self.altup_proj.split(g, x)
 
     def normed(self, g: GraphBuilder, x: Tensor) -> Tensor:
-        (x,) = g.select_outputs(self.hp.n_layer - 1, self.altup_unembd_proj.merge(x))
+        (x,) = g.select_outputs(self.hp.n_layer - 1, self.altup_unembd_proj.merge(g, x))
         return super().normed(g, x)
