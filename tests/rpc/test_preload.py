@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,57 @@ def test_a_stock_client_sends_less(peer: Peer, large: Path, listener: Listener) 
     got = peer.steps(large, what, endpoints=[listener.endpoint])
     assert_same_logits(got, peer.steps(large, what))
     assert_spared(listener.server, large)
+
+
+def test_a_stock_client_whose_model_is_partly_there(peer: Peer, large: Path, tmp_path: Path) -> None:
+    """Of three matrices of one length the operator's file has two; the third is sent, and nobody's stands in for it."""
+    other = np.random.default_rng(7).normal(0, 0.02, (1024, 2816)).astype(np.float32)
+    partly = write_llama(tmp_path / "p.gguf", n_layer=1, n_embd=1024, n_ff=2816, replace={NAME: other})
+    assert len(content(partly)) == len(content(large)) and content(partly) != content(large)
+    what = [("open", "a"), *(("decode", "a", [token]) for token in some_tokens(3))]
+    with Listener(Server([CPUDevice()], n_threads=2, protocol=V7, preload=Preload([partly])), port=0) as listener:
+        got = peer.steps(large, what, endpoints=[listener.endpoint])
+        sent = listener.server.counters.bytes[C.SET_TENSOR]
+    assert_same_logits(got, peer.steps(large, what))
+    with GGUFFile.open(large) as opened:
+        small = sum(t.nbytes for t in opened.tensors.values() if t.nbytes <= HASH_ABOVE)
+    one = len(content(large))
+    assert one <= sent < one + 2 * small < 2 * one, (sent, one, small)
+
+
+def test_clients_that_ask_at_once_and_one_that_leaves(kit: Any, server: Server, file: Path) -> None:
+    """Each is handed what it asked for, hashed once; who leaves while it is hashed costs the others nothing."""
+    data, preload = content(file), server.preload
+    assert preload is not None
+    plain, hashed, begun, go_on = preload._read, [], threading.Event(), threading.Event()
+
+    def slow(entry: Any, memory: memoryview | None) -> tuple[int, bytes]:
+        if memory is None:
+            hashed.append(entry)
+            begun.set()
+            assert go_on.wait(10)
+        return plain(entry, memory)
+
+    preload._read = slow  # type: ignore[method-assign]
+    clients = [kit.Glued(server) for _ in range(4)]
+    got: dict[int, bytes | None] = {}
+
+    def ask(number: int) -> None:
+        got[number] = asked(kit, clients[number], data)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    assert begun.wait(10)
+    clients[3].session.abort()
+    go_on.set()
+    for thread in threads:
+        thread.join(10)
+    assert [got[number] for number in range(3)] == [data] * 3 and got[3] in (data, None)
+    assert len(hashed) == len(set(hashed))
+    for client in clients:
+        client.session.close()
+    assert server.host.held == server.devices[0].used == 0
 
 
 def test_the_flag(large: Path, tmp_path: Path) -> None:
