@@ -1,7 +1,6 @@
 """What a micro-batch of a new shape costs before it runs, beside a decoded token: `python benchmarks/miss.py FILE.gguf ...`.
 
-Owns the measurement; must not know how graphs are lowered. Schedules are made from graphs of all layers and of a few, and
-tokens decoded, by turns; medians in milliseconds:
+Schedules are made from graphs of all layers and of a few, and tokens decoded, by turns; medians in milliseconds:
   build   the graph, by the model's modules      place    devices, splits, places in the compute buffer
   lower   addresses, steps, work memory          records  the plan in memory, kernels found
 The last column holds the sum against a decoded token: below 1, a new shape costs less than a token. With --gpu all layers are

@@ -1,8 +1,9 @@
 """One model that is served, and that may be away: it leaves memory when nobody has asked for anything for a while, and when what
 computes it is lost, such as an RPC server that was ended. It comes back with the next request; where something was lost, by itself too.
 
-Owns when it goes and comes; must not know how it is loaded. What asks about the server alone (health, properties, models, metrics, the
-page) neither wakes it nor keeps it awake, as llama-server has it (tools/server/server-queue.cpp: server_queue, --sleep-idle-seconds).
+Owns when it goes and comes. What asks about the server alone (health, properties, models, metrics, the page) neither
+wakes it nor keeps it awake, as llama-server has it (tools/server/server-queue.cpp: server_queue,
+--sleep-idle-seconds).
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """Several models in one process: which there are, which are loaded, and which one goes where another has no room.
 
-Owns the order of loading and unloading; must not know how a model is loaded, nor what is asked of it. All but `close` is
-the event loop's. What llama-server does with a process a model (tools/server/server-models.cpp) is done with a thread each.
+Owns the order of loading and unloading. All but `close` is the event loop's. What llama-server does with a process a
+model (tools/server/server-models.cpp) is done with a thread each.
 """
 
 import asyncio

@@ -24,7 +24,7 @@ ABOUT_THE_SERVER = ("/health", "/v1/health", "/models", "/v1/models")
 
 def make_zoo_app(zoo: Zoo) -> Starlette:
     """The ASGI application that serves it."""
-    forward = Forward(zoo)
+    forward = Forward()
     routes = [
         Route("/health", health, methods=["GET"]),
         Route("/v1/health", health, methods=["GET"]),
@@ -32,7 +32,7 @@ def make_zoo_app(zoo: Zoo) -> Starlette:
         Route("/v1/models", models, methods=["GET"]),
         Route("/models/load", load, methods=["POST"]),
         Route("/models/unload", unload, methods=["POST"]),
-        Route("/props", _Props(zoo, forward), methods=["GET"]),
+        Route("/props", _Props(forward), methods=["GET"]),
         *(
             Route(route.path, forward, methods=list(route.methods or ()))
             for route in model_routes()
@@ -115,9 +115,6 @@ def _no_name() -> RequestError:
 class Forward:
     """Hands a request to the model that it names: a body's `model`, otherwise ?model=."""
 
-    def __init__(self, zoo: Zoo) -> None:
-        self._zoo = zoo
-
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         zoo = _zoo_of(request)
@@ -159,8 +156,8 @@ def _again(data: bytes, receive: Receive) -> Receive:
 class _Props:
     """GET /props: of a model, or of the server."""
 
-    def __init__(self, zoo: Zoo, forward: ASGIApp) -> None:
-        self._zoo, self._forward = zoo, forward
+    def __init__(self, forward: ASGIApp) -> None:
+        self._forward = forward
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)

@@ -1,7 +1,7 @@
 """The `Llama` class: text in, text out, with the constructor and methods that users of llama-cpp-python know.
 
-Owns the step from the constructor's parameters to a model and its context, and their end. Must not know how a graph is
-built or computed, nor what is asked of a `Llama` afterwards (evaluation.py, completion.py, chat_completion.py, embedding.py).
+Owns the step from the constructor's parameters to a model and its context, and their end; what is asked of a
+`Llama` afterwards is evaluation.py, completion.py, chat_completion.py, embedding.py.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ Owns what an element matches, and the check for left recursion.
 
 from bisect import bisect_right
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import accumulate
 
 from pyggml.errors import GrammarError
@@ -93,11 +92,6 @@ class Grammar:
         looping = self._left_recursive()
         if looping is not None:
             raise GrammarError(f"grammar: rule {self.names[looping]!r} begins with itself (left recursion)")
-
-    @cached_property
-    def has_tokens(self) -> bool:
-        """Whether any element asks for a token instead of characters."""
-        return any(isinstance(e, TokenId) for rule in self.rules for sequence in rule for e in sequence)
 
     def _left_recursive(self) -> int | None:
         """A rule that can come back to itself before any character, or None."""

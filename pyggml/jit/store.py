@@ -12,7 +12,6 @@ import os
 import re
 import struct
 import zlib
-from pathlib import Path
 
 import llvmlite
 import llvmlite.binding as llvm
@@ -32,11 +31,6 @@ _FORGET_AFTER = 30 * 86400  # seconds after which a kernel made from other sourc
 
 COMMON = ("jit/compiling.py", "jit/machine.py", "jit/spec.py", "steps.py", "dtypes.py", "simd")
 """What every kernel is made with."""
-
-
-def source_files(module: str) -> tuple[Path, ...]:
-    """All texts that a module's kernels are made from."""
-    return sources.files(module, COMMON)
 
 
 def source_hash(spec: Spec) -> str:

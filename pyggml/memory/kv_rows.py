@@ -1,5 +1,4 @@
-"""The bytes of cells: read, written, copied from one stream to another. Owns where a cell's bytes lie; must not know which
-token lies in a cell."""
+"""The bytes of cells: read, written, copied from one stream to another. Owns where a cell's bytes lie."""
 
 from __future__ import annotations
 

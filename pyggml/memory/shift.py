@@ -1,9 +1,9 @@
 """Tokens get other positions: graphs that turn the keys of cells, and that move cells.
 
-Where the cells before are free they move, so that the cell of a token stays its place in the sequence; else they are turned
-where they lie, as llama.cpp does it (llama-kv-cache.cpp: build_graph_shift). The numbers are the same, but where positions
-are scaled with a magnitude (yarn, attn_factor): keys keep theirs, and get it anew at every shift there. Owns these graphs;
-must not know which token lies where.
+Where the cells before are free they move, so that the cell of a token stays its place in the sequence; else they are
+turned where they lie, as llama.cpp does it (llama-kv-cache.cpp: build_graph_shift). The numbers are the same, but
+where positions are scaled with a magnitude (yarn, attn_factor): keys keep theirs, and get it anew at every shift
+there. Owns these graphs.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pyggml import ops
@@ -11,9 +11,6 @@ from pyggml.model.graph import GraphBuilder
 from pyggml.model.hparams import Hparams
 from pyggml.model.module import Module, Weight
 from pyggml.tensor import Tensor
-
-NormOf = Callable[..., "Norm"]
-"""(elements of a row, epsilon, and the keywords of Norm) -> a norm."""
 
 
 class Norm(Module):

@@ -1,6 +1,6 @@
 """Metadata that the user replaces, and weights that the user puts elsewhere.
 
-Owns the meaning of llama.cpp's `--override-kv` and `--override-tensor`; must not know a command line's other flags.
+Owns the meaning of llama.cpp's `--override-kv` and `--override-tensor`.
 """
 
 import re

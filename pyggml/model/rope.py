@@ -1,7 +1,4 @@
-"""Rotary positions of a layer: the op's parameters, with what the file and the user say, and frequency factors.
-
-Owns these; must not know where queries and keys come from.
-"""
+"""Rotary positions of a layer: the op's parameters, with what the file and the user say, and frequency factors."""
 
 from __future__ import annotations
 

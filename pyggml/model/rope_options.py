@@ -1,6 +1,6 @@
 """How positions are scaled: what the file says, and what a user may say in place of it.
 
-Owns the rule by which llama.cpp joins both (llama-context.cpp: the constructor of llama_context); must not know a graph.
+Owns the rule by which llama.cpp joins both (llama-context.cpp: the constructor of llama_context).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The kernels that most models need, for who wants them compiled before anybody waits: a server, before it listens.
 
 Owns which types and shapes are usual: a llama layer with each of the common types of weights and both common sizes of
-heads, for a prompt and for a single token. Must not know who asks.
+heads, for a prompt and for a single token.
 """
 
 from __future__ import annotations

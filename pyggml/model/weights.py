@@ -1,7 +1,4 @@
-"""What can be done to weights before they are used: look for damage, and hold them in memory.
-
-Owns both; must not know where weights go or what a model does with them.
-"""
+"""What can be done to weights before they are used: look for damage, and hold them in memory."""
 
 import ctypes
 import os

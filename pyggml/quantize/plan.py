@@ -86,10 +86,6 @@ class Plan:
         sizes = (task.source.ne for task in self.tasks)
         return sum(ne[0] * ne[1] * ne[2] * ne[3] for ne in sizes)
 
-    @property
-    def n_fallback(self) -> int:
-        return sum(task.instead_of is not None for task in self.tasks)
-
 
 def make_plan(
     file: GGUFFile,

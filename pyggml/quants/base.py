@@ -1,4 +1,4 @@
-"""What every block type has to say of itself. Owns the `Quant` record; must not know any one type."""
+"""What every block type has to say of itself. Owns the `Quant` record."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

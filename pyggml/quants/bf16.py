@@ -1,4 +1,4 @@
-"""BF16: the upper half of a float32, rounded to nearest even. Must not know F16, whose exponent is shorter."""
+"""BF16: the upper half of a float32, rounded to nearest even. F16's exponent is shorter."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""What the IQ1, IQ2 and IQ3 types share: runs of values looked up in a table, with signs. Must not know a block's layout.
+"""What the IQ1, IQ2 and IQ3 types share: runs of values looked up in a table, with signs.
 
 The tables are those of ggml-common.h; the `gguf` package has them, and is asked when one is first needed.
 """

@@ -1,6 +1,4 @@
-"""F16: IEEE half precision, rounded to nearest even. Owns the conversion that the scales of other types use too; must
-not know those types.
-"""
+"""F16: IEEE half precision, rounded to nearest even. Owns the conversion that the scales of other types use too."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""Floats of four and eight bits, as MXFP4 and NVFP4 have them. Must not know a block's layout.
+"""Floats of four and eight bits, as MXFP4 and NVFP4 have them.
 
 Sources: ggml-impl.h ggml_e8m0_to_fp32_half, ggml_ue4m3_to_fp32, ggml_fp32_to_ue4m3; ggml-quants.c best_index_mxfp4.
 """

@@ -1,5 +1,4 @@
-"""IQ1_M: 256 values in 56 bytes: runs of eight from IQ1_S's table, each with its shift, a scale for each two. Must not
-know types that store their scale in one piece."""
+"""IQ1_M: 256 values in 56 bytes: runs of eight from IQ1_S's table, each with its shift, a scale for each two."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,5 +1,5 @@
-"""IQ1_S: 256 values in 50 bytes: runs of eight from a table of 2048 with -1, 0 and 1, a scale and a shift for each four.
-Must not know IQ1_M, whose runs have shifts of their own."""
+"""IQ1_S: 256 values in 50 bytes: runs of eight from a table of 2048 with -1, 0 and 1, a scale and a shift for each
+four. IQ1_M's runs have shifts of their own."""
 
 import numpy as np
 

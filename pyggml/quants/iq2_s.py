@@ -1,5 +1,5 @@
-"""IQ2_S: 256 values in 82 bytes: runs of eight from a table of 1024, a scale for each two. Must not know IQ2_XS, whose
-signs are seven bits."""
+"""IQ2_S: 256 values in 82 bytes: runs of eight from a table of 1024, a scale for each two. IQ2_XS's signs are seven
+bits."""
 
 import numpy as np
 

@@ -1,5 +1,5 @@
-"""IQ2_XS: 256 values in 74 bytes: runs of eight from a table of 512, a scale for each two. Must not know IQ2_S, which
-has a byte of signs a run."""
+"""IQ2_XS: 256 values in 74 bytes: runs of eight from a table of 512, a scale for each two. IQ2_S has a byte of signs
+a run."""
 
 import numpy as np
 

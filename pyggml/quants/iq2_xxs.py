@@ -1,5 +1,5 @@
-"""IQ2_XXS: 256 values in 66 bytes: runs of eight from a table of 256, a scale for each four runs. Must not know
-IQ2_XS, whose table is larger."""
+"""IQ2_XXS: 256 values in 66 bytes: runs of eight from a table of 256, a scale for each four runs. IQ2_XS's table is
+larger."""
 
 import numpy as np
 

@@ -1,5 +1,5 @@
-"""IQ3_S: 256 values in 110 bytes: runs of four from a table of 512, a scale for each eight runs. Must not know IQ3_XXS,
-whose signs are seven bits."""
+"""IQ3_S: 256 values in 110 bytes: runs of four from a table of 512, a scale for each eight runs. IQ3_XXS's signs are
+seven bits."""
 
 import numpy as np
 

@@ -1,5 +1,5 @@
-"""IQ3_XXS: 256 values in 98 bytes: runs of four from a table of 256, a scale for each eight runs. Must not know IQ3_S,
-whose table is larger."""
+"""IQ3_XXS: 256 values in 98 bytes: runs of four from a table of 256, a scale for each eight runs. IQ3_S's table is
+larger."""
 
 import numpy as np
 

@@ -1,5 +1,5 @@
-"""IQ4_NL: 32 values d * table[q] in 18 bytes: four bits that number sixteen levels, closer together near zero. Must
-not know IQ4_XS, which has these levels in super-blocks."""
+"""IQ4_NL: 32 values d * table[q] in 18 bytes: four bits that number sixteen levels, closer together near zero. IQ4_XS
+has these levels in super-blocks."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,5 +1,5 @@
 """IQ4_XS: 256 values d * (sc - 32) * table[q] in 136 bytes, eight sub-blocks of 32. Knows IQ4_NL's levels, which it
-shares; must not know types with evenly spaced ones."""
+shares."""
 
 import numpy as np
 

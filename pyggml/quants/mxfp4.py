@@ -1,5 +1,4 @@
-"""MXFP4: 32 floats of four bits and an exponent that they share, in 17 bytes. Must not know NVFP4, whose scales have
-mantissas."""
+"""MXFP4: 32 floats of four bits and an exponent that they share, in 17 bytes. NVFP4's scales have mantissas."""
 
 import numpy as np
 

@@ -1,5 +1,4 @@
-"""NVFP4: 64 floats of four bits in 36 bytes, each 16 with a scale of eight bits. Must not know MXFP4, whose scales are
-powers of two."""
+"""NVFP4: 64 floats of four bits in 36 bytes, each 16 with a scale of eight bits. MXFP4's scales are powers of two."""
 
 import numpy as np
 

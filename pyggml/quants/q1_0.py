@@ -1,4 +1,4 @@
-"""Q1_0: 128 values d or -d in 18 bytes, a bit each. Must not know Q2_0, which has a zero."""
+"""Q1_0: 128 values d or -d in 18 bytes, a bit each. Q2_0 has a zero."""
 
 import numpy as np
 

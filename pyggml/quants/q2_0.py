@@ -1,4 +1,4 @@
-"""Q2_0: 64 values d * (q - 1) in 18 bytes, two bits each. Must not know Q2_K, whose runs have scales of their own."""
+"""Q2_0: 64 values d * (q - 1) in 18 bytes, two bits each. Q2_K's runs have scales of their own."""
 
 import numpy as np
 

@@ -1,5 +1,4 @@
-"""Q2_K: 256 values d * sc * q - dmin * m in 84 bytes, sixteen sub-blocks of 16. Must not know Q3_K, which has no
-minimums."""
+"""Q2_K: 256 values d * sc * q - dmin * m in 84 bytes, sixteen sub-blocks of 16. Q3_K has no minimums."""
 
 import numpy as np
 

@@ -1,5 +1,4 @@
-"""Q3_K: 256 values d * (sc - 32) * (q - 4) in 110 bytes, sixteen sub-blocks of 16. Must not know Q2_K, which has
-minimums."""
+"""Q3_K: 256 values d * (sc - 32) * (q - 4) in 110 bytes, sixteen sub-blocks of 16. Q2_K has minimums."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Q4_0: 32 values (q - 8) * d in 18 bytes. Must not know Q4_1, which has a minimum instead of the 8."""
+"""Q4_0: 32 values (q - 8) * d in 18 bytes. Q4_1 has a minimum instead of the 8."""
 
 import numpy as np
 

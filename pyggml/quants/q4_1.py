@@ -1,4 +1,4 @@
-"""Q4_1: 32 values q * d + m in 20 bytes. Must not know Q4_0, whose values lie about zero."""
+"""Q4_1: 32 values q * d + m in 20 bytes. Q4_0's values lie about zero."""
 
 import numpy as np
 

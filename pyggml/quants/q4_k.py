@@ -1,4 +1,4 @@
-"""Q4_K: 256 values d * sc * q - dmin * m in 144 bytes, eight sub-blocks of 32. Must not know Q5_K, one bit richer."""
+"""Q4_K: 256 values d * sc * q - dmin * m in 144 bytes, eight sub-blocks of 32. Q5_K is one bit richer."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Q5_0: 32 values (q - 16) * d in 22 bytes, the fifth bits apart. Must not know Q5_1, which has a minimum."""
+"""Q5_0: 32 values (q - 16) * d in 22 bytes, the fifth bits apart. Q5_1 has a minimum."""
 
 import numpy as np
 

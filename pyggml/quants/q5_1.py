@@ -1,4 +1,4 @@
-"""Q5_1: 32 values q * d + m in 24 bytes, the fifth bits apart. Must not know Q5_0, whose values lie about zero."""
+"""Q5_1: 32 values q * d + m in 24 bytes, the fifth bits apart. Q5_0's values lie about zero."""
 
 import numpy as np
 

@@ -1,5 +1,5 @@
-"""Q5_K: 256 values d * sc * q - dmin * m in 176 bytes, the fifth bits apart. Knows Q4_K's scales, which it shares; must
-not know Q6_K, which has no minimums."""
+"""Q5_K: 256 values d * sc * q - dmin * m in 176 bytes, the fifth bits apart. Knows Q4_K's scales, which it shares.
+Q6_K has no minimums."""
 
 import numpy as np
 

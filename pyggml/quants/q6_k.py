@@ -1,4 +1,4 @@
-"""Q6_K: 256 values d * sc * (q - 32) in 210 bytes, sixteen sub-blocks of 16. Must not know Q5_K, which has minimums."""
+"""Q6_K: 256 values d * sc * (q - 32) in 210 bytes, sixteen sub-blocks of 16. Q5_K has minimums."""
 
 import numpy as np
 

@@ -1,6 +1,4 @@
-"""Q8_0: 32 values q * d in 34 bytes; weights, and the activations that meet types without a minimum. Must not know
-those types.
-"""
+"""Q8_0: 32 values q * d in 34 bytes; weights, and the activations that meet types without a minimum."""
 
 import numpy as np
 

@@ -1,6 +1,4 @@
-"""Q8_1: Q8_0 with the sum of its values, 36 bytes; the activations that meet types with a minimum, never in files.
-Must not know those types.
-"""
+"""Q8_1: Q8_0 with the sum of its values, 36 bytes; the activations that meet types with a minimum, never in files."""
 
 import numpy as np
 

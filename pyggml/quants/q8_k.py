@@ -1,5 +1,4 @@
-"""Q8_K: 256 values d * q in 292 bytes with their sums; the activations that meet super-blocks, never in files. Must
-not know those types."""
+"""Q8_K: 256 values d * q in 292 bytes with their sums; the activations that meet super-blocks, never in files."""
 
 import numpy as np
 

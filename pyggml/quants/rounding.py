@@ -1,4 +1,4 @@
-"""The steps that several block types share, in ggml's float32 order. Must not know any block's layout.
+"""The steps that several block types share, in ggml's float32 order.
 
 Each follows ggml-quants.c (`quantize_row_*_ref`) to the bit, for NaNs, infinities, denormals and signed zeros too.
 """

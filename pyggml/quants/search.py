@@ -1,8 +1,7 @@
 """The searches for scales that quantise a group of values with the least error, in ggml's float32 order.
 
 Each follows its namesake in ggml-quants.c operation by operation: values stand in columns here, (k, groups), so that
-one NumPy operation does for all groups what C does for one value, and sums are added in C's order. Must not know any
-block's layout.
+one NumPy operation does for all groups what C does for one value, and sums are added in C's order.
 """
 
 from collections.abc import Callable

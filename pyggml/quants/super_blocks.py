@@ -1,4 +1,4 @@
-"""How super-blocks of 256 values pack their bits and their sub-blocks' scales. Must not know what they scale."""
+"""How super-blocks of 256 values pack their bits and their sub-blocks' scales."""
 
 import numpy as np
 

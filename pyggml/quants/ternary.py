@@ -1,4 +1,4 @@
-"""What TQ1_0 and TQ2_0 share: values -d, 0 and d. Must not know how trits are packed."""
+"""What TQ1_0 and TQ2_0 share: values -d, 0 and d."""
 
 import numpy as np
 from numpy.typing import NDArray

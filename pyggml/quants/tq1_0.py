@@ -1,4 +1,4 @@
-"""TQ1_0: 256 values -d, 0 or d in 54 bytes, five to a byte. Must not know TQ2_0, which takes two bits each."""
+"""TQ1_0: 256 values -d, 0 or d in 54 bytes, five to a byte. TQ2_0 takes two bits each."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""TQ2_0: 256 values -d, 0 or d in 66 bytes, two bits each. Must not know TQ1_0, which packs five to a byte."""
+"""TQ2_0: 256 values -d, 0 or d in 66 bytes, two bits each. TQ1_0 packs five to a byte."""
 
 import numpy as np
 

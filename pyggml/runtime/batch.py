@@ -123,7 +123,7 @@ def split(batch: Batch, n_ubatch: int, n_streams: int, n_seq_max: int, fill: boo
             if fill and n_seq_max > 1 and 1 < len(rows) <= SIZES[-1] and batch.outputs[rows].all():
                 size = min(_size(len(rows)), n_ubatch)
                 rows = np.concatenate([rows, np.full(size - len(rows), -1)])
-            yield _part(batch, rows, np.full(len(rows), NOBODY, np.int32), 1, 0)
+            yield _part(batch, rows, 1, 0)
         return
     most = min(n_ubatch, n_streams)
     if 1 < batch.n <= most and (not fill or min(_size(batch.n), most) == batch.n) and batch.singles:
@@ -140,7 +140,7 @@ def split(batch: Batch, n_ubatch: int, n_streams: int, n_seq_max: int, fill: boo
                 rows = np.array(
                     [left.pop(s)[0] if s in left and len(left[s]) == 1 else -1 for s in range(first, first + n)]
                 )
-                yield _part(batch, rows, np.arange(first, first + n, dtype=np.int32), n, first)
+                yield _part(batch, rows, n, first)
             continue
         first = min(left)
         n = 1
@@ -150,14 +150,15 @@ def split(batch: Batch, n_ubatch: int, n_streams: int, n_seq_max: int, fill: boo
         if each >= LONG:
             n, each = 1, min(len(left[first]), n_ubatch)
         rows = np.concatenate([left[s][:each] for s in range(first, first + n)])
-        yield _part(batch, rows, np.repeat(np.arange(first, first + n, dtype=np.int32), each), n, first)
+        yield _part(batch, rows, n, first)
         for s in range(first, first + n):
             left[s] = left[s][each:]
             if not len(left[s]):
                 del left[s]
 
 
-def _part(batch: Batch, rows: NDArray[np.int64], streams: NDArray[np.int32], n_seqs: int, first: int) -> Part:
+def _part(batch: Batch, rows: NDArray[np.int64], n_seqs: int, first: int) -> Part:
+    """These rows of a batch, -1 of what fills up, as the micro-batch of `n_seqs` sequences from `first` on."""
     real = rows >= 0
     outputs = np.where(real, batch.outputs[rows], False)
     if not real.all() or n_seqs > 1:  # whoever fills up has logits too where others have: one graph fewer

@@ -1,7 +1,6 @@
 """The state of a prompt, and of all the text if wanted, in a file from run to run.
 
-Owns when a state is read and written, as llama.cpp's completion tool does it (tools/completion/completion.cpp); must
-not know the file's format (state.py).
+Owns when a state is read and written, as llama.cpp's completion tool does it (tools/completion/completion.cpp).
 """
 
 import os

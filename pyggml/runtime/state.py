@@ -1,8 +1,8 @@
 """The state of a sequence, kept in a file or in bytes: its tokens, and what a context remembers of them.
 
-Owns which version a state is of, and that files are the old one or the new one: version 1 (state_plain.py) of a model whose layers
-all keep keys and values of all tokens alike, version 2 (state_parts.py) of every other. At the end of each is the BLAKE2b digest
-(32 bytes) of all before. Must not know how a token is computed, nor when a state is worth keeping.
+Owns which version a state is of, and that files are the old one or the new one: version 1 (state_plain.py) of a model
+whose layers all keep keys and values of all tokens alike, version 2 (state_parts.py) of every other. At the end of
+each is the BLAKE2b digest (32 bytes) of all before.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What saved states of all versions have in common: which model and adapters they belong to, their tokens, the digest.
 
-Owns these checks; must not know a layout. The fingerprint is that of the model file, of the hyper-parameters and of the adapters
-in use: keys and values of another model would be nonsense here.
+Owns these checks. The fingerprint is that of the model file, of the hyper-parameters and of the adapters in use: keys
+and values of another model would be nonsense here.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How long a reply may reason: after so many tokens the end of reasoning is drawn, whatever the logits say.
 
-Owns the watch over a reply's tokens (llama.cpp: common/reasoning-budget.cpp); must not know how models mark reasoning.
+Owns the watch over a reply's tokens (llama.cpp: common/reasoning-budget.cpp).
 """
 
 import codecs

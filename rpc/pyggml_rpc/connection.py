@@ -21,6 +21,7 @@ from pyggml_rpc.wire import (
     HELLO_REPLY,
     NEWEST,
     PROTOCOLS,
+    REPLY_HEADER,
     REQUEST_HEADER,
     Command,
     Layout,
@@ -305,7 +306,7 @@ class ServerConnection(_Receiver):
         assert message.reply is not None
         assert message.reply_rest is Rest.DATA or length == message.reply.itemsize, (self._owed, length)
         self._owed = None
-        return [length.to_bytes(8, "little"), *pieces]
+        return [length.to_bytes(REPLY_HEADER.itemsize, "little"), *pieces]
 
 
 class ClientConnection(_Receiver):
@@ -379,7 +380,7 @@ class ClientConnection(_Receiver):
         layout = self.protocol[command].reply
         assert layout is not None
         if not self._in_body:
-            header = self._take(8)
+            header = self._take(REPLY_HEADER.itemsize)
             if header is None:
                 return None
             expected = layout.itemsize if into is None else len(into)

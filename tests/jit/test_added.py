@@ -1,5 +1,5 @@
-"""Kernels that are made of modules of another package: what they are named by, and that processes which compile find those modules.
-Must not know a type."""
+"""Kernels that are made of modules of another package: what they are named by, and that processes which compile find
+those modules."""
 
 import sys
 from collections.abc import Callable, Iterator

@@ -200,7 +200,7 @@ def test_only_the_newest_digests_are_kept(
 
 
 def test_a_kernel_from_elsewhere_depends_on_its_file() -> None:
-    found = store.source_files("primitive_kernels.planted")
+    found = sources.files("primitive_kernels.planted", store.COMMON)
     assert SUPPORT / "primitive_kernels/planted.py" in found and sources.ROOT / "simd/memory.py" in found
 
 

@@ -1,5 +1,4 @@
-"""The table of what kernels can do with each type says what its vector code has, no more and no less. Must not know a byte of
-a block."""
+"""The table of what kernels can do with each type says what its vector code has, no more and no less."""
 
 import dataclasses
 import re

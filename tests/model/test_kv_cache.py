@@ -1,4 +1,4 @@
-"""KV caches of every type: kept as llama.cpp keeps them, those of blocks rotated. Must not know how a product is made."""
+"""KV caches of every type: kept as llama.cpp keeps them, those of blocks rotated."""
 
 from collections.abc import Callable
 from pathlib import Path

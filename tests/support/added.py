@@ -1,6 +1,6 @@
 """What tests add to the package from a folder of their own, as another package would: files, and a process that has them.
 
-Owns the process; must not know what is added.
+Owns the process.
 """
 
 import json

@@ -1,6 +1,6 @@
 """What the shapes of tool calls have in common: the tools' schemas, and how text becomes an argument.
 
-Owns `Tools` and the protocol `Calls`; must not know a format.
+Owns `Tools` and the protocol `Calls`.
 """
 
 import json

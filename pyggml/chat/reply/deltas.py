@@ -1,6 +1,6 @@
 """What a model's reply is made of: text, reasoning and calls of tools, whole and as it grows.
 
-Owns the values that a parser of replies hands out; must not know a format.
+Owns the values that a parser of replies hands out.
 """
 
 import secrets

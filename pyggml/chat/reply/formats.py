@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pyggml.chat.reply.addressed import Addressed
-from pyggml.chat.reply.calls import Calls
 from pyggml.chat.reply.gemma_calls import GemmaCalls
 from pyggml.chat.reply.harmony import Harmony
 from pyggml.chat.reply.json_calls import JsonCalls
@@ -367,8 +366,3 @@ def form_of(source: str) -> Row:
     ):
         return replace(row, form=replace(form, think=None))
     return row
-
-
-def calls_of(form: Form) -> Calls | None:
-    """How a form's calls are written, if it has a shape of calls."""
-    return form.calls if isinstance(form, Marked) else None

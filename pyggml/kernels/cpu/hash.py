@@ -1,4 +1,4 @@
-"""64-bit FNV-1a of memory. Owns the machine code and the plain version; it must not know what is hashed.
+"""64-bit FNV-1a of memory. Owns the machine code and the plain version.
 
 One multiplication a byte, each waiting for the last: about 1 GB/s on any CPU (ggml-rpc.cpp: fnv_hash).
 """

@@ -1,5 +1,5 @@
-"""Merging of neighbours by rank, compiled: what BPE does to a long text. Owns the machine code and its calling; it must not know
-what is merged. The specification is `pyggml.tokenizer.spm.merge_by_score`.
+"""Merging of neighbours by rank, compiled: what BPE does to a long text. Owns the machine code and its calling. The
+specification is `pyggml.tokenizer.spm.merge_by_score`.
 
 Of all neighbours that can be merged those of the lowest rank come first, of equals the leftmost.
 """

@@ -1,7 +1,7 @@
 """The searches of `quants/search.py`, compiled: sixteen groups at a time, a group a lane, in the same order of operations.
 
-Of finite values the results are the same to the bit. Owns the machine code and its calling; must not know any block.
-The arrays are columns as there: value j of group g at j * n + g, n a whole number of registers; q are kept as f32.
+Of finite values the results are the same to the bit. Owns the machine code and its calling. The arrays are columns as
+there: value j of group g at j * n + g, n a whole number of registers; q are kept as f32.
 """
 
 from __future__ import annotations
