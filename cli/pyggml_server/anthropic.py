@@ -21,9 +21,10 @@ from pyggml_server.engine import Progress
 from pyggml_server.errors import RequestError
 from pyggml_server.fields import Fields
 from pyggml_server.incoming import body_of, client_of, served_by
-from pyggml_server.requests import texts
+from pyggml_server.requests import Options, texts
 from pyggml_server.served import Served
 from pyggml_server.streams import answer, begun, event, stream
+from pyggml_server.telling import stopping_word
 
 SAME = (
     *("max_tokens", "temperature", "top_p", "stream", "chat_template_kwargs", "reasoning_format"),
@@ -138,22 +139,24 @@ def _failed(reason: RequestError) -> bytes:
     return event({"type": "error", **reason.body()}, "error")
 
 
-def _end(text: Text, calls: bool) -> dict[str, Any]:
+def _end(text: Text, wanted: Options, calls: bool) -> dict[str, Any]:
     if text.finish in (Finish.LENGTH, Finish.FULL):
         return {"stop_reason": "max_tokens", "stop_sequence": None}
+    if word := stopping_word(text, wanted):
+        return {"stop_reason": "stop_sequence", "stop_sequence": word}
     return {"stop_reason": "tool_use" if calls else "end_turn", "stop_sequence": None}
 
 
 def _usage(text: Text) -> dict[str, int]:
     fresh, reused = cached(text)
-    return {"input_tokens": fresh, "cache_read_input_tokens": reused, "output_tokens": len(text.ends)}
+    return {"input_tokens": fresh, "cache_read_input_tokens": reused, "output_tokens": text.n_chosen}
 
 
 async def _whole(served: Served, running: Answer, asked: Chat, head: dict[str, Any]) -> dict[str, Any]:
     blocks = [_block(delta) for delta in await all_parts(served, running, asked)]
     text = running.texts[0]
     calls = any(block["type"] == "tool_use" for block in blocks)
-    return {**head, "content": blocks, **_end(text, calls), "usage": _usage(text)}
+    return {**head, "content": blocks, **_end(text, asked.options, calls), "usage": _usage(text)}
 
 
 def _block(delta: Delta) -> dict[str, Any]:
@@ -204,7 +207,9 @@ async def _events(served: Served, running: Answer, asked: Chat, head: dict[str, 
     if kind is not None:
         for part in _closing(index, kind[0]):
             yield part
-    yield event({"type": "message_delta", "delta": _end(text, calls), "usage": _usage(text)}, "message_delta")
+    yield event(
+        {"type": "message_delta", "delta": _end(text, asked.options, calls), "usage": _usage(text)}, "message_delta"
+    )
     yield event({"type": "message_stop"}, "message_stop")
 
 

@@ -89,8 +89,6 @@ async def _vectors(request: Request, name: str, served: Served, fields: Fields) 
         kind = -1
 
     def prepare() -> list[list[int]]:
-        if fields.raw(name) == []:
-            raise fields.wrong(name, "must not be empty")
         texts = prompt_tokens(served, fields, name)
         _check_number(name, len(texts))
         for i, tokens in enumerate(texts):

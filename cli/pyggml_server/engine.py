@@ -385,7 +385,7 @@ class Engine:
         c.prompt_tokens += t.n_prompt
         c.prompt_seconds += t.prompt
         c.reused_tokens += text.n_reused
-        c.tokens += len(text.ends)
+        c.tokens += text.n_chosen
         c.seconds += t.eval + t.sample
         c.largest_prompt = max(c.largest_prompt, text.n_prompt)
         c.drafts += text.n_drafts

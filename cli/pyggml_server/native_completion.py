@@ -20,8 +20,6 @@ from pyggml_server.served import Served
 from pyggml_server.streams import PING, answer, begun, event, stream
 from pyggml_server.telling import final, progress, timings
 
-WINDOW = 2048  # tokens around the gap that /infill shows the model, of them three quarters before it
-
 
 async def completion(request: Request) -> Response:
     """POST /completion: a text, or several, are continued."""
@@ -51,8 +49,10 @@ def _infill_prompt(served: Served, fields: Fields) -> list[int]:
     before = tokens(fields.text("input_prefix"), "input_prefix")
     after = tokens(fields.text("input_suffix"), "input_suffix")
     more = tokens(fields.text("prompt", ""), "prompt")
-    before = before[-max(1, 3 * WINDOW // 4) :]
-    after = after[: max(0, WINDOW // 4 - (2 + len(more)))]
+    settings = served.settings
+    quarter = settings.n_batch // 4
+    before = before[-max(1, 3 * quarter) :]
+    after = after[: max(0, quarter - (2 + len(more)))]
     extra: list[int] = [] if tokenizer.fim_rep is None else [tokenizer.fim_rep, *tokens("myproject\n", "")]
     for entry in fields.objects("input_extra"):
         name, text = entry.text("filename", "tmp"), entry.text("text")
@@ -63,11 +63,10 @@ def _infill_prompt(served: Served, fields: Fields) -> list[int]:
         extra += tokens(text, entry.name("text"))
     if tokenizer.fim_sep is not None:
         extra += [tokenizer.fim_sep, *tokens("filename\n", "")]
-    room = served.n_ctx - len(before) - len(after) - len(more) - 8
-    extra = extra[max(0, len(extra) - max(0, room)) :]
+    extra = extra[max(0, len(extra) - max(0, served.n_ctx - settings.n_batch - 2 * settings.n_predict)) :]
     head = [tokenizer.bos] if tokenizer.add_bos and tokenizer.bos is not None else []
     first, second = [tokenizer.fim_pre, *before, *more], [tokenizer.fim_suf, *after]
-    around = [*second, *first] if served.settings.spm_infill else [*first, *second]
+    around = [*second, *first] if settings.spm_infill else [*first, *second]
     return [t for t in [*extra, *head, *around, tokenizer.fim_mid] if t is not None]
 
 

@@ -39,7 +39,7 @@ def usage(made: list[Text]) -> dict[str, Any]:
     """Tokens of prompts and answers; choices of one prompt share it."""
     prompts = {tuple(text.tokens[: text.n_prompt]): text for text in made}
     prompt = sum(text.n_prompt for text in prompts.values())
-    completion = sum(len(text.ends) for text in made)
+    completion = sum(text.n_chosen for text in made)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,

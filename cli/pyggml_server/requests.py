@@ -18,6 +18,7 @@ from pyggml.sampler import LLAMA_DEFAULT_SEED, SamplerChain, SamplerParams
 from pyggml_server.budget import budget, controlled
 from pyggml_server.errors import RequestError
 from pyggml_server.fields import Fields
+from pyggml_server.lines import Lines
 from pyggml_server.sampling import grammar_of, sampler_params
 from pyggml_server.served import Served
 
@@ -47,6 +48,7 @@ class Options:
     messages    tokens of the prompt that begin a message of a user, by number
     adapters    LoRA adapters and scales; None: those of the server
     controlled  the reasoning may be ended by the answer's id
+    n_indent, seconds  of Lines, which ends it at a line
     """
 
     params: SamplerParams
@@ -67,6 +69,8 @@ class Options:
     adapters: tuple[Applied, ...] | None = None
     messages: tuple[int, ...] = ()
     controlled: bool = False
+    n_indent: int = 0
+    seconds: float = 0.0
 
 
 def options(fields: Fields, served: Served, grammar: str | None = None) -> Options:
@@ -108,12 +112,14 @@ def options(fields: Fields, served: Served, grammar: str | None = None) -> Optio
         verbose=fields.boolean("verbose", settings.verbose),
         adapters=served.applied(_scales(fields, served)),
         controlled=controlled(fields),
+        n_indent=fields.integer("n_indent", 0, 0),
+        seconds=fields.integer("t_max_predict_ms", -1, -1, (1 << 63) - 1) / 1e3,
     )
 
 
 def _scales(fields: Fields, served: Served) -> dict[int, float] | None:
-    """`lora`: scales of this request, by the adapter's number; None: those of the server."""
-    if not fields.has("lora"):
+    """`lora`: scales of this request, by the adapter's number; None, also where none are named: those of the server."""
+    if not fields.items("lora", []):
         return None
     return {entry.integer("id", low=0): scale_of(entry, served) for entry in fields.objects("lora")}
 
@@ -154,6 +160,7 @@ def texts(served: Served, prompts: Sequence[list[int]], options: Options) -> lis
                 special=options.special or options.shown,
                 max_tokens=options.max_tokens,
                 stops=StopTexts([text.encode() for text in options.stops]) if options.stops else None,
+                stop_when=Lines(options.n_indent, options.seconds) if options.n_indent or options.seconds > 0 else None,
                 n_logprobs=options.n_logprobs,
                 candidates=partial(_candidates, sampler) if options.post_probs else None,
                 reuses=options.reuses,
@@ -196,6 +203,8 @@ def prompt_tokens(served: Served, fields: Fields, name: str = "prompt") -> list[
     """Prompts: a text, tokens, an array of both in one, an object with a text, or an array of several of these
     (tokenize_input_prompts)."""
     value = fields.raw(name)
+    if value == []:
+        raise fields.wrong(name, "must not be empty")
     if isinstance(value, list) and any(isinstance(part, dict) for part in value):
         return [one_prompt(served, fields, name, part) for part in value]
     if isinstance(value, list) and value and any(isinstance(part, list) for part in value):

@@ -171,9 +171,9 @@ def _done(head: dict[str, Any], items: list[dict[str, Any]], text: Text) -> dict
     usage = {
         "input_tokens": text.n_prompt,
         "input_tokens_details": {"cached_tokens": text.n_reused},
-        "output_tokens": len(text.ends),
+        "output_tokens": text.n_chosen,
         "output_tokens_details": {"reasoning_tokens": 0},
-        "total_tokens": text.n_prompt + len(text.ends),
+        "total_tokens": text.n_prompt + text.n_chosen,
     }
     made = {**head, "status": "incomplete" if cut else "completed", "output": items, "usage": usage}
     return {**made, "incomplete_details": {"reason": "max_output_tokens"}} if cut else made

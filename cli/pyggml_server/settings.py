@@ -17,6 +17,7 @@ class Settings:
     api_prefix     what every path begins with
     cors_origins   web pages that may use the server: "*" is any; none: no header is sent
     n_predict      tokens of an answer at most, where a request does not say; -1: until the context is full
+    n_batch        tokens around the gap that /infill shows the model at most, three quarters of them before it
     sampling       where a request does not say otherwise
     ui             whether there is a page for browsers at /
     queue_limit    requests that wait for a slot at most; further ones are told to come again
@@ -43,6 +44,7 @@ class Settings:
     ssl_key: str | None = None
     ssl_cert: str | None = None
     n_predict: int = -1
+    n_batch: int = 2048
     sampling: SamplerParams = field(default_factory=SamplerParams)
     ignore_eos: bool = False
     special: bool = False

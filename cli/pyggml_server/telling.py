@@ -46,7 +46,7 @@ def _times(cached: int, n_prompt: int, prompt: float, n: int, seconds: float) ->
 def timings(text: Text) -> dict[str, Any]:
     """Of an answer, in ms and tokens."""
     t = text.timings
-    made = _times(text.n_reused, t.n_prompt, t.prompt, len(text.ends), t.eval + t.sample)
+    made = _times(text.n_reused, t.n_prompt, t.prompt, text.n_chosen, t.eval + t.sample)
     return {**made, "draft_n": text.n_drafted, "draft_n_accepted": text.n_kept} if text.n_drafted else made
 
 
@@ -84,7 +84,7 @@ def final(served: Served, running: Answer, i: int, wanted: Options, content: str
         "id_slot": task.slot,
         "stop": True,
         "model": served.name,
-        "tokens_predicted": len(text.ends),
+        "tokens_predicted": text.n_chosen,
         "tokens_evaluated": text.n_prompt,
         "generation_settings": generation_settings(
             wanted.params, wanted.max_tokens, wanted.stops, wanted.n_logprobs or 0
@@ -93,7 +93,7 @@ def final(served: Served, running: Answer, i: int, wanted: Options, content: str
         "has_new_line": b"\n" in text.data,
         "truncated": text.finish is Finish.FULL or text.n_shifted > 0,
         "stop_type": STOPS[text.finish or Finish.LENGTH],
-        "stopping_word": _word(text, wanted),
+        "stopping_word": stopping_word(text, wanted),
         "tokens_cached": len(text.tokens) - 1,
         "timings": timings(text),
     }
@@ -111,7 +111,7 @@ def verbose(
     return {"__verbose": final(served, running, i, wanted, content, tokens)} if wanted.verbose else {}
 
 
-def _word(text: Text, wanted: Options) -> str:
+def stopping_word(text: Text, wanted: Options) -> str:
     """The stop text that ended it: what was cut off is the beginning of one."""
     if text.finish is not Finish.STOP:
         return ""

@@ -85,7 +85,8 @@ class Sequence:
     special     whether control tokens add their names to the text; a set: those of these tokens
     max_tokens  below 0: without end
     stops       texts that end it
-    stop_when   called with the sequence, a token longer, and the row that it was chosen from: whether that is enough
+    stop_when   called with the sequence, a token longer, and the row that it was chosen from: whether that is enough, or why it
+                is; it may cut off the end of `data`
     n_logprobs  also note each token's log-probability and those of so many of the most likely
     timings     to add to
     cancelled   an event that ends it before the next token; `cancel` sets it
@@ -108,7 +109,7 @@ class Sequence:
         special: bool | Set[int] = False,
         max_tokens: int = -1,
         stops: Stops | None = None,
-        stop_when: "Callable[[Sequence, Row], bool] | None" = None,
+        stop_when: "Callable[[Sequence, Row], bool | Finish | None] | None" = None,
         n_logprobs: int | None = None,
         timings: Timings | None = None,
         cancelled: threading.Event | None = None,
@@ -162,6 +163,11 @@ class Sequence:
     def answer(self) -> list[int]:
         """The tokens after the prompt; those of `extend` are among them."""
         return self.tokens[self._first :]
+
+    @property
+    def n_chosen(self) -> int:
+        """Tokens that were chosen, the one that ended the text among them."""
+        return len(self.ends) + (self.finish is Finish.EOG)
 
     @property
     def prompt(self) -> list[int]:
@@ -265,8 +271,8 @@ class Sequence:
         if cut is not None:
             del self.data[len(self.data) - cut :]
             self.finish = Finish.STOP
-        elif self.stop_when is not None and self.stop_when(self, logits):
-            self.finish = Finish.STOP
+        elif self.stop_when is not None and (why := self.stop_when(self, logits)):
+            self.finish = why if isinstance(why, Finish) else Finish.STOP
         elif len(self.ends) == self.max_tokens:
             self.finish = Finish.LENGTH
         settled = len(self.data)

@@ -53,6 +53,12 @@ def test_messages(server: Client, claude: anthropic.Anthropic) -> None:
         assert stream.get_final_message().usage.output_tokens == 12
     n = claude.messages.count_tokens(model="x", system="be", messages=ASK).input_tokens
     assert n == wanted["usage"]["prompt_tokens"]
+    stops = {**options, "stop_sequences": ["never", "cd"], "extra_body": {"grammar": 'root ::= "abcde"'}}
+    stopped = [claude.messages.create(**stops)]
+    with claude.messages.stream(**stops) as stream:
+        stopped.append(stream.get_final_message())
+    for one in stopped:
+        assert (one.content[0].text, one.stop_reason, one.stop_sequence) == ("ab", "stop_sequence", "cd")
     blocks = [{"role": "user", "content": [{"type": "text", "text": "weather"}]}]
     assert claude.messages.create(**{**options, "messages": blocks}).content[0].text == whole.content[0].text
 

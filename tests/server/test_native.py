@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from pyggml_server import lines
 from serving import Client, serving
 
 from pyggml.model.model import Model
@@ -60,10 +61,61 @@ def test_what_is_filled_in(client: Client) -> None:
     tokens = client.served.tokenizer.encode
     assert found["tokens_evaluated"] == 3 + len(tokens("a(")) + len(tokens(")b"))
     assert found["prompt"] == "\x01a(\x02)b\x03"
-    more = client.ok("/infill", {**body, "prompt": "x", "input_extra": [{"filename": "f", "text": "other"}]})
-    assert more["prompt"] == "\n\n--- snippet ---\n\nother\x01a(x\x02)b\x03"
     assert client.post("/infill", {"input_prefix": "a"})[1]["error"]["param"] == "input_suffix"
     assert "".join(e["content"] for e in client.stream("/infill", body)) == found["content"]
+
+
+def test_the_answer_has_room_beside_what_is_shown_of_other_files(model: Model) -> None:
+    """As many tokens as are left of the context when a batch, for the gap, and twice `-n` are taken off."""
+    body = {"input_prefix": "a(", "input_suffix": ")b", "prompt": "x", "n_predict": 40, "ignore_eos": True}
+    head, gap = "\n\n--- snippet ---\n\n", "\x01a(x\x02)b\x03"
+    with serving(model, n_slots=1, n_ctx=256, n_batch=128, n_predict=20) as client:
+        for text, shown in (("other", f"{head}other"), ("z" * 300, "z" * (256 - 128 - 40))):
+            found = client.ok("/infill", {**body, "input_extra": [{"filename": "f", "text": text}]})
+            assert found["prompt"] == shown + gap and found["tokens_predicted"] == 40
+        longer = client.ok("/infill", {**body, "input_prefix": "p" * 300, "input_suffix": "s" * 300})
+        assert longer["prompt"] == f"\x01{'p' * 96}x\x02{'s' * (32 - 2 - 1)}\x03"
+
+
+@pytest.mark.parametrize(
+    ("text", "n_indent", "said", "why"),
+    [
+        ("  ab\n  cd\n ef\n", 1, "  ab\n  cd\n ef\n", "eos"),
+        ("ab\n  cd\n ef\n", 2, "ab\n  cd\n ", "limit"),
+        ("ab\n\tcd", 2, "ab\n\t", "limit"),
+        ("ab\n\n  cd", 1, "ab\n", "limit"),
+        ("ab\n  ", 4, "ab\n  ", "eos"),
+    ],
+)
+def test_a_line_with_too_few_blanks_ends_it(client: Client, text: str, n_indent: int, said: str, why: str) -> None:
+    """What llama-server says of the same; streamed too, where it sends what it cuts off later."""
+    body = {"prompt": "hello", "n_predict": 40, "grammar": f"root ::= {json.dumps(text)}", "n_indent": n_indent}
+    found = client.ok("/completion", body)
+    assert (found["content"], found["stop_type"]) == (said, why)
+    assert "".join(e["content"] for e in client.stream("/completion", body)) == said
+
+
+def test_a_time_that_is_over_ends_it_at_the_next_line(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(100))
+    monkeypatch.setattr(lines, "clock", lambda: float(next(now)))  # a second a token, and one for the beginning
+    body = {"prompt": "hello", "grammar": 'root ::= "ab\\ncd\\nef\\ngh"', "n_predict": 40}
+    for ms, said in ((3500, "ab\ncd\n"), (1000, "ab\n"), (-1, "ab\ncd\nef\ngh"), (0, "ab\ncd\nef\ngh")):
+        now = iter(range(100))
+        assert client.ok("/completion", {**body, "t_max_predict_ms": ms})["content"] == said, ms
+
+
+def test_the_token_that_ends_an_answer_counts(client: Client) -> None:
+    held = {"grammar": 'root ::= "yes"', "cache_prompt": False}
+    for n, reason, chosen in ((3, "length", 3), (9, "stop", 4)):
+        found = client.ok("/v1/completions", {"prompt": "hello", "max_tokens": n, **held})
+        assert (found["choices"][0]["finish_reason"], found["usage"]["completion_tokens"]) == (reason, chosen)
+        assert found["usage"]["total_tokens"] == chosen + 1 and found["timings"]["predicted_n"] == chosen
+        assert client.ok("/completion", {"prompt": "hello", "n_predict": n, **held})["tokens_predicted"] == chosen
+        messages = [{"role": "user", "content": "x"}]
+        usage = client.ok("/v1/messages", {"messages": messages, "max_tokens": n, **held})["usage"]
+        assert usage["output_tokens"] == chosen
+        usage = client.ok("/v1/responses", {"input": "x", "max_output_tokens": n, **held})["usage"]
+        assert usage["output_tokens"] == chosen and usage["total_tokens"] == chosen + usage["input_tokens"]
 
 
 def test_slots(client: Client) -> None:
@@ -126,6 +178,7 @@ def test_adapters_and_their_scales(adapted: Client) -> None:
     assert adapted.post("/lora-adapters", [{"id": 0, "scale": 5.0}])[0] == 200
     assert adapted.get("/lora-adapters")[1][0]["scale"] == 5.0
     changed = adapted.ok("/completion", body)
+    assert adapted.ok("/completion", {**body, "lora": []})["content"] == changed["content"], "none are named"
     assert changed["content"] != before and changed["timings"]["cache_n"] == 0
     assert adapted.post("/lora-adapters", [])[0] == 200
     assert adapted.ok("/completion", body)["content"] == before
