@@ -16,7 +16,7 @@ PACKAGES = {
     "pyggml_cli": ROOT / "cli/pyggml_cli",
 }
 
-# A unit may import units of layers above its own. pyggml's units are its files and subpackages; the two other packages
+# A unit may import units of layers above its own. pyggml's units are its files and subpackages; the three other packages
 # are one unit each. A new unit gets a place in the highest layer that works.
 LAYERS = (
     ("pyggml.errors", "pyggml.prefix", "pyggml.regular_file"),
@@ -68,7 +68,7 @@ APART = (
 
 
 def sources() -> dict[str, str]:
-    """Dotted module name -> text, of every file of the three packages."""
+    """Dotted module name -> text, of every file of the four packages."""
     found = {}
     for package, folder in PACKAGES.items():
         for file in sorted(folder.rglob("*.py")):

@@ -1,7 +1,7 @@
 """The CPU backend: graphs are lowered once to a plan of step records, which compiled code then walks.
 
-Owns the device and the walk over a graph's nodes; what is gathered on the way is `builder.py`'s. Knows no single op: each
-family in kernels/cpu lowers its own.
+Owns the device and the walk over a graph's nodes; what is gathered on the way is
+lowering/cpu.py's. Knows no single op: each family in kernels/cpu lowers its own.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
 """Keys and values of the tokens so far.
 
-Owns where the tokens of a micro-batch come to lie, and the inputs that say so: rows and mask. Which token lies in which cell
-is kept by cells.py, how a cell lies in memory is known to kv_tensors.py.
+Owns where the tokens of a micro-batch come to lie, and what becomes of sequences. Which token lies in which cell is kept by
+cells.py, how a cell lies in memory is known to kv_tensors.py, what tokens see is computed by kv_mask.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -19,21 +18,12 @@ from pyggml.errors import ContextError, StateError
 from pyggml.memory import kv_rows
 from pyggml.memory.base import Bytes, Checkpoint, Compute, Memory, Placement
 from pyggml.memory.cells import FREE, Cells
+from pyggml.memory.kv_mask import KVPlacement, mask_of, positions_of
 from pyggml.memory.kv_tensors import CELL_STEP, KVLayer, KVShape, KVTensors, pad_cells
 from pyggml.memory.shift import move_graph, turn_graph
 from pyggml.memory.ubatch import NOBODY, Ubatch
 from pyggml.memory.window import Window
 from pyggml.tensor import Tensor
-
-
-@dataclass(frozen=True)
-class KVPlacement(Placement):
-    """`cells` (n,): where each row of the micro-batch goes, in its own stream; `dropped`: what leaves a window then."""
-
-    ub: Ubatch
-    cells: NDArray[np.int64]
-    shape: KVShape
-    dropped: tuple[tuple[int, NDArray[np.int64]], ...] = ()
 
 
 class KVInputs(NamedTuple):
@@ -127,58 +117,13 @@ class KVCache(KVTensors, Memory):
         return (start[:, None] + np.arange(n_elements, dtype=np.int64)[None, :] * self.n_cells).reshape(-1)
 
     def mask(self, placement: KVPlacement) -> NDArray[Any]:
-        """0 where a token sees a cell (of its own sequence, no later than itself, within the window), or minus the distance
-        with ALiBi; else -inf: (n_streams, tokens of each, n_kv). F16 for flash attention, F32 for soft max."""
-        ub, shape, cells = placement.ub, placement.shape, self.cells
-        n_kv, n_seqs = shape.n_kv, shape.n_streams
-        if ub.n == 1 and self.window is None and not cells.shared and not self.alibi:
-            cell = int(placement.cells[0])
-            if cell == cells.used[shape.first]:  # behind all others, which are before it: it sees each
-                whole = np.zeros(n_kv, np.float32 if self.transposed_v else np.float16)
-                whole[cell + 1 :] = -np.inf
-                return whole
-            pos = cells.pos[shape.first, :n_kv].copy()
-            pos[cell] = ub.pos[0]
-            return self._mask(pos <= ub.pos[0])
-        each = ub.n // n_seqs
-        pos = self.positions(placement)
-        wanted = ub.pos.reshape(n_seqs, each, 1)
-        seen = pos[:, None, :] <= wanted
-        if self.window is not None:
-            seen &= pos[:, None, :] >= self.window.first(wanted.astype(np.int64))
-        if cells.shared:
-            for seq in np.unique(ub.seq).tolist():
-                if seq != NOBODY:
-                    mine = np.zeros(n_kv, np.bool_)
-                    high = min(n_kv, int(cells.high[0]))
-                    mine[:high] = cells.mine(seq, high)
-                    mine[placement.cells] = ub.seq == seq
-                    seen[0, ub.seq == seq] &= mine
-        for i in (
-            np.flatnonzero(ub.seq == NOBODY).tolist() if ub.filled else ()
-        ):  # it sees itself alone, so that it computes numbers
-            seen[i // each, i % each] = False
-            seen[i // each, i % each, placement.cells[i]] = True
-        mask = self._mask(seen)
-        if self.alibi:
-            far = np.where(seen, pos[:, None, :].astype(np.int64) - wanted, 0)
-            mask = np.where(seen, far.astype(mask.dtype), mask)
-        return mask[0] if n_seqs == 1 else mask
+        """What tokens see (kv_mask.mask_of): F16 for flash attention, F32 for soft max."""
+        dtype = np.dtype(np.float32 if self.transposed_v else np.float16)
+        return mask_of(self.cells, placement, dtype, self.window, self.alibi)
 
     def positions(self, placement: KVPlacement) -> NDArray[np.int32]:
-        """Of the cells that a micro-batch looks at, once its tokens are there, FREE where there is none: (n_streams, n_kv)."""
-        ub, shape = placement.ub, placement.shape
-        pos = self.cells.pos[shape.first : shape.first + shape.n_streams, : shape.n_kv].copy()
-        for stream, dropped in placement.dropped:
-            pos[stream - shape.first, dropped] = FREE
-        pos[np.arange(ub.n) // (ub.n // shape.n_streams), placement.cells] = ub.pos
-        return pos
-
-    def _mask(self, seen: NDArray[np.bool_]) -> NDArray[Any]:
-        """The bits of -inf where nothing is seen."""
-        if self.transposed_v:
-            return np.multiply(~seen, np.uint32(0xFF800000), dtype=np.uint32).view(np.float32)
-        return np.multiply(~seen, np.uint16(0xFC00), dtype=np.uint16).view(np.float16)
+        """Of the cells that a micro-batch looks at, once its tokens are there (kv_mask.positions_of): (n_streams, n_kv)."""
+        return positions_of(self.cells, placement)
 
     # ---- sequences
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -155,6 +155,29 @@ def split(batch: Batch, n_ubatch: int, n_streams: int, n_seq_max: int, fill: boo
             left[s] = left[s][each:]
             if not len(left[s]):
                 del left[s]
+
+
+def place_part(
+    part: Part, place: Callable[[Ubatch], Any], n_ubatch: int, n_streams: int, n_seq_max: int
+) -> list[tuple[Ubatch, NDArray[np.int64], Any]]:
+    """A micro-batch, its rows' tokens of the batch, and where `place` puts it; cut into several, which lie in different streams,
+    where rows that only fill up find no cell. Empty: there is no room for its tokens."""
+    ub, rows = part
+    placement = place(ub)
+    if placement is not None:
+        return [(ub, rows, placement)]
+    real = rows >= 0
+    if real.all():
+        return []
+    apart = np.full(int(real.sum()), ub.one_by_one)
+    plain = Batch(ub.tokens[real], ub.pos[real], ub.seq[real], ub.outputs[real], apart)
+    found = []
+    for less, index in split(plain, n_ubatch, n_streams, n_seq_max, fill=False):
+        placement = place(less)
+        if placement is None:
+            return []
+        found.append((less, rows[real][index], placement))
+    return found
 
 
 def _part(batch: Batch, rows: NDArray[np.int64], n_seqs: int, first: int) -> Part:

@@ -30,7 +30,7 @@ from pyggml.model.graph import BuiltGraph, UbatchShape
 from pyggml.model.lora import Adapter, Applied
 from pyggml.model.model import Model
 from pyggml.runtime import encoding
-from pyggml.runtime.batch import Batch, split
+from pyggml.runtime.batch import Batch, place_part, split
 from pyggml.runtime.schedules import Schedules
 from pyggml.tensor import Tensor
 
@@ -301,12 +301,16 @@ class Context:
         self.begin()
         out = np.empty((int(np.count_nonzero(batch.outputs)), self.model.n_vocab), np.float32)
         row_of = np.cumsum(batch.outputs) - 1
-        for ub, rows in split(batch, self.n_ubatch, self.memory.n_streams, self.n_seq_max):
-            for one, its_rows in self._fitting(ub, rows):
-                result = self._decode_ubatch(*one)
+        cut = self.n_ubatch, self.memory.n_streams, self.n_seq_max
+        for part in split(batch, *cut):
+            placed = place_part(part, self.memory.place, *cut)
+            if not placed:
+                raise ContextError(f"no room for {int((part[1] >= 0).sum())} tokens in a context of {self.n_ctx}")
+            for ub, its_rows, placement in placed:
+                result = self._decode_ubatch(ub, placement)
                 if result is None:
                     continue
-                its_rows = its_rows[one[0].outputs]
+                its_rows = its_rows[ub.outputs]
                 real = its_rows >= 0
                 if real.all() and batch.outputs[its_rows].all():
                     places = row_of[its_rows]
@@ -318,25 +322,6 @@ class Context:
                     real[real] = batch.outputs[its_rows[real]]
                     out[row_of[its_rows[real]]] = result[real]
         return out
-
-    def _fitting(self, ub: Ubatch, rows: NDArray[np.int64]) -> list[tuple[tuple[Ubatch, Any], NDArray[np.int64]]]:
-        """The micro-batch and where it lies; cut into several where rows that fill up find no cell. Raises ContextError."""
-        placement = self.memory.place(ub)
-        if placement is not None:
-            return [((ub, placement), rows)]
-        real = rows >= 0
-        if not real.all():
-            apart = np.full(int(real.sum()), ub.one_by_one)
-            plain = Batch(ub.tokens[real], ub.pos[real], ub.seq[real], ub.outputs[real], apart)
-            found = []
-            for part, index in split(plain, self.n_ubatch, self.memory.n_streams, self.n_seq_max, fill=False):
-                placement = self.memory.place(part)
-                if placement is None:
-                    break
-                found.append(((part, placement), rows[real][index]))
-            else:
-                return found
-        raise ContextError(f"no room for {int(real.sum())} tokens in a context of {self.n_ctx}")
 
     def prepare(self, n_tokens: int) -> list[Job]:
         """Begin to make ready for a prompt of so many tokens and for single ones after it, so that all kernels that this

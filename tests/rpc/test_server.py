@@ -1,4 +1,5 @@
-"""A server and a raw client glued together in memory: every command does what wire.md says."""
+"""A server and a raw client glued together in memory: every command does what the protocol says
+(pyggml_rpc/wire.py: its tables)."""
 
 import re
 from typing import Any

@@ -1,7 +1,7 @@
 """The models that llama-server's own tests ask for, in the shapes of those but with random weights: F32, a fixed seed.
 
 Owns their vocabularies and weights, and under which name of a repository and a file a test finds each. What a model of random
-weights says is not what the tests expect of the real ones: peer_server.py puts llama-server's own answers there.
+weights says is not what the tests expect of the real ones: peer_server_answers.py puts llama-server's own answers there.
 """
 
 from collections.abc import Mapping, Sequence
