@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyggml.number_text import whole_number
 from pyggml_cli import hub
 from pyggml_cli.about import answered
 from pyggml_cli.bench_output import PRINTERS, Result
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from pyggml.runtime.slot import Slot
     from pyggml.tokenizer import Tokenizer
 
+MOST_NUMBERS = 10000  # of one flag
+
 
 def several(one: Callable[[str], Any]) -> Callable[[str], list[Any]]:
     """Parser of comma-separated values."""
@@ -55,7 +58,7 @@ def numbers(text: str) -> list[int]:
         sign = "*" if "*" in rest else "+"
         last, _, step = rest.partition(sign)
         try:
-            low, high, by = int(first), int(last if dash else first), int(step or 1)
+            low, high, by = (whole_number(x) for x in (first, last if dash else first, step or "1"))
         except ValueError:
             raise ValueError("must be numbers such as 512,1024 or a range such as 1-64*2") from None
         while low <= high:
@@ -64,6 +67,8 @@ def numbers(text: str) -> list[int]:
             if following <= low and low < high:
                 raise ValueError(f"the range {part} never ends")
             low = max(following, low + 1)
+            if len(out) > MOST_NUMBERS:
+                raise ValueError(f"more than {MOST_NUMBERS} numbers")
     return out
 
 

@@ -3,6 +3,7 @@
 Owns its flags and what it prints; no program is installed for it, as few need it.
 """
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ def capability(text: str) -> tuple[int, int]:
     major, point, minor = text.partition(".")
     if not point:
         major, minor = text[:-1], text[-1:]
-    if not (major.isdigit() and minor.isdigit()):
+    if not re.fullmatch("[0-9]{1,9} [0-9]{1,9}", f"{major} {minor}"):
         raise ValueError("must be a compute capability, such as 90 or 9.0")
     return int(major), int(minor)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pyggml.errors import PyggmlError
+from pyggml.number_text import real_number, whole_number
 
 
 class UsageError(PyggmlError):
@@ -239,7 +240,7 @@ def whole(low: int | None = None, high: int | None = None) -> Callable[[str], in
 
     def convert(text: str) -> int:
         try:
-            value = int(text)
+            value = whole_number(text)
         except ValueError:
             raise ValueError("must be a whole number") from None
         if (low is not None and value < low) or (high is not None and value > high):
@@ -253,7 +254,7 @@ def whole(low: int | None = None, high: int | None = None) -> Callable[[str], in
 def number(text: str) -> float:
     """Parser of real numbers."""
     try:
-        return float(text)
+        return real_number(text)
     except ValueError:
         raise ValueError("must be a number") from None
 

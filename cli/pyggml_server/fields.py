@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+from pyggml.number_text import json_integer
 from pyggml_server.errors import RequestError
 
 MISSING: Any = object()
@@ -28,7 +29,7 @@ def read_json(data: bytes) -> Any:
     except UnicodeDecodeError as reason:
         raise RequestError(f"the body is not UTF-8: byte {reason.start} is wrong") from None
     try:
-        found = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
+        found = json.loads(text, parse_constant=_no_constant, parse_float=_finite, parse_int=json_integer)
         if re.search(r"\\u[dD][89a-fA-F]", text):
             json.dumps(found, ensure_ascii=False).encode()
     except UnicodeEncodeError:

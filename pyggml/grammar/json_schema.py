@@ -35,6 +35,7 @@ from pyggml.grammar.json_text import (
     whole_numbers,
 )
 from pyggml.grammar.parser import MAX_LENGTH, parse
+from pyggml.number_text import json_integer
 
 _PLACE = re.compile(r"grammar, line (?P<line>\d+): (?P<what>.*?)( at (the line's end|['\"].*))?$")
 """What parser.py says of a rule."""
@@ -90,7 +91,7 @@ def json_schema_to_grammar(schema: str | dict[str, Any]) -> str:
         if len(schema) > MAX_LENGTH:
             raise GrammarError(f"JSON schema: {len(schema)} characters, more than {MAX_LENGTH}")
         try:
-            schema = json.loads(schema, parse_constant=_no_constant)
+            schema = json.loads(schema, parse_constant=_no_constant, parse_int=json_integer)
         except RecursionError:
             raise GrammarError("JSON schema: nested too deeply to be read") from None
         except ValueError as reason:

@@ -11,6 +11,7 @@ from pyggml.errors import ModelError
 from pyggml.gguf import GGUFFile
 from pyggml.gguf.header import ValueType
 from pyggml.model.hparams import MAX_LAYERS
+from pyggml.number_text import real_number, whole_number
 
 Value = bool | int | float | str
 Override = tuple[re.Pattern[str], Device]
@@ -42,10 +43,10 @@ def parse_override(text: str) -> tuple[str, Value]:
     if not key or not equals or not colon or len(key.encode()) > 127:
         raise ValueError("must be KEY=TYPE:VALUE")
     try:
-        if kind == "int" and -(1 << 63) <= int(value) < 1 << 63:
-            return key, int(value)
+        if kind == "int" and -(1 << 63) <= whole_number(value) < 1 << 63:
+            return key, whole_number(value)
         if kind == "float":
-            return key, float(value)
+            return key, real_number(value)
     except ValueError:
         raise ValueError(f"{value!r} is no {kind}") from None
     if kind == "bool" and value in ("true", "false"):

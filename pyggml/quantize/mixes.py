@@ -50,7 +50,7 @@ def find_mix(text: str) -> Mix | None:
     """The mix of a name, in any case, or of a number; None if there is none. Raises UnsupportedError for OTHERS."""
     name = text.upper()
     name = ALIASES.get(name, name)
-    if re.fullmatch(r"\d+", name):
+    if re.fullmatch("[0-9]{1,9}", name):
         names = {mix.number: mix.name for mix in MIXES.values()} | {number: other for other, number in OTHERS.items()}
         name = names.get(int(name), name)
     if name in OTHERS:

@@ -144,7 +144,8 @@ class SamplerParams:
 
 def parse_logit_bias(text: str) -> tuple[int, float]:
     """The token id and bias of "15043+1", "15043-0.5" or "2-inf" (llama.cpp's --logit-bias); raises SamplerError."""
-    match = re.fullmatch(r"\s*(\d+)\s*([+-])\s*(\d+\.?\d*(?:e[+-]?\d+)?|\.\d+|inf)\s*", text, re.IGNORECASE)
+    number = r"\d+\.?\d*(?:e[+-]?\d+)?|\.\d+|inf"
+    match = re.fullmatch(rf"\s*(\d{{1,18}})\s*([+-])\s*({number})\s*", text, re.IGNORECASE | re.ASCII)
     if match is None:
         raise SamplerError(f"--logit-bias {text!r}: must be a token id, a sign and a number, as in 15043-1")
     token, sign, size = match.groups()
