@@ -55,9 +55,9 @@ def test_where_numbers_are_parts_of_a_text() -> None:
         with pytest.raises(SamplerError, match="must be a token id, a sign and a number"):
             parse_logit_bias(text)
     assert find_mix("7") is find_mix("q8_0") and find_mix("\u0667") is None and find_mix(MANY) is None
-    with pytest.raises(UsageError, match="-n '1_0': must be a whole number"):
+    with pytest.raises(UsageError, match=r"-n '1_0': must be a whole number"):
         parse(ROWS, ["-n", "1_0"])
-    with pytest.raises(GrammarError, match="not JSON: a number of 5000 digits$"):
+    with pytest.raises(GrammarError, match=r"not JSON: a number of 5000 digits$"):
         json_schema_to_grammar(f'{{"minimum": {MANY}}}')
-    with pytest.raises(RequestError, match="not JSON: a number of 5000 digits$"):
+    with pytest.raises(RequestError, match=r"not JSON: a number of 5000 digits$"):
         read_json(f'{{"n": {MANY}}}'.encode())
