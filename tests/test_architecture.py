@@ -19,7 +19,7 @@ PACKAGES = {
 # A unit may import units of layers above its own. pyggml's units are its files and subpackages; the three other packages
 # are one unit each. A new unit gets a place in the highest layer that works.
 LAYERS = (
-    ("pyggml.errors", "pyggml.prefix", "pyggml.regular_file"),
+    ("pyggml.errors", "pyggml.number_text", "pyggml.prefix", "pyggml.regular_file"),
     ("pyggml.cachedir", "pyggml.steps"),
     ("pyggml.default_model", "pyggml.grammar", "pyggml.sources", "pyggml.atomic_file"),
     ("pyggml.dtypes", "pyggml.jit", "pyggml.sampler", "pyggml.chat"),
