@@ -1,5 +1,5 @@
-"""Which package may import which, and that no modules import each other in a circle. Reads source text alone; must not
-import what it checks."""
+"""Which package may import which, that no modules import each other in a circle, and which files are long. Reads source text
+alone; must not import what it checks."""
 
 import ast
 import functools
@@ -236,3 +236,31 @@ def test_each_file_says_what_it_owns() -> None:
     assert len(files) > 50
     assert undocumented(files) == []
     assert undocumented({"x": "import os\n", "y": '"""Owns."""\n'}) == ["x"]
+
+
+MANY_LINES = 450
+LONG = {
+    "tests/rpc/test_attacks.py": "the list of publicly known attacks, which is to be read as one",
+    "tests/rpc/test_comm.py": "one pair of servers, and the wrong variants that its tests must catch",
+    "tests/sampler/test_sampler_peer.py": "a wrong variant of each stage beside the comparison that must catch it",
+}
+"""Files of code with more lines, and why each is one."""
+
+
+def long_files(lines: dict[str, int], reasons: dict[str, str]) -> list[str]:
+    """What is wrong with the lengths of files."""
+    wrong = [
+        f"{f}: {n} lines, no reason for more than {MANY_LINES}"
+        for f, n in lines.items()
+        if n > MANY_LINES and f not in reasons
+    ]
+    return wrong + [f"{f}: has a reason to be long and is not" for f in reasons if lines.get(f, 0) <= MANY_LINES]
+
+
+def test_long_files_have_a_reason() -> None:
+    folders = [*PACKAGES.values(), ROOT / "tests", ROOT / "benchmarks"]
+    files = [file for folder in folders for kind in ("py", "js", "css", "cpp") for file in folder.rglob(f"*.{kind}")]
+    lines = {str(f.relative_to(ROOT)): f.read_text(encoding="utf-8").count("\n") for f in files}
+    assert len(lines) > 50
+    assert long_files(lines, LONG) == []
+    assert len(long_files({"a": 451, "b": 450, "c": 451}, {"b": "", "c": ""})) == 2
