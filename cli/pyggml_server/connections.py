@@ -4,11 +4,12 @@ Owns these limits, around uvicorn's HTTP protocol; what a body may be is incomin
 """
 
 import asyncio
+from collections import deque
 from typing import Any, cast
 
 import httptools
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from pyggml_server.errors import RequestError
@@ -28,6 +29,8 @@ class Connection(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None  # set as long as the head of a request is awaited
         self._head = 0  # bytes of it so far
         self._apart = 0  # bytes since the last one of a body: what stands around its chunks, and headers behind it
+        self._asked: deque[RequestResponseCycle] = deque()  # requests that are not answered, the oldest first
+        self._wrong: tuple[int, str] | None = None  # what is refused once these are answered
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """The first request's head is awaited."""
@@ -40,12 +43,17 @@ class Connection(HttpToolsProtocol):
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing is awaited any more."""
+        """Nothing is awaited any more, and nobody waits for any of the answers: uvicorn tells the newest one alone."""
         self._stop_waiting()
+        for cycle in self._unanswered():
+            cycle.disconnected = True
+            cycle.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """A head that grows too long is refused, and so is what stands around a body."""
+        if self._wrong is not None:
+            return
         if self._timer is not None:
             self._head += len(data)
             if self._head > LARGEST_HEAD + (1 << 18 if b"\r\n\r\n" in data else 0):  # a body may follow in one piece
@@ -100,6 +108,18 @@ class Connection(HttpToolsProtocol):
         self._stop_waiting()
         self._apart = 0
         super().on_headers_complete()
+        self._asked.append(self.cycle)
+
+    def on_response_complete(self) -> None:
+        """What was wrong behind requests is told when the last of them is answered."""
+        super().on_response_complete()
+        if self._wrong is not None and not self._unanswered():
+            self._refuse(*self._wrong)
+
+    def _unanswered(self) -> deque[RequestResponseCycle]:
+        while self._asked and self._asked[0].response_complete:
+            self._asked.popleft()
+        return self._asked
 
     def _await_head(self) -> None:
         self._head = 0
@@ -118,6 +138,14 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, status: int, why: str) -> None:
         cycle = self.cycle
         if self.transport.is_closing():
+            return
+        before = [one for one in self._unanswered() if one is not cycle or not one.more_body]  # complete, and awaited
+        if before:
+            if cycle not in before:
+                self._asked.remove(cycle)
+                self.pipeline.popleft()
+            self._wrong = status, why
+            self._stop_waiting()
             return
         if cycle is not None and cycle.response_started and not cycle.response_complete:  # another answer has begun
             self.transport.close()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from serving import Client, serving
+from waiting import until
 
 from pyggml.model.model import Model
 
@@ -129,6 +130,39 @@ def test_what_is_no_request(hasty: Client, data: bytes) -> None:
         link.sendall(data)
         head, _, body = read_all(link).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 400 ") and json.loads(body)["error"]["code"] == 400
+
+
+WHOLE = HEAD + b"content-length: %d\r\n\r\n" % len(BODY) + BODY
+
+
+@pytest.mark.parametrize(
+    ("behind", "status"),
+    [
+        (b"GARBAGE\r\n\r\n", 400),
+        (HEAD + b"content-length: x\r\n\r\n", 400),
+        (HEAD + b"transfer-encoding: chunked\r\n\r\nzz\r\n", 400),
+        (HEAD + b"x: " + b"y" * 400_000, 431),
+        (HEAD[:30], 408),
+    ],
+    ids=["garbage", "head", "body", "long", "late"],
+)
+def test_requests_before_one_that_is_wrong_are_answered(hasty: Client, behind: bytes, status: int) -> None:
+    batcher = hasty.served.engine.batcher
+    step = batcher.step
+    batcher.step = lambda: (time.sleep(0.1), step())[1]  # what is wrong is there before the first answer
+    with socket.create_connection((hasty.host, hasty.port)) as link:
+        link.sendall(WHOLE * 3 + behind)
+        told = [read_answer(link) for _ in range(3)] + [read_all(link)]
+    assert [int(answer[9:12]) for answer in told] == [200, 200, 200, status]
+
+
+def test_a_client_of_several_requests_that_goes_away_frees_the_slot(slow: Client) -> None:
+    body = b'{"prompt": "hello", "max_tokens": 2000}'
+    with socket.create_connection((slow.host, slow.port)) as link:
+        link.sendall((HEAD + b"content-length: %d\r\n\r\n" % len(body) + body) * 3)
+        until(lambda: not slow.served.idle)
+    until(lambda: slow.served.idle)
+    assert slow.served.engine.counters.tokens < 200
 
 
 def test_more_connections_than_there_may_be(hasty: Client) -> None:
