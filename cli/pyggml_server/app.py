@@ -112,10 +112,14 @@ async def _refused(request: Request, reason: Exception) -> Response:
 async def _no_route(request: Request, reason: Exception) -> Response:
     assert isinstance(reason, HTTPException)
     path, method = request.url.path[:200], request.method
+    if reason.status_code == 405 and method == "OPTIONS":
+        return Response(headers=reason.headers)
     what = f"{path} does not take {method}" if reason.status_code == 405 else f"there is no {path}"
-    return error_answer(
+    made = error_answer(
         RequestError(what if reason.status_code in (404, 405) else reason.detail, status=reason.status_code)
     )
+    made.headers.update(reason.headers or {})
+    return made
 
 
 async def _gone(request: Request, reason: Exception) -> Response:

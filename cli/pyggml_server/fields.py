@@ -29,7 +29,8 @@ def read_json(data: bytes) -> Any:
     except UnicodeDecodeError as reason:
         raise RequestError(f"the body is not UTF-8: byte {reason.start} is wrong") from None
     try:
-        found = json.loads(text, parse_constant=_no_constant, parse_float=_finite, parse_int=json_integer)
+        plain = text.removeprefix("\ufeff")
+        found = json.loads(plain, parse_constant=_no_constant, parse_float=_finite, parse_int=json_integer)
         if re.search(r"\\u[dD][89a-fA-F]", text):
             json.dumps(found, ensure_ascii=False).encode()
     except UnicodeEncodeError:

@@ -46,6 +46,9 @@ async def read(data: bytes) -> Any:
 
 async def data_of(request: Request, settings: Settings) -> bytes:
     """The request's body. Raises RequestError, ClientGone."""
+    form = request.headers.get("content-encoding", "identity")
+    if form.lower() != "identity":
+        raise RequestError(f"a body in content-encoding {form[:60]}: bodies are taken as they are", status=415)
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > settings.largest_body:
         raise _too_large(length, settings.largest_body)

@@ -1,6 +1,7 @@
 """What is refused: requests that are wrong in any way, with 4xx and the field's name, while a running stream goes on; who has no
 key; pages of other origins."""
 
+import gzip
 import json
 import platform
 import random
@@ -157,6 +158,23 @@ def test_what_a_body_may_be(client: Client, value: str, status: int) -> None:
         assert json.loads(data)["metadata"] == json.loads(value.join(('{"a":', "}")))
 
 
+@pytest.mark.parametrize(
+    ("headers", "data", "status"),
+    [
+        ({"content-encoding": "gzip"}, gzip.compress(b'{"content": "a"}'), 415),
+        ({"content-encoding": "deflate"}, b'{"content": "a"}', 415),
+        ({"content-encoding": "Identity"}, b'{"content": "a"}', 200),
+        ({}, b'\xef\xbb\xbf{"content": "a"}', 200),
+        ({}, '\ufeff{"content": "a"}'.encode("utf-16-le"), 400),
+        ({"content-type": "application/json; charset=iso-8859-1"}, b'{"content": "\xe9"}', 400),
+    ],
+)
+def test_how_a_body_may_be_written(client: Client, headers: dict[str, str], data: bytes, status: int) -> None:
+    """UTF-8, with or without a mark of its byte order, and as it is: llama-server answers the same."""
+    got, _, found = client.raw("POST", "/tokenize", data, headers)
+    assert got == status and (status != 200 or json.loads(found) == {"tokens": [ord("a")]}), found
+
+
 def test_variables_of_a_template_have_any_names(client: Client) -> None:
     names = ("self", "messages", "parts", "add_generation_prompt", "template", "args", "kwargs", "", "a b", "__class__")
     body = {**CHAT, "chat_template_kwargs": dict.fromkeys(names, 7)}
@@ -202,6 +220,10 @@ def test_other_paths_and_methods(client: Client) -> None:
     ):  # fmt: skip
         status, _, data = client.raw(method, path)
         assert status == wanted and json.loads(data)["error"]["code"] == wanted
+    assert set(client.raw("PUT", "/lora-adapters")[1]["allow"].split(", ")) == {"GET", "HEAD", "POST"}
+    status, headers, data = client.raw("OPTIONS", "/v1/completions")
+    assert (status, headers["allow"], data) == (200, "POST", b"")
+    assert client.raw("OPTIONS", "/nowhere")[0] == 404
 
 
 def test_bodies_have_a_limit(model: Model) -> None:
