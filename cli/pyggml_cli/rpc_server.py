@@ -209,9 +209,11 @@ def _serve(values: Values, wait: Callable[[], object], end: Callable[[], object]
     from pyggml.backend.base import Kind
     from pyggml.cachedir import cache_dir
     from pyggml.errors import DeviceError
+    from pyggml_cli.descriptors import affordable
     from pyggml_cli.devices import gpu_devices, local_devices, pick
 
     return_early()
+    clients = affordable(values.clients, "--max-clients", each=2)  # its connection, and a weight that is read for it
     _log(values.verbose or os.environ.get("GGML_RPC_DEBUG", "") not in ("", "0"))
     gpus = gpu_devices()
     if values.device is not None:
@@ -237,8 +239,8 @@ def _serve(values: Values, wait: Callable[[], object], end: Callable[[], object]
         protocol=spoken,
     )
     limits = Limits(
-        max_clients=values.clients,
-        max_clients_of_one=values.per_address or max(1, values.clients // 2),
+        max_clients=clients,
+        max_clients_of_one=values.per_address or max(1, clients // 2),
         greeting_timeout=values.greeting,
         idle_timeout=values.idle or None,
     )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from pyggml_cli.about import answered
 from pyggml_cli.completion_flags import unescape
+from pyggml_cli.descriptors import BESIDE, affordable
 from pyggml_cli.entry import run
 from pyggml_cli.flags import UsageError, Values, help_text, parse
 from pyggml_cli.server_flags import GROUPS, ROWS, VARIABLES
@@ -157,7 +158,10 @@ def template_of(values: Values) -> str | None:
 
 
 def _serve(values: Values, argv: Sequence[str]) -> int:
+    from pyggml_server.serve import LATE
+
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
+    values.given["max_connections"] = affordable(values.max_connections, "--max-connections", beside=BESIDE + LATE)
     if of_several(values):
         return _serve_zoo(values, argv)
     return _serve_single(values, template_of(values))

@@ -26,6 +26,10 @@ from pyggml_server.zoo import Zoo
 from pyggml_server.zoo_app import make_zoo_app
 
 SWITCH = 0.0005  # seconds that a thread keeps the interpreter while others want it: the loop has little to do at a time
+BACKLOG = 128  # connections that wait to be accepted; asyncio accepts them all at once
+LATE = (
+    4 * BACKLOG
+)  # connections too many that are open at once at most, as one is accepted, refused and closed in steps
 LAST = 3  # seconds for what is written already to reach its reader
 
 
@@ -76,6 +80,7 @@ def _config(served: Service) -> uvicorn.Config:
         _app(served),
         host=settings.hosts[0],
         port=settings.port,
+        backlog=BACKLOG,
         ssl_keyfile=settings.ssl_key,
         ssl_certfile=settings.ssl_cert,
         log_config=None,
