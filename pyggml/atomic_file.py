@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import io
+import itertools
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -12,6 +13,8 @@ from typing import IO, Any, cast
 from pyggml.errors import PyggmlError
 
 HEAD = 512  # bytes by which a file's kind is told
+KEPT = 200  # bytes of a name that the name beside it has, of 255 that file systems take
+_numbers = itertools.count()
 
 
 class ForeignFileError(PyggmlError):
@@ -37,7 +40,7 @@ def atomic_file(
     replaced = mode is None or stat.S_ISREG(mode)
     if replaced:
         refuse_another(given, kind, is_one)
-    waiting = place.with_name(f".{place.name}.{os.getpid()}") if replaced else place
+    waiting = _beside(place) if replaced else place
     try:
         raw = _Named(waiting, given)
     except OSError as error:
@@ -55,6 +58,12 @@ def atomic_file(
             if replaced:
                 with contextlib.suppress(FileNotFoundError):
                     waiting.unlink()
+
+
+def _beside(place: Path) -> Path:
+    """A name that no other writer has, of this process or another."""
+    start = os.fsdecode(os.fsencode(place.name)[:KEPT])
+    return place.with_name(f".{start}.{os.getpid()}.{next(_numbers)}")
 
 
 def refuse_another(path: str | os.PathLike[str], kind: str, is_one: Callable[[bytes], bool]) -> None:

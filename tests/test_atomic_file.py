@@ -35,6 +35,24 @@ def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
     assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["file"]
 
 
+def test_writers_at_once_do_not_share_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with atomic_file(path, "thing", any_file) as (first, name_first):
+        first.write(b"first")
+        with atomic_file(path, "thing", any_file) as (second, name_second):
+            second.write(b"and the second")
+            name_second()
+        assert path.read_bytes() == b"and the second"
+        name_first()
+    assert path.read_bytes() == b"first" and os.listdir(tmp_path) == ["file"]
+
+
+def test_a_name_may_be_as_long_as_file_systems_take(tmp_path: Path) -> None:
+    for name in ("n" * 255, "\u00e9" * 127):
+        write(tmp_path / name, b"new")
+        assert (tmp_path / name).read_bytes() == b"new"
+
+
 def test_a_link_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("file")
     write(tmp_path / "link", b"a")
