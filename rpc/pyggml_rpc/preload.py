@@ -5,6 +5,7 @@ no owner: that is `cache.py`'s, whose entries clients sent. A tensor is hashed w
 length, and read in pieces, never through a mapping: a file that is cut meanwhile is a line in the log, not a bus error.
 """
 
+import errno
 import hashlib
 import io
 import logging
@@ -23,6 +24,7 @@ from pyggml.regular_file import open_regular
 
 SMALLEST = 1 << 20  # bytes of a tensor; stock clients ask for more than ten times as many
 CHUNK = 1 << 24
+PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # what the process lacks for the moment says nothing of the file
 
 log = logging.getLogger("pyggml.rpc")
 
@@ -73,12 +75,13 @@ class Preload:
         if entry is None:
             return False
         try:
-            sound = self._read(entry, memory)[1] == entry.digest
-        except (OSError, _ChangedError):
-            sound = False
-        if not sound:
+            if self._read(entry, memory)[1] == entry.digest:
+                return True
+        except (OSError, _ChangedError) as reason:
+            self._forget(entry, reason)
+        else:
             self._forget(entry)
-        return sound
+        return False
 
     def _entry(self, key: int, length: int, gone: Callable[[], bool]) -> _Entry | None:
         for entry in list(self._of_length.get(length, ())):
@@ -88,8 +91,8 @@ class Preload:
                 if entry.key is None:
                     try:
                         entry.key, entry.digest = self._read(entry, None)
-                    except (OSError, _ChangedError):
-                        self._forget(entry)
+                    except (OSError, _ChangedError) as reason:
+                        self._forget(entry, reason)
                         continue
             if entry.key == key:
                 return entry
@@ -113,6 +116,8 @@ class Preload:
                 done += len(part)
         return key, digest.digest()
 
-    def _forget(self, entry: _Entry) -> None:
+    def _forget(self, entry: _Entry, reason: Exception | None = None) -> None:
+        if isinstance(reason, OSError) and reason.errno in PASSING:
+            return
         log.warning("%s: has changed: a tensor of %d bytes is handed out no more", entry.path, entry.nbytes)
         self._of_length[entry.nbytes] = [other for other in self._of_length[entry.nbytes] if other is not entry]

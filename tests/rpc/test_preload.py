@@ -1,5 +1,6 @@
 """Weights out of the operator's own files: who is handed them, what is proved first, and that real clients send less."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -152,6 +153,24 @@ def test_a_file_that_changes(
     assert asked(kit, client, data) is None
     if when == "after" or change is not _swapped:
         assert f"{file}: has changed: a tensor of {len(data)} bytes is handed out no more" in caplog.text
+
+
+@pytest.mark.parametrize("when", ["before it was hashed", "after"])
+def test_what_the_process_lacks_for_a_moment(
+    kit: Any, server: Server, file: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """The client sends its bytes; the next one is handed them again."""
+    client, data = kit.Glued(server), content(file)
+    if when == "after":
+        assert asked(kit, client, data) == data
+
+    def none_left(path: Path) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pyggml_rpc.preload.open_regular", none_left)
+        assert asked(kit, client, data) is None
+    assert asked(kit, client, data) == data
 
 
 def test_contents_are_proved(kit: Any, server: Server, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
