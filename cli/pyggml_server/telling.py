@@ -115,6 +115,4 @@ def stopping_word(text: Text, wanted: Options) -> str:
     """The stop text that ended it: what was cut off is the beginning of one."""
     if text.finish is not Finish.STOP:
         return ""
-    data = b"".join(text.vocabulary.token_bytes(t, text.shows(t)) for t in text.answer) if text.vocabulary else b""
-    rest = data[len(text.data) :]
-    return next((stop for stop in wanted.stops if rest.startswith(stop.encode())), "")
+    return next((stop for stop in wanted.stops if text.cut_off.startswith(stop.encode())), "")

@@ -4,6 +4,7 @@ Owns the table of those that change nothing and the step from sampling arguments
 """
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyggml.errors import PyggmlError
+from pyggml.errors import PyggmlError, SamplerError
 from pyggml.grammar import LlamaGrammar
 from pyggml.sampler import SamplerChain, SamplerParams, Stage, Vocabulary
 from pyggml.sampler.adaptive import Mirostat, MirostatV2
@@ -59,6 +60,10 @@ class ParameterError(PyggmlError, ValueError):
     """A parameter that is out of its range, or asks for what is not there."""
 
 
+class SamplingError(ParameterError, SamplerError):
+    """A parameter of sampling that is out of its range."""
+
+
 WITHOUT_EFFECT: dict[str, tuple[Any, str]] = {
     "op_offload": (None, "each operation is computed where its weights are"),
     "numa": (False, "the system places memory"),
@@ -90,6 +95,21 @@ def unknown(name: str, known: Iterable[str]) -> str:
     """A line on a keyword that nobody knows, with the one that may be meant."""
     near = difflib.get_close_matches(name, list(known), 1, 0.85)
     return f"Llama() has no parameter {name!r}, and passes over it" + (f": is it {near[0]!r}?" if near else "")
+
+
+FLAGS = {
+    "typical": "typical_p",
+    "repeat-last-n": "last_n_tokens_size",
+    "mirostat": "mirostat_mode",
+    "mirostat-ent": "mirostat_tau",
+    "mirostat-lr": "mirostat_eta",
+}
+"""What is called otherwise on the command line, whose names the sampler's errors have."""
+
+
+def without_flags(told: str) -> str:
+    """An error of the sampler's that begins with a flag, with the parameter's name instead."""
+    return re.sub("^--([a-z-]+)", lambda flag: FLAGS.get(flag[1], flag[1].replace("-", "_")), told)
 
 
 def sampling(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -63,6 +63,16 @@ def _is_bias(value: Any) -> bool:
     return isinstance(value, Mapping) and all(token(key) and _is_number(bias) for key, bias in value.items())
 
 
+def _is_overrides(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(key, str) and isinstance(one, bool | int | float | str) for key, one in value.items()
+    )
+
+
+def _is_tokenizer(value: Any) -> bool:
+    return all(callable(getattr(value, name, None)) for name in ("tokenize", "detokenize"))
+
+
 def _is_mappings(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str | bytes) and _each(_is_mapping, value)
 
@@ -81,6 +91,7 @@ NUMBER = Kind(_is_number, "a number")
 TEXT = Kind(_is_text, "a text")
 PATH = Kind(lambda value: isinstance(value, str | os.PathLike), "a path")
 TEXTS = Kind(lambda value: _is_text(value) or _each(_is_text, value), "a text, or several")
+FUNCTION = Kind(callable, "a function")
 FUNCTIONS = Kind(lambda value: callable(value) or _each(callable, value), "a function, or several")
 DEVICES = Kind(lambda value: _each(lambda one: isinstance(one, Device), value), "devices")
 MAPPING = Kind(_is_mapping, "a dict")
@@ -91,12 +102,13 @@ TYPE = Kind(_is_type, "the number of a type, as GGMLType has them")
 KINDS: dict[str, Kind] = {
     # of the constructor
     "model_path": PATH, "n_gpu_layers": WHOLE, "split_mode": WHOLE, "main_gpu": WHOLE, "tensor_split": NUMBERS,
-    "kv_overrides": MAPPING, "n_ctx": WHOLE, "n_batch": WHOLE, "n_ubatch": WHOLE, "n_threads": WHOLE,
+    "kv_overrides": Kind(_is_overrides, "a dict of texts, numbers, True and False"), "n_ctx": WHOLE, "n_batch": WHOLE, "n_ubatch": WHOLE, "n_threads": WHOLE,
     "n_threads_batch": WHOLE, "rope_scaling_type": WHOLE, "pooling_type": WHOLE, "attention_type": WHOLE,
     "rope_freq_base": NUMBER, "rope_freq_scale": NUMBER, "yarn_ext_factor": NUMBER, "yarn_attn_factor": NUMBER,
     "yarn_beta_fast": NUMBER, "yarn_beta_slow": NUMBER, "yarn_orig_ctx": WHOLE, "last_n_tokens_size": WHOLE,
     "lora_scale": NUMBER, "lora_path": PATH, "chat_format": TEXT, "type_k": TYPE, "type_v": TYPE, "rpc_servers": TEXT,
-    "rpc_timeout": NUMBER, "devices": DEVICES,
+    "rpc_timeout": NUMBER, "devices": DEVICES, "chat_handler": FUNCTION, "draft_model": FUNCTION,
+    "tokenizer": Kind(_is_tokenizer, "an object with the methods tokenize and detokenize"),
     # of its methods
     "suffix": TEXT, "max_tokens": ANY_WHOLE, "temperature": NUMBER, "temp": NUMBER, "top_p": NUMBER, "min_p": NUMBER,
     "typical_p": NUMBER, "logprobs": WHOLE, "top_logprobs": WHOLE, "stop": TEXTS, "frequency_penalty": NUMBER,
@@ -111,7 +123,7 @@ OPTIONAL = frozenset(
     ("model_path", "n_gpu_layers", "tensor_split", "kv_overrides", "n_threads", "n_threads_batch", "rope_scaling_type",
      "lora_path", "chat_format", "type_k", "type_v", "rpc_servers", "rpc_timeout", "devices", "suffix", "max_tokens", "logprobs",
      "top_logprobs", "stop", "seed", "stopping_criteria", "logits_processor", "grammar", "logit_bias", "response_format",
-     "functions", "tools", "idx")
+     "functions", "tools", "idx", "chat_handler", "draft_model", "tokenizer")
 )  # fmt: skip
 """Where None is as not given."""
 

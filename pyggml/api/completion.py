@@ -219,7 +219,7 @@ class Completions(Evaluation):
     def _logprobs(self, answer: Text, first: int, last: int, offset: int) -> dict[str, Any]:
         """The entry for the answer's tokens `first` to `last`; `offset`: characters before the first of them."""
         starts = [0, *answer.ends]
-        data, base, chosen = answer.data, starts[first], answer.answer
+        data, base, chosen = answer.data + answer.cut_off, starts[first], answer.answer
         texts = [data[starts[i] : starts[i + 1]].decode("utf-8", "ignore") for i in range(first, last)]
         return {
             "tokens": texts,

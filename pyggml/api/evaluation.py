@@ -18,12 +18,14 @@ from pyggml.api.arguments import (
     F32,
     LogitsProcessor,
     ParameterError,
+    SamplingError,
     StoppingCriterion,
     apply_logits_processors,
     sampler_chain,
     sampling,
     should_stop,
     without_effect,
+    without_flags,
 )
 from pyggml.api.cache import BaseLlamaCache
 from pyggml.api.checks import ParameterTypeError, check, tokens_of
@@ -31,7 +33,7 @@ from pyggml.api.facts import LlamaFacts
 from pyggml.api.scored_slot import ScoredSlot
 from pyggml.api.state import LlamaState
 from pyggml.api.turns import Turns
-from pyggml.errors import StateError
+from pyggml.errors import SamplerError, StateError
 from pyggml.grammar import LlamaGrammar
 from pyggml.prefix import common_prefix
 from pyggml.runtime.draft_pace import DraftPace
@@ -184,13 +186,16 @@ class Evaluation(LlamaFacts):
         return seed
 
     def _new_chain(self, seed: int | None = None, **sampling: Any) -> SamplerChain:
-        return sampler_chain(
-            self.n_vocab(),
-            seed=self.seed if seed is None else seed,
-            last_n=self.last_n_tokens_size,
-            vocab=self._tokenizer,
-            **sampling,
-        )
+        try:
+            return sampler_chain(
+                self.n_vocab(),
+                seed=(self.seed if seed is None else seed) & 0xFFFFFFFF,
+                last_n=self.last_n_tokens_size,
+                vocab=self._tokenizer,
+                **sampling,
+            )
+        except SamplerError as reason:
+            raise SamplingError(without_flags(str(reason))) from None
 
     def _sampler(
         self, chain: SamplerChain, processors: Any, ids: Callable[[], NDArray[np.int32]] | None = None
@@ -331,4 +336,8 @@ class Evaluation(LlamaFacts):
 
     def set_cache(self, cache: BaseLlamaCache | None) -> None:
         """Completions keep their states in this cache, and begin with the one that has most of their prompt."""
+        if cache is not None and not all(
+            hasattr(cache, name) for name in ("__contains__", "__getitem__", "__setitem__")
+        ):
+            raise ParameterTypeError(f"cache={cache!r:.60}: must be a LlamaCache, or have its methods")
         self.cache = cache

@@ -239,7 +239,7 @@ class Llama(HandledChats):
                 pooling=POOLINGS[pooling_type],
                 causal=ATTENTIONS[attention_type],
                 flash_attn=flash_attn,
-                n_threads=n_threads_batch or n_threads,
+                n_threads=n_threads_batch or n_threads or None,
                 adapters=adapters,
             )
         if model.modules.speaks:
@@ -251,8 +251,8 @@ class Llama(HandledChats):
                 type_k=GGMLType.F16 if type_k is None else GGMLType(type_k),
                 type_v=GGMLType.F16 if type_v is None else GGMLType(type_v),
                 flash_attn=flash_attn,
-                n_threads=n_threads,
-                n_threads_batch=n_threads_batch,
+                n_threads=n_threads or None,  # 0: as many as there are, as in llama-cpp-python
+                n_threads_batch=n_threads_batch or None,
                 offload_kqv=offload_kqv,
                 swa_full=bool(swa_full),
                 adapters=adapters,

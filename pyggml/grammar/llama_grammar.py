@@ -17,6 +17,8 @@ class LlamaGrammar:
     """
 
     def __init__(self, grammar: str) -> None:
+        if not isinstance(grammar, str):
+            raise GrammarError(f"grammar: {grammar!r:.60} is no text")
         parse(grammar, token_of=lambda text: [0])  # names of tokens are looked up once there is a vocabulary
         self.grammar = grammar
         self.trigger: Trigger | None = None  # when it begins to hold; None: from the beginning

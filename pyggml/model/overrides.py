@@ -61,11 +61,12 @@ def parse_override(text: str) -> tuple[str, Value]:
 def override_metadata(file: GGUFFile, values: Mapping[str, Value]) -> None:
     """Let the keys have these values; the file on disk stays as it is. Raises ModelError where the kind is another."""
     for key, value in values.items():
-        name, kinds, kind = _KINDS[type(value)]
+        plain = next(one for one in _KINDS if isinstance(value, one))
+        name, kinds, kind = _KINDS[plain]
         there = file.value_types.get(key)
         if there is not None and there not in kinds:
             raise ModelError(f"{key} is {there.name} in the file, {name} cannot take its place")
-        file.metadata[key] = value
+        file.metadata[key] = plain(value)
         file.value_types[key] = kind if there is None else there
 
 

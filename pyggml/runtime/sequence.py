@@ -135,6 +135,7 @@ class Sequence:
         self.timings = timings or Timings()
         self.n_reused = 0  # tokens of the prompt that were not computed
         self.data = bytearray()  # the answer
+        self.cut_off = b""  # what a stop text has taken off its end
         self.ends: list[int] = []  # bytes of the answer up to and with each of its tokens
         self.logprobs: list[TokenLogprobs] = []  # one a token of the answer, if they were asked for
         self.finish: Finish | None = Finish.LENGTH if max_tokens == 0 else None
@@ -269,6 +270,7 @@ class Sequence:
         self.ends.append(len(self.data))
         cut = None if self.stops is None else self.stops.push(token, data)
         if cut is not None:
+            self.cut_off = bytes(self.data[len(self.data) - cut :])
             del self.data[len(self.data) - cut :]
             self.finish = Finish.STOP
         elif self.stop_when is not None and (why := self.stop_when(self, logits)):

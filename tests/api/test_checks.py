@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyggml import Llama
+from pyggml import Llama, LlamaGrammar
 from pyggml.api import checks
 from pyggml.api.checks import KINDS, OPTIONAL, ParameterTypeError, check
+from pyggml.errors import GrammarError
 
 METHODS: dict[str, dict[str, Any]] = {
     "create_completion": {"prompt": "x"},
@@ -26,7 +27,7 @@ def named(function: Any) -> list[str]:
 
 def test_every_parameter_has_a_kind() -> None:
     """But those that are true or false, or anything, and those that are checked where they are used."""
-    other = {"self", "prompt", "tokens", "input", "old", "tokenizer", "chat_handler", "draft_model", "progress", "model", "lora_base",
+    other = {"self", "prompt", "tokens", "input", "old", "progress", "model", "lora_base",
              "tool_choice", "function_call"}  # fmt: skip
     flags = set()
     for function in (Llama.__init__, *(getattr(Llama, name) for name in METHODS)):
@@ -77,6 +78,23 @@ def test_texts_and_states(llm: Llama) -> None:
         with pytest.raises(ParameterTypeError, match=r"^input="):
             checks.texts_of("input", odd)
     assert checks.texts_of("input", ["a", "\udcff"]) == ["a", "\udcff"] and checks.texts_of("input", "a") == ["a"]
+
+
+def test_what_is_no_cache_and_no_grammar(llm: Llama) -> None:
+    for cache in (5, object(), {1}):
+        with pytest.raises(ParameterTypeError, match=r"^cache=.*: must be a LlamaCache"):
+            llm.set_cache(cache)  # type: ignore[arg-type]
+    with pytest.raises(GrammarError, match="^grammar: None is no text$"):
+        LlamaGrammar.from_string(None)  # type: ignore[arg-type]
+
+
+def test_values_in_place_of_the_files_are_of_its_kinds(path: Path) -> None:
+    for odd in (None, [1], b"x"):
+        with pytest.raises(ParameterTypeError, match=r"^kv_overrides=.*: must be a dict of texts, numbers"):
+            Llama(path, kv_overrides={"general.name": odd}, verbose=False)  # type: ignore[dict-item]
+    given = {"llama.attention.layer_norm_rms_epsilon": np.float64(1e-3)}  # a float, as everywhere in Python
+    with Llama(path, kv_overrides=given, vocab_only=True, verbose=False) as llm:
+        assert float(llm.metadata["llama.attention.layer_norm_rms_epsilon"]) == 1e-3
 
 
 def test_what_other_packages_number_with(llm: Llama) -> None:

@@ -4,6 +4,7 @@ Owns the step from the API's names to the chain.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def test_mirostat_takes_its_numbers(llm: Llama) -> None:
         for tau, eta in ((5.0, 0.1), (0.1, 0.1), (5.0, 3.0), (5.0, 0.1))
     ]
     assert texts[0] == texts[3] and len(set(texts)) == 3
-    with pytest.raises(SamplerError, match="--mirostat 3"):
+    with pytest.raises(SamplerError, match="^mirostat_mode 3"):
         llm("hello", max_tokens=1, mirostat_mode=3)
 
 
@@ -73,3 +74,44 @@ def test_mistakes_have_names(llm: Llama, tmp_path: Path) -> None:
         LlamaGrammar.from_file(tmp_path / "none.gbnf")
     with pytest.raises(GrammarError, match="'<nothing>' is not one token"):
         llm("hello", grammar=LlamaGrammar.from_string("root ::= <nothing>"))
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"repeat_penalty": 0}, "repeat_penalty 0: "),
+        ({"temperature": float("inf")}, "temp inf: "),
+        ({"logit_bias": {10**6: 1.0}}, "logit_bias: token 1000000 "),
+        ({"mirostat_tau": float("inf")}, "mirostat_tau inf: "),
+    ],
+)
+def test_what_is_out_of_range_is_named_as_it_was_given(llm: Llama, given: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(told)}"):
+        llm("hello", max_tokens=1, **given)
+
+
+def test_seeds_count_by_their_32_lowest_bits(llm: Llama) -> None:
+    """As ctypes hands them to the stock library."""
+    texts = [
+        llm("hello", max_tokens=8, temperature=2.0, seed=seed)["choices"][0]["text"]
+        for seed in (7, (1 << 40) + 7, 7 - (1 << 32), 8)
+    ]
+    assert texts[0] == texts[1] == texts[2] != texts[3]
+    llm.set_seed(7 + (1 << 32))
+    llm.eval([104])
+    far = llm.sample(temp=2.0)
+    llm.set_seed(7)
+    assert llm.sample(temp=2.0) == far
+
+
+def test_tokens_that_a_stop_text_has_cut_off_keep_their_texts(path: Path) -> None:
+    """What llama-cpp-python 0.3.36 says of such tokens."""
+    with Llama(path, n_ctx=64, logits_all=True, verbose=False) as llm:
+        options = {"max_tokens": 9, "temperature": 0, "logprobs": 1, "stop": ["cd"], "grammar": 'root ::= "abcdef"'}
+        choice = llm("hello", **options)["choices"][0]
+        chunks = [chunk["choices"][0] for chunk in llm("hello", stream=True, **options)]
+    numbers = choice["logprobs"]
+    assert (choice["text"], choice["finish_reason"]) == ("ab", "stop")
+    assert (numbers["tokens"], numbers["text_offset"]) == (["a", "b", "c", "d"], [5, 6, 7, 8])
+    assert "".join(chunk["text"] for chunk in chunks) == "ab"
+    assert [t for chunk in chunks if chunk["logprobs"] for t in chunk["logprobs"]["tokens"]] == numbers["tokens"]

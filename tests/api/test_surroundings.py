@@ -13,6 +13,7 @@ import pytest
 from pyggml import Llama, LlamaDiskCache
 from pyggml.api.arguments import MinTokensLogitsProcessor, ParameterError
 from pyggml.api.tokenizers import BaseLlamaTokenizer, LlamaHFTokenizer, LlamaTokenizer, MissingPackageError
+from pyggml.backend.host import default_threads
 from pyggml.errors import ContextError
 
 LLAMA = {"n_ctx": 64}
@@ -206,6 +207,8 @@ def test_parameters_to_read(path: Path) -> None:
         assert llm("hi", max_tokens=1, logprobs=1)["choices"][0][
             "logprobs"
         ]  # as there, a draft model brings all logits
+        with Llama(path, n_ctx=32, n_threads=0, n_threads_batch=0, verbose=False) as as_many:  # as there are
+            assert as_many.n_threads == default_threads() and as_many("hi", max_tokens=1)["choices"]
         again = pickle.loads(pickle.dumps(Llama(path, n_ctx=32, verbose=False, seed=4)))
         assert again.n_ctx() == 32
 
