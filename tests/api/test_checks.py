@@ -84,7 +84,7 @@ def test_what_is_no_cache_and_no_grammar(llm: Llama) -> None:
     for cache in (5, object(), {1}):
         with pytest.raises(ParameterTypeError, match=r"^cache=.*: must be a LlamaCache"):
             llm.set_cache(cache)  # type: ignore[arg-type]
-    with pytest.raises(GrammarError, match="^grammar: None is no text$"):
+    with pytest.raises(GrammarError, match=r"^grammar: None is no text$"):
         LlamaGrammar.from_string(None)  # type: ignore[arg-type]
 
 

@@ -41,7 +41,7 @@ def test_mirostat_takes_its_numbers(llm: Llama) -> None:
         for tau, eta in ((5.0, 0.1), (0.1, 0.1), (5.0, 3.0), (5.0, 0.1))
     ]
     assert texts[0] == texts[3] and len(set(texts)) == 3
-    with pytest.raises(SamplerError, match="^mirostat_mode 3"):
+    with pytest.raises(SamplerError, match=r"^mirostat_mode 3"):
         llm("hello", max_tokens=1, mirostat_mode=3)
 
 
