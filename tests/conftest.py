@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from pyggml.backend.cuda.device import CudaDevice
 
 # A busy machine is no failure: neither compiling a kernel nor drawing an example has to be quick. CI repeats itself.
-settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("ci", settings.get_profile("house"), derandomize=True, print_blob=True)
-settings.load_profile("ci" if os.environ.get("CI") else "house")
+settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", settings.get_profile("local"), derandomize=True, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
 if hasattr(providers, "_get_local_constants"):
     # examples take numbers and texts from the sources of the modules that are loaded: other ones in each process, by the
     # files that it was given before, and mutants were found in seconds or in minutes

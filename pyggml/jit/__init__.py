@@ -1,4 +1,4 @@
-"""The one door to the compiler: kernel sources in, addresses of machine code out, compiled once and kept on disk.
+"""The only way to the compiler: kernel sources in, addresses of machine code out, compiled once and kept on disk.
 
 Owns which kernels this process has, and linking. Knows nothing of what a kernel computes. A kernel is a plain function
 made by a factory in `kernels/cpu/`; Numba turns it into an object file (compiling.py), in a process of its own

@@ -367,8 +367,10 @@ class KVCache(KVTensors, Memory):
         if n < 0 or raw.size != 4 + n * (4 + row):
             raise StateError(f"a sequence of {raw.size} bytes is none of this cache, where a token has {4 + row}")
         pos = np.frombuffer(raw[4 : 4 + 4 * n].tobytes(), "<i4").astype(np.int32)
-        if (pos < 0).any() or (pos[1:] <= pos[:-1]).any():
-            raise StateError("the positions of a saved sequence do not rise")
+        before = np.concatenate([np.array([-1], np.int32), pos[:-1]])
+        if (bad := np.flatnonzero(pos <= before)).size:
+            i = int(bad[0])
+            raise StateError(f"position {pos[i]} of token {i} of a saved sequence must be above {before[i]}")
         return pos, raw[4 + 4 * n :]
 
     def load(self, seq: int, data: Bytes, end: int | None = None) -> None:

@@ -41,7 +41,9 @@ def parse_override(text: str) -> tuple[str, Value]:
     key, equals, rest = text.partition("=")
     kind, colon, value = rest.partition(":")
     if not key or not equals or not colon or len(key.encode()) > 127:
-        raise ValueError("must be KEY=TYPE:VALUE")
+        raise ValueError(
+            "must be KEY=TYPE:VALUE, as in tokenizer.ggml.add_bos_token=bool:false, with a key of 1 to 127 bytes"
+        )
     try:
         if kind == "int" and -(1 << 63) <= whole_number(value) < 1 << 63:
             return key, whole_number(value)

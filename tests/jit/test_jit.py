@@ -1,4 +1,4 @@
-"""The compiler's door: levels, names of kernels, the cache of object files, what is imported. Folders that cannot be used or
+"""Compiling and loading kernels: levels, names of kernels, the cache of object files, what is imported. Folders that cannot be used or
 trusted: test_kernel_cache.py.
 """
 

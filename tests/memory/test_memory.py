@@ -337,6 +337,15 @@ def test_a_sequence_of_another_memory_is_refused() -> None:
         with pytest.raises(StateError, match=r"sequence|kinds"):
             memory.load(1, bad)
         assert memory.end(1) == 0
+    positions = np.array([0, 1], "<i4").tobytes()
+    assert data.count(positions) == 1
+    for i, number, least in ((1, 0, 0), (0, -1, -1)):  # of token number i; it must be above `least`
+        wrong = np.array([0, 1], "<i4")
+        wrong[i] = number
+        with pytest.raises(
+            StateError, match=f"position {number} of token {i} of a saved sequence must be above {least}"
+        ):
+            memory.load(1, data.replace(positions, wrong.tobytes()))
     memory.load(2, data)
     assert memory.end(2) == 2
 

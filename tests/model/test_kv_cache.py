@@ -58,7 +58,7 @@ def test_as_llamacpp_keeps_them(
     theirs, ours = peer.logits(path, TOKENS, flash_attn=True, **types), logits(path, ReferenceDevice(), **types)
     cost = mean_kl(peer.logits(path, TOKENS, flash_attn=True), theirs)
     assert mean_kl(theirs, ours) < 0.6 * cost
-    if hadamard.k_rotation(dtype, head):  # a wrong twin: neither K nor V is
+    if hadamard.k_rotation(dtype, head):  # a mutant: neither K nor V is
         for module in (hadamard, kv_tensors):
             monkeypatch.setattr(module, "k_rotation", lambda dtype, head: 0)
         assert mean_kl(theirs, logits(path, ReferenceDevice(), **types)) > cost

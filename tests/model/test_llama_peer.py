@@ -95,7 +95,7 @@ def test_the_comparison_notices_another_number_of_experts(tmp_path, peer):
 
 
 def test_the_comparison_notices_a_wrong_rope(tmp_path, peer):
-    """A wrong twin: base 20000 instead of 10000 in our copy of the file."""
+    """A mutant: base 20000 instead of 10000 in our copy of the file."""
     theirs = peer.logits(write_llama(tmp_path / "right.gguf"), TOKENS)
     ours = run(write_llama(tmp_path / "wrong.gguf", floats={"llama.rope.freq_base": 20000.0}), TOKENS)
     assert mean_kl(theirs, ours) > 1e-4

@@ -62,7 +62,7 @@ def test_logits_are_the_peers(name: str, flash_attn: bool, tmp_path: Path, peer:
         assert context.n_past == 40 - 13 + 2 - 3 + 1
         context.clear()
         context.decode(TOKENS[:40])
-        context.truncate(27)  # a wrong twin: the newest tokens are forgotten
+        context.truncate(27)  # a mutant: the newest tokens are forgotten
         assert np.abs(context.decode(TOKENS[40:42])[-1] - theirs[0]).max() > 2e-2 * np.abs(theirs).max()
         context.close(), model.close()
 
@@ -102,11 +102,11 @@ def test_keys_of_blocks_are_turned_as_the_peers(
     for types, theirs in zip(caches, rows, strict=True):
         limit = BLOCKS[types[0].name]
         assert deviation(*types, theirs) < limit, types
-        with monkeypatch.context() as twin:
-            twin.setattr("pyggml.memory.shift.rotated", lambda x, _: x)
+        with monkeypatch.context() as mutant:
+            mutant.setattr("pyggml.memory.shift.rotated", lambda x, _: x)
             assert deviation(*types, theirs) > 5 * limit, "turned as they lie"
-        with monkeypatch.context() as twin:
-            twin.setattr(Schedule, "set_input", lambda s, t, v: set_input(s, t, v * (t.name != "k_shift")))
+        with monkeypatch.context() as mutant:
+            mutant.setattr(Schedule, "set_input", lambda s, t, v: set_input(s, t, v * (t.name != "k_shift")))
             assert deviation(*types, theirs) > 5 * limit, "moved and not turned"
     model.close()
 

@@ -72,7 +72,7 @@ def test_scales_as_llamacpp_applies_them(options, tmp_path, peer, monkeypatch):
     np.testing.assert_allclose(ours, theirs, atol=5e-3 * np.abs(theirs).max())
     assert mean_kl(theirs, ours) < 1e-5
     assert mean_kl(theirs, run(write_llama(tmp_path / "plain.gguf", **options), TOKENS)) > 1e-3  # they matter
-    if "biases" in options:  # a twin that scales before the bias everywhere
+    if "biases" in options:  # a mutant that scales before the bias everywhere
         init = Linear.__init__
         monkeypatch.setattr(Linear, "__init__", lambda *a, **given: init(*a, **(given | {"scale_last": False})))
         assert mean_kl(theirs, run(path, TOKENS, **exact)) > 1e-4

@@ -1,6 +1,6 @@
 """Every block type against ggml's own functions, to the bit, NaNs included. Knows no kernel.
 
-Each check is run on wrong twins too, which it must catch.
+Each check is run on mutants too, which it must catch.
 """
 
 from collections.abc import Callable
@@ -205,8 +205,8 @@ def test_q8_1_is_q8_0_with_a_sum(peer):
     same(dequantize_row(GGMLType.Q8_1, q8_1, 32), peer.ggml.dequantize_row(GGMLType.Q8_0, q8_0, 32))
 
 
-# Wrong twins: each differs from the truth in one thing that a reader of ggml could get wrong.
-def twin_of(dtype: GGMLType, change: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Callable:
+# Mutants: each differs from the truth in one thing that a reader of ggml could get wrong.
+def mutant_of(dtype: GGMLType, change: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Callable:
     """quantize_row whose bytes (blocks, type_size) pass through change(blocks, values (blocks, block_size))."""
     size = SIZES[dtype]
 
@@ -360,7 +360,7 @@ TWINS = [
 
 @pytest.mark.parametrize(("dtype", "change"), TWINS, ids=lambda v: getattr(v, "name", None) or v.__name__)
 def test_a_wrong_quantize_is_caught(peer, dtype, change):
-    check = partial(check_quantize, peer.ggml.quantize_row_ref, twin_of(dtype, change), dtype)
+    check = partial(check_quantize, peer.ggml.quantize_row_ref, mutant_of(dtype, change), dtype)
     with pytest.raises(AssertionError, match="bytes differ"):
         hunt(check, values_for(dtype), examples=1000)
 
@@ -390,8 +390,8 @@ WRONG_DEQUANTIZE = [(GGMLType.Q4_1, least_and_scale_swapped), (GGMLType.F16, sig
 WRONG_DEQUANTIZE += [(t, off_by_one) for t in READ_TYPES]
 
 
-@pytest.mark.parametrize(("dtype", "twin"), WRONG_DEQUANTIZE, ids=lambda v: getattr(v, "name", None) or v.__name__)
-def test_a_wrong_dequantize_is_caught(peer, dtype, twin):
-    check = partial(check_dequantize, peer.ggml.dequantize_row, twin, dtype)
+@pytest.mark.parametrize(("dtype", "mutant"), WRONG_DEQUANTIZE, ids=lambda v: getattr(v, "name", None) or v.__name__)
+def test_a_wrong_dequantize_is_caught(peer, dtype, mutant):
+    check = partial(check_dequantize, peer.ggml.dequantize_row, mutant, dtype)
     with pytest.raises(AssertionError, match="bytes differ"):
         hunt(check, blocks_of(dtype), examples=1000)

@@ -1,4 +1,4 @@
-"""Kernels that are planted for tests of the compiler's door, a process that begins anew, and others beside it."""
+"""Kernels that are planted for tests of the package jit, a process that begins anew, and others beside it."""
 
 import functools
 import os

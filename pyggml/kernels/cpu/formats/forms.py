@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Primitive = Callable[..., Any]
-"""Vector code: a function made of words of `pyggml.simd`, which kernels call."""
+"""Vector code: a function made of primitives of `pyggml.simd`, which kernels call."""
 Part = tuple[int, int, int, int, int]
 """Bits of four bytes: (at, word, right, keep, left), as simd.put_columns_of takes them."""
 

@@ -1,4 +1,4 @@
-"""The vocabulary of CUDA kernels, and the only door to numba-cuda. Imported inside factories alone, when a kernel is
+"""The vocabulary of CUDA kernels, and the only way to numba-cuda. Imported inside factories alone, when a kernel is
 compiled. Owns the list of intrinsics and the few functions made of them; must not know any kernel.
 
 Integers of Python are i64 in a kernel; an intrinsic takes its parameters' types. A float literal would be f64: write f32(0.5).
