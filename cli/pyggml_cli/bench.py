@@ -35,6 +35,7 @@ from pyggml_cli.flags import (
 from pyggml_cli.interrupts import on_ctrl_c
 from pyggml_cli.other_flags import LAZY_MODES, NUMA, PRIORITY, cpu_mask
 from pyggml_cli.speculation import CACHE_TYPES
+from pyggml_cli.terminal import raw, visible
 
 if TYPE_CHECKING:
     from pyggml.backend.base import Device
@@ -258,7 +259,8 @@ def _run(values: Any, todo: list[Case], offload: "list[Device]") -> int:
 
     printers = [PRINTERS[values.output](sys.stdout.write, values.seen)]
     if values.output_err != "none":
-        printers.append(PRINTERS[values.output_err](sys.stderr.write, values.seen))
+        results = raw(sys.stderr)  # whose loss is an error, unlike that of what else is told there
+        printers.append(PRINTERS[values.output_err](lambda text: results.write(visible(text)), values.seen))
     n_done = 0
     with compile_progress():
         for placing, group in itertools.groupby(todo, lambda case: case.placing):

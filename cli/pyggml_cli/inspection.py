@@ -5,6 +5,7 @@ own library has a module `inspect`: hence the name.)
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -101,7 +102,7 @@ def _lines(values: Values, found: dict[str, Any], wanted: list[str]) -> Iterator
 
 def _summary(found: dict[str, Any]) -> Iterator[str]:
     for path in found["paths"]:
-        yield visible(path)
+        yield visible(os.fsencode(path).decode("utf-8", "backslashreplace"))
     bits = found["bits_per_weight"]
     rows = {
         "name": found["name"],

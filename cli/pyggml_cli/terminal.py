@@ -7,6 +7,7 @@ is a terminal; into a file or a pipe it goes as it is.
 """
 
 import contextlib
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -34,17 +35,24 @@ def text_for(out: TextIO) -> Callable[[str], str]:
 
 
 class _Visible:
-    """A stream that shows what it is given as `visible` does."""
+    """A stream that shows what it is given as `visible` does. What it cannot take, as the disk behind it is full or nobody
+    reads, is lost, and that ends no command: the text is elsewhere."""
 
     def __init__(self, raw: TextIO) -> None:
         self.raw = raw
 
     def write(self, text: str) -> int:
-        return self.raw.write(visible(text))
+        with contextlib.suppress(OSError):
+            self.raw.write(visible(text))
+        return len(text)
 
     def writelines(self, lines: Any) -> None:
         for line in lines:
             self.write(line)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self.raw.flush()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.raw, name)
@@ -64,3 +72,13 @@ def shown_controls() -> Iterator[None]:
         yield
     finally:
         sys.stderr = before
+        give_up_if_full(before)
+
+
+def give_up_if_full(stream: TextIO) -> None:
+    """What a stream holds and cannot get rid of goes nowhere: Python's flush at exit would make it the exit code."""
+    try:
+        stream.flush()
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -108,6 +108,8 @@ def test_what_is_shown(run: Callable[..., Any], tmp_path: Path) -> None:
     assert whole.startswith(f"{path}\n  name          text\n  architecture  llama\n  GGUF version  3\n")
     assert "  size          0.37 MiB, 32.00 bits per weight\n" in whole
     assert "\nchat template: 22 characters\n  {{ messages }}\n  {{ 2 }}\n" in whole
+    (other := tmp_path / "a\udcff.gguf").write_bytes(path.read_bytes())
+    assert run(other).out.startswith(rf"{tmp_path}/a\xff.gguf" + "\n"), "as errors name it"
     parts = {name: run(f"--{name}", path).out for name in ("metadata", "types", "tensors")}
     summary = whole[: whole.index("\n\n") + 1]
     assert all(part.startswith(summary) and part[len(summary) + 1 :] in whole for part in parts.values())

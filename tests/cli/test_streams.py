@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pyggml_cli import cli, inspection, perplexity, quantize
+from pyggml_cli import bench, cli, inspection, perplexity, quantize
 from pyggml_cli.entry import run
 
 FULL = Path("/dev/full")
@@ -45,6 +45,22 @@ def test_closed_streams(model: Path) -> None:
     assert (done.returncode, done.stdout) == (1, ""), "what belongs to stderr does not go to stdout"
     done = command("cli", ["-m", str(model), "-cnv"], "<&-")
     assert done.returncode == 0 and "Traceback" not in done.stderr, "an empty conversation"
+
+
+@pytest.mark.skipif(not FULL.is_char_device(), reason="there is no /dev/full here")
+def test_what_is_told_beside_the_text_ends_no_command_when_it_is_lost(model: Path) -> None:
+    for shell in (f"2> {FULL}", "2> >(true)"):
+        done = command("quantize", [str(model), "/dev/null", "q4_k"], shell)
+        assert done.returncode == 0 and "/dev/null: written" in done.stdout, shell
+    assert command("cli", ["-n", "many"], f"2> {FULL}").returncode == 2
+
+
+@pytest.mark.skipif(not FULL.is_char_device(), reason="there is no /dev/full here")
+def test_results_on_stderr_are_not_lost_in_silence(call: Callable[..., Any], model: Path, reference: None) -> None:
+    with pytest.MonkeyPatch.context() as patched, FULL.open("w", buffering=1) as full:
+        patched.setattr("sys.stderr", full)
+        args = ("-m", model, "-p", "4", "-n", "0", "-r", "1", "--no-warmup", "-oe")
+        assert [call(bench.main, *args, kind).code for kind in ("none", "csv")] == [0, 1]
 
 
 def test_a_reader_who_has_had_enough(model: Path) -> None:
