@@ -101,6 +101,10 @@ class Connection(HttpToolsProtocol):
         if self._timer is None:
             self._await_head()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Blanks around a value are no part of it (RFC 9110, 5.5); the parser leaves those behind it."""
+        super().on_header(name, value.strip(b" \t"))
+
     def on_headers_complete(self) -> None:
         """The head is there."""
         if self.parser.should_upgrade():

@@ -88,6 +88,15 @@ def test_a_head_that_is_too_long(hasty: Client) -> None:
     assert hasty.get("/health")[0] == 200
 
 
+def test_blanks_around_a_headers_value_are_no_part_of_it(hasty: Client) -> None:
+    head = (
+        b"POST /v1/completions HTTP/1.1\r\nhost: \tlocalhost \t\r\ncontent-encoding:identity \r\nconnection: close \r\n"
+    )
+    with socket.create_connection((hasty.host, hasty.port)) as link:
+        link.sendall(head + b"content-length: %d \r\n\r\n" % len(BODY) + BODY)
+        assert read_all(link).startswith(b"HTTP/1.1 200 ")
+
+
 @pytest.mark.parametrize("at", [None, 0, 90, 400], ids=["whole", "head apart", "head in two", "body in two"])
 def test_another_protocol_is_offered(hasty: Client, at: int | None) -> None:
     """As Java's client and curl --http2 do: HTTP/1.1 answers, several times on one connection, and bodies are read."""
