@@ -89,7 +89,7 @@ async def _vectors(request: Request, name: str, served: Served, fields: Fields) 
         kind = -1
 
     def prepare() -> list[list[int]]:
-        texts = prompt_tokens(served, fields, name)
+        texts = prompt_tokens(served, fields, name, empty=True)
         _check_number(name, len(texts))
         for i, tokens in enumerate(texts):
             _check(served, name, tokens, i)
@@ -127,7 +127,7 @@ async def native(request: Request) -> Response:
     """POST /embedding: of each text a list of vectors: one, or without pooling one a token."""
     served = served_by(request)
     fields = await body_of(request)
-    rows, _ = await _vectors(request, fields.first("content", "input"), served, fields)
+    rows, _ = await _vectors(request, fields.first("input", "content"), served, fields)
     return answer([{"index": i, "embedding": [[float(v) for v in row] for row in text]} for i, text in enumerate(rows)])
 
 

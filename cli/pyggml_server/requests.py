@@ -199,19 +199,19 @@ def chain(
     return made
 
 
-def prompt_tokens(served: Served, fields: Fields, name: str = "prompt") -> list[list[int]]:
+def prompt_tokens(served: Served, fields: Fields, name: str = "prompt", empty: bool = False) -> list[list[int]]:
     """Prompts: a text, tokens, an array of both in one, an object with a text, or an array of several of these
-    (tokenize_input_prompts)."""
+    (tokenize_input_prompts). One without tokens is BOS, unless it may be `empty`."""
     value = fields.raw(name)
     if value == []:
         raise fields.wrong(name, "must not be empty")
     if isinstance(value, list) and any(isinstance(part, dict) for part in value):
-        return [one_prompt(served, fields, name, part) for part in value]
+        return [one_prompt(served, fields, name, part, empty=empty) for part in value]
     if isinstance(value, list) and value and any(isinstance(part, list) for part in value):
-        return [one_prompt(served, fields, name, part) for part in value]
+        return [one_prompt(served, fields, name, part, empty=empty) for part in value]
     if isinstance(value, list) and len(value) > 1 and all(isinstance(part, str) for part in value):
-        return [one_prompt(served, fields, name, part) for part in value]
-    return [one_prompt(served, fields, name, value)]
+        return [one_prompt(served, fields, name, part, empty=empty) for part in value]
+    return [one_prompt(served, fields, name, value, empty=empty)]
 
 
 def encoded(served: Served, name: str, text: str, add_special: bool = False, parse_special: bool = True) -> list[int]:

@@ -86,12 +86,17 @@ def test_who_leaves_and_who_comes(server: Client, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("body", [
-    {}, {"input": []}, {"input": 5}, {"input": ["a", {}]}, {"input": "x" * 5000}, {"input": "x", "dimensions": 3},
+    {}, {"input": []}, {"input": ""}, {"input": ["a", ""]}, {"input": 5}, {"input": ["a", {}]}, {"input": "x" * 5000}, {"input": "x", "dimensions": 3},
     {"input": "x", "encoding_format": "odd"}, {"input": ["x"] * 3000},
 ], ids=lambda body: str(body)[:40])  # fmt: skip
 def test_embeddings_that_are_wrong(server: Client, body: dict) -> None:
     status, found = server.post("/v1/embeddings", body)
     assert status == 400 and found["error"]["param"], found
+
+
+def test_of_two_names_for_the_texts_openais_counts(server: Client) -> None:
+    both = server.ok("/embedding", {"input": "hello", "content": "other"})
+    assert both == server.ok("/embedding", {"content": "hello"})
 
 
 def test_each_server_says_what_it_is_not(server: Client, client: Client) -> None:
