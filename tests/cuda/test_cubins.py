@@ -212,7 +212,8 @@ def test_the_toolkit_of_cuda_12_makes_the_same_kernels(cuda12, tmp_path, cc):
     expected = [e for e in KERNELS if e.spec.label in CHECKED and e.oldest <= cc]
     assert len(expected) > 2
     path = os.pathsep.join(map(str, (ROOT, ROOT / "cli")))
-    env = {"PYTHONPATH": path, "PYGGML_CACHE": str(tmp_path / "cache"), "PATH": os.environ["PATH"]}
+    cache = cuda12.parent.parent / "kernels"  # this toolkit takes a minute for them; their names say of which sources
+    env = {"PYTHONPATH": path, "PYGGML_CACHE": str(cache), "PATH": os.environ["PATH"]}
     command = [
         cuda12,
         "-m",
@@ -225,7 +226,8 @@ def test_the_toolkit_of_cuda_12_makes_the_same_kernels(cuda12, tmp_path, cc):
     ]
     done = subprocess.run([*command, ",".join(e.spec.label for e in expected)], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    kept = {path.name for path in (tmp_path / "cache").rglob("*.cubin")}
+    kept = {path.name for path in cache.rglob("*.cubin")}
+    assert len(kept) >= len(expected)
     for e in expected:
         image = (tmp_path / "made" / f"{e.spec.label}.cubin").read_bytes()
         ours = compiled.cubin(e.spec, cc)

@@ -23,10 +23,10 @@ def heads_reversed(block: Any) -> None:
     """Results of latent attention go through the matrix of another head."""
     apply = block.attn.attn_v_b
 
-    def other(x: Any) -> Any:
+    def other(g: Any, x: Any) -> Any:
         n = x.ne[1]
         parts = [ops.view(x, (x.ne[0], 1, x.ne[2]), x.nb[1:3], (n - 1 - i) * x.nb[1]) for i in range(n)]
-        return apply(reduce(lambda a, b: ops.concat(a, b, 1), parts))
+        return apply(g, reduce(lambda a, b: ops.concat(a, b, 1), parts))
 
     block.attn.attn_v_b = other
 

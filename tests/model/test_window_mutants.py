@@ -56,7 +56,7 @@ def usual_yarn(block: Any) -> None:
 
 
 def one_version(modules: Any) -> None:
-    modules.altup_unembd_proj.merge = lambda x: slice_of(x, 0)
+    modules.altup_unembd_proj.merge = lambda g, x: slice_of(x, 0)
 
 
 def first_keys(block: Any) -> None:

@@ -4,11 +4,12 @@ Imported before NumPy and before anything of pyggml.
 """
 
 import ctypes
+import functools
 import gc
 import os
 import sys
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable
+from enum import Enum
 from typing import Any
 
 from hypothesis import strategies
@@ -45,22 +46,43 @@ def forget() -> None:
     gc.set_threshold(50_000, 20, 20)
 
 
-_sampled_from = strategies.sampled_from
-
-
-@cache
-def _one_of(values: tuple[Any, ...], text: str) -> strategies.SearchStrategy[Any]:
-    """The text tells 0 from False and -0.0, which are equal."""
-    return _sampled_from(values)
-
-
-def _kept(elements: Sequence[Any]) -> strategies.SearchStrategy[Any]:
-    try:
-        return _one_of(elements, repr(elements)) if isinstance(elements, tuple) else _sampled_from(elements)
-    except TypeError:  # some have no hash
-        return _sampled_from(elements)
-
-
 # What an example draws within it is a new strategy each time, which hypothesis examines anew but for the few kinds that it
-# keeps itself: a quarter of the time of tests/ops/test_supports.py.
-strategies.sampled_from = _kept
+# keeps itself: half of the time of tests/ops/test_supports.py.
+KEPT = 20_000
+"""Strategies of one kind; then they are made anew."""
+_sampled_from, _composite = strategies.sampled_from, strategies.composite
+_PLAIN = (int, str, bytes, type(None), Enum)
+
+
+def _same(value: Any) -> Any:
+    """What equal arguments share and others do not: 0, False, 0.0 and -0.0 are four. Raises TypeError for what may change."""
+    if isinstance(value, (tuple, list)):
+        return type(value), *map(_same, value)
+    if isinstance(value, float):
+        return float, repr(value)
+    if not isinstance(value, _PLAIN):
+        raise TypeError(value)
+    return type(value), value
+
+
+def kept(make: Callable[..., strategies.SearchStrategy[Any]]) -> Callable[..., strategies.SearchStrategy[Any]]:
+    """A function that makes strategies makes one of each for arguments that are plain values."""
+    made: dict[Any, strategies.SearchStrategy[Any]] = {}
+
+    @functools.wraps(make)
+    def one(*args: Any, **options: Any) -> strategies.SearchStrategy[Any]:
+        try:
+            key = _same(args), *((name, _same(value)) for name, value in options.items())
+        except TypeError:
+            return make(*args, **options)
+        if (found := made.get(key)) is None:
+            if len(made) >= KEPT:
+                made.clear()
+            found = made[key] = make(*args, **options)
+        return found
+
+    return one
+
+
+strategies.sampled_from = kept(_sampled_from)
+strategies.composite = lambda function: kept(_composite(function))
