@@ -1,6 +1,6 @@
 """docs/models.md: which architectures there are, and how close each is to llama.cpp. `python tests/support/models_document.py`
 writes it anew, and compares those that it lacks or has with another number of files; with `--all` all, minutes.
-tests/test_readme_tables.py holds the page's names and texts to the code, and its numbers to the limits.
+tests/test_documents.py holds the page's names and texts to the code, and its numbers to the limits.
 
 Owns the page's form.
 """

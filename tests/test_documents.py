@@ -1,5 +1,6 @@
-"""The tables of types and tokenizers in the README, and docs/flags.md, are those that the code makes."""
+"""The README and docs say what the code says: tables that are made from it, folders, and the files that they name."""
 
+import re
 from pathlib import Path
 
 import models_document
@@ -46,3 +47,45 @@ def test_the_page_of_models_is_made_from_the_code() -> None:
         assert (text, int(count)) == (models_document.text_of(name), compared), f"{name} is told otherwise"
         assert 0 <= float(worst) < max([LIMIT, *(LIMITS.values() if name == "hrm-text" else ())])
     assert len(architectures()) > 130, "as the README says"
+
+
+def test_the_layout_names_all_folders_and_documents() -> None:
+    layout = (ROOT / "README.md").read_text().split("## Repository layout")[1].split("\n## ")[0]
+    folders = {path.parent.name for path in (ROOT / "pyggml").glob("*/__init__.py")}
+    assert len(folders) > 15
+    assert {name for name in folders if f"pyggml/{name}/" not in layout} == set()
+    documents = {path.name for path in (ROOT / "docs").glob("*.md")}
+    assert {name for name in documents if f"`{name}`" not in layout} == set()
+
+
+NAMED = re.compile(r"`(?:python )?((?:[\w.-]+/)*\w+\.(?:py|md|js|toml))(?:: ([\w, ]+)| [^`]*)?`")
+
+
+def missing(text: str, files: dict[str, str]) -> list[str]:
+    """Files that a text names in backquotes and `files` (path -> contents) do not have, and, behind a colon, names that the
+    file does not hold."""
+    found = []
+    for path, names in NAMED.findall(text):
+        held = [body for name, body in files.items() if f"/{name}".endswith(f"/{path}")]
+        found += [] if held else [path]
+        found += [f"{path}: {name}" for name in names.split(", ") if held and name and not any(name in h for h in held)]
+    return found
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", *(f"docs/{n}.md" for n in ("adding", "architecture", "security", "benchmarks"))]
+)
+def test_documents_name_files_that_are_there(name: str) -> None:
+    folders = ("pyggml", "rpc", "cli", "tests", "benchmarks", "docs")
+    paths = [
+        path for folder in folders for path in (ROOT / folder).rglob("*.*") if path.suffix in (".py", ".md", ".js")
+    ]
+    files = {
+        str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in [*paths, ROOT / "pyproject.toml"]
+    }
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert len(NAMED.findall(text)) > 3
+    assert missing(text, files) == []
+    assert missing("`runtime/context.py: Context, Contexts`, `runtime/contexts.py`", files) == [
+        "runtime/context.py: Contexts", "runtime/contexts.py"
+    ]  # fmt: skip
