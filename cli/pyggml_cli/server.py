@@ -130,6 +130,7 @@ def settings_of(values: Values, tokenizer: "Tokenizer", n_ctx: int) -> "Settings
         tags=tuple(values.tags or ()),
         n_predict=max(-1, values.n_predict),
         n_batch=values.n_batch,
+        n_keep=values.keep,
         sampling=sampler_params(values, tokenizer, n_ctx),
         special=values.special,
         cache_prompt=values.cache_prompt,

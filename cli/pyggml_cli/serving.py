@@ -86,7 +86,6 @@ def _generator(
             context,
             context.n_ubatch,
             shifts=bool(values.context_shift),
-            n_keep=max(0, values.keep),
             rule=CheckpointRule(values.ctx_checkpoints, values.checkpoint_min_step),
             similarity=values.similarity,
             idle=idle,

@@ -111,6 +111,8 @@ COMMON: dict[str, Schema] = {
     "timings_per_token": FLAG,
     "post_sampling_probs": FLAG,
     "verbose": FLAG,
+    "n_keep": _integer(-1),
+    "n_discard": _integer(0),
     "n_indent": _integer(0),
     "t_max_predict_ms": _integer(-1, (1 << 63) - 1),
     "reasoning_budget_tokens": _integer(-1),

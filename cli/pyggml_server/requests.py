@@ -48,6 +48,7 @@ class Options:
     messages    tokens of the prompt that begin a message of a user, by number
     adapters    LoRA adapters and scales; None: those of the server
     controlled  the reasoning may be ended by the answer's id
+    n_keep, n_discard  what a full context keeps of the prompt, and forgets of the rest, where it goes on
     n_indent, seconds  of Lines, which ends it at a line
     """
 
@@ -69,6 +70,8 @@ class Options:
     adapters: tuple[Applied, ...] | None = None
     messages: tuple[int, ...] = ()
     controlled: bool = False
+    n_keep: int = 0
+    n_discard: int = 0
     n_indent: int = 0
     seconds: float = 0.0
 
@@ -112,6 +115,8 @@ def options(fields: Fields, served: Served, grammar: str | None = None) -> Optio
         verbose=fields.boolean("verbose", settings.verbose),
         adapters=served.applied(_scales(fields, served)),
         controlled=controlled(fields),
+        n_keep=fields.integer("n_keep", settings.n_keep, -1),
+        n_discard=fields.integer("n_discard", 0, 0),
         n_indent=fields.integer("n_indent", 0, 0),
         seconds=fields.integer("t_max_predict_ms", -1, -1, (1 << 63) - 1) / 1e3,
     )
@@ -167,11 +172,18 @@ def texts(served: Served, prompts: Sequence[list[int]], options: Options) -> lis
                 drafter=served.make_drafter(),
                 wants=options.slot,
                 after=first if options.reuses else None,
+                shift=(_kept(served, prompt, options.n_keep), options.n_discard),
                 adapters=options.adapters,
                 messages=options.messages,
             )
         )
     return made
+
+
+def _kept(served: Served, prompt: Sequence[int], n_keep: int) -> int:
+    """Tokens that a context shift keeps (tools/server/server-context.cpp: pre_decode)."""
+    kept = len(prompt) if n_keep < 0 else n_keep
+    return max(0, min(kept + served.tokenizer.add_bos, served.n_ctx - 4))
 
 
 def _candidates(sampler: SamplerChain) -> tuple[NDArray[np.int32], NDArray[np.float32]]:

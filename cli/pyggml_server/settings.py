@@ -18,6 +18,7 @@ class Settings:
     cors_origins   web pages that may use the server: "*" is any; none: no header is sent
     n_predict      tokens of an answer at most, where a request does not say; -1: until the context is full
     n_batch        tokens around the gap that /infill shows the model at most, three quarters of them before it
+    n_keep         tokens of a prompt, beside BOS, that a full context keeps, where a request does not say; below 0: all
     sampling       where a request does not say otherwise
     ui             whether there is a page for browsers at /
     queue_limit    requests that wait for a slot at most; further ones are told to come again
@@ -45,6 +46,7 @@ class Settings:
     ssl_cert: str | None = None
     n_predict: int = -1
     n_batch: int = 2048
+    n_keep: int = 0
     sampling: SamplerParams = field(default_factory=SamplerParams)
     ignore_eos: bool = False
     special: bool = False

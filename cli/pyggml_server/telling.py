@@ -94,7 +94,7 @@ def final(served: Served, running: Answer, i: int, wanted: Options, content: str
         "truncated": text.finish is Finish.FULL or text.n_shifted > 0,
         "stop_type": STOPS[text.finish or Finish.LENGTH],
         "stopping_word": stopping_word(text, wanted),
-        "tokens_cached": len(text.tokens) - 1,
+        "tokens_cached": len(text.tokens) - 1 - text.n_shifted,
         "timings": timings(text),
     }
 

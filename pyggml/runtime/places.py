@@ -119,6 +119,8 @@ class Places:
         """Let the text have it, with as much of its prompt as is to be had."""
         place.sequence, place.used = text, step
         slot = place.slot
+        if text.shift is not None:
+            slot.shift_by(*text.shift)
         if not text.reuses:
             slot.go_back(0)
         elif place.adapters != text.adapters:

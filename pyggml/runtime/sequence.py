@@ -97,6 +97,8 @@ class Sequence:
                 are of these then, not the model's
     wants       the number of the context's sequence that it is to have; None: any
     after       a text with the same prompt, which is computed once, for that one
+    shift       tokens that stay when the context is full and goes on, and how many are forgotten then, 0: half of the others; None:
+                as its slot has it
     adapters    LoRA adapters with their scales that a batcher computes it with; None: those that the context has
     """
 
@@ -119,6 +121,7 @@ class Sequence:
         candidates: "Callable[[], tuple[NDArray[np.int32], Row]] | None" = None,
         wants: int | None = None,
         after: "Sequence | None" = None,
+        shift: tuple[int, int] | None = None,
         adapters: "tuple[Applied, ...] | None" = None,
     ) -> None:
         self.tokens = list(prompt)
@@ -145,6 +148,7 @@ class Sequence:
         self.reuses = reuses
         self.drafter = drafter
         self.candidates, self.wants, self.after, self.adapters = candidates, wants, after, adapters
+        self.shift = shift
         self.n_drafts = self.n_shifted = 0  # drafts that were computed, and tokens that a context shift has forgotten
         self.n_drafted = self.n_kept = 0  # tokens of drafts, and those of them that were chosen
 

@@ -78,7 +78,7 @@ def reusable(tokens: Sequence[int], here: Sequence[int]) -> int:
 class Slot:
     """One text in a context that nobody else uses.
 
-    shifts     whether a full context goes on without the oldest tokens behind the first `n_keep`
+    shifts     whether a full context goes on without the oldest tokens behind the first `n_keep`: `n_discard` of them, or half
     spare      tokens that the context could hold and does not, as in completion.cpp
     n_batch    tokens computed at a time, None: as many as there are
     memory     the context's, in which the text is sequence `seq`; None: it can go back to any token
@@ -107,7 +107,7 @@ class Slot:
             raise ContextError(f"no context shift with this model: {why}")
         self.context = context
         self.shifts = shifts
-        self.n_keep = n_keep
+        self.n_keep, self.n_discard = n_keep, 0
         self.n_batch = n_batch
         self.chunk = chunk if memory is not None and memory.rewinds and not memory.why_no_shift else 0
         self._room = context.n_ctx - spare
@@ -115,6 +115,12 @@ class Slot:
         self.forgotten = 0
         self._memory, self._seq = memory, seq
         self.checkpoints = Checkpoints(memory, seq, rule, context.n_ubatch)
+
+    def shift_by(self, n_keep: int, n_discard: int) -> None:
+        """What a full context keeps and forgets from now on; what it has forgotten behind other tokens cannot be gone on from."""
+        if n_keep != self.n_keep and self.forgotten:
+            self.go_back(self.n_keep)
+        self.n_keep, self.n_discard = n_keep, n_discard
 
     def begin(self, tokens: Sequence[int]) -> int:
         """Go back to what the text has in common with these tokens; how many of them need not be computed."""
@@ -207,7 +213,8 @@ class Slot:
         """Whether `n` further tokens fit, perhaps because others are forgotten now."""
         context = self.context
         while context.n_past + n > self._room:
-            n_discard = (context.n_past - self.n_keep) // 2
+            others = context.n_past - self.n_keep
+            n_discard = min(self.n_discard or others // 2, others - 1)
             if not self.shifts or n_discard < 1:
                 return False
             context.shift(self.n_keep, n_discard)

@@ -104,6 +104,31 @@ def test_a_time_that_is_over_ends_it_at_the_next_line(client: Client, monkeypatc
         assert client.ok("/completion", {**body, "t_max_predict_ms": ms})["content"] == said, ms
 
 
+def test_what_a_full_context_keeps_and_forgets(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The numbers that llama-server b11549 logs of the same; what is forgotten counts no more."""
+    calls: list[tuple[int, int]] = []
+    said: dict[int, str] = {}
+    with serving(model, n_slots=1, n_ctx=256, shifts=True, n_keep=3) as client:
+        context = client.served.context
+        shift = context.shift
+        monkeypatch.setattr(context, "shift", lambda *what: (calls.append(what[:2]), shift(*what)))
+        body = {"prompt": "hello" * 4, "n_predict": 260, "ignore_eos": True, "cache_prompt": False}
+        for more, wanted in (
+            ({}, [(3, 126)]),
+            ({"n_keep": 5}, [(5, 125)]),
+            ({"n_keep": -1}, [(4, 125)]),
+            ({"n_discard": 4}, [(3, 4)] * 2),
+            ({"n_keep": 1000}, [(252, 1)] * 8),
+        ):
+            found = client.ok("/completion", {**body, **more})
+            assert calls == wanted and found["truncated"], more
+            assert found["tokens_cached"] == 4 + 260 - 1 - sum(n for _, n in wanted)
+            said[more.get("n_keep", 3)] = found["content"]
+            calls.clear()
+        again = client.ok("/completion", {**body, "n_keep": 5, "cache_prompt": True})  # the text before kept others
+        assert again["content"] == said[5] and calls == [(5, 125)]
+
+
 def test_the_token_that_ends_an_answer_counts(client: Client) -> None:
     held = {"grammar": 'root ::= "yes"', "cache_prompt": False}
     for n, reason, chosen in ((3, "length", 3), (9, "stop", 4)):

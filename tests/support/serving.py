@@ -98,6 +98,7 @@ def serving(
     n_slots: int = 4,
     n_ctx: int = 1024,
     kv_unified: bool = False,
+    shifts: bool = False,
     template: str | None = None,
     sampling: SamplerParams | None = None,
     adapters: list[tuple[Adapter, float]] | None = None,
@@ -120,7 +121,7 @@ def serving(
     context = Context(
         model, n_ctx, n_seq_max=n_slots, kv_unified=kv_unified, adapters=adapters or (), n_threads=n_threads
     )
-    batcher = Batcher(context, context.n_ubatch, idle=idle)
+    batcher = Batcher(context, context.n_ubatch, shifts=shifts, idle=idle)
     for place in batcher.places:
         place.drafter = place_drafter(place.seq, context)
     with serving_at(Served(model, batcher, tokenizer, made, template, adapters, make_drafter)) as client:
