@@ -35,6 +35,7 @@ class Arena:
         self._top = 0  # everything from here on is free
 
     def round_up(self, size: int) -> int:
+        """Bytes as a multiple of the alignment."""
         return -(-size // self.alignment) * self.alignment
 
     def state(self) -> tuple[tuple[int, ...], tuple[int, ...], int]:
@@ -93,6 +94,8 @@ class Step(NamedTuple):
 
 
 class Allocation(NamedTuple):
+    """Where a tensor lies: number of the arena, and bytes."""
+
     arena: int
     offset: int
     size: int

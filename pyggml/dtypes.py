@@ -12,6 +12,8 @@ from pyggml.errors import ShapeError
 
 
 class GGMLType(IntEnum):
+    """Types of elements and blocks, by their numbers in files and on the wire (ggml.h: ggml_type)."""
+
     F32 = 0
     F16 = 1
     Q4_0 = 2
@@ -50,6 +52,8 @@ class GGMLType(IntEnum):
 
 
 class TypeSize(NamedTuple):
+    """What a block of a type takes."""
+
     block_size: int  # elements a block
     type_size: int  # bytes a block
 

@@ -147,6 +147,7 @@ class Leafs:
 
     @cached_property
     def buffers(self) -> list[object]:
+        """The buffers that leafs lie in, each once."""
         return list({id(t.buffer): t.buffer for of_layer in self.tensors for t in of_layer}.values())
 
 
@@ -200,6 +201,7 @@ class Pattern:
         return layer
 
     def repeated(self, layer: int) -> bool:
+        """Whether the layer is one of those that are alike."""
         return self.first <= layer < self.last
 
 

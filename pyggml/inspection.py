@@ -65,6 +65,7 @@ def _adapter(file: GGUFFile) -> dict[str, Any]:
 
 
 def parameters(tensor: TensorInfo) -> int:
+    """The number of elements."""
     return math.prod(tensor.ne)
 
 

@@ -162,10 +162,12 @@ class Tensor:
         return self.view_src is not None
 
     def param_i32(self, index: int) -> int:
+        """Number `index` of the parameters, read as i32."""
         value: int = struct.unpack_from("<i", self.op_params, 4 * index)[0]
         return value
 
     def param_f32(self, index: int) -> float:
+        """Number `index` of the parameters, read as f32."""
         value: float = struct.unpack_from("<f", self.op_params, 4 * index)[0]
         return value
 
@@ -199,6 +201,8 @@ def view_of(
 
 
 class Usage(Enum):
+    """What a buffer is for, as ggml_backend_buffer_usage has it."""
+
     ANY = 0
     WEIGHTS = 1
     COMPUTE = 2

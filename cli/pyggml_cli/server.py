@@ -117,6 +117,7 @@ def front_settings(values: Values, settings: "Settings") -> "Settings":
 
 
 def settings_of(values: Values, tokenizer: "Tokenizer", n_ctx: int) -> "Settings":
+    """How the flags want the server of a loaded model to be. Raises UsageError."""
     from pyggml_server.settings import Settings
 
     from pyggml_cli.sampling import sampler_params
@@ -153,6 +154,7 @@ def settings_of(values: Values, tokenizer: "Tokenizer", n_ctx: int) -> "Settings
 
 
 def template_of(values: Values) -> str | None:
+    """The chat template that flags give, None: the file's. Raises UsageError."""
     if values.chat_template is not None and values.chat_template_file is not None:
         raise UsageError("give one of --chat-template and --chat-template-file")
     return read_text(values.chat_template_file) if values.chat_template_file is not None else values.chat_template

@@ -33,6 +33,7 @@ def types(text: str) -> list[str]:
 
 
 def probability(text: str) -> float:
+    """Parser of a number from 0 to 1."""
     value = number(text)
     if not 0 <= value <= 1:
         raise ValueError("must be from 0 to 1")

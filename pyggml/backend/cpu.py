@@ -78,6 +78,8 @@ def _passing_nodes(graph: Graph, nodes: list[Tensor]) -> set[int]:
 
 
 class CPUDevice(Device):
+    """This machine's processor, at one level of instructions."""
+
     kind = Kind.CPU
     alignment = 64
 
@@ -122,6 +124,8 @@ class CPUDevice(Device):
 
 
 class CPUBackend(Backend):
+    """Lowers graphs to plans, which a pool of threads runs."""
+
     repeats = True
 
     def __init__(self, device: CPUDevice, n_threads: int) -> None:

@@ -84,6 +84,7 @@ class Scheduler:
             self._buffers[i] = device.alloc_buffer(size, Usage.COMPUTE)
 
     def buffer(self, device: int) -> Buffer:
+        """The compute buffer of device number `device`, which must have one."""
         buffer = self._buffers[device]
         assert buffer is not None, device
         return buffer

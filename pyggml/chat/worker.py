@@ -83,10 +83,12 @@ def _plain(value: Any) -> Any:
 
 
 def raise_exception(message: object) -> NoReturn:
+    """What templates refuse messages with. Raises Refused."""
     raise Refused(str(message))
 
 
 def strftime_now(form: str) -> str:
+    """The time as a template wants it (datetime.strftime)."""
     return datetime.now().strftime(form)
 
 
@@ -99,6 +101,7 @@ def environment() -> Environment:
 
 
 def render(template: jinja2.Template, variables: dict[str, Any]) -> str:
+    """The text. Raises Refused beyond LARGEST_OUTPUT characters, and what the template raises."""
     pieces: list[str] = []
     size = 0
     for piece in template.generate(variables):

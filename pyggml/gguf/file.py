@@ -153,12 +153,15 @@ class GGUFFile:
         return int(value)
 
     def get_f32(self, key: str, default: float | None = None) -> float:
+        """A float of either size. Raises GGUFError for another type, and for a missing key without a default."""
         return float(self._get(key, default, _FLOATS, "a float"))
 
     def get_bool(self, key: str, default: bool | None = None) -> bool:
+        """True or False. Raises GGUFError for another type, and for a missing key without a default."""
         return bool(self._get(key, default, {ValueType.BOOL}, "a bool"))
 
     def get_str(self, key: str, default: str | None = None) -> str:
+        """A string. Raises GGUFError for another type, and for a missing key without a default."""
         return str(self._get(key, default, {ValueType.STRING}, "a string"))
 
     def get_array(self, key: str, default: Any = None) -> npt.NDArray[Any]:
@@ -169,6 +172,7 @@ class GGUFFile:
         return np.asarray(value)
 
     def get_strings(self, key: str, default: StringArray | None = None) -> StringArray:
+        """An array of strings. Raises GGUFError for another type, and for a missing key without a default."""
         value = self._get(key, default, {ValueType.ARRAY}, "an array of strings")
         if not isinstance(value, StringArray):
             raise GGUFError(f"{self.paths[0]}: {key} must be an array of strings, it holds something else")

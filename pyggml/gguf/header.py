@@ -73,6 +73,9 @@ class TensorPlace(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Header:
+    """What stands before the data: `alignment` in bytes; `metadata` by key, with the type of each value in
+    `value_types`."""
+
     version: int
     alignment: int
     metadata: dict[str, Any]

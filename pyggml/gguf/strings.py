@@ -75,6 +75,7 @@ class StringArray(Sequence[str]):
         return self._data[int(self._starts[index]) : int(self._ends[index])]
 
     def tolist(self) -> list[str]:
+        """All strings. Raises GGUFError, which names the one that is no UTF-8."""
         data = self._data
         try:
             return [data[a:b].decode() for a, b in zip(self._starts.tolist(), self._ends.tolist(), strict=True)]

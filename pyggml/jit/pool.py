@@ -48,6 +48,8 @@ class Job:
 
 
 class Claim(Enum):
+    """Who compiles a kernel: this program, another one, or nobody knows as there are no locks."""
+
     OURS, BUSY, NO_LOCKS = range(3)
 
 

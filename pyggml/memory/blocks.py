@@ -39,6 +39,8 @@ class BlockLayer(NamedTuple):
 
 @dataclass(frozen=True)
 class BlockPlacement(Placement):
+    """The micro-batch, and what its graph depends on."""
+
     ub: Ubatch
     shape: KVShape
 
@@ -103,6 +105,7 @@ class Blocks(Placed, Ended):
         return -(-n_tokens // self.ratio)
 
     def completed(self, ub: Ubatch) -> Completed:
+        """The blocks that end within this micro-batch, as many for each sequence as can."""
         each, ratio = ub.n // ub.n_seqs, self.ratio
         start = ub.pos.astype(np.int64).reshape(ub.n_seqs, each)[:, 0]
         number = start[:, None] // ratio + np.arange(self.n_completed(each))[None, :]

@@ -32,6 +32,7 @@ class Cells:
         self._ends: list[int | None] = [0] * n_seq_max  # as far as they are known
 
     def stream_of(self, seq: int) -> int:
+        """The number of the stream that a sequence's cells are in."""
         return 0 if self.n_streams == 1 else seq
 
     def mine(self, seq: int, n: int | None = None) -> NDArray[np.bool_]:
@@ -131,6 +132,7 @@ class Cells:
         return counts
 
     def clear(self) -> None:
+        """Forget all tokens."""
         self.pos[:] = FREE
         self.seq[:] = 0
         self.used[:] = 0

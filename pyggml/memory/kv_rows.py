@@ -55,6 +55,7 @@ def read(cache: KVTensors, tensor: Tensor, stream: int, cells: NDArray[np.int64]
 
 
 def write(cache: KVTensors, tensor: Tensor, stream: int, cells: NDArray[np.int64], rows: NDArray[np.uint8]) -> None:
+    """Put `rows` (bytes, as `read` gives them) into these cells of a stream."""
     assert tensor.buffer is not None
     if _lies_transposed(cache, tensor):
         columns = _columns(cache, tensor, stream)

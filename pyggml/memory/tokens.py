@@ -20,6 +20,8 @@ from pyggml.memory.ubatch import NOBODY, Ubatch
 
 @dataclass(frozen=True)
 class TokensPlacement(Placement):
+    """The micro-batch, whose tokens are noted when it has run."""
+
     ub: Ubatch
 
 

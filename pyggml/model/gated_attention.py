@@ -38,10 +38,12 @@ class GatedAttention(Attention):
 
 
 def sigmoid(x: Tensor) -> Tensor:
+    """1 / (1 + exp(-x)), element by element."""
     return ops.unary(x, ops.UnaryOp.SIGMOID)
 
 
 def softplus(x: Tensor) -> Tensor:
+    """ln(1 + exp(x)), element by element."""
     return ops.unary(x, ops.UnaryOp.SOFTPLUS)
 
 

@@ -88,6 +88,8 @@ class UbatchShape(NamedTuple):
 
 
 class Input(NamedTuple):
+    """A tensor that is filled before each run, and what fills it."""
+
     tensor: Tensor
     fill: Fill
 

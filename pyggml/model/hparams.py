@@ -113,12 +113,15 @@ class Hparams(Keys):
         return value is not None and any(self.items(value)[:2])
 
     def n_head(self, il: int = 0) -> int:
+        """Heads of queries of a layer. Raises ModelError where the file says 0."""
         return self._positive("attention.head_count", self._n_head[il])
 
     def n_head_kv(self, il: int = 0) -> int:
+        """Heads of keys and values of a layer. Raises ModelError where the file says 0."""
         return self._positive("attention.head_count_kv", self._n_head_kv[il])
 
     def n_ff(self, il: int = 0) -> int:
+        """Elements inside the feed-forward network of a layer. Raises ModelError where the file says 0."""
         return self._positive("feed_forward_length", self._n_ff[il])
 
     def has_attention(self, il: int) -> bool:
@@ -126,15 +129,19 @@ class Hparams(Keys):
         return self._n_head_kv[il] > 0
 
     def has_queries(self, il: int) -> bool:
+        """Whether the layer has heads of queries."""
         return self._n_head[il] > 0
 
     def has_ffn(self, il: int) -> bool:
+        """Whether the layer has a feed-forward network."""
         return self._n_ff[il] > 0
 
     def head_k(self, il: int = 0) -> int:
+        """Elements of a head of queries or keys."""
         return self._head_k
 
     def head_v(self, il: int = 0) -> int:
+        """Elements of a head of values."""
         return self._head_v
 
     def _positive(self, key: str, value: int) -> int:
@@ -278,6 +285,7 @@ class ExpertKeys:
                 )
 
     def n_ff(self, il: int) -> int:
+        """Elements inside each expert of a layer."""
         return self._n_ff[il]
 
 

@@ -74,6 +74,8 @@ class Keys:
         return value
 
     def f32(self, key: str, default: float | None = None, positive: bool = True) -> float:
+        """A finite number of 32 bits, above 0 unless `positive` is False; no default: the key must be there. Raises
+        ModelError."""
         full, value = self.find(key)
         if value is None:
             if default is None:
@@ -96,6 +98,7 @@ class Keys:
         return tuple(float(item) for item in items)
 
     def boolean(self, key: str, default: bool) -> bool:
+        """True or False. Raises ModelError for a value of another kind."""
         full, value = self.find(key)
         if value is None:
             return default
@@ -104,6 +107,7 @@ class Keys:
         return value
 
     def choice(self, key: str, choices: tuple[str, ...], default: str) -> str:
+        """One of these texts. Raises ModelError, which lists them."""
         full, value = self.find(key)
         if value is None:
             return default

@@ -125,6 +125,7 @@ class CausalLM(Module):
         return normed
 
     def logits(self, g: GraphBuilder, x: Tensor) -> Tensor:
+        """x (n_embd, n_outputs), normed -> (n_vocab, n_outputs), scaled and capped as the model wants it."""
         assert self.output is not None, "it has no logits"
         cur = g.linear(self.output, x)
         if self.logit_scale != 1.0:

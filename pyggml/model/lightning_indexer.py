@@ -124,4 +124,5 @@ def masked(mask: Tensor, chosen: Tensor) -> Tensor:
 
 
 def as_f32(mask: Tensor) -> Tensor:
+    """A mask of any type as F32, the same shape."""
     return mask if mask.type == GGMLType.F32 else ops.cpy(mask, Tensor(GGMLType.F32, mask.ne))

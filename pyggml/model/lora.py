@@ -72,6 +72,7 @@ class Adapter:
         return x
 
     def tensors(self) -> Iterator[Tensor]:
+        """A and B of each pair."""
         for pair in self.pairs.values():
             yield from pair
 

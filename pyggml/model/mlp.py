@@ -14,18 +14,22 @@ Activation = Callable[[Tensor], Tensor]
 
 
 def silu(x: Tensor) -> Tensor:
+    """x / (1 + exp(-x)), element by element."""
     return ops.unary(x, ops.UnaryOp.SILU)
 
 
 def gelu(x: Tensor) -> Tensor:
+    """GELU by tanh, element by element (ggml's GGML_UNARY_OP_GELU)."""
     return ops.unary(x, ops.UnaryOp.GELU)
 
 
 def relu(x: Tensor) -> Tensor:
+    """max(x, 0), element by element."""
     return ops.unary(x, ops.UnaryOp.RELU)
 
 
 def relu_squared(x: Tensor) -> Tensor:
+    """max(x, 0) squared, element by element."""
     return ops.sqr(relu(x))
 
 

@@ -66,6 +66,7 @@ class Module:
     """Of a block that uses another one's weights: that one's number, in their names."""
 
     def children(self) -> Iterator[Module]:
+        """The modules that are attributes of it, or items of its lists, in order."""
         for value in vars(self).values():
             if isinstance(value, Module):
                 yield value

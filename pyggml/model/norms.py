@@ -43,6 +43,7 @@ class Norm(Module):
 
     @staticmethod
     def epsilon(hp: Hparams) -> float:
+        """What the file says is added to the variance."""
         raise NotImplementedError
 
     def normed(self, x: Tensor) -> Tensor:

@@ -77,6 +77,7 @@ class TimeMix(Remembers):
         """What goes into the last matrix; `difference`: of the token before each token and it, (n_embd, n_tokens)."""
 
     def heads(self, x: Tensor) -> Tensor:
+        """(n_embd, n_tokens) -> (head, n_head, n_tokens)"""
         return ops.reshape(x, self.head, self.n_head, x.ne[1])
 
     def kept(self, g: GraphBuilder, both: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ from enum import IntEnum
 
 
 class Op(IntEnum):
+    """Operations, by their numbers on the wire (ggml.h: ggml_op)."""
+
     NONE = 0
     DUP = 1
     ADD = 2

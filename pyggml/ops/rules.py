@@ -80,6 +80,7 @@ def _check_form(node: Tensor) -> None:
 
 
 def need(ok: bool, op: Op, why: str, *tensors: Tensor | None) -> None:
+    """Raises ShapeError with `why` and the shapes of these tensors unless `ok`."""
     if not ok:
         shapes = ", ".join(f"{t.type.name} {list(t.ne)}" for t in tensors if t is not None)
         raise ShapeError(f"{op.name}: {why}" + (f" ({shapes})" if shapes else ""))
@@ -98,6 +99,7 @@ def sources(op: Op, src: Srcs, required: int, optional: int = 0) -> tuple[Tensor
 
 
 def option(src: Srcs, index: int) -> Tensor | None:
+    """Source number `index`, None where there is none."""
     return src[index] if index < len(src) else None
 
 
@@ -140,4 +142,5 @@ def dense_rows(a: Tensor) -> bool:
 
 
 def divides(a: int, b: int) -> bool:
+    """Whether b is a multiple of a, which must be above 0."""
     return a > 0 and b % a == 0

@@ -67,18 +67,22 @@ class Divergence:
 
     @property
     def count(self) -> int:
+        """Tokens so far."""
         return sum(len(part[0]) for part in self._parts)
 
     @property
     def losses(self) -> NDArray[np.float64]:
+        """-ln p of the token that followed, by the model."""
         return self._all(0)
 
     @property
     def base_losses(self) -> NDArray[np.float64]:
+        """-ln p of the token that followed, by the base model."""
         return self._all(1)
 
     @property
     def divergences(self) -> NDArray[np.float64]:
+        """Of each token the sum over the vocabulary of p_base * ln(p_base / p), in nats."""
         return self._all(2)
 
     @property
@@ -87,9 +91,11 @@ class Divergence:
         return self._all(3)
 
     def perplexity(self) -> Estimate:
+        """exp of the model's mean loss."""
         return _exponential(mean(self.losses))
 
     def base_perplexity(self) -> Estimate:
+        """exp of the base model's mean loss."""
         return _exponential(mean(self.base_losses))
 
     def log_ratio(self) -> Estimate:
@@ -98,6 +104,7 @@ class Divergence:
         return Estimate(a.value - b.value, _root(a.error**2 + b.error**2 - 2 * self.covariance()))
 
     def ratio(self) -> Estimate:
+        """The model's perplexity over the base model's."""
         return _exponential(self.log_ratio())
 
     def difference(self) -> Estimate:
@@ -106,6 +113,7 @@ class Divergence:
         return Estimate(a.value - b.value, _root(a.error**2 + b.error**2 - 2 * a.value * b.value * self.covariance()))
 
     def covariance(self) -> float:
+        """Of the two models' mean losses."""
         return covariance(self.losses, self.base_losses)
 
     def correlation(self) -> float:

@@ -84,6 +84,7 @@ class Losses:
     squares: float = 0.0
 
     def add(self, losses: NDArray[np.float64]) -> None:
+        """Count these losses (-ln p, in nats)."""
         self.count += len(losses)
         self.total += float(losses.sum())
         self.squares += float((losses * losses).sum())

@@ -24,10 +24,12 @@ def bf16_to_f32(b: NDArray[np.uint16]) -> Floats:
 
 
 def quantize(values: Floats) -> Records:
+    """float32 (n, 1) -> records (n,)"""
     return f32_to_bf16(values).view(LAYOUT).reshape(-1)
 
 
 def dequantize(records: Records) -> Floats:
+    """records (n,) -> float32 (n, 1)"""
     return bf16_to_f32(records["b"]).reshape(-1, 1)
 
 

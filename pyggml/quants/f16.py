@@ -23,10 +23,12 @@ def f16_to_f32(h: NDArray[np.uint16]) -> Floats:
 
 
 def quantize(values: Floats) -> Records:
+    """float32 (n, 1) -> records (n,)"""
     return np.ascontiguousarray(f32_to_f16(values)).view(LAYOUT).reshape(-1)
 
 
 def dequantize(records: Records) -> Floats:
+    """records (n,) -> float32 (n, 1)"""
     return f16_to_f32(records["h"]).reshape(-1, 1)
 
 

@@ -10,10 +10,12 @@ assert LAYOUT.itemsize == 4
 
 
 def quantize(values: Floats) -> Records:
+    """float32 (n, 1) -> records (n,)"""
     return np.ascontiguousarray(values).view(LAYOUT).reshape(-1)
 
 
 def dequantize(records: Records) -> Floats:
+    """records (n,) -> float32 (n, 1)"""
     return records["x"].astype(np.float32).reshape(-1, 1)
 
 

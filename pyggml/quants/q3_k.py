@@ -28,6 +28,7 @@ def join_scales(scales: Bytes) -> Bytes:
 
 
 def split_scales(packed: Bytes) -> Bytes:
+    """(blocks, 12) bytes -> (blocks, 16) numbers of six bits."""
     low: Bytes = np.concatenate([packed[:, :8] & np.uint8(15), packed[:, :8] >> np.uint8(4)], axis=1)
     shifts = np.arange(0, 8, 2, dtype=np.uint8)[:, None]
     high: Bytes = (packed[:, None, 8:] >> shifts) & np.uint8(3)

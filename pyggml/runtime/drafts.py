@@ -26,6 +26,7 @@ class Adaptive:
         self.most = min(FIRST, most)
 
     def kept(self, drafted: int, kept: int) -> None:
+        """Of `drafted` guesses so many were right: the next time there are more or fewer."""
         if kept == drafted:
             self.most = min(self.limit, max(self.most, drafted) + 8)
         else:

@@ -48,6 +48,7 @@ def is_plain(context: Context) -> bool:
 
 
 def type_name(number: int) -> str:
+    """The name of a type, or its number where it has none here."""
     return {int(t): t.name for t in GGMLType}.get(number, f"of type number {number}")
 
 

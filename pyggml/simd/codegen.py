@@ -20,25 +20,31 @@ SCALAR = {"u8": I8, "i8": I8, "u16": I16, "i16": I16, "i32": I32, "u32": I32, "f
 
 
 def call(b, name, ret, args):
+    """Call a function by name, an LLVM intrinsic or one of the C library, which is declared as its arguments have
+    it."""
     fnty = ir.FunctionType(ret, [a.type for a in args])
     return b.call(cgutils.get_or_insert_function(b.module, fnty, name), args)
 
 
 def shuffle(b, x, y, index):
+    """Lanes of x followed by y (None: of x alone), by number."""
     y = ir.Constant(x.type, ir.Undefined) if y is None else y
     return b.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, len(index)), list(index)))
 
 
 def splat(b, value, n):
+    """n lanes of one value."""
     vty = ir.VectorType(value.type, n)
     return shuffle(b, b.insert_element(ir.Constant(vty, ir.Undefined), value, I32(0)), None, [0] * n)
 
 
 def const(vty, values):
+    """A constant vector of these values."""
     return ir.Constant(vty, list(values))
 
 
 def ptr(b, addr, ty):
+    """An address (an integer) as a pointer to `ty`."""
     return b.inttoptr(addr, ty.as_pointer())
 
 
@@ -49,6 +55,7 @@ def part(b, v, count, index):
 
 
 def join(b, parts):
+    """Vectors of equal types, a power of two of them, as one."""
     while len(parts) > 1:
         n = parts[0].type.count * 2
         parts = [shuffle(b, parts[i], parts[i + 1], range(n)) for i in range(0, len(parts), 2)]
@@ -69,16 +76,19 @@ def mask(b, count, n):
 
 
 def suffix(vty):
+    """How an intrinsic is called that takes this vector: v16f32."""
     return f"v{vty.count}{'f32' if vty.element == F32 else 'i' + str(vty.element.width)}"
 
 
 def fma(b, x, y, z):
+    """x * y + z, rounded once where the level can."""
     if not HAS_FMA:  # llvm.fma would be a library call
         return b.fadd(b.fmul(x, y), z)
     return call(b, f"llvm.fma.{suffix(x.type)}", x.type, [x, y, z])
 
 
 def tree(b, v, combine):
+    """All lanes combined, halves with halves, so that the order of additions is fixed."""
     while v.type.count > 1:
         half = v.type.count // 2
         v = combine(shuffle(b, v, None, range(half)), shuffle(b, v, None, range(half, 2 * half)))
@@ -156,10 +166,12 @@ def transpose(b, rows):
 
 
 def columns(b, value, count):
+    """The `count` members of a tile."""
     return [b.extract_value(value, i) for i in range(count)]
 
 
 def tile(b, vectors):
+    """Vectors of equal types as one value."""
     value = ir.Constant(ir.ArrayType(vectors[0].type, len(vectors)), ir.Undefined)
     for i, v in enumerate(vectors):
         value = b.insert_value(value, v, i)
@@ -167,6 +179,7 @@ def tile(b, vectors):
 
 
 def splat_from(b, base, at, scalar, n=16):
+    """n lanes of the scalar at `at` bytes behind address `base`."""
     p = ptr(b, b.add(base, ir.Constant(base.type, at)), scalar)
     return splat(b, b.load(p, align=1), n)
 

@@ -108,6 +108,7 @@ class Tokenizer(ABC):
         return token in self.vocab.eog_ids
 
     def is_control(self, token: int) -> bool:
+        """Whether the file calls it a control token. Raises TokenizerError for an id that is none."""
         return bool(self.vocab.attrs[self._check(token)] & Attr.CONTROL)
 
     @property

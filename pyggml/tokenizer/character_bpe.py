@@ -43,6 +43,7 @@ class CharacterMerges:
         self._remembered = lru_cache(_CACHED_WORDS)(self._merged)
 
     def encode(self, text: str) -> list[int]:
+        """The ids of a text without special tokens."""
         ids: list[int] = []
         for word in self._words(text):
             token = self._ids.get(word) if self.pre.newlines and word[0] == "\n" else None

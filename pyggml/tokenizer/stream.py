@@ -8,6 +8,8 @@ from typing import Protocol
 
 
 class Pieces(Protocol):
+    """What is asked of a tokenizer: a token's bytes."""
+
     def token_bytes(self, token: int, special: bool = True) -> bytes: ...
 
 
@@ -22,6 +24,7 @@ class StreamDecoder:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
+        """The text that this token completes, perhaps none."""
         return self._decoder.decode(self._tokenizer.token_bytes(token, self._special))
 
     def finish(self) -> str:

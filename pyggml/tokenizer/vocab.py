@@ -271,6 +271,7 @@ def string_list(metadata: Mapping[str, Any], key: str) -> list[str]:
 
 
 def boolean(metadata: Mapping[str, Any], key: str, default: bool) -> bool:
+    """A value that is True or False. Raises TokenizerError for another kind."""
     value = metadata.get(key, default)
     if not isinstance(value, bool):
         raise TokenizerError(f"{key} must be a bool, it is {value!r:.40}")

@@ -30,6 +30,7 @@ class Admitted:
     leaving: bool = False
 
     def patience(self) -> float:
+        """Seconds of silence after which it may have to make room."""
         return SILENCE if self.holds_memory else EMPTY_SILENCE
 
 

@@ -74,6 +74,8 @@ def _must_be_asked(tensor: Tensor) -> bool:
 
 
 class RpcDevice(Device):
+    """A device of a server."""
+
     kind = Kind.GPU
 
     def __init__(self, client: Client, number: int, name: str, hash_weights: bool = True) -> None:
@@ -158,6 +160,8 @@ class RpcDevice(Device):
 
 
 class RpcBuffer(Buffer):
+    """Memory of a server's device, by its handle."""
+
     device: RpcDevice
 
     def __init__(self, device: RpcDevice, handle: int, size: int, usage: Usage) -> None:

@@ -84,6 +84,7 @@ class WeightCache:
                     os.unlink(folder / name)
 
     def path(self, owner: str, key: int, length: int) -> Path:
+        """Where an entry lies; its name says whose it is, its hash and its bytes."""
         return self.folder / f"{hashlib.blake2b(owner.encode(), digest_size=16).hexdigest()}-{key:016x}-{length:x}"
 
     def held(self) -> int:

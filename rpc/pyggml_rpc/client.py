@@ -251,10 +251,12 @@ class Client:
                 self._wire = None
 
     def add_user(self) -> None:
+        """A device or buffer more uses the connection."""
         with self.lock:
             self.users += 1
 
     def remove_user(self) -> None:
+        """One fewer; the last one closes it."""
         with self.lock:
             self.users -= 1
             if not self.users:

@@ -54,11 +54,13 @@ class ClientState:
         self._staged = 0  # bytes of a tensor on its way to or from a device's memory
 
     def answer(self, command: Command, **fields: int) -> bytes:
+        """The reply with these fields, packed."""
         layout = self.protocol[command].reply
         assert layout is not None
         return pack(layout, **fields)
 
     def served_for(self, request: Record) -> ServedDevice:
+        """The device that a request names. Raises RefusedError."""
         return self.served(int(request["device"][0]))
 
     def served(self, device: int) -> ServedDevice:
@@ -68,6 +70,7 @@ class ClientState:
         return self.server.devices[device]
 
     def account(self, served: ServedDevice) -> Account:
+        """What this client holds of the memory of a device."""
         return self._accounts[id(served.ledger)]
 
     def stage(self, size: int) -> None:
@@ -77,6 +80,7 @@ class ClientState:
         self._staged = size
 
     def unstage(self) -> None:
+        """What passed through is gone."""
         if self._staged:
             self.host.give(self._staged)
             self._staged = 0

@@ -64,6 +64,7 @@ class AllowList:
             self._networks += [ipaddress.ip_network(address.partition("%")[0]) for address in found]
 
     def admits(self, address: str) -> bool:
+        """Whether an address in digits, IPv4 or IPv6, is one of these."""
         try:
             ip = ipaddress.ip_address(address)
         except ValueError:

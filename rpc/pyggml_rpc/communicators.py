@@ -78,12 +78,14 @@ class Communicators:
         buffer.set(tensor, result.view(np.uint8).data)
 
     def leave(self, device: int) -> None:
+        """End a device's communicator, if it has one."""
         link = self._links.pop(device, None)
         if link is not None:
             link.close()
             self._client.server.devices[device].reserve(None)
 
     def close(self) -> None:
+        """End all."""
         for device in list(self._links):
             self.leave(device)
 

@@ -91,6 +91,8 @@ class Closed:
 
 @unique
 class State(Enum):
+    """What comes next; the value is what an error calls it."""
+
     HEADER = "a header"
     BODY = "the body"
     MEMORY = "the place"  # the owner has not said yet where the data goes
@@ -189,6 +191,8 @@ class ServerConnection(_Receiver):
         self._owed: Command | None = None
 
     def next_event(self) -> Request | TensorHead | TensorBody | Closed | None:
+        """What the bytes received so far make, None: more are needed. Raises RemoteProtocolError, again at each further
+        call."""
         if self._broken is not None:
             raise RemoteProtocolError(self._broken)
         assert self._owed is None, f"{self._owed!r} has not been answered"
@@ -362,6 +366,7 @@ class ClientConnection(_Receiver):
         return len(into) if into is not None else layout.itemsize if layout is not None else 0
 
     def next_event(self) -> Reply | Closed | None:
+        """The next reply, or the end; None: more bytes are needed. Raises RemoteProtocolError, again at each further call."""
         if self._broken is not None:
             raise RemoteProtocolError(self._broken)
         event = self._advance()

@@ -30,6 +30,7 @@ class SentGraphs:
         self._numbers: dict[int, dict[int, int]] = {}
 
     def has(self, device: int, number: int) -> bool:
+        """Whether a device of the server has this graph."""
         return self._numbers.get(device, {}).get(self.protocol.uid(number)) == number
 
     def add(self, device: int, number: int) -> None:
@@ -46,6 +47,7 @@ class SentGraphs:
                 of_device[uid] = 0
 
     def clear(self) -> None:
+        """The server has none."""
         self._numbers.clear()
 
 

@@ -29,6 +29,7 @@ class LimitRate(logging.Filter):
         self._kinds: dict[tuple[int, str], list[float]] = {}  # tokens, when they were counted, lines suppressed
 
     def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the line is written (logging.Filter)."""
         if record.levelno < logging.INFO:
             return True
         now, key = self._clock(), (record.levelno, str(record.msg))

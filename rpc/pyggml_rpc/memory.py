@@ -137,6 +137,7 @@ class Ledger:
             self._sum += size
 
     def give(self, owner: Hashable, size: int) -> None:
+        """An owner holds so many bytes less."""
         with self._lock:
             left = self._held.get(owner, 0) - size
             assert size >= 0 and left >= 0, (size, left)
@@ -165,12 +166,14 @@ class Account:
             self.most = max(self.most, self.held)
 
     def give(self, size: int) -> None:
+        """Give back so many of the bytes taken."""
         with self._lock:
             assert size <= self.held, (size, self.held)
             self.held -= size
         self.ledger.give(self.owner, size)
 
     def offer(self) -> tuple[int, int]:
+        """(free, total) bytes, as this owner is told."""
         return self.ledger.offer(self.owner)
 
     def close(self) -> None:

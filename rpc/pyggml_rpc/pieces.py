@@ -68,6 +68,7 @@ class Arriving:
         return memoryview(self._between)[: self._waiting]
 
     def arrived(self) -> None:
+        """The bytes for which `memory` gave room are there: put them where their pieces lie."""
         p, count = self.pieces, self._waiting
         came = np.frombuffer(self._between, np.uint8, count)
         piece, begun = divmod(self._done, p.size)

@@ -90,6 +90,7 @@ def signer(record: Records) -> bytes:
 
 
 def write_tensor(tensor: Tensor, record_of: RecordOf) -> bytes:
+    """One record of 296 bytes (wire.TENSOR)."""
     return write_tensors([tensor], record_of, {}).tobytes()
 
 

@@ -29,11 +29,13 @@ class Counters:
         self.refused = 0
 
     def add(self, command: Command, size: int) -> None:
+        """A request of so many bytes."""
         with self._lock:
             self.requests[command] += 1
             self.bytes[command] += size
 
     def add_refused(self) -> None:
+        """A request that was refused."""
         with self._lock:
             self.refused += 1
 

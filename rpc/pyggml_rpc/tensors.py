@@ -51,6 +51,7 @@ class Tensors:
         }
 
     def clear(self) -> None:
+        """Forget all ranges."""
         self.known.clear()
         self._incoming = self._pieces = None
 
@@ -176,6 +177,7 @@ class Tensors:
     # ---- out
 
     def get(self, request: Request) -> Piece:
+        """GET_TENSOR: the bytes, a view where they are in this machine's memory. Raises RefusedError, NoRoomError."""
         known = self.known.get((bytes(request.body), 0))
         if known is not None:
             return known.memory

@@ -89,6 +89,8 @@ class Wire:
             self._selector.register(sock, selectors.EVENT_READ)
 
     def send(self, pieces: Sequence[Piece], pause: Callable[[], float]) -> None:
+        """All pieces; `pause`: the seconds that a wait for room may take, asked before each. Raises OSError."""
+
         def wait() -> None:
             with selectors.DefaultSelector() as selector:
                 selector.register(self._sock, selectors.EVENT_WRITE)

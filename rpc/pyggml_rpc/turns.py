@@ -79,6 +79,7 @@ class Turns:
                     raise ComputeError("no turn came in time" if late else "the client is gone")
 
     def give(self, owner: Hashable) -> None:
+        """The turn of an owner ends, and its seconds count."""
         with self._lock:
             self._used[owner] += self._clock() - self._running.pop(owner)
             if self._waiting:

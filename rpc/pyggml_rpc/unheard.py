@@ -128,6 +128,7 @@ class Watch:
             return True
 
     def close(self) -> None:
+        """Close the connection that was asked for, if there is one."""
         if self._asking is not None:
             self._asking.close()
             self._asking = None

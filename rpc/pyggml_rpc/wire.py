@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 
 class Version(NamedTuple):
+    """Of the protocol."""
+
     major: int
     minor: int
     patch: int
@@ -39,6 +41,8 @@ def layout(size: int, *fields: tuple[Any, ...]) -> Layout:
 
 
 class Command(IntEnum):
+    """Commands, by their numbers on the wire (ggml-rpc.cpp: rpc_cmd)."""
+
     ALLOC_BUFFER = 0
     GET_ALIGNMENT = 1
     GET_MAX_SIZE = 2
@@ -196,6 +200,7 @@ class Protocol:
 
     @functools.cached_property
     def by_number(self) -> dict[int, tuple[Command, Message]]:
+        """Number on the wire -> command and message."""
         return {int(command): (command, message) for command, message in self.commands.items()}
 
     def pack(self, command: Command, **fields: Any) -> bytes:

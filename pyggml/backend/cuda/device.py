@@ -113,6 +113,8 @@ class CudaDevice(Device):
 
 
 class CudaBuffer(Buffer):
+    """Bytes in a GPU's memory."""
+
     device: CudaDevice
 
     def __init__(self, device: CudaDevice, size: int, usage: Usage) -> None:
@@ -173,6 +175,8 @@ class CudaBuffer(Buffer):
 
 
 class CudaBackend(Backend):
+    """Lowers graphs to plans of launches, which run on the one stream of a GPU."""
+
     device: CudaDevice
     repeats = True
 
