@@ -117,7 +117,8 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """What was wrong behind requests is told when the last of them is answered."""
         super().on_response_complete()
-        if self._wrong is not None and not self._unanswered():
+        left = self._unanswered()
+        if self._wrong is not None and not left:
             self._refuse(*self._wrong)
 
     def _unanswered(self) -> deque[RequestResponseCycle]:

@@ -1,13 +1,17 @@
 """Connections: how many, how long a head may take and be, several addresses; and what is told while a prompt is computed."""
 
+import gc
 import json
 import re
 import socket
 import time
+import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from serving import Client, serving
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from waiting import until
 
 from pyggml.model.model import Model
@@ -158,11 +162,30 @@ WHOLE = HEAD + b"content-length: %d\r\n\r\n" % len(BODY) + BODY
 def test_requests_before_one_that_is_wrong_are_answered(hasty: Client, behind: bytes, status: int) -> None:
     batcher = hasty.served.engine.batcher
     step = batcher.step
-    batcher.step = lambda: (time.sleep(0.1), step())[1]  # what is wrong is there before the first answer
+    batcher.step = lambda: (time.sleep(0.03), step())[1]  # what is wrong is there before the first answer
     with socket.create_connection((hasty.host, hasty.port)) as link:
         link.sendall(WHOLE * 3 + behind)
         told = [read_answer(link) for _ in range(3)] + [read_all(link)]
     assert [int(answer[9:12]) for answer in told] == [200, 200, 200, status]
+
+
+def test_a_connection_keeps_nothing_of_requests_that_are_answered(
+    hasty: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[weakref.ref[RequestResponseCycle]] = []
+    begin = RequestResponseCycle.__init__
+
+    def counted(self: RequestResponseCycle, *args: Any, **more: Any) -> None:
+        made.append(weakref.ref(self))
+        begin(self, *args, **more)
+
+    monkeypatch.setattr(RequestResponseCycle, "__init__", counted)
+    with socket.create_connection((hasty.host, hasty.port)) as link:
+        for _ in range(20):
+            link.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            assert read_answer(link).startswith(b"HTTP/1.1 200 ")
+        gc.collect()
+        assert len(made) == 20 and sum(one() is not None for one in made) <= 2
 
 
 def test_a_client_of_several_requests_that_goes_away_frees_the_slot(slow: Client) -> None:
