@@ -116,7 +116,7 @@ TESTS: list[Row] = [
     Flag(("-pg",), "n_pg", "test of a prompt and then generation", pair, "PP,TG", many=True),
     Flag(("-d", "--n-depth"), "n_depth", "tokens that are there before the test (0)", numbers, "N", many=True),
     Flag(("-b", "--batch-size"), "n_batch", "logical batch size: the most tokens of one call (2048)", numbers, "N", many=True),
-    Flag(("-ub", "--ubatch-size"), "n_ubatch", "physical batch size: the most tokens computed together (512)", numbers, "N", many=True),
+    Flag(("-ub", "--ubatch-size"), "n_ubatch", "physical batch size: the most tokens computed together; 0: as -b (512)", numbers, "N", many=True),
     Flag(
         ("-ctk", "--cache-type-k"), "type_k", "type of the cached keys (f16)", several(choice(*CACHE_TYPES)), "T",
         many=True,

@@ -14,6 +14,7 @@ from pyggml_cli.flags import (
     choice,
     comma_separated,
     csv_row,
+    filename,
     number,
     proportions,
     seconds,
@@ -125,8 +126,8 @@ MODEL: list[Row] = [
         ("-c", "--ctx-size"), "n_ctx", "context size in tokens, prompt and text (0: the model's own)", whole(0), "N", 0
     ),
     Flag(("-b", "--batch-size"), "n_batch", "logical batch size: the most tokens of one call (2048)", whole(1), "N", 2048),
-    Flag(("-ub", "--ubatch-size"), "n_ubatch", "physical batch size: the most tokens computed together (512)",
-         whole(1), "N", 512),
+    Flag(("-ub", "--ubatch-size"), "n_ubatch", "physical batch size: the most tokens computed together; 0: as -b (512)",
+         whole(0), "N", 512),
     Flag(("-t", "--threads"), "n_threads", "CPU threads (-1: one a core)", whole(-1), "N", -1),
     Flag(
         ("-tb", "--threads-batch"), "n_threads_batch", "CPU threads for prompts (as -t; -1: one a core)", whole(-1), "N"
@@ -244,8 +245,8 @@ DEVICES: list[Row] = [
 
 TEXT: list[Row] = [
     Flag(("-p", "--prompt"), "prompt", "the text to continue", str, "PROMPT"),
-    Flag(("-f", "--file"), "file", "take the prompt from a file (-: standard input), less one newline at its end", str, "FNAME"),
-    Flag(("-bf", "--binary-file"), "binary_file", "take the prompt from a file (-: standard input) as it is", str, "FNAME"),
+    Flag(("-f", "--file"), "file", "take the prompt from a file (-: standard input), less one newline at its end", filename, "FNAME"),
+    Flag(("-bf", "--binary-file"), "binary_file", "take the prompt from a file (-: standard input) as it is", filename, "FNAME"),
     Flag(
         ("-e", "--escape"),
         "escape",
@@ -285,7 +286,7 @@ TEXT: list[Row] = [
     Flag(("--verbose-prompt",), "verbose_prompt", "show the prompt's tokens, on stderr", default=False),
     Flag(
         ("--prompt-cache",), "prompt_cache", "keep the prompt's state in this file, and begin with what it has in common "
-        "with the prompt (without one: go on with it)", str, "FNAME",
+        "with the prompt (without one: go on with it)", filename, "FNAME",
     ),
     Flag(("--prompt-cache-all",), "prompt_cache_all", "keep the state of the whole text in it", default=False),
     Flag(("--prompt-cache-ro",), "prompt_cache_ro", "use the file, but do not write it", default=False),
@@ -307,7 +308,7 @@ CHAT: list[Row] = [
     ),
     Flag(("-st", "--single-turn"), "single_turn", "end after one reply", default=False),
     Flag(("-sys", "--system-prompt"), "system", "the system's message", str, "TEXT"),
-    Flag(("-sysf", "--system-prompt-file"), "system_file", "take it from a file", str, "FNAME"),
+    Flag(("-sysf", "--system-prompt-file"), "system_file", "take it from a file", filename, "FNAME"),
     Flag(
         ("--chat-template",),
         "chat_template",
@@ -315,7 +316,7 @@ CHAT: list[Row] = [
         str,
         "TEMPLATE",
     ),
-    Flag(("--chat-template-file",), "chat_template_file", "take it from a file", str, "FNAME"),
+    Flag(("--chat-template-file",), "chat_template_file", "take it from a file", filename, "FNAME"),
     Flag(
         ("-i", "--interactive"),
         "interactive",
@@ -386,9 +387,9 @@ SAMPLING: list[Row] = [
         ("--sampler-seq", "--sampling-seq"), "sampler_seq", "the same, a letter each: edskypmxt, i, a", str, "LETTERS"
     ),
     Flag(("--grammar",), "grammar", "write only what this GBNF grammar describes", str, "GRAMMAR"),
-    Flag(("--grammar-file",), "grammar_file", "the same, from a file", str, "FNAME"),
+    Flag(("--grammar-file",), "grammar_file", "the same, from a file", filename, "FNAME"),
     Flag(("-j", "--json-schema"), "json_schema", "write only JSON that fits this schema", str, "SCHEMA"),
-    Flag(("-jf", "--json-schema-file"), "json_schema_file", "the same, from a file", str, "FNAME"),
+    Flag(("-jf", "--json-schema-file"), "json_schema_file", "the same, from a file", filename, "FNAME"),
 ]  # fmt: skip
 
 GROUPS = {

@@ -24,6 +24,7 @@ from pyggml_cli.flags import (
     UsageError,
     Values,
     choice,
+    filename,
     help_text,
     parse,
     whole,
@@ -55,8 +56,8 @@ def _here(row: Row) -> Row:
 
 TEXT: list[Row] = [
     Flag(("-p", "--prompt"), "prompt", "the texts, one a line unless --embd-separator says otherwise", str, "TEXT"),
-    Flag(("-f", "--file"), "file", "a file of them (-: standard input), less one newline at its end", str, "FNAME"),
-    Flag(("-bf", "--binary-file"), "binary_file", "a file of them (-: standard input) as it is", str, "FNAME"),
+    Flag(("-f", "--file"), "file", "a file of them (-: standard input), less one newline at its end", filename, "FNAME"),
+    Flag(("-bf", "--binary-file"), "binary_file", "a file of them (-: standard input) as it is", filename, "FNAME"),
     Flag(("-e", "--escape"), "escape", r"read \n \r \t \' \" \\ and \xHH in texts (on)", default=True,
          off=("--no-escape",)),
     Flag(("--embd-separator",), "separator", "what stands between texts (a line feed)", str, "STRING", "\n"),

@@ -304,6 +304,13 @@ def comma_separated(text: str) -> list[str]:
     return words
 
 
+def filename(text: str) -> str:
+    """Parser of the name of a file or folder; pathlib would take none for the current folder."""
+    if not text:
+        raise ValueError("must not be empty")
+    return text
+
+
 def csv_row(text: str) -> list[str]:
     """Parser of comma-separated fields, as parse_csv_row in common/arg.cpp reads them: commas do not count in a field that
     begins with a double quote, until the next one; two of them stand for one there, and elsewhere one is itself."""

@@ -24,6 +24,7 @@ from pyggml_cli.flags import (
     UsageError,
     Values,
     choice,
+    filename,
     help_text,
     parse,
     whole,
@@ -50,8 +51,8 @@ def _here(row: Row) -> Row:
 
 
 TEXT: list[Row] = [
-    Flag(("-f", "--file"), "file", "the text (-: standard input), less one newline at its end", str, "FNAME"),
-    Flag(("-bf", "--binary-file"), "binary_file", "the text (-: standard input) as it is", str, "FNAME"),
+    Flag(("-f", "--file"), "file", "the text (-: standard input), less one newline at its end", filename, "FNAME"),
+    Flag(("-bf", "--binary-file"), "binary_file", "the text (-: standard input) as it is", filename, "FNAME"),
     Flag(("-p", "--prompt"), "prompt", "the text itself", str, "TEXT"),
     Flag(
         ("-e", "--escape"),
@@ -69,7 +70,7 @@ MEASURES: list[Row] = [
     ),
     Flag(
         ("--save-all-logits", "--kl-divergence-base"), "base",
-        "keep the model's predictions in this file; with --kl-divergence: those to compare with", str, "FNAME",
+        "keep the model's predictions in this file; with --kl-divergence: those to compare with", filename, "FNAME",
     ),
     Flag(("--kl-divergence",), "divergence", "compare with the predictions of another model", default=False),
     Flag(("--perf",), "perf", "print how long it took, on stderr (on)", default=True, off=("--no-perf",)),

@@ -19,6 +19,7 @@ from pyggml_cli.flags import (
     Row,
     UsageError,
     Values,
+    filename,
     help_text,
     number,
     parse,
@@ -49,7 +50,7 @@ ROWS: list[Row] = [
         "type of the tensors in whose names this regular expression is found, e.g. attn_v=q8_0; may be given again",
         str, "NAME=TYPE", many=True,
     ),
-    Flag(("--tensor-type-file",), "tensor_type_files", "a file of such pairs", str, "FNAME", many=True),
+    Flag(("--tensor-type-file",), "tensor_type_files", "a file of such pairs", filename, "FNAME", many=True),
     Flag(
         ("--override-kv",), "override_kv",
         "set a metadata entry of the new file; TYPE is int, float, bool or str; may be given again",
@@ -107,7 +108,7 @@ def _arguments(values: Values) -> "tuple[Path, Path, Mix | None, int]":
     from pyggml.quantize import COPY, find_mix
 
     rest = list(values.free)
-    if len(rest) < 2:
+    if len(rest) < 2 or not all(rest):
         raise UsageError(f"usage: {USAGE}")
     source = Path(rest.pop(0))
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pyggml_cli.about import answered
 from pyggml_cli.entry import run
-from pyggml_cli.flags import Flag, Row, Values, choice, comma_separated, help_text, parse, seconds, whole
+from pyggml_cli.flags import Flag, Row, Values, choice, comma_separated, filename, help_text, parse, seconds, whole
 
 if TYPE_CHECKING:
     from pyggml.backend.base import Device
@@ -109,7 +109,7 @@ ROWS: list[Row] = [
         "preload",
         "model file whose large weights every client that has them as well is spared sending; may be repeated; "
         "anyone who knows a weight's hash can read it",
-        str,
+        filename,
         "FNAME",
         many=True,
     ),

@@ -5,7 +5,7 @@ completion_flags.py that mean the same are taken from there.
 """
 
 from pyggml_cli import completion_flags, embedding, environment, other_flags, speculation, template_flags
-from pyggml_cli.flags import Flag, Ignored, Refused, Row, comma_separated, number, seconds, whole
+from pyggml_cli.flags import Flag, Ignored, Refused, Row, comma_separated, filename, number, seconds, whole
 
 AUTO_SLOTS = 4  # tools/server/server.cpp: of -np -1, over one KV memory
 
@@ -16,6 +16,13 @@ def keys(text: str) -> list[str]:
     if not all(found):
         raise ValueError("must be keys, comma-separated, none of them empty")
     return found
+
+
+def slots(text: str) -> int:
+    """`--parallel`."""
+    if not (number := whole(-1, 256)(text)):
+        raise ValueError("must be from 1 to 256, or -1")
+    return number
 
 
 def hosts(text: str) -> str:
@@ -75,9 +82,9 @@ SERVER: list[Row] = [
 
 ZOO: list[Row] = [
     Flag(("--models-dir",), "models_dir", "serve all models of a folder, each loaded when a request names it (`model`) or /models/load "
-         "does; a model of several files in a folder of its own", str, "PATH"),
+         "does; a model of several files in a folder of its own", filename, "PATH"),
     Flag(("--models-preset",), "models_preset", "INI file that says which models there are, or with which flags those of the folder and the caches are "
-         "loaded: [NAME] and lines of KEY = VALUE, keys as flags without their dashes; [*] is for all", str, "FNAME"),
+         "loaded: [NAME] and lines of KEY = VALUE, keys as flags without their dashes; [*] is for all", filename, "FNAME"),
     Flag(("--models-cache",), "models_cache", "serve the models that were fetched before with -hf, here or by llama.cpp (on with --models-preset)",
          default=None, off=("--no-models-cache",)),
     Flag(("--models-max",), "models_max", "models that are loaded at once at most: then the one that was used least recently goes, once "
@@ -87,9 +94,9 @@ ZOO: list[Row] = [
 
 SECURITY: list[Row] = [
     Flag(("--api-key",), "api_key", "keys of which a request must bring one, comma-separated; may be given again", keys, "KEY,...", many=True),
-    Flag(("--api-key-file",), "api_key_file", "file with such keys, one a line", str, "FNAME"),
-    Flag(("--ssl-key-file",), "ssl_key", "private key of TLS, PEM", str, "FNAME"),
-    Flag(("--ssl-cert-file",), "ssl_cert", "its certificate, PEM", str, "FNAME"),
+    Flag(("--api-key-file",), "api_key_file", "file with such keys, one a line", filename, "FNAME"),
+    Flag(("--ssl-key-file",), "ssl_key", "private key of TLS, PEM", filename, "FNAME"),
+    Flag(("--ssl-cert-file",), "ssl_cert", "its certificate, PEM", filename, "FNAME"),
     Flag(("--cors-origins",), "cors_origins", "origins of pages that may use the server, comma-separated; *: any (none)", comma_separated,
          "ORIGIN,..."),
     Flag(("--cors-methods",), "cors_methods", "methods that they may use (GET, POST, DELETE, OPTIONS)", str, "METHODS",
@@ -100,7 +107,7 @@ SECURITY: list[Row] = [
 ]  # fmt: skip
 
 SLOTS: list[Row] = [
-    Flag(("-np", "--parallel"), "n_parallel", f"texts that are computed at once; -1: {AUTO_SLOTS}, which share the context (-1)", whole(-1, 256),
+    Flag(("-np", "--parallel"), "n_parallel", f"texts that are computed at once; -1: {AUTO_SLOTS}, which share the context (-1)", slots,
          "N", -1),
     Flag(("-kvu", "--kv-unified"), "kv_unified", "let all slots share the context, and each grow while there is room (on with -np -1)",
          default=None, off=("-no-kvu", "--no-kv-unified")),
@@ -113,7 +120,7 @@ SLOTS: list[Row] = [
          default=True, off=("--no-cache-idle-slots",)),
     Flag(("--cache-reuse",), "cache_reuse", "so many tokens in a row that stand further back in a slot than in a prompt are moved, not computed, "
          "although what is before them has changed; 0: none (0)", whole(0), "N", 0),
-    Flag(("--slot-save-path",), "slot_folder", "folder of files that /slots/N?action=save and restore write and read", str, "FOLDER"),
+    Flag(("--slot-save-path",), "slot_folder", "folder of files that /slots/N?action=save and restore write and read", filename, "FOLDER"),
     Flag(("--warmup",), "warmup", "compute a token before listening, so that all kernels are there (on)", default=True, off=("--no-warmup",)),
     Flag(("--spm-infill",), "spm_infill", "/infill: suffix, prefix, middle instead of prefix, suffix, middle", default=False),
     Flag(("--lora-init-without-apply",), "lora_idle", "load LoRA adapters, but use them only once /lora-adapters says so", default=False),

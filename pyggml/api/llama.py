@@ -162,9 +162,9 @@ class Llama(HandledChats):
             raise ParameterError(f"rpc_timeout={rpc_timeout}: must be above 0 seconds")
         if rpc_servers is not None and devices is not None:
             raise ParameterError("rpc_servers and devices: give one of them")
-        for name, value in (("n_ctx", n_ctx), ("n_batch", n_batch - 1), ("n_ubatch", n_ubatch - 1)):
+        for name, value in (("n_ctx", n_ctx), ("n_batch", n_batch - 1), ("n_ubatch", n_ubatch)):
             if value < 0:
-                raise ParameterError(f"{name} must be at least {0 if name == 'n_ctx' else 1}")
+                raise ParameterError(f"{name} must be at least {1 if name == 'n_batch' else 0}")
         if chat_format is not None and chat_format not in chat_formats():
             known = ", ".join(chat_formats())
             raise ParameterError(f"chat_format={chat_format!r:.40} is not known; known: {known}")

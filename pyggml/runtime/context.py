@@ -50,7 +50,8 @@ class Context:
     kv_unified         they share one stream instead, and each may grow while there is room
     swa_full           layers with a sliding window keep all tokens too, so that a sequence can go back to any
     n_past             tokens of sequence 0 decoded, for who has one sequence alone: `decode` of tokens, `truncate`, `shift`
-    n_batch, n_ubatch  a call may bring any number of tokens; they are computed min(n_batch, n_ubatch) at a time
+    n_batch, n_ubatch  a call may bring any number of tokens; they are computed min(n_batch, n_ubatch) at a time,
+                       n_batch where n_ubatch is 0
     type_k, type_v     of the cache, one of kv_tensors.TYPES; a V in blocks needs flash_attn
     flash_attn         attention in one fused node; without it as products and soft max
     n_threads          of the CPU, None: one a core; n_threads_batch: for more than one token, None: the same
@@ -76,7 +77,7 @@ class Context:
         adapters: Sequence[tuple[Adapter, float]] = (),
     ) -> None:
         """Raises ContextError, DeviceError, UnsupportedError."""
-        if n_ctx < 0 or n_batch < 1 or n_ubatch < 1:
+        if n_ctx < 0 or n_batch < 1 or n_ubatch < 0:
             raise ContextError(f"n_ctx {n_ctx}, n_batch {n_batch}, n_ubatch {n_ubatch}: must not be negative or zero")
         if n_ctx > FREE:
             raise ContextError(f"n_ctx {n_ctx}: must be at most {FREE}, as positions have 32 bits")
@@ -92,7 +93,7 @@ class Context:
         if n_seq_max > 1 and not kv_unified:
             self.n_ctx_seq = pad_cells(max(1, self.n_ctx // n_seq_max))
             self.n_ctx = self.n_ctx_seq * n_seq_max
-        self.n_ubatch = min(n_batch, n_ubatch, self.n_ctx)
+        self.n_ubatch = min(n_batch, n_ubatch or n_batch, self.n_ctx)
         self.adapters = Applied.of(adapters, self.model.adapters)
         self.computed_with: tuple[Applied, ...] | None = self.adapters  # None: some tokens with others than the rest
         self._reserved: set[frozenset[Adapter]] = set()  # sets of adapters whose largest graphs have room

@@ -23,6 +23,7 @@ from pyggml_cli import (
 )
 from pyggml_cli.completion_flags import ROWS, unescape
 from pyggml_cli.flags import FALSE, TRUE, Flag, Ignored, Refused, UsageError, parse
+from pyggml_cli.server_flags import slots
 
 NAMES = [name for row in ROWS for name in row.names + row.off]
 
@@ -137,6 +138,30 @@ def test_mistakes_are_one_line_and_exit_code_2(call: Callable[..., Any], line: s
     outcome = call(cli.main, *line.split())
     assert outcome.code == 2 and outcome.out == ""
     assert outcome.err.startswith("error: ") and outcome.err.count("\n") == 1 and words in outcome.err
+
+
+def test_no_file_has_an_empty_name(call: Callable[..., Any], model: Path, reference: None) -> None:
+    """Not the current folder either, which pathlib takes it for; and none is written, nor read, before it is refused."""
+    for main, args in (
+        (cli.main, ["-m", model, "-p", "x", "-n", 1, "--prompt-cache", ""]),
+        (cli.main, ["-m", model, "-f", ""]),
+        (perplexity.main, ["-m", model, "-f", ""]),
+        (perplexity.main, ["-m", model, "-p", "x", "--save-all-logits", ""]),
+        (embedding.main, ["-m", model, "-bf", ""]),
+        (server.main, ["-m", model, "--slot-save-path", ""]),
+        (server.main, ["-m", model, "--ssl-key-file", "", "--ssl-cert-file", ""]),
+        (quantize.main, ["", "x.gguf", "Q8_0"]),
+        (quantize.main, [model, "", "Q8_0"]),
+    ):
+        outcome = call(main, *args)
+        assert (outcome.code, outcome.out) == (2, ""), args
+        assert outcome.err.startswith("error: ") and outcome.err.endswith(("'': must not be empty\n", "[THREADS]\n"))
+
+
+def test_no_slots_at_all_are_refused_as_there() -> None:
+    with pytest.raises(ValueError, match="must be from 1 to 256, or -1"):
+        slots("0")
+    assert [slots(text) for text in ("-1", "1", "256")] == [-1, 1, 256]
 
 
 CACHE_TYPES = "f32, f16, bf16, q8_0, q4_0, q4_1, iq4_nl, q5_0, q5_1"

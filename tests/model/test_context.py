@@ -130,8 +130,9 @@ def test_bad_tokens_and_bad_sizes_are_refused(model, context):
         context.decode([-1])
     with pytest.raises(ContextError, match="no tokens"):
         context.decode([])
-    with pytest.raises(ContextError, match="n_ubatch 0"):
-        Context(model, n_ctx=256, n_ubatch=0)
+    with pytest.raises(ContextError, match="n_ubatch -1"):
+        Context(model, n_ctx=256, n_ubatch=-1)
+    assert Context(model, n_ctx=256, n_batch=7, n_ubatch=0).n_ubatch == 7, "llama_context's constructor"
     with pytest.raises(UnsupportedError, match="a cache of K in Q6_K is unknown; known are F32, F16"):
         Context(model, n_ctx=256, type_k=GGMLType.Q6_K)
 
