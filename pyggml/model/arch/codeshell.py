@@ -1,21 +1,3 @@
 """codeshell: starcoder2 (llama.cpp: models/codeshell.cpp)."""
 
-from pyggml import ops
-from pyggml.model.attention import Attention
-from pyggml.model.blocks import Block as Base
-from pyggml.model.hparams import Hparams
-from pyggml.model.layers import CausalLM
-from pyggml.model.mlp import MLP, gelu
-from pyggml.model.norms import LayerNorm
-from pyggml.model.rope import Rope
-
-
-class Block(Base):
-    def __init__(self, hp: Hparams, il: int) -> None:
-        super().__init__(hp, il, norm=LayerNorm)
-        self.attn = Attention(hp, il, rope=Rope(hp, ops.ROPE_NEOX))
-        self.ffn = MLP(hp.n_embd, hp.n_ff(il), gelu)
-
-
-class Model(CausalLM):
-    block, norm = Block, LayerNorm
+from pyggml.model.arch.starcoder2 import Model as Model

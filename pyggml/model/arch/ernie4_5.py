@@ -1,4 +1,4 @@
-"""ernie4_5: llama (llama.cpp: models/ernie4-5.cpp)."""
+"""ernie4_5: llama without experts (llama.cpp: models/ernie4-5.cpp)."""
 
 from pyggml import ops
 from pyggml.model.attention import Attention

@@ -1,4 +1,4 @@
-"""internlm2: llama (llama.cpp: models/internlm2.cpp)."""
+"""internlm2: llama without experts (llama.cpp: models/internlm2.cpp)."""
 
 from pyggml import ops
 from pyggml.model.attention import Attention

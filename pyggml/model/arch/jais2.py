@@ -1,21 +1,3 @@
-"""jais2: layer norms, biases, relu(x)^2 and no gate (llama.cpp: models/jais2.cpp)."""
+"""jais2: nemotron, whose heads may be turned whole (llama.cpp: models/jais2.cpp)."""
 
-from pyggml import ops
-from pyggml.model.attention import Attention
-from pyggml.model.blocks import Block as Base
-from pyggml.model.hparams import Hparams
-from pyggml.model.layers import CausalLM
-from pyggml.model.mlp import MLP, relu_squared
-from pyggml.model.norms import LayerNorm
-from pyggml.model.rope import Rope
-
-
-class Block(Base):
-    def __init__(self, hp: Hparams, il: int) -> None:
-        super().__init__(hp, il, norm=LayerNorm)
-        self.attn = Attention(hp, il, rope=Rope(hp, ops.ROPE_NEOX))
-        self.ffn = MLP(hp.n_embd, hp.n_ff(il), relu_squared)
-
-
-class Model(CausalLM):
-    block, norm = Block, LayerNorm
+from pyggml.model.arch.nemotron import Model as Model

@@ -1,21 +1,4 @@
-"""pangu-embedded: llama with rotary positions on the halves of a head, and biases (llama.cpp: models/pangu-embed.cpp)."""
+"""pangu-embedded: llama with rotary positions on the halves of a head, and biases, which is qwen2
+(llama.cpp: models/pangu-embed.cpp)."""
 
-from pyggml import ops
-from pyggml.model.attention import Attention
-from pyggml.model.blocks import PreNormBlock
-from pyggml.model.hparams import Hparams
-from pyggml.model.layers import CausalLM
-from pyggml.model.mlp import GatedMLP
-from pyggml.model.rope import Rope
-
-
-class Block(PreNormBlock):
-    def __init__(self, hp: Hparams, il: int) -> None:
-        super().__init__(hp, il)
-        self.attn = Attention(hp, il, rope=Rope(hp, ops.ROPE_NEOX))
-        self.ffn = GatedMLP(hp.n_embd, hp.n_ff(il))
-
-
-class Model(CausalLM):
-    block = Block
-    output_bias = True
+from pyggml.model.arch.qwen2 import Model as Model
