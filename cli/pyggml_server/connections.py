@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import httptools
 import uvicorn
+from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
@@ -18,6 +19,19 @@ from pyggml_server.streams import dump
 
 LARGEST_HEAD = 1 << 16  # bytes of a request line and its headers
 WORDS = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large", 503: "Service Unavailable"}
+
+
+class Unchunked(RequestResponseCycle):
+    """A request of HTTP/1.0, which knows no chunks: where the answer's length is not told, its end is the connection's."""
+
+    async def send(self, message: ASGISendEvent) -> None:
+        """As ASGI has it."""
+        if message["type"] == "http.response.start":
+            if not any(name.lower() == b"content-length" for name, _ in message.get("headers", ())):
+                self.chunked_encoding, self._open = False, True
+        elif message["type"] == "http.response.body" and getattr(self, "_open", False):
+            self.expected_content_length = len(message.get("body", b"")) + message.get("more_body", False)
+        await super().send(message)
 
 
 class Connection(HttpToolsProtocol):
@@ -112,6 +126,8 @@ class Connection(HttpToolsProtocol):
         self._stop_waiting()
         self._apart = 0
         super().on_headers_complete()
+        if self.parser.get_http_version() == "1.0":
+            self.cycle.__class__ = Unchunked  # uvicorn makes it, and it has not begun
         self._asked.append(self.cycle)
 
     def on_response_complete(self) -> None:

@@ -92,6 +92,21 @@ def test_a_head_that_is_too_long(hasty: Client) -> None:
     assert hasty.get("/health")[0] == 200
 
 
+@pytest.mark.parametrize("path", [b"/v1/completions", b"/v1/messages", b"/health"])
+def test_an_answer_to_http_1_0_is_not_chunked(hasty: Client, path: bytes) -> None:
+    body = b'{"prompt": "hello", "messages": [{"role": "user", "content": "x"}], "max_tokens": 3, "stream": true}'
+    method = b"GET" if path == b"/health" else b"POST"
+    request = b"%s %s HTTP/%s\r\nhost: localhost\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%s"
+    for version in (b"1.0", b"1.1"):
+        with socket.create_connection((hasty.host, hasty.port)) as link:
+            link.sendall(request % (method, path, version, len(body), body))
+            head, _, data = read_all(link).partition(b"\r\n\r\n")
+        chunked = version == b"1.1" and path != b"/health"
+        assert head.startswith(b"HTTP/1.1 200 ") and (b"transfer-encoding: chunked" in head) == chunked
+        assert chunked or data.startswith((b"data: {", b"event: ", b'{"status":"ok"}'))
+        assert chunked or data.endswith((b"\n\n", b"}"))
+
+
 def test_blanks_around_a_headers_value_are_no_part_of_it(hasty: Client) -> None:
     head = (
         b"POST /v1/completions HTTP/1.1\r\nhost: \tlocalhost \t\r\ncontent-encoding:identity \r\nconnection: close \r\n"
