@@ -17,7 +17,7 @@ def real_number(text: str) -> float:
 def json_integer(digits: str) -> int:
     """json's `parse_int`. Raises ValueError."""
     if len(digits) > MOST_DIGITS:
-        raise ValueError(f"a number of {len(digits)} digits")
+        raise ValueError(f"a number of {len(digits)} digits, of which {MOST_DIGITS} are read at most")
     return int(digits)
 
 

@@ -149,6 +149,8 @@ def test_every_number_of_a_schema_at_its_ends(kind, key, number):
 
 @pytest.mark.parametrize("digits", [400, 4000, 5000])
 def test_a_bound_of_many_digits_is_refused(digits):
-    with pytest.raises(GrammarError, match=r"minimum must be a number from|Exceeds the limit") as error:
+    with pytest.raises(
+        GrammarError, match=r"minimum must be a number from|a number of \d+ digits, of which 1000 are read"
+    ) as error:
         json_schema_to_grammar('{"type": "integer", "minimum": 1' + "0" * digits + "}")
     assert "\n" not in str(error.value) and len(str(error.value)) < 200
