@@ -65,7 +65,6 @@ class Task:
     ) -> None:
         self.text, self.deliver, self.client = text, deliver, client
         self.completion, self.controlled = completion, controlled
-        self.slot = -1
         self._told = -1 if tells else len(text.tokens)  # tokens of the prompt
         self._sent = self._sent_logprobs = 0
 
@@ -84,7 +83,7 @@ class Task:
         """How far the prompt is, if that is to be told and has changed: first what was there before anything was computed."""
         text = self.text
         found: list[Update] = []
-        if self._told >= text.n_prompt or self.slot < 0 or text.finish is Finish.FAILED:
+        if self._told >= text.n_prompt or text.seq < 0 or text.finish is Finish.FAILED:
             return found
         done = text.n_prompt if text.ends or text.finish else text.n_prompt - len(text.pending)
         for n, seconds in ((text.n_reused, 0.0), (done, text.timings.prompt)):
@@ -358,9 +357,6 @@ class Engine:
             said = [*batcher.step(), *((text, None) for text in self._tasks if text not in batcher.active)]
         n_prompt = self._prompt_tokens() - n_prompt
         self._pace.took(clock() - before, running, n_prompt)
-        for place in batcher.places:
-            if place.sequence is not None:
-                self._tasks[place.sequence].slot = place.seq
         self.counters.steps += 1
         self.counters.busy += len(self._tasks)
         pieces: dict[Text, list[Piece]] = {}

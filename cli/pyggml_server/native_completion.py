@@ -157,7 +157,7 @@ def _part(
         "content": update.data.decode("utf-8", "replace"),
         "tokens": tokens,
         "stop": False,
-        "id_slot": running.tasks[i].slot,
+        "id_slot": running.texts[i].seq,
         "tokens_predicted": n,
         "tokens_evaluated": running.texts[i].n_prompt,
     }

@@ -76,12 +76,12 @@ def generation_settings(params: SamplerParams, max_tokens: int, stops: list[str]
 
 def final(served: Served, running: Answer, i: int, wanted: Options, content: str, tokens: list[int]) -> dict[str, Any]:
     """All that there is to tell of an answer when it is complete: the last dict of /completion."""
-    text, task = running.texts[i], running.tasks[i]
+    text = running.texts[i]
     return {
         "index": i,
         "content": content,
         "tokens": tokens,
-        "id_slot": task.slot,
+        "id_slot": text.seq,
         "stop": True,
         "model": served.name,
         "tokens_predicted": text.n_chosen,

@@ -117,7 +117,7 @@ class Places:
 
     def give(self, place: Place, text: Text, step: int) -> None:
         """Let the text have it, with as much of its prompt as is to be had."""
-        place.sequence, place.used = text, step
+        place.sequence, place.used, text.seq = text, step, place.seq
         slot = place.slot
         if text.shift is not None:
             slot.shift_by(*text.shift)

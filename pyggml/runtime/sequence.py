@@ -149,6 +149,7 @@ class Sequence:
         self.drafter = drafter
         self.candidates, self.wants, self.after, self.adapters = candidates, wants, after, adapters
         self.shift = shift
+        self.seq = -1  # the context's sequence that it has, or had last
         self.n_drafts = self.n_shifted = 0  # drafts that were computed, and tokens that a context shift has forgotten
         self.n_drafted = self.n_kept = 0  # tokens of drafts, and those of them that were chosen
 

@@ -44,6 +44,10 @@ def test_completions_tell_all(client: Client) -> None:
     assert [e["stop"] for e in events] == [False] * (len(events) - 1) + [True]
     picked = client.ok("/completion", {**body, "response_fields": ["content", "timings/predicted_n", "none"]})
     assert picked == {"content": whole["content"], "timings/predicted_n": 8}
+    for n, slot in ((1, 2), (3, 1)):
+        assert client.ok("/completion", {**body, "n_predict": n, "id_slot": slot})["id_slot"] == slot
+    told = client.stream("/completion", {"prompt": "new", "n_predict": 1, "return_progress": True})
+    assert [e["prompt_progress"]["processed"] for e in told if "prompt_progress" in e] == [0, 3]
     both = client.ok("/completion", {"prompt": ["hello", "world"], "n_predict": 3})
     assert [one["index"] for one in both] == [0, 1]
 
