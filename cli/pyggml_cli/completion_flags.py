@@ -226,7 +226,7 @@ DEVICES: list[Row] = [
     Flag(
         ("-ot", "--override-tensor"),
         "override_tensor",
-        "regular expressions of tensor names, and the device that those tensors go to: CPU, or a name of --list-devices",
+        "regular expressions of tensor names, and the device that those tensors go to: CPU, a name of --list-devices, or RPC0[HOST:PORT]",
         tensor_overrides,
         "PATTERN=DEV,...",
         many=True,

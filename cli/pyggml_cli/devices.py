@@ -74,6 +74,15 @@ def pick(devices: Sequence[Device], names: Sequence[str]) -> list[Device]:
     return [by_name[name.lower()] for name in names]
 
 
+def holder(devices: Sequence[Device], name: str) -> Device:
+    """The device of this name, or whose memory llama.cpp calls so: RPC0[host:port] is the first device of that server, whatever
+    its name here. Raises DeviceError."""
+    for device in devices:
+        if device.memory_name and device.memory_name.lower() == name.lower():
+            return device
+    return pick(devices, [name])[0]
+
+
 def describe(device: Device) -> str:
     """llama.cpp's line of a device: name, description, memory."""
     free, total = device.memory()

@@ -18,7 +18,7 @@ from pyggml.model.model import Model
 from pyggml.regular_file import open_regular
 from pyggml_cli import hub
 from pyggml_cli.bus_errors import explain_bus_errors
-from pyggml_cli.devices import local_devices, note_no_offload, offload_devices, pick
+from pyggml_cli.devices import holder, local_devices, note_no_offload, offload_devices
 from pyggml_cli.fetching import fetch_progress
 from pyggml_cli.flags import UsageError
 from pyggml_cli.progress import Meter, meter
@@ -88,7 +88,7 @@ def model_for(values: Any) -> contextlib.AbstractContextManager[Model]:
         raise UsageError(f"--override-kv: {reason}") from None
     try:
         overrides = [
-            (compiled(pattern), pick([cpu, *devices], [name.partition("[")[0]])[0])
+            (compiled(pattern), holder([cpu, *devices], name))
             for pairs in values.override_tensor
             for pattern, name in [*pairs]
         ]

@@ -99,12 +99,14 @@ class Backend(ABC):
 class Device(ABC):
     """`backend_name`: what computes there, in the word that servers print; "" = the kind's. `shares_plans`: several of its
     backends compute beside each other, and each computes what any of them has planned. `few_shapes`: to look at some cells
-    of a cache too many costs less there than a graph of another shape does."""
+    of a cache too many costs less there than a graph of another shape does. `memory_name`: llama.cpp's name of the memory
+    there, where that is another than the device's."""
 
     name: str
     description: str
     kind: Kind
     backend_name: str = ""
+    memory_name: str = ""
     shares_plans: bool = False
     few_shapes: bool = False
     alignment: int = 64

@@ -83,6 +83,7 @@ class RpcDevice(Device):
         self.number = number
         self.name = name
         self.description = client.endpoint
+        self.memory_name = f"RPC{number}[{client.endpoint}]"  # ggml_backend_rpc_buffer_type in ggml-rpc.cpp
         self.hash_weights = hash_weights
         self.alignment = int(self._ask(Command.GET_ALIGNMENT)["alignment"][0])
         self.max_size = int(self._ask(Command.GET_MAX_SIZE)["max_size"][0])
