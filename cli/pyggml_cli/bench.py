@@ -86,9 +86,9 @@ def flash(text: str) -> int:
     return {"on": 1, "1": 1, "off": 0, "0": 0, "auto": -1, "-1": -1}[choice("on", "off", "auto", "1", "0", "-1")(text)]
 
 
-def split_slashes(text: str) -> tuple[str, ...]:
-    """`RPC0/RPC1`."""
-    return tuple(text.split("/"))
+def slashed(text: str) -> tuple[str, ...] | None:
+    """`RPC0/RPC1`; auto: None, all devices."""
+    return None if text.strip() == "auto" else tuple(name.strip() for name in text.split("/"))
 
 
 GENERAL: list[Row] = [
@@ -128,7 +128,7 @@ TESTS: list[Row] = [
     Flag(("-t", "--threads"), "n_threads", "CPU threads (one a core)", numbers, "N", many=True),
     Flag(("-ngl", "--n-gpu-layers"), "n_gpu_layers", "layers to offload (-1: all)", several(layers), "N", many=True),
     Flag(("-fa", "--flash-attn"), "flash_attn", "flash attention: on, off, auto (auto)", several(flash), "F", many=True),
-    Flag(("-dev", "--device"), "devices", "devices to offload to, slashed", several(split_slashes), "D0/D1", many=True),
+    Flag(("-dev", "--device"), "devices", "devices to offload to, slashed; none: the CPU alone (auto: all)", several(slashed), "D0/D1", many=True),
     Flag(
         ("-ts", "--tensor-split"), "tensor_split", "share of each device", several(proportions), "T0/T1", many=True
     ),

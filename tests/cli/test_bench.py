@@ -43,11 +43,11 @@ def test_lists_multiply() -> None:
         "pp8", "pp16", "pp4+tg2", "pp8 @ d32", "pp16 @ d32", "pp4+tg2 @ d32",
     ]  # fmt: skip
     assert names("-p 0 -n 1-4*2 -n 9") == ["tg1", "tg2", "tg4", "tg9"]
-    line = "-t 1,2 -fa on,off -ctk f16,f32 -ts 1/1,3/1 -dev RPC0/RPC1,none"
+    line = "-t 1,2 -fa on,off -ctk f16,f32 -ts 1/1,3/1 -dev RPC0/RPC1,none,auto"
     several = list(bench.cases(parse(TABLE, line.split())))
-    assert len(several) == 2 * 2**5
+    assert len(several) == 3 * 2**5
     assert {case.tensor_split for case in several} == {(1.0, 1.0), (3.0, 1.0)}
-    assert {case.devices for case in several} == {("RPC0", "RPC1"), ("none",)}
+    assert {case.devices for case in several} == {("RPC0", "RPC1"), ("none",), None}
     assert [case.n_threads for case in several[:4]] == [1, 1, 2, 2]
 
 
