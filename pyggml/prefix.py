@@ -1,4 +1,4 @@
-"""What two texts have in common: prefixes are computed once. Owns this count alone; any room may ask for it."""
+"""What two texts have in common: prefixes are computed once. Owns this count alone, which every package may ask for."""
 
 from collections.abc import Sequence
 

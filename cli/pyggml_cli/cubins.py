@@ -57,7 +57,7 @@ def _command(argv: Sequence[str]) -> int:
         count, cc = cubins.place(folder)
         print(f"{count} kernels for compute capability {cc[0]}.{cc[1]} placed")
         return 0
-    specs = cubins.chosen(values.only, values.also)
+    specs = cubins.select_kernels(values.only, values.also)
     with meter("compiling kernels", len(specs), unit="kernels") as update:
         size = cubins.make(folder, values.cc, specs, update)
     print(f"{len(specs)} kernels, {size >> 10} KiB, in {folder}")

@@ -71,12 +71,14 @@ def load_model(
 
 def model_for(values: Any) -> contextlib.AbstractContextManager[Model]:
     """The model that the flags of MODEL and DEVICES ask for, as `loaded` gives it. Raises UsageError, DeviceError."""
-    from pyggml.model.overrides import DENSE, EXPERTS, compiled, cpu_layers, parse_override
-    from pyggml.model.placement import chosen
+    from pyggml.model.overrides import DENSE, EXPERTS, compile_pattern, cpu_layers, parse_override
+    from pyggml.model.placement import select_devices
     from pyggml.model.rope_options import RopeOptions
 
     path = named_model(values)
-    devices = chosen(offload_devices(values.rpc, values.device, values.rpc_timeout), values.split_mode, values.main_gpu)
+    devices = select_devices(
+        offload_devices(values.rpc, values.device, values.rpc_timeout), values.split_mode, values.main_gpu
+    )
     if "n_gpu_layers" in values.seen and list(values.device or ()) != ["none"]:
         note_no_offload(values.n_gpu_layers, devices)
     cpu = local_devices()[0]
@@ -88,7 +90,7 @@ def model_for(values: Any) -> contextlib.AbstractContextManager[Model]:
         raise UsageError(f"--override-kv: {reason}") from None
     try:
         overrides = [
-            (compiled(pattern), holder([cpu, *devices], name))
+            (compile_pattern(pattern), holder([cpu, *devices], name))
             for pairs in values.override_tensor
             for pattern, name in [*pairs]
         ]
@@ -100,7 +102,7 @@ def model_for(values: Any) -> contextlib.AbstractContextManager[Model]:
         values.n_gpu_layers,
         values.tensor_split,
         cpu=cpu,
-        overrides=[*overrides, *((compiled(pattern), cpu) for pattern in here)],
+        overrides=[*overrides, *((compile_pattern(pattern), cpu) for pattern in here)],
         metadata=metadata,
         rope=RopeOptions(
             *(values.rope_scaling, values.rope_freq_base, values.rope_freq_scale, values.yarn_orig_ctx),

@@ -31,7 +31,7 @@ from pyggml.api.checks import check
 from pyggml.api.evaluation import told
 from pyggml.api.handled_chats import HandledChats, chat_formats
 from pyggml.api.hub import download
-from pyggml.api.tokenizers import BaseLlamaTokenizer, LlamaTokenizer, cutting
+from pyggml.api.tokenizers import BaseLlamaTokenizer, LlamaTokenizer, with_encoding_of
 from pyggml.api.turns import Turns
 from pyggml.backend.base import Device, extra_devices
 from pyggml.backend.cuda import cuda_devices
@@ -42,7 +42,7 @@ from pyggml.errors import ContextError
 from pyggml.gguf import GGUFFile
 from pyggml.model.model import Model
 from pyggml.model.overrides import override_metadata
-from pyggml.model.placement import chosen
+from pyggml.model.placement import select_devices
 from pyggml.model.rope_options import RopeOptions
 from pyggml.runtime.context import Context
 from pyggml.runtime.embedder import Embedder
@@ -211,7 +211,7 @@ class Llama(HandledChats):
             offload += cuda_devices() if n_gpu_layers else []
         if split_mode not in SPLIT_MODES:
             raise ParameterError(f"split_mode={split_mode} is not implemented; known: {SPLIT_MODES}")
-        offload = chosen(offload, SPLIT_MODES[split_mode], main_gpu)
+        offload = select_devices(offload, SPLIT_MODES[split_mode], main_gpu)
         n_gpu_layers = (-1 if offload else 0) if n_gpu_layers is None else n_gpu_layers
         self._model = model = Model.load(
             self.model_path,
@@ -281,7 +281,7 @@ class Llama(HandledChats):
         self._own_tokenizer = LlamaTokenizer(self)
         self.tokenizer_ = tokenizer or self._own_tokenizer
         if tokenizer is not None:
-            self._tokenizer = cutting(self._tokenizer, tokenizer)
+            self._tokenizer = with_encoding_of(self._tokenizer, tokenizer)
 
     @classmethod
     def from_pretrained(

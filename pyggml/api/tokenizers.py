@@ -106,7 +106,7 @@ class LlamaHFTokenizer(BaseLlamaTokenizer):
         return cls(AutoTokenizer.from_pretrained(pretrained_model_name_or_path=pretrained_model_name_or_path))
 
 
-def cutting(tokenizer: Tokenizer, given: BaseLlamaTokenizer) -> Tokenizer:
+def with_encoding_of(tokenizer: Tokenizer, given: BaseLlamaTokenizer) -> Tokenizer:
     """The file's tokenizer, but texts are cut into tokens by the one given."""
 
     def encode(

@@ -35,7 +35,7 @@ def hadamard(n: int) -> NDArray[np.float32]:
     return signs * np.float32(1.0 / np.sqrt(np.float32(n)))
 
 
-def rotated(x: Tensor, rotation: Tensor | None) -> Tensor:
+def hadamard_transform(x: Tensor, rotation: Tensor | None) -> Tensor:
     """Each run of elements of x, as long as the rotation, times it."""
     if rotation is None:
         return x

@@ -16,7 +16,7 @@ from pyggml import ops
 from pyggml.backend.base import Buffer, Device
 from pyggml.dtypes import SIZES, GGMLType, row_size
 from pyggml.errors import UnsupportedError
-from pyggml.memory.hadamard import hadamard, k_rotation, rotated, v_rotation
+from pyggml.memory.hadamard import hadamard, hadamard_transform, k_rotation, v_rotation
 from pyggml.memory.placed import Placed
 from pyggml.tensor import Tensor
 
@@ -156,22 +156,22 @@ class KVTensors(Placed):
 
     def query(self, i: int, q: Tensor) -> Tensor:
         """q (head_k, n_head, n_tokens) as the cached keys want it."""
-        return rotated(q, self.k_rotation[i])
+        return hadamard_transform(q, self.k_rotation[i])
 
     def result(self, i: int, cur: Tensor) -> Tensor:
         """Weighted sums of cached values (head_v * n_head, n_tokens) -> those of the plain ones."""
-        return rotated(cur, self.v_rotation[i])
+        return hadamard_transform(cur, self.v_rotation[i])
 
     def write_k(self, i: int, k: Tensor, rows: Tensor, beside: Tensor | None = None) -> Tensor:
         """Store k (head_k, n_head_kv, n_tokens) in the cells `rows`, and (beside, n_tokens) behind it."""
-        k = _token_rows(rotated(k, self.k_rotation[i]))
+        k = _token_rows(hadamard_transform(k, self.k_rotation[i]))
         return ops.set_rows(self.k[i], k if beside is None else ops.concat(k, beside, 0), rows)
 
     def write_v(self, i: int, v: Tensor, rows: Tensor) -> Tensor:
         """Store v (head_v, n_head_kv, n_tokens); `rows` are cells, or one element each where V lies transposed."""
         cache = self.v[i]
         assert cache is not None, "values are in keys"
-        v = rotated(v, self.v_rotation[i])
+        v = hadamard_transform(v, self.v_rotation[i])
         if self.transposed_v:
             v = v if v.is_contiguous else ops.cont(v)
             return ops.set_rows(ops.reshape(cache, 1, cache.nelements), ops.reshape(v, 1, v.nelements), rows)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pyggml import ops
 from pyggml.dtypes import SIZES, GGMLType, row_size
 from pyggml.graph import Graph, build_forward
-from pyggml.memory.hadamard import rotated
+from pyggml.memory.hadamard import hadamard_transform
 from pyggml.memory.kv_tensors import KVLayer, KVTensors, Turn
 from pyggml.tensor import Flag, Tensor
 
@@ -70,8 +70,8 @@ def _turned(cache: KVTensors, i: int, k: Tensor, turn: Turn, turns: Tensor) -> T
     rotation = cache.k_rotation[i] if k.ne[0] == layer.head_k else None
     if k.type not in (GGMLType.F32, GGMLType.F16):
         k = ops.cpy(k, Tensor(GGMLType.F32, k.ne, name=f"k_shift-{layer.il} (f32)"))
-    plain = rotated(k, rotation)  # it is its own inverse
-    return rotated(turn(plain, turns, cache.n_ctx), rotation)
+    plain = hadamard_transform(k, rotation)  # it is its own inverse
+    return hadamard_transform(turn(plain, turns, cache.n_ctx), rotation)
 
 
 def keys(cache: KVTensors, i: int, stream: int, first: int, n: int) -> Tensor:

@@ -72,7 +72,7 @@ def override_metadata(file: GGUFFile, values: Mapping[str, Value]) -> None:
         file.value_types[key] = kind if there is None else there
 
 
-def compiled(pattern: str) -> re.Pattern[str]:
+def compile_pattern(pattern: str) -> re.Pattern[str]:
     """A pattern of tensor names, found anywhere in them. Raises ValueError."""
     try:
         return re.compile(pattern)

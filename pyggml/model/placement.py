@@ -21,7 +21,7 @@ from pyggml.ops import VIEW_OPS
 from pyggml.tensor import Tensor
 
 
-def chosen(devices: Sequence[Device], split_mode: str, main_gpu: int) -> list[Device]:
+def select_devices(devices: Sequence[Device], split_mode: str, main_gpu: int) -> list[Device]:
     """The devices to spread layers over: with split mode "none" number `main_gpu` alone, none of them if it is negative.
 
     "layer" is all of them, and so is "row": no device here cuts a matrix into parts, and llama.cpp gives whole layers to

@@ -203,7 +203,7 @@ def test_a_cache_of_blocks_goes_on_as_the_peers(
         return mean_kl(theirs, found)
 
     assert divergence() < limit
-    monkeypatch.setattr("pyggml.memory.shift.rotated", lambda x, _: x)  # keys are turned as they lie
+    monkeypatch.setattr("pyggml.memory.shift.hadamard_transform", lambda x, _: x)  # keys are turned as they lie
     assert divergence() > 3 * limit
     context.close(), model.close()
 

@@ -14,8 +14,8 @@ from pyggml.errors import DeviceError, ModelError
 from pyggml.gguf import GGUFFile
 from pyggml.model import weights
 from pyggml.model.model import Model
-from pyggml.model.overrides import DENSE, EXPERTS, compiled, cpu_layers, parse_override
-from pyggml.model.placement import chosen
+from pyggml.model.overrides import DENSE, EXPERTS, compile_pattern, cpu_layers, parse_override
+from pyggml.model.placement import select_devices
 from pyggml.quants import QUANTS
 from pyggml.runtime.context import Context
 
@@ -48,7 +48,11 @@ def where(model):
 
 def test_tensors_go_to_the_device_of_the_first_pattern_found(path, expected):
     cpu, one, two = FakeDevice("CPU"), FakeDevice("ONE"), FakeDevice("TWO")
-    overrides = [(compiled("ffn_up"), two), (compiled(r"blk\.1\.ffn"), cpu), (compiled("ffn_up"), cpu)]
+    overrides = [
+        (compile_pattern("ffn_up"), two),
+        (compile_pattern(r"blk\.1\.ffn"), cpu),
+        (compile_pattern("ffn_up"), cpu),
+    ]
     model = Model.load(path, cpu=cpu, devices=[one], overrides=overrides)
     homes = where(model)
     assert {n: d for n, d in homes.items() if "ffn_up" in n} == {f"blk.{i}.ffn_up.weight": "TWO" for i in (0, 1)}
@@ -165,11 +169,11 @@ def test_overrides_are_read():
 
 def test_split_modes():
     devices = [FakeDevice("ONE"), FakeDevice("TWO")]
-    assert chosen(devices, "layer", 9) == chosen(devices, "row", 1) == devices
-    assert chosen(devices, "none", 1) == devices[1:] and chosen(devices, "none", -1) == []
-    assert chosen([], "none", 3) == []
+    assert select_devices(devices, "layer", 9) == select_devices(devices, "row", 1) == devices
+    assert select_devices(devices, "none", 1) == devices[1:] and select_devices(devices, "none", -1) == []
+    assert select_devices([], "none", 3) == []
     with pytest.raises(DeviceError, match=r"^main device 2: there are 2, numbered from 0$"):
-        chosen(devices, "none", 2)
+        select_devices(devices, "none", 2)
 
 
 def test_the_cache_can_stay_on_the_cpu(path, expected):

@@ -103,7 +103,7 @@ def test_keys_of_blocks_are_turned_as_the_peers(
         limit = BLOCKS[types[0].name]
         assert deviation(*types, theirs) < limit, types
         with monkeypatch.context() as mutant:
-            mutant.setattr("pyggml.memory.shift.rotated", lambda x, _: x)
+            mutant.setattr("pyggml.memory.shift.hadamard_transform", lambda x, _: x)
             assert deviation(*types, theirs) > 5 * limit, "turned as they lie"
         with monkeypatch.context() as mutant:
             mutant.setattr(Schedule, "set_input", lambda s, t, v: set_input(s, t, v * (t.name != "k_shift")))

@@ -109,7 +109,7 @@ def test_logits_on_the_cpu_are_those_of_each_alone(
 ) -> None:
     """Kernels for several columns round differently: within 1e-3."""
     rng, model = np.random.default_rng(seed), models[name]
-    n = int(rng.integers(2, 20))
+    n = int(rng.integers(2, 33))
     context = Context(model, n_ctx=256 * n, n_seq_max=n, kv_unified=kv_unified)
     one = Context(model, n_ctx=256)
     tokens = [rng.integers(0, N_VOCAB, rng.integers(2, 30)).tolist() for _ in range(n)]

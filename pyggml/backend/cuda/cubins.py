@@ -81,7 +81,7 @@ def _is_here(spec: Spec) -> bool:
         return False
 
 
-def chosen(words: Sequence[str], modules: Sequence[str]) -> list[Spec]:
+def select_kernels(words: Sequence[str], modules: Sequence[str]) -> list[Spec]:
     """Every kernel, and those of further modules, whose label holds one of the words, if there are any. Raises DeviceError."""
     specs = every()
     for module in modules:
