@@ -49,6 +49,7 @@ ALLOWED_IMPORTERS = {
         "pyggml_rpc.transport",
         "pyggml_rpc.link",
         "pyggml_rpc.unheard",
+        "pyggml_server.listening",
         "pyggml_cli.interrupts",
     ),  # the latter: a pair through which a signal wakes it
     "argparse": ("pyggml_cli",),

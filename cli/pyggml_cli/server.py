@@ -161,7 +161,7 @@ def template_of(values: Values) -> str | None:
 
 
 def _serve(values: Values, argv: Sequence[str]) -> int:
-    from pyggml_server.serve import LATE
+    from pyggml_server.listening import LATE
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
     values.given["max_connections"] = affordable(values.max_connections, "--max-connections", beside=BESIDE + LATE)

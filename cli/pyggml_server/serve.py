@@ -19,6 +19,7 @@ from pyggml.errors import PyggmlError
 from pyggml_server.answers import post_to
 from pyggml_server.app import make_app
 from pyggml_server.connections import protocol_of
+from pyggml_server.listening import Accepted, listen
 from pyggml_server.served import Served
 from pyggml_server.settings import Settings
 from pyggml_server.single import Single
@@ -26,10 +27,6 @@ from pyggml_server.zoo import Zoo
 from pyggml_server.zoo_app import make_zoo_app
 
 SWITCH = 0.0005  # seconds that a thread keeps the interpreter while others want it: the loop has little to do at a time
-BACKLOG = 128  # connections that wait to be accepted; asyncio accepts them all at once
-LATE = (
-    4 * BACKLOG
-)  # connections too many that are open at once at most, as one is accepted, refused and closed in steps
 LAST = 3  # seconds for what is written already to reach its reader
 
 
@@ -54,14 +51,13 @@ class _Server(uvicorn.Server):
         config = self.config
         self.lifespan = config.lifespan_class(config)
         protocol = protocol_of(config, self.server_state, self.settings)
-        loop, port = asyncio.get_running_loop(), config.port
+        accepted, port = Accepted(self.settings.most_connections), config.port
         for host in self.settings.hosts:
             try:
-                made = await loop.create_server(protocol, host, port, ssl=config.ssl, backlog=config.backlog)
-            except (OSError, UnicodeError) as reason:  # a name whose parts are empty or too long is none for IDNA
+                self.servers += await listen(host, port, protocol, accepted, config.ssl, self.settings.header_timeout)
+            except (OSError, UnicodeError) as reason:
                 why = getattr(reason, "strerror", None) or reason
                 raise ServeError(f"{host} port {port}: cannot listen there: {why}") from None
-            self.servers.append(made)
             port = self.port  # the others have the one that was free at the first address
         self.started = True
 
@@ -80,7 +76,6 @@ def _config(served: Service) -> uvicorn.Config:
         _app(served),
         host=settings.hosts[0],
         port=settings.port,
-        backlog=BACKLOG,
         ssl_keyfile=settings.ssl_key,
         ssl_certfile=settings.ssl_cert,
         log_config=None,
