@@ -25,7 +25,7 @@ async def parts(served: Served, running: Answer, asked: Chat) -> AsyncIterator[l
             if update.progress is not None:
                 yield update.progress
                 continue
-            new = parser.feed(update.data.decode("utf-8", "replace"))
+            new = parser.feed(update.text)
             if update.finish is not None:
                 yield [*new, *parser.finish()]
                 return

@@ -19,6 +19,7 @@ from pyggml.runtime.logprobs import TokenLogprobs
 from pyggml.runtime.places import Place
 from pyggml.runtime.sequence import Finish, Piece
 from pyggml.runtime.sequence import Sequence as Text
+from pyggml.runtime.stops import partial_character
 from pyggml_server.errors import RequestError, without_places
 from pyggml_server.pace import Pace
 
@@ -48,6 +49,13 @@ class Update(NamedTuple):
     finish: Finish | None
     error: Exception | None = None
     progress: Progress | None = None
+
+    @property
+    def text(self) -> str:
+        """The bytes as a chat shows them: without a character that the answer's end has cut, as llama-server does it
+        (tools/server/server-context.cpp: process_token)."""
+        cut = 0 if self.finish is None else partial_character(self.data)
+        return self.data[: len(self.data) - cut].decode("utf-8", "replace")
 
 
 class Task:

@@ -200,7 +200,7 @@ async def _chat_answer(served: Served, running: Answer, head: dict[str, Any], as
     tokens: list[list[int]] = [[] for _ in parsers]
     async with running:
         async for i, update in running.each():
-            whole[i] += update.data.decode("utf-8", "replace")
+            whole[i] += update.text
             tokens[i] += update.tokens
     choices = []
     for i, (text, parser) in enumerate(zip(running.texts, parsers, strict=True)):
@@ -254,7 +254,7 @@ async def _chat_chunks(served: Served, running: Answer, head: dict[str, Any], as
                 continue
             if i in first:
                 yield chunk(i, first.pop(i))
-            new = parsers[i].feed(update.data.decode("utf-8", "replace"))
+            new = parsers[i].feed(update.text)
             if update.finish is not None:
                 new += parsers[i].finish()
             found = _chat_logprobs(served, asked, update.tokens, update.logprobs) if update.tokens else None

@@ -99,6 +99,8 @@ def partial_character(data: bytes | bytearray) -> int:
     """Bytes at the end that are the beginning of a UTF-8 character, 0 to 3."""
     for n in range(1, min(4, len(data) + 1)):
         byte = data[-n]
+        if byte >= 0xF8:  # begins none
+            return 0
         if byte >= 0xC0:
             length = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
             return n if n < length else 0

@@ -81,6 +81,25 @@ def test_the_answer_has_room_beside_what_is_shown_of_other_files(model: Model) -
         assert longer["prompt"] == f"\x01{'p' * 96}x\x02{'s' * (32 - 2 - 1)}\x03"
 
 
+def test_a_character_that_the_end_has_cut(client: Client) -> None:
+    """As llama-server tells it: chats leave it out, completions show that there was something."""
+    held = {"grammar": 'root ::= "\u00e9\u20ac\U0001f642"', "max_tokens": 4}
+    asked = {
+        "prompt": "x",
+        "messages": [{"role": "user", "content": "x"}],
+        "input": "x",
+        "max_output_tokens": 4,
+        **held,
+    }
+    assert client.ok("/completion", asked)["content"] == "\u00e9\ufffd"
+    assert client.ok("/v1/completions", asked)["choices"][0]["text"] == "\u00e9\ufffd"
+    assert client.ok("/v1/chat/completions", asked)["choices"][0]["message"]["content"] == "\u00e9"
+    deltas = [c["delta"] for e in client.stream("/v1/chat/completions", asked) for c in e["choices"]]
+    assert "".join(delta.get("content") or "" for delta in deltas) == "\u00e9"
+    assert client.ok("/v1/messages", asked)["content"][0]["text"] == "\u00e9"
+    assert client.ok("/v1/responses", asked)["output"][0]["content"][0]["text"] == "\u00e9"
+
+
 @pytest.mark.parametrize(
     ("text", "n_indent", "said", "why"),
     [
