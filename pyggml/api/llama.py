@@ -10,7 +10,6 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import SimpleNamespace, TracebackType
 from typing import Any, Self
 
@@ -190,7 +189,7 @@ class Llama(HandledChats):
         self.chat_handler, self.draft_model = chat_handler, draft_model
         self.n_threads = n_threads or default_threads()
         self.n_threads_batch = n_threads_batch or self.n_threads
-        if "\0" in self.model_path or not Path(self.model_path).exists():
+        if "\0" in self.model_path or not os.path.exists(self.model_path):
             raise ParameterError(f"Model path does not exist: {self.model_path}")
         self._noting(self._given)
         for name in old:

@@ -120,8 +120,9 @@ def test_bad_parameters(path: Path, options: dict[str, Any], words: str) -> None
 
 
 def test_missing_model() -> None:
-    with pytest.raises(ValueError, match=r"does not exist: nowhere\.gguf"):
-        Llama("nowhere.gguf")
+    for path in ("nowhere.gguf", ""):
+        with pytest.raises(ValueError, match=f"does not exist: {path}$"):
+            Llama(path)
 
 
 # ---- tokens and logits
