@@ -92,7 +92,7 @@ def application(routes: Sequence[Route], settings: Settings) -> Starlette:
     ]
     if settings.ui:
         made += page.routes(settings.api_prefix)
-    return Starlette(
+    app = Starlette(
         routes=made,
         middleware=[Middleware(Guard, settings=settings)],
         exception_handlers={
@@ -102,6 +102,10 @@ def application(routes: Sequence[Route], settings: Settings) -> Starlette:
             Exception: _own_fault,
         },
     )
+    app.router.redirect_slashes = (
+        False  # it would lead to where the request's Host says, by the scheme that a proxy in between speaks
+    )
+    return app
 
 
 async def _refused(request: Request, reason: Exception) -> Response:

@@ -219,6 +219,7 @@ def test_other_paths_and_methods(client: Client) -> None:
     for method, path, wanted in (
         ("GET", "/nowhere", 404), ("GET", "/../etc/passwd", 404), ("GET", "/v1/completions", 405), ("DELETE", "/v1/models", 405),
         ("PUT", "/v1/chat/completions", 405), ("POST", "/slots/" + "9" * 5000, 404),
+        ("POST", "/v1/completions/", 404), ("GET", "/health/", 404), ("GET", "/health//", 404),
     ):  # fmt: skip
         status, _, data = client.raw(method, path)
         assert status == wanted and json.loads(data)["error"]["code"] == wanted
