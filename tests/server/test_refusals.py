@@ -163,7 +163,7 @@ def test_what_a_body_may_be(client: Client, value: str, status: int) -> None:
 @pytest.mark.parametrize(
     ("headers", "data", "status"),
     [
-        ({"content-encoding": "gzip"}, gzip.compress(b'{"content": "a"}'), 415),
+        ({"content-encoding": "gzip"}, gzip.compress(b'{"content": "a"}', mtime=0), 415),
         ({"content-encoding": "deflate"}, b'{"content": "a"}', 415),
         ({"content-encoding": "Identity"}, b'{"content": "a"}', 200),
         ({}, b'\xef\xbb\xbf{"content": "a"}', 200),
