@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from pyggml.errors import ContextError, PyggmlError
 from pyggml.runtime.embedder import Embedder, normalised
-from pyggml.runtime.ranking import joined
+from pyggml.runtime.ranking import rank_tokens
 from pyggml.runtime.timings import clock
 from pyggml_server.answers import in_thread, unless_gone
 from pyggml_server.errors import RequestError, unsupported, without_places
@@ -146,8 +146,9 @@ async def rerank(request: Request) -> Response:
         _check_number(name, len(documents))
         texts = []
         for i, document in enumerate(documents):  # one by one: a long query is not to be there once a document
-            whole = joined(served.tokenizer, served.metadata, [query, document])
-            texts.append(encoded(served, name, whole, add_special=True))
+            texts.append(
+                rank_tokens(served.tokenizer, served.metadata, query, document, partial(encoded, served, name))
+            )
             _check(served, name, texts[-1], i)
         return texts
 

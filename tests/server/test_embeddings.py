@@ -17,7 +17,7 @@ from tiny_encoders import write
 from pyggml.backend.cpu import CPUDevice
 from pyggml.model.model import Model
 from pyggml.runtime.embedder import Embedder, normalised
-from pyggml.runtime.ranking import joined
+from pyggml.runtime.ranking import TEMPLATE
 
 TEXTS = ["hello world", "hello", "another text"]
 
@@ -110,22 +110,24 @@ def test_each_server_says_what_it_is_not(server: Client, client: Client) -> None
     assert client.post("/v1/embeddings", {"input": "x"})[0] == 501
 
 
-def test_ranks(tmp_path: Path) -> None:
-    write(tmp_path / "rank.gguf", "bert", vocabulary=True)
+@pytest.mark.parametrize(
+    ("template", "order", "scores"),
+    [
+        (None, [3, 1, 0, 2], [0.7066, 0.5280, 0.4947, 0.3895]),
+        ("[CLS] {query} [SEP] {document} [SEP]", [1, 0, 3, 2], [0.5067, 0.5060, 0.4830, 0.3819]),
+    ],
+)
+def test_ranks(tmp_path: Path, template: str | None, order: list[int], scores: list[float]) -> None:
+    """llama-server b11549's scores: names of special tokens are plain text, but where a template is filled in."""
+    metadata = {} if template is None else {TEMPLATE: template}
+    write(tmp_path / "rank.gguf", "bert", vocabulary=True, metadata=metadata)
     model = Model.load(tmp_path / "rank.gguf", cpu=CPUDevice())
     with serving(model, pooling="rank") as client:
-        tokenizer = client.served.tokenizer
-        embedder = Embedder(model, pooling="rank")
-        texts = [joined(tokenizer, model.file.metadata, ["a", document]) for document in ("b c", "a", "c b a")]
-        scores = [
-            float(x[0])
-            for x in embedder.encode([tokenizer.encode(t, add_special=True, parse_special=True) for t in texts])
-        ]
-        embedder.close()
-        body = {"query": "a", "documents": ["b c", "a", "c b a"]}
-        found = client.ok("/v1/rerank", body)["results"]
-        assert [one["index"] for one in found] == sorted(range(3), key=lambda i: -scores[i])
-        np.testing.assert_allclose([one["relevance_score"] for one in found], sorted(scores)[::-1], rtol=1e-5)
+        body = {"query": "a", "documents": ["b c", "a", "c b a", "[SEP] b"]}
+        whole = client.ok("/v1/rerank", body)
+        found = whole["results"]
+        assert [one["index"] for one in found] == order and whole["usage"]["prompt_tokens"] == 24
+        np.testing.assert_allclose([one["relevance_score"] for one in found], scores, atol=1e-3)
         assert len(client.ok("/v1/rerank", {**body, "top_n": 1})["results"]) == 1
         for wrong in (
             {},
