@@ -55,6 +55,10 @@ LONG = (
     "jit/test_jit.py", "server/test_zoo.py", "server/test_page_text.py", "model/test_encoders.py",
     "e2e/test_three_commands.py", "cli/test_early_interrupts.py", "cli/test_context_shift.py",
     "simd/test_columns.py", "rpc/test_processes.py",
+    "server/test_lost.py", "cuda/test_archs.py", "server/test_load.py", "e2e/test_documented_commands.py",
+    "rpc/test_conformance_sample.py", "cuda/test_layer.py", "rpc/test_stock_server.py", "quants/test_bits.py",
+    "backend/test_thread_pool.py", "grammar/test_grammar_peer.py", "runtime/test_batcher.py", "cli/test_golden.py",
+    "cli/test_terminal.py", "chat/test_chat.py", "jit/test_kernel_cache.py",
     "peer/test_peer.py", "rpc/test_encoders_rpc.py", "backend/test_few_layers_archs.py", "cli/test_texts.py",
     "test_architecture.py",
 )  # fmt: skip
