@@ -72,7 +72,7 @@ def load_model(
 def model_for(values: Any) -> contextlib.AbstractContextManager[Model]:
     """The model that the flags of MODEL and DEVICES ask for, as `loaded` gives it. Raises UsageError, DeviceError."""
     from pyggml.model.overrides import DENSE, EXPERTS, compile_pattern, cpu_layers, parse_override
-    from pyggml.model.placement import select_devices
+    from pyggml.model.placement import effective_split, select_devices
     from pyggml.model.rope_options import RopeOptions
 
     path = named_model(values)
@@ -100,7 +100,7 @@ def model_for(values: Any) -> contextlib.AbstractContextManager[Model]:
         path,
         devices,
         values.n_gpu_layers,
-        values.tensor_split,
+        effective_split(values.tensor_split, values.split_mode),
         cpu=cpu,
         overrides=[*overrides, *((compile_pattern(pattern), cpu) for pattern in here)],
         metadata=metadata,

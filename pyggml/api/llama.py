@@ -41,7 +41,7 @@ from pyggml.errors import ContextError
 from pyggml.gguf import GGUFFile
 from pyggml.model.model import Model
 from pyggml.model.overrides import override_metadata
-from pyggml.model.placement import select_devices
+from pyggml.model.placement import effective_split, select_devices
 from pyggml.model.rope_options import RopeOptions
 from pyggml.runtime.context import Context
 from pyggml.runtime.embedder import Embedder
@@ -216,7 +216,7 @@ class Llama(HandledChats):
             self.model_path,
             devices=offload,
             n_gpu_layers=n_gpu_layers,
-            tensor_split=tensor_split or (),
+            tensor_split=effective_split(tensor_split, SPLIT_MODES[split_mode]),
             metadata=kv_overrides,
             rope=RopeOptions(
                 *(ROPE_SCALINGS[rope_scaling_type], rope_freq_base, rope_freq_scale, yarn_orig_ctx),

@@ -35,6 +35,11 @@ def select_devices(devices: Sequence[Device], split_mode: str, main_gpu: int) ->
     return [devices[main_gpu]] if main_gpu >= 0 else []
 
 
+def effective_split(tensor_split: Sequence[float] | None, split_mode: str) -> Sequence[float]:
+    """What `split_layers` is told: nothing where one device has all, which llama.cpp then gives all of it too."""
+    return () if split_mode == "none" else tensor_split or ()
+
+
 def split_layers(
     n_layer: int, free: Sequence[int], n_gpu_layers: int = -1, tensor_split: Sequence[float] = ()
 ) -> list[int | None]:

@@ -15,7 +15,7 @@ from pyggml.gguf import GGUFFile
 from pyggml.model import weights
 from pyggml.model.model import Model
 from pyggml.model.overrides import DENSE, EXPERTS, compile_pattern, cpu_layers, parse_override
-from pyggml.model.placement import select_devices
+from pyggml.model.placement import effective_split, select_devices
 from pyggml.quants import QUANTS
 from pyggml.runtime.context import Context
 
@@ -183,6 +183,8 @@ def test_split_modes():
     assert select_devices([], "none", 3) == []
     with pytest.raises(DeviceError, match=r"^main device 2: there are 2, numbered from 0$"):
         select_devices(devices, "none", 2)
+    assert effective_split([0.0, 1.0], "none") == () == effective_split(None, "layer")
+    assert effective_split([3.0, 1.0], "row") == [3.0, 1.0]
 
 
 def test_the_cache_can_stay_on_the_cpu(path, expected):
