@@ -105,7 +105,8 @@ class Applied(NamedTuple):
     def factor(self, pair: Pair) -> float:
         """scale x alpha / rank in float32 (llama-adapter.h: get_scale)."""
         scale, alpha = np.float32(self.scale), np.float32(self.adapter.alpha)
-        return float(scale * alpha / np.float32(pair.b.ne[0]) if alpha else scale)
+        with np.errstate(over="ignore"):  # infinite then, as there
+            return float(scale * alpha / np.float32(pair.b.ne[0]) if alpha else scale)
 
     def add(self, weight: Weight, x: Tensor, y: Tensor) -> Tensor:
         """x (n_in, n_tokens), y = W x (n_out, n_tokens) -> y and the pair's product. A matrix of logits that is the token

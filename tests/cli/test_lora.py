@@ -1,15 +1,20 @@
 """--lora and --lora-scaled: what they name, what they change, and that llama.cpp's programs say the same."""
 
 import json
+import math
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from pyggml_cli import cli, completion_flags, inspection, perplexity
 from pyggml_cli.flags import UsageError, csv_row, parse
 from tiny_lora import all_weights, write_lora
+
+from pyggml.model.lora import Applied
 
 TEXT = "".join(f"hello world {i}, hold the wheel; " for i in range(8))
 
@@ -75,6 +80,14 @@ def test_texts(run: Callable[..., Any], adapters: list[Path]) -> None:
     assert run("--lora-scaled", f"{adapters[0]}:1,{adapters[1]}:1").out == both
     assert run("--lora", adapters[0], "--lora", adapters[1]).out == both
     assert run("--lora-scaled", f"{adapters[0]}:0").out == plain
+
+
+def test_a_factor_beyond_single_precision_is_infinite_without_a_warning() -> None:
+    adapter: Any = SimpleNamespace(alpha=6.0)
+    pair: Any = SimpleNamespace(b=SimpleNamespace(ne=(4,)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert (Applied(adapter, 1e38).factor(pair), Applied(adapter, 2.0).factor(pair)) == (math.inf, 3.0)
 
 
 def test_conversations_use_them(
