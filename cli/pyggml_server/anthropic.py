@@ -22,13 +22,13 @@ from pyggml_server.errors import RequestError
 from pyggml_server.fields import Fields
 from pyggml_server.incoming import body_of, client_of, served_by
 from pyggml_server.requests import Options, texts
-from pyggml_server.served import Served
 from pyggml_server.streams import answer, begun, event, stream
 from pyggml_server.telling import stopping_word
 
 SAME = (
     *("max_tokens", "temperature", "top_p", "stream", "chat_template_kwargs", "reasoning_format"),
     *("cache_prompt", "grammar", "logit_bias", "ignore_eos", "seed", "top_k", "min_p", "samplers", "id_slot", "lora"),
+    "sse_ping_interval",
 )
 """Fields that are passed on as they are; those from `cache_prompt` on are llama-server's."""
 MOST = 4096  # tokens of an answer where a request does not say
@@ -131,8 +131,8 @@ async def messages(request: Request) -> Response:
     running = Answer(served.engine, made, client_of(request))
     head = {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant", "model": served.name}
     if asked.options.stream:
-        return stream(await begun(_events(served, running, asked, head)), _failed)
-    return answer(await unless_gone(request, _whole(served, running, asked, head)))
+        return stream(await begun(_events(running, asked, head)), _failed)
+    return answer(await unless_gone(request, _whole(running, asked, head)))
 
 
 def _failed(reason: RequestError) -> bytes:
@@ -152,8 +152,8 @@ def _usage(text: Text) -> dict[str, int]:
     return {"input_tokens": fresh, "cache_read_input_tokens": reused, "output_tokens": text.n_chosen}
 
 
-async def _whole(served: Served, running: Answer, asked: Chat, head: dict[str, Any]) -> dict[str, Any]:
-    blocks = [_block(delta) for delta in await all_parts(served, running, asked)]
+async def _whole(running: Answer, asked: Chat, head: dict[str, Any]) -> dict[str, Any]:
+    blocks = [_block(delta) for delta in await all_parts(running, asked)]
     text = running.texts[0]
     calls = any(block["type"] == "tool_use" for block in blocks)
     return {**head, "content": blocks, **_end(text, asked.options, calls), "usage": _usage(text)}
@@ -171,7 +171,7 @@ def _block(delta: Delta) -> dict[str, Any]:
     return {"type": "text", "text": delta.content}
 
 
-async def _events(served: Served, running: Answer, asked: Chat, head: dict[str, Any]) -> AsyncIterator[bytes]:
+async def _events(running: Answer, asked: Chat, head: dict[str, Any]) -> AsyncIterator[bytes]:
     text = running.texts[0]
     kind: tuple[str, int | None] | None = None
     index, calls, begins = -1, False, True
@@ -180,7 +180,7 @@ async def _events(served: Served, running: Answer, asked: Chat, head: dict[str, 
         nothing: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None}
         return event({"type": "message_start", "message": {**head, **nothing, "usage": _usage(text)}}, "message_start")
 
-    async for new in parts(served, running, asked):
+    async for new in parts(running, asked):
         if begins:
             begins = False
             yield opening()

@@ -10,14 +10,13 @@ from pyggml.runtime.sequence import Sequence as Text
 from pyggml_server.answers import Answer
 from pyggml_server.chat import Chat
 from pyggml_server.engine import Progress
-from pyggml_server.served import Served
 
 
-async def parts(served: Served, running: Answer, asked: Chat) -> AsyncIterator[list[Delta] | Progress | None]:
+async def parts(running: Answer, asked: Chat) -> AsyncIterator[list[Delta] | Progress | None]:
     """What is new, step by step, or how far the prompt is; None where nothing came for the time of a ping."""
     parser = asked.parser()
     async with running:
-        async for got in running.each_or_pause(served.settings.ping):
+        async for got in running.each_or_pause(asked.options.ping):
             if got is None:
                 yield None
                 continue
@@ -33,10 +32,10 @@ async def parts(served: Served, running: Answer, asked: Chat) -> AsyncIterator[l
                 yield new
 
 
-async def all_parts(served: Served, running: Answer, asked: Chat) -> list[Delta]:
+async def all_parts(running: Answer, asked: Chat) -> list[Delta]:
     """The whole answer, pieces of one part joined."""
     joined: list[Delta] = []
-    async for new in parts(served, running, asked):
+    async for new in parts(running, asked):
         assert not isinstance(new, Progress), "of a stream"
         for delta in new or ():
             last = joined[-1] if joined else None

@@ -126,7 +126,7 @@ async def _chunks(
     n = [0] * len(running.texts)
     unsaid: list[list[int]] = [[] for _ in n]  # tokens whose text is not complete
     async with running:
-        async for got in running.each_or_pause(served.settings.ping):
+        async for got in running.each_or_pause(wanted.ping):
             if got is None:
                 yield PING
                 continue

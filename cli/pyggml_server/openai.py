@@ -135,7 +135,7 @@ async def _completion_chunks(
 ) -> AsyncIterator[bytes]:
     offsets = [0] * len(shown)
     async with running:
-        async for got in running.each_or_pause(served.settings.ping):
+        async for got in running.each_or_pause(wanted.ping):
             if got is None:
                 yield PING
                 continue
@@ -244,7 +244,7 @@ async def _chat_chunks(served: Served, running: Answer, head: dict[str, Any], as
     wanted = asked.options
     first: dict[int, dict[str, Any]] = {i: {"role": "assistant", "content": None} for i in range(len(parsers))}
     async with running:
-        async for got in running.each_or_pause(served.settings.ping):
+        async for got in running.each_or_pause(wanted.ping):
             if got is None:
                 yield PING
                 continue

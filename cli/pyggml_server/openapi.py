@@ -111,6 +111,7 @@ COMMON: dict[str, Schema] = {
     "timings_per_token": FLAG,
     "post_sampling_probs": FLAG,
     "verbose": FLAG,
+    "sse_ping_interval": _integer(-1),
     "n_keep": _integer(-1),
     "n_discard": _integer(0),
     "n_indent": _integer(0),

@@ -48,6 +48,7 @@ class Options:
     messages    tokens of the prompt that begin a message of a user, by number
     adapters    LoRA adapters and scales; None: those of the server
     controlled  the reasoning may be ended by the answer's id
+    ping        seconds without a token after which a stream gets a comment; 0: never
     n_keep, n_discard  what a full context keeps of the prompt, and forgets of the rest, where it goes on
     n_indent, seconds  of Lines, which ends it at a line
     """
@@ -70,6 +71,7 @@ class Options:
     adapters: tuple[Applied, ...] | None = None
     messages: tuple[int, ...] = ()
     controlled: bool = False
+    ping: float = 0.0
     n_keep: int = 0
     n_discard: int = 0
     n_indent: int = 0
@@ -115,6 +117,7 @@ def options(fields: Fields, served: Served, grammar: str | None = None) -> Optio
         verbose=fields.boolean("verbose", settings.verbose),
         adapters=served.applied(_scales(fields, served)),
         controlled=controlled(fields),
+        ping=max(0.0, fields.integer("sse_ping_interval", settings.ping, -1)),
         n_keep=fields.integer("n_keep", settings.n_keep, -1),
         n_discard=fields.integer("n_discard", 0, 0),
         n_indent=fields.integer("n_indent", 0, 0),

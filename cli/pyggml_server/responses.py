@@ -23,7 +23,6 @@ from pyggml_server.errors import RequestError
 from pyggml_server.fields import Fields
 from pyggml_server.incoming import body_of, client_of, served_by
 from pyggml_server.requests import refuse_unknown, texts
-from pyggml_server.served import Served
 from pyggml_server.streams import PING, answer, begun, event, stream
 from pyggml_server.telling import progress, timings
 
@@ -131,8 +130,8 @@ async def responses(request: Request) -> Response:
         "tools": fields.data.get("tools") or [],
     }
     if asked.options.stream:
-        return stream(await begun(_events(served, running, asked, head)), _failed)
-    return answer(await unless_gone(request, _whole(served, running, asked, head)))
+        return stream(await begun(_events(running, asked, head)), _failed)
+    return answer(await unless_gone(request, _whole(running, asked, head)))
 
 
 def _failed(reason: RequestError) -> bytes:
@@ -179,8 +178,8 @@ def _done(head: dict[str, Any], items: list[dict[str, Any]], text: Text) -> dict
     return {**made, "incomplete_details": {"reason": "max_output_tokens"}} if cut else made
 
 
-async def _whole(served: Served, running: Answer, asked: Chat, head: dict[str, Any]) -> dict[str, Any]:
-    items = [_item(delta) for delta in await all_parts(served, running, asked)]
+async def _whole(running: Answer, asked: Chat, head: dict[str, Any]) -> dict[str, Any]:
+    items = [_item(delta) for delta in await all_parts(running, asked)]
     return _done(head, items, running.texts[0])
 
 
@@ -268,9 +267,9 @@ class _Writer:
         return [*made, self.event("response.output_item.done", output_index=len(self.items) - 1, item=item)]
 
 
-async def _events(served: Served, running: Answer, asked: Chat, head: dict[str, Any]) -> AsyncIterator[bytes]:
+async def _events(running: Answer, asked: Chat, head: dict[str, Any]) -> AsyncIterator[bytes]:
     writer, begins = _Writer(), True
-    async for new in parts(served, running, asked):
+    async for new in parts(running, asked):
         if begins:
             begins = False
             for name in ("response.created", "response.in_progress"):

@@ -184,6 +184,18 @@ def test_requests_before_one_that_is_wrong_are_answered(hasty: Client, behind: b
     assert [int(answer[9:12]) for answer in told] == [200, 200, 200, status]
 
 
+def test_a_stream_that_waits_is_kept_open(model: Model) -> None:
+    ask = {"prompt": "hello", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1, "stream": True}
+    with serving(model, n_slots=1, ping=0.03) as client:
+        batcher = client.served.engine.batcher
+        step = batcher.step
+        batcher.step = lambda: (time.sleep(0.1), step())[1]
+        for path in ("/v1/completions", "/completion", "/v1/chat/completions", "/v1/messages"):
+            for more, pings in (({}, True), ({"sse_ping_interval": -1 if path[1] == "v" else 1}, False)):
+                data = client.raw("POST", path, json.dumps({**ask, **more}).encode())[2]
+                assert bool(re.search(rb"^: ping$|^event: ping$", data, re.MULTILINE)) == pings, (path, more, data)
+
+
 def test_a_connection_keeps_nothing_of_requests_that_are_answered(
     hasty: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,6 +32,7 @@ WRONG: list[tuple[str, dict[str, Any], str | None]] = [
     ("/v1/completions", {"prompt": []}, "prompt"),
     ("/v1/completions", {**COMPLETION, "n_indent": -1}, "n_indent"),
     ("/v1/completions", {**COMPLETION, "n_keep": -2}, "n_keep"),
+    ("/v1/completions", {**COMPLETION, "sse_ping_interval": -2}, "sse_ping_interval"),
     ("/v1/completions", {**COMPLETION, "n_discard": -1}, "n_discard"),
     ("/v1/completions", {**COMPLETION, "t_max_predict_ms": -2}, "t_max_predict_ms"),
     ("/v1/completions", {"prompt": [1, "a", None]}, "prompt"),
