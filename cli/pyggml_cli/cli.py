@@ -25,7 +25,7 @@ from pyggml_cli.sampling import sampler_params
 from pyggml_cli.slots import full, prompt_cache, slot_for
 from pyggml_cli.speculation import Guesses, guesses_for
 from pyggml_cli.terminal import text_for, visible
-from pyggml_cli.text_files import read_text
+from pyggml_cli.text_files import read_bytes, read_text
 from pyggml_cli.verbose_prompt import show_prompt
 
 if TYPE_CHECKING:
@@ -94,10 +94,10 @@ def _prompt(values: Values) -> str:
         raise UsageError("give one of -p, -f and -bf" if given else nothing)
     if values.prompt is not None:
         text = values.prompt
+    elif values.file is not None:
+        text = read_text(values.file, stdin=True).removesuffix("\n")
     else:
-        text = read_text(values.file or values.binary_file, stdin=True)
-        if values.file:
-            text = text.removesuffix("\n")
+        text = read_bytes(values.binary_file, stdin=True).decode("utf-8", "surrogateescape")
     return unescape(text) if values.escape else text
 
 

@@ -439,7 +439,8 @@ def unescape(text: str) -> str:
         else:
             out += ("\\" + mark).encode("utf-8", "surrogateescape")
             i += 2
+    given = any("\udc80" <= c <= "\udcff" for c in text)  # bytes that are no text, which stay
     try:
-        return out.decode("utf-8")
+        return out.decode("utf-8", "surrogateescape" if given else "strict")
     except UnicodeDecodeError:
         raise UsageError(f"{text!r}: its \\x escapes do not make UTF-8 text") from None

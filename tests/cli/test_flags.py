@@ -334,6 +334,8 @@ def test_prompt_files(tmp_path: Path) -> None:
     path.write_bytes(b"a\xff")
     with pytest.raises(UsageError, match="not UTF-8 text: byte 0xff at 1"):
         prompt("-f", str(path))
+    path.write_bytes(b"a\xff\\n")
+    assert prompt("-bf", str(path)) == "a\udcff\n" and prompt("-bf", str(path), "--no-escape") == "a\udcff\\n"
 
 
 def test_rope_flags() -> None:
