@@ -246,7 +246,7 @@ class Llama(HandledChats):
                 model,
                 n_ctx=n_ctx,
                 n_batch=self.n_batch,
-                n_ubatch=min(self.n_batch, n_ubatch),
+                n_ubatch=n_ubatch,
                 type_k=GGMLType.F16 if type_k is None else GGMLType(type_k),
                 type_v=GGMLType.F16 if type_v is None else GGMLType(type_v),
                 flash_attn=flash_attn,
@@ -311,7 +311,7 @@ class Llama(HandledChats):
         """What was asked of the context, under the constructor's names, with sizes and threads as they are; to read."""
         given = {name: value for name, value in self._given.items() if name not in (*OF_MODEL, *OF_NEITHER)}
         given |= {"n_ctx": self._n_ctx, "n_batch": self.n_batch, "embeddings": self._given["embedding"]}
-        given |= {"n_ubatch": min(self.n_batch, self._given["n_ubatch"]), "n_seq_max": 1}
+        given |= {"n_ubatch": min(self.n_batch, self._given["n_ubatch"] or self.n_batch), "n_seq_max": 1}
         return SimpleNamespace(**{**given, "n_threads": self.n_threads, "n_threads_batch": self.n_threads_batch})
 
     @property

@@ -78,7 +78,7 @@ class Context:
     ) -> None:
         """Raises ContextError, DeviceError, UnsupportedError."""
         if n_ctx < 0 or n_batch < 1 or n_ubatch < 0:
-            raise ContextError(f"n_ctx {n_ctx}, n_batch {n_batch}, n_ubatch {n_ubatch}: must not be negative or zero")
+            raise ContextError(f"n_ctx {n_ctx}, n_batch {n_batch}, n_ubatch {n_ubatch}: must be at least 0, 1 and 0")
         if n_ctx > FREE:
             raise ContextError(f"n_ctx {n_ctx}: must be at most {FREE}, as positions have 32 bits")
         if not 1 <= n_seq_max <= MAX_SEQUENCES:

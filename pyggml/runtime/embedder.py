@@ -54,7 +54,7 @@ class Embedder:
     ) -> None:  # fmt: skip
         """Raises ContextError, UnsupportedError, DeviceError."""
         if n_ubatch < 1:
-            raise ContextError(f"n_ubatch {n_ubatch}: must not be negative or zero")
+            raise ContextError(f"n_ubatch {n_ubatch}: must be at least 1")
         modules, keys = model.modules, model.config.pooled
         if modules.encodes:
             raise UnsupportedError(

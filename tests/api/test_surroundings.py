@@ -209,6 +209,8 @@ def test_parameters_to_read(path: Path) -> None:
         ]  # as there, a draft model brings all logits
         with Llama(path, n_ctx=32, n_threads=0, n_threads_batch=0, verbose=False) as as_many:  # as there are
             assert as_many.n_threads == default_threads() and as_many("hi", max_tokens=1)["choices"]
+        with Llama(path, n_ctx=64, n_batch=24, n_ubatch=0, verbose=False) as whole:  # as many as n_batch
+            assert whole.context_params.n_ubatch == whole.context.n_ubatch == 24
         again = pickle.loads(pickle.dumps(Llama(path, n_ctx=32, verbose=False, seed=4)))
         assert again.n_ctx() == 32
 
