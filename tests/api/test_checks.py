@@ -83,15 +83,15 @@ def test_texts_and_states(llm: Llama) -> None:
 def test_what_is_no_cache_and_no_grammar(llm: Llama) -> None:
     for cache in (5, object(), {1}):
         with pytest.raises(ParameterTypeError, match=r"^cache=.*: must be a LlamaCache"):
-            llm.set_cache(cache)  # type: ignore[arg-type]
+            llm.set_cache(cache)
     with pytest.raises(GrammarError, match=r"^grammar: None is no text$"):
-        LlamaGrammar.from_string(None)  # type: ignore[arg-type]
+        LlamaGrammar.from_string(None)
 
 
 def test_values_in_place_of_the_files_are_of_its_kinds(path: Path) -> None:
     for odd in (None, [1], b"x"):
         with pytest.raises(ParameterTypeError, match=r"^kv_overrides=.*: must be a dict of texts, numbers"):
-            Llama(path, kv_overrides={"general.name": odd}, verbose=False)  # type: ignore[dict-item]
+            Llama(path, kv_overrides={"general.name": odd}, verbose=False)
     given = {"llama.attention.layer_norm_rms_epsilon": np.float64(1e-3)}  # a float, as everywhere in Python
     with Llama(path, kv_overrides=given, vocab_only=True, verbose=False) as llm:
         assert float(llm.metadata["llama.attention.layer_norm_rms_epsilon"]) == 1e-3

@@ -327,7 +327,7 @@ def minus_zero(blocks: np.ndarray, x: np.ndarray) -> np.ndarray:
     return blocks
 
 
-TWINS = [
+WRONG_QUANTIZE = [
     (GGMLType.Q1_0, bits_in_reverse),
     (GGMLType.Q2_0, neighbours_in_one_byte),
     (GGMLType.TQ1_0, floor_of_the_digits),
@@ -358,7 +358,7 @@ TWINS = [
 ]
 
 
-@pytest.mark.parametrize(("dtype", "change"), TWINS, ids=lambda v: getattr(v, "name", None) or v.__name__)
+@pytest.mark.parametrize(("dtype", "change"), WRONG_QUANTIZE, ids=lambda v: getattr(v, "name", None) or v.__name__)
 def test_a_wrong_quantize_is_caught(peer, dtype, change):
     check = partial(check_quantize, peer.ggml.quantize_row_ref, mutant_of(dtype, change), dtype)
     with pytest.raises(AssertionError, match="bytes differ"):

@@ -11,22 +11,13 @@ from pyggml_rpc.connection import (
 )
 from pyggml_rpc.errors import RemoteProtocolError
 from pyggml_rpc.wire import HELLO_REPLY, NEWEST, PROTOCOLS, Command, Protocol, Version, pack, pack_header
-from splits import split_at
+from splits import events, split_at
 
 HELLO = pack_header(Command.HELLO, 24) + bytes(24)
 
 
 def feed_client(client: ClientConnection, data: bytes) -> list[Reply | Closed]:
-    events = []
-    while data:
-        space = client.space()
-        count = min(len(space), len(data))
-        space[:count] = data[:count]
-        client.received(count)
-        data = data[count:]
-        while (event := client.next_event()) is not None:
-            events.append(event)
-    return events
+    return list(events(client, data))
 
 
 def framed(body: bytes) -> bytes:
@@ -98,10 +89,10 @@ def test_replies_come_in_the_order_of_requests_however_split() -> None:
         client.request(Command.GET_TENSOR, bytes(312), into=memoryview(memory))
         client.request(Command.GET_TENSOR, bytes(312), into=memoryview(nothing))
         client.request(Command.COPY_TENSOR, bytes(592))
-        events = []
+        found = []
         for i in range(0, len(stream), step):
-            events += feed_client(client, stream[i : i + step])
-        assert [e.command.name for e in events if isinstance(e, Reply)] == [
+            found += feed_client(client, stream[i : i + step])
+        assert [e.command.name for e in found if isinstance(e, Reply)] == [
             "GET_ALIGNMENT",
             "GET_DEVICE_MEMORY",
             "GET_TENSOR",

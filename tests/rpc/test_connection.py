@@ -16,7 +16,7 @@ from pyggml_rpc.connection import (
 )
 from pyggml_rpc.errors import RemoteProtocolError
 from pyggml_rpc.wire import NEWEST, PROTOCOLS, V7, Command, Protocol, Rest, pack_header
-from splits import split_at
+from splits import events, split_at
 
 HELLO = pack_header(Command.HELLO, 24) + bytes(24)
 CASES = [(p, c) for p in PROTOCOLS for c in p.commands if c is not Command.HELLO]
@@ -147,28 +147,21 @@ def test_data_may_be_taken_in_parts(chunk: int) -> None:
     )
     connection, parts, left, others = ServerConnection(), [], [], []
     for i in range(0, len(stream), chunk):
-        rest = stream[i : i + chunk]
-        while rest:
-            space = connection.space()
-            count = min(len(space), len(rest))
-            space[:count] = rest[:count]
-            connection.received(count)
-            rest = rest[count:]
-            while (event := connection.next_event()) is not None:
-                if isinstance(event, Request):
-                    others.append(event.command)
-                    connection.reply(bytes(NEWEST[event.command].reply.itemsize))  # type: ignore[union-attr]
-                    continue
-                assert isinstance(event, TensorHead | TensorBody)
-                assert event.command is Command.SET_TENSOR_2D
-                if isinstance(event, TensorHead):
-                    assert event.body == head and event.record["n_copies"].dtype == np.uint64
-                if isinstance(event, TensorBody):
-                    left.append(event.left)
-                waits = event.size if isinstance(event, TensorHead) else event.left
-                if waits:
-                    parts.append(bytearray(min(30_000, waits)))
-                    connection.receive_into(memoryview(parts[-1]))
+        for event in events(connection, stream[i : i + chunk]):
+            if isinstance(event, Request):
+                others.append(event.command)
+                connection.reply(bytes(NEWEST[event.command].reply.itemsize))  # type: ignore[union-attr]
+                continue
+            assert isinstance(event, TensorHead | TensorBody)
+            assert event.command is Command.SET_TENSOR_2D
+            if isinstance(event, TensorHead):
+                assert event.body == head and event.record["n_copies"].dtype == np.uint64
+            if isinstance(event, TensorBody):
+                left.append(event.left)
+            waits = event.size if isinstance(event, TensorHead) else event.left
+            if waits:
+                parts.append(bytearray(min(30_000, waits)))
+                connection.receive_into(memoryview(parts[-1]))
     assert left == [70_000, 40_000, 10_000, 0] and b"".join(parts) == data
     assert others == [Command.HELLO, Command.DEVICE_COUNT]
 

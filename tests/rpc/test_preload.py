@@ -275,7 +275,7 @@ def test_clients_that_ask_at_once_and_one_that_leaves(kit: Any, server: Server, 
             assert go_on.wait(10)
         return plain(entry, memory)
 
-    preload._read = slow  # type: ignore[method-assign]
+    preload._read = slow
     clients = [kit.Glued(server) for _ in range(4)]
     got: dict[int, bytes | None] = {}
 

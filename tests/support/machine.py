@@ -47,8 +47,8 @@ def forget() -> None:
 
 
 # What an example draws within it is a new strategy each time, which hypothesis examines anew but for the few kinds that it
-# keeps itself: half of the time of tests/ops/test_supports.py.
-KEPT = 20_000
+# keeps itself: two fifths of the time of tests/ops/test_supports.py.
+MOST_MADE = 20_000
 """Strategies of one kind; then they are made anew."""
 _sampled_from, _composite = strategies.sampled_from, strategies.composite
 _PLAIN = (int, str, bytes, type(None), Enum)
@@ -65,7 +65,7 @@ def _same(value: Any) -> Any:
     return type(value), value
 
 
-def kept(make: Callable[..., strategies.SearchStrategy[Any]]) -> Callable[..., strategies.SearchStrategy[Any]]:
+def made_once(make: Callable[..., strategies.SearchStrategy[Any]]) -> Callable[..., strategies.SearchStrategy[Any]]:
     """A function that makes strategies makes one of each for arguments that are plain values."""
     made: dict[Any, strategies.SearchStrategy[Any]] = {}
 
@@ -76,7 +76,7 @@ def kept(make: Callable[..., strategies.SearchStrategy[Any]]) -> Callable[..., s
         except TypeError:
             return make(*args, **options)
         if (found := made.get(key)) is None:
-            if len(made) >= KEPT:
+            if len(made) >= MOST_MADE:
                 made.clear()
             found = made[key] = make(*args, **options)
         return found
@@ -84,5 +84,5 @@ def kept(make: Callable[..., strategies.SearchStrategy[Any]]) -> Callable[..., s
     return one
 
 
-strategies.sampled_from = kept(_sampled_from)
-strategies.composite = lambda function: kept(_composite(function))
+strategies.sampled_from = made_once(_sampled_from)
+strategies.composite = lambda function: made_once(_composite(function))
