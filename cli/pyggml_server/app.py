@@ -102,9 +102,8 @@ def application(routes: Sequence[Route], settings: Settings) -> Starlette:
             Exception: _own_fault,
         },
     )
-    app.router.redirect_slashes = (
-        False  # it would lead to where the request's Host says, by the scheme that a proxy in between speaks
-    )
+    # a redirection would lead to where the request's Host says, by the scheme that a proxy in between speaks
+    app.router.redirect_slashes = False
     return app
 
 

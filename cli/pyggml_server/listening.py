@@ -12,9 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 BACKLOG = 128  # connections that wait to be accepted; asyncio accepts them all at once
-LATE = (
-    4 * BACKLOG
-)  # connections too many that are open at once at most, as one is accepted, refused and closed in steps
+LATE = 4 * BACKLOG
+"""Connections too many that are open at once at most, as one is accepted, refused and closed in steps."""
 
 
 class Accepted:

@@ -17,9 +17,8 @@ from typing import NamedTuple
 KEEPALIVE_IDLE = 60  # seconds until the kernel asks a silent machine whether it still exists
 KEEPALIVE_AGAIN, KEEPALIVE_TIMES = 10, 6  # then it asks again and again
 SILENT = float(KEEPALIVE_IDLE + KEEPALIVE_AGAIN * KEEPALIVE_TIMES)  # seconds, after which it gives such a machine up
-UNHEARD = (
-    30.0  # seconds after which a machine is asked whether it still exists, while what was sent is not acknowledged
-)
+UNHEARD = 30.0
+"""Seconds after which a machine is asked whether it still exists, while what was sent is not acknowledged."""
 LOOKS = 6  # in the time after which a machine is asked; it has until the next look to answer
 _FIELDS = struct.Struct("=2xBB20xI24xII84xI80xI")  # to tcpi_snd_wnd, which Linux has since 5.4
 _NO_ANSWER = (  # of connect
