@@ -21,7 +21,7 @@ PACKAGES = {
 LAYERS = (
     ("pyggml.errors", "pyggml.number_text", "pyggml.prefix", "pyggml.regular_file"),
     ("pyggml.cachedir", "pyggml.steps"),
-    ("pyggml.default_model", "pyggml.grammar", "pyggml.sources", "pyggml.atomic_file"),
+    ("pyggml.default_model", "pyggml.grammar", "pyggml.sources", "pyggml.quick_numba", "pyggml.atomic_file"),
     ("pyggml.dtypes", "pyggml.jit", "pyggml.sampler", "pyggml.chat"),
     ("pyggml.tensor", "pyggml.simd", "pyggml.gguf"),
     ("pyggml.ops", "pyggml.graph", "pyggml.quants"),
@@ -42,7 +42,7 @@ RANK = {unit: i for i, layer in enumerate(LAYERS) for unit in layer}
 
 # Libraries that only some modules may import, themselves or what is below them.
 ALLOWED_IMPORTERS = {
-    "numba": ("pyggml.jit", "pyggml.simd", "pyggml.kernels.cuda.device"),
+    "numba": ("pyggml.jit", "pyggml.simd", "pyggml.kernels.cuda.device", "pyggml.quick_numba"),
     "llvmlite": ("pyggml.jit", "pyggml.simd", "pyggml.kernels.cuda.device"),
     "cuda": ("pyggml.backend.cuda.driver", "pyggml.backend.cuda.toolkit", "pyggml.kernels.cuda.device"),
     "socket": (

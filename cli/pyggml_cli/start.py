@@ -1,9 +1,11 @@
 """Where the installed commands begin: a function each, before anything that takes time is imported.
 
 Owns what Ctrl-C does until a command can catch it. While modules are imported nobody can, and Python would show where it was; so
-the system's own action ends the process, without a word, until `interruptible` takes over.
+the system's own action ends the process, without a word, until `interruptible` takes over. Owns the settings of libraries
+that are read while they are imported.
 """
 
+import os
 import signal
 
 
@@ -13,8 +15,15 @@ def plain_ctrl_c() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def no_blas_threads() -> None:
+    """NumPy's OpenBLAS starts a thread for each core when it is imported, which takes longer than the import, and no command
+    multiplies matrices with it."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
 def _run(module: str) -> int:
     plain_ctrl_c()
+    no_blas_threads()
     from importlib import import_module
 
     code: int = import_module(f"pyggml_cli.{module}").main()

@@ -139,11 +139,14 @@ def prepare(specs: Iterable[Spec]) -> list[Job]:
 
 
 def assembly(spec: Spec) -> str:
-    """The machine code of a kernel as text; compiled in this process unless the text is kept on disk. Raises as `ensure`."""
+    """The machine code of a kernel as text; compiled in this process unless the text is kept on disk, and then the kernel is
+    kept too. Raises as `ensure`."""
     text = store.load_assembly(spec)
     if text is None:
-        text = compiling.assembly(spec)
+        code, text = compiling.with_assembly(spec)
         store.save_assembly(spec, text)
+        if store.load(spec) is None:
+            store.save(spec, code)
     return text
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from pyggml.errors import DeviceError
 from pyggml.jit import machine
 from pyggml.jit.spec import Spec, parse
+from pyggml.quick_numba import no_collector
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -41,7 +42,9 @@ def _numba() -> Any:
 
 def device(function: F) -> F:
     """Compile a building block that kernels inline."""
-    inlined: Any = _numba().njit(forceinline=True, error_model="numpy")(function)
+    inlined: Any = _numba().njit(forceinline=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(
+        function
+    )
     return inlined  # type: ignore[no-any-return]
 
 
@@ -57,10 +60,10 @@ def compile_spec(spec: Spec) -> Code:
     return _compile(spec)[0]
 
 
-def assembly(spec: Spec) -> str:
-    """The machine code of a kernel as text, compiled anew."""
-    text: str = _compile(spec)[1].get_asm_str()
-    return text
+def with_assembly(spec: Spec) -> tuple[Code, str]:
+    """As `compile_spec`, and the machine code as text."""
+    code, library = _compile(spec)
+    return code, library.get_asm_str()
 
 
 def _compile(spec: Spec) -> tuple[Code, Any]:
@@ -74,7 +77,7 @@ def _compile(spec: Spec) -> tuple[Code, Any]:
     result, args = parse(spec.signature)
     # inlined into the C entry point, where the constant status makes the error path (and its symbols) go away
     options = {"nopython": True, "error_model": "numpy", "forceinline": True}
-    with global_compiler_lock:
+    with global_compiler_lock, no_collector():
         compiled: Any = CFunc(function, (tuple(kinds[a] for a in args), kinds[result]), {}, options)
         cres = compiled._compile_uncached()
         library = cres.library

@@ -26,6 +26,7 @@ from pyggml.jit import compiling, machine
 from pyggml.jit.added import modules_of
 from pyggml.jit.compiling import Code
 from pyggml.jit.spec import Spec
+from pyggml.quick_numba import quicken
 
 _HEAD = struct.Struct("<BII")  # kind of answer, bytes of two parts
 _READY, _CODE, _ERROR = range(3)
@@ -151,6 +152,7 @@ def serve() -> None:
         try:
             for module in modules:
                 importlib.import_module(module)
+            quicken("numba")
             code = compiling.compile_spec(spec)
         except Exception as error:
             said = traceback.format_exc()

@@ -139,14 +139,15 @@ def test_assembly_is_kept_as_code_is(restart: Callable[[], None], monkeypatch: p
     assert all("retq" in text for text in texts) and texts[0] != texts[1]
     compiled: list[Spec] = []
 
-    def compile_anew(spec: Spec) -> str:
+    def compile_anew(spec: Spec) -> tuple[compiling.Code, str]:
         compiled.append(spec)
-        return texts[numbers(2).index(spec)]
+        return compiling.Code("none", b""), texts[numbers(2).index(spec)]
 
-    monkeypatch.setattr(compiling, "assembly", compile_anew)
+    monkeypatch.setattr(compiling, "with_assembly", compile_anew)
     restart()
     assert [jit.assembly(one), jit.assembly(other)] == texts and not compiled
-    jit.ensure([other])
+    assert [jit.function(s)(5) for s in (one, other)] == [5, 6]
+    assert (jit.Counts.compiled, jit.Counts.loaded) == (0, 2), "what is compiled for its text is kept as a kernel too"
     first, second = (store.folder().path / store.file_name(spec, "s") for spec in (one, other))
     whole = first.read_bytes()
     code = second.with_suffix(".o").read_bytes()

@@ -8,29 +8,13 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 
 import assembly
+import hot_kernels
 import pytest
-from levels import HERE, TARGETS, Key, assembly_at
+from hot_kernels import CORE, QUANTS, REST
+from levels import HERE, TARGETS, Key
 
 from pyggml import jit
 
-QUANTS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K")
-SCORES, WEIGH, MANY = ("scores", ("f16", 3)), ("weigh", ("f16", 3)), ("attention_tile", ())
-CORE: tuple[Key, ...] = (
-    *(("matvec", (t,)) for t in ("F16", "Q4_1", "Q8_0")),
-    *(("tile", (t,)) for t in ("Q4_1", "Q8_0")),
-    SCORES,
-    WEIGH,
-    MANY,
-)
-REST: tuple[Key, ...] = (
-    *(("matvec", (t,)) for t in ("F32", "BF16", "Q4_0", "Q5_0", "Q5_1")),
-    *(("tile", (t,)) for t in ("F32", "F16", "BF16", "Q4_0", "Q5_0", "Q5_1", "Q4_K")),
-)
-FACTORY = {  # others: kernel "rows" of the module with that name
-    "scores": ("attention_rows", "scores"),
-    "weigh": ("attention_rows", "weigh"),
-    "attention_tile": ("attention_tile", "tiled"),
-}
 LEVELS = [
     pytest.param(level, marks=pytest.mark.skipif(
         jit.LEVELS.index(level) > jit.LEVELS.index(jit.level()) or "x86_64" not in jit.llvm.get_default_triple(),
@@ -73,9 +57,8 @@ SPILLS = {  # vector instructions of the hot loop that touch the stack, as a sha
 
 def compiled(kernels: tuple[Key, ...]) -> dict[str, dict[Key, str]]:
     """Level -> kernel -> assembly, from one process a level."""
-    request = [(name, *FACTORY.get(name, (name, "rows")), args) for name, args in kernels]
     with ThreadPoolExecutor(2) as pool:
-        return dict(zip(HERE, pool.map(lambda level: assembly_at(level, request), HERE), strict=True))
+        return dict(zip(HERE, pool.map(lambda level: hot_kernels.assembly(level, kernels), HERE), strict=True))
 
 
 @pytest.fixture(scope="module")

@@ -62,7 +62,9 @@ if __name__ == "__main__":
     from pyggml import jit
     from pyggml.dtypes import GGMLType
     from pyggml.kernels.cpu import attention, matmul
+    from pyggml.quick_numba import quicken
 
+    quicken("numba")
     found = {}
     for name, module, factory, args in ast.literal_eval(sys.stdin.read()):
         if module == "tile":

@@ -47,6 +47,67 @@ _PLACES = {
 _SHUFFLES = {"shuffle_xor": 1, "shuffle": 2}
 
 
+_CHECK = (
+    "@emu_ranges = external global i64",
+    "declare void @emu_check(i64, i32, i32)",
+    """define internal void @emu_checked(i64 %a, i32 %size, i32 %kind) alwaysinline {
+%n = zext i32 %size to i64
+%mask = sub i64 %n, 1
+%odd = and i64 %a, %mask
+%even = icmp eq i64 %odd, 0
+%hit = load i64, ptr getelementptr (i64, ptr @emu_ranges, i64 1)
+%at = shl i64 %hit, 1
+%range = getelementptr i64, ptr getelementptr (i64, ptr @emu_ranges, i64 2), i64 %at
+%from = load i64, ptr %range
+%second = getelementptr i64, ptr %range, i64 1
+%to = load i64, ptr %second
+%end = add i64 %a, %n
+%above = icmp sle i64 %from, %a
+%below = icmp sle i64 %end, %to
+%inside = and i1 %above, %below
+%good = and i1 %even, %inside
+br i1 %good, label %done, label %other
+other:
+call void @emu_check(i64 %a, i32 %size, i32 %kind)
+br label %done
+done:
+ret void
+}""",
+)
+"""`emu_checked`: most addresses lie in the range that the last one lay in; the others are emu_check's."""
+_SHARED = (
+    "@emu_window = external global i8",
+    "declare i64 @emu_shared(i32, i32, i32)",
+    """define internal i64 @emu_shared_at(i32 %a, i32 %size, i32 %kind) alwaysinline {
+%at = sub i32 %a, """
+    f"{SHARED_BASE}"
+    """
+%mask = sub i32 %size, 1
+%odd = and i32 %at, %mask
+%even = icmp eq i32 %odd, 0
+%bytes = load i32, ptr getelementptr (i32, ptr @emu_place, i64 8)
+%most = sub i32 %bytes, %size
+%above = icmp sge i32 %at, 0
+%below = icmp sle i32 %at, %most
+%inside = and i1 %above, %below
+%good = and i1 %even, %inside
+br i1 %good, label %own, label %other
+own:
+%wide = zext i32 %at to i64
+%window = ptrtoint ptr @emu_window to i64
+%here = add i64 %window, %wide
+br label %done
+other:
+%there = call i64 @emu_shared(i32 %a, i32 %size, i32 %kind)
+br label %done
+done:
+%r = phi i64 [ %here, %own ], [ %there, %other ]
+ret i64 %r
+}""",
+)
+"""`emu_shared_at`: the host's address of a place in shared memory; what is wrong with it emu_shared says."""
+
+
 class EmulatorError(AssertionError):
     """A kernel did what no kernel may do."""
 
@@ -78,17 +139,11 @@ def body(intrinsic: Intrinsic) -> tuple[str, tuple[str, ...]]:
     if name == "round_down":
         return "%r = call float @llvm.floor.f32(float %a0)\nret float %r", ("declare float @llvm.floor.f32(float)",)
     if name == "add_i32":
-        lines = (
-            f"call void @emu_check(i64 %a0, i32 4, i32 {STORE})\n%p = inttoptr i64 %a0 to ptr\n%r = load i32, ptr %p\n"
-        )
-        return f"{lines}%s = add i32 %r, %a1\nstore i32 %s, ptr %p\nret i32 %r", (
-            "declare void @emu_check(i64, i32, i32)",
-        )
+        lines = f"call void @emu_checked(i64 %a0, i32 4, i32 {STORE})\n%p = inttoptr i64 %a0 to ptr\n%r = load i32, ptr %p\n"
+        return f"{lines}%s = add i32 %r, %a1\nstore i32 %s, ptr %p\nret i32 %r", _CHECK
     if name == "sadd_i32":
-        lines = f"%w = call i64 @emu_shared(i32 %a0, i32 4, i32 {STORE})\n%p = inttoptr i64 %w to ptr\n%r = load i32, ptr %p\n"
-        return f"{lines}%s = add i32 %r, %a1\nstore i32 %s, ptr %p\nret i32 %r", (
-            "declare i64 @emu_shared(i32, i32, i32)",
-        )
+        lines = f"%w = call i64 @emu_shared_at(i32 %a0, i32 4, i32 {STORE})\n%p = inttoptr i64 %w to ptr\n%r = load i32, ptr %p\n"
+        return f"{lines}%s = add i32 %r, %a1\nstore i32 %s, ptr %p\nret i32 %r", _SHARED
     if name == "rcp":
         return "%r = fdiv float 1.0, %a0\nret float %r", ()
     if name.rpartition("_")[0] in _SHUFFLES:
@@ -112,13 +167,9 @@ def _memory(intrinsic: Intrinsic, is_global: bool) -> tuple[str, tuple[str, ...]
     text = re.sub(r"to [^\n]*?\*", "to ptr", text)
     text = re.sub(r"(load|store) ([^,]*), [^%]*? %p", r"\1 \2, ptr %p", text)
     if is_global:
-        return f"call void @emu_check(i64 %a0, i32 {size[1]}, i32 {kind})\n{text}", (
-            "declare void @emu_check(i64, i32, i32)",
-        )
+        return f"call void @emu_checked(i64 %a0, i32 {size[1]}, i32 {kind})\n{text}", _CHECK
     text = text.replace("inttoptr i32 %a0", "inttoptr i64 %window")
-    return f"%window = call i64 @emu_shared(i32 %a0, i32 {size[1]}, i32 {kind})\n{text}", (
-        "declare i64 @emu_shared(i32, i32, i32)",
-    )
+    return f"%window = call i64 @emu_shared_at(i32 %a0, i32 {size[1]}, i32 {kind})\n{text}", _SHARED
 
 
 def _helper(intrinsic: Intrinsic) -> tuple[str, tuple[str, ...]]:

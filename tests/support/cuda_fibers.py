@@ -55,6 +55,8 @@ class Machine:
         self.cpu, self.features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
         self.target = host.create_target_machine(cpu=self.cpu, features=self.features, opt=2, jit=True)
         llvm.add_symbol("emu_place", self.place.ctypes.data)
+        llvm.add_symbol("emu_ranges", self.ranges.ctypes.data)
+        llvm.add_symbol("emu_window", self.shared_at)
         llvm.add_symbol("emu_parameters", self.kernel.ctypes.data + 8)
         self.engines: list[Any] = []
         self.helpers: dict[str, Any] = {}  # those of intrinsics, by name: what compiles them
@@ -106,7 +108,7 @@ class Machine:
         switch = (
             "pushq %rbp\\0Apushq %rbx\\0Apushq %r12\\0Apushq %r13\\0Apushq %r14\\0Apushq %r15\\0A"
             "movq %rsp, (%rdi)\\0Amovq (%rsi), %rsp\\0A"
-            "popq %r15\\0Apopq %r14\\0Apopq %r13\\0Apopq %r12\\0Apopq %rbx\\0Apopq %rbp\\0Aretq"
+            "popq %r15\\0Apopq %r14\\0Apopq %r13\\0Apopq %r12\\0Apopq %rbx\\0Apopq %rbp\\0Apopq %rcx\\0Ajmpq *%rcx"
         )
         contexts, main = self.contexts.ctypes.data, self.contexts.ctypes.data + 8 * MAX_THREADS
         return self.link(f"""

@@ -30,11 +30,14 @@ def environment(level: str) -> dict[str, str]:
     return {**os.environ, "NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
 
 
-def at_level(level: str, *args: str, text: str = "", timeout: float = 900) -> str:
-    """Standard output of a Python process at that level, which reads `text`."""
-    done = subprocess.run(
-        [sys.executable, *args], env=environment(level), input=text, capture_output=True, text=True, timeout=timeout
-    )
+def at_level(level: str, *args: str, timeout: float = 900) -> str:
+    """Standard output of a Python process at that level. At this machine's own one it runs the kernels of its very CPU,
+    as any process here does."""
+    return _run(level, args, dict(os.environ) if level == jit.level() else environment(level), "", timeout)
+
+
+def _run(level: str, args: Sequence[str], env: dict[str, str], text: str, timeout: float) -> str:
+    done = subprocess.run([sys.executable, *args], env=env, input=text, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, f"{level}: exit code {done.returncode}: {done.stderr[-3000:]}"
     return done.stdout
 
@@ -44,8 +47,9 @@ Key = tuple[str, tuple[str | int, ...]]
 
 def assembly_at(level: str, kernels: Sequence[tuple[str, str, str, tuple[str | int, ...]]]) -> dict[Key, str]:
     """Assembly of kernels by the name that they are given here and their arguments; each a name, module, factory,
-    arguments."""
-    printed = at_level(level, str(Path(__file__).with_name("assembly.py")), text=repr(list(kernels)))
+    arguments. It is that of the level's TARGETS on every machine."""
+    script = str(Path(__file__).with_name("assembly.py"))
+    printed = _run(level, [script], environment(level), repr(list(kernels)), 900)
     found_level, texts = ast.literal_eval(printed)
     assert found_level == level
     return dict(texts)

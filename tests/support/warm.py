@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import every_kernel
+import hot_kernels
 from levels import HERE, at_level
 from peer_build import PeerMissing, ensure_peer, ensure_smollm2
 from peer_programs import ensure_programs
@@ -40,6 +41,7 @@ def cpu_kernels() -> None:
 
     def compiled(level: str) -> None:
         start = time.monotonic()
+        hot_kernels.assembly(level, hot_kernels.CORE + hot_kernels.REST)  # first: what is compiled for its text is kept
         results = str(Path(folder) / f"{level}.npz")
         at_level(level, every_kernel.__file__, results, *map(str, turn(level)), timeout=3600)
         print(f"CPU kernels at {level}: {time.monotonic() - start:.0f} s", flush=True)

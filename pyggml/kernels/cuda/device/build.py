@@ -18,6 +18,7 @@ from numba.cuda.compiler import _compile_pyfunc_with_fixup
 from pyggml.kernels.cuda.device.intrinsic import INTRINSICS, PREFIX, Intrinsic
 from pyggml.kernels.cuda.launch_args import fields
 from pyggml.kernels.cuda.spec import EARLY, Spec, make
+from pyggml.quick_numba import no_collector, quicken
 
 ENTRY = "pyggml_kernel"
 NEWEST = (9, 0)
@@ -46,7 +47,8 @@ class Kernel(NamedTuple):
 def front_end(function: Any) -> Kernel:
     """Type and lower a function that `launch_args.entry` has made a kernel."""
     kinds = tuple(kind for _, kind in fields(function.args))
-    with warnings.catch_warnings():
+    quicken("numba.cuda")
+    with warnings.catch_warnings(), no_collector():
         warnings.simplefilter("ignore")
         library, _ = _compile_pyfunc_with_fixup(
             function, types.void(*(_TYPES[k] for k in kinds)), device=False, cc=NEWEST, abi="numba", fastmath=False
