@@ -2,9 +2,11 @@
 
 import functools
 import hashlib
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from pyggml.cachedir import PrivateFolder
 
@@ -29,6 +31,37 @@ def kept(name: str, make: Callable[[], bytes], *folder: str) -> bytes:
         place.write(name, _seal(made) + made)
         place.tidy(re.compile(".*"), name, FORGET_AFTER)
     return made
+
+
+class Answers:
+    """What a slow program says to many small questions, in one file. `depends`: all that answers depend on beside the
+    question."""
+
+    MOST = 200_000
+    """So many are kept; of more, those that this run has asked for."""
+
+    def __init__(self, name: str, depends: str, *folder: str) -> None:
+        self._place = PrivateFolder(*folder)
+        self._name = f"{name}-{hashlib.sha256(depends.encode()).hexdigest()[:32]}.json"
+        data = self._place.read(self._name) or b""
+        self._before: dict[str, str] = json.loads(data[SEAL:]) if _seal(data[SEAL:]) == data[:SEAL] else {}
+        self._asked: dict[str, str] = {}
+
+    def get(self, question: str, make: Callable[[], Any]) -> Any:
+        """The answer, as JSON gives it back; `make` is called where there is none."""
+        key = hashlib.sha256(question.encode()).hexdigest()[:32]
+        found = self._asked.get(key) or self._before.get(key)
+        self._asked[key] = found = json.dumps(make()) if found is None else found
+        return json.loads(found)
+
+    def write(self) -> None:
+        """Keep what is new."""
+        if self._asked.keys() <= self._before.keys():
+            return
+        known = self._before | self._asked
+        data = json.dumps(known if len(known) <= self.MOST else self._asked).encode()
+        self._place.write(self._name, _seal(data) + data)
+        self._place.tidy(re.compile(rf"{re.escape(self._name[:-37])}.*"), self._name, FORGET_AFTER)
 
 
 def file_digest(path: Path) -> str:

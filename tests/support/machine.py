@@ -22,11 +22,13 @@ if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
     libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
     libc.mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD, the most that it takes
 
-from pyggml.backend import host
+from pyggml.backend import host, thread_pool
 
 SEVERAL_THREADS = ("backend", "cuda", "jit", "kernels", "lowering", "ops", "simd")
 """Folders whose tests compute with a thread a core where they name no number. So do the others where one process runs tests;
 where there is one a core (pytest-xdist) each computes with its share: threads that wait for each other take a sixth of the time."""
+if "PYTEST_XDIST_WORKER" in os.environ:
+    thread_pool.IDLE_YIELDS = 0  # threads without work sleep at once: other processes have some for the core
 CORES = host.default_threads()
 _threads = CORES
 host.default_threads = lambda: _threads  # others import it by its name

@@ -5,9 +5,10 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from hypothesis import strategies as st
+from kept import Answers, file_digest
 from peer import Peer
 
 from pyggml.gguf import GGUFFile
@@ -178,33 +179,69 @@ for line in sys.stdin:
 
 
 class Stock:
-    def __init__(self, peer: Peer) -> None:
+    """The stock library, asked ("tokenize", path, text, add_special, parse_special) and the like. What it has answered to a
+    run of `test` before it is not asked again; its process starts with the first question that is new. Ends with a `with`."""
+
+    def __init__(self, peer: Peer, test: str) -> None:
         command = [sys.executable, "-c", STOCK]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=peer.env
-        )
+        self._begin(command, peer.env, Path(test).stem, f"{peer.site.parent.name} {STOCK}")
+
+    def _begin(self, command: list[str], env: dict[str, str] | None, name: str, depends: str) -> None:
+        self._command, self._env = command, env
+        self._answers = Answers(name, depends, "peer", "answers")
+        self._started: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._answers.write()
+        if self._started is not None:
+            with self._started as process:
+                assert process.stdin
+                process.stdin.close()
+
+    @property
+    def process(self) -> "subprocess.Popen[str]":
+        if self._started is None:
+            pipe, null = subprocess.PIPE, subprocess.DEVNULL
+            self._started = subprocess.Popen(
+                self._command, stdin=pipe, stdout=pipe, stderr=null, text=True, env=self._env
+            )
+        return self._started
 
     def __call__(self, function: str, path: Path, *args: Any) -> Any:
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps([function, str(path), *args]) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+        question = json.dumps([function, file_digest(path), *args])
+        return self._answers.get(question, lambda: self._ask(function, path, *args))
+
+    def _ask(self, function: str, path: Path, *args: Any) -> Any:
+        return json.loads(self._line(json.dumps([function, str(path), *args])))
+
+    def _line(self, line: str) -> str:
+        process = self.process
+        assert process.stdin and process.stdout
+        process.stdin.write(line + "\n")
+        process.stdin.flush()
+        answer = process.stdout.readline()
+        assert answer.endswith("\n"), f"the process ended: {process.wait(10)}"
+        return answer
 
 
-class NewestStock:
-    """llama.cpp of protocol 8.0.0, asked as Stock is."""
+class NewestStock(Stock):
+    """llama.cpp of protocol 8.0.0."""
 
-    def __init__(self, driver: Path) -> None:
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen([driver], stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
+    def __init__(self, driver: Path, test: str) -> None:
+        self._begin([str(driver)], None, Path(test).stem, driver.name)
 
-    def __call__(self, function: str, path: Path, *args: Any) -> Any:
+    def _ask(self, function: str, path: Path, *args: Any) -> Any:
         if function == "tokenize_all":
-            return [self("tokenize", path, text, *args[1:]) for text in args[0]]
+            return [self._ask("tokenize", path, text, *args[1:]) for text in args[0]]
         if function == "tokenize":
             text, add, parse = args
-            return [int(i) for i in self._ask(f"tokenize {path} {int(add)} {int(parse)} .{text.encode().hex()}")]
-        n, bos, eos, sep, pad, nl, *rest = self._ask(f"describe {path}")
+            return [
+                int(i) for i in self._line(f"tokenize {path} {int(add)} {int(parse)} .{text.encode().hex()}").split()
+            ]
+        n, bos, eos, sep, pad, nl, *rest = self._line(f"describe {path}").split()
         add, rest = rest[:3], rest[3:]
         tokens = [rest[4 * i : 4 * i + 4] for i in range(int(n))]
         digests = []
@@ -222,14 +259,6 @@ class NewestStock:
             "control": [i for i, one in enumerate(tokens) if one[1] == "1"],
             "pieces": digests,
         }
-
-    def _ask(self, line: str) -> list[str]:
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        assert answer.endswith("\n"), f"the driver ended: {self.process.wait(10)}"
-        return answer.split()
 
 
 def describe(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -60,10 +60,8 @@ def test_reference_cases(name: str, vocab_file) -> None:
 
 @pytest.fixture(scope="module")
 def stock(peer: Peer):
-    stock = Stock(peer)
-    with stock.process:
+    with Stock(peer, __file__) as stock:
         yield stock
-        stock.process.stdin.close()
 
 
 @pytest.mark.parametrize("name", ["smollm2", "gpt-neox", *(v for v in VOCABS if v != "qwen35")])

@@ -18,13 +18,8 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stock(peer: Peer) -> Iterator[Stock]:
-    stock = Stock(peer)
-    yield stock
-    stock.process.kill()
-    stock.process.wait()
-    for stream in (stock.process.stdin, stock.process.stdout):
-        if stream is not None:
-            stream.close()
+    with Stock(peer, __file__) as stock:
+        yield stock
 
 
 def test_its_tokens_are_described_alike(path: Path, stock: Stock) -> None:

@@ -41,10 +41,8 @@ SPACE = "\u2581"
 
 @pytest.fixture(scope="module")
 def stock(newest: Newest) -> Iterator[NewestStock]:
-    stock = NewestStock(ensure_driver(Programs(newest.bin, newest.source), DRIVER))
-    with stock.process:
+    with NewestStock(ensure_driver(Programs(newest.bin, newest.source), DRIVER), __file__) as stock:
         yield stock
-        stock.process.stdin.close()
 
 
 @pytest.fixture(scope="module")

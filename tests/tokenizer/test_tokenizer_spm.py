@@ -30,10 +30,8 @@ def vocab_file(peer: Peer):
 
 @pytest.fixture(scope="module")
 def stock(peer: Peer):
-    stock = Stock(peer)
-    with stock.process:
+    with Stock(peer, __file__) as stock:
         yield stock
-        stock.process.stdin.close()
 
 
 @pytest.fixture(scope="session")
