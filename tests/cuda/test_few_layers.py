@@ -161,7 +161,7 @@ class Chain:
     """A LayerBuilder of four layers of two nodes, of which the second stands for those behind it, and one node behind all."""
 
     def __init__(self) -> None:
-        buffer = CPUDevice().alloc_buffer(1 << 16)
+        buffer = recording().alloc_buffer(1 << 16)
         self.leafs = [[Tensor(F32, (8,), name=f"w{i}")] for i in range(6)]
         for i, (leaf,) in enumerate(self.leafs):
             buffer.place(leaf, 4096 * i)

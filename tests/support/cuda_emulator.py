@@ -8,6 +8,7 @@ import bisect
 import ctypes
 import functools
 import json
+import mmap
 import multiprocessing
 import os
 import re
@@ -308,7 +309,8 @@ class EmulatedGPU:
     def alloc(self, size: int) -> int:
         if size > self.memory()[0]:
             raise DeviceError(f"{self.name}: cannot allocate {size} bytes")
-        block = np.full(size + 256, 0xFF, np.uint8)  # whoever reads what nobody wrote shall see NaNs
+        block = np.frombuffer(mmap.mmap(-1, size + 256), np.uint8)  # addresses as large as a GPU's, beyond all sizes
+        block[:] = 0xFF  # whoever reads what nobody wrote shall see NaNs
         address = -(-block.ctypes.data // 256) * 256
         self.allocations[address] = block
         bisect.insort(self.starts, address)

@@ -102,6 +102,11 @@ def sdist(root: Path, project: str = PROJECT, version: str = VERSION, name: str 
     return archive
 
 
+def unpack(tar: tarfile.TarFile, folder: Path, members: list[tarfile.TarInfo]) -> None:
+    """With the filter against paths that lead elsewhere, where this Python has it (3.11.4)."""
+    tar.extractall(folder, members, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+
+
 def vendor(root: Path) -> Path:
     """vendor/llama.cpp of the source distribution, with VENDOR_PARTS; models/ holds vocabularies and token lists."""
     home = root / SDIST
@@ -111,7 +116,7 @@ def vendor(root: Path) -> Path:
             fresh = root / f"{SDIST}.{os.getpid()}"
             stack.callback(shutil.rmtree, fresh, ignore_errors=True)
             wanted = tuple(f"{prefix}{part}" for part in VENDOR_PARTS)
-            tar.extractall(fresh, [m for m in tar if m.name.startswith(wanted)], filter="data")
+            unpack(tar, fresh, [m for m in tar if m.name.startswith(wanted)])
             shutil.rmtree(home, ignore_errors=True)  # of a time when fewer parts were wanted
             (fresh / SDIST).rename(home)
     return home / "vendor" / "llama.cpp"

@@ -12,7 +12,7 @@ import tarfile
 from pathlib import Path
 from typing import NamedTuple
 
-from peer_build import WITHOUT_AMX, Say, cpu_key, locked, needs_linux_and_a_compiler, pip, sdist, to_stderr
+from peer_build import WITHOUT_AMX, Say, cpu_key, locked, needs_linux_and_a_compiler, pip, sdist, to_stderr, unpack
 
 from pyggml.cachedir import cache_dir
 
@@ -51,7 +51,7 @@ def source(root: Path) -> Path:
         try:
             with tarfile.open(sdist(root, PROJECT, VERSION, SDIST)) as tar:
                 wanted = [m for m in tar if m.name.startswith(SOURCE) and WANTED.match(m.name, len(SOURCE))]
-                tar.extractall(fresh, wanted, filter="data")
+                unpack(tar, fresh, wanted)
             (fresh / SDIST).rename(home)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
