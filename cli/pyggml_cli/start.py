@@ -16,8 +16,8 @@ def plain_ctrl_c() -> None:
 
 
 def no_blas_threads() -> None:
-    """NumPy's OpenBLAS starts a thread for each core when it is imported, which takes longer than the import, and no command
-    multiplies matrices with it."""
+    """NumPy's OpenBLAS starts a thread for each core when it is imported, which on two cores doubles what the import takes of
+    the processor, and no command multiplies matrices with it."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 

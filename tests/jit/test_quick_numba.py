@@ -22,7 +22,15 @@ import sys
 from pyggml import quick_numba
 if sys.argv[1] == "plain":
     quick_numba.quicken = lambda package: None
+if sys.argv[1] == "wrong":  # operators are remembered by how many numbers they take, not of which types
+    text = open(quick_numba.__file__).read()
+    assert text.count("found[args]") == 2 and text.count("args not in found") == 1
+    text = text.replace("found[args]", "found[len(args)]").replace("args not in found", "len(args) not in found")
+    exec(text, vars(quick_numba))
 quick_numba.quicken(sys.argv[2])
+import importlib
+changed = hasattr(importlib.import_module(sys.argv[2] + ".core.ir").Loc, "__deepcopy__")
+assert changed == (sys.argv[1] != "plain"), sys.argv
 """
 MAKE_CPU = f"""{MAKE}
 import re
@@ -52,10 +60,17 @@ def made(way: str, package: str, script: str, *depends: str) -> str:
     return kept(name, lambda: run(script, way, package).encode(), "quick").decode()
 
 
+def of_cpus(way: str) -> str:
+    return made(way, "numba", MAKE_CPU, store.folder().path.name, *(store.file_name(spec) for spec in CPU))
+
+
 def test_kernels_of_cpus() -> None:
-    sources = [store.file_name(spec) for spec in CPU]
-    plain, quick = (made(way, "numba", MAKE_CPU, store.folder().path.name, *sources) for way in ("plain", "quick"))
-    assert plain == quick and plain.count("retq") >= len(CPU)
+    assert of_cpus("plain") == of_cpus("quick") and of_cpus("plain").count("retq") >= len(CPU)
+
+
+def test_what_is_remembered_wrongly_is_noticed() -> None:
+    with pytest.raises(AssertionError):
+        assert run(MAKE_CPU, "wrong", "numba") == of_cpus("plain")
 
 
 def test_kernels_of_gpus() -> None:

@@ -150,7 +150,7 @@ def test_data_may_be_taken_in_parts(chunk: int) -> None:
         for event in events(connection, stream[i : i + chunk]):
             if isinstance(event, Request):
                 others.append(event.command)
-                connection.reply(bytes(NEWEST[event.command].reply.itemsize))  # type: ignore[union-attr]
+                connection.reply(bytes(NEWEST[event.command].reply.itemsize))
                 continue
             assert isinstance(event, TensorHead | TensorBody)
             assert event.command is Command.SET_TENSOR_2D

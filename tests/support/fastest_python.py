@@ -2,6 +2,8 @@
 used, or a later one that is a tenth faster. Distributions build theirs with profiles of what programs do; one that is built
 from source with the usual options takes a third longer for the same loop."""
 
+from __future__ import annotations  # it has to say of an older Python that it is too old
+
 import subprocess
 import sys
 

@@ -27,16 +27,17 @@ from pyggml.backend import host, thread_pool
 SEVERAL_THREADS = ("backend", "cuda", "jit", "kernels", "lowering", "ops", "simd")
 """Folders whose tests compute with a thread a core where they name no number. So do the others where one process runs tests;
 where there is one a core (pytest-xdist) each computes with its share: threads that wait for each other take a sixth of the time."""
-if "PYTEST_XDIST_WORKER" in os.environ:
-    thread_pool.IDLE_YIELDS = 0  # threads without work sleep at once: other processes have some for the core
+YIELDS = thread_pool.IDLE_YIELDS
 CORES = host.default_threads()
 _threads = CORES
 host.default_threads = lambda: _threads  # others import it by its name
 
 
 def share(folder: str) -> None:
-    """Set how many threads tests of this folder have."""
+    """Set how many threads tests of this folder have. Beside other processes, which have work for a core, those without any
+    sleep at once, but where the threads themselves are tested."""
     global _threads
+    thread_pool.IDLE_YIELDS = 0 if "PYTEST_XDIST_WORKER" in os.environ and folder != "backend" else YIELDS
     processes = 1 if folder in SEVERAL_THREADS else int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
     _threads = max(1, CORES // processes)
 
