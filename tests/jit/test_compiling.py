@@ -122,12 +122,17 @@ def test_a_kernel_that_fails_takes_none_along(restart: Callable[[], None]) -> No
         jit.address(spec("fails", 0))
 
 
+def first_line(log: Path, writer: "subprocess.Popen[str]") -> str:
+    """As soon as it is whole: a file is there before anything is in it."""
+    while "\n" not in (text := log.read_text() if log.exists() else ""):
+        assert writer.poll() is None
+        time.sleep(0.02)
+    return text.partition("\n")[0]
+
+
 def test_a_process_that_is_killed_leaves_nothing_in_the_way(tmp_path: Path, restart: Callable[[], None]) -> None:
     victim = start(SECOND.replace('"number"', '"slow"'), tmp_path, PLANTED_LOG=str(tmp_path / "log"))
-    while not (tmp_path / "log").exists():
-        assert victim.poll() is None
-        time.sleep(0.02)
-    compiler = int((tmp_path / "log").read_text().split()[1])
+    compiler = int(first_line(tmp_path / "log", victim).split()[1])
     victim.kill()
     victim.communicate()
     for _ in range(500):
@@ -234,9 +239,7 @@ def test_ctrl_c_ends_the_waiting_and_the_work(tmp_path: Path) -> None:
     pipe = subprocess.PIPE
     command = [sys.executable, "-c", WAITING]
     with subprocess.Popen(command, env=everything, stdout=pipe, stderr=pipe, text=True, process_group=0) as process:
-        while not log.exists():
-            assert process.poll() is None
-            time.sleep(0.02)
+        first_line(log, process)
         os.killpg(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGINT and err.count("Traceback") == 1 and err.endswith("KeyboardInterrupt\n")
