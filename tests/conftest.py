@@ -88,6 +88,17 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
         machine.forget()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[pytest.CollectReport]:
+    """Each of pytest-xdist's processes begins elsewhere in a folder: what one has compiled the others find there."""
+    report = yield
+    if isinstance(collector, pytest.Directory) and report.result and "PYTEST_XDIST_WORKER" in os.environ:
+        number = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
+        first = len(report.result) * number // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        report.result = report.result[first:] + report.result[:first]
+    return report
+
+
 def pytest_report_header() -> list[str]:
     return [f"tests/{folder} is left out: {OPTIONAL[folder]} is not installed" for folder in collect_ignore]
 
