@@ -293,8 +293,9 @@ def test_no_row_is_touched_whose_number_was_not_checked(case: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_kernel_that_reads_numbers_twice_dies_of_it(case: str) -> None:
+    """Of SIGBUS where no address can be so large and the kernel reads through rbp, which x86 calls a fault of the stack."""
     done = end_of(case, "wrong")
-    assert done.stdout == "begins\n" and done.returncode == -signal.SIGSEGV, done
+    assert done.stdout == "begins\n" and done.returncode in (-signal.SIGSEGV, -signal.SIGBUS), done
 
 
 def test_a_bad_number_that_was_there_before_is_still_named(cpu_device: Device) -> None:

@@ -5,6 +5,7 @@ The graphs are other ones in every run. A failure names seed and graph, and how 
 guardfuzz` runs as many as one likes.
 """
 
+import re
 import secrets
 
 import pytest
@@ -39,10 +40,10 @@ def test_random_graphs_end_well() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "seen"), [("numbers read twice", "ended the process with -11"), ("writes beside", "wrote at")]
+    ("wrong", "seen"), [("numbers read twice", r"ended the process with -(11|7):"), ("writes beside", "wrote at")]
 )
 def test_a_wrong_server_is_noticed(wrong: str, seen: str) -> None:
-    """Graphs of a fixed seed: what they find is known."""
+    """Graphs of a fixed seed: what they find is known. (Signal 7 is SIGBUS: an address too large to be one, through rbp.)"""
     assert wrong in WRONGS
     figures = drive(1, 0, 1000, timeout=600, only=BY_NUMBER, wrong=wrong)
-    assert any(seen in fault for fault in figures.faults), figures
+    assert any(re.search(seen, fault) for fault in figures.faults), figures
