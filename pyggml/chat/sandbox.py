@@ -19,7 +19,8 @@ from pyggml.errors import PyggmlError
 LARGEST_TEMPLATE = 1 << 20  # characters
 LARGEST_INPUT = 64 << 20  # bytes of the variables, as JSON
 LARGEST_ANSWER = 64 << 20  # bytes; the worker counts characters, which are up to 12 bytes in JSON
-SECONDS = 60.0  # by the clock; the worker has a shorter limit on the time that it computes
+SECONDS = 60.0  # by the clock
+CPU_SECONDS = 3.0  # that the worker computes
 
 _WORKER = Path(__file__).with_name("worker.py")
 
@@ -63,7 +64,7 @@ class _Worker:
                 self._end(self._process)
             try:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", str(_WORKER)],
+                    [sys.executable, "-P", str(_WORKER), str(CPU_SECONDS)],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,

@@ -1,7 +1,8 @@
 """A process of its own that renders Jinja templates, so that a template can take neither memory nor time without end.
 
 Owns Jinja's environment and the process's limits; must not know what a template is for, and imports nothing of pyggml:
-it is run as a script by sandbox.py. One line of JSON in, [template, variables]; one out, {"text"} or {"error"}.
+it is run as a script by sandbox.py, with the seconds that one answer may compute. One line of JSON in, [template, variables];
+one out, {"text"} or {"error"}.
 """
 
 import contextlib
@@ -20,7 +21,6 @@ from jinja2.parser import Parser
 from jinja2.sandbox import SandboxedEnvironment
 
 MEMORY = 768 << 20  # bytes of address space; Python and Jinja take some 100 MiB of it
-CPU_SECONDS = 3.0
 LARGEST_OUTPUT = 8 << 20  # characters
 
 
@@ -147,10 +147,11 @@ def main() -> None:
     jinja = environment()
     made: dict[str, jinja2.Template] = {}
     limit_memory()
+    seconds = float(sys.argv[1])
     clock = hasattr(signal, "setitimer")
     for line in sys.stdin:
         if clock:  # the signal ends the process, also within one long operation
-            signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
+            signal.setitimer(signal.ITIMER_PROF, seconds)
         reply = json.dumps(answer(jinja, made, line))
         if clock:
             signal.setitimer(signal.ITIMER_PROF, 0)

@@ -124,7 +124,9 @@ def test_attacks_end_in_one_line(attack: str) -> None:
 
 
 @pytest.mark.slow
-def test_endless_loops_end() -> None:
+def test_endless_loops_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    sandbox._worker.close()
+    monkeypatch.setattr(sandbox, "CPU_SECONDS", 0.5)
     for attack in (
         "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
         "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
@@ -132,6 +134,7 @@ def test_endless_loops_end() -> None:
     ):
         with pytest.raises(ChatError, match="takes too long"):
             ChatTemplate(attack).render([USER])
+    monkeypatch.undo()
     assert ChatTemplate("{{ messages[0].content }}").render([USER]) == "Hello"
 
 
