@@ -59,6 +59,9 @@ NUMBERS: dict[ValueType, np.dtype[Any]] = {
     ValueType.F64: np.dtype("<f8"),
 }
 assert set(NUMBERS) | {ValueType.STRING, ValueType.ARRAY} == set(ValueType)
+_SCALARS = {kind: struct.Struct("<" + code) for kind, code in zip(NUMBERS, "BbHhIif?Qqd", strict=True)}
+_VALUE_TYPES = {kind.value: kind for kind in ValueType}
+_TENSOR_TYPES = {kind.value: kind for kind in GGMLType}
 
 
 class TensorPlace(NamedTuple):
@@ -168,11 +171,10 @@ def _count(cur: _Cursor, what: str, smallest: int) -> int:
 def _value_type(cur: _Cursor, key: str) -> ValueType:
     at = cur.pos
     number = cur.number("I", f"type of {key!r}")
-    try:
-        return ValueType(number)
-    except ValueError:
+    if (found := _VALUE_TYPES.get(number)) is None:
         known = ", ".join(f"{t.value} {t.name}" for t in ValueType)
-        raise GGUFError(f"key {key!r} has value type {number} (offset {at}), known are {known}") from None
+        raise GGUFError(f"key {key!r} has value type {number} (offset {at}), known are {known}")
+    return found
 
 
 def _value(cur: _Cursor, key: str, kind: ValueType, depth: int = 0) -> Any:
@@ -180,9 +182,8 @@ def _value(cur: _Cursor, key: str, kind: ValueType, depth: int = 0) -> Any:
         return cur.string(f"value of {key!r}")
     if kind is ValueType.ARRAY:
         return _array(cur, key, depth)
-    dtype = NUMBERS[kind]
-    number = np.frombuffer(cur.take(dtype.itemsize, f"value of {key!r}"), dtype)[0].item()
-    return bool(number) if kind is ValueType.BOOL else number
+    form = _SCALARS[kind]
+    return form.unpack(cur.take(form.size, f"value of {key!r}"))[0]
 
 
 def _array(cur: _Cursor, key: str, depth: int) -> Any:
@@ -269,11 +270,9 @@ def _tensor(cur: _Cursor, what: str) -> TensorPlace:
         if n < 0 or elements >= 1 << 63:
             raise GGUFError(f"{what} has impossible dimensions {shape}: below 0, or 2^63 elements and more")
     number = cur.number("I", f"{what}: type")
-    try:
-        kind = GGMLType(number)
-    except ValueError:
+    if (kind := _TENSOR_TYPES.get(number)) is None:
         known = ", ".join(f"{t.name} ({t.value})" for t in GGMLType)
-        raise GGUFError(f"{what} has unknown type {number}; supported are {known}") from None
+        raise GGUFError(f"{what} has unknown type {number}; supported are {known}")
     ne0, ne1, ne2, ne3 = (*shape, 1, 1, 1, 1)[:MAX_DIMS]
     if ne0 % SIZES[kind].block_size:
         raise GGUFError(

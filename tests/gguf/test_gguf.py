@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pyggml.dtypes import GGMLType
 from pyggml.errors import GGUFError
 from pyggml.gguf import GGUFFile, StringArray, ValueType, strings
+from pyggml.gguf.header import NUMBERS
 from pyggml.gguf.strings import locate
 
 
@@ -65,6 +66,19 @@ def test_metadata_of_every_type(sample: Path) -> None:
         assert [a.tolist() for a in m["nested"]] == [[1, 2], [3]]
         assert not m["ints"].flags.writeable and not m["bools"].flags.writeable
         assert f.value_types["i16"] is ValueType.I16 and f.value_types["nested"] is ValueType.ARRAY
+
+
+@given(st.data())
+def test_numbers_of_any_bytes(data: st.DataObject) -> None:
+    """As NumPy reads them: the ends of ranges, NaN, infinities, booleans of other bytes than 0 and 1."""
+    for kind, dtype in NUMBERS.items():
+        raw = data.draw(st.binary(min_size=dtype.itemsize, max_size=dtype.itemsize), label=kind.name)
+        found = read(build([pair("key", kind, raw)])).metadata["key"]
+        expected = np.frombuffer(raw, dtype)[0].item()
+        assert type(found) is (bool if kind is ValueType.BOOL else type(expected))
+        assert found == (expected != 0 if kind is ValueType.BOOL else expected) or (
+            found != found and expected != expected
+        )
 
 
 def test_tensors_equal_the_gguf_package(sample: Path) -> None:
